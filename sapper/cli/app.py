@@ -214,7 +214,10 @@ def build(
         list[str], typer.Argument(metavar="FILE.py[:KERNEL]|NAME...|MODEL",
                                   help="Kernels, or all of a file; or one whole model.")
     ],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Ends in .so, .o or .s.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE",
+                          help="Ends in .so, .o or .s; a model's with no ending is an executable.")
+    ],
     header: Annotated[
         str | None, typer.Option("--header", metavar="FILE", help="The C header; default: beside the output.")
     ] = None,
@@ -223,15 +226,15 @@ def build(
         bool, typer.Option("--fallback/--no-fallback", help="With the general forms, for all other calls.")
     ] = True,
     scratch_mib: Annotated[
-        int, typer.Option("--scratch-mib", min=0, max=2047, help="The library's own scratch memory.")
-    ] = 64,
+        int | None, typer.Option("--scratch-mib", min=0, max=2047, help="The library's own scratch memory: 64.")
+    ] = None,
     context: Annotated[
         int | None, typer.Option("--context", min=2, help="Of a model: tokens that a conversation may have.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Of a model: how weights are held: file, file-f32, file-rounded, bf16, "
-                                          "bf16-rounded, f32.")
-    ] = "file",
+        str | None, typer.Option("--dtype", help="Of a model: how weights are held: file (the default), file-f32, "
+                                                 "file-rounded, bf16, bf16-rounded, f32.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Build a library that C programs use without Python, and its header. docs/c-abi.md says how to call it.
@@ -246,22 +249,32 @@ def build(
       sapper build my.py:f -o f.o --static N=576,K=64 --dims M=512 --no-fallback
       sapper build my.py:f -o f.s --header include/f.h
       sapper build smollm2 -o model.s
+      sapper build smollm2 -o model --dtype bf16
     """
+    from ..models.locate import is_model
     from .build import report, run_build
 
-    if len(kernels) == 1:
-        from ..models.whole import is_model
+    models = [name for name in kernels if is_model(name)]
+    if models and len(kernels) > 1:
+        raise UsageError(f"{models[0]}: found a model among others; expected it alone")
+    of_kernels = {"--static": static, "--dims": dims, "--schedule": schedule, "--scratch-mib": scratch_mib,
+                  "--no-fallback": None if fallback else False}
+    of_models = {"--context": context, "--dtype": dtype}
+    others, found, expected = (of_kernels, "a model", "kernels") if models else (of_models, "kernels", "a model")
+    for option, value in others.items():
+        if value is not None:
+            raise UsageError(f"{option}: found {found}; expected {expected} with it")
+    if models:
+        from .build_model import report_model, run_build_model
 
-        if is_model(kernels[0]):
-            from .build_model import report_model, run_build_model
-
-            whole = run_build_model(kernels[0], output, target, context, dtype, header)
-            if json:
-                _print_json(whole)
-            else:
-                print(report_model(whole))
-            return
-    made = run_build(kernels, output, target, static, dims, schedule, fallback, scratch_mib, header)
+        whole = run_build_model(models[0], output, target, context, dtype or "file", header)
+        if json:
+            _print_json(whole)
+        else:
+            print(report_model(whole))
+        return
+    made = run_build(kernels, output, target, static, dims, schedule, fallback,
+                     64 if scratch_mib is None else scratch_mib, header)
     if json:
         _print_json(made)
     else:

@@ -8,14 +8,16 @@ Ctrl-C, in which case what was measured so far is printed and written all the sa
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from .bench_suites import PEERS, SUITES, Row, Settings, prepare_peers, present_peers, suite_rows
+from .errors import CommandError
+from .files import write_files
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 GPU = "gpu"
@@ -81,8 +83,8 @@ def run_bench(
         except KeyboardInterrupt:
             say("stopped; this is what was measured so far")
             status = INTERRUPTED
-        except OSError as error:
-            say(f"error: {json_file}: {error.strerror}; mend: give a file that can be written")
+        except CommandError as error:
+            say(f"error: {error}")
             return FAILED
     if rows:
         console = Console(highlight=False)
@@ -94,11 +96,8 @@ def run_bench(
 
 
 def write_json(path: str, rows: Sequence[Row]) -> None:
-    """Write what was measured so far; a run that is killed leaves the file of the case before. Raises OSError."""
-    beside = f"{path}.part"
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(to_json(rows))
-    os.replace(beside, path)
+    """Write what was measured so far; a run that is killed leaves the file of the case before. Raises CommandError."""
+    write_files({Path(path): to_json(rows).encode()})
 
 
 def to_json(rows: Sequence[Row]) -> str:

@@ -28,7 +28,8 @@ def run_build(
     path = Path(output)
     if path.suffix not in SUFFIXES:
         kinds = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
-        raise UsageError(f"-o {output}: found the ending {path.suffix!r}; expected one of {kinds}")
+        none = "" if path.suffix else f"; an executable is made of a model, and {wanted[0]} is none"
+        raise UsageError(f"-o {output}: found the ending {path.suffix!r}; expected one of {kinds}{none}")
     header_path = Path(header) if header else path.with_suffix(".h")
     if header_path == path:
         raise UsageError(f"--header {header}: found the name of the library itself; expected another")

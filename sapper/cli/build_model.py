@@ -34,6 +34,8 @@ def run_build_model(
                          "executable")
     weights = path.with_suffix(".weights")
     header_path = Path(header) if header else path.with_suffix(".h")
+    if header_path in (path, weights):
+        raise UsageError(f"--header {header}: found the name of another file of the model; expected one of its own")
     target = find_target(target_name)
     if target.family != "x86_64":
         raise UsageError(f"--target {target.name}: found no CPU of x86-64; expected one, for whole models")

@@ -1,6 +1,7 @@
 """Writing a command's output: whole or not at all.
 
-Holds: a reader never sees half a file, under a full disk, an interrupt or a crash; what was there before stays.
+Holds: a reader never sees half a file, under a full disk, an interrupt or a crash; what was there before stays. What is
+no plain file is not replaced.
 """
 
 from __future__ import annotations
@@ -41,10 +42,14 @@ def staging() -> Iterator[Create]:
     def create(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         nonlocal current
         current = path
-        if path.is_dir():
-            raise CommandError(f"{path}: found a directory; expected the name of a file")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-        written.append((temporary, path))
+        place = Path(os.path.realpath(path))  # of a link, what it leads to
+        if place.exists() and not place.is_file():  # a device would be gone
+            found = "a directory" if place.is_dir() else "no plain file"
+            raise CommandError(f"{path}: found {found}; expected the name of a file")
+        if place in (other for _, other in written):
+            raise CommandError(f"{path}: found two files of that name; expected a name for each")
+        handle, temporary = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+        written.append((temporary, place))
         with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()

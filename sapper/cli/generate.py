@@ -39,6 +39,9 @@ def run_generate(
     except ImportError as error:
         print(f"error: {error}; mend: pip install 'sapper[models]'", file=err)
         return REFUSED
+    if raw and system is not None:
+        print("error: --system: found --raw, which goes on with a text; expected one of them", file=err)
+        return REFUSED
     status = 0
     generation: Generation | None = None
     pieces: list[str] = []

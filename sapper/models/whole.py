@@ -7,22 +7,15 @@ programs and arrays.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from ..ahead.errors import AheadError
 from ..ahead.plan import Model
 from .errors import ModelError
 from .linear import named_arrays
 from .load import load_model
-from .locate import NAMES
 from .vocabulary import vocabulary_of
 
 DEFAULT_CONTEXT = 2048
-
-
-def is_model(wanted: str) -> bool:
-    """Whether a command line means a model and not kernels."""
-    return wanted.lower() in NAMES or wanted.endswith(".gguf") or (Path(wanted) / "config.json").exists()
 
 
 def load_whole(wanted: str, name: str, context: int | None = None, dtype: str = "file", words: bool = False) -> Model:

@@ -368,6 +368,9 @@ def test_misuse(suite: str, threads: int, status: int, message: str, capsys: pyt
 def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_bench("peaks", 1, "", json_file=str(tmp_path / "none" / "r.json"), quick=True) == 1
     assert "No such file" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert run_bench("peaks", 1, "", json_file=str(tmp_path / "pipe"), quick=True) == 1
+    assert "found no plain file" in capsys.readouterr().err and not (tmp_path / "pipe").is_file()
 
 
 def test_numpy_is_left_to_choose_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

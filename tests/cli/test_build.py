@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import stat
 import subprocess
 import warnings
 from pathlib import Path
@@ -93,7 +94,16 @@ def test_forms_and_headers(file: str, tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("FILE", "-o", "k.dll"), "found the ending '.dll'; expected one of .so (a shared library), .o"),
-    (("FILE", "-o", "k"), "found the ending ''"),
+    (("FILE", "-o", "k"), "found the ending ''; expected one of .so"),
+    (("nowhere", "-o", "k"), "an executable is made of a model, and nowhere is none"),
+    (("FILE", "-o", "k.o", "--context", "64"), "--context: found kernels; expected a model with it"),
+    (("FILE", "-o", "k.o", "--dtype", "f32"), "--dtype: found kernels; expected a model with it"),
+    (("FILE", "m.gguf", "-o", "k.o"), "m.gguf: found a model among others; expected it alone"),
+    (("m.gguf", "-o", "k.o", "--static", "N=3"), "--static: found a model; expected kernels with it"),
+    (("m.gguf", "-o", "k.o", "--scratch-mib", "0"), "--scratch-mib: found a model; expected kernels with it"),
+    (("m.gguf", "-o", "k.o", "--no-fallback"), "--no-fallback: found a model; expected kernels with it"),
+    (("m.gguf", "-o", "m", "--header", "m"), "found the name of another file of the model"),
+    (("m.gguf", "-o", "m.s", "--header", "m.weights"), "found the name of another file of the model"),
     (("FILE", "-o", "k.o", "--header", "k.o"), "found the name of the library itself"),
     (("FILE", "-o", "k.o", "--static", "Z=3"), "--static: found 'Z'; expected dimensions of the kernels: M, N"),
     (("FILE", "-o", "k.o", "--shape", "M=x"), "--dims: found 'M=x'"),
@@ -145,10 +155,30 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert first.read_bytes() == b"old" and list(tmp_path.iterdir()) == [first]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_device_is_no_place_for_a_library(tmp_path: Path) -> None:
+def test_what_is_no_plain_file_stays(tmp_path: Path) -> None:
+    """Nor does a link to it become a file: a device that is renamed over is gone."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(CommandError, match=f"{path}: found no plain file; expected the name of a file"):
+            write_files({tmp_path / "first": b"x", path: b"x"})
+    assert stat.S_ISFIFO(os.lstat(pipe).st_mode) and link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
     with pytest.raises(CommandError, match="can't be written"):
         write_files({Path("/proc/version"): b"x"})
+
+
+def test_a_link_leads_to_the_file_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    write_files({tmp_path / "link": b"x"})
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"x"
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="found two files of that name"):
+        write_files({tmp_path / "a": b"x", tmp_path / "." / "a" / ".." / "a": b"y"})
+    assert not list(tmp_path.iterdir())
 
 
 def built_by_hand(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, *arguments: str) -> dict[str, Any]:

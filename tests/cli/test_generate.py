@@ -60,6 +60,7 @@ def test_json_is_one_object(model: str) -> None:
     ({"model": "/nowhere.gguf"}, "/nowhere.gguf: found nothing"), ({"tokens": 0}, "at least 1"),
     ({"dtype": "f64"}, "dtype of the weights"), ({"temperature": -1.0}, "temperature"),
     ({"prompt": "", "raw": True}, "the tokens: found none"), ({"prompt": "x" * 500}, "the prompt: found"),
+    ({"system": "Be brief.", "raw": True}, "--system: found --raw"),
 ])
 def test_mistakes_are_told(model: str, changes: dict, message: str) -> None:
     status, out, err = run(**{"model": model, **changes})

@@ -152,6 +152,14 @@ def test_a_directory_says_how_text_begins_and_ends(tmp_path: Path) -> None:
     assert render(tokenizer, [{"role": "user", "content": "x"}]) == "Tx"
 
 
+def test_a_text_that_the_vocabulary_has_no_token_for_is_told(tmp_path: Path) -> None:
+    path = small.write_directory(tmp_path / "c", small.random_weights())
+    source = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps({**source, "model": {"type": "Unigram", "vocab": [["a", 0.0]]}}))
+    with pytest.raises(ModelError, match=r"the tokenizer: found Encountered an unknown token.*expected tokens for any"):
+        from_directory(path).encode("hello")
+
+
 # ---- chat templates
 
 

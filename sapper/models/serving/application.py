@@ -101,7 +101,8 @@ class Server:
         if self._key is None:
             return
         given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {self._key}".encode()):
+        # Starlette reads headers as Latin-1: so encoded they are the bytes that came.
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {self._key}".encode()):
             raise RequestError(401, "the key: found another or none; expected this server's, as Authorization: Bearer",
                                "authentication_error", "invalid_api_key")
 

@@ -141,8 +141,9 @@ class _Fields:
             if name in HARMLESS:
                 continue
             if name not in NEUTRAL:
-                raise RequestError(400, f"found the field {name[:80]!r}; expected one that this server knows",
-                                   parameter=name)
+                shown = name[:80].encode("utf-8", "replace").decode()  # JSON may say half a surrogate
+                raise RequestError(400, f"found the field {shown!r}; expected one that this server knows",
+                                   parameter=shown)
             if value not in NEUTRAL[name]:
                 neutral = " or ".join(json.dumps(one) for one in NEUTRAL[name])
                 raise self.wrong(name, value, f"{neutral}, as this server has nothing else")

@@ -74,13 +74,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(model: Loaded, *, slots: int = 4, queue: int = 8, **limits) -> Iterator[Running]:
+def serving(model: Loaded, *, slots: int = 4, queue: int = 8, key: str = KEY, **limits) -> Iterator[Running]:
     from sapper.models.serving import connections
     from sapper.models.serving.application import Limits, Server
     from sapper.models.serving.engine import Engine
 
     engine = Engine(Scheduler(model, model.batch(slots, 1024)), queue)
-    server = Server(model, "small", engine, Limits(**limits), KEY)
+    server = Server(model, "small", engine, Limits(**limits), key)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
@@ -184,6 +184,12 @@ def test_a_wrong_key_is_refused(running: Running, key: str) -> None:
         running.client(api_key="wrong").models.list()
 
 
+def test_a_key_beyond_ascii(model: Loaded) -> None:
+    with serving(model, key="clé") as found:
+        assert found.get("/v1/models", "clé".encode().decode("latin-1"))[0] == 200  # as http.client sends its bytes
+        assert found.get("/v1/models", "clé")[0] == found.get("/v1/models", "cle")[0] == 401
+
+
 @pytest.mark.parametrize(("body", "status", "message"), [
     (b"", 400, "no JSON"), (b"{", 400, "no JSON"), (b"\xff", 400, "no JSON"), (b"[" * 2000, 400, "no JSON"),
     (b"[1]", 400, "a list; expected an object"), (b'{"model": "other", "prompt": "x"}', 404, "found no model"),
@@ -196,6 +202,7 @@ def test_a_wrong_key_is_refused(running: Running, key: str) -> None:
     (b'{"prompt": "x", "top_k": 100000}', 400, "top_k"), (b'{"prompt": "x", "stop": [""]}', 400, "stop"),
     (b'{"prompt": "x", "n": 2}', 400, "as this server has nothing else"),
     (b'{"prompt": "x", "logit_bias": {"5": 1}}', 400, "logit_bias"), (b'{"prompt": "x", "foo": 1}', 400, "'foo'"),
+    (rb'{"prompt": "x", "\ud800": 1}', 400, "found the field '?'"),
     (b'{"prompt": "x", "stream": 1}', 400, "stream"), (b'{"prompt": "x", "stream_options": []}', 400, "usage"),
     (b'{"prompt": "' + b"x " * 1500 + b'"}', 400, "fewer than 1024"),
     (b'{"prompt": "' + b"x" * 5000 + b'"}', 413, "at most 4096"),
