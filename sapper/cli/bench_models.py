@@ -9,7 +9,7 @@ torch.compile.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,12 @@ ROUNDED = " rounded"
 AS_IN_FILE = "4 bit"
 """What the form of SmolLM2's file is called: Q4_1, and Q8_0 for the logits."""
 GGUF_TYPES = {BF16: "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0", "Q4_K": "Q4_K_M"}
-"""Formats of a small DeepSeek's matrices -> llama.cpp's names of the mix that has most of them in it."""
+"""Formats of a DeepSeek's matrices -> llama.cpp's names of the mix that has most of them in it."""
+DEEPSEEK = "deepseek-v2"
+DEEPSEEKS = {DEEPSEEK: ("SMALL_V2", tuple(base + more for base in GGUF_TYPES for more in ("", ROUNDED))),
+             "deepseek-v2-lite 4 layers": ("WIDE_V2", (BF16, BF16 + ROUNDED, "Q8_0", "Q4_K"))}
+"""Name -> that of its config (models/deepseek/untrained.py), and the forms that are measured. PyTorch runs the first.
+"""
 
 
 Feed = Callable[[], Any]
@@ -52,28 +57,38 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
 
 
 def deepseek_rows(settings: Settings) -> Iterator[list[Row]]:
-    """A small model with DeepSeek-V2's attention and experts, in every form that files have."""
-    if not _wants_model("deepseek-v2", settings):
-        return
-    from ..models.deepseek.config import from_json
-    from ..models.deepseek.untrained import SMALL_V2, untrained
+    """Models with DeepSeek-V2's attention and experts, in the forms that files have."""
+    from ..models.deepseek import untrained
 
-    config = from_json(SMALL_V2, "the benchmark")
+    for name, (widths, forms) in DEEPSEEKS.items():
+        if _wants_model(name, settings) and not (settings.quick and name != DEEPSEEK):
+            yield from _of_deepseek(name, getattr(untrained, widths), forms, settings)
+
+
+def _of_deepseek(name: str, values: Mapping[str, Any], forms: Sequence[str],
+                 settings: Settings) -> Iterator[list[Row]]:
+    """values: of its config.json. Of each form but bf16, of which they are made, the file lies there while it is
+    measured."""
+    from ..models.deepseek.config import from_json
+    from ..models.deepseek.untrained import untrained
+
+    config = from_json(dict(values), "the benchmark")
     with TemporaryDirectory(prefix="sapper-bench-") as folder:
-        for base in GGUF_TYPES:
-            path = None
+        path: Path | None = None
+        for form in forms:
+            base = form.removesuffix(ROUNDED)
             if "llama" in settings.against:
+                if path is not None and path.stem not in (GGUF_TYPES[BF16], GGUF_TYPES[base]):
+                    path.unlink()
                 path = _converted(base, config, Path(folder), settings)
             elif base not in (BF16, "Q4_0"):
                 continue
-            for form in (base, base + ROUNDED):
-                settings.report(f"loading a DeepSeek with random weights, {form}")
-                model = untrained(config, _loaded_as(form)) if path is None else _loaded(path, form)
-                for threads in settings.thread_counts:
-                    yield from attempt("deepseek-v2", settings,
-                                       partial(_deepseek_case, form, model, path, threads, settings))
-            if path is not None and base != BF16:
-                path.unlink()
+            settings.report(f"loading a DeepSeek with random weights, {form}")
+            model = untrained(config, _loaded_as(form)) if path is None else _loaded(path, form)
+            for threads in settings.thread_counts:
+                yield from attempt(name, settings,
+                                   partial(_deepseek_case, name, values, form, model, path, threads, settings))
+            del model
 
 
 def _wants_model(name: str, settings: Settings) -> bool:
@@ -118,18 +133,17 @@ def _smollm2_case(form: str, model: Any, threads: int, settings: Settings) -> li
     return _speeds("smollm2", form, model, operations, weight_bytes, model.path, AS_IN_FILE, threads, settings)
 
 
-def _deepseek_case(form: str, model: Any, path: Path | None, threads: int, settings: Settings) -> list[Row]:
+def _deepseek_case(name: str, values: Mapping[str, Any], form: str, model: Any, path: Path | None, threads: int,
+                   settings: Settings) -> list[Row]:
     operations = deepseek_operations(form, model, _prompt_tokens(settings))
     more = {}
-    if form.startswith(BF16) and "torch" in settings.against:
-        from ..models.deepseek.untrained import SMALL_V2
-
+    if name == DEEPSEEK and form.startswith(BF16) and "torch" in settings.against:
         settings.report("compiling the transformers model")
         try:
-            more["torch"] = _torch_feeds(SMALL_V2, threads, settings)
+            more["torch"] = _torch_feeds(values, threads, settings)
         except Exception as error:      # it needs another package, and its compiler one of C++
-            settings.say(f"torch is left out of deepseek-v2: {type(error).__name__}: {str(error).splitlines()[0]}")
-    return _speeds("deepseek-v2", form, model, operations, model.weights.step_bytes, path, form.removesuffix(ROUNDED),
+            settings.say(f"torch is left out of {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return _speeds(name, form, model, operations, model.weights.step_bytes, path, form.removesuffix(ROUNDED),
                    threads, settings, more)
 
 

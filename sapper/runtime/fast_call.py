@@ -7,6 +7,7 @@ to who binds them from the start.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,22 @@ import numpy
 from . import arguments as _arguments
 from .arguments import WRITEABLE_FLAG, Signature, integer_range
 
+ARRAY, PACKED, TORCH = "array", "packed", "torch"
+"""Kinds of tensors that this path knows: NumPy's arrays, Packed, and tensors of PyTorch in memory of the host."""
+_CLASS = {ARRAY: "ndarray", PACKED: "Packed", TORCH: "Tensor"}
+_FORM = {ARRAY: "a{0}.shape, a{0}.strides, a{0}.dtype", PACKED: "a{0}.layout",
+         TORCH: "a{0}.shape, a{0}.stride(), a{0}.dtype"}
+
+
+def kind_of(value: Any) -> str | None:
+    """One of the kinds; None for any other object. Subclasses may mean something else by what is read here."""
+    if type(value) is numpy.ndarray:
+        return ARRAY
+    torch = sys.modules.get("torch")
+    if torch is not None and type(value) is torch.Tensor:
+        return TORCH
+    return None
+
 
 def make_fast_call(
     signature: Signature,
@@ -22,10 +39,10 @@ def make_fast_call(
     entries: dict[Any, Any],
     slow_call: Callable[..., None],
     words: memoryview | None = _arguments.MEMORY_WORDS,
-    packed: tuple[int, ...] = (),
+    kinds: tuple[str, ...] = (),
 ) -> Callable[..., None]:
-    """The function that runs a call like one seen before, and hands any other to slow_call. packed: the positions of
-    tensors that are `Packed`, not arrays.
+    """The function that runs a call like one seen before, and hands any other to slow_call. kinds: of the tensors, in
+    order; arrays by default.
 
     It is written out for the kernel's parameters, as a loop over them would take twice as long. For `f(a, x, out)` with
     an f32 scalar x and a stored f32 tensor out it reads
@@ -46,10 +63,14 @@ def make_fast_call(
     tensors = signature.tensor_positions
     scalars = signature.scalar_positions
     parameters = signature.parameters
-    address = "memory[(id(a{0}) >> 3) + 2]" if words is not None else "address_of(a{0})"
+    kind = dict(zip(tensors, kinds or (ARRAY,) * len(tensors), strict=True))
+    address = {ARRAY: "memory[(id(a{0}) >> 3) + 2]" if words is not None else "address_of(a{0})",
+               PACKED: "a{0}.address", TORCH: "a{0}.data_ptr()"}
     flags = "memory[(id(a{0}) >> 3) + 8]" if words is not None else "flags_of(a{0})"
     unpack = ["blocks", "new_block", "function", "run"]
-    kinds = [f"type(a{i}) is {'Packed' if i in packed else 'ndarray'}" for i in tensors]
+    known = [f"type(a{i}) is {_CLASS[kind[i]]}" for i in tensors]
+    # A tensor without strides or elsewhere, and one that gradients are wanted of, is told by who binds it.
+    known += [f"a{i}.layout is strided and a{i}.is_cpu and not a{i}.requires_grad" for i in tensors if kind[i] == TORCH]
     key: list[str] = []
     aligned: list[str] = []
     checks: list[str] = []
@@ -58,47 +79,48 @@ def make_fast_call(
         dtype = parameter.dtype
         if parameter.dims is not None:
             unpack += (f"w{i}", f"low{i}", f"high{i}", f"mask{i}")
-            key += (f"a{i}.layout",) if i in packed else (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
+            key.append(_FORM[kind[i]].format(i))
             aligned.append(f"p{i} & mask{i}")
             writes.append(f"block[w{i}] = p{i}")
             continue
         unpack.append(f"w{i}")
         if dtype.kind == "f" and dtype.bits >= 32:
-            kinds.append(f"type(a{i}) is float")
+            known.append(f"type(a{i}) is float")
             writes.append(f"floats[2 * w{i}] = a{i}" if dtype.bits == 32 else f"doubles[w{i}] = a{i}")
             if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
                 checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
         elif dtype.kind == "f":
-            kinds.append("False")
+            known.append("False")
         elif dtype.kind == "b":
-            kinds.append(f"type(a{i}) is bool")
+            known.append(f"type(a{i}) is bool")
             writes.append(f"block[w{i}] = a{i}")
         else:
             low, high = integer_range(dtype)
-            kinds.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
+            known.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
             writes.append(f"block[w{i}] = a{i}")
     if aligned:
         checks.append(f"not ({' | '.join(aligned)})")
     # A packed tensor is never stored to: a kernel that does so refuses it.
-    stored_positions = [i for name in stored if (i := signature.positions[name]) not in packed]
+    stored_positions = [i for name in stored if kind[i := signature.positions[name]] != PACKED]
     for i in stored_positions:
-        checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
+        if kind[i] == ARRAY:
+            checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
         for j in tensors:
             if j != i and not (j in stored_positions and j < i):
                 same = frozenset((parameters[i].name, parameters[j].name)) in signature.in_place
                 exact = f" or (p{i} == p{j} and low{i} == low{j} and high{i} == high{j}" if same else ""
-                exact += f" and a{i}.shape == a{j}.shape and a{i}.strides == a{j}.strides)" if same else ""
+                exact += f" and ({_FORM[kind[i]].format(i)}) == ({_FORM[kind[j]].format(j)}))" if same else ""
                 checks.append(f"(p{i} + high{i} <= p{j} + low{j} or p{j} + high{j} <= p{i} + low{i}{exact})")
     names = "".join(f"a{i}, " for i in range(len(parameters)))
     lines = [
         "def call(*arguments, **options):",
         f" if not options and len(arguments) == {len(parameters)}:",
         f"  ({names}) = arguments" if names else "  pass",
-        f"  if {' and '.join(kinds) or 'True'}:",
+        f"  if {' and '.join(known) or 'True'}:",
         f"   entry = entries.get(({', '.join(key)}{',' if key else ''}))",
         "   if entry is not None:",
         f"    {', '.join(unpack)} = entry",
-        *(f"    p{i} = a{i}.address" if i in packed else f"    p{i} = {address.format(i)}" for i in tensors),
+        *(f"    p{i} = {address[kind[i]].format(i)}" for i in tensors),
         f"    if {' and '.join(checks) or 'True'}:",
         "     try: views = blocks.pop()",
         "     except IndexError: views = new_block()",
@@ -120,10 +142,13 @@ def make_fast_call(
         "slow_call": slow_call,
         "inf": float("inf"),
     }
-    if packed:
+    if PACKED in kinds:
         from .packed import Packed
 
         names_seen["Packed"] = Packed
+    if TORCH in kinds:
+        torch = sys.modules["torch"]
+        names_seen |= {"Tensor": torch.Tensor, "strided": torch.strided}
     exec(compile("\n".join(lines), f"<call of kernel {signature.kernel}>", "exec"), names_seen)
     made: Callable[..., None] = names_seen["call"]
     return made

@@ -42,7 +42,7 @@ from .cache import DiskCache, disk_cache, toolchain_key
 from .compiled import CompiledKernel
 from .entries import BoundCall, Entry, choose_threads
 from .errors import ArgumentError, LaunchError, warn_once
-from .fast_call import make_fast_call
+from .fast_call import ARRAY, PACKED, kind_of, make_fast_call
 from .loader import CodeBlock, load
 from .specialise import CACHE_LINE_BYTES, Specialisation, aligned_tensors, specialise
 from .system import trim_heap
@@ -257,7 +257,7 @@ class Launcher:
         self.device_target = _device_target(self.target)
         self.device_launcher: Any = None
         self.stored: tuple[str, ...] = ()
-        self.packed: list[tuple[int, ...]] = []
+        self.kinds: list[tuple[str, ...]] = []
         self.compiled: dict[tuple[Specialisation, str], tuple[CompiledKernel, CodeBlock]] = {}
         self.layouts: dict[Any, Entry] = {}
         self.entries: dict[Any, Any] = {}
@@ -484,19 +484,20 @@ class Launcher:
     # ---- the fast path
 
     def _remember(self, arguments: tuple[Any, ...], binding: Binding, entry: Entry) -> None:
-        """Let the next call with arguments like these take the fast path, if they are plain NumPy arrays or packed."""
+        """Let the next call with arguments like these take the fast path, if it knows their kinds."""
         signature = self.signature
         key: list[Any] = []
-        packed = []
+        kinds: list[str] = []
         for position in signature.tensor_positions:
             argument = arguments[position]
-            if binding.tensors[position].panels is not None:
-                packed.append(position)
-                key.append(argument.layout)
-            elif type(argument) is numpy.ndarray:
-                key += (argument.shape, argument.strides, argument.dtype)
-            else:
+            kind = PACKED if binding.tensors[position].panels is not None else kind_of(argument)
+            if kind is None:
                 return
+            kinds.append(kind)
+            if kind == PACKED:
+                key.append(argument.layout)
+            else:
+                key += (argument.shape, argument.strides if kind == ARRAY else argument.stride(), argument.dtype)
         if tuple(key) in self.entries:
             return
         spare = FIRST_SLOT + len(entry.words)
@@ -507,18 +508,19 @@ class Launcher:
                 facts.append(slots.get(f"scalar.{parameter.name}", spare))
             else:
                 mask = CACHE_LINE_BYTES - 1 if parameter.name in entry.aligned else parameter.dtype.size_bytes - 1
-                extent = (0, arguments[position].nbytes) if position in packed else binding.tensors[position].extent
+                view = binding.tensors[position]
+                extent = (0, arguments[position].nbytes) if view.panels is not None else view.extent
                 facts += (slots.get(f"{parameter.name}.data", spare), *extent, mask)
         with _lock:
-            if not set(entry.compiled.stored) <= set(self.stored) or tuple(packed) not in self.packed:
+            if not set(entry.compiled.stored) <= set(self.stored) or tuple(kinds) not in self.kinds:
                 self.stored = tuple(
                     p.name for p in signature.parameters if p.name in {*self.stored, *entry.compiled.stored}
                 )
-                if tuple(packed) not in self.packed:
-                    self.packed.append(tuple(packed))
+                if tuple(kinds) not in self.kinds:
+                    self.kinds.append(tuple(kinds))
                 self.call = self.slow_call
-                for positions in self.packed:
-                    self.call = make_fast_call(signature, self.stored, self.entries, self.call, packed=positions)
+                for known in self.kinds:
+                    self.call = make_fast_call(signature, self.stored, self.entries, self.call, kinds=known)
                 _install(self)
             if len(self.entries) >= MAX_ENTRIES:
                 self.entries.clear()

@@ -180,6 +180,38 @@ def test_dlpack_arguments(add_f32: FakeKernel) -> None:
     assert out.tolist() == [3.0] * 8
 
 
+def test_tensors_of_pytorch_take_the_fast_path(add_f32: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside arrays, too; what is not as it was is bound, and told, as at first."""
+    torch = pytest.importorskip("torch")
+    launcher = module.launcher_with(add_f32)
+    out, array = torch.zeros(8), floats(8)
+    wide = torch.ones(8, 2)
+    calls = [(torch.ones(8), 2.0, out), (wide[:, 1], 2.0, out), (torch.ones(8), 2.0, array), (floats(8, 1.0), 2.0, out)]
+    for call in calls * 2:
+        add_f32(*call)
+    bound: list[Any] = []
+
+    def bind(arguments: Any, _bind: Any = launcher.bind) -> Any:
+        bound.append(arguments)
+        return _bind(arguments)
+
+    monkeypatch.setattr(launcher, "bind", bind)
+    for call in calls:
+        call[2][:] = 0.0
+        add_f32(*call)
+        assert call[2].tolist() == [3.0] * 8 and not bound
+    wanted = torch.ones(8, requires_grad=True)
+    for refused, kind in ((wanted, "export"), (torch.ones(8).to_sparse(), None), (torch.ones(8, device="meta"), None),
+                          (torch.ones(8, dtype=torch.float64), "dtype"), (out, "overlap")):
+        with pytest.raises(ArgumentError) as told:
+            add_f32(refused, 2.0, out)
+        assert kind in (None, told.value.kind) and len(bound) == 1
+        bound.clear()
+    add_f32(wanted.detach(), 2.0, out)
+    add_f32(torch.nn.Parameter(torch.ones(8), requires_grad=False), 2.0, out)
+    assert len(bound) == 1      # of another class
+
+
 def test_a_tensor_that_lies_nowhere_is_told(add_f32: FakeKernel) -> None:
     class Elsewhere:
         def __dlpack__(self) -> None: ...
