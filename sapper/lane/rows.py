@@ -698,7 +698,7 @@ class RowEvaluation(State):
         return {"near": True} if access.near else {}
 
     def _offsets(self, access: Access, stride: Scalar, at: dict[str, int], level: int) -> Value:
-        """Byte offsets of the lanes from the address of lane 0."""
+        """Byte offsets of the lanes from the address of lane 0. All are 0 in a tensor that has no elements."""
         total: Value | None = None
         if stride != 0:
             depth = self.depth_of(stride)
@@ -717,8 +717,7 @@ class RowEvaluation(State):
                       else self.emit(self.depth_of(step), "splat", [step], ROW_I32))
             part = self.emit(level, "mul", [row, factor], ROW_I32)
             total = part if total is None else self.emit(level, "add", [total, part], ROW_I32)
-        assert total is not None
-        return total
+        return self.constant(0, i32) if total is None else total
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
             streaming: bool = False, padded: bool = False, disjoint: bool = False) -> None:

@@ -216,14 +216,21 @@ class _GuardedCall:
 
     def _run_child(self, threads: int, time_limit_s: float) -> Crash | None:
         handler = load(_handler_code(self.report.address))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: the child runs no others
-            with held():
-                child = os.fork()
-                if child == 0:
-                    self._be_child(handler, threads)
-        status = _wait(child, time_limit_s)
-        if status is None:
+        child, ended, status = 0, False, 0
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: the child runs no others
+                with held():
+                    child = os.fork()
+                    if child == 0:
+                        self._be_child(handler, threads)
+            ended = _ends_within(child, time_limit_s)
+        finally:  # a Ctrl-C that was held comes before the wait begins
+            if child:
+                if not ended:
+                    os.kill(child, signal.SIGKILL)
+                _, status = os.waitpid(child, 0)
+        if not ended:
             return Crash("time limit", f"still running after {time_limit_s:g} s")
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _DONE:
             return None
@@ -339,19 +346,6 @@ def _install_handler(address: int) -> None:
         if library.sigaction(int(number), action, None):
             os._exit(_CRASHED + 2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FAULTS)
-
-
-def _wait(child: int, time_limit_s: float) -> int | None:
-    """The child's wait status; None when it had to be killed for its time. It has ended whenever this returns or raises
-    (Ctrl-C)."""
-    ended = False
-    try:
-        ended = _ends_within(child, time_limit_s)
-    finally:
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    return status if ended else None
 
 
 def _ends_within(child: int, time_limit_s: float) -> bool:

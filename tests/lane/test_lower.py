@@ -245,6 +245,20 @@ def test_a_span_that_ends_before_it_begins_is_empty(facts: Facts) -> None:
     np.testing.assert_array_equal(arguments["first"], expected[:, 0])
 
 
+@kernel
+def turned_rows(a: Tensor[i8, F, E], out: Tensor[i8, D, E, F]):
+    for f in tiles(F):
+        d = whole(D)
+        e = whole(E)
+        out[d, e, f] = a[f, e] + out[d, E - 1 - e, f]
+
+
+def test_lanes_of_a_tensor_that_is_known_to_be_empty() -> None:
+    """All of its strides are 0 then."""
+    arguments = {"a": np.zeros((0, 40), np.int8), "out": np.zeros((3, 40, 0), np.int8)}
+    run_lane(reduce_loops(turned_rows.tile_ir({"F": 0})), arguments, facts=AVX512)
+
+
 def test_a_contraction_walked_with_another_reduction() -> None:
     rng = np.random.default_rng(6)
     a, b = rng.standard_normal((20, 30)).astype(np.float32), rng.standard_normal(30).astype(np.float32)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from sapper.codegen.machine import Immediate
 from sapper.ir.types import TileType, f32, i64
+from sapper.runtime import guarded
 from sapper.runtime.compiled import CompiledKernel
 from sapper.runtime.errors import ArgumentError
 from sapper.runtime.guarded import PLACEMENTS, run_guarded
@@ -155,6 +157,21 @@ def test_ctrl_c_ends_the_child(compiler: Compiler) -> None:
     before = children(os.getpid())
     with pytest.raises(KeyboardInterrupt):
         threading.Thread(target=interrupt).start()
+        run_guarded(kernel, arguments(), time_limit_s=LIMIT_S)
+    assert children(os.getpid()) == before
+
+
+def test_ctrl_c_that_was_held_ends_the_child(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes as soon as the child is there, before anybody waits for it."""
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(guarded, "held", held)
+    kernel = kernel_of(compiler, WAITING, ())
+    before = children(os.getpid())
+    with pytest.raises(KeyboardInterrupt):
         run_guarded(kernel, arguments(), time_limit_s=LIMIT_S)
     assert children(os.getpid()) == before
 

@@ -362,20 +362,19 @@ def sad(form: Form, a: Array, b: Array, c: Array) -> Array:
     return np.asanyarray(c + np.where(a < b, b - a, a - b).astype(c.dtype))
 
 
+def _shift_count(b: Array, bits: int) -> tuple[Array, Array]:
+    """(count to shift by, whether it is at least the size): counts are clamped to the size."""
+    return np.minimum(b, b.dtype.type(bits - 1)), b >= bits
+
+
 def shl(form: Form, a: Array, b: Array) -> Array:
-    """What is shifted by all its bits or more is 0."""
-    over = b >= a.dtype.itemsize * 8
-    shifted = a << b.astype(a.dtype)
-    return np.where(over, np.zeros((), a.dtype), shifted) if np.count_nonzero(over) else shifted
+    count, over = _shift_count(b, a.dtype.itemsize * 8)
+    return np.where(over, np.zeros((), a.dtype), a << count.astype(a.dtype))
 
 
 def shr(form: Form, a: Array, b: Array) -> Array:
-    """The same, but that the sign stays."""
-    bits = a.dtype.itemsize * 8
-    over = b >= bits
-    if not np.count_nonzero(over):
-        return np.asarray(a >> b.astype(a.dtype))
-    shifted = a >> np.minimum(b, b.dtype.type(bits - 1)).astype(a.dtype)
+    count, over = _shift_count(b, a.dtype.itemsize * 8)
+    shifted = a >> count.astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(over, np.zeros((), a.dtype), shifted)
 
 
