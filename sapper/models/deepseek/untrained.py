@@ -44,8 +44,10 @@ V2_LITE = {
 }
 """config.json of DeepSeek-V2-Lite: 15.7 billion weights, of which a token meets 2.4 billion."""
 
-WIDE_V2 = {**{key: value for key, value in V2_LITE.items() if key != "rope_scaling"}, "num_hidden_layers": 4}
-"""config.json of 4 layers as wide as DeepSeek-V2-Lite's, whose angles are not scaled: 2.2 billion weights."""
+WIDE_V2 = {**{key: value for key, value in V2_LITE.items() if key != "rope_scaling"}, "num_hidden_layers": 4,
+           "q_lora_rank": 512}
+"""config.json of 4 layers as wide as DeepSeek-V2-Lite's: 2.2 billion weights. Angles are not scaled; queries are of low
+rank, as llama.cpp expects them of all models but those of 26 and 27 layers."""
 
 
 @dataclass(frozen=True, slots=True)
