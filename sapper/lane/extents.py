@@ -11,6 +11,7 @@ from math import gcd
 
 from ..ir.nodes import Value
 from ..tile.schedule import DimClass, Specialization
+from ..tile.signs import never_negative
 from .chained_pairs import ChainPairLowering
 from .late import LateWalk
 from .state import Capacity, Open, Scalar
@@ -20,7 +21,7 @@ from .state import Capacity, Open, Scalar
 class Range:
     """One dimension of a loop nest: an axis of `tiles`, or an index of `each`. resident: how many coordinates a loop
     over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them. once: a task has
-    one index of them, or one tile, and needs no loop."""
+    one index of them, or one tile, and needs no loop. forward: it surely does not end before it begins."""
 
     start: Scalar
     stop: Scalar
@@ -36,17 +37,6 @@ class Range:
     walked: bool = False
     once: bool = False
     forward: bool = True
-
-
-def never_negative(value: Value) -> bool:
-    """Whether it is plain that an index scalar is 0 or more, as dimensions are."""
-    op = value.op
-    if op is None:
-        return False
-    if op.name == "const":
-        return int(op.attributes["value"]) >= 0
-    return op.name == "dim" or (op.name in ("min", "max", "add", "mul", "floordiv", "mod") and all(
-        never_negative(v) for v in op.operands))
 
 
 def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:

@@ -13,6 +13,7 @@ a file each:
     tasks.py               parallel loops as tasks
     carried.py             sequential loops, branches, and what they carry
     stream_prefetches.py   memory that such loops ask for early
+    kept_tiles.py          what such loops make that later runs of them find
 
 Walks are in walk.py; the ops that go along an axis in order in ordered.py; late walks in late.py; products on matrix
 instructions in matrix.py, groups.py and chained.py."""

@@ -24,8 +24,8 @@ from .scratch import NO_COUNTS, WorkArea, areas, stride_bytes, take_area
 GRAIN_NS = 50_000.0
 """A worker gets at least so much of the estimated work: what it costs to wake one that sleeps."""
 ASSUMED_BYTES_PER_NS = 10.0
-LOOK_AGAIN_S = 2e-5
-"""How long a thread sleeps that finds a bound call run by another, before it looks again."""
+LOOK_AGAIN_S, AT_MOST_S = 2e-5, 1e-3
+"""How long a thread sleeps that finds a bound call run by another, before it looks again: twice as long each time."""
 
 Block = tuple["memoryview[int]", "memoryview[float]", "memoryview[float]", int]
 """An argument block as 64-bit words, as floats, as doubles, and its address."""
@@ -148,11 +148,13 @@ class BoundCall:
 
     def _take(self) -> None:
         """Wait until no thread runs it; then it is this one's, which puts `_idle` back."""
+        pause_s = LOOK_AGAIN_S
         while True:
             try:
                 del self._idle
             except AttributeError:
-                time.sleep(LOOK_AGAIN_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, AT_MOST_S)
             else:
                 return
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TensorType
 from .ops import BINARY, BINARY_FLOAT, UNARY, memory_of
+from .signs import never_negative
 
 MOVED = {"load", "cast", "bitcast", *UNARY, *BINARY, *BINARY_FLOAT}
 """Ops that bring an operand before a loop; all but loads can be computed whatever their operands are."""
@@ -108,9 +109,13 @@ class _Ranges:
             return self.axes.get(value.op.attributes["axis"])
         return self.counters.get(value)
 
+    def _start_of(self, value: Value) -> Value | None:
+        found = self._range(value)
+        return found[0] if found is not None else None
+
     def _lies_below(self, index: Value, extent: int | str) -> bool:
         found = self._range(index)
-        return found is not None and self._is_not_negative(found[0]) and self._is_at_most(found[1], extent)
+        return found is not None and never_negative(found[0], self._start_of) and self._is_at_most(found[1], extent)
 
     def _is_at_most(self, value: Value, extent: int | str) -> bool:
         op = value.op
@@ -121,14 +126,3 @@ class _Ranges:
         if op.name == "const":
             return isinstance(extent, int) and op.attributes["value"] <= extent
         return op.name == "min" and any(self._is_at_most(v, extent) for v in op.operands)
-
-    def _is_not_negative(self, value: Value) -> bool:
-        found, op = self._range(value), value.op
-        if found is not None:
-            return self._is_not_negative(found[0])
-        if op is None:
-            return False
-        if op.name == "const":
-            return bool(op.attributes["value"] >= 0)
-        return op.name == "dim" or (op.name in ("add", "mul", "min", "max") and all(
-            map(self._is_not_negative, op.operands)))

@@ -1,4 +1,4 @@
-"""What is known of values without their elements: which are never above 0.
+"""What is known of values without their elements: which are never above 0, and which indices are never below.
 
 Enters: a value of tile IR. Leaves: whether each of its elements is surely at most 0, or NaN: so is what has a greatest
 element, or a maximum, subtracted that was taken of it (softmax, and attention block by block). Holds: true whatever the
@@ -7,6 +7,8 @@ sign. What memory is read for twice is two values here, as a store may come betw
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from ..ir.nodes import Value
 
@@ -24,3 +26,17 @@ def _never_above(value: Value, other: Value) -> bool:
     if op is None or not (op.name == "max" or (op.name == "reduce" and op.attributes["kind"] == "max")):
         return False
     return any(_never_above(value, operand) for operand in op.operands)
+
+
+def never_negative(index: Value, start_of: Callable[[Value], Value | None] = lambda value: None) -> bool:
+    """Whether it is plain that an index is 0 or more, as dimensions are. start_of: where the range of a coordinate or a
+    counter begins; None for other values."""
+    start, op = start_of(index), index.op
+    if start is not None:
+        return never_negative(start, start_of)
+    if op is None:
+        return False
+    if op.name == "const":
+        return bool(op.attributes["value"] >= 0)
+    return op.name == "dim" or (op.name in ("min", "max", "add", "mul", "floordiv", "mod") and all(
+        never_negative(value, start_of) for value in op.operands))
