@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import Tensor, exp, f32, max, maximum, min, tiles, whole
+from sapper import Tensor, each, exp, f32, i32, max, maximum, min, minimum, span, sum, tiles, whole, zeros
 from sapper.kernels import library
-from sapper.tile.signs import never_positive
+from sapper.tile.signs import never_negative, never_positive
 
 M, N = sp.dims("M N")
 LIBRARY = {k.name: k for k in library()}
@@ -76,6 +76,36 @@ def test_what_a_greatest_element_is_taken_of_is_never_above_it(kernel: object, e
 def test_weights_of_a_softmax_are_known_in_all_of_the_library(name: str) -> None:
     found = known(LIBRARY[name].kernel)
     assert found and all(found)
+
+
+@sp.kernel
+def of_spans(x: Tensor[f32, M], low: Tensor[i32, N], given: i32, y: Tensor[f32, N]):
+    """Where each loop over tiles begins: plainly at 0 or more, the first three of them."""
+    for n in each(N):
+        total = zeros(dtype=f32)
+        for m in tiles(span(0, M)):
+            total += sum(x[m], over=m)
+        for m in tiles(span(n * 4 // 3, M)):
+            total += sum(x[m], over=m)
+        for m in tiles(span(minimum(n + M, 7), M)):
+            total += sum(x[m], over=m)
+        for m in tiles(span(n - 1, M)):
+            total += sum(x[m], over=m)
+        for m in tiles(span(minimum(given, n), M)):
+            total += sum(x[m], over=m)
+        for m in tiles(span(low[n], M)):
+            total += sum(x[m], over=m)
+        y[n] = total
+
+
+def test_indices_that_are_plainly_never_below_0() -> None:
+    """Of counters it is known by where they start, which who asks has to say."""
+    function = of_spans.tile_ir()
+    (outer,) = [op for op in function.walk() if op.name == "each"]
+    starts = [op.operands[0] for op in function.walk() if op.name == "tiles"]
+    counters = {outer.blocks[0].arguments[0]: outer.operands[0]}
+    assert [never_negative(start, counters.get) for start in starts] == [True, True, True, False, False, False]
+    assert [never_negative(start) for start in starts] == [True, False, False, False, False, False]
 
 
 hostile = st.lists(st.one_of(st.floats(width=32), st.sampled_from([np.inf, -np.inf, np.nan, 3e38, -3e38, -0.0])),
