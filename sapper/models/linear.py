@@ -21,6 +21,7 @@ from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, panel_blocks, product_experts
 from ..kernels.quantized import FORMS, PANEL, Form
 from ..kernels.widen import widening_kernels
+from ..runtime import settings
 from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
@@ -51,10 +52,12 @@ class Workspace:
     """Memory that matrices need besides their operands; one for a session. What is asked for again lies where it did
     before, of another size too: a product is done with it before the next one begins.
 
-    normed: a vector of at most `features` elements after its norm.
+    normed: a vector of at most `features` elements after its norm. workers: who share the work (None: as many as
+    SAPPER_THREADS allows).
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, workers: int | None = None) -> None:
+        self.workers = settings.threads() if workers is None else workers
         self.normed = empty((features,))
         self._quants, self._super_quants = Arena(WORK_BYTES), Arena(WORK_BYTES)
         self._wide: list[Arena] = []
@@ -592,7 +595,7 @@ class PanelExperts:
         if self.together.rounded and is_rounded_mixture(x, self.count, self._rows):
             return self._groups_rounded(others, x, ranges, y, work)
         steps, operands = self.together.quantized_rows(x, work)
-        blocks = panel_blocks(self._rows // PANEL)
+        blocks = panel_blocks(self._rows // PANEL, work.workers)
         parts = [part.reshape(self.count, *blocks, *part.shape[2:])
                  for one in (self, *others) for part in one._parts()]
         kernel = self._kernel("grouped_swiglu" if others else "grouped")
@@ -689,11 +692,13 @@ class RawBlocks:
     """Rows of a file in blocks, not yet in panels.
 
     parts: quants [rows, blocks, bytes], scale and perhaps minimum [rows, blocks]. signed: whether quants of 8 bits have
-    their sign; in panels they have the form's offset instead.
+    their sign; in panels they are larger by 128 instead.
     """
 
-    FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q8_0": (34, "q8")}
-    """ggml's name of a format -> bytes of a block, and its form."""
+    FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q5_0": (22, "q8"), "Q5_1": (24, "q8m"),
+                         "Q8_0": (34, "q8")}
+    """ggml's name of a format -> bytes of a block, and its form. Quants of 5 bits are held in 8, as the same numbers:
+    of files in Q4_K_M they are what has rows of no multiple of 256."""
 
     form: Form
     parts: tuple[Array, ...]
@@ -712,10 +717,12 @@ class RawBlocks:
         if shape[0] % PANEL or shape[1] % form.block:
             return None
         raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // form.block, size)
-        scale, minimum = (raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in (0, 2))
-        if form.minimum:
-            return cls(form, (raw[:, :, 4:], scale, minimum))
-        return cls(form, (raw[:, :, 2:], scale), signed=form.bits == 8)
+        scales = tuple(raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in range(0, 2 * form.scales, 2))
+        quants = raw[:, :, 2 * form.scales :]
+        if kind.startswith("Q5"):
+            quants = five_bits(quants)
+            return cls(form, (quants if form.minimum else quants - np.uint8(16), *scales), signed=not form.minimum)
+        return cls(form, (quants, *scales), signed=form.bits == 8)
 
     def with_minimum(self) -> RawBlocks | None:
         """The same numbers in the form that has minima; None where one is no f16."""
@@ -750,6 +757,16 @@ class RawBlocks:
         return BlockExperts(in_panels(pieces, arena, exact), count)
 
 
+def five_bits(blocks: Array) -> Array:
+    """Quants 0 ... 31 of ggml's block_q5_0 and block_q5_1, u8 [..., 32], from what follows their scales, u8 [..., 20]:
+    the upper bits, 4 bytes, and the others, two in a byte (ggml-common.h)."""
+    upper = np.unpackbits(blocks[..., :4], axis=-1, bitorder="little") << np.uint8(4)
+    low = blocks[..., 4:]
+    quants: Array = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], axis=-1)
+    quants |= upper
+    return quants
+
+
 def of_one_form(pieces: Sequence[Raw | None]) -> list[Raw] | None:
     """Pieces that can be put together: some with minima and some without take these as well. None where they can't."""
     found = [piece for piece in pieces if piece is not None]
@@ -779,6 +796,6 @@ def filled_panels(
         stop = start + len(piece.parts[1]) // PANEL
         quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
         if piece.signed:  # in place: a copy of an embedding would be a third of a small model
-            targets[0][start:stop] ^= np.uint8(form.offset)
+            targets[0][start:stop] ^= np.uint8(128)
         start = stop
     return targets

@@ -16,7 +16,7 @@ from sapper.models.weights import half_split_rows
 from sapper.runtime.buffers import Arena, empty
 
 Kind = gguf.GGMLQuantizationType
-KINDS = ("Q4_0", "Q4_1", "Q8_0")
+KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 DTYPES = {"bf16": ml_dtypes.bfloat16, "f32": np.float32}
 
 

@@ -14,6 +14,7 @@ import pytest
 from sapper.cli.generate import run_generate
 from sapper.kernels import mla
 from sapper.models import session as sessions
+from sapper.models.batch import Fed, Pick
 from sapper.models.deepseek.config import from_gguf, from_json
 from sapper.models.deepseek.model import load_model as load_deepseek
 from sapper.models.deepseek.untrained import SMALL_V2, untrained
@@ -25,6 +26,7 @@ from sapper.models.linear import BlockExperts, Blocks, DenseExperts
 from sapper.models.load import Loaded, load_model
 from sapper.models.rope import RopeScaling
 from sapper.models.safetensors_file import DTYPES
+from sapper.models.sampling import Sampling
 from sapper.models.scaled_matrix import ScaledExperts, ScaledMatrix
 from sapper.targets import host_target
 
@@ -608,6 +610,37 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         found.append(session.logits)
     for logits in found[1:]:
         assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.999
+
+
+@pytest.mark.parametrize("other", [
+    {"shared_down": "Q4_0"}, {"shared_gate": "Q4_0", "shared_up": "Q4_0"}, {"expert_down": "Q5_0"},
+    {"expert_down": "Q5_1"},
+])
+def test_shared_experts_in_another_form_stand_apart(tmp_path: Path, other: dict[str, str]) -> None:
+    """Files in Q4_K_M have them so: rows of one expert are no multiple of 256, those of all shared ones are. Together
+    or apart, a prompt, single tokens and several conversations at once give what the widened weights give."""
+    path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, "Q8_0", 32, other)
+    exact, wide, blocks = (load_deepseek(path, kept) for kept in ("file-f32", "f32", "file"))
+    mixture, apart = exact.config.mixture, "expert_down" not in other
+    one = exact.weights.layers[-1].feed_forward
+    assert mixture is not None and mixture.shared == 2 and isinstance(one, MixtureWeights)
+    assert all(isinstance(part, BlockExperts) for part in (one.gate, one.up, one.down))
+    assert (one.shared is not None) == apart
+    assert (one.experts, one.taken) == ((8, mixture.chosen) if apart else (10, mixture.chosen + 2))
+    assert one.step_size == wide.weights.layers[-1].feed_forward.step_size
+    sessions = [model.session(CONTEXT, threads=2) for model in (wide, exact, blocks)]
+    for tokens in ([5, 17, 200, 8], [9], [31]):
+        for session in sessions:
+            session.feed(tokens)
+        for session in sessions[1:]:
+            found, wanted = session.logits, sessions[0].logits
+            assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) >= 0.999
+    batch = exact.batch(2, CONTEXT, threads=2)
+    batch.table[1] = np.arange(batch.table.shape[1]) + batch.table.shape[1]
+    fed = [Fed(token, slot, i) for slot in (0, 1) for i, token in enumerate([5, 17, 200, 8, 9, 31])]
+    batch.step(fed, [Pick(5, Sampling(), 0.0), Pick(11, Sampling(), 0.0)])
+    for found in batch.step_logits[:2]:
+        np.testing.assert_allclose(found, sessions[1].logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.skipif(not host_target().has("avx512_bf16"), reason="this processor multiplies no pairs of bf16")

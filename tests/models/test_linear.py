@@ -21,7 +21,7 @@ from sapper.targets import host_target
 from . import small
 
 Kind = gguf.GGMLQuantizationType
-KINDS = {"Q4_0": FORMS["q4"], "Q4_1": FORMS["q4m"], "Q8_0": FORMS["q8"]}
+KINDS = {"Q4_0": FORMS["q4"], "Q4_1": FORMS["q4m"], "Q5_0": FORMS["q8"], "Q5_1": FORMS["q8m"], "Q8_0": FORMS["q8"]}
 
 
 def stored(kind: str, rows: int = 32, columns: int = 96, scale: float = 1.0) -> np.ndarray:
@@ -53,6 +53,10 @@ def test_forms_with_and_without_minima_are_put_together() -> None:
     assert wider is not None and [piece.form.name for piece in wider] == ["q4m", "q4m"]
     found = matrix(FORMS["q4m"], *in_panels(wider[:1], Arena()).parts)
     np.testing.assert_array_equal(found, matrix(FORMS["q4"], *in_panels([raw["Q4_0"]], Arena()).parts))
+    wider = of_one_form([raw["Q8_0"], raw["Q5_0"], raw["Q5_1"]])  # the first two have signed quants
+    assert wider is not None and [piece.form.name for piece in wider] == ["q8m", "q8m", "q8m"]
+    found = matrix(FORMS["q8m"], *in_panels(wider[:2], Arena()).parts)
+    np.testing.assert_array_equal(found, matrix(FORMS["q8"], *in_panels([raw["Q8_0"], raw["Q5_0"]], Arena()).parts))
     assert of_one_form([raw["Q4_0"], raw["Q8_0"]]) is None
     assert of_one_form([raw["Q4_0"], None]) is None
     huge = RawBlocks.parse(memoryview(stored("Q4_0", 16, scale=6e4).tobytes()), (16, 96), "Q4_0")
@@ -62,9 +66,10 @@ def test_forms_with_and_without_minima_are_put_together() -> None:
 FORMATS = {
     "q4m": {"attn_q": "Q4_1", "attn_k": "Q4_1", "attn_v": "Q4_0", "attn_output": "Q4_1", "ffn_gate": "Q4_0",
             "ffn_up": "Q4_1", "ffn_down": "Q4_1"},
-    "q8": dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), "Q8_0"),
+    "q8": dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"), "Q8_0")
+          | {"ffn_down": "Q5_0"},
     "mixed": {"attn_q": "Q4_1", "attn_k": "Q8_0", "attn_output": "Q8_0", "ffn_gate": "Q4_0", "ffn_up": "Q8_0",
-              "ffn_down": "Q5_1"},
+              "ffn_down": "F16"},
 }
 
 
@@ -190,6 +195,12 @@ def test_panels_are_parted_into_equal_blocks(panels: int) -> None:
     blocks, size = panel_blocks(panels)
     assert blocks * size == panels and size in (1, 2, 4, 8)
     assert size == 1 or blocks >= 12
+    for workers in (1, 2, 3, 16):
+        blocks, size = panel_blocks(panels, workers)
+        assert blocks * size == panels
+        assert -(-blocks // workers) * workers <= 1.1 * blocks or size == 1, "workers share them evenly"
+    assert panel_blocks(panels, 1) == (1, panels)
+    assert panels % 2 or panel_blocks(panels, 2) == (2, panels // 2)
 
 
 @BF16

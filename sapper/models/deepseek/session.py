@@ -7,13 +7,13 @@ what BaseSession holds; a token reads the weights of the experts that it goes th
                                               └─ compress ── cache ───────────────────┘
     y ─┬─ norm, gate, up ── SwiGLU ── down, + y ── x                               dense layers
        └─ norm ─┬─ router ── gate ─┬─ experts: SwiGLU, weighted sum, + y ── x      mixtures
-                └──────────────────┘
+                └──────────────────┘    (of shared experts that stand apart the sum begins with y + theirs)
     x ── norm, logits of the last token
 
 One token attends absorbed, several attend naively (sapper/kernels/mla.py; where prompts are rounded, both in products
 of bf16, mla_rounded.py); where there is an indexer, to the positions that it chooses (sapper/kernels/sparse.py). Each
-is one program; the variables of the second are `position`, `count`, `filled` (position + count) and `routed` (count,
-for each expert that a token takes).
+is one program; the variables of the second are `position`, `count`, `filled` (position + count) and `routed_N`
+(count * N, where a token takes N experts: those of a layer).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
-from .weights import AttentionWeights, DeepseekWeights, DenseWeights, IndexWeights, MixtureWeights
+from .weights import AttentionWeights, DeepseekWeights, DenseWeights, IndexWeights, LayerWeights, MixtureWeights
 
 if TYPE_CHECKING:
     from .model import DeepseekModel
@@ -70,7 +70,7 @@ class Session(BaseSession):
         widest = max(config.features, config.hidden, config.query_rank, config.heads * config.value_features,
                      0 if mixture is None else mixture.taken * mixture.hidden)
         super().__init__(
-            config.vocabulary, config.positions, context, cache_dtype, threads, interpret, Workspace(widest)
+            config.vocabulary, config.positions, context, cache_dtype, threads, interpret, Workspace(widest, threads)
         )
         self.model = model
         pairs, heads, rank = config.turned_features // 2, config.heads, config.key_rank
@@ -95,7 +95,8 @@ class Session(BaseSession):
         if config.query_rank:
             attention |= {"_query_latent": (rows, config.query_rank),
                           "_risen": (rows, heads * config.head_features + query_features)}
-        turns: list[dict[str, tuple[int, ...]]] = [attention, {"_hidden": (rows, config.hidden)}]
+        shared = 0 if mixture is None else mixture.shared * mixture.hidden
+        turns: list[dict[str, tuple[int, ...]]] = [attention, {"_hidden": (rows, max(config.hidden, shared))}]
         if mixture is not None:
             routed = rows * mixture.taken
             experts: Any = {"_gathered": (routed, config.features)}, {"_expert_hidden": (routed, mixture.hidden)}
@@ -104,7 +105,8 @@ class Session(BaseSession):
         in_f32[0]["_expanded"] = ((self.context, heads * (config.key_features + config.value_features)),
                                   DTYPES["bf16" if self._attends_rounded else "f32"])
         self._take_turns(*in_f32)
-        self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
+        self._filled = Variable("filled", self.context)
+        self._routed: dict[int, Variable] = {}
         if mixture is not None:
             self._make_mixture_buffers(rows, mixture)
         if indexer is not None:
@@ -127,12 +129,12 @@ class Session(BaseSession):
 
     def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
         taken = mixture.taken
-        self._routed.value = rows * taken
         self._scores = self._arena.empty((rows, mixture.groups, mixture.experts // mixture.groups), F32)
         self._experts, self._place = (self._arena.empty((rows, taken), I32) for _ in range(2))
         self._shares = self._arena.empty((rows, taken), F32)
         self._ranges = tuple(self._arena.empty((mixture.experts + mixture.shared,), I32) for _ in range(2))
         self._owners = self._arena.empty((rows * taken,), I32)
+        self._between = self._arena.empty((rows, self.model.config.features), F32)
 
     def _experts_copy(self) -> bool:
         """Whether all products of experts take their rows apart first: what they give may lie where these did."""
@@ -174,8 +176,21 @@ class Session(BaseSession):
 
     def _chunk_values(self, count: int) -> dict[str, int]:
         values = super()._chunk_values(count) | {"filled": self.position + count}
-        mixture = self.model.config.mixture
-        return values if mixture is None else values | {"routed": count * mixture.taken}
+        return values | self._routed_values(count, self.model.weights.layers)
+
+    def _routed_values(self, count: int, layers: Sequence[LayerWeights]) -> dict[str, int]:
+        """How many rows the experts of these layers get of so many tokens."""
+        mixtures = (one.feed_forward for one in layers if isinstance(one.feed_forward, MixtureWeights))
+        return {self._routed_of(one).name: count * one.taken for one in mixtures}
+
+    def _routed_of(self, one: MixtureWeights) -> Variable:
+        if one.taken not in self._routed:
+            self._routed[one.taken] = Variable(f"routed_{one.taken}", self.chunk * one.taken)
+        return self._routed[one.taken]
+
+    def _of_tokens(self, array: Array, one: MixtureWeights) -> Array:
+        """Room for what each token has for each expert that it goes through. array: for the most."""
+        return array.reshape(-1)[: len(array) * one.taken].reshape(len(array), one.taken)
 
     # ---- what one token and several share
 
@@ -249,8 +264,8 @@ class Session(BaseSession):
         """From scores to experts and their shares."""
         mixture = self.model.config.mixture
         assert mixture is not None
-        settings = (mixture.kept, mixture.chosen, mixture.normalise, mixture.scale, rows(self._experts),
-                    rows(self._shares))
+        settings = (mixture.kept, mixture.chosen, mixture.normalise, mixture.scale,
+                    rows(self._of_tokens(self._experts, one)), rows(self._of_tokens(self._shares, one)))
         if one.bias is None:
             return [(gate.gate_softmax, (rows(self._scores), *settings))]
         return [(gate.gate_sigmoid, (rows(self._scores), one.bias.reshape(self._scores.shape[1:]), *settings))]
@@ -329,23 +344,27 @@ class Session(BaseSession):
             (getattr(mla, f"project_values_{dtype}"), (self._met, values, mixed)),
         ]
 
-    def _dense_one(self, one: DenseWeights) -> Steps:
-        """y to x."""
-        x, y, hidden, epsilon, work = self._x[0], self._y[0], self._hidden[0], self.model.config.epsilon, self._work
+    def _dense_one(self, one: DenseWeights, result: Array | None = None) -> Steps:
+        """y to `result` (None: x)."""
+        y, hidden, epsilon, work = self._y[0], self._hidden[0, : one.hidden], self.model.config.epsilon, self._work
         return [*one.gate.apply_norm_swiglu(one.up, y, one.gain, epsilon, hidden, work),
-                *one.down.apply_residual(hidden, y, x, work)]
+                *one.down.apply_residual(hidden, y, self._x[0] if result is None else result, work)]
 
     def _mixture_one(self, one: MixtureWeights) -> Steps:
         """y to x."""
         x, y, work = self._x[0], self._y[0], self._work
-        experts, hidden = self._experts[0], self._expert_hidden[: one.taken]
-        steps, normed = work.norm(y, one.gain, self.model.config.epsilon)
+        experts, shares = (self._of_tokens(array, one)[0] for array in (self._experts, self._shares))
+        hidden = self._expert_hidden[: one.taken]
+        steps: Steps = []
+        if one.shared is not None:
+            steps, y = self._dense_one(one.shared, self._between[0]), self._between[0]
+        more, normed = work.norm(self._y[0], one.gain, self.model.config.epsilon)
         return [
-            *steps,
+            *steps, *more,
             *one.router.apply(normed, self._scores[0].reshape(-1), work),
             *self._gate(one, _first),
             *one.gate.apply_swiglu(one.up, experts, normed, hidden, work),
-            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x, work),
+            *one.down.apply_weighted(experts, shares, hidden, y, x, work),
         ]
 
     # ---- several tokens
@@ -412,25 +431,35 @@ class Session(BaseSession):
 
     def _dense(self, one: DenseWeights) -> Steps:
         """y to x."""
-        hidden = self._hidden
-        return [*self._normed_y(one.gain), *self._multiply("matmul_swiglu", self._x, [one.gate, one.up], hidden),
-                *self._multiply("matmul_nt_residual", hidden, [one.down], self._y, self._x)]
+        return [*self._normed_y(one.gain), *self._dense_normed(one, self._x)]
+
+    def _dense_normed(self, one: DenseWeights, result: Array) -> Steps:
+        """x, which is y after its norm, and y to `result`."""
+        hidden = self._hidden[:, : one.hidden]
+        return [*self._multiply("matmul_swiglu", self._x, [one.gate, one.up], hidden),
+                *self._multiply("matmul_nt_residual", hidden, [one.down], self._y, result)]
 
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        rows, routed, normed = self._rows, self._routed, self._x
+        rows, routed, normed, y = self._rows, self._routed_of(one), self._x, self._y
         owners, gathered, hidden = (Rows(array[: self._capacity * one.taken], routed)
                                     for array in (self._owners, self._gathered, self._expert_hidden))
+        chosen, place, shares = (rows(self._of_tokens(array, one))
+                                 for array in (self._experts, self._place, self._shares))
+        ranges = tuple(ends[: one.experts] for ends in self._ranges)
+        shared: Steps = []
+        if one.shared is not None:
+            shared, y = self._dense_normed(one.shared, self._between), self._between
         return [
             *self._normed_y(one.gain),
             *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
             *self._gate(one, rows),
-            (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
+            *shared,
+            (moe.group_tokens, (chosen, *ranges, place, owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
-            *one.gate.apply_groups([one.up], gathered, self._ranges, hidden, self._work),
-            *one.down.apply_groups([], hidden, self._ranges, gathered, self._work),
-            (moe.combine_experts, (
-                gathered.array, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
+            *one.gate.apply_groups([one.up], gathered, ranges, hidden, self._work),
+            *one.down.apply_groups([], hidden, ranges, gathered, self._work),
+            (moe.combine_experts, (gathered.array, place, shares, rows(y), rows(self._x))),
         ]
 
 

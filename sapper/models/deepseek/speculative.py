@@ -115,8 +115,7 @@ class Speculative(Head):
         self._behind[:count] = tokens
         position, self._predicted = self._predicted, self._predicted + count
         if count > 1:
-            mixture = self.model.config.mixture
-            routed = {} if mixture is None else {"routed": count * mixture.taken}
+            routed = self._routed_values(count, [self._head.layer])
             self._run("rows", self._rows_sections, position=position, count=count, filled=position + count, **routed)
         elif draft:
             self._run("draft", self._draft_sections, position=position)

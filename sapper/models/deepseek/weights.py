@@ -3,11 +3,12 @@
 In: a loader with NAMES or GGUF_NAMES, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader`
 makes them; the rows that make turned features are in the order of the half-split rotary pairing, which changes no
 score, as queries and keys are reordered alike; a layer's shared experts stand behind its routed ones, each of the same
-size, as experts that every token takes with weight 1.
+size, as experts that every token takes with weight 1, or apart where the file has them in another form of blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,11 +74,16 @@ class DenseWeights:
         """Weights that one token meets."""
         return self.gate.size + self.up.size + self.down.size
 
+    @property
+    def hidden(self) -> int:
+        return self.gate.size // self.gain.size
+
 
 @dataclass(frozen=True, slots=True)
 class MixtureWeights:
     """router [experts, features], f32; bias [experts], f32, or None. gate, up: experts [hidden, features], the shared
-    ones last; down: experts [features, hidden]. taken: experts that a token goes through.
+    ones last; down: experts [features, hidden]; experts: how many these are, and taken: how many of them a token goes
+    through. shared: the shared experts together, where they are not among those.
     """
 
     gain: Array
@@ -86,17 +92,21 @@ class MixtureWeights:
     gate: Experts
     up: Experts
     down: Experts
+    experts: int
     taken: int
+    shared: DenseWeights | None = None
 
     @property
     def step_bytes(self) -> int:
         experts = self.gate.nbytes + self.up.nbytes + self.down.nbytes
-        return self.gain.nbytes + self.router.nbytes + self.taken * experts
+        shared = self.shared.step_bytes if self.shared is not None else 0
+        return self.gain.nbytes + self.router.nbytes + self.taken * experts + shared
 
     @property
     def step_size(self) -> int:
         """Weights that one token meets."""
-        return self.router.size + self.taken * (self.gate.size + self.up.size + self.down.size)
+        shared = self.shared.step_size if self.shared is not None else 0
+        return self.router.size + self.taken * (self.gate.size + self.up.size + self.down.size) + shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,11 +302,24 @@ def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: in
     shapes = {"gate": (hidden, features), "up": (hidden, features), "down": (features, hidden)}
     axes = {"gate": 0, "up": 0, "down": 1}
     parts = {role: _Parts(loader, role, mixture, shape, axes[role], layer) for role, shape in shapes.items()}
-    forms = {role: part.form for role, part in parts.items()}
+    together, routed = (_forms(parts, with_shared) for with_shared in (True, False))
+    apart = together != routed
+    gates, ups, downs = (
+        part.joined(routed[role] is not None, with_shared=not apart) for role, part in parts.items())
+    if not apart:
+        return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.experts + mixture.shared, mixture.taken)
+    wide = hidden * mixture.shared
+    gate, up = loader.matrices([Use("shared_gate", wide), Use("shared_up", wide)], features, layer)
+    shared = DenseWeights(gain, gate, up, loader.joined([Use("shared_down", features)], wide, layer))
+    return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.experts, mixture.chosen, shared)
+
+
+def _forms(parts: Mapping[str, _Parts], with_shared: bool) -> dict[str, Any]:
+    """In which form of blocks each role's experts can be held; None if they can't."""
+    forms = {role: part.form(with_shared) for role, part in parts.items()}
     if forms["gate"] != forms["up"]:  # They are used together, by one kernel.
         forms["gate"] = forms["up"] = None
-    gates, ups, downs = (parts[role].joined(blocks=forms[role] is not None) for role in shapes)
-    return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.taken)
+    return forms
 
 
 class _Parts:
@@ -313,6 +336,7 @@ class _Parts:
         experts, name = mixture.experts, f"expert_{role}"
         self.routed: list[Entry]
         pieces: list[Raw | None] = [None]
+        shared: list[Raw | None] = []
         if loader.names[name].count("{}") > 1:
             self.routed = [loader.entry(name, shape, layer, expert) for expert in range(experts)]
             if loader.blocks:
@@ -328,22 +352,27 @@ class _Parts:
             wide = (shape[0] * mixture.shared, shape[1]) if axis == 0 else (shape[0], shape[1] * mixture.shared)
             self.shared = loader.entry(f"shared_{role}", wide, layer)
             raw = loader.raw(f"shared_{role}", wide, wide, layer)
-            pieces += [None] if raw is None else raw.split(mixture.shared, axis)
-        self.pieces = (of_one_form(pieces) if loader.blocks else None) or []
-        self.form = self.pieces[0].form if self.pieces else None
-        """Of the blocks in which all can be held; None if they can't."""
+            shared += [None] if raw is None else raw.split(mixture.shared, axis)
+        self._pieces = {with_shared: (of_one_form(found) if loader.blocks else None) or []
+                        for with_shared, found in ((False, pieces), (True, pieces + shared))}
 
-    def joined(self, blocks: bool) -> Experts:
-        count = self.mixture.experts + self.mixture.shared
+    def form(self, with_shared: bool) -> Any:
+        """Of the blocks in which the routed experts, or all, can be held; None if they can't."""
+        pieces = self._pieces[with_shared]
+        return pieces[0].form if pieces else None
+
+    def joined(self, blocks: bool, with_shared: bool) -> Experts:
+        """The routed experts, or all."""
+        mixture = self.mixture
+        count = mixture.experts + mixture.shared * with_shared
         if blocks:
-            found = self.pieces[0].experts(self.pieces, count, self.loader.arena, self.loader.exact)
+            pieces = self._pieces[with_shared]
+            found = pieces[0].experts(pieces, count, self.loader.arena, self.loader.exact)
             if found is not None:
                 return self.loader.held(found)
-        shared = None if self.shared is None else np.split(self.shared.read(), self.mixture.shared, axis=self.axis)
+        shared = np.split(self.shared.read(), mixture.shared, axis=self.axis) if self.shared and with_shared else []
 
         def read(expert: int) -> Array:
-            if shared is None or expert < self.mixture.experts:
-                return self.routed[expert].read()
-            return shared[expert - self.mixture.experts]
+            return self.routed[expert].read() if expert < mixture.experts else shared[expert - mixture.experts]
 
         return self.loader.experts(count, *self.shape, read)
