@@ -85,6 +85,8 @@ class Stages:
 
 def facts_of(target: Any, by_hand: bool = True) -> Facts:
     """What the model knows of a target. by_hand: pieces of assembly may stand for what they mean."""
+    from .compile import rules_of
+
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
                  fma_per_cycle=target.fma_per_cycle,
@@ -94,6 +96,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  transposes_by_scatter=target.lanes_are_threads,
                  run_bytes=target.run_bytes, many_workers=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,
+                 split_dots=target.dots - rules_of(target).legal_ops(target),
                  float8_rows=target.float8_rows, picks=target.picks, interleaves=target.interleaves,
                  moves=target.moves,
                  family=target.family if by_hand else "",

@@ -12,9 +12,9 @@ lane, of which a word of quants holds four neighbours along K, as packed dot pro
            4 words   16 bytes [8, 16 lanes]: the scale of each 32 weights; 2 words of these, and 2 of the minima, which
                      are [2, 16 lanes, 4], words again
            1 word    f16 [2, 16 lanes]: d and d_min
-    q6k   48 words   four times 12: 4 words with the lower 4 bits of 32 weights, the first 16 in the low halves, each
-                     before one with upper bits: of byte [v, i], bits 2 * h belong to weight 16 * h + 4 * v + i of
-                     these, bits 4 + 2 * h to the same one 128 further on; and 4 words with the lower 4 bits of those
+    q6k   48 words   of 32 weights 6: two with lower 4 bits, two with upper bits, two with lower ones. Of byte [v, i],
+                     half h of the lower ones, first or last (k 0 or 1), and bits 4 * k + 2 * h of the upper ones belong
+                     to weight 16 * h + 8 * k + 4 * v + i
            4 words   bytes [16, 16 lanes]: the scale of each 16 weights
            1 word    f16 [2, 16 lanes]: d, and nothing
 
@@ -56,8 +56,10 @@ PANEL, SUPER, SLOT = 16, 256, 4
 PAIR, HALF, SIXTEEN = 64, 32, 16
 WORDS = {"q4k": 37, "q6k": 53}
 """Of a row's 256 weights, 4 bytes each."""
-QUARTER, SCALES, MINIMA, FACTORS = 12, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
-"""Words of q6k's 64 weights in four blocks; the words with which the scales, the minima and the factors begin."""
+SIX, SCALES, MINIMA, FACTORS = 6, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
+"""Words of q6k's 32 weights in two blocks; the words with which the scales, the minima and the factors begin."""
+UPPER_BITS = np.array([[0, 4], [2, 6]], np.uint8)[:, :, None, None]
+"""The first of a weight's in a byte of q6k's upper ones, [which of two blocks, which half of it, words, bytes]."""
 LARGEST, DIGIT = 127.0, 64
 
 
@@ -80,19 +82,13 @@ def kernels_of(form: str) -> SimpleNamespace:
     first_scale, first_factor = SCALES[form] * PANEL * SLOT, FACTORS[form] * PANEL * SLOT // 2
 
     size_bytes = words * PANEL * SLOT
-    blocks = (4, 2, 8, SLOT) if form == "q4k" else (2, 4, 2, 4, SLOT)
-    vector_blocks = (1, 4, 2, 8, SLOT) if form == "q4k" else (2, 4, 2, 4, SLOT)
-    halves, lane_words = ((0,), 8) if form == "q4k" else ((0, 1), 4)
-    pair_blocks = (len(halves), 4, 2, lane_words, 2)  # of a super block's columns in pairs
+    blocks = pairs, _, halves, lane_words, _ = (4, 2, 1, 8, SLOT) if form == "q4k" else (8, 2, 2, 2, SLOT)
+    pair_blocks = (*blocks[:-1], 2)  # of a super block's columns in pairs
 
     def scale_of(parts: Any, p: Any, s: Any, block: Any, l: Any) -> Any:
         """parts: bytes of super blocks. The scale of a block of 32, or 16, weights, as i32."""
         scale = parts[p, s, first_scale + block * PANEL + l]
         return (scale if form == "q4k" else scale.to(i8)).to(i32)
-
-    def lower_word(e: Any, c: Any, v: Any) -> Any:
-        """Of q6k: the words with the lower bits of two blocks."""
-        return QUARTER * c + (8 + v if e else 2 * v)
 
     def super_sum(
         nothing: Any, w: Any, parts: Any, factor: Any, x: Any, x_scales: Any, digits: Any, starts: Any, p: Any, s: Any,
@@ -105,51 +101,49 @@ def kernels_of(form: str) -> SimpleNamespace:
             for j in range(4):
                 v = whole(8)
                 packed = w[p, s, 8 * j + v, l, i]
-                low, high = (packed & 15) @ x[s, m, j, 0, v, i], (packed >> 4) @ x[s, m, j, 1, v, i]
+                low, high = (packed & 15) @ x[s, m, j, 0, 0, v, i], (packed >> 4) @ x[s, m, j, 1, 0, v, i]
                 total += low * scale_of(parts, p, s, 2 * j, l) + high * scale_of(parts, p, s, 2 * j + 1, l)
             v = whole(2)
-            minima = w[p, s, MINIMA + v, l, i]
+            minima = w[p, s, MINIMA + v, l, i] & 63  # as they are: two products are then known to fit 16 bits
             least = ((minima @ digits[s, m, 0, v, i]) << 6) + minima @ digits[s, m, 1, v, i]
             scaled = total.to(f32) * factor[p, s, first_factor + l].to(f32)
             return (scaled - least.to(f32) * factor[p, s, first_factor + PANEL + l].to(f32)) * x_scales[s, m]
-        for e in (0, 1):
-            for c in range(4):
-                v = whole(4)
-                packed, upper = w[p, s, lower_word(e, c, v), l, i], w[p, s, QUARTER * c + 2 * v + 1, l, i]
-                # Bits 4 * e and 4 * e + 2 of the upper ones, with the bit above, as bits 4 and 5.
-                low = packed & 15 | (upper if e else upper << 4) & 48
-                high = packed >> 4 | (upper >> 2 if e else upper << 2) & 48
-                b = 8 * e + 2 * c
-                first = low @ x[s, m, e, c, 0, v, i] + starts[s, b, m]
-                second = high @ x[s, m, e, c, 1, v, i] + starts[s, b + 1, m]
-                total += first * scale_of(parts, p, s, b, l) + second * scale_of(parts, p, s, b + 1, l)
+        for c in range(8):
+            v = whole(2)
+            lower, upper = w[p, s, SIX * c + v, l, i], w[p, s, SIX * c + 2 + v, l, i]
+            last = w[p, s, SIX * c + 4 + v, l, i]
+            # Two bits of the upper ones as bits 4 and 5.
+            low, high = lower & 15 | upper << 4 & 48, lower >> 4 | upper << 2 & 48
+            last_low, last_high = last & 15 | upper & 48, last >> 4 | upper >> 2 & 48
+            first = low @ x[s, m, c, 0, 0, v, i] + last_low @ x[s, m, c, 0, 1, v, i] + starts[s, 2 * c, m]
+            second = high @ x[s, m, c, 1, 0, v, i] + last_high @ x[s, m, c, 1, 1, v, i] + starts[s, 2 * c + 1, m]
+            total += first * scale_of(parts, p, s, 2 * c, l) + second * scale_of(parts, p, s, 2 * c + 1, l)
         return total.to(f32) * factor[p, s, first_factor + l].to(f32) * x_scales[s, m]
 
     def block_of(
-        w: Any, parts: Any, factor: Any, p: Any, s: Any, e: Any, c: Any, h: Any, v: Any, first_bit: Any, l: Any
+        w: Any, parts: Any, factor: Any, p: Any, s: Any, c: Any, h: Any, k: Any, v: Any, first_bit: Any, l: Any
     ) -> Any:
-        """The weights of a block of 32, or 16, in f32, as ggml rounds them. w: as i32, as shifting a lane is quicker
-        than reading bytes that lie apart. e: of q6k, which half. c, h: the pair of blocks, and which of it. first_bit:
-        of the byte, or of each byte, of the words v."""
+        """Weights of a block of 32, or 16, in f32, as ggml rounds them. w: as i32, as shifting a lane is quicker than
+        reading bytes that lie apart. c, h: the pair of blocks, and which of it. first_bit: of the byte, or of each
+        byte, of the words v of each half k."""
         d = factor[p, s, first_factor + l].to(f32)
         if form == "q4k":
-            q = w[p, s, 8 * c + v, l] >> first_bit + 4 * h & 15
+            q = w[p, s, 8 * (c + k) + v, l] >> first_bit + 4 * h & 15  # k is 0
             minimum = w[p, s, MINIMA + c // 2, l] >> 8 * (c % 2 * 2 + h) & 255
             least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum.to(f32)
             return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * q.to(f32) - least
-        lower = w[p, s, lower_word(e, c, v), l] >> first_bit + 4 * h & 15
-        upper = w[p, s, QUARTER * c + 2 * v + 1, l] >> first_bit + (4 * e + 2 * h) & 3
+        lower = w[p, s, SIX * c + 4 * k + v, l] >> first_bit + 4 * h & 15
+        upper = w[p, s, SIX * c + 2 + v, l] >> first_bit + (4 * k.to(i32) + 2 * h) & 3
         number = (lower | upper << 4) - 32
-        return d * scale_of(parts, p, s, 8 * e + 2 * c + h, l).to(f32) * number.to(f32)
+        return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * number.to(f32)
 
     def exact_sum(w: Any, parts: Any, factor: Any, x: Any, p: Any, s: Any, nothing: Any, l: Any) -> Any:
         """The products of a super block with plain activations. nothing: zeros over p and l."""
         total = nothing
-        for e in halves:
-            for c in range(4):
-                v, i = whole(lane_words), whole(SLOT)
-                for h in (0, 1):
-                    total += block_of(w, parts, factor, p, s, e, c, h, v, i.to(i32) * 8, l) @ x[s, e, c, h, v, i]
+        for c in range(pairs):
+            k, v, i = whole(halves), whole(lane_words), whole(SLOT)
+            for h in (0, 1):
+                total += block_of(w, parts, factor, p, s, c, h, k, v, i.to(i32) * 8, l) @ x[s, c, h, k, v, i]
         return total
 
     @sp.kernel(name=f"matmul_{form}")
@@ -207,7 +201,7 @@ def kernels_of(form: str) -> SimpleNamespace:
     @sp.kernel(name=f"matvec_{form}")
     def matvec(w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[f32, S, SUPER], y: Tensor[f32, P, PANEL]):
         joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
-        factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *vector_blocks)
+        factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *blocks)
         for p in tiles(P):
             l = whole(PANEL)
             acc = zeros(p, l, dtype=f32)
@@ -221,7 +215,7 @@ def kernels_of(form: str) -> SimpleNamespace:
         y: Tensor[f32, P, PANEL],
     ):
         joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
-        factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *vector_blocks)
+        factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *blocks)
         for p in tiles(P):
             l = whole(PANEL)
             acc = zeros(p, l, dtype=f32)
@@ -238,7 +232,7 @@ def kernels_of(form: str) -> SimpleNamespace:
         ups, up_parts = up.view(P, S, words, PANEL, dtype=i32), up.view(P, S, size_bytes)
         gate_factor, up_factor = (gate.view(P, S, size_bytes // 2, dtype=f16),
                                   up.view(P, S, size_bytes // 2, dtype=f16))
-        vector = x.view(S, *vector_blocks)
+        vector = x.view(S, *blocks)
         for p in tiles(P):
             l = whole(PANEL)
             gate_sum = zeros(p, l, dtype=f32)
@@ -252,14 +246,12 @@ def kernels_of(form: str) -> SimpleNamespace:
     def dequantize(w: Tensor[u8, P, S, words, PANEL, SLOT], y: Tensor[f32, P, PANEL, S, SUPER]):
         """A matrix [N, K], row by row."""
         joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
-        factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(P, PANEL, S, *vector_blocks)
+        factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(P, PANEL, S, *blocks)
         for p, s in each(P, S):
-            l, v, i = whole(PANEL), whole(lane_words), whole(SLOT)
-            for e in halves:
-                for c in range(4):
-                    for h in (0, 1):
-                        rows[p, l, s, e, c, h, v, i] = block_of(
-                            joined, parts, factor, p, s, e, c, h, v, i.to(i32) * 8, l)
+            l, k, v, i = whole(PANEL), whole(halves), whole(lane_words), whole(SLOT)
+            for c in range(pairs):
+                for h in (0, 1):
+                    rows[p, l, s, c, h, k, v, i] = block_of(joined, parts, factor, p, s, c, h, k, v, i.to(i32) * 8, l)
 
     @sp.kernel(name=f"embedding_{form}")
     def embedding(
@@ -267,28 +259,25 @@ def kernels_of(form: str) -> SimpleNamespace:
     ):
         """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
         joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
-        factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(T, S, *vector_blocks)
+        factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(T, S, *blocks)
         for t in each(T):
             p = tokens[t] // PANEL
             l = tokens[t] % PANEL
             for s in each(S):
-                v, i = whole(lane_words), whole(SLOT)
-                for e in halves:
-                    for c in range(4):
-                        for h in (0, 1):
-                            rows[t, s, e, c, h, v, i] = block_of(
-                                joined, parts, factor, p, s, e, c, h, v, i.to(i32) * 8, l)
+                k, v, i = whole(halves), whole(lane_words), whole(SLOT)
+                for c in range(pairs):
+                    for h in (0, 1):
+                        rows[t, s, c, h, k, v, i] = block_of(joined, parts, factor, p, s, c, h, k, v, i.to(i32) * 8, l)
 
     def put_pairs(joined: Any, parts: Any, factor: Any, p: Any, slots: Any, q: Any, s: Any, j: Any) -> None:
         """Super block s of the panel p, its columns in pairs, into panel j of those that lie together as q. slots: [q,
-        S, halves, 4, 2, lane_words, 2, J, 16] of i32."""
-        l, v = whole(PANEL), whole(lane_words)
-        for e in halves:
-            for c, h in each(4, 2):
-                for pair in (0, 1):
-                    low = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair, l)
-                    high = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair + 8, l)
-                    slots[q, s, e, c, h, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
+        S, pair_blocks, J, 16] of i32."""
+        l, k, v = whole(PANEL), whole(halves), whole(lane_words)
+        for c, h in each(pairs, 2):
+            for pair in (0, 1):
+                low = block_of(joined, parts, factor, p, s, c, h, k, v, 16 * pair, l)
+                high = block_of(joined, parts, factor, p, s, c, h, k, v, 16 * pair + 8, l)
+                slots[q, s, c, h, k, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
 
     @sp.kernel(name=f"widen_pairs_{form}")
     def widen_pairs(
@@ -358,13 +347,12 @@ def panels_of(form: str, parts: tuple[Array, ...]) -> Array:
                  to_panels(minimum.reshape(n, s, 2, SLOT)), _lanes(np.stack([d, d_min], axis=2))]
     else:
         quants, scale, d = parts
-        q = (quants.reshape(n, s, 2, 4, 2, 4, SLOT) + np.int8(32)).astype(np.uint8)  # halves, pairs, of which, words
-        lower = q[:, :, :, :, 0] & 15 | (q[:, :, :, :, 1] & 15) << 4
-        upper = q >> 4 << np.array([[0, 2], [4, 6]], np.uint8)[:, None, :, None, None]
-        upper = np.bitwise_or.reduce(np.bitwise_or.reduce(upper, axis=4), axis=2)
-        first = np.stack([lower[:, :, 0], upper], axis=4).reshape(n, s, 4, 8, SLOT)
-        words = [to_panels(np.concatenate([first, lower[:, :, 1]], axis=3).reshape(n, s, 4 * QUARTER, SLOT)),
-                 _lanes(scale.reshape(n, s, 16).view(np.uint8)), _lanes(np.stack([d, np.zeros_like(d)], axis=2))]
+        q = (quants.reshape(n, s, 8, 2, 2, 2, SLOT) + np.int8(32)).astype(np.uint8)  # pairs, of which, halves, words
+        lower = q[:, :, :, 0] & 15 | (q[:, :, :, 1] & 15) << 4
+        upper = np.bitwise_or.reduce(q >> 4 << UPPER_BITS, axis=(3, 4))
+        six = np.concatenate([lower[:, :, :, 0], upper, lower[:, :, :, 1]], axis=3)
+        words = [to_panels(six.reshape(n, s, 8 * SIX, SLOT)), _lanes(scale.reshape(n, s, 16).view(np.uint8)),
+                 _lanes(np.stack([d, np.zeros_like(d)], axis=2))]
     return np.concatenate(words, axis=2)
 
 
@@ -415,14 +403,10 @@ def rows_of(form: str, w: Array) -> Array:
         wide = q * (d[:, :, None] * scale)[:, :, :, None, :, None]
         wide -= (d_min[:, :, None] * minimum)[:, :, :, None, :, None]
     else:
-        quarters = w[:, :, : 4 * QUARTER].reshape(p, s, 4, QUARTER, PANEL, SLOT)
-        first, upper = (quarters[:, :, :, at:8:2] for at in (0, 1))
-        lower = np.stack([first, quarters[:, :, :, 8:]], axis=2)
-        shifts = np.array([[0, 4], [2, 6]], np.uint8)[:, :, None, None, None, None]  # by which of a pair, and halves
-        two = (upper[:, :, None] >> shifts[h] & 3 for h in (0, 1))
-        four = (lower & 15, lower >> 4)
-        q = np.stack([low | high << 4 for low, high in zip(four, two, strict=True)], axis=4)
-        q = q.reshape(p, s, 16, 4, PANEL, SLOT).astype(np.float64) - 32
+        sixes = w[:, :, : 8 * SIX].reshape(p, s, 8, 1, 3, 2, PANEL, SLOT)
+        lower = sixes[:, :, :, :, ::2] >> np.array([[0], [4]], np.uint8)[:, :, None, None, None] & 15
+        upper = sixes[:, :, :, :, 1:2] >> UPPER_BITS[..., None] & 3
+        q = (lower | upper << 4).reshape(p, s, 16, 4, PANEL, SLOT).astype(np.float64) - 32
         wide = q * (d[:, :, None] * scale.view(np.int8))[:, :, :, None, :, None]
     found: Array = np.moveaxis(wide, 4, 1).reshape(p * PANEL, s * SUPER)
     return found

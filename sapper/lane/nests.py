@@ -112,9 +112,10 @@ class NestLowering(ResidentLowering, LateLowering):
         size, lanes = r.resident, self.lanes
         count = size // lanes if r.lane else size
 
-        def at(iv: Value, n: int, mask: Value | None) -> None:
+        def at(iv: Value, n: int, mask: Value | None, rest: bool = False) -> None:
             self.levels[-1].iterations = -(-r.hint // size)
-            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop, hint=r.hint)
+            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop, hint=r.hint,
+                                     rest=rest)
             body()
             del self.bound[axis]
 
@@ -140,15 +141,15 @@ class NestLowering(ResidentLowering, LateLowering):
         if r.lane:
             def masked(iv: Value) -> None:
                 mask = self.emit(self.depth, "mask_first", [self.value(self.sub(r.stop, iv))], MASK)
-                at(iv, 1, mask)
+                at(iv, 1, mask, True)
             self.counted(axis, full, r.stop, lanes, masked)
         else:
             if size > FEWER_ROWS:
                 rest = self.sub(r.stop, full)
                 fewer = self.add(full, self.sub(rest, self.scalar("s_mod", rest, FEWER_ROWS)))
-                self.counted(axis, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None))
+                self.counted(axis, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None, True))
                 full = fewer
-            self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None))
+            self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None, True))
 
 
 def _is_outside(value: Value, counters: set[Value]) -> bool:

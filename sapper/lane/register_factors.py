@@ -39,6 +39,9 @@ MUCH_ARITHMETIC = 12
 UNROLLED_INSTRUCTIONS = 256
 """Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
 
+SPLIT_DOT = 3
+"""Instructions of a product of slots for which there is none, with the load that spreads an element."""
+
 LINES_AT_ONCE = 2
 """Lines of a matrix that is read once, where memory is best read line by line."""
 
@@ -223,7 +226,8 @@ class RegisterFactors(WalkLowering):
                             most = min(most, registers // 2 // vectors)
                     # Nor far fewer than fit: each piece of rows reads all of the second operand again.
                     fewest = max(min(hidden, most), -(-most * 3 // 4))
-                    counts[rows[0]] = self._fit(rows[0], most, False, fewest, 2)
+                    even = self._even_rows(walk, rows[0], lane, range(max(hidden, -(-most // 2)), most + 1))
+                    counts[rows[0]] = even or self._fit(rows[0], most, False, fewest, 2)
                     if several == 1 and self._takes_whole_rows(rows, fixed, lane):
                         counts[rows[0]] = self.extent_hint(rows[0])
             elif lane in self.bound and rows:
@@ -348,8 +352,12 @@ class RegisterFactors(WalkLowering):
                    for op in self.reads(walk))
 
     def _is_short(self, axis: str, products: int) -> bool:
-        """Whether a sum inside another loop is no loop: a block of quantised weights, whose sum is then scaled."""
+        """Whether a sum inside another loop is no loop: a block of quantised weights, whose sum is then scaled. Where a
+        product is several instructions, what is left of rows is not worth as many."""
         extent = self.open[axis].extent
+        if (self.packing is not None and self.packing.dot.name in self.facts.split_dots
+                and any(b.rest for b in self.bound.values())):
+            products *= SPLIT_DOT
         return isinstance(extent, int) and bool(self.bound) and extent * products <= UNROLLED_INSTRUCTIONS
 
     def _is_short_block(self, walk: Walk, lane: str | None, sums: int) -> bool:
@@ -403,6 +411,16 @@ class RegisterFactors(WalkLowering):
             return False
         accesses = [self.access(op) for op in self.reads(walk) if lane in axes_of(op.result)]
         return any(access.axes.get(walk.reduced[0]) == element_bytes(access.dtype) for access in accesses)
+
+    def _even_rows(self, walk: Walk, axis: str, lane: str, counts: range) -> int:
+        """The most rows at once of some counts that leave none, where how many there are is only known as the kernel
+        runs, and the block that they meet stays in the first cache, where it costs little to read it again; or 0. What
+        is left of rows is code of its own. Measured on a Zen 4, scores of 64 heads by 64 positions at a time, each of
+        64 + 64 numbers: by 8 rows 3 % less time than by 14, and two fifths less code."""
+        block = prod(map(self.extent_hint, (lane, *walk.reduced))) * LANE_BYTES
+        if isinstance(self.open[axis].extent, int) or not self.is_bounded(lane) or block > self.facts.l1_bytes // 2:
+            return 0
+        return max((count for count in counts if self.open[axis].divisor % count == 0), default=0)
 
     def _meets_rows_in_memory(self, walk: Walk, axis: str, lane: str | None) -> bool:
         """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines

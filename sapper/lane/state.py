@@ -76,7 +76,8 @@ class Bound:
     j mod run. narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last.
     stop: where the axis ends, if that is what the mask cuts and it is known. spread: where the coordinates lie instead,
     if they are spread over lanes and registers (chained.py: Spread). hint: of a resident axis, its typical extent.
-    apart: neighbours that are not in lanes lie so many coordinates apart."""
+    apart: neighbours that are not in lanes lie so many coordinates apart. rest: it is what whole pieces leave of the
+    axis."""
 
     offset: Scalar
     count: int
@@ -90,6 +91,7 @@ class Bound:
     hint: int = 1
     run: int = 1
     apart: Scalar = 1
+    rest: bool = False
 
     def place(self, j: int, lanes: int) -> int:
         """What register coordinate j adds to the offset in lane 0."""

@@ -140,7 +140,8 @@ class Facts:
     there are, and stages nothing for itself alone; code for what is left of many rows is not worth its place.
     matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. tiles: the tile
     registers. dots: lane ops of packed
-    dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
+    dot products that the target has and that the model may choose (sapper/lane/packed.py). split_dots: those of them
+    that take several instructions (sapper/lane/split_dots.py). float8_rows: rows of fp8
     that are best read from memory at once. family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none. picks: a lane may take any other of
     the same register by an index, in one instruction, so that small tables stay in registers. interleaves: bytes of
@@ -166,6 +167,7 @@ class Facts:
     many_workers: bool = False
     matrix: MatrixUnit | None = None
     dots: frozenset[str] = frozenset()
+    split_dots: frozenset[str] = frozenset()
     float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
     tiles: TileUnit | None = None
