@@ -167,6 +167,8 @@ def _lane_cvt(check: Checker, op: Op) -> None:
     result = _row_of(check, op.result.type, NUMBER_ROWS, "a result")
     if source == result:
         check.fail(f"{source} to {result}", "two different row types")
+    if op.attributes.get("nearest") and (source, result) != (ROW_F32, ROW_I32):
+        check.fail(f"{source} to {result}, nearest", f"{ROW_F32} to {ROW_I32}")
 
 
 def _lane_bitcast(check: Checker, op: Op) -> None:

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, abs, bf16, each, f16, f32, floor, i8, i32, max, round, sum, tiles, u8, where, whole, zeros
+from sapper import Tensor, abs, bf16, each, f16, f32, i8, i16, i32, max, round, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
 from .record import (
@@ -60,7 +60,7 @@ SIX, SCALES, MINIMA, FACTORS = 6, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k":
 """Words of q6k's 32 weights in two blocks; the words with which the scales, the minima and the factors begin."""
 UPPER_BITS = np.array([[0, 4], [2, 6]], np.uint8)[:, :, None, None]
 """The first of a weight's in a byte of q6k's upper ones, [which of two blocks, which half of it, words, bytes]."""
-LARGEST, DIGIT = 127.0, 64
+LARGEST, DIGIT, DIGIT_BITS = 127.0, 64, 6
 
 
 def rounded(x: Any) -> Any:
@@ -305,21 +305,29 @@ def quantize_super(
 ):
     """Rows of which 256 elements share a scale: x is about scale * q, scale = max|x| / 127. digits: of the sum of each
     32 of q, high [8] and low [8], 64 * high + low. starts: of each 16, -32 times the sum."""
-    rows, places, factors = x.view(M, S, 8, 2, SIXTEEN), q.view(S, C, 8, 2, SIXTEEN), scales.view(S, C)
-    digit, begin = digits.view(S, C, 2, 8), starts.view(S, 8, 2, C)  # of C rows, M are filled
+    rows, places, factors = x.view(M, S, 4, 2, 2, SIXTEEN), q.view(S, C, 4, 2, 2, SIXTEEN), scales.view(S, C)
+    pairs, begin = digits.view(S, C, 2, 4, dtype=i16), starts.view(S, 4, 2, 2, C)  # of C rows, M are filled
     for m, s in tiles(M, S):
-        b, h, i = whole(8), whole(2), whole(SIXTEEN)
-        vector = rows[m, s, b, h, i]
-        largest = max(max(max(abs(vector), over=i), over=h), over=b)
-        quants = round(vector * where(largest > 0.0, LARGEST / largest, 0.0))
-        places[s, m, b, h, i] = quants.to(i8)
+        i, j = whole(SIXTEEN), whole(SUPER)
+        largest = max(abs(x[m, s, j]), over=j)
         factors[s, m] = largest / LARGEST
-        totals = sum(quants, over=i)
-        begin[s, b, h, m] = totals.to(i32) * -32
-        total = sum(totals, over=h)
-        high = floor((total + 32.0) * (1.0 / DIGIT))
-        digit[s, m, 0, b] = high.to(i8)
-        digit[s, m, 1, b] = (total - high * DIGIT).to(i8)
+        inverse = where(largest > 0.0, LARGEST / largest, 0.0)
+        for c in each(4):
+            highs, lows = zeros(m, s, dtype=i32), zeros(m, s, dtype=i32)
+            for b in (0, 1):
+                first = round(rows[m, s, c, b, 0, i] * inverse).to(i32)
+                second = round(rows[m, s, c, b, 1, i] * inverse).to(i32)
+                sums = sum(first, over=i), sum(second, over=i)
+                places[s, m, c, b, 0, i] = first.to(i8)
+                places[s, m, c, b, 1, i] = second.to(i8)
+                begin[s, c, b, 0, m] = sums[0] * -32
+                begin[s, c, b, 1, m] = sums[1] * -32
+                total = sums[0] + sums[1]
+                high = (total + DIGIT // 2) >> DIGIT_BITS
+                highs |= (high & 255) << (8 * b)
+                lows |= ((total - (high << DIGIT_BITS)) & 255) << (8 * b)
+            pairs[s, m, 0, c] = highs.to(i16)
+            pairs[s, m, 1, c] = lows.to(i16)
 
 
 # ------------------------------------------------------------------------------------------------- layout and reference

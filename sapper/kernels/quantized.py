@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, abs, each, f16, f32, i8, i32, max, maximum, round, rsqrt, sum, tiles, u8, where, whole, zeros
+from sapper import Tensor, abs, each, f16, f32, i8, i32, max, round, rsqrt, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
@@ -341,8 +341,6 @@ def quantize_kernels(block: int, group: int) -> SimpleNamespace:
         largest = max(max(abs(vector), over=i), over=d)
         return largest / LARGEST, round(vector * where(largest > 0.0, LARGEST / largest, 0.0))
 
-    every, others = tuple(range(parts)), tuple(range(1, parts))
-
     @sp.kernel(name=f"quantize_groups_{block}_{group}")
     def quantize_groups(
         x: Tensor[f32, M, G, group], offset: i32, q: Tensor[i8, G, C, group], scales: Tensor[f32, G, C],
@@ -351,18 +349,16 @@ def quantize_kernels(block: int, group: int) -> SimpleNamespace:
         rows, places, factors = x.view(M, G, parts, block), q.view(G, C, parts, block), scales.view(G, C)
         totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)  # of C rows, M are filled
         for m, g in tiles(M, G):
-            i = whole(block)
-            largest = max(abs(rows[m, g, 0, i]), over=i)
-            for d in others:  # one after the other, each along the lanes
-                largest = maximum(largest, max(abs(rows[m, g, d, i]), over=i))
+            i, j = whole(block), whole(group)
+            largest = max(abs(x[m, g, j]), over=j)
             factors[g, m] = largest / LARGEST
             inverse = where(largest > 0.0, LARGEST / largest, 0.0)
-            for d in every:
-                quants = round(rows[m, g, d, i] * inverse)
+            for d in range(parts):  # one after the other, each along the lanes
+                quants = round(rows[m, g, d, i] * inverse).to(i32)
                 places[g, m, d, i] = quants.to(i8)
                 total = sum(quants, over=i)
-                totals[g, d, m] = total
-                begin[g, d, m] = total.to(i32) * (0 - offset)
+                totals[g, d, m] = total.to(f32)
+                begin[g, d, m] = total * (0 - offset)
 
     @sp.kernel(name=f"rms_norm_quantize_groups_{block}_{group}")
     def rms_norm_quantize_groups(

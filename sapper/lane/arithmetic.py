@@ -388,6 +388,8 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
         return lambda a, i: a[i % lanes]
     if name == "cvt":
         to = _row_numpy(op.result)
+        if attributes.get("nearest"):
+            return lambda a: cvt(np.rint(a), to)
         return lambda a: cvt(a, to)
     if name == "bitcast":
         to = _row_numpy(op.result)

@@ -114,8 +114,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("mask_all", (1, 1), doc="-> s64: 1 if all lanes are on"),
     OpSpec("mask_to_row", (1, 1), doc="-> row<i32>: 1 where on, else 0"),
     # Conversions.
-    OpSpec("cvt", (1, 1), doc="between f32, f64, i32, i64 rows: to a float rounds to nearest even; float to integer "
-                              "truncates (out of range: unspecified); integer to narrower wraps"),
+    OpSpec("cvt", (1, 1), optional=("nearest",),
+           doc="between f32, f64, i32, i64 rows: to a float rounds to nearest even; float to integer truncates (out of "
+               "range: unspecified), `nearest`, of f32 to i32, rounds to nearest even; integer to narrower wraps"),
     OpSpec("bitcast", (1, 1), doc="the same bits as another row type of the same width"),
     OpSpec("round_to", (1, 1), attributes=("dtype",), doc="f32 row rounded to a value of bf16, f16 or fp8 (nearest "
                                                          "even; too large: infinity, NaN in f8e4m3)"),

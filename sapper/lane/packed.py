@@ -26,7 +26,8 @@ from ..ir.nodes import Function, Op, Value
 from ..ir.types import FLOAT8, ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32, i8, i16, i32, u8
 from ..tile.affine import affine
 from ..tile.schedule import Facts, Panels
-from .rows import LoweringError, RowEvaluation
+from .joined_rows import JoinedRows
+from .rows import LoweringError
 from .state import Access, Open, element_bytes, row_dtype
 
 
@@ -129,7 +130,7 @@ class Packing:
         self.turned = frozenset(op.operands[term.turned] for op, term in self.terms.items() if term.turned is not None)
 
 
-class PackedRows(RowEvaluation):
+class PackedRows(JoinedRows):
     """Rows of slots. packing: of the walk that is being emitted, or None where its rows hold elements."""
 
     packing: Packing | None = None

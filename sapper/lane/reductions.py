@@ -21,6 +21,9 @@ from .staged import StagedPanel, StagedRows
 from .staging import Staging
 from .state import Access, Open, row_dtype
 
+FEWEST_JOINED = 4
+"""Rows whose lanes are joined together: log2(lanes) rounds for one take as many shuffles as for all of them."""
+
 SUM_BLOCK = 32768
 """Elements that are summed by themselves where there may be many more."""
 
@@ -406,7 +409,8 @@ class Reductions(Staging):
         return row if row.type == like.type else self.emit(self.depth, "cvt", [row], like.type)
 
     def _complete(self, a: Accumulator, choice: WalkChoice, joint: str | None = None) -> None:
-        """Join slots and lanes; the result becomes the row of the reduction's value. joint: see `WalkChoice`."""
+        """Join slots and lanes; the result becomes the row of the reduction's value. joint: see `WalkChoice`; or an
+        axis that registers hold (joined_rows.py)."""
         op = a.op
         t = op.result.type
         assert isinstance(t, TileType)
@@ -437,9 +441,28 @@ class Reductions(Staging):
         for point, parts in jointly.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
         memo = self.levels[self.level_of(a.value)].memo
+        held = joint is not None and not self.bound[joint].lane
+        self.joined.pop(a.value, None)
+        if held and joint is not None:
+            self.joined[a.value] = joint
         for point, row in rows.items():
             at = dict(zip(t.axes, point, strict=True))
-            memo[a.value, tuple(at[axis] for axis in axes_of(a.value))] = row
+            key = self.joined_key(a.value, at, joint) if held and joint is not None else (
+                a.value, tuple(at[axis] for axis in axes_of(a.value)))
+            memo[key] = row
+
+    def _joined_in_registers(self, walk: Walk, choice: WalkChoice) -> str | None:
+        """The axis that registers hold, of a few rows whose lanes are joined together (joined_rows.py). Where lanes are
+        threads what they exchange has its price (moves.py)."""
+        if choice.lane not in walk.reduced or self.facts.moves is not None:
+            return None
+        kinds = {op.attributes.get("kind", "contract") for op in walk.reductions}
+        if kinds & {"contract", "argmax", "argmin"} or any(f"{kind}_of_lanes" in self.blocks for kind in kinds):
+            return None
+        found = {tuple(a for a in axes_of(op.result) if self.bound[a].count >= FEWEST_JOINED) for op in walk.reductions}
+        axes = found.pop()
+        return axes[0] if len(axes) == 1 and not found and axes[0] in self.joining and (
+            self.bound[axes[0]].count <= self.lanes) else None
 
     def _join_lanes_of_rows(self, kind: str, rows: list[Value]) -> list[Value]:
         """The lanes of each of several rows joined, in every lane: by what takes fewer instructions (moves.py)."""

@@ -85,6 +85,7 @@ class RegisterFactors(WalkLowering):
         self.block_bytes = facts.l2_bytes // 2
         self.requests = facts.requests
         self.errors_before = {}
+        self.joining, self.joined = frozenset(), {}
         self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, Trace, eliminate_dead, rewrite
-from ..ir.types import S64, DType, RowType
+from ..ir.types import ROW_F32, ROW_I32, S64, DType, RowType
 from .ops import LANE_OPS
 
 READERS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "prefetch"})
@@ -395,6 +395,30 @@ def _store_rounds(op: Op, build: Rewriter) -> Replacement:
     return _rebuild(op, build, [before.operands[0], *op.operands[1:]])
 
 
+def _store_wraps(op: Op, build: Rewriter) -> Replacement:
+    """A store of a narrow integer takes the low bits: those above them need not have been cut, or set to the sign."""
+    before, bits = op.operands[0].op, op.attributes["dtype"].bits
+    if before is None or before.name not in ("and", "sar") or op.operands[0].type != ROW_I32:
+        return None
+    kept, above = before.operands[0], 32 - bits
+    if before.name == "and":
+        cut = _integer_of(before.operands[1]) == (1 << bits) - 1
+    else:
+        up = kept.op
+        cut = up is not None and up.name == "shl" and before.attributes.get("amount") == up.attributes.get(
+            "amount") == above > 0
+        kept = up.operands[0] if cut and up is not None else kept
+    return _rebuild(op, build, [kept, *op.operands[1:]]) if cut else None
+
+
+def _convert_rounded(op: Op, build: Rewriter) -> Replacement:
+    """What is rounded to an integer and then becomes one rounds as it becomes that."""
+    before = op.operands[0].op
+    if before is None or before.name != "round" or op.operands[0].type != ROW_F32 or op.result.type != ROW_I32:
+        return None
+    return [build.build("cvt", before.operands, ROW_I32, nearest=True)]
+
+
 _ADDRESSED = ("load", "load_splat", "s_load", "prefetch", "store", "store_lane0", "s_store")
 _MASKABLE = ("load", "gather", "load_run", "store", "store_run", "scatter")
 
@@ -417,6 +441,8 @@ FOLD = RuleSet([
     Rule("row-select-same", ("select",), _row_select_same),
     Rule("mask-full", ("mask_and", "mask_or"), _mask_full),
     Rule("store-rounds", ("store", "store_lane0", "scatter"), _store_rounds, priority=2),
+    Rule("store-wraps", ("store", "store_lane0", "scatter"), _store_wraps, priority=3),
+    Rule("convert-rounded", ("cvt",), _convert_rounded),
     Rule("drop-full-mask", _MASKABLE, _drop_full_mask, priority=1),
     _FOLD_DISPLACEMENT,
 ])

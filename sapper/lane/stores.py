@@ -43,9 +43,17 @@ class Stores(AxisLoops):
         is done beside the walk `host` comes between."""
         jobs: list[tuple[Op | Value, dict[str, int], Value]] = []
         squares: list[Op] = []
+        joined: list[tuple[Op, dict[str, int], Value, str]] = []
         for root in roots:
             if isinstance(root, Op) and self.stores_squares(root, self.access(root)):
                 squares.append(root)
+                continue
+            together = self.stored_joined(root) if isinstance(root, Op) else None
+            if isinstance(root, Op) and together is not None:
+                value = root.operands[1]
+                others = tuple(a for a in self.access(root).axes if a != together)
+                joined += [(root, at, self.joined_row(value, at, together), together)
+                           for at in self._coordinates(others)]
                 continue
             value = root if isinstance(root, Value) else root.operands[1]
             axes = list(value.type.axes)  # type: ignore[union-attr]
@@ -60,6 +68,8 @@ class Stores(AxisLoops):
                     jobs.append((root, at, self.slots_of(value, at)))
         if self.behind is not None and self.behind.host is host:
             self._roots_behind(self.behind, host)
+        for job in joined:
+            self.store_joined(*job)
         rounded: list[Job] = []
         stores = [(root, at, row) for root, at, row in jobs if isinstance(root, Op)]
         pairs = self.paired_stores(stores)

@@ -211,7 +211,7 @@ class WalkLowering(Reductions):
         elif choice.rolled is not None and self.bound[choice.rolled].count > ROLLED_ROWS:
             self._finish_in_loop(walk, choice, accumulators, choice.rolled)
         else:
-            self._finish(walk, choice, accumulators)
+            self._finish(walk, choice, accumulators, self._joined_in_registers(walk, choice))
 
     def _column_blocks(self, choice: WalkChoice, lane: str, body: Callable[[], None]) -> None:
         """Run `body` with the lane axis open to as many columns at a time as have their sums in scratch memory."""

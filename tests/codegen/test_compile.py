@@ -377,6 +377,8 @@ def test_conversions(target: Target, lanes: int) -> None:
 
         check_rows(target, lanes, [source], destination,
                    lambda b, v, d=destination: b.value("cvt", v, row_of(d)), 1, in_range)
+    check_rows(target, lanes, [f32], i32, lambda b, v: b.value("cvt", v, row_of(i32), nearest=True), 1,
+               lambda inputs: in_range(inputs, f32, i32))
     for source, destination in ((f32, i32), (i32, f32), (f64, i64), (i64, f64), (f32, b32)):
         if fits(target, lanes, source, destination):
             check_rows(target, lanes, [source], destination,

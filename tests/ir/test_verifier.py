@@ -232,6 +232,7 @@ LANE_FAULTS = [
     ("%r: row<f32> = select %m, %f, %f", None, None),
     ("%r: mask = mask_and %m, %s", "(mask, s64)", "(mask, mask)"),
     ("%r: row<f32> = cvt %f", "row<f32> to row<f32>", "different"),
+    ("%r: row<i64> = cvt %f {nearest = true}", "row<f32> to row<i64>, nearest", "row<f32> to row<i32>"),
     ("%r: row<f64> = bitcast %f", "row<f32> to row<f64>", "one width"),
     ("%r: row<f32> = round_to %f {dtype = :f32}", "f32", "f16"),
     ("%r: row<f32> = shuffle_xor %f {distance = 8}", "distance = 8", "1 to 7"),

@@ -90,6 +90,12 @@ C = "".join([f"%c{n}: s64 = s_const {{value = {n}}}\n" for n in (0, 1, 2, 3, 4, 
          "store %a, %x {dtype = :f32}", "%a: row<f32> = load %x {dtype = :f32, masked = false}"),
         ("store-rounds", "%a: row<f32> = load %x {dtype = :f32}\n%b: row<f32> = round_to %a {dtype = :bf16}\n"
          "store %b, %x {dtype = :bf16}", "store %a, %x {dtype = :bf16}"),
+        ("store-wraps", "%a: row<i32> = load %x {dtype = :i32}\n%b: row<i32> = shl %a {amount = 24}\n"
+         "%d: row<i32> = sar %b {amount = 24}\nstore %d, %x {dtype = :i8}", "store %a, %x {dtype = :i8}"),
+        ("store-wraps", "%a: row<i32> = load %x {dtype = :i32}\n%b: row<i32> = splat_const {value = 255}\n"
+         "%d: row<i32> = and %a, %b\nstore_lane0 %d, %x {dtype = :u8}", "store_lane0 %a, %x {dtype = :u8}"),
+        ("convert-rounded", "%a: row<f32> = load %x {dtype = :f32}\n%b: row<f32> = round %a\n"
+         "%d: row<i32> = cvt %b\nstore %d, %x {dtype = :i32}", "%d: row<i32> = cvt %a {nearest = true}"),
         ("displacement", "%p: s64 = s_add %x, %c16\n%a: row<f32> = load %p {dtype = :f32, disp = 4}\n"
          "store %a, %x {dtype = :f32}", "%a: row<f32> = load %x {dtype = :f32, disp = 20}"),
         ("displacement", "%i: s64 = s_add %n, %c3\ns_store %n, %x, %i {dtype = :i64, scale = 8, indexed = true}",
@@ -123,6 +129,14 @@ def test_what_does_not_fit_stays() -> None:
     assert lines[-1] == "s_store %n, %q {dtype = :i64}"
     lines, _ = simplified(HEAD + C + "%p: s64 = s_floordiv %n, %c0\ns_store %p, %x {dtype = :i64}")
     assert "%p: s64 = s_floordiv %n, %c0" in lines
+    cut = ("%a: row<i32> = load %x {dtype = :i32}\n%b: row<i32> = shl %a {amount = 24}\n"
+           "%d: row<i32> = sar %b {amount = 24}\n")
+    for dtype in ("i16", "i32"):
+        lines, _ = simplified(HEAD + cut + f"store %d, %x {{dtype = :{dtype}}}")
+        assert lines[-1] == f"store %d, %x {{dtype = :{dtype}}}"
+    lines, _ = simplified(HEAD + "%a: row<f64> = load %x {dtype = :f64}\n%b: row<f64> = round %a\n"
+                          "%d: row<i32> = cvt %b\nstore %d, %x {dtype = :i32}")
+    assert "%d: row<i32> = cvt %b" in lines
 
 
 def test_float_zero_is_not_neutral_and_not_minus_zero() -> None:

@@ -147,7 +147,7 @@ def convert(s: Any, op: Op) -> None:
         old, new = (old, new) if new == "s64" else ("u64", "u32")     # narrower wraps
         mode = ""
     elif new[0] == "s":
-        mode = ".rzi"
+        mode = ".rni" if op.attributes.get("nearest") else ".rzi"
     else:
         mode = "" if (old, new) == ("f32", "f64") else ".rn"
     s.emit(f"cvt{mode}.{new}.{old}", s.define(result), value)

@@ -31,7 +31,9 @@ def convert(s: Any, op: Op) -> None:
     bits = max(bits_of(s, source), bits_of(s, destination))
     pair = (source.name, destination.name)
     row = s.vector(value)
-    if s.facts.opmask or "i64" not in pair or pair == ("i32", "i64"):
+    if op.attributes.get("nearest"):
+        s.emit(f"vcvtps2dq.{bits}", s.define(result), row)
+    elif s.facts.opmask or "i64" not in pair or pair == ("i32", "i64"):
         s.emit(f"{_CONVERSIONS[pair]}.{bits}", s.define(result), row)
     elif pair == ("i64", "i32"):
         narrow_mask(s, row, s.define(result))
