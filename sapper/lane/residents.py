@@ -106,8 +106,8 @@ class ResidentLowering(ScratchLowering):
         short = prod(map(self._whole_hint, wholes)) <= SHORT_ROW
         sums = [op for op in stores if wholes.isdisjoint(axes_of(op.operands[1]))]
         loads = [op for walk in walks for op in self.reads(walk) if wholes & set(axes_of(op.result))]
-        return bool(wholes) and short and any(_steps(op.operands[-1], axis) for op in sums) and not any(
-            _steps(index, axis) for op in loads for index in op.operands[-2:-1])
+        return bool(wholes) and short and any(_steps(index, axis) for op in sums for index in op.operands[2:][-1:]) and (
+            not any(_steps(index, axis) for op in loads for index in op.operands[1:][-2:-1]))
 
     def _resident_rows(self, r: Range) -> int:
         """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""

@@ -46,6 +46,14 @@ def marked(x: Tensor[f32, M, N], y: Tensor[f32, M, N], shift: Tensor[f32, M], hi
         y[m, n] = where(largest > 2.0, x[m, n], 1.0)
 
 
+@kernel
+def of_one_row(x: Tensor[f32, N], shift: Tensor[f32, M], y: Tensor[f32, M]):
+    """What is loaded along the lanes has no axis of rows."""
+    for m in tiles(M):
+        n = whole(N)
+        y[m] = total_of(x[n], over=n) + shift[m]
+
+
 def pieces(lane: Function) -> list[int]:
     """Rows at once of each loop over m."""
     return [op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes["label"] == "m"]
@@ -103,3 +111,10 @@ def test_rows_that_follow_each_other_are_taken_one_by_one() -> None:
     lane = run_lane(function, arguments, facts=AVX512, specialization=specialize(function, arguments, shape))
     assert entry.compare(arguments, entry.reference(arguments)) is None
     assert [op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes["label"] == "b"] == [1]
+
+
+def test_a_row_of_one_axis_serves_all_rows() -> None:
+    x, shift = (np.random.default_rng(0).standard_normal(size).astype(np.float32) for size in (21, 37))
+    arguments = {"x": x, "shift": shift, "y": np.zeros(37, np.float32)}
+    run_lane(reduce_loops(of_one_row.tile_ir()), arguments, Schedule(), AVX512)
+    np.testing.assert_allclose(arguments["y"], x.sum() + shift, rtol=1e-5, atol=1e-6)
