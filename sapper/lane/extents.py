@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd
 
-from ..ir.nodes import Value
+from ..ir.nodes import Block, Value
 from ..tile.schedule import DimClass, Specialization
 from ..tile.signs import never_negative
 from .chained_pairs import ChainPairLowering
@@ -21,7 +21,8 @@ from .state import Capacity, Open, Scalar
 class Range:
     """One dimension of a loop nest: an axis of `tiles`, or an index of `each`. resident: how many coordinates a loop
     over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them. once: a task has
-    one index of them, or one tile, and needs no loop. forward: it surely does not end before it begins."""
+    one index of them, or one tile, and needs no loop. forward: it surely does not end before it begins. body: of the
+    nest, where the range is its last one."""
 
     start: Scalar
     stop: Scalar
@@ -37,6 +38,7 @@ class Range:
     walked: bool = False
     once: bool = False
     forward: bool = True
+    body: Block | None = None
 
 
 def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:

@@ -14,6 +14,7 @@ a file each:
     carried.py             sequential loops, branches, and what they carry
     stream_prefetches.py   memory that such loops ask for early
     kept_tiles.py          what such loops make that later runs of them find
+    unpacked.py            weights that are unpacked before rows meet them
 
 Walks are in walk.py; the ops that go along an axis in order in ordered.py; late walks in late.py; products on matrix
 instructions in matrix.py, groups.py and chained.py."""
@@ -38,6 +39,7 @@ from .late import LateWalk
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .tasks import TaskLowering
+from .unpacked import UnpackedOperands
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -119,7 +121,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(TaskLowering, KeptTiles, OrderedLowering):
+class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
     """Emits a function: its parts, their blocks, and the walks and control ops of these."""
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
@@ -133,6 +135,7 @@ class Lowering(TaskLowering, KeptTiles, OrderedLowering):
         self.streaming_loops = []
         self.pending_buffers = {}
         self.carried_buffers = {}
+        self.unpacked_places = {}
         self.sequential_tiles = {}
         self.stage_memory = {}
         self.scratch_sizes = []
@@ -327,6 +330,7 @@ class Lowering(TaskLowering, KeptTiles, OrderedLowering):
             plan = plan_block(body, self.wholes)
             late = self._late(ranges, body, plan) if len(chain) == 1 else None
             self._residents(ranges, plan, late is not None)
+            ranges[-1].body = body
             if late is not None and all(r.axis is None or (r.resident == 1 and not r.lane) for r in ranges):
                 ranges[-1].late = LateWalk(body, plan, late)
 

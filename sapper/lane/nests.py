@@ -15,7 +15,7 @@ from ..tile.plan import LATE, Late, Plan, Walk, late_walk
 from .extents import Range
 from .late import LateLowering
 from .residents import FEWER_ROWS, ResidentLowering
-from .state import Bound, Capacity, Open
+from .state import Bound, Capacity, Open, Scalar
 
 LATE_VECTORS = 16
 """Vectors of a row from which it pays to store it beside the arithmetic of the next one. Measured on a Zen 5, us for
@@ -131,11 +131,11 @@ class NestLowering(ResidentLowering, LateLowering):
             return
         extent = self.sub(r.stop, r.start)
         if size == 1 or r.divisor % size == 0:
-            self.counted(axis, r.start, r.stop, size, lambda iv: at(iv, count, None))
+            self._full_tiles(r, r.stop, lambda iv: at(iv, count, None))
             return
         full = self.add(r.start, self.sub(extent, self.scalar("s_mod", extent, size)))
         if not isinstance(extent, int) or extent >= size:
-            self.counted(axis, r.start, full, size, lambda iv: at(iv, count, None))
+            self._full_tiles(r, full, lambda iv: at(iv, count, None))
         if isinstance(extent, int) and extent % size == 0:
             return
         if r.lane:
@@ -150,6 +150,10 @@ class NestLowering(ResidentLowering, LateLowering):
                 self.counted(axis, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None, True))
                 full = fewer
             self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None, True))
+
+    def _full_tiles(self, r: Range, stop: Scalar, tile: Callable[[Value], None]) -> None:
+        assert r.axis is not None
+        self.counted(r.axis, r.start, stop, r.resident, tile)
 
 
 def _is_outside(value: Value, counters: set[Value]) -> bool:

@@ -46,6 +46,12 @@ SHORT_LIST, FEW_ELEMENTS = 8, 256
 one for 6 of 64."""
 
 
+def unpacking_of(value: Value) -> int:
+    """Operations that make a vector of a value of what is loaded."""
+    made = value.op
+    return 0 if made is None or made.name in ("load", "const") else 1 + sum(map(unpacking_of, made.operands))
+
+
 class ResidentLowering(ScratchLowering):
     """Chooses resident axes."""
 
@@ -106,8 +112,9 @@ class ResidentLowering(ScratchLowering):
         short = prod(map(self._whole_hint, wholes)) <= SHORT_ROW
         sums = [op for op in stores if wholes.isdisjoint(axes_of(op.operands[1]))]
         loads = [op for walk in walks for op in self.reads(walk) if wholes & set(axes_of(op.result))]
-        return bool(wholes) and short and any(_steps(index, axis) for op in sums for index in op.operands[2:][-1:]) and (
-            not any(_steps(index, axis) for op in loads for index in op.operands[1:][-2:-1]))
+        along = any(_steps(index, axis) for op in sums for index in op.operands[2:][-1:])
+        return bool(wholes) and short and along and not any(
+            _steps(index, axis) for op in loads for index in op.operands[1:][-2:-1])
 
     def _resident_rows(self, r: Range) -> int:
         """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""
@@ -143,22 +150,13 @@ class ResidentLowering(ScratchLowering):
             free = self.facts.vector_registers - OPERAND_REGISTERS
             most = max(1, free // (self._sums_at_once(item) * each), min(FEWER_ROWS, free // each))
             pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > 2 * MOST_ROWS else 1
-            if self.facts.fma_per_cycle < 2 and self._unpacking(contractions, lanes) >= MUCH_UNPACKING:
+            unpacking = [unpacking_of(v) for op in contractions for v in op.operands if lanes & set(axes_of(v))]
+            if self.facts.fma_per_cycle < 2 and sum(unpacking) >= MUCH_UNPACKING * len(unpacking):
                 pieces = 1
             found = {a: min(pieces, hints[a]) for a in columns}
             most = max(1, min(MOST_ROWS, most) // prod(found.values()))
             return found | dict.fromkeys(rows, most if many > 2 * MOST_ROWS else -(-many // -(-many // most)))
         return {}
-
-    @staticmethod
-    def _unpacking(contractions: list[Op], lanes: set[str]) -> float:
-        """Operations that make a vector of what spans the lanes of what is loaded, on average."""
-        def count(value: Value) -> int:
-            made = value.op
-            return 0 if made is None or made.name in ("load", "const") else 1 + sum(map(count, made.operands))
-
-        made = [count(value) for op in contractions for value in op.operands if lanes & set(axes_of(value))]
-        return sum(made) / len(made)
 
     def _sums_at_once(self, loop: Op) -> int:
         """Sums that a loop holds while it contracts: those that it carries, or that a loop inside does, and those that

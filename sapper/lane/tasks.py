@@ -178,8 +178,8 @@ class TaskLowering(NestLowering):
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
             capacity = Capacity(cap) if cap else r.capacity
-            pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident,
-                                   r.lane, r.late, r.walked, once))
+            pieces.insert(0, replace(r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once,
+                                     forward=True))
         self._loops(pieces, 0, body)
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
