@@ -52,7 +52,8 @@ class WalkChoice:
     run: neighbours along the lane axis that a lane takes together (runs.py).
     depth_block: where not 0, all rows meet so many steps of the depth before any meets the next, and their sums pass
     from one block to the next through scratch memory. row_pieces: how many pieces of rows meet each block.
-    column_block: where not 0, so many columns meet it besides before any meets the next.
+    column_block: where not 0, so many columns meet it besides before any meets the next. joined_once: of what is
+    joined to slots there, the loads that are so before, a piece of the columns at a time, for all pieces of rows.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
     errors_first: the axis of the rows of which it is summed before all else what packed dot products are too large by.
     """
@@ -81,6 +82,7 @@ class WalkChoice:
     depth_block: int = 0
     row_pieces: int = 1
     column_block: int = 0
+    joined_once: list[Op] = field(default_factory=list)
     errors_first: str | None = None
 
     @property

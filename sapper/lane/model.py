@@ -27,6 +27,8 @@ from .register_factors import (
     DEPTH_ROWS,
     LANE_BYTES,
     MUCH_ARITHMETIC,
+    SINGLE_DEPTH_ROWS,
+    SLOT_BYTES,
     STAGE_ROWS,
     UNROLLED_INSTRUCTIONS,
     RegisterFactors,
@@ -209,16 +211,17 @@ class Model(RegisterFactors):
         return choice
 
     def _errors_first(self, packing: Packing, choice: WalkChoice) -> str | None:
-        """The axis of few rows that meet many, in dot products along the lanes, if what the products of each are too
-        large by is best summed before: once, not for each piece of the many."""
-        if len(choice.order) != 2 or choice.reduced != [choice.lane] or choice.by_hand is not None:
+        """The axis of few rows that meet many, in dot products along the lanes or in blocks of a matrix [in, out], if
+        what the products of each are too large by is best summed before: once, not for each piece of the many."""
+        along = choice.reduced == [choice.lane] or choice.column_block
+        if len(choice.order) != 2 or not along or choice.by_hand is not None:
             return None
         many, few = choice.order
         for contraction, term in packing.terms.items():
             if term.turned is None:
                 return None
             straight = contraction.operands[1 - term.turned]
-            if set(axes_of(straight)) != {few, choice.lane} or straight.op in choice.staged:
+            if set(axes_of(straight)) != {few, *choice.reduced}:
                 return None
         several = self.open[few].extent != 1 and self.extent_hint(few) > 1
         again = self.extent_hint(many) >= STAGE_ROWS * choice.counts[many]
@@ -358,6 +361,7 @@ class Model(RegisterFactors):
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         depth_block = column_block = 0
+        joined_once: list[Op] = []
         if row_pieces > 1:
             blocked, block_ahead, rows_ahead = False, [], []
             counts[order[-1]] = self.open[order[-1]].divisor // row_pieces
@@ -366,7 +370,11 @@ class Model(RegisterFactors):
             depth_block = max(1, self.block_bytes // DEPTH_BLOCKS // step_bytes // self.lanes) * self.lanes
         if len(order) == 2 and order[0] == lane and not staged_panels and self.reads_in_blocks(walk, order[1], lane):
             prefetched = self.matrices(walk, lane)
-            depth_block, width = DEPTH_ROWS // self.slot_elements, counts[lane] * self.lanes
+            if self.slot_elements == SLOT_BYTES and self.least_rows(order[1]) > counts[order[1]]:
+                joined_once = prefetched
+            width = counts[lane] * self.lanes
+            single = self.rows_hint(order[1]) == 1 and self.extent_hint(lane) > width
+            depth_block = (SINGLE_DEPTH_ROWS if single else DEPTH_ROWS) // self.slot_elements
             column_block = max(1, self.block_bytes // 2 // (FEW_ROWS * LANE_BYTES * width)) * width
         parted = self._parted(walk, lane, counts, order, prefetched)
         joint, rolled = (self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order)) \
@@ -374,23 +382,27 @@ class Model(RegisterFactors):
         return WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                           by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here,
                           rows_ahead=rows_ahead, block_ahead=block_ahead, parted=parted,
-                          depth_block=depth_block, row_pieces=row_pieces, column_block=column_block)
+                          depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
+                          joined_once=joined_once)
 
     def _row_pieces(self, lane: str | None, counts: dict[str, int], order: list[str], panels: dict[Op, Panels]) -> int:
         """Into how many pieces few rows are parted that meet a block of packed panels' depth before any meets the next;
         1 where the registers hold the sums of all of them, or nobody knows how many there are. Else the first rows meet
         a panel at the speed of memory, and those that are left meet it again, as it comes from the second cache, and
         memory rests. Measured on a Zen 5, 16 rows by 4096 x 4096 from memory, 14 and 2 rows after each other and twice
-        8, in percent of the peak: f32 80 and 90, bf16 88 and 99, i8 83 and 90. By blocks of 128 and 256 steps, in place
-        of 512, 1 % less, and as much where they are asked for into the second cache."""
-        if self.facts.fma_per_cycle < 2 or self.requests.line_by_line or not self.facts.software_prefetch:
+        8, in percent of the peak: f32 80 and 90, bf16 88 and 99, i8 83 and 90; on a Zen 4 90 and 92, 88 and 90, 88 and
+        91. By blocks of 128 and 256 steps, in place of 512, on a Zen 5 1 % less, and as much where they are asked for
+        into the second cache. Where half of them does not fit the registers they stay as they are."""
+        if self.requests.line_by_line or not self.facts.software_prefetch:
             return 1
         if len(order) != 2 or order[0] != lane or any(axis in self.schedule.registers for axis in order):
             return 1
         if not panels or any(found.width != counts[lane] * self.lanes for found in panels.values()):
             return 1
         rows = self.open[order[1]]
-        if not rows.hint <= rows.divisor <= FEW_ROWS or rows.divisor % 2 or rows.divisor <= counts[order[1]]:
+        if not rows.hint <= rows.divisor <= FEW_ROWS or rows.divisor % 2:
+            return 1
+        if not counts[order[1]] < rows.divisor <= 2 * counts[order[1]]:
             return 1
         return 2
 
@@ -472,7 +484,10 @@ class Model(RegisterFactors):
             if self.extent_hint(depth) < dot.elements and not self._panels(walk):
                 continue
             kept = all(value in self.slot_axes for op in walk.reductions for value in op.operands)
-            terms = {op: self._term(op, lane, depth) for op in walk.reductions}
+            few = next((a for a in walk.outer if a in self.open and a != lane), None)
+            in_blocks = (few is not None and dot.elements == SLOT_BYTES and self.facts.interleaves
+                         and self.reads_in_blocks(walk, few, lane))
+            terms = {op: self._term(op, lane, depth, in_blocks) for op in walk.reductions}
             return Packing(dot, depth, walk.reduced, elements, kept, terms)
         return None
 
@@ -503,9 +518,9 @@ class Model(RegisterFactors):
                     return None
         return dot_for(op, self.facts)
 
-    def _term(self, op: Op, lane: str | None, depth: str) -> Term:
+    def _term(self, op: Op, lane: str | None, depth: str, in_blocks: bool) -> Term:
         """Of two operands of one sign that is turned which does not span the lanes: the sums that mend it then serve
-        all rows; along the lanes, the longer one: they are then few."""
+        all rows; along the lanes, and of a matrix that few rows meet in blocks, the longer one: they are then few."""
         unsigned = [v.type.dtype is u8 for v in op.operands]  # type: ignore[union-attr]
         if op.operands[0].type.dtype is bf16:  # type: ignore[union-attr]
             return Term()
@@ -513,7 +528,7 @@ class Model(RegisterFactors):
             return Term(unsigned.index(True))
         spans = [lane in v.type.axes for v in op.operands]  # type: ignore[union-attr]
         turned = spans.index(False) if False in spans else 0
-        if lane != depth and self._meets_alone(op.operands[turned], op.operands[1 - turned], lane):
+        if lane != depth and (in_blocks or self._meets_alone(op.operands[turned], op.operands[1 - turned], lane)):
             turned = 1 - turned
         if lane == depth:
             rows = [self._extent(v, depth) for v in op.operands]

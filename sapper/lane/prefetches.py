@@ -77,9 +77,10 @@ of the accesses miss. Measured on a Zen 4: with 2048, 97 % of what plain reads r
 for 16 rows 76 and 89 % of the multiply-adds. On a Granite Rapids, one row of bf16: with 3072, 14.7 GB/s, as plain
 reads; with 2048 and 4096, 14.1 and 14.3."""
 
-BLOCK_LINES_AHEAD, BLOCK_LINES_AGAIN = 2, (4, 3, 2, 1)
+BLOCK_LINES_AHEAD, BLOCK_LINES_AGAIN, SINGLE_LINES_AGAIN, LONG_LINES = 2, (4, 3, 2, 1), (20, 16, 12, 8, 4), 8
 """How many lines further along themselves rows are asked for of which a block is read line by line, and where rows are
-streams (STREAMS_AHEAD_BYTES)."""
+streams (STREAMS_AHEAD_BYTES): those that several meet, and a single row, whose blocks have fewer. And of how many lines
+these rows are at least."""
 
 FEW_ROWS = 16
 """Typical number of rows up to which a contraction is bound by memory."""
@@ -248,28 +249,62 @@ class Prefetches(Stores):
         size = element_bytes(self.access(op).dtype)
         row_bytes = self.bound[lane].count * self.lanes * size * self.slot_elements
         alone = all(self.bound[axis].count == 1 for axis in walk.outer if axis != lane)
-        near, in_block = alone or self.requests.line_by_line, self.depth_part is not None
+        near = alone or self.requests.line_by_line
         distances: tuple[int, ...] = (self.requests.stream_ahead_bytes if near else AHEAD_BYTES,)
         lines: tuple[int, ...] = (BLOCK_LINES_AHEAD,)
         multiply_adds = prod(self.bound[axis].count for axis in walk.outer)
-        if self.requests.row_streams and (alone or in_block) and multiply_adds < SLOW_STEPS * row_bytes:
-            distances, lines = STREAMS_AHEAD_BYTES, BLOCK_LINES_AGAIN
-        at_once = self.bound[row_axis].count
-        step = max(1, 64 // size // self.lanes)
         extent = self.open[lane].extent if lane in self.open else None
         whole = isinstance(extent, int) and extent <= self.bound[lane].count * self.lanes
+        several = lane in self.open and self.open[lane].hint > self.bound[lane].count * self.lanes    # pieces
+        in_block = self.depth_part is not None
+        again = alone or (in_block and op not in self.staged)
+        if self.requests.row_streams and again and multiply_adds < SLOW_STEPS * row_bytes:
+            others = [self.open[axis] for axis in walk.outer if axis != lane and axis in self.open]
+            single = several and all(o.hint == 1 for o in others)
+            distances, lines = STREAMS_AHEAD_BYTES, SINGLE_LINES_AGAIN if single else BLOCK_LINES_AGAIN
+        if self.depth_part is not None and several:
+            self._prefetch_lines(op, lane, row_axis, row[row_axis], lines, self.depth_part)
+            return
+        at_once = self.bound[row_axis].count
+        step = max(1, LINE_BYTES // size // self.lanes)
         together = alone or not whole or in_block
         if together and row[row_axis] + 1 < at_once:
             return
-        parts = [self.access(op)] if self.packing is None else [
-            self.neighbour(op, number) for number in range(self.slot_elements)]
         beyond, steps = (lane, [line * step for line in lines]) if in_block else (
             row_axis, [max(-(-ahead_bytes // row_bytes), at_once) for ahead_bytes in distances])
         for at in self._coordinates(axes_of(op.result)):
             if not together and at[row_axis] != row[row_axis]:
                 continue
-            for access, ahead in product(parts, steps) if at[lane] % step == 0 else ():
+            for access, ahead in product(self._places_of_slots(op), steps) if at[lane] % step == 0 else ():
                 operands, attributes = self.address(access, {**at, beyond: at[beyond] + ahead})
+                self.effect("prefetch", operands, level=2, **attributes)
+
+    def _places_of_slots(self, op: Op) -> list[Access]:
+        """Where the elements of each slot of a load lie that are apart, or else the load."""
+        return [self.access(op)] if self.packing is None else [
+            self.neighbour(op, number) for number in range(self.slot_elements)]
+
+    def _prefetch_lines(self, op: Op, lane: str, row_axis: str, row: int, lines: tuple[int, ...], part: Open) -> None:
+        """Ask for lines further on of one of the rows of a block that are read line by line (WalkChoice.column_block).
+        What lies past the end of the columns is that of the next block, which begins with them again: else each block
+        would begin with lines that nobody has asked for. part: of the depth, that the block is."""
+        columns = self.open[lane]
+        last = self.sub(self.add(columns.offset, columns.extent), 1)
+        for access in self._places_of_slots(op):
+            size = element_bytes(access.dtype)
+            step = max(1, LINE_BYTES // size // self.lanes)
+            back = self.sub(self.mul(part.extent, access.axes[row_axis]), self.mul(columns.extent, size))
+            for first, line in product(range(0, self.bound[lane].count, step), lines):
+                there = self.add(self.bound[lane].offset, (first + line * step) * self.lanes)
+                further: Scalar = 0
+                for number in range(-(-line // LONG_LINES) if isinstance(part.extent, int) else 0):
+                    left = self.sub(self.add(last, self.mul(columns.extent, number)), there)
+                    further = self.add(further, self.scalar("s_and", self.scalar("s_sar", left, 63), back))
+                operands, attributes = self.address(access, {row_axis: row, lane: first + line * step})
+                if not isinstance(further, int):
+                    index = self.mul(operands[1], attributes["scale"]) if attributes["indexed"] else 0
+                    operands, attributes = self.memory_operands(
+                        operands[0], self.add(index, further), 1, attributes["disp"])
                 self.effect("prefetch", operands, level=2, **attributes)
 
     def _prefetch_rows_after(self, op: Op, row_axis: str, depth_axis: str | None) -> None:

@@ -15,7 +15,7 @@ from ..ir.types import TileType, bf16, index
 from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Specialization
-from .prefetches import FEW_ROWS, LINE_BYTES
+from .prefetches import LINE_BYTES, LONG_LINES
 from .state import Capacity, element_bytes
 from .walk import WalkLowering
 
@@ -59,12 +59,14 @@ is joined anew for each piece of rows."""
 WIDE_PANEL, LANE_BYTES = 4, 4
 """Vectors of a panel that many rows meet where two multiply-adds start in a cycle; bytes of a lane."""
 
-DEPTH_ROWS, LONG_LINES, SLOT_BYTES = 64, 8, 4
-"""Rows of a matrix [in, out] in memory that few rows meet before any meets the next ones (reads_in_blocks), and of how
-many lines these are at least; bytes of a slot. Measured on a Zen 4, 1, 4 and 16 rows by 4096 x 4096, in ms, 3 vectors
-by 8 rows and all of the depth for them, and a line of each row of such blocks: f32 6.40, 3.99, 6.15 and 3.23, 4.06,
-6.34, bf16 3.34, 2.02, 3.84 and 1.72, 1.83, 3.44; i8 of 1, 4 and 8 rows, copied in panels of 4 vectors, 2.12, 1.69, 2.03
-and 1.01, 0.88, 1.41. Blocks of 32, 128 or 256 rows take about the same. Plain reads take 0.5 to 0.65 for i8."""
+DEPTH_ROWS, SINGLE_DEPTH_ROWS, SLOT_BYTES = 64, 16, 4
+"""Rows of a matrix [in, out] in memory that few rows, or a single one, meet before any meets the next ones
+(reads_in_blocks); bytes of a slot. Measured on a Zen 4, 1, 4 and 16 rows by 4096 x 4096, in ms, 3 vectors by 8 rows and
+all of the depth for them, and a line of each row of such blocks: f32 6.40, 3.99, 6.15 and 3.23, 4.06, 6.34, bf16 3.34,
+2.02, 3.84 and 1.72, 1.83, 3.44; i8 of 1, 4 and 8 rows, copied in panels of 4 vectors, 2.12, 1.69, 2.03 and 1.01, 0.88,
+1.41. With what the next block begins with asked for, too, by blocks of 64, 32 and 16 rows, in percent of what plain
+reads reach: one row of i8 89, 89 and 93, of f32 94, 97 and 96, 4 rows of i8 83, 84 and 74; of f32 by 64 and 32 rows 88
+and 91, and of 8 rows 67 and 50, as all sums pass through memory for each block."""
 
 STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
@@ -447,20 +449,23 @@ class RegisterFactors(WalkLowering):
         joined = self.packing is not None and self.packing.dot.elements == SLOT_BYTES
         if joined and not self.facts.interleaves:
             return False
-        most = FEW_ROWS if joined else STAGE_ROWS
         return (lane in self.open and not self._takes_whole_rows([axis], 1, lane)
                 and self.extent_hint(lane) >= LONG_LINES * self._line_vectors(walk, lane) * self.lanes
                 and self.extent_hint(depth) * self.slot_elements >= 2 * DEPTH_ROWS
-                and self.is_bounded(axis) and self.rows_hint(axis) < most
+                and self.is_bounded(axis) and self.rows_hint(axis) < STAGE_ROWS
                 and self._meets_rows_in_memory(walk, axis, lane))
 
     def rows_hint(self, axis: str) -> int:
         """Typical extent of an axis of which a task has all; what its class has at least, where that is more."""
-        capacity, hint = self.open[axis].capacity, self.extent_hint(axis)
+        return max(self.extent_hint(axis), self.least_rows(axis))
+
+    def least_rows(self, axis: str) -> int:
+        """What the class of an axis of which a task has all has at least."""
+        capacity = self.open[axis].capacity
         if capacity is None or not capacity.dims:
-            return hint
+            return 1
         classes = [self.specialization.dims.get(dim, DimClass()) for dim in capacity.dims]
-        return max(hint, capacity.constant * prod(found.divisor for found in classes))
+        return capacity.constant * prod(found.divisor for found in classes)
 
     def _line_vectors(self, walk: Walk, lane: str) -> int:
         """Vectors whose lanes are a line of each row of what a walk reads along them."""

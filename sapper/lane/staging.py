@@ -149,6 +149,28 @@ class Staging(Prefetches):
             over_pieces(lambda _: starts(self.axis_loop(depth_axis, 4, False, [], copy)))
         return panel
 
+    def _stage_part(self, op: Op, choice: WalkChoice, part: Open) -> None:
+        """Join the slots of one part of the depth, [depth][piece] for the piece that the lane axis is bound to."""
+        lane = choice.lane
+        (depth_axis,) = choice.reduced
+        assert lane is not None
+        self.staged.pop(op, None)        # the copy itself reads the tensor
+        key = ("part", op)
+        if key not in self.stage_memory:
+            self.stage_memory[key] = self._scratch_of(
+                op, [(choice.depth_block * self.slot_elements, 1), (choice.counts[lane] * self.lanes, 1)])
+        panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, self.operand_dtype(op), 0)
+        before = self.sub(part.offset, self.open[depth_axis].offset)
+        panel.base = self.sub(panel.base, self.mul(before, panel.depth_bytes))
+
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((depth_axis, lane)):
+                panel.store(at, self.operand_row(op, at))
+            return carried
+
+        self.axis_loop(depth_axis, 1, False, [], copy, part)
+        self.staged[op] = panel
+
     def _stage_start(self, op: Op, panel: StagedPanel) -> None:
         """What sums of products with a panel's columns begin with: minus what they will be too large by."""
         bound = self.bound[panel.lane]

@@ -110,7 +110,7 @@ class WalkLowering(Reductions):
         self.errors_before.clear()
         del outer   # it holds itself, and so all that it reads
         self.lane_run = 1
-        for op in choice.staged:
+        for op in (*choice.staged, *choice.joined_once):
             self.staged.pop(op, None)
 
     def _sum_errors_first(self, walk: Walk, choice: WalkChoice, axis: str) -> None:
@@ -134,7 +134,7 @@ class WalkLowering(Reductions):
                                   for at, total in zip(points, totals, strict=True)]
                     return totals
 
-                totals = self.axis_loop(depth, choice.counts[depth], True, [zero] * len(points), add)
+                totals = self.axis_loop(depth, choice.counts[depth], depth == choice.lane, [zero] * len(points), add)
                 for at, total in zip(points, totals, strict=True):
                     operands, attributes = self.address(place, at)
                     self.effect("store", [total, *operands], dtype=i32, masked=False, streaming=False, **attributes)
@@ -232,10 +232,13 @@ class WalkLowering(Reductions):
         depth, size = self.open[depth_axis], choice.depth_block
         places: dict[Op, Access] = {}
 
-        def over_pieces(body: Callable[[list[Accumulator]], None], number: int = 0) -> None:
+        def over_pieces(body: Callable[[list[Accumulator]], None], part: Open | None = None, number: int = 0) -> None:
             def piece(carried: Carried) -> Carried:
+                if part is not None and number == 0:
+                    for op in choice.joined_once:
+                        self._stage_part(op, choice, part)
                 if number + 1 < len(axes):
-                    over_pieces(body, number + 1)
+                    over_pieces(body, part, number + 1)
                 else:
                     body(self._start_all(walk, choice, 1))
                 return carried
@@ -281,12 +284,15 @@ class WalkLowering(Reductions):
                         a.rows[key] = self.emit(self.depth, "add", [row, a.rows[key]], row.type)
 
         def block(start: Value) -> None:
+            part = Open(start, size, size, size, None)
+
             def piece(accumulators: list[Accumulator]) -> None:
-                add_to(accumulators, Open(start, size, size, size, None))
-                self._take_errors_off(accumulators)
+                add_to(accumulators, part)
+                if choice.errors_first is None:
+                    self._take_errors_off(accumulators)
                 keep(accumulators)
 
-            over_pieces(piece)
+            over_pieces(piece, part)
 
         def last(accumulators: list[Accumulator]) -> None:
             add_to(accumulators, rest)
@@ -301,7 +307,7 @@ class WalkLowering(Reductions):
         end = self.add(depth.offset, self.sub(depth.extent, self.scalar("s_mod", depth.extent, size)))
         self.counted(depth_axis, depth.offset, end, size, block)
         rest = Open(end, self.sub(self.add(depth.offset, depth.extent), end), depth.hint, gcd(depth.divisor, size))
-        over_pieces(last)
+        over_pieces(last, rest)
 
     def _place_of_sums(self, a: Accumulator, walked: list[str]) -> Access:
         """Scratch memory for the sums along all of some axes, at the pieces of the others that are bound."""
