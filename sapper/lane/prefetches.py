@@ -61,6 +61,13 @@ and by one, two, three and four from 8 KiB on, 8192 x 4096: 60 and 55, 77 and 69
 With 10, 8, 6, 4 and 2 KiB, and without that of 10: 2048 x 2048 99 and 89, 96 and 85; 4096 x 14336 100 and 89, 101 and
 97; 49152 x 576 96 and 92, 94 and 88; f32 of 4096 x 4096 102 and 96, 93 and 87, i8 by i8 93 and 85, 83 and 75."""
 
+LONG_WHOLE_ROW_BYTES = 256
+"""From how long a row on that is read whole, as those of a cache of values are, its lines are asked for after each row,
+even if one number each meets it: requests for four such rows at once find too few places. Measured on a Zen 4, in
+percent of what plain reads reach, without requests, by four rows at once and by each, five times: 16 heads of 128 in
+bf16 and 8192 positions 96, 90 and 94, 512 positions 85, 85 and 90; in f32 94, 98 and 98. Six times from 12 KiB on 96,
+92 and 98, but 0.7 % longer where arithmetic takes as long as memory (8 x 4 heads in bf16)."""
+
 BLOCK_FURTHER_BYTES = (16384, 12288, 8192, 4096, 0)
 """How much further than the next block of rows each line is asked for where rows are streams, for the same reason, if
 several rows meet each block, all at once; where pieces of these meet it one after the other, each asks once. Measured
@@ -235,39 +242,40 @@ class Prefetches(Stores):
     def _prefetch_ahead(self, op: Op, walk: Walk, row: dict[str, int]) -> None:
         """Ask for rows further on of a matrix whose rows, or the same piece of each, are read one after the other: into
         the second cache, as the first has places for too few requests at a time. Measured on a Zen 4, 4 sums over rows
-        of 128 f32: 24 GB/s, and 20 where it is asked into the first. row: the one that was just read: where
-        several meet it whole, one is asked for, as requests for four at once find too few places, too (attention of
-        8 x 4 heads to 4096 positions in f32: 24 and 25.5 GB/s, by two threads 39 and 45). Else those for all rows at
+        of 128 f32: 24 GB/s, and 20 where it is asked into the first. row: the one that was just read: where rows are
+        read whole, one is asked for, as requests for four at once find too few places, too. Else those for all rows at
         hand come together behind the last one.
 
-        Rows that one number each meets, or in blocks few, are asked for again and again where rows are streams
-        (STREAMS_AHEAD_BYTES), as long as arithmetic keeps up. Measured there, in percent of what plain reads reach,
-        before and now: absorb_bf16 of 16 x 128 x 512 38 and 86, in f32 38 and 88; one row by 4096 x 4096 in blocks, f32
-        75 and 91, bf16 61 and 87, i8 47 and 71; 4 rows, f32 55 and 82, bf16 by bf16 54 and 82, i8 56 and 73."""
+        Rows that few meet whole, or one number each meets, or in blocks few, as long as arithmetic keeps up, are asked
+        for again and again where rows are streams (STREAMS_AHEAD_BYTES). Measured there, in percent of what plain reads
+        reach, before and now: absorb_bf16 of 16 x 128 x 512 38 and 86, in f32 38 and 88; one row by 4096 x 4096 in
+        blocks, f32 75 and 91, bf16 61 and 87, i8 47 and 71; 4 rows, f32 55 and 82, bf16 by bf16 54 and 82, i8 56 and
+        73; attention_decode_f32 of 8 x 4 heads and 4096 positions 77 and 93, and 90 without requests, 77 to 85 by one
+        or two, 89 by four, of 3 x 3 heads and 512 66, 84 and 80 (without), of bf16 69, 73 and 60."""
         (row_axis,) = walk.reduced
         lane = next(axis for axis in axes_of(op.result) if axis != row_axis)
         size = element_bytes(self.access(op).dtype)
         row_bytes = self.bound[lane].count * self.lanes * size * self.slot_elements
-        alone = all(self.bound[axis].count == 1 for axis in walk.outer if axis != lane)
-        near = alone or self.requests.line_by_line
-        distances: tuple[int, ...] = (self.requests.stream_ahead_bytes if near else AHEAD_BYTES,)
-        lines: tuple[int, ...] = (BLOCK_LINES_AHEAD,)
-        multiply_adds = prod(self.bound[axis].count for axis in walk.outer)
+        at_once = self.bound[row_axis].count
+        step = max(1, LINE_BYTES // size // self.lanes)
         extent = self.open[lane].extent if lane in self.open else None
         whole = isinstance(extent, int) and extent <= self.bound[lane].count * self.lanes
         several = lane in self.open and self.open[lane].hint > self.bound[lane].count * self.lanes    # pieces
-        in_block = self.depth_part is not None
-        again = alone or (in_block and op not in self.staged)
-        if self.requests.row_streams and again and multiply_adds < SLOW_STEPS * row_bytes:
+        alone = all(self.bound[axis].count == 1 for axis in walk.outer if axis != lane)
+        near, in_block = alone or self.requests.line_by_line, self.depth_part is not None
+        distances: tuple[int, ...] = (self.requests.stream_ahead_bytes if near else AHEAD_BYTES,)
+        lines: tuple[int, ...] = (BLOCK_LINES_AHEAD,)
+        few = prod(self.bound[axis].count for axis in walk.outer) < SLOW_STEPS * row_bytes
+        again = bool(self.requests.row_streams) and (
+            whole or (few and (alone or (in_block and op not in self.staged))))
+        if again:
             others = [self.open[axis] for axis in walk.outer if axis != lane and axis in self.open]
             single = several and all(o.hint == 1 for o in others)
             distances, lines = STREAMS_AHEAD_BYTES, SINGLE_LINES_AGAIN if single else BLOCK_LINES_AGAIN
         if self.depth_part is not None and several:
             self._prefetch_lines(op, lane, row_axis, row[row_axis], lines, self.depth_part)
             return
-        at_once = self.bound[row_axis].count
-        step = max(1, LINE_BYTES // size // self.lanes)
-        together = alone or not whole or in_block
+        together = in_block or not whole or (alone and not (again and row_bytes >= LONG_WHOLE_ROW_BYTES))
         if together and row[row_axis] + 1 < at_once:
             return
         beyond, steps = (lane, [line * step for line in lines]) if in_block else (

@@ -482,12 +482,13 @@ class RegisterFactors(WalkLowering):
 
     def _takes_whole_rows(self, rows: list[str], fixed: int, lane: str) -> bool:
         """Whether a matrix of short rows that few others meet is read row by row, in the order of memory, for all of
-        these at once: where extents are known, even where the sums fill all registers. fixed: rows that are bound."""
+        these at once: where extents are known, even where the sums fill all registers, and for one that is known to be
+        alone. fixed: rows that are bound."""
         vectors = -(-self.extent_hint(lane) // self.lanes)
         met = fixed * (self.extent_hint(rows[0]) if rows else 1)
         known = all(isinstance(self.open[axis].extent, int) for axis in (lane, *rows[:1]))
         most = self.facts.vector_registers if known else WHOLE_ROW_SUMS
-        return met > 1 and 2 < vectors <= MOST_WHOLE_VECTORS and vectors * met <= most
+        return (met > 1 or (known and bool(rows))) and 2 < vectors <= MOST_WHOLE_VECTORS and vectors * met <= most
 
     def _streamed_rows(self, walk: Walk, axis: str, lane: str | None, met: int) -> int:
         """Rows of matrices times a vector held at once: 8, or 4 where these fit half of L1, into which they are then

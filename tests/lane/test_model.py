@@ -97,14 +97,17 @@ def test_few_heads_meet_many_positions_at_once(heads: int, many_workers: bool, p
     assert choices(function, Schedule(), facts, Specialization({})).schedule.tile["p"] == positions
 
 
-@pytest.mark.parametrize(("heads", "rows"), [(1, 4), (4, 1)])
-def test_values_are_read_whole_and_asked_for_as_they_are_used(heads: int, rows: int) -> None:
-    """Where several heads share them a row is asked for after each; a single head asks for four rows after four."""
+@pytest.mark.parametrize(("heads", "rows", "facts", "times"), [
+    (1, 4, PLAIN, 1), (4, 1, PLAIN, 1), (4, 1, STREAMS, 5),
+    (1, 4, replace(PLAIN, fma_per_cycle=1.0), 1), (1, 1, replace(STREAMS, fma_per_cycle=1.0), 5)])
+def test_values_are_read_whole_and_asked_for_as_they_are_used(heads: int, rows: int, facts: Facts, times: int) -> None:
+    """Where several heads share them a row is asked for after each; a single head asks for four rows after four. Where
+    rows are streams each line is asked for again and again, and rows come one by one for a single head, too."""
     function = reduce_loops(LIBRARY["attention_decode_split_f32"].kernel.tile_ir({"G": heads, "D": 128}))
     canonicalize(function)
-    lowered = lower(function, Schedule(), PLAIN, Specialization({}))
+    lowered = lower(function, Schedule(), facts, Specialization({}))
     lines = 128 * 4 // 64
-    expected = 4 // rows * (["fma"] * lines * heads * rows + ["prefetch"] * lines * rows)
+    expected = 4 // rows * (["fma"] * lines * heads * rows + ["prefetch"] * lines * rows * times)
     assert expected in [[inner.name for inner in block.ops if inner.name in ("fma", "prefetch")]
                         for op in lowered.walk() for block in op.blocks]
 
