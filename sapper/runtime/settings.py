@@ -81,8 +81,18 @@ def gdb() -> bool:
 
 
 def trace() -> bool:
-    """Whether the IR is shown after every pass."""
-    return os.environ.get("SAPPER_TRACE", "") not in ("", "0")
+    """Whether the IR is shown after every pass. Raises LaunchError for a directory that cannot be written."""
+    where = os.environ.get("SAPPER_TRACE", "")
+    if where not in ("", "0", "1"):
+        try:
+            os.makedirs(where, exist_ok=True)
+            found = "" if os.access(where, os.W_OK) else "permission denied"
+        except OSError as error:
+            found = str(error.strerror)
+        if found:
+            raise LaunchError(f"SAPPER_TRACE: found {where!r}, {found}; expected 1, or a directory that can be "
+                              "written; mend: name another one, or unset it")
+    return where not in ("", "0")
 
 
 def debugging() -> bool:

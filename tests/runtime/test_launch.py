@@ -476,6 +476,15 @@ def test_a_trace_shows_what_the_cache_has(monkeypatch: pytest.MonkeyPatch, capsy
         assert ("; double after lower" in capsys.readouterr().err) == shown
 
 
+def test_a_trace_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module.configure()
+    (tmp_path / "file").touch()
+    for where in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nope")):
+        monkeypatch.setenv("SAPPER_TRACE", str(where))
+        with pytest.raises(LaunchError, match=r"SAPPER_TRACE: found .*; expected 1, or a directory"):
+            doubling()(floats(5), floats(5))
+
+
 def test_unknown_use_of_the_sync_block_gets_one(compiler: Compiler) -> None:
     for counters, is_there in ((0, False), (None, True), (1, True)):
         name = f"record {counters}"
