@@ -38,7 +38,7 @@ class UnpackedOperands(CarriedLowering):
     unpacked_places: dict[Value, Unpacked]
 
     def begin_block(self, block: Block) -> None:
-        raise NotImplementedError("lower.py begins blocks")
+        raise NotImplementedError("control begins blocks")
 
     def _full_tiles(self, r: Range, stop: Scalar, tile: Callable[[Value], None]) -> None:
         operands = self._worth_unpacking(r)
