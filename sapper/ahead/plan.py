@@ -211,11 +211,11 @@ class _Compiler:
         key = id(kernel), specialisation, repr(schedule)
         code = self.codes.get(key)
         if code is None:
-            made = compile_for_call(
+            made = launcher.follow(schedule, lambda followed: compile_for_call(
                 kernel, static_dims=dict(specialisation.static_dims), unit_strides=dict(specialisation.unit_strides),
-                dim_classes=dict(specialisation.dim_classes), target=self.target, schedule=schedule,
+                dim_classes=dict(specialisation.dim_classes), target=self.target, schedule=followed,
                 aligned=frozenset(specialisation.aligned),
-            )
+            ))
             self._kernels.append(kernel)
             number = self._names[kernel.name] = self._names.get(kernel.name, 0) + 1
             symbol = f"kernel.{kernel.name}" + (f".{number}" if number > 1 else "")

@@ -39,6 +39,7 @@ _TOLD = {
     "sapper.emulate.errors": ("EmulationError",),
     "sapper.ahead.errors": ("AheadError",),
     "sapper.models.errors": ("ModelError",),
+    "sapper.tune.tuner": ("ShapeError",),
 }
 
 

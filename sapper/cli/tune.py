@@ -32,6 +32,7 @@ def run_tune(wanted: str | None, shape: str | None, budget: str, threads: int | 
     on_paper: by estimates, for any target.
     """
     from ..runtime.errors import LaunchError
+    from ..runtime.settings import MAX_THREADS
     from ..tune.database import Database, DatabaseError
 
     tasks = sum((wanted is not None, report, export is not None, import_from is not None))
@@ -45,6 +46,8 @@ def run_tune(wanted: str | None, shape: str | None, budget: str, threads: int | 
                              "timed or kept")
         found = find_kernel(wanted)
         return _on_paper(_subjects(found, shape, scalars), seconds_of(budget), find_target(target_name), json)
+    if threads is not None and threads > MAX_THREADS:
+        raise UsageError(f"--threads: found {threads}; expected a number from 1 to {MAX_THREADS}")
     path = database or default_database()
     try:
         opened = Database(path)
@@ -166,24 +169,23 @@ def _search(subjects: list[Any], budget_s: float, threads: int | None, cold: boo
             target: Any) -> int:
     from ..kernels import by_hand as by_hand  # the library's blocks, which the search may try
     from ..runtime import settings
-    from ..tune.tuner import entries_of, label_of, tune, user_file, write_entries
+    from ..tune.tuner import label_of, publish, tune
 
     workers = settings.threads() if threads is None else threads
     where = target.name if target.assembler_allocates else f"{workers} thread{'s' * (workers > 1)}, {target.name}"
     results = []
+    path: str | None = None
     for subject in subjects:
         _told(f"{subject.name} {label_of(subject)}, {where}")
         try:
             result = tune(subject, target, database, workers, cold, budget_s, _told)
+            path = publish(database, target.name)
         except KeyboardInterrupt:
             print("interrupted; what was tried is kept, and the same command goes on from there", file=sys.stderr)
             return INTERRUPTED
         results.append(result)
         if not json:
             print(_outcome(result))
-    path = user_file(target.name)
-    if path is not None:
-        write_entries(path, entries_of(database.results(target.name)))
     if json:
         print(json_text.dumps([r.to_json() for r in results], indent=1))
     elif path is not None:
@@ -202,7 +204,7 @@ def _outcome(result: Any) -> str:
 
 def _import(database: Any, path: str) -> int:
     from ..tune.database import Result
-    from ..tune.tuner import entries_of, user_file, write_entries
+    from ..tune.tuner import publish
 
     try:
         results = [Result.from_json(item) for item in json_text.loads(Path(path).read_text(encoding="utf-8"))]
@@ -211,12 +213,9 @@ def _import(database: Any, path: str) -> int:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"--import {path}: {type(error).__name__}: {error}; expected a file of "
                          "`sapper tune --export`; mend: export it again") from None
-    for result in results:
-        database.add_result(result)
+    database.add_results(results)
     for target in sorted({r.key.target for r in results}):
-        found = user_file(target)
-        if found is not None:
-            write_entries(found, entries_of(database.results(target)))
+        publish(database, target)
     print(f"{path}: {len(results)} results read")
     return 0
 

@@ -202,7 +202,7 @@ def simplify_lane(lane: Function, target: Any) -> Function:
         _trace(lane, "split_blocks")
     simplify(lane, indexed_addresses=target.indexed_addresses)
     _trace(lane, "simplify")
-    if "widen_float8" in rules_of(target).legal_ops(target):
+    if "widen_float8" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes:
         join_loads(lane)
         _trace(lane, "join_loads")
     if not target.assembler_allocates and reduce_strength(lane):

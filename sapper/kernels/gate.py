@@ -4,8 +4,8 @@ logits [T, G, N]: of N experts in each of G groups, expert g * N + n. Of each to
 at, and of their experts the `chosen` best are taken, the best first; among equals the one of lower index.
 
     softmax   scores are a softmax over all experts; a group is as good as its best expert (DeepSeek-V2, 2024)
-    sigmoid   scores are sigmoids; experts are compared by score + bias, a group by the sum of its two best
-              (DeepSeek-V3, 2024)
+    sigmoid   scores are sigmoids; experts are compared by score + bias, which is finite, a group of two or more by the
+              sum of its two best (DeepSeek-V3, 2024)
 
 A weight is the score without the bias, over the sum of those taken where `normalise` says so, times `scale`. experts,
 weights [T, K]: the places after the first `chosen` get the shared experts, which are numbered from G * N on and have

@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy
 
@@ -57,6 +57,7 @@ SPECIALISED_FORMS = 8
 OPTIONS = ("emulate", "interpret", "schedule", "static", "target", "threads")
 
 Compile = Callable[..., Any]
+Made = TypeVar("Made")
 
 
 
@@ -304,7 +305,8 @@ class Launcher:
                 found = self.compiled.get(key)
                 if found is None:
                     target = configuration().find_target(self.target)
-                    compiled = self.from_disk_or_compile(specialisation, schedule, target)
+                    compiled = self.follow(
+                        schedule, lambda followed: self.from_disk_or_compile(specialisation, followed, target))
                     found = self.compiled[key] = compiled, load(compiled.code)
                     if settings.debugging():
                         from . import debuggers
@@ -325,6 +327,18 @@ class Launcher:
         threads = workers or (settings.threads() if self.threads is None else self.threads)
         found = configuration().find_target(self.target) if target is None else target
         return tuned_schedule(self.name, self.kernel.source_digest(), getattr(found, "name", ""), dims, threads)
+
+    def follow(self, schedule: Any, make: Callable[[Any], Made]) -> Made:
+        """What `make` gives for a schedule of `schedule_for`, or for the model's where one that a search found can't be
+        followed: rows lay otherwise there, or the compiler was another."""
+        try:
+            return make(schedule)
+        except ValueError as error:
+            from ..tile.schedule import LoweringError, ScheduleError
+
+            if schedule is None or self.schedule is not None or not isinstance(error, ScheduleError | LoweringError):
+                raise
+            return make(None)
 
     def from_disk_or_compile(self, specialisation: Specialisation, schedule: Any, target: Any) -> CompiledKernel:
         now = configuration()

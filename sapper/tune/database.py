@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..targets import known_targets
 from ..tile.schedule import Schedule
 from .trial import Trial
 
@@ -90,8 +92,16 @@ class Result:
                          for part in (data["dims"], data.get("scalars", {})))  # older files have no scalars
         key = Key(str(data["kernel"]), str(data["source"]), str(data["target"]), dims, int(data["threads"]),
                   bool(data["cold"]), scalars)
-        return Result(key, Schedule.from_json(data["schedule"]), float(data["median_s"]), float(data["model_s"]),
-                      int(data["tried"]), bool(data["finished"]))
+        if key.target not in known_targets():  # files are named after it
+            raise ValueError(f"found target {key.target!r}; expected one of {', '.join(known_targets())}")
+        median_s, model_s = float(data["median_s"]), float(data["model_s"])
+        if not (0 < median_s < math.inf and 0 < model_s < math.inf):
+            raise ValueError(f"found times of {median_s:g} and {model_s:g} s; expected numbers above 0")
+        tried = int(data["tried"])
+        for name, value, least in (("threads", key.threads, 1), ("tried", tried, 0), *((n, v, 0) for n, v in dims)):
+            if not least <= value < 2**63:
+                raise ValueError(f"found {name} of {value}; expected a number from {least}")
+        return Result(key, Schedule.from_json(data["schedule"]), median_s, model_s, tried, bool(data["finished"]))
 
 
 class Database:
@@ -118,13 +128,23 @@ class Database:
         except sqlite3.Error as error:
             raise DatabaseError(f"{self.path}: {error}; expected room to write; mend: free some, and go on") from error
 
+    def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> DatabaseError:
+        return DatabaseError(f"{self.path}: {error}; expected a whole file of this version of `sapper tune`; mend: "
+                             "name another with --database, or delete it")
+
     def trial(self, key: Key, compiler: str, schedule: Schedule, against: Schedule) -> Trial | None:
         """What came of a trial made before."""
-        row = self._connection.execute(
+        rows = self._rows(
             "SELECT status, median_s, against_s, message FROM trials WHERE kernel = ? AND source = ? AND target = ? "
             "AND dims = ? AND threads = ? AND cold = ? AND compiler = ? AND schedule = ? AND against = ?",
-            (*key.row, _digest(compiler), _text(schedule), _text(against))).fetchone()
-        return None if row is None else Trial(*row)
+            (*key.row, _digest(compiler), _text(schedule), _text(against)))
+        return Trial(*rows[0]) if rows else None
 
     def add_trial(self, key: Key, compiler: str, schedule: Schedule, against: Schedule, trial: Trial) -> None:
         with self._write() as connection:
@@ -134,24 +154,28 @@ class Database:
                 (*key.row, _digest(compiler), _text(schedule), _text(against), trial.status, trial.median_s,
                  trial.against_s, trial.message, time.time()))
 
-    def add_result(self, result: Result) -> None:
+    def add_results(self, results: Iterable[Result]) -> None:
+        """All of them or none."""
         with self._write() as connection:
-            connection.execute(
+            connection.executemany(
                 "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*result.key.row, _text(result.schedule), result.median_s, result.model_s, result.tried,
-                 int(result.finished), time.time()))
+                [(*result.key.row, _text(result.schedule), result.median_s, result.model_s, result.tried,
+                  int(result.finished), time.time()) for result in results])
 
     def results(self, target: str | None = None) -> list[Result]:
         """All results, or those of a target, in a fixed order."""
-        rows = self._connection.execute(
+        rows = self._rows(
             "SELECT kernel, source, target, dims, threads, cold, schedule, median_s, model_s, tried, finished "
-            "FROM results ORDER BY target, kernel, dims, threads, cold").fetchall()
-        return [
-            Result(Key.of_row(kernel, source, of, dims, threads, cold),
-                   Schedule.from_json(json.loads(schedule)), median_s, model_s, tried, bool(finished))
-            for kernel, source, of, dims, threads, cold, schedule, median_s, model_s, tried, finished in rows
-            if target in (None, of)
-        ]
+            "FROM results ORDER BY target, kernel, dims, threads, cold")
+        try:
+            return [
+                Result(Key.of_row(kernel, source, of, dims, threads, cold),
+                       Schedule.from_json(json.loads(schedule)), float(median_s), float(model_s), tried, bool(finished))
+                for kernel, source, of, dims, threads, cold, schedule, median_s, model_s, tried, finished in rows
+                if target in (None, of)
+            ]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self._damaged(error) from error
 
 
 def _text(schedule: Schedule) -> str:

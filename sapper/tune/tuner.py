@@ -9,6 +9,7 @@ nothing is run, and nothing of it is kept.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
@@ -54,6 +55,10 @@ TILE_SIZES = (None, 16, 40)
 CALL = "call"
 
 Tell = Callable[[str], None]
+
+
+class ShapeError(ValueError):
+    """There are no arguments of a shape: extents that do not go together, or more than memory holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,7 @@ def tune(subject: Subject, target: Any, database: Database, threads: int, cold: 
     found = search(Schedule(), lambda schedule: known.neighbours(schedule, threads, tell), attempt,
                    lambda: clock() >= end)
     result = _result(key, task, found.best, found.tried, found.finished)
-    database.add_result(result)
+    database.add_results([result])
     return result
 
 
@@ -253,11 +258,16 @@ def integers_of(arguments: Mapping[str, Any]) -> dict[str, int]:
 def _arguments(subject: Subject) -> tuple[dict[str, Any], dict[str, int]]:
     """The call that is tuned, and the extents of its dims."""
     kernel = subject.kernel
-    if subject.make_arguments is not None:
-        made = subject.make_arguments(numpy.random.default_rng(1), subject.shape) | subject.scalars
-    else:
-        made = arguments_of_shape(kernel, kernel.tile_ir(), subject.shape, scalars=subject.scalars)
-    arguments = placed(made)
+    try:
+        if subject.make_arguments is not None:
+            made = subject.make_arguments(numpy.random.default_rng(1), subject.shape) | subject.scalars
+        else:
+            made = arguments_of_shape(kernel, kernel.tile_ir(), subject.shape, scalars=subject.scalars)
+        arguments = placed(made)
+    except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+        shape = ",".join(f"{dim}={extent}" for dim, extent in subject.shape.items())
+        raise ShapeError(f"{shape}: {error.__class__.__name__}: {error}; expected extents of which {kernel.name} has "
+                         "arguments, and memory for them") from error
     dims: dict[str, int] = {}
     for name, type in kernel.parameters:
         for dim, extent in zip(getattr(type, "dims", ()), getattr(arguments[name], "shape", ()), strict=False):
@@ -311,7 +321,7 @@ def _check_emulated(subject: Subject, target: Any, schedule: Schedule) -> str | 
 def entries_of(results: Sequence[Result]) -> tuned.Entries:
     """Results as the file that calls read has them: those in which the search beat the model. Of a shape that was tuned
     with warm and with cold operands the cold one counts, as in a model weights are read once; of one that was tuned
-    with several scalars the one that takes longest, as calls with others are over sooner."""
+    with several scalars the one that takes longest, as calls with others are over sooner. Each source has its own."""
     entries: tuned.Entries = {}
     for result in sorted(results, key=lambda r: (r.key.kernel, r.key.dims, r.key.threads, not r.key.cold, -r.model_s)):
         if result.schedule == Schedule():
@@ -319,9 +329,41 @@ def entries_of(results: Sequence[Result]) -> tuned.Entries:
         mine = entries.setdefault(result.key.kernel, [])
         entry = {"source": result.key.source, "dims": dict(result.key.dims), "threads": result.key.threads,
                  "schedule": result.schedule.to_json(), "gain": round(result.model_s / result.median_s, 3)}
-        if not any(e["dims"] == entry["dims"] and e["threads"] == entry["threads"] for e in mine):
+        if not any(_same_call(e, entry) for e in mine):
             mine.append(entry)
     return entries
+
+
+def _same_call(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one[part] == other[part] for part in ("source", "dims", "threads"))
+
+
+def publish(database: Database, target: str) -> str | None:
+    """Bring what a database has for a target to the file that calls read, and return its path; None where there is no
+    such file. What the file has of other calls, as from another database, stays. Raises DatabaseError."""
+    path = user_file(target)
+    if path is None:
+        return None
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        lock = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # from reading to writing, or of two processes one's results are lost
+            results = database.results(target)
+            entries = entries_of(results)
+            tuned.forget()
+            for name, others in tuned.read(path).items():
+                searched = [{"source": r.key.source, "dims": dict(r.key.dims), "threads": r.key.threads}
+                            for r in results if r.key.kernel == name]
+                stay = [entry for entry in others if not any(_same_call(entry, call) for call in searched)]
+                if stay:
+                    entries[name] = stay + entries.get(name, [])
+            write_entries(path, entries)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    return path
 
 
 def write_entries(path: str, entries: tuned.Entries) -> None:
@@ -329,14 +371,23 @@ def write_entries(path: str, entries: tuned.Entries) -> None:
     directory = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(directory, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".writing-", delete=False) as file:
-            json.dump(entries, file, indent=1, sort_keys=True)
-            file.write("\n")
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        handle, written = tempfile.mkstemp(dir=directory, prefix=".writing-")
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(entries, file, indent=1, sort_keys=True)
+                file.write("\n")
+            os.chmod(written, 0o644)
+            os.replace(written, path)
+        except BaseException:
+            os.unlink(written)
+            raise
     except OSError as error:
-        raise DatabaseError(f"{path}: {error.strerror}; expected room to write; mend: set SAPPER_TUNED") from error
+        raise _unwritten(path, error) from error
     tuned.forget()
+
+
+def _unwritten(path: str, error: OSError) -> DatabaseError:
+    return DatabaseError(f"{path}: {error.strerror}; expected room to write; mend: set SAPPER_TUNED")
 
 
 def user_file(target: str) -> str | None:

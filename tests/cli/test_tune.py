@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,9 @@ from sapper.cli.app import run
 from sapper.cli.errors import UsageError
 from sapper.cli.tune import seconds_of
 from sapper.runtime.errors import LaunchError
-from sapper.tune import trial
+from sapper.tile.schedule import Schedule
+from sapper.tune import trial, tuner
+from sapper.tune.database import Key, Result
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +38,43 @@ def test_tune_report_export_and_import(directory: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert run(["tune", "--report", "--json", "--database", str(directory / "other.sqlite")]) == 0
     assert json.loads(capsys.readouterr().out) == [result]
+
+
+RESULT = {"kernel": "vector_add", "source": "x", "target": "zen4", "dims": {"N": 3000}, "threads": 1, "cold": False,
+          "schedule": {"registers": {"n": 2}}, "median_s": 1.0, "model_s": 2.0, "tried": 1, "finished": True}
+
+
+@pytest.mark.parametrize("wrong", [
+    {"median_s": 0}, {"median_s": float("nan")}, {"model_s": float("inf")}, {"threads": 0}, {"dims": {"N": -5}},
+    {"dims": {"N": 2**70}}, {"tried": 2**70}, {"target": "../zen4"}, {"target": "nothing"}, {"schedule": {"odd": 1}},
+], ids=str)
+def test_what_is_no_result_is_not_imported(wrong: dict[str, Any], directory: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """None of the file is, and its target names no file elsewhere."""
+    file = directory / "found.json"
+    file.write_text(json.dumps([RESULT, RESULT | wrong]))
+    assert run(["tune", "--import", str(file)]) == 2
+    assert "export it again" in capsys.readouterr().err
+    assert run(["tune", "--report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert not list(directory.rglob("zen4.json"))
+
+
+def test_what_was_found_is_there_for_calls_at_once(directory: Path, capsys: pytest.CaptureFixture[str],
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the search for the second shape loses nothing of the first."""
+    def search(subject: Any, target: Any, database: Any, *_: Any) -> Result:
+        key = Key(subject.name, "source", target.name, tuple(subject.shape.items()), 1, False)
+        if database.results():
+            raise KeyboardInterrupt
+        result = Result(key, Schedule(registers={"n": 2}), 1.0, 2.0, 1, True)
+        database.add_results([result])
+        return result
+
+    monkeypatch.setattr(tuner, "tune", search)
+    assert run(["tune", "vector_add", "--threads", "1"]) == 130
+    (file,) = (directory / "tuned").iterdir()
+    assert list(json.loads(file.read_text())) == ["vector_add"]
 
 
 def test_a_users_kernel_needs_its_whole_shape(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +113,10 @@ def test_attention_is_tuned_at_a_position(directory: Path, capsys: pytest.Captur
     (["attention_decode_f32", "--set", "position=1.5"], "as position is i32"),
     (["attention_decode_f32", "--set", "scale=high"], "expected a number, as scale is f32"),
     (["--report", "--set", "position=3"], "expected a kernel to tune"),
+    (["softmax", "--threads", "9999"], "from 1 to 1024"),
+    (["softmax", "--shape", "M=2147483647,N=2147483647"], "memory for them"),
+    (["cross_entropy", "--shape", "T=3,V=0"], "expected extents of which cross_entropy has arguments"),
+    (["matmul_nn_f32", "--shape", "M=2147483647,K=1048576", "--on-paper"], "memory for them"),
     (["--import", __file__], "export it again"), (["--report", "--database", __file__], "mend"),
 ])
 def test_mistakes_are_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

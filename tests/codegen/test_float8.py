@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, emulate, f8e4m3, f8e5m2, f32, f64, i4, i8, i32, tiles, zeros
+from sapper import Tensor, emulate, f8e4m3, f8e5m2, f32, f64, i4, i8, i32, i64, tiles, zeros
 from sapper.codegen.pipeline import finish_lane
 from sapper.lane.rows import rounded_constant
 from sapper.targets.x86_64.target import TARGETS
@@ -55,6 +55,13 @@ def from_f64(x: Tensor[f64, N], y: Tensor[f8e4m3, N], z: Tensor[f64, N]):
     for n in tiles(N):
         y[n] = x[n].to(f8e4m3)
         z[n] = x[n].to(f8e5m2).to(f64)
+
+
+@sp.kernel
+def to_wide(x: Tensor[f8e4m3, N], y: Tensor[f64, N], z: Tensor[f8e5m2, N], w: Tensor[i64, N]):
+    for n in tiles(N):
+        y[n] = x[n].to(f64)
+        w[n] = z[n].to(f64).to(i64)
 
 
 @sp.kernel
@@ -154,6 +161,21 @@ def test_f64_is_rounded_by_f32() -> None:
         np.testing.assert_array_equal(done["z"], z.astype(np.float64))
 
     run_everywhere(from_f64, {"x": x, "y": np.zeros(len(x), y.dtype), "z": np.zeros(len(x))}, check)
+
+
+def test_codes_that_meet_rows_of_8_bytes() -> None:
+    """Half as many lanes: four rows of codes are no whole register."""
+    random = np.random.default_rng(2)
+    x, z = (random.permutation(np.arange(5 * 256, dtype=np.uint16).astype(np.uint8))[:1237].view(FORMATS[name])
+            for name in ("f8e4m3", "f8e5m2"))
+    z = np.where(np.isfinite(z.astype(np.float32)), z, z.dtype.type(1.5))
+    wanted = x.astype(np.float64)
+
+    def check(done: dict[str, np.ndarray]) -> None:
+        np.testing.assert_array_equal(done["y"], wanted)
+        np.testing.assert_array_equal(done["w"], z.astype(np.float64).astype(np.int64))
+
+    run_everywhere(to_wide, {"x": x, "y": np.zeros(len(x)), "z": z, "w": np.zeros(len(x), np.int64)}, check)
 
 
 def test_i4() -> None:

@@ -24,7 +24,7 @@ from sapper.lang.by_hand import PIECES
 from sapper.runtime import tuned
 from sapper.runtime.errors import SapperWarning
 from sapper.targets import host_target
-from sapper.tile.schedule import Schedule
+from sapper.tile.schedule import Schedule, ScheduleError
 from sapper.tune import tuner
 from sapper.tune.database import Database, DatabaseError, Key, Result
 from sapper.tune.trial import Trial, check_candidate, in_child, try_candidate
@@ -206,6 +206,27 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
         Database(str(tmp_path / "x" / "y"))
 
 
+def test_a_damaged_or_older_database_is_told(tmp_path: Path) -> None:
+    older = sqlite3.connect(tmp_path / "older.sqlite")
+    older.executescript("CREATE TABLE trials (kernel TEXT); CREATE TABLE results (kernel TEXT)")
+    older.close()
+    row = Database(str(tmp_path / "row.sqlite"))
+    row.add_results([Result(KEY, Schedule(), 1.0, 2.0, 1, True)])
+    row._connection.executescript("UPDATE results SET schedule = '{'")
+    torn = Database(str(tmp_path / "torn.sqlite"))
+    torn.add_results([Result(KEY, Schedule(), 1.0, 2.0, 1, True)])
+    torn.close()
+    whole = (tmp_path / "torn.sqlite").read_bytes()
+    (tmp_path / "torn.sqlite").write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    for name in ("older", "row", "torn"):
+        database = Database(str(tmp_path / f"{name}.sqlite"))
+        with pytest.raises(DatabaseError, match="mend"):
+            database.results()
+        if name != "row":
+            with pytest.raises(DatabaseError, match="mend"):
+                database.trial(KEY, "compiler", Schedule(), Schedule())
+
+
 WRITER = """
 import sys
 from sapper.tile.schedule import Schedule
@@ -267,6 +288,46 @@ def test_calls_find_the_nearest_schedule(tmp_path: Path, monkeypatch: pytest.Mon
     assert (out == 2).all()
     monkeypatch.setenv("SAPPER_TUNED", "off")
     assert found(M=8, N=64) is None
+
+
+def test_other_results_stay_in_the_file_that_calls_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of another database, and of another kernel of that name; what a search no longer finds faster goes."""
+    monkeypatch.setenv("SAPPER_TUNED", str(tmp_path / "tuned"))
+    few, many = Schedule(registers={"n": 1}), Schedule(registers={"n": 2})
+    target = host_target().name
+    one, other = (Database(str(tmp_path / f"{name}.sqlite")) for name in ("one", "other"))
+
+    def found(n: int, source: str = "") -> Any:
+        return tuned.tuned_schedule("double", source or double.source_digest(), target, {"M": 8, "N": n}, 1)
+
+    mine = result_for(double, few, {"M": 8, "N": 64})
+    one.add_results([mine, replace(mine, key=mine.key._replace(source="older"), schedule=many, model_s=99.0)])
+    path = tuner.publish(one, target)
+    assert found(64) == few.to_json() and found(64, "older") == many.to_json()
+    other.add_results([result_for(double, many, {"M": 8, "N": 1024})])
+    assert tuner.publish(other, target) == path
+    assert found(64) == few.to_json() and found(1024) == many.to_json()
+    one.add_results([replace(mine, schedule=Schedule())])
+    tuner.publish(one, target)
+    assert found(64) is None and found(1024) == many.to_json() and found(64, "older") == many.to_json()
+    assert os.listdir(tmp_path / "tuned") == [f"{target}.json"]
+    monkeypatch.setattr(os, "replace", lambda *_: os.stat("/nowhere"))
+    with pytest.raises(DatabaseError, match="SAPPER_TUNED"):
+        tuner.publish(one, target)
+    assert os.listdir(tmp_path / "tuned") == [f"{target}.json"]
+
+
+def test_a_schedule_that_no_longer_lowers_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler may have changed since it was found; a schedule that the caller names is still an error."""
+    monkeypatch.setenv("SAPPER_TUNED", str(tmp_path))
+    gone = Schedule(lane="gone")
+    entries = entries_of([result_for(double, gone, {"M": 8, "N": 64})])
+    write_entries(str(tmp_path / f"{host_target().name}.json"), entries)
+    x, out = np.ones((8, 64), np.float32), np.zeros((8, 64), np.float32)
+    double(x, out, threads=1)
+    assert (out == 2).all()
+    with pytest.raises(ScheduleError, match="no axis 'gone'"):
+        double(x, out, threads=1, schedule=gone)
 
 
 @pytest.mark.parametrize("text", [

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...targets.ptx.target import runs_on
 from ...targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES, SYNC_BYTES, most_workers
-from ...tile.schedule import ScheduleError
 from .. import arguments as _arguments
 from ..arguments import Binding, Parameter, TensorView, fill_words, slot_words, view_dlpack
 from ..compiled import CompiledKernel
@@ -237,14 +236,8 @@ class DeviceLauncher:
         assumed = known, repr(schedule), target.name
         compiled = self.compiled.get(assumed)
         if compiled is None:
-            try:
-                compiled = launcher.from_disk_or_compile(known, schedule, target)
-            except ScheduleError:
-                if launcher.schedule is not None:
-                    raise
-                # A search found it for such extents, but for rows that lie otherwise: the model's takes its place.
-                compiled = launcher.from_disk_or_compile(known, None, target)
-            self.compiled[assumed] = compiled
+            compiled = self.compiled[assumed] = launcher.follow(
+                schedule, lambda followed: launcher.from_disk_or_compile(known, followed, target))
         signature.check_requires(binding, compiled.requires)
         key = on, compiled.code
         function = self.functions.get(key)
