@@ -103,7 +103,8 @@ class TaskLowering(NestLowering):
             count = self.scalar("s_max", self.ceil_div(extent, granule), 0)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
             if not chunks:
-                chunks = left if i != columns else self._even_chunks(count, left)
+                chunks = left if i != columns else self._even_chunks(count, left, self._granules_beside(
+                    [(o, g) for j, (o, g) in enumerate(zip(ranges, granules, strict=True)) if j not in (i, *split)]))
             cap = self._task_cap(r)
             if cap:
                 chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
@@ -278,13 +279,22 @@ class TaskLowering(NestLowering):
         form = affine(op.operands[1:][unit])
         return form is not None and bool(axes & form.axes.keys())
 
-    def _even_chunks(self, count: Scalar, wanted: Scalar) -> Scalar:
-        """As many chunks as are wanted of `count` granules, if they are alike, or nearly; else one."""
+    def _even_chunks(self, count: Scalar, wanted: Scalar, beside: Scalar) -> Scalar:
+        """As many chunks as are wanted of `count` granules, if they are alike, or nearly, or if there are not so many
+        granules `beside`, of what else may be shared; else one."""
         rest = self.value(self.scalar("s_mod", count, wanted))
         alike = self.emit(self.depth, "s_cmp", [rest, self.value(0)], S64, cond="eq")
         many = self.emit(self.depth, "s_cmp", [self.value(count), self.value(self.mul(wanted, ALIKE))], S64, cond="ge")
-        return self.emit(self.depth, "s_select", [self.emit(self.depth, "s_or", [alike, many], S64), self.value(wanted),
-                                                  self.value(1)], S64)
+        few = self.emit(self.depth, "s_cmp", [self.value(beside), self.value(wanted)], S64, cond="lt")
+        shared = self.emit(self.depth, "s_or", [self.emit(self.depth, "s_or", [alike, many], S64), few], S64)
+        return self.emit(self.depth, "s_select", [shared, self.value(wanted), self.value(1)], S64)
+
+    def _granules_beside(self, ranges: list[tuple[Range, int]]) -> Scalar:
+        """How many granules there are of these ranges together."""
+        total: Scalar = 1
+        for r, granule in ranges:
+            total = self.mul(total, self.ceil_div(self.sub(r.stop, r.start), granule))
+        return total
 
     def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)

@@ -106,7 +106,13 @@ class WalkLowering(Reductions):
 
         if choice.errors_first is not None:
             self._sum_errors_first(walk, choice, choice.errors_first)
-        outer(0)
+        if any(op not in choice.rows_here for op in choice.staged) and not self.is_bounded(order[1]):
+            # An expert that no token takes has no rows: then what rows would meet is not copied.
+            rows = self.open[order[1]].extent
+            some = self.emit(self.depth_of(rows), "s_cmp", [self.value(rows), self.value(0)], S64, cond="gt")
+            self.fork(some, lambda: outer(0), lambda: None)
+        else:
+            outer(0)
         self.errors_before.clear()
         del outer   # it holds itself, and so all that it reads
         self.lane_run = 1

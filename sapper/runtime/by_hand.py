@@ -250,7 +250,7 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22, st
     """
     from ..codegen.pipeline import compile_kernel
     from .dtypes import numpy_dtype
-    from .entries import Entry
+    from .entries import ALONE, Entry
     from .launch import configuration
     from .loader import load
 
@@ -279,7 +279,7 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22, st
         outputs = [output[:len(values)] for output in outputs]
         for (compiled, code), output in zip(found, outputs, strict=True):
             binding = signature.bind((values, output))
-            entry = Entry(signature, compiled, code, binding, 1)
+            entry = Entry(signature, compiled, code, binding, ALONE)
             view, _, _, address = entry.block()
             entry.run(view, address)
         bits = [output.view(numpy.uint32 if output.itemsize == 4 else numpy.uint8) for output in outputs]

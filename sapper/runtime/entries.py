@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import arguments as _arguments
 from . import settings
@@ -21,14 +21,31 @@ from .errors import ArgumentError
 from .loader import CodeBlock
 from .scratch import NO_COUNTS, WorkArea, areas, stride_bytes, take_area
 
-GRAIN_NS = 50_000.0
-"""A worker gets at least so much of the estimated work: what it costs to wake one that sleeps."""
+GRAIN_NS = 2_500.0
+"""A worker gets at least so much of the estimated work, if it is awake. Two of a Zen 4 that are take as long as one for
+2.5 us of it in all, estimated at 3 to 4, and from 20 us on 1.5 to 1.9 times less (softmax, norms, products, sums)."""
+WAKE_NS = 50_000.0
+"""So much if it has to be woken."""
+HOLD_NS = 5_000_000.0
+"""From so much of it on a launching thread is kept on its CPU, which takes 5 to 15 us."""
 ASSUMED_BYTES_PER_NS = 10.0
 LOOK_AGAIN_S, AT_MOST_S = 2e-5, 1e-3
 """How long a thread sleeps that finds a bound call run by another, before it looks again: twice as long each time."""
 
 Block = tuple["memoryview[int]", "memoryview[float]", "memoryview[float]", int]
 """An argument block as 64-bit words, as floats, as doubles, and its address."""
+
+
+class Threads(NamedTuple):
+    """Workers of a launch: `most` if they are awake, `least` if they have to be woken. hold: it keeps the launching
+    thread on its CPU."""
+
+    most: int
+    least: int
+    hold: bool
+
+
+ALONE = Threads(1, 1, False)
 
 
 class Entry:
@@ -39,11 +56,11 @@ class Entry:
     and no sync block. blocks: argument blocks that no call is using.
     """
 
-    __slots__ = ("aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words",
+    __slots__ = ("_asked", "aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words",
                  "scratch_bytes", "threads", "words")
 
     def __init__(
-        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int,
+        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: Threads,
         aligned: tuple[str, ...] = (),
     ) -> None:
         self.compiled = compiled
@@ -55,9 +72,10 @@ class Entry:
         parameters = [(i, p.name) for i, p in enumerate(signature.parameters)]
         self.data_words = [(slots[f"{n}.data"], i) for i, n in parameters if f"{n}.data" in slots]
         self.scalar_words = [(slots[f"scalar.{n}"], i) for i, n in parameters if f"scalar.{n}" in slots]
-        self.threads = threads
+        self._asked = threads
+        self.threads = threads.most
         self.blocks: list[Block] = []
-        self.direct = threads == 1 and not self.scratch_bytes and compiled.counters == 0
+        self.direct = self.threads == 1 and not self.scratch_bytes and compiled.counters == 0
         self.run: Callable[[memoryview, int], None] = self._runner()
 
     def block(self) -> Block:
@@ -68,13 +86,13 @@ class Entry:
 
     def _runner(self) -> Callable[[memoryview, int], None]:
         function, address = self.code.function, self.code.address
-        scratch_bytes, threads = self.scratch_bytes, self.threads
+        scratch_bytes, (threads, least, hold) = self.scratch_bytes, self._asked
         step = stride_bytes(scratch_bytes)
         if threads > 1:
             from . import workers  # a process whose launches take one worker never loads them
 
             def run_together(view: memoryview, block: int) -> None:
-                workers.launch(address, view, block, threads, step)
+                workers.launch(address, view, block, threads, step, least, hold)
 
             return run_together
         if self.direct:
@@ -195,19 +213,20 @@ def _renew() -> None:
 os.register_at_fork(after_in_child=_renew)
 
 
-def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> int:
-    """How many workers a launch takes: as many as there are tasks, and as the work is worth waking.
+def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> Threads:
+    """How many workers a launch takes: as many as there are tasks, and as the work is worth asking, or waking.
 
     wanted: the caller's limit, or None for that of the settings. size_bytes: of all tensors, the measure of work when
     the compiler gave no estimate.
     """
     limit = settings.threads() if wanted is None else wanted
     if not compiled.counters or limit == 1:
-        return 1
+        return ALONE
     tasks = compiled.task_count(dims)
     if tasks is not None:
         limit = min(limit, tasks)
     work_ns = compiled.work_ns(dims)
     if work_ns is None:
         work_ns = size_bytes / ASSUMED_BYTES_PER_NS
-    return max(1, min(limit, int(work_ns / GRAIN_NS)))
+    most, least = (max(1, min(limit, int(work_ns / grain_ns))) for grain_ns in (GRAIN_NS, WAKE_NS))
+    return Threads(most, least, work_ns >= HOLD_NS)

@@ -24,12 +24,13 @@ from .cache import disk_cache, toolchain_key
 from .errors import LaunchError
 from .loader import CodeBlock, load
 from .scratch import WorkArea
+from .settings import MAX_THREADS
 
 # Offsets in the control memory, in bytes; workers_code.py says what lies there.
 KERNEL, ARGUMENTS, WORKERS, SPIN_CYCLES, JOIN_CYCLES = 0, 8, 16, 24, 28
 PENDING, LAUNCHER_SLEEPS = 64, 68
 KEPT_OFF, CALLER_CPU, PLACED, ALLOWED, ALLOWED_BYTES = 128, 132, 136, 144, 128
-SAVED, SAVED_BYTES, OWN = 272, 400, 408
+SAVED, SAVED_BYTES, OWN, ENDED, BEGAN = 272, 400, 408, 536, 540
 MAILBOXES, MAILBOX_BYTES = 576, 64
 GENERATION, SLEEPS, THREAD, STARTED, SPINS, TAKEN = 0, 4, 8, 12, 16, 20
 COUNTERS = 8
@@ -46,7 +47,7 @@ _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.S
 _pointer = ctypes.c_void_p
 _CLOCK = ctypes.PYFUNCTYPE(ctypes.c_uint32)
 _WORK = ctypes.CFUNCTYPE(None, _pointer, _pointer, _pointer, _pointer)
-_LAUNCH = ctypes.CFUNCTYPE(None, _pointer, _pointer, _pointer, _pointer)
+_LAUNCH = ctypes.CFUNCTYPE(None, *[_pointer] * 6)
 
 
 class _Code:
@@ -118,7 +119,8 @@ class Pool:
         self.size = 1
         self.area = WorkArea()
         self._code = code
-        self._memory = Mapping(MAILBOXES + MAILBOX_BYTES * settings.MAX_THREADS, huge=False)
+        self._start = code.launch
+        self._memory = Mapping(MAILBOXES + MAILBOX_BYTES * MAX_THREADS, huge=False)
         self.control = self._memory.address
         self._threads: list[threading.Thread] = []
 
@@ -167,7 +169,8 @@ class Pool:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         self._code.work(self.control, index, mailbox, generation)
 
-    def launch(self, kernel: int, view: memoryview, block: int, workers: int, step_bytes: int) -> None:
+    def launch(self, kernel: int, view: memoryview, block: int, workers: int, step_bytes: int, least: int = MAX_THREADS,
+               hold: bool = True) -> None:
         if workers > self.size:
             self.grow(workers)
         if step_bytes * workers > self.area.capacity_bytes:
@@ -176,12 +179,12 @@ class Pool:
         view[0] = area.scratch
         view[1] = step_bytes
         view[2] = area.sync
-        self._code.launch(self.control, kernel, block, workers)
+        self._start(self.control, kernel, block, workers, least, hold)
 
     def stop(self) -> None:
         """Let every worker return, and join their threads."""
         if self.size > 1:
-            self._code.launch(self.control, 0, 0, self.size)
+            self._start(self.control, 0, 0, self.size, self.size, False)
             self.size = 1
         for thread in self._threads:
             thread.join()
@@ -193,18 +196,19 @@ _pool: Pool | None = None
 _code: _Code | None = None
 
 
-def launch(kernel: int, view: memoryview, block: int, workers: int, step_bytes: int) -> None:
-    """Run the kernel at an address on `workers` workers.
+def launch(kernel: int, view: memoryview, block: int, workers: int, step_bytes: int, least: int = MAX_THREADS,
+           hold: bool = True) -> None:
+    """Run the kernel at an address on `workers` workers, or on fewer, but not less than `least`, where others sleep.
 
     view, block: the argument block as 64-bit words, and its address; words 0 to 2 are filled in here.
-    step_bytes: scratch of each worker, a multiple of the page.
+    step_bytes: scratch of each worker, a multiple of the page. hold: keep this thread on its CPU meanwhile.
     """
     global _pool
     with _lock:
         pool = _pool
         if pool is None:
             pool = _pool = Pool(_loaded_code())
-        pool.launch(kernel, view, block, workers, step_bytes)
+        pool.launch(kernel, view, block, workers, step_bytes, least, hold)
 
 
 def wait_cycles(size: int) -> int:

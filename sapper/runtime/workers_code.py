@@ -2,7 +2,7 @@
 
     uint32 clock(void)                                            low half of the time stamp counter
     void work(control, index, mailbox, generation)                a worker's whole life; returns when told to stop
-    void launch(control, kernel, args, workers)                   run a kernel on workers; the caller is worker 0
+    void launch(control, kernel, args, workers, least, hold)      run a kernel on workers; the caller is worker 0
 
 Memory that they share, `control` (64-byte aligned; offsets in bytes):
 
@@ -12,10 +12,16 @@ Memory that they share, `control` (64-byte aligned; offsets in bytes):
     128  i32 the CPU that workers keep off    132  i32 the launcher's CPU now    136  number of workers to place, or 0
     144  the CPUs that workers may use, a bit each, 1024 bits
     272  those that the launcher may use between launches             400  bytes of these, 0 outside a launch
-    408  a set of CPUs in the making, else 0
+    408  a set of CPUs in the making, else 0    536  i32 the clock when the last launch ended
+    540  i32 the clock when the first of a series of launches began
     576 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
          +8  i32 its thread, as the system numbers it    +12  i32 the clock when its work began
          +16  i32 cycles that it spins now before it sleeps    +20  i32 the last generation that somebody took
+
+Who is asked. Of short work a part is worth nothing if its worker sleeps: waking it takes longer. So `launch` asks those
+that are awake, in their order up to the first that sleeps, but `least` at the least. In a series of launches, none of
+which begins later after another than workers spin, they would be awake by now; once it has gone on for as long as they
+spin, all are asked, who sleeps is woken, and stays awake for as long as it goes on.
 
 Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
 then wakes workers 1 and 2 if they sleep; a worker i that starts wakes 2i+1 and 2i+2, so waking takes logarithmic time.
@@ -38,8 +44,9 @@ other meet workers that are awake, and an idle process is quiet. Of work of 2^32
 
 Placing. A scheduler likes to put a thread that is woken on the CPU of the one that wakes it, and some (those of virtual
 machines that pack their threads) leave it there for ten milliseconds: the launch then runs on one CPU. So `launch`,
-when its CPU is another than the last time, takes that CPU from those that the workers may use; and it keeps the
-launching thread on its CPU until the launch ends, as the same schedulers pull that one to a worker's.
+when its CPU is another than the last time, takes that CPU from those that the workers may use; and where it is told
+to `hold` the launching thread, keeps it on its CPU until the launch ends, as the same schedulers pull that one to a
+worker's. That takes 5 us.
 
 Source: futex(2), getcpu(2), sched_setaffinity(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
 """
@@ -49,13 +56,15 @@ from __future__ import annotations
 from ..codegen.encode import encode
 from ..codegen.listing import Listing, at
 from ..codegen.machine import Immediate, MachineFunction, Memory, Register
-from ..targets.x86_64.registers import R8, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from ..targets.x86_64.registers import R8, R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from .workers import (
     ALLOWED,
     ALLOWED_BYTES,
     ARGUMENTS,
+    BEGAN,
     CALLER_CPU,
     COUNTERS,
+    ENDED,
     GENERATION,
     IDLE_SHIFT,
     JOIN_CYCLES,
@@ -227,9 +236,10 @@ def _launch(emit: Listing) -> None:
     emit("mov.64", RBX, RDI)
     emit("mov.64", at(RBX, KERNEL), RSI)
     emit("mov.64", at(RBX, ARGUMENTS), RDX)
-    emit("mov.64", at(RBX, WORKERS), RCX)
     emit("mov.64", RBP, RSI)
     emit("mov.64", R13, RDX)
+    _choose(emit)
+    emit("mov.64", at(RBX, WORKERS), RCX)
     _place(emit)
     emit("test.64", RBP, RBP)
     emit("je", "post")
@@ -300,12 +310,44 @@ def _launch(emit: Listing) -> None:
     emit("syscall")
     emit("mov.64", at(RBX, SAVED_BYTES), Immediate(0))
     emit.label("free")
+    emit("rdtsc")
+    emit("mov.32", at(RBX, ENDED), RAX)
     leave(emit)
 
 
+def _choose(emit: Listing) -> None:
+    """rcx: how many workers are asked, of rcx and at least r8. Destroys rax, rdx, rdi, r14."""
+    emit("rdtsc")
+    emit("mov.32", R14, RAX)
+    emit("sub.32", RAX, at(RBX, ENDED))
+    emit("cmp.32", RAX, at(RBX, SPIN_CYCLES))
+    emit("jb", "goes_on")
+    emit("mov.32", at(RBX, BEGAN), R14)
+    emit.label("goes_on")
+    emit("cmp.64", R8, RCX)
+    emit("jae", "chosen")
+    emit("sub.32", R14, at(RBX, BEGAN))
+    emit("cmp.32", R14, at(RBX, SPIN_CYCLES))
+    emit("ja", "chosen")
+    emit("mov.32", RDX, Immediate(1))
+    emit.label("choose_next")
+    emit("cmp.64", RDX, RCX)
+    emit("jae", "chosen")
+    _mailbox(emit, RDI, RDX)
+    emit("cmp.32", at(RDI, SLEEPS), Immediate(0))
+    emit("jne", "asleep")
+    emit("add.64", RDX, Immediate(1))
+    emit("jmp", "choose_next")
+    emit.label("asleep")
+    emit("cmp.64", RDX, R8)
+    emit("cmovb.64", RDX, R8)
+    emit("mov.64", RCX, RDX)
+    emit.label("chosen")
+
+
 def _place(emit: Listing) -> None:
-    """Where this thread is on another CPU than at the last launch, let the workers use the other ones only;
-    and keep this one where it is. Keeps rbx, rbp, r13. Where the system refuses, threads stay as they are."""
+    """Where this thread is on another CPU than at the last launch, let the workers use the other ones only; and keep
+    this one where it is, if r9 says so. Keeps rbx, rbp, r13. Where the system refuses, threads stay as they are."""
     emit("cmp.64", at(RBX, PLACED), Immediate(0))
     emit("je", "unplaced")
     emit("lea.64", RDI, at(RBX, CALLER_CPU))
@@ -338,6 +380,8 @@ def _place(emit: Listing) -> None:
     emit.label("place_done")
     emit("mov.64", at(R14), R15)
     emit.label("placed")
+    emit("test.64", R9, R9)
+    emit("je", "unplaced")
     emit("xor.32", RDI, RDI)
     emit("mov.32", RSI, Immediate(ALLOWED_BYTES))
     emit("lea.64", RDX, at(RBX, SAVED))

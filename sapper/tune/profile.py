@@ -23,7 +23,7 @@ from ..codegen.machine import Immediate, Instruction, Label, MachineFunction, Me
 from ..codegen.pipeline import Compiled
 from ..runtime import system
 from ..runtime.compiled import CompiledKernel
-from ..runtime.entries import Entry
+from ..runtime.entries import ALONE, Entry
 from ..runtime.guarded import run_compiled_guarded
 from ..runtime.launch import compile_for_call, launcher_with
 from ..runtime.loader import KERNEL_PROTOTYPE, load
@@ -133,12 +133,12 @@ def profile(
         raise NotProfiled(f"the call fails between guard pages: {crash}")
     code = _load_counting(compiled.made.machine, rules_of(target).register_file(target))
     try:
-        _run_of(Entry(signature, packed, code, binding, 1), binding)()  # type: ignore[arg-type]
+        _run_of(Entry(signature, packed, code, binding, ALONE), binding)()  # type: ignore[arg-type]
         counts = list(code.counts)
     finally:
         code.close()
-    run = _run_of(Entry(signature, packed, load(compiled.code), binding, 1), binding)
-    nothing = _run_of(Entry(signature, packed, load(_RETURN), binding, 1), binding)
+    run = _run_of(Entry(signature, packed, load(compiled.code), binding, ALONE), binding)
+    nothing = _run_of(Entry(signature, packed, load(_RETURN), binding, ALONE), binding)
     timings = measure({"kernel": run, "nothing": nothing})
     return Profile(compiled, counts, timings["kernel"], timings["nothing"].low_s, cycles_per_second(),
                    dict(binding.dims), dict(wanted.static_dims))

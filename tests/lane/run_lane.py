@@ -102,7 +102,8 @@ def evaluate(value: Value, known: dict[object, int]) -> int:
     if op.name == "s_select":
         return operands[1 if operands[0] else 2]
     if op.name == "s_cmp":
-        return int({"eq": operands[0] == operands[1], "ge": operands[0] >= operands[1]}[op.attributes["cond"]])
+        return int({"eq": operands[0] == operands[1], "ge": operands[0] >= operands[1],
+                        "lt": operands[0] < operands[1]}[op.attributes["cond"]])
     a, b = operands
     return {"s_add": a + b, "s_sub": a - b, "s_mul": a * b, "s_min": min(a, b), "s_max": max(a, b),
             "s_floordiv": a // (b or 1), "s_mod": a % (b or 1), "s_or": a | b, "s_and": a & b, "s_sar": a >> b}[op.name]

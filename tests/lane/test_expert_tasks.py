@@ -121,3 +121,18 @@ def test_groups_of_tokens_read_as_much_on_each_worker(name: str, extents: dict[s
         assert sum(sizes) == 0
     else:
         assert sum(sizes) > 0 and largest_share(sizes) < 0.54, f"{sizes}"
+
+
+@pytest.mark.parametrize("name", ["masked_matmul_nt_f32", "masked_matmul_nt_bf16_bf16", "masked_matmul_nt_i8"])
+def test_weights_that_no_rows_meet_are_not_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor copied: so many experts have no token where there are few."""
+    def read(*rows: int) -> int:
+        arguments = LIBRARY[name].make_arguments(
+            np.random.default_rng(1), {"B": len(rows), "M": 40, "N": 64, "K": 64})
+        arguments["rows"][:] = rows
+        with monkeypatch.context() as patch:
+            return sum(bytes_of_tasks(name, arguments, patch)[0])
+
+    every = read(40, 3, 17)
+    assert 3 * read(0, 40, 0) == every > 0
+    assert read(0, 0, 0) == 0

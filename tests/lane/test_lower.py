@@ -433,6 +433,21 @@ def test_tasks_of_a_product_share_its_columns_where_these_make_tasks_alike(
     assert task_rows <= rows // 2 or workers == 1
 
 
+@pytest.mark.parametrize("hint", [16, 512])
+@pytest.mark.parametrize("rows", [1, 4, 8])
+def test_few_rows_leave_their_columns_to_all_workers(rows: int, hint: int) -> None:
+    """Also where their nine granules make no tasks alike: rows make too few."""
+    function = reduce_loops(LIBRARY["matmul_nt_f32"].kernel.tile_ir())
+    canonicalize(function)
+    lane = lower(function, Schedule(), AVX512, Specialization({"M": DimClass(hint), "N": DimClass(512, 64)}))
+    slots = {slot: number + 3 for number, slot in enumerate(lane.attributes["slots"])}
+    sizes = {"dim.M": rows, "dim.N": 576, "dim.K": 64}
+    known: dict[object, int] = {slots[name]: size for name, size in sizes.items() if name in slots}
+    for tasks in (op for op in lane.walk() if op.name == "tasks"):
+        assert evaluate(tasks.operands[0], {"workers": 1, **known}) == 1
+        assert evaluate(tasks.operands[0], {"workers": 2, **known}) == 4
+
+
 @pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_bf16_bf16"])
 def test_a_worker_copies_rows_once_for_all_of_its_tasks_that_share_columns(
         name: str, monkeypatch: pytest.MonkeyPatch) -> None:

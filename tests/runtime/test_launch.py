@@ -418,22 +418,23 @@ def test_stored_tensors_are_read_off_the_tile_ir(compiler: Compiler) -> None:
 def test_choice_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPPER_THREADS", "8")
     kernel = CompiledKernel("k", b"\xc3", (), counters=1, tasks=(((1, ("M",), 4),),), work=((100_000.0, ("M",)),))
-    assert choose_threads(kernel, {"M": 100}, 0, None) == 8
-    assert choose_threads(kernel, {"M": 9}, 0, None) == 3  # three tasks
-    assert choose_threads(kernel, {"M": 0}, 0, None) == 1
-    assert choose_threads(kernel, {"M": 100}, 0, 20) == 20
-    assert choose_threads(kernel, {"M": 100}, 0, 1) == 1
+    assert choose_threads(kernel, {"M": 100}, 0, None) == (8, 8, True)
+    assert choose_threads(kernel, {"M": 9}, 0, None) == (3, 3, False)  # three tasks
+    assert choose_threads(kernel, {"M": 0}, 0, None) == (1, 1, False)
+    assert choose_threads(kernel, {"M": 100}, 0, 20) == (20, 20, True)
+    assert choose_threads(kernel, {"M": 100}, 0, 1).most == 1
     small = CompiledKernel("k", b"\xc3", (), counters=1, tasks=(((1, ("M",), 4),),), work=((10.0, ("M",)),))
-    assert choose_threads(small, {"M": 100}, 0, None) == 1  # a microsecond
-    assert choose_threads(small, {"M": 100}, 0, 4) == 1  # the caller's number is a limit
-    assert choose_threads(small, {"M": 10_000}, 0, 4) == 2
+    assert choose_threads(small, {"M": 100}, 0, None).most == 1  # a microsecond
+    assert choose_threads(small, {"M": 100}, 0, 4).most == 1  # the caller's number is a limit
+    assert choose_threads(small, {"M": 600}, 0, 4) == (2, 1, False)  # is worth asking who is awake
+    assert choose_threads(small, {"M": 10_000}, 0, 4) == (4, 2, False)
     unknown = CompiledKernel("k", b"\xc3", (), counters=1)
-    assert choose_threads(unknown, {"M": 9}, 1 << 10, None) == 1
-    assert choose_threads(unknown, {"M": 9}, 100 << 20, None) == 8
+    assert choose_threads(unknown, {"M": 9}, 1 << 10, None).most == 1
+    assert choose_threads(unknown, {"M": 9}, 100 << 20, None) == (8, 8, True)
     unproved = CompiledKernel("k", b"\xc3", (), counters=None)
-    assert choose_threads(unproved, {"M": 100}, 100 << 20, 5) == 1
+    assert choose_threads(unproved, {"M": 100}, 100 << 20, 5).most == 1
     sequential = CompiledKernel("k", b"\xc3", ())
-    assert choose_threads(sequential, {"M": 100}, 100 << 20, 5) == 1
+    assert choose_threads(sequential, {"M": 100}, 100 << 20, 5).most == 1
 
 
 def test_a_compiled_kernel_says_how_many_workers_it_is_worth() -> None:

@@ -24,7 +24,7 @@ from sapper.runtime import settings, workers
 from sapper.runtime.errors import LaunchError
 from sapper.runtime.loader import load
 from sapper.runtime.workers_code import clock_function, launch_function, work_function, workers_code
-from sapper.targets.x86_64.registers import RAX, RSI
+from sapper.targets.x86_64.registers import RAX, RDI, RDX, RSI
 
 from .conftest import TASKS, FakeKernel, assemble, at, word
 
@@ -139,6 +139,69 @@ def test_every_worker_runs_once_in_each_launch(count: int) -> None:
         if turn % 200 == 0:
             time.sleep(0.0005)
     pool.stop()
+
+
+# Worker 0 writes into out[0] how many there are. Slot out.data.
+ASKED = assemble(
+    ("test.64", RSI, RSI), ("jne", "done"), ("mov.64", RAX, word(3)), ("mov.64", at(RAX), RDX), "done", ("ret",)
+)
+
+
+def asked_by(pool: workers.Pool, kernel: int, most: int, least: int) -> int:
+    """How many workers a launch asks."""
+    out = np.zeros(1, np.int64)
+    words = (ctypes.c_int64 * 4)(0, 0, 0, out.ctypes.data)
+    pool.launch(kernel, memoryview(words).cast("B").cast("q"), ctypes.addressof(words), most, 0, least, False)
+    return int(out[0])
+
+
+def pool_of_nobody(size: int, sleepers: set[int], spin_ns: int) -> workers.Pool:
+    """Workers that never come, of whom some say that they sleep: the launcher stands in for all."""
+    pool = workers.Pool(workers._loaded_code())
+    pool.size = size
+    pool._set_word(workers.SPIN_CYCLES, int(spin_ns * workers.cycles_per_ns()))
+    for index in sleepers:
+        pool._set_word(workers.MAILBOXES + workers.MAILBOX_BYTES * index + workers.SLEEPS, 1)
+    return pool
+
+
+@pytest.mark.parametrize(("sleepers", "least", "asked"), [
+    (set(), 1, 4), ({1}, 1, 1), ({2}, 1, 2), ({3}, 1, 3), ({1, 2}, 3, 3), ({3}, 2, 3), ({1, 2, 3}, 4, 4),
+    ({1, 2, 3}, 5, 4)])
+def test_who_sleeps_is_asked_where_that_is_worth_it(sleepers: set[int], least: int, asked: int) -> None:
+    code, pool = load(ASKED), pool_of_nobody(4, sleepers, 0)
+    assert asked_by(pool, code.address, 4, least) == asked
+
+
+def test_a_series_of_launches_wakes_who_sleeps() -> None:
+    """Once it has gone on for as long as workers spin."""
+    code, pool = load(ASKED), pool_of_nobody(2, {1}, 20_000_000)
+    for _ in range(2):
+        time.sleep(0.025)
+        start = time.perf_counter()
+        assert asked_by(pool, code.address, 2, 1) == 1
+        while asked_by(pool, code.address, 2, 1) == 1:
+            assert time.perf_counter() < start + 20
+        assert time.perf_counter() - start > 0.019
+    assert asked_by(pool, code.address, 2, 1) == 2
+
+
+# Writes the CPUs that the launching thread may use to out. Slot out.data.
+ALLOWED = assemble(
+    ("test.64", RSI, RSI), ("jne", "done"), ("mov.64", RDX, word(3)), ("xor.32", RDI, RDI),
+    ("mov.32", RSI, Immediate(128)), ("mov.32", RAX, Immediate(204)), ("syscall",), "done", ("ret",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_the_launching_thread_is_held_where_that_is_wanted(hold: bool) -> None:
+    if settings.available_cpus() < 2:
+        pytest.skip("one CPU only")
+    code, pool, out = load(ALLOWED), workers.Pool(workers._loaded_code()), np.zeros(128, np.uint8)
+    words = (ctypes.c_int64 * 4)(0, 0, 0, out.ctypes.data)
+    pool.launch(code.address, memoryview(words).cast("B").cast("q"), ctypes.addressof(words), 2, 0, 2, hold)
+    pool.stop()
+    assert np.unpackbits(out).sum() == (1 if hold else settings.available_cpus())
 
 
 def test_launch_by_one_worker_starts_no_thread(tasks: FakeKernel) -> None:
