@@ -106,11 +106,12 @@ class WalkLowering(Reductions):
 
         if choice.errors_first is not None:
             self._sum_errors_first(walk, choice, choice.errors_first)
-        if any(op not in choice.rows_here for op in choice.staged) and not self.is_bounded(order[1]):
+        copied = [op for op in choice.staged if op not in choice.rows_here]
+        if copied and len(order) > 1 and not self.is_bounded(order[1]):
             # An expert that no token takes has no rows: then what rows would meet is not copied.
             rows = self.open[order[1]].extent
             some = self.emit(self.depth_of(rows), "s_cmp", [self.value(rows), self.value(0)], S64, cond="gt")
-            self.fork(some, lambda: outer(0), lambda: None)
+            self.fork(some, lambda: outer(0), lambda: None)  # noqa: F821
         else:
             outer(0)
         self.errors_before.clear()
