@@ -329,7 +329,7 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
         if parallel:
             plan = plan_block(body, self.wholes)
             late = self._late(ranges, body, plan) if len(chain) == 1 else None
-            self._residents(ranges, plan, late is not None)
+            self._residents(ranges, body, plan, late is not None)
             ranges[-1].body = body
             if late is not None and all(r.axis is None or (r.resident == 1 and not r.lane) for r in ranges):
                 ranges[-1].late = LateWalk(body, plan, late)

@@ -7,12 +7,14 @@ memory, but for those that are walked, whose sums tile registers make: these are
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
 from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import Plan, Walk, axes_of, plan_block
-from ..tile.schedule import ScheduleError
+from ..tile.schedule import Panels, ScheduleError
 from .extents import Range
 from .row_waits import WORTH, waits_of
 from .scratch import ScratchLowering
@@ -38,6 +40,10 @@ that spreads an element takes no longer than a dot product. Measured on a Zen 4,
 the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
 77.6."""
 
+NEST_VECTORS = 4
+"""Vectors across the lanes of what loops inside carry, or walks pass on, where the axis is one of neighbours in memory:
+as many chains that do not wait for each other, and as many lines at once of each row that is read."""
+
 JOINED_ROWS, SHORT_ROW = 8, 512
 """Rows at once whose sums lie in memory as these follow each other (joined_rows.py), and elements of a row."""
 
@@ -55,12 +61,13 @@ def unpacking_of(value: Value) -> int:
 class ResidentLowering(ScratchLowering):
     """Chooses resident axes."""
 
-    def _residents(self, ranges: list[Range], plan: Plan, late: bool) -> None:
+    def _residents(self, ranges: list[Range], body: Block, plan: Plan, late: bool) -> None:
         """Axes of values that pass between walks or into control ops get a size: they stay in registers. late: the last
         walk follows a row behind, if rows are single."""
         nested = any(isinstance(item, Op) for item in plan.items)
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
+        across = self._neighbours(ranges, plan, body) if nested or plan.crossing else None
         for r in ranges if self.chain is None and self.matrix_walk is None else ():
             if r.axis is None:
                 continue
@@ -69,13 +76,15 @@ class ResidentLowering(ScratchLowering):
                 continue
             carries = nested and self._carries_contractions(r.axis, plan)
             lane = r.axis == self.schedule.lane or (self.schedule.lane is None and (
-                (carries and r.hint >= self.lanes) or (nested and self._lists_by_lane(r, plan))))
+                (carries and r.hint >= self.lanes) or (nested and self._lists_by_lane(r, plan)) or r.axis == across))
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
-                r.lane = lane and len(plan.items) > 1
+                r.lane = lane and (len(plan.items) > 1 or r.axis == across)
                 if lane and not r.lane and not nested:
                     continue
                 size = 1
-                if r.lane:
+                if r.axis == across:
+                    size = self.lanes * self._vectors_of_nest(r, plan)
+                elif r.lane:
                     size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
                 elif carries and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
@@ -87,6 +96,60 @@ class ResidentLowering(ScratchLowering):
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
                                         f"{self.lanes} lanes, or another lane axis")
+
+    def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
+        """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
+        along any axis inside; None where there is none, or lanes are taken."""
+        if any(b.lane for b in self.bound.values()) or any(
+                r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
+            return None
+        found: Counter[str] = Counter()
+        for op in (inner for outer in body.ops for inner in outer.walk()):
+            if op.name not in ("load", "store"):
+                continue
+            if isinstance(self.stride_classes.get(memory_of(op.operands[0]).name), Panels):
+                return None
+            for axis, unit in self._steps_of(op).items():
+                found[axis] += 1 if unit else -1
+        walked = {r.axis for r in ranges if r.axis is not None and r.hint >= self.lanes}
+        best = max(found, key=found.__getitem__, default=None)
+        return best if best in walked and found[best] > 0 else None
+
+    def _steps_of(self, op: Op) -> dict[str, bool]:
+        """Of each axis that an access goes along whether its neighbours are neighbours in memory."""
+        found: dict[str, bool] = {}
+        unit = self._unit_dimension(op.operands[0])
+        for dimension, index in enumerate(op.operands[1 if op.name == "load" else 2:]):
+            form = affine(index)
+            for axis in axes_of(index):
+                beside = dimension == unit and form is not None and form.axes.get(axis) == 1
+                found[axis] = beside and found.get(axis, True)
+        return found
+
+    def _unit_dimension(self, tensor: Value) -> int | None:
+        """The dimension of a tensor along which neighbours are neighbours in memory, if one is known to be."""
+        view = tensor.op
+        if view is None:
+            strides = self.stride_classes.get(tensor.name, "contiguous")
+            if strides == "contiguous":
+                return len(tensor.type.dims) - 1  # type: ignore[union-attr]
+            return strides.index(True) if isinstance(strides, tuple) and True in strides else None
+        source, groups = self._unit_dimension(view.operands[0]), view.attributes["groups"]
+        if view.operands[0].type.dtype.size_bytes != view.result.type.dtype.size_bytes:  # type: ignore[union-attr]
+            return sum(count for _, count in groups) - 1
+        merged = made = 0
+        for axes, count in groups:
+            merged, made = merged + axes, made + count
+            if source == merged - 1:
+                return made - 1 if count else None
+        return None
+
+    def _vectors_of_nest(self, r: Range, plan: Plan) -> int:
+        """Vectors at once of an axis across the lanes: what loops inside carry takes half of the registers at most."""
+        carried = max((len([v for v in loop.results if r.axis in axes_of(v)]) for item in plan.items
+                       if isinstance(item, Op) for loop in item.walk() if loop.results and loop.blocks), default=1)
+        fitting = min(NEST_VECTORS, self.facts.vector_registers // 2 // max(1, carried), r.hint // self.lanes)
+        return 1 << max(1, fitting).bit_length() - 1
 
     def _rows_that_wait(self, r: Range, plan: Plan) -> int:
         """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes
