@@ -309,10 +309,6 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
 
     # Loops.
 
-    @staticmethod
-    def _is_plain(op: Op) -> bool:
-        return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
-
     def _as_whole(self, op: Op) -> None:
         """A parallel loop inside a task, without control inside: its axes are walked like whole axes."""
         for i, axis in enumerate(op.attributes["axes"]):

@@ -11,9 +11,10 @@ from collections import Counter
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
+from ..ir.types import f32
 from ..tile.affine import affine
 from ..tile.ops import memory_of
-from ..tile.plan import Plan, Walk, axes_of, plan_block
+from ..tile.plan import ORDERED, Plan, Walk, axes_of, plan_block
 from ..tile.schedule import Panels, ScheduleError
 from .extents import Range
 from .row_waits import WORTH, waits_of
@@ -39,6 +40,9 @@ MUCH_UNPACKING = 3
 that spreads an element takes no longer than a dot product. Measured on a Zen 4, 512 rows by 1024 x 4096, in percent of
 the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
 77.6."""
+
+CHUNK_ROWS, CHUNK_COLUMNS = 128, 512
+"""Most rows and columns at once of products that walks pass on in scratch memory: so often is the other matrix staged."""
 
 NEST_VECTORS = 4
 """Vectors across the lanes of what loops inside carry, or walks pass on, where the axis is one of neighbours in memory:
@@ -67,12 +71,18 @@ class ResidentLowering(ScratchLowering):
         nested = any(isinstance(item, Op) for item in plan.items)
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
-        across = self._neighbours(ranges, plan, body) if nested or plan.crossing else None
+        chunks = self._chunks_of_products(ranges, plan)
+        across = self._neighbours(ranges, plan, body) if not chunks and (nested or plan.crossing) else None
+        if across is not None:
+            sums |= self._sums_across(across, ranges, plan)
         for r in ranges if self.chain is None and self.matrix_walk is None else ():
             if r.axis is None:
                 continue
             if r.axis == on_tiles:
                 r.resident, r.walked = CHUNK_TILES * self.lanes, True
+                continue
+            if r.axis in chunks:
+                r.resident, r.walked = self.schedule.tile.get(r.axis, chunks[r.axis]), True
                 continue
             carries = nested and self._carries_contractions(r.axis, plan)
             lane = r.axis == self.schedule.lane or (self.schedule.lane is None and (
@@ -83,7 +93,7 @@ class ResidentLowering(ScratchLowering):
                     continue
                 size = 1
                 if r.axis == across:
-                    size = self.lanes * self._vectors_of_nest(r, plan)
+                    size = self.lanes * (sums.get(across) or self._vectors_of_nest(r, plan))
                 elif r.lane:
                     size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
                 elif carries and not any(other.lane or other.resident > 1 for other in ranges):
@@ -96,6 +106,36 @@ class ResidentLowering(ScratchLowering):
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
                                         f"{self.lanes} lanes, or another lane axis")
+
+    @staticmethod
+    def _is_plain(op: Op) -> bool:
+        return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
+
+    def _chunks_of_products(self, ranges: list[Range], plan: Plan) -> dict[str, int]:
+        """How much at once of the axes of a nest that products of matrices span, and pass on to other walks: in
+        registers these would meet the other matrix row by row. Half of the second cache holds what is passed on."""
+        if self.facts.many_workers or any(isinstance(item, Op) and not self._is_plain(item) for item in plan.items):
+            return {}
+        hints = {r.axis: r.hint for r in ranges if r.axis is not None}
+        inside = [op for item in plan.items if isinstance(item, Op) for op in item.blocks[0].ops]
+        products = [op for op in (*(op for walk in plan.items if isinstance(walk, Walk) for op in walk.reductions),
+                                  *inside) if op.name == "contract"]
+        rows = {a for op in products for value, other in (op.operands, op.operands[::-1])
+                for a in axes_of(value) if a in hints and a not in axes_of(other) and len(axes_of(other)) > 1}
+        if not rows or not (plan.crossing & rows or inside):
+            return {}
+        chunks = {a: min(hints[a], CHUNK_COLUMNS) for a in rows}
+        first = next(a for a in hints if a in rows)
+        chunks[first] = min(hints[first], CHUNK_ROWS)
+
+        def size_bytes(value: Value) -> int:
+            return f32.size_bytes * prod(chunks.get(a) or self._whole_hint(a) or 1 for a in axes_of(value))
+
+        passed = sum(size_bytes(value) for value in plan.kept)
+        for axis in chunks:
+            while passed > self.facts.l2_bytes // 2 and chunks[axis] > self.lanes:
+                chunks[axis], passed = chunks[axis] // 2, passed // 2
+        return {a: -(-n // self.lanes) * self.lanes for a, n in chunks.items()}
 
     def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
@@ -143,6 +183,26 @@ class ResidentLowering(ScratchLowering):
             if source == merged - 1:
                 return made - 1 if count else None
         return None
+
+    def _sums_across(self, across: str, ranges: list[Range], plan: Plan) -> dict[str, int]:
+        """Vectors of the axis across the lanes, and coordinates of another one, of sums of products that loops inside
+        carry: as many as registers hold, so that each operand that is read serves several."""
+        loops = [loop for item in plan.items if isinstance(item, Op) for loop in item.walk()
+                 if loop.results and any(op.name == "contract" for op in loop.walk())]
+        carried = max((loop.results for loop in loops), key=len, default=[])
+        hints = {r.axis: r.hint for r in ranges if r.axis is not None}
+        rows = {a for value in carried for a in axes_of(value) if a in hints} - {across}
+        if len(rows) != 1 or not all({across, *rows} <= set(axes_of(value)) for value in carried):
+            return {}
+        (axis,) = rows
+        most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // len(carried))
+        found = []
+        for vectors in (1, 2, NEST_VECTORS):
+            if vectors <= most and vectors * self.lanes <= hints[across]:
+                at_once = min(most // vectors, MOST_ROWS, hints[axis])
+                found.append((vectors * at_once / (vectors + at_once), vectors, at_once))
+        _, vectors, at_once = max(found)
+        return {across: vectors, axis: at_once}
 
     def _vectors_of_nest(self, r: Range, plan: Plan) -> int:
         """Vectors at once of an axis across the lanes: what loops inside carry takes half of the registers at most."""
