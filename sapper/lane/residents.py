@@ -241,7 +241,7 @@ class ResidentLowering(ScratchLowering):
 
     def _resident_rows(self, r: Range) -> int:
         """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""
-        extent = self.sub(r.stop, r.start)
+        extent = self.extent_of(r)
         rows = extent if isinstance(extent, int) else r.hint
         pieces = -(-rows // RESIDENT_ROWS)
         return -(-rows // max(1, pieces))
