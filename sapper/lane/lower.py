@@ -138,6 +138,7 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
         self.unpacked_places = {}
         self.sequential_tiles = {}
         self.stage_memory = {}
+        self.chunked = frozenset()
         self.scratch_sizes = []
         self.scratch_end = 0
         self.counters = 0

@@ -72,6 +72,7 @@ class ResidentLowering(ScratchLowering):
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
         chunks = self._chunks_of_products(ranges, plan)
+        self.chunked |= chunks.keys()
         across = self._neighbours(ranges, plan, body) if not chunks and (nested or plan.crossing) else None
         if across is not None:
             sums |= self._sums_across(across, ranges, plan)
