@@ -573,7 +573,8 @@ class Model(RegisterFactors):
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
         scored = []
         reads, stores = self.reads(walk), [r for r in walk.roots() if isinstance(r, Op) and r.name == "store"]
-        kept = [self.buffers[v] for v in self._kept_values(walk) if v in self.buffers and v not in self.slot_axes]
+        kept = [] if self.facts.many_workers else [
+            self.buffers[v] for v in self._kept_values(walk) if v in self.buffers and v not in self.slot_axes]
         for position, axis in enumerate(loops):
             cost = 0.0
             for op in reads:

@@ -186,16 +186,18 @@ class ResidentLowering(ScratchLowering):
         return None
 
     def _sums_across(self, across: str, ranges: list[Range], plan: Plan) -> dict[str, int]:
-        """Vectors of the axis across the lanes, and coordinates of another one, of sums of products that loops inside
-        carry: as many as registers hold, so that each operand that is read serves several."""
-        loops = [loop for item in plan.items if isinstance(item, Op) for loop in item.walk()
-                 if loop.results and any(op.name == "contract" for op in loop.walk())]
+        """Vectors of the axis across the lanes, and coordinates of another one, of what loops inside carry, where they
+        read for all of the other axis the same: as many as registers hold, so that what is read serves several."""
+        loops = [loop for item in plan.items if isinstance(item, Op) for loop in item.walk() if loop.results]
         carried = max((loop.results for loop in loops), key=len, default=[])
         hints = {r.axis: r.hint for r in ranges if r.axis is not None}
         rows = {a for value in carried for a in axes_of(value) if a in hints} - {across}
         if len(rows) != 1 or not all({across, *rows} <= set(axes_of(value)) for value in carried):
             return {}
         (axis,) = rows
+        read = [set(axes_of(op.result)) for loop in loops for op in loop.walk() if op.name == "load"]
+        if not any(across in axes and axis not in axes for axes in read):
+            return {}
         most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // len(carried))
         found = []
         for vectors in (1, 2, NEST_VECTORS):
