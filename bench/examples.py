@@ -1,6 +1,6 @@
 """The examples beside NumPy and PyTorch: `python bench/examples.py [WORD] [--json FILE]`, one thread.
 
-Each example runs in turn with the same in NumPy and, where that is installed, PyTorch as one would write it there; times
+Each example runs in turn with the same in NumPy and, where that is installed, in PyTorch as one would write it; times
 are medians of CPU time. Results are checked first. WORD: only examples whose name has it.
 """
 
@@ -20,12 +20,12 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(name, None)
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import numpy as np
+import numpy as np  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples import Example, examples
-from sapper import prepare
+from examples import Example, examples  # noqa: E402
+from sapper import prepare  # noqa: E402
 
 TURNS, SAMPLE_S = 15, 2e-3
 

@@ -38,7 +38,9 @@ def selective_scan(
 
 
 @sp.kernel
-def linear_attention(q: Tensor[f32, H, T, D], k: Tensor[f32, H, T, D], v: Tensor[f32, H, T, E], y: Tensor[f32, H, T, E]):
+def linear_attention(
+    q: Tensor[f32, H, T, D], k: Tensor[f32, H, T, D], v: Tensor[f32, H, T, E], y: Tensor[f32, H, T, E],
+):
     """Causal, without softmax, by chunks: what came before is a matrix, what is inside a masked product."""
     for h in each(H):
         d, e = whole(D), whole(E)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, exp, f32, i32, tiles, where, whole, zeros
+from sapper import Tensor, exp, f32, i32, tiles, where, whole
 
 from . import Example, empty, normal
 

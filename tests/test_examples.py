@@ -44,3 +44,9 @@ def test_a_wrong_result_is_seen():
     wrong = Example(one.kernel, one.make_arguments, lambda a, b: (one.reference(a, b)[0] + 0.01,), one.shape, one.small)
     with pytest.raises(AssertionError):
         run(wrong, wrong.small)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_as_ptx_on_the_emulator(name):
+    for target in ("sm_80", "sm_90a"):
+        run(EXAMPLES[name], EXAMPLES[name].small, target=target, emulate=True)

@@ -96,7 +96,8 @@ class ExtentLowering(ChainPairLowering):
         first, last = self.integer(start), self.integer(stop)
         fixed = _difference(start, stop)
         if fixed is not None and not isinstance(first, int):
-            return Range(first, last, hint=max(1, fixed), divisor=_power_in(fixed), capacity=Capacity(fixed), fixed=fixed)
+            return Range(first, last, hint=max(1, fixed), divisor=_power_in(fixed), capacity=Capacity(fixed),
+                         fixed=fixed)
         _, divisor, capacity = self.hint(stop)
         capacity = self.most_from(start, stop) or capacity
         if first != 0:

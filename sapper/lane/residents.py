@@ -42,7 +42,7 @@ the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; 
 77.6."""
 
 CHUNK_ROWS, CHUNK_COLUMNS = 128, 512
-"""Most rows and columns at once of products that walks pass on in scratch memory: so often is the other matrix staged."""
+"""Most rows and columns at once of products that walks pass on in scratch memory: each stages the other matrix."""
 
 NEST_VECTORS = 4
 """Vectors across the lanes of what loops inside carry, or walks pass on, where the axis is one of neighbours in memory:
@@ -154,7 +154,8 @@ class ResidentLowering(ScratchLowering):
                 found[axis] += 1 if unit else -1
         walked = {r.axis for r in ranges if r.axis is not None and r.hint >= self.lanes}
         best = max(found, key=found.__getitem__, default=None)
-        return best if best in walked and found[best] > 0 else None
+        free = self.schedule.lane in (None, best)
+        return best if free and best in walked and found[best] > 0 else None
 
     def _steps_of(self, op: Op) -> dict[str, bool]:
         """Of each axis that an access goes along whether its neighbours are neighbours in memory."""
@@ -177,12 +178,12 @@ class ResidentLowering(ScratchLowering):
             return strides.index(True) if isinstance(strides, tuple) and True in strides else None
         source, groups = self._unit_dimension(view.operands[0]), view.attributes["groups"]
         if view.operands[0].type.dtype.size_bytes != view.result.type.dtype.size_bytes:  # type: ignore[union-attr]
-            return sum(count for _, count in groups) - 1
+            return len(view.operands) - 2
         merged = made = 0
         for axes, count in groups:
             merged, made = merged + axes, made + count
             if source == merged - 1:
-                return made - 1 if count else None
+                return int(made) - 1 if count else None
         return None
 
     def _sums_across(self, across: str, ranges: list[Range], plan: Plan) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""What nests pass to loops inside, or from walk to walk: which axis lies across the lanes, how much of it is held at once,
-and products that are passed on in blocks."""
+"""What nests pass to loops inside, or from walk to walk: which axis lies across the lanes, how much of it is held at
+once, and products that are passed on in blocks."""
 
 from __future__ import annotations
 
@@ -200,6 +200,15 @@ def test_a_schedule_whose_tile_is_no_multiple_of_the_lanes_is_refused() -> None:
     arguments = {name: normal(5, 70) for name in "aby"}
     with pytest.raises(ScheduleError, match="tile of c is 5"):
         lowered(recurrence, arguments, AVX512, Schedule(tile={"c": 5}), {"T": 64, "C": 1024})
+
+
+def test_a_schedule_may_put_another_axis_across_the_lanes() -> None:
+    x = normal(40, 33)
+    arguments = {"x": x, "y": np.zeros_like(x)}
+    lane = lowered(softmax_of_columns, arguments, AVX512, Schedule(lane="m"), {"M": 512, "N": 512})
+    powers = np.exp(x - x.max(0))
+    np.testing.assert_allclose(arguments["y"], powers / powers.sum(0), rtol=1e-5, atol=1e-7)
+    assert steps(lane, "n") == [1]
 
 
 def test_powers_that_a_product_and_a_sum_read_are_computed_once() -> None:
