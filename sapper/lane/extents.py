@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from ..ir.nodes import Block, Value
+from ..tile.affine import affine
 from ..tile.schedule import DimClass, Specialization
 from ..tile.signs import never_negative
 from .chained_pairs import ChainPairLowering
@@ -22,7 +23,7 @@ class Range:
     """One dimension of a loop nest: an axis of `tiles`, or an index of `each`. resident: how many coordinates a loop
     over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them. once: a task has
     one index of them, or one tile, and needs no loop. forward: it surely does not end before it begins. body: of the
-    nest, where the range is its last one."""
+    nest, where the range is its last one. fixed: the extent, where it is a number though the start is none."""
 
     start: Scalar
     stop: Scalar
@@ -39,6 +40,7 @@ class Range:
     once: bool = False
     forward: bool = True
     body: Block | None = None
+    fixed: int | None = None
 
 
 def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:
@@ -46,7 +48,7 @@ def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capaci
     op = value.op
     if op is not None and op.name == "const":
         c = int(op.attributes["value"])
-        return c, next(d for d in (64, 32, 16, 1) if c % d == 0), Capacity(c)
+        return c, _power_in(c), Capacity(c)
     if op is not None and op.name == "dim":
         name = op.attributes["name"]
         dim = specialization.dims.get(name, DimClass())
@@ -59,6 +61,18 @@ def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capaci
         divisor = {"mul": max(of_a, of_b), "floordiv": 1}.get(op.name, gcd(of_a, of_b))
         return max(1, known[op.name]), divisor, _most(op.name, most_a, most_b)
     return 256, 1, None
+
+
+def _power_in(number: int) -> int:
+    """A power of two up to 64 that divides a number."""
+    return next(d for d in (64, 32, 16, 1) if number % d == 0)
+
+
+def _difference(start: Value, stop: Value) -> int | None:
+    """How much a range is long, where that is a number, at least 0, wherever it starts; else None."""
+    first, last = affine(start), affine(stop)
+    between = None if first is None or last is None else last.plus(first.scaled(-1))
+    return max(0, between.constant) if between is not None and between.is_constant else None
 
 
 def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
@@ -80,6 +94,10 @@ class ExtentLowering(ChainPairLowering):
 
     def _range(self, start: Value, stop: Value) -> Range:
         first, last = self.integer(start), self.integer(stop)
+        fixed = _difference(start, stop)
+        if fixed is not None and not isinstance(first, int):
+            return Range(first, last, hint=max(1, fixed), divisor=_power_in(fixed), capacity=Capacity(fixed),
+                         fixed=fixed)
         _, divisor, capacity = self.hint(stop)
         capacity = self.most_from(start, stop) or capacity
         if first != 0:
@@ -106,9 +124,12 @@ class ExtentLowering(ChainPairLowering):
         return next((self._extent_hint(*op.operands) for op in self.function.walk()
                      if op.name == "whole" and op.attributes["axis"] == axis), 0)
 
+    def extent_of(self, r: Range) -> Scalar:
+        return self.sub(r.stop, r.start) if r.fixed is None else r.fixed
+
     def _open(self, axis: str, r: Range) -> None:
-        extent = self.sub(r.stop, r.start)
-        if not r.forward:
+        extent = self.extent_of(r)
+        if r.fixed is None and not r.forward:
             extent = self.scalar("s_max", extent, 0)
         self.open[axis] = Open(r.start, extent, r.hint, r.divisor, r.capacity, once=r.once)
 

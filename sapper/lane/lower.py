@@ -138,6 +138,7 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
         self.unpacked_places = {}
         self.sequential_tiles = {}
         self.stage_memory = {}
+        self.chunked = frozenset()
         self.scratch_sizes = []
         self.scratch_end = 0
         self.counters = 0
@@ -309,10 +310,6 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
 
     # Loops.
 
-    @staticmethod
-    def _is_plain(op: Op) -> bool:
-        return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
-
     def _as_whole(self, op: Op) -> None:
         """A parallel loop inside a task, without control inside: its axes are walked like whole axes."""
         for i, axis in enumerate(op.attributes["axes"]):
@@ -329,7 +326,7 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
         if parallel:
             plan = plan_block(body, self.wholes)
             late = self._late(ranges, body, plan) if len(chain) == 1 else None
-            self._residents(ranges, plan, late is not None)
+            self._residents(ranges, body, plan, late is not None)
             ranges[-1].body = body
             if late is not None and all(r.axis is None or (r.resident == 1 and not r.lane) for r in ranges):
                 ranges[-1].late = LateWalk(body, plan, late)

@@ -573,6 +573,8 @@ class Model(RegisterFactors):
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
         scored = []
         reads, stores = self.reads(walk), [r for r in walk.roots() if isinstance(r, Op) and r.name == "store"]
+        kept = [] if self.facts.many_workers else [
+            self.buffers[v] for v in self._kept_values(walk) if v in self.buffers and v not in self.slot_axes]
         for position, axis in enumerate(loops):
             cost = 0.0
             for op in reads:
@@ -582,6 +584,8 @@ class Model(RegisterFactors):
                 cost += self._access_cost(self.access(op).axes, axis, element_bytes(op.result.type.dtype),  # type: ignore[union-attr]
                                           bool(self.access(op).gathers) and self._gather_spans(op, axis),
                                           self._may_stage(op, walk, axis, contraction))
+            cost += sum(self._access_cost(buffer.axes, axis, element_bytes(buffer.dtype), False, False)
+                        for buffer in kept)
             for op in stores:
                 access = self.access(op)
                 weight = 1 if axis in walk.outer and walk.reductions else 2

@@ -129,7 +129,7 @@ class NestLowering(ResidentLowering, LateLowering):
 
             self.counted(axis, r.start, r.stop, size, walked)
             return
-        extent = self.sub(r.stop, r.start)
+        extent = self.extent_of(r)
         if size == 1 or r.divisor % size == 0:
             self._full_tiles(r, r.stop, lambda iv: at(iv, count, None))
             return

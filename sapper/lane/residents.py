@@ -7,12 +7,15 @@ memory, but for those that are walked, whose sums tile registers make: these are
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
+from ..ir.types import f32
 from ..tile.affine import affine
-from ..tile.plan import Plan, Walk, axes_of, plan_block
-from ..tile.schedule import ScheduleError
+from ..tile.ops import memory_of
+from ..tile.plan import ORDERED, Plan, Walk, axes_of, plan_block
+from ..tile.schedule import Panels, ScheduleError
 from .extents import Range
 from .row_waits import WORTH, waits_of
 from .scratch import ScratchLowering
@@ -38,6 +41,13 @@ that spreads an element takes no longer than a dot product. Measured on a Zen 4,
 the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
 77.6."""
 
+CHUNK_ROWS, CHUNK_COLUMNS = 128, 512
+"""Most rows and columns at once of products that walks pass on in scratch memory: each stages the other matrix."""
+
+NEST_VECTORS = 4
+"""Vectors across the lanes of what loops inside carry, or walks pass on, where the axis is one of neighbours in memory:
+as many chains that do not wait for each other, and as many lines at once of each row that is read."""
+
 JOINED_ROWS, SHORT_ROW = 8, 512
 """Rows at once whose sums lie in memory as these follow each other (joined_rows.py), and elements of a row."""
 
@@ -55,27 +65,37 @@ def unpacking_of(value: Value) -> int:
 class ResidentLowering(ScratchLowering):
     """Chooses resident axes."""
 
-    def _residents(self, ranges: list[Range], plan: Plan, late: bool) -> None:
+    def _residents(self, ranges: list[Range], body: Block, plan: Plan, late: bool) -> None:
         """Axes of values that pass between walks or into control ops get a size: they stay in registers. late: the last
         walk follows a row behind, if rows are single."""
         nested = any(isinstance(item, Op) for item in plan.items)
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
+        chunks = self._chunks_of_products(ranges, plan)
+        self.chunked |= chunks.keys()
+        across = self._neighbours(ranges, plan, body) if not chunks and (nested or plan.crossing) else None
+        if across is not None:
+            sums |= self._sums_across(across, ranges, plan)
         for r in ranges if self.chain is None and self.matrix_walk is None else ():
             if r.axis is None:
                 continue
             if r.axis == on_tiles:
                 r.resident, r.walked = CHUNK_TILES * self.lanes, True
                 continue
+            if r.axis in chunks:
+                r.resident, r.walked = self.schedule.tile.get(r.axis, chunks[r.axis]), True
+                continue
             carries = nested and self._carries_contractions(r.axis, plan)
             lane = r.axis == self.schedule.lane or (self.schedule.lane is None and (
-                (carries and r.hint >= self.lanes) or (nested and self._lists_by_lane(r, plan))))
+                (carries and r.hint >= self.lanes) or (nested and self._lists_by_lane(r, plan)) or r.axis == across))
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
-                r.lane = lane and len(plan.items) > 1
+                r.lane = lane and (len(plan.items) > 1 or r.axis == across)
                 if lane and not r.lane and not nested:
                     continue
                 size = 1
-                if r.lane:
+                if r.axis == across:
+                    size = self.lanes * (sums.get(across) or self._vectors_of_nest(r, plan))
+                elif r.lane:
                     size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
                 elif carries and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
@@ -87,6 +107,113 @@ class ResidentLowering(ScratchLowering):
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
                                         f"{self.lanes} lanes, or another lane axis")
+
+    @staticmethod
+    def _is_plain(op: Op) -> bool:
+        return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
+
+    def _chunks_of_products(self, ranges: list[Range], plan: Plan) -> dict[str, int]:
+        """How much at once of the axes of a nest that products of matrices span, and pass on to other walks: in
+        registers these would meet the other matrix row by row. Half of the second cache holds what is passed on."""
+        if self.facts.many_workers or any(isinstance(item, Op) and not self._is_plain(item) for item in plan.items):
+            return {}
+        hints = {r.axis: r.hint for r in ranges if r.axis is not None}
+        inside = [op for item in plan.items if isinstance(item, Op) for op in item.blocks[0].ops]
+        products = [op for op in (*(op for walk in plan.items if isinstance(walk, Walk) for op in walk.reductions),
+                                  *inside) if op.name == "contract"]
+        rows = {a for op in products for value, other in (op.operands, op.operands[::-1])
+                for a in axes_of(value) if a in hints and a not in axes_of(other) and len(axes_of(other)) > 1}
+        if not rows or not (plan.crossing & rows or inside):
+            return {}
+        chunks = {a: min(hints[a], CHUNK_COLUMNS) for a in rows}
+        first = next(a for a in hints if a in rows)
+        chunks[first] = min(hints[first], CHUNK_ROWS)
+
+        def size_bytes(value: Value) -> int:
+            return f32.size_bytes * prod(chunks.get(a) or self._whole_hint(a) or 1 for a in axes_of(value))
+
+        passed = sum(size_bytes(value) for value in plan.kept)
+        for axis in chunks:
+            while passed > self.facts.l2_bytes // 2 and chunks[axis] > self.lanes:
+                chunks[axis], passed = chunks[axis] // 2, passed // 2
+        return {a: -(-n // self.lanes) * self.lanes for a, n in chunks.items()}
+
+    def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
+        """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
+        along any axis inside; None where there is none, or lanes are taken."""
+        if any(b.lane for b in self.bound.values()) or any(
+                r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
+            return None
+        found: Counter[str] = Counter()
+        for op in (inner for outer in body.ops for inner in outer.walk()):
+            if op.name not in ("load", "store"):
+                continue
+            if isinstance(self.stride_classes.get(memory_of(op.operands[0]).name), Panels):
+                return None
+            for axis, unit in self._steps_of(op).items():
+                found[axis] += 1 if unit else -1
+        walked = {r.axis for r in ranges if r.axis is not None and r.hint >= self.lanes}
+        best = max(found, key=found.__getitem__, default=None)
+        free = self.schedule.lane in (None, best)
+        return best if free and best in walked and found[best] > 0 else None
+
+    def _steps_of(self, op: Op) -> dict[str, bool]:
+        """Of each axis that an access goes along whether its neighbours are neighbours in memory."""
+        found: dict[str, bool] = {}
+        unit = self._unit_dimension(op.operands[0])
+        for dimension, index in enumerate(op.operands[1 if op.name == "load" else 2:]):
+            form = affine(index)
+            for axis in axes_of(index):
+                beside = dimension == unit and form is not None and form.axes.get(axis) == 1
+                found[axis] = beside and found.get(axis, True)
+        return found
+
+    def _unit_dimension(self, tensor: Value) -> int | None:
+        """The dimension of a tensor along which neighbours are neighbours in memory, if one is known to be."""
+        view = tensor.op
+        if view is None:
+            strides = self.stride_classes.get(tensor.name, "contiguous")
+            if strides == "contiguous":
+                return len(tensor.type.dims) - 1  # type: ignore[union-attr]
+            return strides.index(True) if isinstance(strides, tuple) and True in strides else None
+        source, groups = self._unit_dimension(view.operands[0]), view.attributes["groups"]
+        if view.operands[0].type.dtype.size_bytes != view.result.type.dtype.size_bytes:  # type: ignore[union-attr]
+            return len(view.operands) - 2
+        merged = made = 0
+        for axes, count in groups:
+            merged, made = merged + axes, made + count
+            if source == merged - 1:
+                return int(made) - 1 if count else None
+        return None
+
+    def _sums_across(self, across: str, ranges: list[Range], plan: Plan) -> dict[str, int]:
+        """Vectors of the axis across the lanes, and coordinates of another one, of what loops inside carry, where they
+        read for all of the other axis the same: as many as registers hold, so that what is read serves several."""
+        loops = [loop for item in plan.items if isinstance(item, Op) for loop in item.walk() if loop.results]
+        carried = max((loop.results for loop in loops), key=len, default=[])
+        hints = {r.axis: r.hint for r in ranges if r.axis is not None}
+        rows = {a for value in carried for a in axes_of(value) if a in hints} - {across}
+        if len(rows) != 1 or not all({across, *rows} <= set(axes_of(value)) for value in carried):
+            return {}
+        (axis,) = rows
+        read = [set(axes_of(op.result)) for loop in loops for op in loop.walk() if op.name == "load"]
+        if not any(across in axes and axis not in axes for axes in read):
+            return {}
+        most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // len(carried))
+        found = []
+        for vectors in (1, 2, NEST_VECTORS):
+            if vectors <= most and vectors * self.lanes <= hints[across]:
+                at_once = min(most // vectors, MOST_ROWS, hints[axis])
+                found.append((vectors * at_once / (vectors + at_once), vectors, at_once))
+        _, vectors, at_once = max(found)
+        return {across: vectors, axis: at_once}
+
+    def _vectors_of_nest(self, r: Range, plan: Plan) -> int:
+        """Vectors at once of an axis across the lanes: what loops inside carry takes half of the registers at most."""
+        carried = max((len([v for v in loop.results if r.axis in axes_of(v)]) for item in plan.items
+                       if isinstance(item, Op) for loop in item.walk() if loop.results and loop.blocks), default=1)
+        fitting = min(NEST_VECTORS, self.facts.vector_registers // 2 // max(1, carried), r.hint // self.lanes)
+        return 1 << max(1, fitting).bit_length() - 1
 
     def _rows_that_wait(self, r: Range, plan: Plan) -> int:
         """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes
@@ -118,7 +245,7 @@ class ResidentLowering(ScratchLowering):
 
     def _resident_rows(self, r: Range) -> int:
         """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""
-        extent = self.sub(r.stop, r.start)
+        extent = self.extent_of(r)
         rows = extent if isinstance(extent, int) else r.hint
         pieces = -(-rows // RESIDENT_ROWS)
         return -(-rows // max(1, pieces))

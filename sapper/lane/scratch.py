@@ -22,8 +22,9 @@ gated layer took 2.7 times as long on a Granite Rapids where nothing was between
 
 class ScratchLowering(ExtentLowering):
     """Gives scratch memory. scratch_sizes: of the buffers so far, as the attribute `scratch` has them; scratch_end:
-    where the next one is, from the start of a worker's memory."""
+    where the next one is, from the start of a worker's memory. chunked: axes of rows that walks take many of."""
 
+    chunked: frozenset[str]
     scratch_sizes: list[list[object]]
     scratch_end: Scalar
 
@@ -84,14 +85,19 @@ class ScratchLowering(ExtentLowering):
         return memo["first scratch" if shared else "scratch"]  # type: ignore[no-any-return]
 
     def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
-        """A scratch buffer for a tile: the last axis is contiguous and padded to whole rows (twice, for tails)."""
+        """A scratch buffer for a tile: the last axis is contiguous and padded to whole rows (twice, for tails). Many
+        rows lie a line further apart, so that those at hand are not all in one set of the first cache."""
         extents: list[tuple[Capacity | int, int]] = [(c, 1) for _, c in axes[:-1]]
         extents.append((axes[-1][1], self.lanes))
         base = self.scratch(extents, dtype)
+        between = LINE_BYTES if any(axis in self.chunked for axis, _ in axes[:-1]) else 0
+        if between:
+            self.scratch([*extents[:-1], (between // element_bytes(dtype), 1)], dtype)
         access = Access(base, 0, {}, memory_dtype(dtype), relative=True)
         step: Scalar = element_bytes(dtype)
         for (axis, capacity), (_, multiple) in zip(reversed(axes), reversed(extents), strict=True):
             access.axes[axis] = step
             c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
-            step = self.mul(step, self._rounded(c, multiple))
+            step = self.add(self.mul(step, self._rounded(c, multiple)), between)
+            between = 0
         return access

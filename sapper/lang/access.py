@@ -9,6 +9,7 @@ stay inside, where that can be said with dimensions alone, becomes the function 
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from typing import Any
 
@@ -168,14 +169,15 @@ class Accesses(Views):
         known = self.extents_of(tensor)[dimension]
         extent = str(known)
         symbol = form.single
-        if symbol is not None and tensor not in self.views:
+        if symbol is not None and isinstance(node, ast.Name) and tensor not in self.views:
             bounds = self.range_of(symbol) if not isinstance(symbol, str) else None
             walked = bounds[1].single if bounds is not None and bounds[0] == Affine(0) else None
             if isinstance(walked, str) and walked != extent:
                 name = symbol.name if isinstance(symbol, (Axis, Value)) else str(symbol)
                 self.fail("axis-extent", f"{name} walks {walked}, dimension {dimension} of {tensor.name} is {extent}",
                           node, f"{name} from 0 to {walked}", f"a range of {extent}",
-                          f"walk {extent}, or declare both dimensions {walked}")
+                          f"walk {extent}, or declare both dimensions {walked}; if part of {extent} is meant, write "
+                          f"{name} + 0")
         if (self.guards or self.ragged) and not (form.terms and all(map(self.is_settled, form.terms))):
             return  # a condition or an empty range may keep the index in bounds
         if any(self.is_empty(symbol) for symbol in form.terms):

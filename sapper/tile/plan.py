@@ -470,7 +470,7 @@ class _Planner:
         return [w for w in self.items if isinstance(w, Walk)]
 
     def _keep_shared(self) -> None:
-        """A costly value that several walks read is kept by the first of them."""
+        """A costly value that several walks read is kept by the first of them, or before it, if that has more axes."""
         for op in reversed(self.block.ops):
             if len(op.results) != 1 or op.blocks or op.name in LATE:
                 continue
@@ -488,6 +488,9 @@ class _Planner:
                 first.inner.append(value)
             elif axes == set(first.outer) and first.reductions:
                 first.after.append(value)
+            elif axes < set(first.axes):
+                place = next(i for i, item in enumerate(self.items) if item is first)
+                self.items.insert(place, Walk(axes_of(value), (), [], [value]))
             else:
                 continue
             self.kept.add(value)

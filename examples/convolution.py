@@ -1,0 +1,162 @@
+"""Convolutions and windows: loops over the window, round whatever is summed in it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import sapper as sp
+from sapper import Tensor, each, f32, full, tiles, where, zeros
+
+from . import Example, empty, normal
+
+B, C, H, K, N, O, P, Q, S, T, W = sp.dims("B C H K N O P Q S T W")
+LOWEST = -3e38
+
+
+@sp.kernel
+def causal_convolution(x: Tensor[f32, T, C], w: Tensor[f32, 4, C], y: Tensor[f32, T, C]):
+    """Each channel by itself, of this token and the three before it (Mamba)."""
+    for t, c in tiles(T, C):
+        acc = zeros(t, c, dtype=f32)
+        for k in range(4):
+            acc += w[k, c] * where(t >= k, x[sp.maximum(t - k, 0), c], 0.0)
+        y[t, c] = acc
+
+
+@sp.kernel
+def convolution_nhwc(x: Tensor[f32, B, H, W, C], w: Tensor[f32, 3, 3, C, O], y: Tensor[f32, B, P, Q, O]):
+    for b, p in each(B, P):
+        for q, o in tiles(Q, O):
+            acc = zeros(q, o, dtype=f32)
+            for i in range(3):
+                for j in range(3):
+                    for c in tiles(C):
+                        acc += x[b, p + i, q + j, c] @ w[i, j, c, o]
+            y[b, p, q, o] = acc
+
+
+@sp.kernel
+def convolution_nchw(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, P, Q]):
+    for b, p in each(B, P):
+        for o, q in tiles(O, Q):
+            acc = zeros(o, q, dtype=f32)
+            for c in range(C):
+                for i in range(3):
+                    for j in range(3):
+                        acc += w[o, c, i, j] * x[b, c, p + i, q + j]
+            y[b, o, p, q] = acc
+
+
+@sp.kernel
+def largest_of_squares(x: Tensor[f32, B, H, W, C], y: Tensor[f32, B, P, Q, C]):
+    """Of every two by two."""
+    for b, p in each(B, P):
+        for q, c in tiles(Q, C):
+            top = full(q, c, value=LOWEST, dtype=f32)
+            for i in range(2):
+                for j in range(2):
+                    top = sp.maximum(top, x[b, 2 * p + i, 2 * q + j, c])
+            y[b, p, q, c] = top
+
+
+@sp.kernel
+def blur(x: Tensor[f32, S, W], w: Tensor[f32, K], y: Tensor[f32, S, P]):
+    """Along each row, by a window whose length a call says."""
+    for s, p in tiles(S, P):
+        acc = zeros(s, p, dtype=f32)
+        for k in range(K):
+            acc += w[k] * x[s, p + k]
+        y[s, p] = acc
+
+
+@sp.kernel
+def heat_step(x: Tensor[f32, H, W], y: Tensor[f32, P, Q]):
+    """Five points. `p + 0`: P is less than H, and part of x is meant."""
+    for p, q in tiles(P, Q):
+        y[p, q] = 0.2 * (x[p + 1, q + 1] + x[p + 0, q + 1] + x[p + 2, q + 1] + x[p + 1, q + 0] + x[p + 1, q + 2])
+
+
+def _windows(x, rows, columns):
+    return np.lib.stride_tricks.sliding_window_view(x, (rows, columns), axis=(-2, -1))
+
+
+def _causal_reference(x, w):
+    padded = np.concatenate([np.zeros((3, x.shape[1]), np.float32), x])
+    return (sum(w[k] * padded[3 - k : 3 - k + len(x)] for k in range(4)),)
+
+
+def _nhwc_reference(x, w):
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    return (np.einsum("bpqcij,ijco->bpqo", windows, w, optimize=True),)
+
+
+def _nchw_reference(x, w):
+    return (np.einsum("bcpqij,ocij->bopq", _windows(x, 3, 3), w, optimize=True),)
+
+
+def _squares_reference(x):
+    b, h, w, c = x.shape
+    return (x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4)),)
+
+
+def _blur_reference(x, w):
+    return (np.lib.stride_tricks.sliding_window_view(x, len(w), axis=1) @ w,)
+
+
+def _heat_reference(x):
+    return (0.2 * (x[1:-1, 1:-1] + x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:]),)
+
+
+def _torch_causal(x, w):
+    from torch.nn.functional import conv1d, pad
+
+    return conv1d(pad(x.T[None], (3, 0)), w.flip(0).T[:, None], groups=x.shape[1])[0].T
+
+
+def _torch_nhwc(x, w):
+    from torch.nn.functional import conv2d
+
+    return conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
+
+
+def _torch_nchw(x, w):
+    from torch.nn.functional import conv2d
+
+    return conv2d(x, w)
+
+
+def _torch_squares(x):
+    from torch.nn.functional import max_pool2d
+
+    return max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+
+def _torch_blur(x, w):
+    from torch.nn.functional import conv1d
+
+    return conv1d(x[:, None], w[None, None])[:, 0]
+
+
+EXAMPLES = [
+    Example(causal_convolution, lambda random, s: (
+        normal(random, s["T"], s["C"]), normal(random, 4, s["C"]), empty(s["T"], s["C"])),
+        _causal_reference, {"T": 1024, "C": 1024}, {"T": 7, "C": 37}, _torch_causal),
+    Example(convolution_nhwc, lambda random, s: (
+        normal(random, s["B"], s["P"] + 2, s["Q"] + 2, s["C"]), normal(random, 3, 3, s["C"], s["O"]),
+        empty(s["B"], s["P"], s["Q"], s["O"])),
+        _nhwc_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 9, "C": 5, "O": 35},
+        _torch_nhwc),
+    Example(convolution_nchw, lambda random, s: (
+        normal(random, s["B"], s["C"], s["P"] + 2, s["Q"] + 2), normal(random, s["O"], s["C"], 3, 3),
+        empty(s["B"], s["O"], s["P"], s["Q"])),
+        _nchw_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 37, "C": 3, "O": 5},
+        _torch_nchw),
+    Example(largest_of_squares, lambda random, s: (
+        normal(random, s["B"], 2 * s["P"], 2 * s["Q"], s["C"]), empty(s["B"], s["P"], s["Q"], s["C"])),
+        _squares_reference, {"B": 4, "P": 32, "Q": 32, "C": 64}, {"B": 1, "P": 3, "Q": 5, "C": 35}, _torch_squares),
+    Example(blur, lambda random, s: (
+        normal(random, s["S"], s["P"] + s["K"] - 1), normal(random, s["K"]), empty(s["S"], s["P"])),
+        _blur_reference, {"S": 512, "P": 1024, "K": 15}, {"S": 3, "P": 41, "K": 6}, _torch_blur),
+    Example(heat_step, lambda random, s: (normal(random, s["P"] + 2, s["Q"] + 2), empty(s["P"], s["Q"])),
+            _heat_reference, {"P": 1024, "Q": 1024}, {"P": 5, "Q": 43}, lambda x: _heat_reference(x)[0]),
+]

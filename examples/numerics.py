@@ -1,0 +1,181 @@
+"""Work of other fields: nothing here knows of models."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import sapper as sp
+from sapper import Tensor, each, exp, f32, f64, i32, span, tiles, where, whole, zeros
+
+from . import Example, empty, normal
+
+J, K, M, N, P = sp.dims("J K M N P")
+STEPS = 50
+
+
+@sp.kernel
+def gravity(x: Tensor[f32, 3, N], mass: Tensor[f32, N], force: Tensor[f32, 3, N]):
+    """Of all bodies on each."""
+    for i in tiles(N):
+        j = whole(N)
+        dx, dy, dz = x[0, j] - x[0, i], x[1, j] - x[1, i], x[2, j] - x[2, i]
+        square = dx * dx + dy * dy + dz * dz + 0.01
+        pull = mass[j] * sp.rsqrt(square) / square
+        force[0, i] = sum(dx * pull, over=j)
+        force[1, i] = sum(dy * pull, over=j)
+        force[2, i] = sum(dz * pull, over=j)
+
+
+@sp.kernel
+def call_prices(spot: Tensor[f32, N], strike: Tensor[f32, N], years: Tensor[f32, N], price: Tensor[f32, N]):
+    """Black and Scholes, of European calls at a volatility of 20 % and a rate of 5 %."""
+    for n in tiles(N):
+        width = 0.2 * sp.sqrt(years[n])
+        first = (sp.log(spot[n] / strike[n]) + 0.07 * years[n]) / width
+        second = first - width
+        price[n] = 0.5 * (spot[n] * (1.0 + sp.erf(first * 0.70710678))
+                          - strike[n] * exp(-0.05 * years[n]) * (1.0 + sp.erf(second * 0.70710678)))
+
+
+@sp.kernel
+def escape_times(real: Tensor[f32, M], imaginary: Tensor[f32, N], steps: Tensor[i32, M, N]):
+    """How long z = z**2 + c stays within 2, up to STEPS."""
+    for m, n in tiles(M, N):
+        re, im, count = zeros(m, n, dtype=f32), zeros(m, n, dtype=f32), zeros(m, n, dtype=i32)
+        for _ in range(STEPS):
+            inside = re * re + im * im < 4.0
+            count += where(inside, 1, 0).to(i32)
+            further = re * re - im * im + real[m]
+            im = where(inside, 2.0 * re * im + imaginary[n], im)
+            re = where(inside, further, re)
+        steps[m, n] = count
+
+
+@sp.kernel
+def sparse_product(start: Tensor[i32, P], column: Tensor[i32, J], value: Tensor[f32, J], x: Tensor[f32, N],
+                   y: Tensor[f32, M]):
+    """A matrix by compressed rows times a vector. `m + 0`: P is M + 1."""
+    for m in each(M):
+        j = whole(span(start[m + 0], start[m + 1]))
+        y[m] = sum(value[j] * x[column[j]], over=j)
+
+
+@sp.kernel
+def complex_product(
+    a_re: Tensor[f32, M, K], a_im: Tensor[f32, M, K], b_re: Tensor[f32, K, N], b_im: Tensor[f32, K, N],
+    c_re: Tensor[f32, M, N], c_im: Tensor[f32, M, N],
+):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        c_re[m, n] = a_re[m, k] @ b_re[k, n] - a_im[m, k] @ b_im[k, n]
+        c_im[m, n] = a_re[m, k] @ b_im[k, n] + a_im[m, k] @ b_re[k, n]
+
+
+@sp.kernel
+def double_product(a: Tensor[f64, M, K], b: Tensor[f64, K, N], c: Tensor[f64, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        c[m, n] = a[m, k] @ b[k, n]
+
+
+@sp.kernel
+def histogram(x: Tensor[i32, N], count: Tensor[i32, M]):
+    for m in tiles(M):
+        n = whole(N)
+        count[m] = sum(where(x[n] == m, 1, 0).to(i32), over=n)
+
+
+def _gravity_reference(x, mass):
+    between = x[:, None, :] - x[:, :, None]
+    square = (between * between).sum(0) + np.float32(0.01)
+    return ((between * (mass / np.sqrt(square) / square)).sum(2),)
+
+
+def _prices_reference(spot, strike, years):
+    from math import erf
+
+    def likely(x):
+        return 0.5 + 0.5 * np.vectorize(erf)(x * 0.70710678)
+
+    s, k, t = (x.astype(np.float64) for x in (spot, strike, years))
+    width = 0.2 * np.sqrt(t)
+    first = (np.log(s / k) + 0.07 * t) / width
+    return (s * likely(first) - k * np.exp(-0.05 * t) * likely(first - width),)
+
+
+def _escape_reference(real, imaginary):
+    c = real.astype(np.float64)[:, None] + 1j * imaginary
+    z, count = np.zeros_like(c), np.zeros(c.shape, np.int32)
+    for _ in range(STEPS):
+        inside = z.real**2 + z.imag**2 < 4
+        count += inside
+        z = np.where(inside, z * z + c, z)
+    return (count,)
+
+
+def _sparse_reference(start, column, value, x):
+    return (np.add.reduceat(value * x[column], start[:-1]),)
+
+
+def _complex_reference(a_re, a_im, b_re, b_im):
+    return a_re @ b_re - a_im @ b_im, a_re @ b_im + a_im @ b_re
+
+
+def _torch_gravity(x, mass):
+    import torch
+
+    between = x[:, None, :] - x[:, :, None]
+    square = (between * between).sum(0) + 0.01
+    return (between * (mass * torch.rsqrt(square) / square)).sum(2)
+
+
+def _torch_prices(spot, strike, years):
+    import torch
+
+    width = 0.2 * years.sqrt()
+    first = (torch.log(spot / strike) + 0.07 * years) / width
+    return 0.5 * (spot * (1 + torch.erf(first * 0.70710678))
+                  - strike * torch.exp(-0.05 * years) * (1 + torch.erf((first - width) * 0.70710678)))
+
+
+def _torch_sparse(start, column, value, x):
+    import torch
+
+    return torch.sparse_csr_tensor(start, column, value, (len(start) - 1, len(x))) @ x
+
+
+def _torch_complex(a_re, a_im, b_re, b_im):
+    import torch
+
+    return torch.view_as_real(torch.complex(a_re, a_im) @ torch.complex(b_re, b_im)).unbind(-1)
+
+
+EXAMPLES = [
+    Example(gravity, lambda random, s: (
+        normal(random, 3, s["N"]), random.random(s["N"], np.float32), empty(3, s["N"])),
+        _gravity_reference, {"N": 1024}, {"N": 53}, _torch_gravity),
+    Example(call_prices, lambda random, s: (
+        *(random.random(s["N"], np.float32) + np.float32(0.5) for _ in range(3)), empty(s["N"])),
+        _prices_reference, {"N": 1 << 18}, {"N": 53}, _torch_prices),
+    # Near the border of the set a step more or less depends on the last bits: these points are away from it.
+    Example(escape_times, lambda random, s: (
+        np.linspace(-2, 1, s["M"], dtype=np.float32), np.linspace(1.3, 2, s["N"], dtype=np.float32),
+        empty(s["M"], s["N"], dtype=np.int32)),
+        _escape_reference, {"M": 256, "N": 256}, {"M": 5, "N": 37}),
+    Example(sparse_product, lambda random, s: (
+        np.arange(s["M"] + 1, dtype=np.int32) * s["K"], random.integers(0, s["N"], s["M"] * s["K"], np.int32),
+        normal(random, s["M"] * s["K"]), normal(random, s["N"]), empty(s["M"])),
+        _sparse_reference, {"M": 4096, "N": 4096, "K": 16}, {"M": 5, "N": 21, "K": 3}, _torch_sparse),
+    Example(complex_product, lambda random, s: (
+        *(normal(random, s["M"], s["K"]) for _ in range(2)), *(normal(random, s["K"], s["N"]) for _ in range(2)),
+        *(empty(s["M"], s["N"]) for _ in range(2))),
+        _complex_reference, {"M": 256, "N": 256, "K": 256}, {"M": 5, "N": 37, "K": 19}, _torch_complex, results=2),
+    Example(double_product, lambda random, s: (
+        random.standard_normal((s["M"], s["K"])), random.standard_normal((s["K"], s["N"])),
+        empty(s["M"], s["N"], dtype=np.float64)),
+        lambda a, b: (a @ b,), {"M": 512, "N": 512, "K": 512}, {"M": 5, "N": 37, "K": 19}, lambda a, b: a @ b),
+    Example(histogram, lambda random, s: (
+        random.integers(0, s["M"], s["N"], np.int32), empty(s["M"], dtype=np.int32)),
+        lambda x: (np.bincount(x).astype(np.int32),), {"M": 64, "N": 65536}, {"M": 21, "N": 1000},
+        lambda x: x.bincount()),
+]

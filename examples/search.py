@@ -1,0 +1,143 @@
+"""Distances, nearest neighbours, best paths."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import sapper as sp
+from sapper import Tensor, each, exp, f32, full, i32, tiles, whole, zeros
+
+from . import Example, empty, normal
+
+B, D, K, M, N, S, T = sp.dims("B D K M N S T")
+ROUNDS = 20
+
+
+@sp.kernel
+def nearest_centres(x: Tensor[f32, M, D], centre: Tensor[f32, N, D], nearest: Tensor[i32, M]):
+    """A round of k-means: of each point the centre at the least distance."""
+    for m in tiles(M):
+        n, d = whole(N), whole(D)
+        distance = sum(centre[n, d] * centre[n, d], over=d) - 2.0 * (x[m, d] @ centre[n, d])
+        nearest[m] = sp.argmin(distance, over=n).to(i32)
+
+
+@sp.kernel
+def cosine_similarity(a: Tensor[f32, M, K], b: Tensor[f32, N, K], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        lengths = sp.rsqrt(sum(a[m, k] * a[m, k], over=k)) * sp.rsqrt(sum(b[n, k] * b[n, k], over=k))
+        y[m, n] = (a[m, k] @ b[n, k]) * lengths
+
+
+@sp.kernel
+def gaussian_sums(x: Tensor[f32, M, D], z: Tensor[f32, N, D], w: Tensor[f32, N, K], y: Tensor[f32, M, K]):
+    """Sums of w, weighted by e**-|x - z|**2: kernel regression, and what attention is without a softmax."""
+    for m in tiles(M):
+        d, k = whole(D), whole(K)
+        own = sum(x[m, d] * x[m, d], over=d)
+        acc = zeros(m, k, dtype=f32)
+        for n in tiles(N):
+            other = sum(z[n, d] * z[n, d], over=d)
+            acc += exp(2.0 * (x[m, d] @ z[n, d]) - own - other) @ w[n, k]
+        y[m, k] = acc
+
+
+@sp.kernel
+def balanced_transport(cost: Tensor[f32, B, M, N], y: Tensor[f32, B, M, N]):
+    """Sinkhorn's iterations (arXiv:1306.0895): rows and columns are scaled in turns until both add up to one."""
+    for b in each(B):
+        m, n = whole(M), whole(N)
+        kernel = exp(-cost[b, m, n])
+        rows, columns = full(m, value=1.0, dtype=f32), full(n, value=1.0, dtype=f32)
+        for _ in range(ROUNDS):
+            rows = 1.0 / sum(kernel * columns, over=n)
+            columns = 1.0 / sum(kernel * rows, over=m)
+        y[b, m, n] = rows * kernel * columns
+
+
+@sp.kernel
+def best_paths(emission: Tensor[f32, T, S], transition: Tensor[f32, S, S], y: Tensor[f32, S]):
+    """Viterbi's scores of paths that end in each state; y holds those of the states before."""
+    s, before = whole(S), whole(S)
+    score = zeros(s, dtype=f32)
+    for t in range(T):
+        y[s] = score + emission[t, s]
+        score = max(y[before] + transition[before, s], over=before)
+    y[s] = score
+
+
+def _gaussian_reference(x, z, w):
+    distance = (x * x).sum(1)[:, None] + (z * z).sum(1) - 2 * x @ z.T
+    return (np.exp(-distance) @ w,)
+
+
+def _cosine_reference(a, b):
+    return ((a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T,)
+
+
+def _transport_reference(cost):
+    kernel = np.exp(-cost)
+    rows, columns = np.ones((*cost.shape[:2], 1), np.float32), np.ones((len(cost), 1, cost.shape[2]), np.float32)
+    for _ in range(ROUNDS):
+        rows = 1 / (kernel * columns).sum(2, keepdims=True)
+        columns = 1 / (kernel * rows).sum(1, keepdims=True)
+    return (rows * kernel * columns,)
+
+
+def _paths_reference(emission, transition):
+    score = np.zeros(len(transition), np.float32)
+    for row in emission:
+        score = ((score + row)[:, None] + transition).max(0)
+    return (score,)
+
+
+def _torch_cosine(a, b):
+    from torch.nn.functional import normalize
+
+    return normalize(a, dim=1) @ normalize(b, dim=1).T
+
+
+def _torch_gaussian(x, z, w):
+    import torch
+
+    return torch.exp(2 * x @ z.T - x.square().sum(1)[:, None] - z.square().sum(1)) @ w
+
+
+def _torch_transport(cost):
+    kernel = (-cost).exp()
+    rows, columns = kernel.new_ones(*cost.shape[:2], 1), kernel.new_ones(len(cost), 1, cost.shape[2])
+    for _ in range(ROUNDS):
+        rows = 1 / (kernel * columns).sum(2, keepdim=True)
+        columns = 1 / (kernel * rows).sum(1, keepdim=True)
+    return rows * kernel * columns
+
+
+def _torch_paths(emission, transition):
+    score = emission.new_zeros(len(transition))
+    for row in emission:
+        score = ((score + row)[:, None] + transition).amax(0)
+    return score
+
+
+EXAMPLES = [
+    Example(nearest_centres, lambda random, s: (
+        normal(random, s["M"], s["D"]), normal(random, s["N"], s["D"]), empty(s["M"], dtype=np.int32)),
+        lambda x, centre: (((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1).astype(np.int32),),
+        {"M": 1024, "N": 256, "D": 64}, {"M": 37, "N": 21, "D": 9},
+        lambda x, centre: (centre.square().sum(1) - 2 * x @ centre.T).argmin(1)),
+    Example(cosine_similarity, lambda random, s: (
+        normal(random, s["M"], s["K"]), normal(random, s["N"], s["K"]), empty(s["M"], s["N"])),
+        _cosine_reference, {"M": 256, "N": 512, "K": 128}, {"M": 5, "N": 37, "K": 19}, _torch_cosine),
+    Example(gaussian_sums, lambda random, s: (
+        0.1 * normal(random, s["M"], s["D"]), 0.1 * normal(random, s["N"], s["D"]), normal(random, s["N"], s["K"]),
+        empty(s["M"], s["K"])),
+        _gaussian_reference, {"M": 512, "N": 1024, "D": 64, "K": 32}, {"M": 37, "N": 70, "D": 9, "K": 5},
+        _torch_gaussian),
+    Example(balanced_transport, lambda random, s: (
+        normal(random, s["B"], s["M"], s["N"]), empty(s["B"], s["M"], s["N"])),
+        _transport_reference, {"B": 8, "M": 128, "N": 128}, {"B": 2, "M": 9, "N": 21}, _torch_transport),
+    Example(best_paths, lambda random, s: (
+        normal(random, s["T"], s["S"]), normal(random, s["S"], s["S"]), empty(s["S"])),
+        _paths_reference, {"T": 128, "S": 64}, {"T": 6, "S": 21}, _torch_paths),
+]

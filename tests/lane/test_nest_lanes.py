@@ -1,0 +1,245 @@
+"""What nests pass to loops inside, or from walk to walk: which axis lies across the lanes, how much of it is held at
+once, and products that are passed on in blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper.ir.nodes import Function
+from sapper.ir.types import f32, i32
+from sapper.lang.builtins import argmin, each, exp, span, tiles, whole, zeros
+from sapper.lang.dims import dims
+from sapper.lang.kernel import kernel
+from sapper.lang.tensor import Tensor
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import Facts, Schedule, ScheduleError
+
+from .run_lane import run_lane, specialize
+
+AVX512 = Facts(lanes=16, vector_registers=32)
+AVX2 = Facts(lanes=8, vector_registers=16)
+C, D, K, M, N, T = dims("C D K M N T")
+
+
+@kernel
+def recurrence(a: Tensor[f32, T, C], b: Tensor[f32, T, C], y: Tensor[f32, T, C]):
+    for c in tiles(C):
+        h = zeros(c, dtype=f32)
+        for t in range(T):
+            h = a[t, c] * h + b[t, c]
+            y[t, c] = h
+
+
+@kernel
+def recurrence_of_rows(a: Tensor[f32, C, T], b: Tensor[f32, C, T], y: Tensor[f32, C, T]):
+    """The same where tokens are neighbours in memory."""
+    for c in tiles(C):
+        h = zeros(c, dtype=f32)
+        for t in range(T):
+            h = a[c, t] * h + b[c, t]
+            y[c, t] = h
+
+
+@kernel
+def softmax_of_columns(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for n in tiles(N):
+        m = whole(M)
+        power = exp(x[m, n] - max(x[m, n], over=m))
+        y[m, n] = power / sum(power, over=m)
+
+
+@kernel
+def outer_sums(a: Tensor[f32, K, M], b: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in range(K):
+            acc += a[k, m] * b[k, n]
+        y[m, n] = acc
+
+
+@kernel
+def nearest(x: Tensor[f32, M, D], centre: Tensor[f32, N, D], place: Tensor[i32, M]):
+    for m in tiles(M):
+        n, d = whole(N), whole(D)
+        distance = sum(centre[n, d] * centre[n, d], over=d) - 2.0 * (x[m, d] @ centre[n, d])
+        place[m] = argmin(distance, over=n).to(i32)
+
+
+@kernel
+def two_layers(x: Tensor[f32, M, K], v: Tensor[f32, K, D], w: Tensor[f32, D, N], y: Tensor[f32, M, N]):
+    for m in tiles(M):
+        k, d = whole(K), whole(D)
+        hidden = x[m, k] @ v[k, d]
+        for n in tiles(N):
+            y[m, n] = (hidden * hidden) @ w[d, n]
+
+
+@kernel
+def weighted(x: Tensor[f32, M, K], w: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+    """A product and a sum read the same powers."""
+    for m in tiles(M):
+        k, n = whole(K), whole(N)
+        power = exp(x[m, k])
+        y[m, n] = (power @ w[k, n]) / sum(power, over=k)
+
+
+@kernel
+def chunks(x: Tensor[f32, T], y: Tensor[f32, T]):
+    for c in each(T // 8):
+        i, j = whole(span(c * 8, c * 8 + 8)), whole(span(c * 8, c * 8 + 8))
+        square = x[i] * x[j]
+        y[i] = sum(square * max(square, over=i), over=j)
+
+
+def normal(*extents: int) -> np.ndarray:
+    return np.random.default_rng(sum(extents)).standard_normal(extents, dtype=np.float32)
+
+
+def lowered(made: object, arguments: dict[str, np.ndarray], facts: Facts, schedule: Schedule | None = None,
+            hints: dict[str, int] | None = None) -> Function:
+    function = reduce_loops(made.tile_ir())  # type: ignore[attr-defined]
+    return run_lane(function, arguments, schedule, facts, specialize(function, arguments, hints))
+
+
+def steps(lane: Function, axis: str) -> list[int]:
+    return [op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes["label"] == axis]
+
+
+def scanned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    y, h = np.empty_like(b), np.zeros(b.shape[1], np.float32)
+    for t in range(len(b)):
+        y[t] = h = a[t] * h + b[t]
+    return y
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("columns", [1, 7, 16, 64, 83, 150])
+def test_neighbours_in_memory_lie_across_the_lanes(columns: int, facts: Facts) -> None:
+    a, b = normal(5, columns), normal(5, columns + 1)[:, :columns].copy()
+    arguments = {"a": a, "b": b, "y": np.zeros_like(a)}
+    lane = lowered(recurrence, arguments, facts, hints={"T": 64, "C": 1024})
+    np.testing.assert_allclose(arguments["y"], scanned(a, b), rtol=1e-6, atol=1e-6)
+    assert not any(op.name == "store_lane0" for op in lane.walk())
+    assert steps(lane, "c")[0] == 4 * facts.lanes
+
+
+def test_columns_that_are_no_neighbours_are_taken_one_by_one() -> None:
+    a, b = normal(19, 5), normal(19, 6)[:, :5].copy()
+    arguments = {"a": a, "b": b, "y": np.zeros_like(a)}
+    lane = lowered(recurrence_of_rows, arguments, AVX512, hints={"T": 64, "C": 1024})
+    np.testing.assert_allclose(arguments["y"], scanned(a.T, b.T).T, rtol=1e-6, atol=1e-6)
+    assert steps(lane, "c") == [1]
+
+
+def test_turned_tensors_have_other_neighbours() -> None:
+    """Strides decide, not the order of the indices."""
+    a, b, y = normal(19, 70).T, normal(19, 71)[:, :70].T, np.zeros((19, 70), np.float32).T
+    arguments = {"a": a, "b": b, "y": y}
+    lane = lowered(recurrence_of_rows, arguments, AVX512, hints={"T": 64, "C": 1024})
+    np.testing.assert_allclose(y, scanned(a.T, b.T).T, rtol=1e-6, atol=1e-6)
+    assert steps(lane, "c")[0] in (1, 4 * AVX512.lanes)
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_what_walks_pass_on_lies_across_the_lanes(facts: Facts) -> None:
+    x = normal(9, 83)
+    arguments = {"x": x, "y": np.zeros_like(x)}
+    lane = lowered(softmax_of_columns, arguments, facts, hints={"M": 512, "N": 512})
+    powers = np.exp(x - x.max(0))
+    np.testing.assert_allclose(arguments["y"], powers / powers.sum(0), rtol=1e-5, atol=1e-7)
+    assert steps(lane, "n")[0] == 4 * facts.lanes
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("shape", [(3, 5, 37), (4, 23, 64), (0, 5, 37), (3, 1, 1)])
+def test_loops_hold_as_many_sums_as_there_are_registers(shape: tuple[int, int, int], facts: Facts) -> None:
+    k, m, n = shape
+    a, b = normal(k, m), normal(k, n)
+    arguments = {"a": a, "b": b, "y": np.full((m, n), np.nan, np.float32)}
+    lane = lowered(outer_sums, arguments, facts, hints={"K": 64, "M": 64, "N": 256})
+    np.testing.assert_allclose(arguments["y"], a.T @ b, rtol=1e-5, atol=1e-5)
+    carried = max(len(op.results) for op in lane.walk() if op.name == "loop" and op.attributes["label"] == "each")
+    most = facts.vector_registers - 6
+    assert most / 2 < carried <= most
+
+
+@pytest.mark.parametrize("rows", [1, 15, 128, 133])
+def test_products_are_passed_on_in_blocks_of_rows(rows: int) -> None:
+    x, centre = normal(rows, 9), normal(21, 9)
+    arguments = {"x": x, "centre": centre, "place": np.zeros(rows, np.int32)}
+    lane = lowered(nearest, arguments, AVX512, hints={"M": 1024, "N": 256, "D": 64})
+    wanted = ((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1)
+    np.testing.assert_array_equal(arguments["place"], wanted)
+    assert 128 in steps(lane, "m")
+
+
+def test_blocks_of_rows_leave_room_in_the_second_cache() -> None:
+    x, v, w = normal(40, 5), normal(5, 19), normal(19, 7)
+    small = Facts(lanes=16, vector_registers=32, l2_bytes=1 << 18)
+    found = []
+    for facts in (AVX512, small):
+        arguments = {"x": x, "v": v, "w": w, "y": np.zeros((40, 7), np.float32)}
+        lane = lowered(two_layers, arguments, facts, hints={"M": 256, "K": 256, "D": 1024, "N": 256})
+        np.testing.assert_allclose(arguments["y"], (x @ v) ** 2 @ w, rtol=1e-4, atol=1e-4)
+        found.append(max(steps(lane, "m")))
+    assert found == [128, 32]
+
+
+def test_a_schedule_says_how_many_rows_a_block_has() -> None:
+    x, centre = normal(40, 9), normal(21, 9)
+    arguments = {"x": x, "centre": centre, "place": np.zeros(40, np.int32)}
+    lane = lowered(nearest, arguments, AVX512, Schedule(tile={"m": 32}), {"M": 1024, "N": 256, "D": 64})
+    np.testing.assert_array_equal(arguments["place"], ((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1))
+    assert 32 in steps(lane, "m") and 128 not in steps(lane, "m")
+
+
+def test_a_schedule_whose_tile_is_no_multiple_of_the_lanes_is_refused() -> None:
+    arguments = {name: normal(5, 70) for name in "aby"}
+    with pytest.raises(ScheduleError, match="tile of c is 5"):
+        lowered(recurrence, arguments, AVX512, Schedule(tile={"c": 5}), {"T": 64, "C": 1024})
+
+
+def test_a_schedule_may_put_another_axis_across_the_lanes() -> None:
+    x = normal(40, 33)
+    arguments = {"x": x, "y": np.zeros_like(x)}
+    lane = lowered(softmax_of_columns, arguments, AVX512, Schedule(lane="m"), {"M": 512, "N": 512})
+    powers = np.exp(x - x.max(0))
+    np.testing.assert_allclose(arguments["y"], powers / powers.sum(0), rtol=1e-5, atol=1e-7)
+    assert steps(lane, "n") == [1]
+
+
+def test_powers_that_a_product_and_a_sum_read_are_computed_once() -> None:
+    x, w = normal(21, 35), np.abs(normal(35, 40))
+    arguments = {"x": x, "w": w, "y": np.zeros((21, 40), np.float32)}
+    lane = lowered(weighted, arguments, AVX512, hints={"M": 256, "K": 256, "N": 256})
+    powers = np.exp(x)
+    np.testing.assert_allclose(arguments["y"], powers @ w / powers.sum(1, keepdims=True), rtol=1e-5)
+    computing = [loop for loop in lane.walk() if loop.name == "loop" and any(
+        op.name == "exp" for op in loop.blocks[0].ops)]
+    assert [loop.attributes["label"] for loop in computing] == ["k", "k"]   # full rows, and what is left of them
+
+
+def test_a_range_may_begin_anywhere_and_be_of_fixed_length() -> None:
+    x = normal(24)
+    arguments = {"x": x, "y": np.zeros_like(x)}
+    lowered(chunks, arguments, AVX2)
+    square = x.reshape(3, 8, 1) * x.reshape(3, 1, 8)
+    np.testing.assert_allclose(arguments["y"].reshape(3, 8), (square * square.max(1)[:, None]).sum(2), rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([AVX512, AVX2]), st.integers(0, 9), st.integers(1, 150), st.integers(1, 150), st.integers(1, 40),
+       st.sampled_from([1, 40, 256, 1024]))
+def test_any_extents(facts: Facts, k: int, m: int, n: int, d: int, hint: int) -> None:
+    hints = dict.fromkeys("KMNDTC", hint)
+    a, b = normal(k, m), normal(k, n)
+    arguments = {"a": a, "b": b, "y": np.full((m, n), np.nan, np.float32)}
+    lowered(outer_sums, arguments, facts, hints=hints)
+    np.testing.assert_allclose(arguments["y"], a.T @ b, rtol=1e-4, atol=1e-5)
+    x, v, w = normal(m, k), normal(k, d), normal(d, n)
+    arguments = {"x": x, "v": v, "w": w, "y": np.full((m, n), np.nan, np.float32)}
+    lowered(two_layers, arguments, facts, hints=hints)
+    np.testing.assert_allclose(arguments["y"], (x @ v) ** 2 @ w, rtol=1e-3, atol=1e-3)
