@@ -106,6 +106,9 @@ class Runs(Pairs):
     def extent_hint(self, axis: str) -> int:
         raise NotImplementedError("the model knows the extents")
 
+    def is_bounded(self, axis: str) -> bool:
+        raise NotImplementedError("the model knows the extents")
+
     def streams(self, op: Op) -> bool:
         raise NotImplementedError("the model decides")
 
