@@ -148,12 +148,12 @@ def _deepseek_case(name: str, values: Mapping[str, Any], form: str, model: Any, 
 
 
 def deepseek_operations(form: str, model: Any, tokens: int) -> Operations:
-    """Of a prompt. Routers are f32 in every form. What makes keys and values is dense, and meets a cache of latent
-    vectors: of bf16 both, and attention too, where that is the cache's type (models/deepseek/session.py)."""
+    """Of a prompt. Routers are f32 in every form. What makes keys and values meets a cache of latent vectors: in bf16
+    both, and attention too, where that is the cache's type (models/deepseek/session.py)."""
     from ..models.deepseek.weights import MixtureWeights
 
     config, weights = model.config, model.weights
-    expand = sum(one.attention.expand.size for one in weights.layers)
+    expand = sum(one.attention.keys.size + one.attention.values.size for one in weights.layers)
     routers = sum(one.feed_forward.router.size for one in weights.layers
                   if isinstance(one.feed_forward, MixtureWeights))
     features = config.head_features + config.value_features

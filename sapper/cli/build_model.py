@@ -40,7 +40,7 @@ def run_build_model(
     if target.family != "x86_64":
         raise UsageError(f"--target {target.name}: found no CPU of x86-64; expected one, for whole models")
     model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype,
-                       words=not path.suffix)
+                       words=not path.suffix, target=target)
     loaded = time.perf_counter()
     plan = plan_model(model, target)
     compiled = time.perf_counter()

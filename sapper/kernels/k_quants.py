@@ -92,22 +92,22 @@ def kernels_of(form: str) -> SimpleNamespace:
 
     def super_sum(
         nothing: Any, w: Any, parts: Any, factor: Any, x: Any, x_scales: Any, digits: Any, starts: Any, p: Any, s: Any,
-        m: Any, l: Any,
+        m: Any, l: Any, other: Any = None,
     ) -> Any:
         """The products of a super block of the panels p and the rows m. nothing: zeros of i32 over p, m and l. parts,
-        factor: the same as w, as bytes and as f16."""
-        total, i = nothing, whole(SLOT)
+        factor: the same as w, as bytes and as f16. other: the super block of the activations where it is not s."""
+        total, i, at = nothing, whole(SLOT), s if other is None else other
         if form == "q4k":
             for j in range(4):
                 v = whole(8)
                 packed = w[p, s, 8 * j + v, l, i]
-                low, high = (packed & 15) @ x[s, m, j, 0, 0, v, i], (packed >> 4) @ x[s, m, j, 1, 0, v, i]
+                low, high = (packed & 15) @ x[at, m, j, 0, 0, v, i], (packed >> 4) @ x[at, m, j, 1, 0, v, i]
                 total += low * scale_of(parts, p, s, 2 * j, l) + high * scale_of(parts, p, s, 2 * j + 1, l)
             v = whole(2)
             minima = w[p, s, MINIMA + v, l, i] & 63  # as they are: two products are then known to fit 16 bits
-            least = ((minima @ digits[s, m, 0, v, i]) << 6) + minima @ digits[s, m, 1, v, i]
+            least = ((minima @ digits[at, m, 0, v, i]) << 6) + minima @ digits[at, m, 1, v, i]
             scaled = total.to(f32) * factor[p, s, first_factor + l].to(f32)
-            return (scaled - least.to(f32) * factor[p, s, first_factor + PANEL + l].to(f32)) * x_scales[s, m]
+            return (scaled - least.to(f32) * factor[p, s, first_factor + PANEL + l].to(f32)) * x_scales[at, m]
         for c in range(8):
             v = whole(2)
             lower, upper = w[p, s, SIX * c + v, l, i], w[p, s, SIX * c + 2 + v, l, i]
@@ -115,10 +115,10 @@ def kernels_of(form: str) -> SimpleNamespace:
             # Two bits of the upper ones as bits 4 and 5.
             low, high = lower & 15 | upper << 4 & 48, lower >> 4 | upper << 2 & 48
             last_low, last_high = last & 15 | upper & 48, last >> 4 | upper >> 2 & 48
-            first = low @ x[s, m, c, 0, 0, v, i] + last_low @ x[s, m, c, 0, 1, v, i] + starts[s, 2 * c, m]
-            second = high @ x[s, m, c, 1, 0, v, i] + last_high @ x[s, m, c, 1, 1, v, i] + starts[s, 2 * c + 1, m]
+            first = low @ x[at, m, c, 0, 0, v, i] + last_low @ x[at, m, c, 0, 1, v, i] + starts[at, 2 * c, m]
+            second = high @ x[at, m, c, 1, 0, v, i] + last_high @ x[at, m, c, 1, 1, v, i] + starts[at, 2 * c + 1, m]
             total += first * scale_of(parts, p, s, 2 * c, l) + second * scale_of(parts, p, s, 2 * c + 1, l)
-        return total.to(f32) * factor[p, s, first_factor + l].to(f32) * x_scales[s, m]
+        return total.to(f32) * factor[p, s, first_factor + l].to(f32) * x_scales[at, m]
 
     def block_of(
         w: Any, parts: Any, factor: Any, p: Any, s: Any, c: Any, h: Any, k: Any, v: Any, first_bit: Any, l: Any

@@ -16,7 +16,7 @@ In `latent_attention_decode` the cores share the positions, SPLIT at a time, so 
 heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins. In products of bf16
 `latent_attention_decode_rounded` does it, LONG_SPLIT positions at a time, for `merge_long_splits`; mla_narrow.py has
 the same as a loop over tiles of positions, as matrix instructions of GPUs want it. mla_rounded.py is the naive way in
-products of bf16.
+products of bf16; mla_blocks.py absorbs and projects by weights in blocks.
 """
 
 from typing import Any

@@ -123,33 +123,36 @@ def product_kernels(form: Form, group: int) -> SimpleNamespace:
         packed = quants[p, g, d, w, l, s]
         return (packed & 15) @ low + (packed >> 4) @ high if form.bits == 4 else packed @ low
 
-    def scaled(products: Any, scales: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any) -> Any:
-        """Those times the scale of the weights: over p, m and l."""
+    def scaled(products: Any, scales: Any, starts: Any, p: Any, g: Any, d: Any, at: Any, m: Any, l: Any) -> Any:
+        """Those times the scale of the weights: over p, m and l. at: the group of the activations."""
         scale = scales[p, g, d, 0, l].to(f32)
-        return (products if form.minimum else products + starts[g, d, m]).to(f32) * scale
+        return (products if form.minimum else products + starts[at, d, m]).to(f32) * scale
 
-    def block_sum(products: Any, scales: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any) -> Any:
+    def block_sum(
+        products: Any, scales: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, at: Any, m: Any, l: Any
+    ) -> Any:
         """What a block of the panels p and the rows m adds: over p, m and l."""
         if form.minimum:
-            return scaled(products, scales, starts, p, g, d, m, l) + scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
-        return scaled(products, scales, starts, p, g, d, m, l)
+            return scaled(products, scales, starts, p, g, d, at, m, l) + scales[p, g, d, 1, l].to(f32) * sums[at, d, m]
+        return scaled(products, scales, starts, p, g, d, at, m, l)
 
     def group_sum(
         nothing: Any, quants: Any, scales: Any, x: Any, x_scales: Any, sums: Any, starts: Any, p: Any, g: Any, m: Any,
-        l: Any,
+        l: Any, other: Any = None,
     ) -> Any:
-        """The products of a group. nothing: zeros over p, m and l."""
-        w, s = whole(words), whole(SLOT)
+        """The products of a group. nothing: zeros over p, m and l. other: the group of the activations where it is
+        not g."""
+        w, s, at = whole(words), whole(SLOT), g if other is None else other
         if parts == 1:
-            products = block_products(quants, x[g, m, 0, 0, w, s], x[g, m, 0, halves - 1, w, s], p, g, 0, l, w, s)
-            return block_sum(products, scales, sums, starts, p, g, 0, m, l) * x_scales[g, m]
+            products = block_products(quants, x[at, m, 0, 0, w, s], x[at, m, 0, halves - 1, w, s], p, g, 0, l, w, s)
+            return block_sum(products, scales, sums, starts, p, g, 0, at, m, l) * x_scales[at, m]
         total = nothing
         for d in range(parts):
-            products = block_products(quants, x[g, m, d, 0, w, s], x[g, m, d, halves - 1, w, s], p, g, d, l, w, s)
+            products = block_products(quants, x[at, m, d, 0, w, s], x[at, m, d, halves - 1, w, s], p, g, d, l, w, s)
             if form.minimum:  # a sum for each of the two products, which may become part of it
-                total += scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
-            total += scaled(products, scales, starts, p, g, d, m, l)
-        return total * x_scales[g, m]
+                total += scales[p, g, d, 1, l].to(f32) * sums[at, d, m]
+            total += scaled(products, scales, starts, p, g, d, at, m, l)
+        return total * x_scales[at, m]
 
     def two_group_sums(
         nothing: Any, one: Any, one_scales: Any, other: Any, other_scales: Any, x: Any, x_scales: Any, sums: Any,
@@ -164,8 +167,8 @@ def product_kernels(form: Form, group: int) -> SimpleNamespace:
         low, high = x[g, m, 0, 0, w, s], x[g, m, 0, halves - 1, w, s]
         products = block_products(one, low, high, p, g, 0, l, w, s)
         others = block_products(other, low, high, p, g, 0, l, w, s)
-        return (block_sum(products, one_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m],
-                block_sum(others, other_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m])
+        return (block_sum(products, one_scales, sums, starts, p, g, 0, g, m, l) * x_scales[g, m],
+                block_sum(others, other_scales, sums, starts, p, g, 0, g, m, l) * x_scales[g, m])
 
     @sp.kernel(name=f"matmul_{kernel_suffix(form, group)}")
     def matmul(

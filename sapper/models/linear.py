@@ -53,8 +53,10 @@ class Workspace:
     before, of another size too: a product is done with it before the next one begins.
 
     normed: a vector of at most `features` elements after its norm. workers: who share the work (None: as many as
-    SAPPER_THREADS allows).
+    SAPPER_THREADS allows). target: whose code reads it (None: this CPU's).
     """
+
+    target: Any = None
 
     def __init__(self, features: int, workers: int | None = None) -> None:
         self.workers = settings.threads() if workers is None else workers
@@ -107,15 +109,18 @@ class Workspace:
             kept = self.narrow(-(-shape[0] // (2 * columns)), columns, 1 + place)
             return kept.reshape(-1).view(np.uint8)[: shape[0]]
 
-        return packed_empty(matmul.matmul_nt_bf16_bf16, "b", rows, columns, memory)
+        return packed_empty(matmul.matmul_nt_bf16_bf16, "b", rows, columns, memory, self.target)
 
     def packed_pairs(self, place: int, rows: int, columns: int) -> Packed:
         """The same, its columns in pairs. Raises ModelError where products of bf16 read them otherwise."""
-        made = self.packed(place, rows, columns)
-        if made.blocks.shape[2:] != (PACKED_ROWS, 2):
+        if not self.packs_pairs():
             raise ModelError("the dtype of the weights", "one whose products are of bf16",
                              "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
-        return made
+        return self.packed(place, rows, columns)
+
+    def packs_pairs(self) -> bool:
+        """Whether products of bf16 read panels of PACKED_ROWS rows with columns in pairs."""
+        return bool(self.packed(0, PACKED_ROWS, 2).blocks.shape[2:] == (PACKED_ROWS, 2))
 
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""

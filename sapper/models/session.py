@@ -163,13 +163,14 @@ class BaseSession(ABC):
 
     # ---- as a file (sapper/ahead)
 
-    def whole(self, name: str, description: str, weights: dict[str, Array]) -> Model:
+    def whole(self, name: str, description: str, weights: dict[str, Array], target: Any = None) -> Model:
         """The programs and the names of what they work on, for C functions that begin with `name`.
 
-        weights: names of constants. A third program draws.
+        weights: names of constants. target: that the programs are for (None: this CPU). A third program draws.
         """
         from ..ahead.plan import DRAWING, Model
 
+        self._work.target = target
         self._lie_apart()
         programs = self.program_sections()
         state = self.state()

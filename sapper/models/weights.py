@@ -58,11 +58,13 @@ def half_split_rows(rows: Array, heads: int, turned: int | None = None) -> Array
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A matrix of the file in a place of the model: rows of it, put in the order that the kernels want."""
+    """A matrix of the file in a place of the model: its rows, put in the order that the kernels want. kept: how many of
+    them that leaves (None: all)."""
 
     role: str
     rows: int
     order: Order | None = None
+    kept: int | None = None
 
 
 class Loader:
@@ -91,6 +93,11 @@ class Loader:
     def _size_of(self, entry: Entry) -> int:
         plain: int = math.prod(entry.shape) * DTYPES[self.dtype if len(entry.shape) > 1 else "f32"].itemsize
         return min(plain, entry.nbytes) if self.blocks else plain
+
+    @property
+    def quantises(self) -> bool:
+        """Whether what meets blocks is quantised too."""
+        return self.blocks and not self.exact
 
     def has(self, role: str, *places: int) -> bool:
         return self.names.get(role, "").format(*places) in self.tensors
@@ -153,7 +160,8 @@ class Loader:
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks, as a plain array."""
-        rows, blocks = sum(use.rows for use in uses), self._blocks(uses, columns, places)
+        rows = sum(use.rows if use.kept is None else use.kept for use in uses)
+        blocks = self._blocks(uses, columns, places)
         if blocks is None:
             return self._plain(self._sources(uses, columns, places), rows, columns)
         target = self.arena.empty((rows, columns), DTYPES[self.dtype])
@@ -198,9 +206,9 @@ class Loader:
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         start = 0
         for use, entry in zip(uses, entries, strict=True):
-            source = entry.read()
-            yield start, source if use.order is None else use.order(source)
-            start += use.rows
+            source = entry.read() if use.order is None else use.order(entry.read())
+            yield start, source
+            start += len(source)
 
     def fill(self, target: Array, source: Array) -> None:
         """Copy a matrix, some rows at a time: less memory is touched, and it stays in the cache."""

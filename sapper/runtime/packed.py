@@ -112,13 +112,15 @@ def pack(kernel: Any, name: str, array: Any, target: Any = None) -> Packed:
     return pack_array(as_array(view), view.dtype, panels)
 
 
-def packed_empty(kernel: Any, name: str, rows: int, columns: int, memory: Callable[..., Array] = empty) -> Packed:
+def packed_empty(
+    kernel: Any, name: str, rows: int, columns: int, memory: Callable[..., Array] = empty, target: Any = None
+) -> Packed:
     """A matrix [rows, columns] in the layout in which `kernel` reads its tensor `name`, to be filled by `put`.
 
-    memory: what makes it, like `empty`. Raises as `pack` does.
+    memory: what makes it, like `empty`. target: that it is for (None: this CPU). Raises as `pack` does.
     """
     dtype = dict(kernel.parameters)[name].dtype
-    panels = _host_panels(kernel, name)
+    panels = _kept_panels(kernel, name, target)
     shape = (rows, columns)
     parts = -(-shape[panels.columns] // panels.width) * panels.width, -(-shape[panels.depth] // panels.elements)
     data = memory((parts[0] * parts[1] * panels.elements * dtype.size_bytes,), "u8")
@@ -128,13 +130,13 @@ def packed_empty(kernel: Any, name: str, rows: int, columns: int, memory: Callab
 
 
 @cache
-def _host_panels(kernel: Any, name: str) -> Panels:
-    """How a tensor of a kernel is packed for this CPU; kept on disk beside compiled kernels, so that a process that
-    compiles nothing need not load the compiler."""
+def _kept_panels(kernel: Any, name: str, target: Any) -> Panels:
+    """How a tensor of a kernel is packed; kept on disk beside compiled kernels, so that a process that compiles nothing
+    need not load the compiler."""
     from .launch import configuration
 
     now = configuration()
-    target = now.find_target(None)
+    target = now.find_target(None) if target is None else target
     kept = disk_cache()
     key = json.dumps(["panels", now.toolchain_key(), kernel.name, kernel.source_digest(), name, now.target_key(target)])
     found = kept.get(key) if kept is not None else None

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sapper.models.deepseek.untrained_gguf import write_gguf
 from sapper.models.load import load_model
 from tests.codegen.run_native import RUNNABLE
+from tests.models.test_heads import config_of, in_formats
 
 from .built import build, run
 
@@ -16,12 +18,12 @@ DATA = Path(__file__).parent.parent / "models" / "data"
 CONTEXT, TOKENS, PROMPT = 192, 150, "hello world"
 
 
-def expected(path: Path) -> bytes:
+def expected(path: Path, tokens: int = TOKENS) -> bytes:
     """The bytes of what a session of the same context says, over more positions than one split has."""
     model = load_model(path)
     session = model.session(CONTEXT, threads=1)
     fed, made = model.tokenizer.encode(PROMPT), b""
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         session.feed(fed)
         fed = [session.pick()]
         if fed[0] in model.tokenizer.stops:
@@ -40,3 +42,15 @@ def test_it_says_what_a_session_says(tmp_path: Path, name: str) -> None:
         options = ["--threads", threads, "--tokens", str(TOKENS), "--raw", "--"]
         status, said, _ = run(tmp_path / "model", *options, PROMPT)
         assert (status, said) == (0, wanted)
+
+
+@pytest.mark.parametrize(("target", "tokens"), [(None, TOKENS), ("haswell", 24)])
+def test_keys_and_values_in_blocks(tmp_path: Path, target: str | None, tokens: int) -> None:
+    """A prompt widens them into memory of all layers, packed as the target's products read them. Another target rounds
+    differently: near ties may turn later on."""
+    path, config = tmp_path / "model.gguf", config_of()
+    write_gguf(path, config)
+    in_formats(path, {"attn_k_b": "Q5_0", "attn_v_b": "Q4_0", "attn_output": "Q8_0"}, config, together=False)
+    build(path, tmp_path / "model", context=CONTEXT, target_name=target)
+    status, said, _ = run(tmp_path / "model", "--tokens", str(tokens), "--raw", "--", PROMPT)
+    assert (status, said) == (0, expected(path, tokens)) and len(said) > 10

@@ -16,6 +16,7 @@ from sapper.kernels import mla
 from sapper.models import session as sessions
 from sapper.models.batch import Fed, Pick
 from sapper.models.deepseek.config import from_gguf, from_json
+from sapper.models.deepseek.heads import DenseHeads
 from sapper.models.deepseek.model import load_model as load_deepseek
 from sapper.models.deepseek.untrained import SMALL_V2, untrained
 from sapper.models.deepseek.weights import GGUF_NAMES, NAMES, DenseWeights, MixtureWeights
@@ -99,13 +100,14 @@ def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[s
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
 def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache: str) -> None:
     """The checkpoint's weights are numbers of bf16. Activations stay in f32 here, so the logits are nearer to those of
-    f32 than a forward pass in bf16 throughout is, also where the cache is rounded."""
+    f32 than a forward pass in bf16 throughout is, also where the cache is rounded. Then a choice of experts near a tie
+    may turn: deepseek_v2 takes another one for a token that the last one attends to."""
     session = load_model(DATA / name, "bf16").session(CONTEXT, cache_dtype=cache)
     session.feed(recorded["tokens"][:-1])
     session.feed(recorded["tokens"][-1:])
     wanted, theirs = recorded["logits"][-1], recorded["logits_bf16"][-1]
     cosine = session.logits @ wanted / np.linalg.norm(session.logits) / np.linalg.norm(wanted)
-    assert cosine >= (0.9999 if cache == "f32" else 0.999)
+    assert cosine >= (0.9998 if (name, cache) == ("deepseek_v2", "bf16") else 0.9999)
     assert np.abs(session.logits - wanted).max() < np.abs(theirs - wanted).max()
 
 
@@ -124,7 +126,7 @@ def test_where_rounded_tokens_attend_in_products_of_bf16(which: str) -> None:
         assert ({"latent_attention_decode_rounded", "merge_long_splits"} <= of_one) == rounded
         session.feed(tokens[:-1])
         session.feed(tokens[-1:])
-        assert session.logits @ wanted / np.linalg.norm(session.logits) / np.linalg.norm(wanted) > 0.998
+        assert session.logits @ wanted / np.linalg.norm(session.logits) / np.linalg.norm(wanted) > 0.9995
         found.append(session.logits.copy())
     assert (found[0] != found[1]).any()
 
@@ -140,7 +142,7 @@ def test_a_rounded_token_after_more_than_a_split() -> None:
         session.feed(tokens[:-last])
         session.feed(tokens[-last:])
         found.append(session.logits)
-    assert found[0] @ found[1] / np.linalg.norm(found[0]) / np.linalg.norm(found[1]) > 0.999
+    assert found[0] @ found[1] / np.linalg.norm(found[0]) / np.linalg.norm(found[1]) > 0.9999
 
 
 def test_nothing_is_normed_twice(model: Loaded) -> None:
@@ -475,7 +477,7 @@ def test_fp8_stays_fp8(tmp_path: Path) -> None:
     for logits in (chunk, step):  # sums of 80 products at most, in three layers
         np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     np.testing.assert_allclose(rounded_step, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
-    assert np.corrcoef(rounded_chunk, wanted)[0, 1] > 0.999 and (rounded_chunk != chunk).any()
+    assert np.corrcoef(rounded_chunk, wanted)[0, 1] > 0.9998 and (rounded_chunk != chunk).any()
 
 
 def test_other_quantisations_and_wrong_scales_are_refused(tmp_path: Path) -> None:
@@ -609,7 +611,7 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         session.feed([9])
         found.append(session.logits)
     for logits in found[1:]:
-        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.999
+        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.9995
 
 
 @pytest.mark.parametrize("other", [
@@ -654,7 +656,7 @@ def test_experts_are_rounded_where_the_form_says_so(tmp_path: Path) -> None:
         assert ({"grouped_rounded_q8", "grouped_swiglu_rounded_q8"} <= kernels) == (form == "file-rounded")
         session.feed([(7 * i + 11) % 250 for i in range(40)])
         found.append(session.logits)
-        assert found[-1] @ found[0] / np.linalg.norm(found[-1]) / np.linalg.norm(found[0]) > 0.998
+        assert found[-1] @ found[0] / np.linalg.norm(found[-1]) / np.linalg.norm(found[0]) > 0.9995
 
 
 def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:
@@ -672,11 +674,11 @@ def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:
 def test_keys_and_values_of_all_heads_are_each_one_stream() -> None:
     """Where a checkpoint has a head's keys and then its values."""
     loaded = load_model(DATA / "deepseek_v2_lite", "f32")
-    config, session = loaded.config, loaded.session(CONTEXT)
+    config, attention = loaded.config, loaded.weights.layers[0].attention
     name = NAMES["expand"].format(0)
     (rows,) = [part[name] for part in map(load_file, (DATA / "deepseek_v2_lite").glob("*.safetensors")) if name in part]
     rows = rows.astype(np.float32).reshape(config.heads, -1, config.key_rank)
     wanted = rows[:, : config.key_features], rows[:, config.key_features :]
-    for found, one in zip(session._heads_of(loaded.weights.layers[0].attention), wanted, strict=True):
-        assert found.flags.c_contiguous
-        np.testing.assert_array_equal(found, one)
+    for found, one in zip((attention.keys, attention.values), wanted, strict=True):
+        assert isinstance(found, DenseHeads) and found.weights.flags.c_contiguous
+        np.testing.assert_array_equal(found.weights, one)

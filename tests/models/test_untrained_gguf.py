@@ -94,4 +94,4 @@ def test_experts_in_super_blocks_stay_so(tmp_path: Path, kind: str) -> None:
         session.feed([9])
         found.append((chunk, session.logits.copy()))
     for logits, wanted in zip(*found, strict=True):
-        assert logits @ wanted / np.linalg.norm(logits) / np.linalg.norm(wanted) >= 0.999
+        assert logits @ wanted / np.linalg.norm(logits) / np.linalg.norm(wanted) >= 0.9995

@@ -191,9 +191,9 @@ def test_the_layout_is_kept_on_disk(tmp_path, monkeypatch) -> None:
 
     product = PRODUCTS["nt", (f32, bf16, f32)]
     monkeypatch.setenv("SAPPER_CACHE_DIR", str(tmp_path))
-    packed._host_panels.cache_clear()
+    packed._kept_panels.cache_clear()
     first = packed_empty(product, "b", 70, 5)
-    packed._host_panels.cache_clear()
+    packed._kept_panels.cache_clear()
     monkeypatch.setattr(pipeline, "panels_of_kernel", never)
     assert packed_empty(product, "b", 70, 5).layout == first.layout
-    packed._host_panels.cache_clear()
+    packed._kept_panels.cache_clear()

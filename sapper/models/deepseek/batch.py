@@ -14,7 +14,7 @@ from ...kernels.paged import PAGE
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..batch import F32, Array, Paged, first
-from ..linear import Steps
+from ..linear import Steps, in_blocks
 from .config import LATENT_EPSILON
 from .session import Session
 from .weights import AttentionWeights
@@ -33,24 +33,24 @@ class Batch(Paged, Session):
         return self._meet_rows(one, layer, first)
 
     def _meet_rows(self, one: AttentionWeights, layer: int, rows: Callable[[Array], Any]) -> Steps:
-        config, dtype = self.model.config, one.expand.dtype
-        queries, turning, latent, key = self._parts()
+        config = self.model.config
+        _, turning, latent, key = self._parts()
         latents, shared = self._latents[layer], self._keys[layer]
-        keys, values = self._heads_of(one)
-        extents = (self.chunk, config.heads, config.key_rank)
         if not hasattr(self, "_in_latent_space"):
+            extents = (self.chunk, config.heads * config.key_rank)
             self._in_latent_space, self._found = (empty(extents, F32) for _ in range(2))
-        turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
+        turned = self._turned.reshape(self.chunk, config.heads, -1)
         where = (rows(self._slot_of), rows(self._position_of), self.table)
         return [
             (getattr(paged, f"compress_paged_{self._cache_dtype}"), (
                 rows(turning), rows(latent), rows(key), one.key_gain, LATENT_EPSILON, self._cosine, self._sine,
                 *where, rows(self._turned), latents, shared,
             )),
-            (getattr(paged, f"absorb_rows_{dtype}"), (rows(queries), keys, rows(self._in_latent_space))),
+            *one.keys.absorb(rows(self._head_queries), rows(self._in_latent_space), self._work),
             *self._attend_pages(one, layer, rows, where, (
-                rows(self._in_latent_space), rows(turned), latents, shared.reshape(*shared.shape[:2], -1), *where)),
-            (getattr(paged, f"project_values_rows_{dtype}"), (rows(self._found), values, rows(out))),
+                rows(in_blocks(self._in_latent_space, config.key_rank)), rows(turned), latents,
+                shared.reshape(*shared.shape[:2], -1), *where)),
+            *one.values.project(rows(self._found), rows(self._mixed), self._work),
         ]
 
     def _attend_pages(
@@ -58,7 +58,7 @@ class Batch(Paged, Session):
     ) -> Steps:
         """Attention in the latent space; operands: the first ones of its kernels."""
         config = self.model.config
-        result = config.score_scale, rows(self._found)
+        result = config.score_scale, rows(in_blocks(self._found, config.key_rank))
         if one.index is None or config.indexer is None:
             return [(getattr(paged, f"latent_attention_paged_{self._cache_dtype}"), (*operands, *result))]
         chosen = rows(self._index_scores), rows(self._lowest), rows(self._last_kept)

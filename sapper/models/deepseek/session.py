@@ -25,7 +25,7 @@ import numpy as np
 
 from ...kernels import embedding, gate, mla, mla_rounded, moe, norm, sparse
 from ...runtime.program import Rows, Variable
-from ..linear import Matrix, Steps, Workspace
+from ..linear import Matrix, Steps, Workspace, in_blocks
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
@@ -148,11 +148,17 @@ class Session(BaseSession):
         return self._risen if self.model.config.query_rank else self._joined
 
     @property
+    def _head_queries(self) -> Array:
+        """Those of all heads, as a row for each token."""
+        config = self.model.config
+        return self._queries[:, : config.heads * config.head_features]
+
+    @property
     def _attends_rounded(self) -> bool:
         """Whether tokens attend in products of bf16."""
         parts = [layer.attention for layer in self.model.weights.layers]
         return (self._cache_dtype == "bf16" and self.model.config.indexer is None
-                and all(one.expand.rounded or one.output.quantises for one in parts))
+                and all(one.keys.rounded or one.output.quantises for one in parts))
 
     @property
     def _cached_layers(self) -> int:
@@ -200,7 +206,7 @@ class Session(BaseSession):
         """
         config, joined, rows = self.model.config, self._joined, self.chunk
         size, pairs = config.head_features, config.turned_features // 2
-        queries = self._queries[:, : config.heads * size].reshape(rows, config.heads, size)
+        queries = in_blocks(self._head_queries, size)
         first = config.query_rank or config.heads * size
         last = first + config.key_rank
         return (
@@ -270,12 +276,6 @@ class Session(BaseSession):
             return [(gate.gate_softmax, (rows(self._scores), *settings))]
         return [(gate.gate_sigmoid, (rows(self._scores), one.bias.reshape(self._scores.shape[1:]), *settings))]
 
-    def _heads_of(self, one: AttentionWeights) -> tuple[Array, Array]:
-        """The rows of `expand` that make keys [heads, key_features, key_rank], and values."""
-        heads = self.model.config.heads
-        keys, values = np.split(one.expand.array, [heads * self.model.config.key_features])
-        return keys.reshape(heads, -1, keys.shape[1]), values.reshape(heads, -1, values.shape[1])
-
     # ---- one token
 
     def step_sections(self) -> Sections:
@@ -319,13 +319,12 @@ class Session(BaseSession):
     def _meet_row(self, one: AttentionWeights, layer: int, row: int, position: Variable) -> Steps:
         """Absorbed attention of the token of a row, which stands at `position`; the cache, and what the indexer found,
         are there."""
-        config, dtype = self.model.config, one.expand.dtype
-        keys, values = self._heads_of(one)
+        config, of_row = self.model.config, slice(row, row + 1)
         seen = self._latents[layer], self._keys[layer].reshape(self.context, -1)
-        turned, mixed = (array[row].reshape(config.heads, -1) for array in (self._turned, self._mixed))
+        turned = self._turned[row].reshape(config.heads, -1)
         steps: Steps = []
         if one.index is not None:
-            chosen = [array[row : row + 1] for array in (self._index_scores, self._lowest, self._last_kept)]
+            chosen = [array[of_row] for array in (self._index_scores, self._lowest, self._last_kept)]
             kept = self._kept_latents, self._kept_keys
             steps = [
                 (sparse.list_positions, (*chosen, position, self._kept_places)),
@@ -338,10 +337,10 @@ class Session(BaseSession):
             else (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), mla.merge_splits))
         return [
             *steps,
-            (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][row], keys, self._absorbed)),
+            *one.keys.absorb(self._head_queries[of_row], self._absorbed.reshape(1, -1), self._work),
             (attend, (self._absorbed, turned, *seen, position, config.score_scale, *self._splits)),
             (merge, (*self._splits, position, self._met)),
-            (getattr(mla, f"project_values_{dtype}"), (self._met, values, mixed)),
+            *one.values.project(self._met.reshape(1, -1), self._mixed[of_row], self._work),
         ]
 
     def _dense_one(self, one: DenseWeights, result: Array | None = None) -> Steps:
@@ -403,15 +402,15 @@ class Session(BaseSession):
         """From queries, latent vectors, shared keys and index weights of a chunk's tokens to what attention gives."""
         config, rows, filled = self.model.config, self._rows, self._filled
         latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
-        expand = (mla_rounded.expand_rounded if self._attends_rounded
-                  else getattr(mla, f"expand_{self._cache_dtype}_{one.expand.dtype}"))
-        keys, values = (part.reshape(self.context, config.heads, -1) for part in np.split(
-            self._expanded, [config.heads * config.key_features], axis=1))
+        expanded = np.split(self._expanded, [config.heads * config.key_features], axis=1)
+        keys, values = (part.reshape(self.context, config.heads, -1) for part in expanded)
         turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
-        steps = [
-            *self._compress(one, layer, position, rows),
-            (expand, (Rows(latents, filled), one.expand.array, Rows(self._expanded, filled))),
-        ]
+        steps = self._compress(one, layer, position, rows)
+        for heads, part in zip((one.keys, one.values), expanded, strict=True):
+            weights, more = heads.rows(self._attends_rounded, self._work)
+            expand = (mla_rounded.expand_rounded if self._attends_rounded
+                      else getattr(mla, f"expand_{self._cache_dtype}_{heads.dtype}"))
+            steps += [*more, (expand, (Rows(latents, filled), weights, Rows(part, filled)))]
         operands = (rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled),
                     Rows(values, filled))
         settings = position, config.score_scale, rows(out)

@@ -19,9 +19,11 @@ from ...kernels.quantized import PANEL
 from ..block_rows import Order
 from ..checkpoint import Entry, Parted
 from ..errors import ModelError
-from ..linear import Dense, Experts, Matrix, Raw, of_one_form
+from ..k_matrix import RawK
+from ..linear import Dense, Experts, Matrix, Raw, RawBlocks, of_one_form
 from ..weights import Loader, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
+from .heads import DenseHeads, KeyBlocks, Keys, ValueBlocks, Values
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,9 +42,8 @@ class AttentionWeights:
     """joined [(query_rank or heads * head_features) + key_rank + turned_features (+ index features), features]: what
     meets a layer's input: rows of the queries' latent vector, or of the queries where there is none, then of the latent
     vector of keys and values, of the shared key and of the index key. query_gain, query: from the queries' latent
-    vector to the queries, and behind them the index queries, or None. key_gain [key_rank]. expand [heads *
-    (key_features + value_features), key_rank]: the keys of all heads, then the values of all: one token reads them in
-    turns, and each is one stream from memory. output [features, heads * value_features]. index: None where there is no
+    vector to the queries, and behind them the index queries, or None. key_gain [key_rank]. keys, values: what makes
+    those of all heads of a latent vector. output [features, heads * value_features]. index: None where there is no
     indexer.
     """
 
@@ -51,7 +52,8 @@ class AttentionWeights:
     query_gain: Array | None
     query: Matrix | None
     key_gain: Array
-    expand: Dense
+    keys: Keys
+    values: Values
     output: Matrix
     index: IndexWeights | None = None
 
@@ -147,7 +149,8 @@ class DeepseekWeights:
         count = self.gain.nbytes + self.logits.nbytes
         for layer in self.layers:
             one = layer.attention
-            count += one.gain.nbytes + one.joined.nbytes + one.key_gain.nbytes + one.expand.nbytes + one.output.nbytes
+            count += one.gain.nbytes + one.joined.nbytes + one.key_gain.nbytes + one.output.nbytes
+            count += one.keys.nbytes + one.values.nbytes
             if one.query is not None and one.query_gain is not None:
                 count += one.query.nbytes + one.query_gain.nbytes
             if one.index is not None:
@@ -161,7 +164,8 @@ class DeepseekWeights:
         count = 0
         for layer in self.layers:
             one = layer.attention
-            count += one.joined.size + one.expand.size + one.output.size + layer.feed_forward.step_size
+            count += one.joined.size + one.keys.size + one.values.size + one.output.size
+            count += layer.feed_forward.step_size
             count += one.query.size if one.query is not None else 0
             count += one.index.head_weights.size if one.index is not None else 0
         return count
@@ -263,29 +267,52 @@ def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionW
         query_gain = loader.vector("query_gain", config.query_rank, layer)
         query = loader.joined(all_queries, config.query_rank, layer)
     key_gain = loader.vector("key_gain", config.key_rank, layer)
-    expand = _expand(loader, config, layer)
+    keys, values = _keys(loader, config, layer), _values(loader, config, layer)
     output = loader.joined([Use("output", features)], heads * config.value_features, layer)
     index = None if indexer is None else IndexWeights(
         loader.vector("index_gain", indexer.features, layer), loader.vector("index_bias", indexer.features, layer),
         loader.wide("index_weights", indexer.heads, features, layer))
-    return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output, index)
+    return AttentionWeights(gain, joined, query_gain, query, key_gain, keys, values, output, index)
 
 
-def _expand(loader: Loader, config: DeepseekConfig, layer: int) -> Dense:
-    heads, keys, values, rank = config.heads, config.key_features, config.value_features, config.key_rank
+def _keys(loader: Loader, config: DeepseekConfig, layer: int) -> Keys:
+    """In blocks where these follow what a query meets, and queries part between them."""
+    heads, features, rank = config.heads, config.key_features, config.key_rank
     if not loader.has("expand_keys", layer):
-        order = partial(_keys_first, heads=heads, keys=keys)
-        return loader.dense([Use("expand", heads * (keys + values), order)], rank, layer)
-    parts = (loader.entry("expand_keys", (heads, rank, keys), layer).read().swapaxes(1, 2),
-             loader.entry("expand_values", (heads, values, rank), layer).read())
-    return loader.dense_of(np.concatenate([part.reshape(-1, rank) for part in parts]))
+        return DenseHeads.of(loader.dense([_rows_of(config, slice(features))], rank, layer), heads)
+    shape = (heads, rank, features)
+    raw = loader.raw("expand_keys", shape, (heads * rank, features), layer) if loader.quantises else None
+    if isinstance(raw, RawBlocks) and rank % PANEL == 0 and config.head_features % raw.form.block == 0:
+        return KeyBlocks(loader.held(raw.together([raw], loader.arena, False)), heads)
+    rows = loader.entry("expand_keys", shape, layer).read().swapaxes(1, 2)
+    return DenseHeads.of(loader.dense_of(rows.reshape(-1, rank)), heads)
 
 
-def _keys_first(rows: Array, heads: int, keys: int) -> Array:
-    """Rows [heads * (keys + values), ...], a head's keys and then its values, with the keys of all heads first."""
-    rest = rows.shape[1:]
-    parts = np.split(rows.reshape(heads, -1, *rest), [keys], axis=1)
-    return np.concatenate([part.reshape(-1, *rest) for part in parts])
+def _values(loader: Loader, config: DeepseekConfig, layer: int) -> Values:
+    """In blocks where the file has them so, along the latent space."""
+    heads, features, rank = config.heads, config.value_features, config.key_rank
+    apart, shape = loader.has("expand_values", layer), (heads, features, rank)
+    use = _rows_of(config, slice(config.key_features, None))
+    raw: Any = None
+    if loader.quantises and features % PANEL == 0:
+        raw = (loader.raw("expand_values", shape, (heads * features, rank), layer) if apart
+               else loader.raw(use.role, (use.rows, rank), (use.rows, rank), layer))
+    if isinstance(raw, (RawBlocks, RawK)):
+        raw = raw if apart else raw.reordered(use.order)
+        return ValueBlocks(loader.held(raw.together([raw], loader.arena, False)), heads)
+    rows = (loader.dense_of(loader.entry("expand_values", shape, layer).read().reshape(-1, rank)) if apart
+            else loader.dense([use], rank, layer))
+    return DenseHeads.of(rows, heads)
+
+
+def _rows_of(config: DeepseekConfig, part: slice) -> Use:
+    """The rows of `expand` that make keys, or values: a part of each head's."""
+    heads, features = config.heads, config.key_features + config.value_features
+
+    def order(rows: Array) -> Array:
+        return rows.reshape(heads, features, *rows.shape[1:])[:, part].reshape(-1, *rows.shape[1:])
+
+    return Use("expand", heads * features, order, heads * len(range(features)[part]))
 
 
 def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
