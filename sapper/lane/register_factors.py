@@ -442,12 +442,12 @@ class RegisterFactors(WalkLowering):
         for each piece of rows: more than two of these are worth a copy. Where two multiply-adds start in a cycle,
         several lines of each row are read at once instead (WIDE_VECTORS)."""
         depth = walk.reduced[0] if len(walk.reduced) == 1 else None
-        if depth not in self.open or len(walk.reductions) > 1 or walk.inner or self.facts.fma_per_cycle >= 2:
+        if depth not in self.open or walk.inner or self.facts.fma_per_cycle >= 2:
             return False
         if self.schedule.stage is not None or self.schedule.order or not all(isinstance(r, Op) for r in walk.after):
             return False
         joined = self.packing is not None and self.packing.dot.elements == SLOT_BYTES
-        if joined and not self.facts.interleaves:
+        if joined and (not self.facts.interleaves or len(walk.reductions) > 1):
             return False
         return (lane in self.open and not self._takes_whole_rows([axis], 1, lane)
                 and self.extent_hint(lane) >= LONG_LINES * self._line_vectors(walk, lane) * self.lanes

@@ -152,7 +152,7 @@ class ResidentLowering(ScratchLowering):
                 return None
             for axis, unit in self._steps_of(op).items():
                 found[axis] += 1 if unit else -1
-        walked = {r.axis for r in ranges if r.axis is not None and r.hint >= self.lanes}
+        walked = {r.axis for r in ranges if r.axis is not None and r.hint > 1}
         best = max(found, key=found.__getitem__, default=None)
         free = self.schedule.lane in (None, best)
         return best if free and best in walked and found[best] > 0 else None
@@ -202,8 +202,8 @@ class ResidentLowering(ScratchLowering):
         most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // len(carried))
         found = []
         for vectors in (1, 2, NEST_VECTORS):
-            if vectors <= most and vectors * self.lanes <= hints[across]:
-                at_once = min(most // vectors, MOST_ROWS, hints[axis])
+            if vectors == 1 or (vectors <= most and vectors * self.lanes <= hints[across]):
+                at_once = max(1, min(most // vectors, MOST_ROWS, hints[axis]))
                 found.append((vectors * at_once / (vectors + at_once), vectors, at_once))
         _, vectors, at_once = max(found)
         return {across: vectors, axis: at_once}

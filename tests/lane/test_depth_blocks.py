@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, dims, i8, i32, kernel, tiles, u8, zeros
+from sapper import Tensor, dims, f32, i8, i32, kernel, tiles, u8, whole, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.nodes import Block, Function
 from sapper.kernels import library
@@ -27,6 +27,7 @@ from .run_lane import run_lane, specialize
 from .test_lower import recorded
 
 LIBRARY = {k.name: k for k in library()}
+M, N, K = dims("M N K")
 STEPS = 32
 FACTS = replace(facts_of(TARGETS["zen5"]), l2_bytes=2 * 8 * STEPS * 2 * 64)
 """Blocks of STEPS steps, so that interpreted products have several."""
@@ -139,6 +140,29 @@ def test_only_where_few_rows_meet_them_once() -> None:
     assert not in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, other), inside)
 
 
+@kernel
+def complex_rows(a: Tensor[f32, M, K], b: Tensor[f32, M, K], c: Tensor[f32, K, N], d: Tensor[f32, K, N],
+                 out: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        out[m, n] = a[m, k] @ c[k, n] - b[m, k] @ d[k, n]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("depth", [64, 131])
+def test_sums_of_several_products_wait_side_by_side(rows: int, depth: int) -> None:
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal((rows, depth), dtype=np.float32) for _ in range(2))
+    c, d = (random.standard_normal((depth, 150), dtype=np.float32) for _ in range(2))
+    arguments = {"a": a, "b": b, "c": c, "d": d, "out": np.full((rows, 150), np.nan, np.float32)}
+    function = reduce_loops(complex_rows.tile_ir())
+    canonicalize(function)
+    hints = {"M": 1 if rows == 1 else 8, "N": 512, "K": 512}
+    lane = run_lane(function, arguments, None, IN_MEMORY, specialize(function, arguments, hints))
+    np.testing.assert_allclose(arguments["out"], a @ c - b @ d, rtol=1e-4, atol=1e-4)
+    assert in_blocks(lane, ("k", "n", "m", "k")[:3 if rows == 1 else 4])
+
+
 def joining(lane: Function) -> list[tuple[Any, ...]]:
     """The labels of the loops around each place where bytes of the matrix are joined to slots."""
     def found(block: Block, around: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -181,9 +205,6 @@ def test_each_line_of_a_block_is_asked_for_before(name: str, rows: int, block: i
     run_plain(name, rows, columns, 3 * block, replace(IN_MEMORY, l2_bytes=1 << 20))
     first = 4 if rows == 1 else 2 if rows == 16 else 1
     assert sum(early.values()) >= (3 * lines - first) * block
-
-
-M, N, K = dims("M N K")
 
 
 @kernel
