@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sapper.models.deepseek.untrained_gguf import write_gguf
+from sapper.models.errors import ModelError
 from sapper.models.load import load_model
 from tests.codegen.run_native import RUNNABLE
 from tests.models.test_heads import config_of, in_formats
@@ -54,3 +55,6 @@ def test_keys_and_values_in_blocks(tmp_path: Path, target: str | None, tokens: i
     build(path, tmp_path / "model", context=CONTEXT, target_name=target)
     status, said, _ = run(tmp_path / "model", "--tokens", str(tokens), "--raw", "--", PROMPT)
     assert (status, said) == (0, expected(path, tokens)) and len(said) > 10
+    if target is not None:
+        with pytest.raises(ModelError, match="expected a processor that multiplies pairs of bf16"):
+            build(path, tmp_path / "rounded", context=CONTEXT, target_name=target, dtype="file-rounded")
