@@ -115,10 +115,11 @@ class ResidentLowering(ScratchLowering):
     def _chunks_of_products(self, ranges: list[Range], plan: Plan) -> dict[str, int]:
         """How much at once of the axes of a nest that products of matrices span, and pass on to other walks: in
         registers these would meet the other matrix row by row. Half of the second cache holds what is passed on."""
-        if self.facts.many_workers or any(isinstance(item, Op) and not self._is_plain(item) for item in plan.items):
+        if self.facts.many_workers or any(
+                isinstance(item, Op) and item.name not in ORDERED and not self._is_plain(item) for item in plan.items):
             return {}
         hints = {r.axis: r.hint for r in ranges if r.axis is not None}
-        inside = [op for item in plan.items if isinstance(item, Op) for op in item.blocks[0].ops]
+        inside = [op for item in plan.items if isinstance(item, Op) and item.blocks for op in item.blocks[0].ops]
         products = [op for op in (*(op for walk in plan.items if isinstance(walk, Walk) for op in walk.reductions),
                                   *inside) if op.name == "contract"]
         rows = {a for op in products for value, other in (op.operands, op.operands[::-1])
