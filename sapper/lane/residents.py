@@ -73,8 +73,9 @@ class ResidentLowering(ScratchLowering):
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
         chunks = self._chunks_of_products(ranges, plan)
         across = self._neighbours(ranges, plan, body) if not chunks and (nested or plan.crossing) else None
-        if nested and across is None and not (chunks or sums) and on_tiles is None:
+        if nested and (across is None or self._joins_slots(plan)) and not (chunks or sums) and on_tiles is None:
             chunks = self._chunks_of_products(ranges, plan, carried=True)
+            across = None if chunks else across
         self.chunked |= chunks.keys()
         if across is not None:
             sums |= self._sums_across(across, ranges, plan)
@@ -143,6 +144,13 @@ class ResidentLowering(ScratchLowering):
             while passed > self.facts.l2_bytes // 2 and chunks[axis] > self.lanes:
                 chunks[axis], passed = chunks[axis] // 2, passed // 2
         return {a: -(-n // self.lanes) * self.lanes for a, n in chunks.items()}
+
+    @staticmethod
+    def _joins_slots(plan: Plan) -> bool:
+        """Whether loops inside multiply elements of which a lane takes several: a copy joins them once for many rows."""
+        return any(value.type.dtype.bits < f32.bits  # type: ignore[union-attr]
+                   for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"
+                   for value in op.operands)
 
     def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
