@@ -1,9 +1,11 @@
 """Makes the PTX of other compilers that tests/emulate runs: tests/emulate/data/*.ptx.
 
-    python tools/make_ptx_data.py [triton] [nvcc]
+    python tools/make_ptx_data.py [triton] [nvcc] [nvrtc]
 
-Needs Triton (it compiles offline, without a GPU), or nvcc, for the part that is asked for; both by default. Debug
-information is left out. The kernels stand in ptx_triton_kernels.py and ptx_nvcc_kernels.cu beside this file.
+Needs Triton (it compiles offline, without a GPU), nvcc, or NVRTC with its headers (pip install cuda-bindings
+nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl), for the part that is asked for; all by default.
+Debug information is left out, and variables that no kernel uses. The kernels stand in ptx_triton_kernels.py,
+ptx_nvcc_kernels.cu and ptx_nvrtc_kernels.cu beside this file.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ def stripped(text: str) -> str:
     lines = (re.sub(r"//.*", "", line).rstrip() for line in text.splitlines())
     debug = re.compile(r"\s*(\.loc\s|\.file\s|\$L__(tmp|func_begin|func_end)\d*:)")
     kept = [line for line in lines if line.strip() and not debug.match(line)]
+    variable = re.compile(r"\s*\.global .*?\b(_Z\w+)(\[\d*\])*( = .*)?;$")
+    named = [(line, variable.match(line)) for line in kept]
+    used = set(re.findall(r"\b_Z\w+", "\n".join(line for line, found in named if found is None)))
+    kept = [line for line, found in named if found is None or found[1] in used]
     return "\n".join(re.sub(r"^\s+", " ", line) for line in kept) + "\n"
 
 
@@ -65,10 +71,35 @@ def make_nvcc() -> None:
         write(f"nvcc_{name}_{level}", text)
 
 
+def make_nvrtc() -> None:
+    from cuda.bindings import nvrtc
+    from cuda.pathfinder import find_nvidia_header_directory, load_nvidia_dynamic_lib
+
+    load_nvidia_dynamic_lib("nvrtc")
+    source = (HERE / "ptx_nvrtc_kernels.cu").read_text(encoding="utf-8")
+    include = find_nvidia_header_directory("cudart")
+    for name, level in re.findall(r"^// part (\w+) sm_(\w+)$", source, re.MULTILINE):
+        options = [f"--gpu-architecture=compute_{level}", "--std=c++17", f"-I{include}", f"-I{include}/cccl",
+                   "--device-int128", f"-DPART_{name.upper()}"]
+        _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, [], [])
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        _, size = nvrtc.nvrtcGetProgramLogSize(program)
+        log = b" " * size
+        nvrtc.nvrtcGetProgramLog(program, log)
+        if int(result):
+            raise SystemExit(log.decode())
+        _, size = nvrtc.nvrtcGetPTXSize(program)
+        text = b" " * size
+        nvrtc.nvrtcGetPTX(program, text)
+        write(f"nvrtc_{name}_sm_{level}", text.rstrip(b"\0 ").decode())
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["triton", "nvcc"]
+    wanted = sys.argv[1:] or ["triton", "nvcc", "nvrtc"]
     DATA.mkdir(parents=True, exist_ok=True)
     if "triton" in wanted:
         make_triton()
     if "nvcc" in wanted:
         make_nvcc()
+    if "nvrtc" in wanted:
+        make_nvrtc()

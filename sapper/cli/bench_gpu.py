@@ -30,6 +30,7 @@ from sapper import Tensor, bf16, f8e4m3, f32, tiles, zeros
 
 from ..kernels import find
 from ..runtime import cuda
+from ..runtime.cuda import CudaError
 from ..runtime.dtypes import numpy_dtype
 from ..runtime.errors import LaunchError
 
@@ -359,15 +360,33 @@ def missed(case: Case, rows: list[dict[str, Any]]) -> str | None:
 
 
 def run(case: Case) -> tuple[list[dict[str, Any]], str | None]:
-    """Rows of the table; what is wrong with our result, which is then not timed."""
+    """Rows of the table; what is wrong with our result, which is then not timed. A peer that fails is left out."""
     case.ours()
     wrong = case.check()
     contestants = {} if wrong else {"sapper": case.ours}
     for name, make in case.peers.items():
-        call = make()
-        if call is not None:
-            contestants[name] = call
+        try:
+            call = make()
+            if call is not None:
+                call()
+                contestants[name] = call
+        except Exception as error:  # whatever another package raises says nothing of ours
+            print(f"{case.name}, {case.shape}: {name} is left out: {first_line(error)}", file=sys.stderr)
     return (lines_of(case, measure(contestants)) if contestants else []), wrong
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def usable(device: cuda.Device) -> bool:
+    """Whether the driver still does anything: after most faults of a kernel it refuses all of this process."""
+    try:
+        with device.current():
+            device.call("cuCtxSynchronize")
+    except CudaError:
+        return False
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -397,8 +416,16 @@ def run_gpu(quick: bool = False, wanted: str = "", json_file: str | None = None)
         if time.monotonic() - begin > SECONDS:
             print(f"ended after {SECONDS:.0f} s; the rest was not measured")
             break
-        case = make()
-        found, wrong = run(case)
+        try:
+            case = make()
+            found, wrong = run(case)
+        except Exception as error:  # whatever it is, it is the finding
+            failed = True
+            print(f"| {name} | | sapper | FAILED: {first_line(error)} | | | |", flush=True)
+            if usable(device):
+                continue
+            print("the device is lost to this process; measure the others with --case")
+            break
         if wrong is not None:
             failed = True
             print(f"| {case.name} | {case.shape} | sapper | WRONG: {wrong} | | | {case.told()} |")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import RaceError
 from .machine import Machine
+from .races import READS
 
 Array = NDArray[Any]
 
@@ -43,7 +44,7 @@ class Ends:
             mine = np.flatnonzero(machine.block_of == block)
             if block not in self.reached or not (machine.exited[mine] | np.isin(mine, gone)).all():
                 continue
-            known = machine.clocks.known[np.unique(machine.warp_of[mine])].max(axis=0)
+            known = machine.clocks.known[np.unique(machine.warp_of[mine]), READS].max(axis=0)
             for agent, (time, line) in self.reached[block].items():
                 if time > known[agent]:
                     warp, other = agent % machine.clocks.warps, agent // machine.clocks.warps

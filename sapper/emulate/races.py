@@ -2,12 +2,12 @@
 
 Enters: accesses of warps to bytes, and the events that order them. Leaves: RaceError at the first conflict.
 Holds: an *agent* is a warp, or the asynchronous engine of a block. Time is one counter that moves on at each event.
-`known[a, b]` is the last moment such that what agent b did until then happens before what a does now (vector clocks).
-Every granule of memory remembers who wrote it last and when, and when each agent read it last. An access conflicts with
-an earlier one of another agent that is not known to it. Inside a warp, lanes are ordered by bar.warp.sync and by the
-barriers only. Warps of one block that store one value to one place with one instruction are let pass: compilers do so.
-Bytes that an asynchronous operation still reads or writes are marked in flight; touching them is a
-conflict whatever the clocks say.
+`known[a, part, b]` is the last moment such that what agent b did until then happens before what a does now (vector
+clocks), for each part of what it did: see WRITES. Every granule of memory remembers who wrote it last and when, and
+when each agent read it last. An access conflicts with an earlier one of another agent that is not known to it. Inside a
+warp, lanes are ordered by bar.warp.sync and by the barriers only. Warps of one block that store one value to one place
+with one instruction are let pass: compilers do so. Bytes that an asynchronous operation still reads or writes are
+marked in flight; touching them is a conflict whatever the clocks say.
 Source: L. Lamport, "Time, clocks, and the ordering of events", 1978; C. Flanagan, S. Freund, "FastTrack", PLDI 2009;
 PTX ISA, chapter "Memory Consistency Model".
 """
@@ -27,6 +27,13 @@ Array = NDArray[Any]
 REACH = {"cta": 0, "cluster": 1, "gpu": 2, "gl": 2, "sys": 2}
 """By scope: whom an operation is for, the block, the cluster or all (PTX ISA, "Scope")."""
 REACHES = 3
+WRITES, READS, STARTS, IN_SHARED, IN_GLOBAL = range(5)
+"""Parts of what is known of an agent: until when its writes are visible, its reads are over, the mbarriers that it
+initialised are there; and until when its writes to shared and to global memory are visible to the async proxy too,
+which nothing but a fence of proxies makes them."""
+PARTS, OWN = 5, slice(3)
+"""OWN: parts in which any release tells how far an agent came itself."""
+Group = tuple[str, int]
 
 
 class Clocks:
@@ -37,10 +44,10 @@ class Clocks:
         self.warp_agents = blocks * warps
         self.count = self.warp_agents + blocks
         self.now = 1
-        self.known = np.zeros((self.count, self.count), np.int32)
-        self.fenced = np.zeros((REACHES, self.count, self.count), np.int32)
+        self.known = np.zeros((self.count, PARTS, self.count), np.int32)
+        self.fenced = np.zeros((REACHES, *self.known.shape), np.int32)
         """What each agent knew at its last fence of each reach: what its relaxed writes publish as far."""
-        self.seen = np.zeros((REACHES, self.count, self.count), np.int32)
+        self.seen = np.zeros((REACHES, *self.known.shape), np.int32)
         """What relaxed reads brought from as far, known only after the next fence that reaches there."""
         self.synchronised = np.zeros(self.count, np.int32)
         """When the lanes of a warp were last ordered among themselves."""
@@ -53,30 +60,65 @@ class Clocks:
         self.now += 1
         return self.now - 1
 
-    def barrier(self, agents: Array) -> None:
-        """All of them know what each of them did."""
-        moment = self.tick()
-        joint = self.known[agents].max(axis=0)
-        joint[agents] = moment
-        self.known[agents] = joint
-        self.synchronised[agents] = self.now
-
-    def snapshot(self, agent: int) -> Array:
-        """What a release by the agent publishes."""
-        vector: Array = self.known[agent].copy()
-        vector[agent] = self.tick()
+    def joint(self, agents: Array) -> Array:
+        """What a release by all of these agents together publishes."""
+        vector: Array = self.known[agents].max(axis=0)
+        vector[OWN, agents] = self.tick()
         return vector
 
     def acquire(self, agents: Array | int, vector: Array) -> None:
         self.known[agents] = np.maximum(self.known[agents], vector)
 
-    def fence(self, agents: Array, reach: int) -> None:
-        self.known[agents] = np.maximum(self.known[agents], self.seen[:reach + 1, agents].max(axis=0))
-        moment = self.tick()
-        self.fenced[reach, agents] = self.known[agents]
-        self.fenced[reach, agents, agents] = moment
+    def fence(self, agents: Array, reach: int, acquires: bool = True, releases: bool = True) -> None:
+        if acquires:
+            self.known[agents] = np.maximum(self.known[agents], self.seen[:reach + 1, agents].max(axis=0))
+        if releases:
+            moment = self.tick()
+            self.fenced[reach, agents] = self.known[agents]
+            for part in range(PARTS)[OWN]:
+                self.fenced[reach, agents, part, agents] = moment
 
-    def groups(self, agent: int) -> tuple[tuple[str, int], ...]:
+    def fence_starts(self, agents: Array, reach: int) -> None:
+        """One of the mbarriers that they initialised alone."""
+        self.fenced[reach, agents, STARTS, agents] = self.tick()
+
+    def fence_proxies(self, agents: Array, parts: tuple[int, ...]) -> None:
+        """What these agents wrote, or know to be written, may be read by the async proxy."""
+        moment = self.tick()
+        for part in parts:
+            self.known[agents, part] = np.maximum(self.known[agents, part], self.known[agents, WRITES])
+            self.known[agents, part, agents] = moment
+
+    def publish(self, kept: dict[Group, Array], agent: int, reach: int, releases: bool) -> None:
+        """A write that synchronises, relaxed or a release, by an agent: `kept` has by group what acquires find there.
+
+        A relaxed write publishes what its thread knew at its last fence; a relaxed read brings what takes effect at the
+        next one. Each reaches as far as its scope, and the fence's; both sides must reach the other (PTX ISA, "Morally
+        Strong Operations"): what is published is kept for the writer's block, its cluster and all, as far as it goes,
+        and a reader takes it from its own of these."""
+        vectors = [(reach, self.joint(np.array([agent])))] if releases else list(enumerate(self.fenced[:, agent]))
+        for far, vector in vectors:
+            self.keep(kept, agent, min(far, reach), vector)
+
+    def keep(self, kept: dict[Group, Array], agent: int, reach: int, vector: Array) -> None:
+        """Publish what a vector says for whom an agent reaches."""
+        for group in self.groups(agent)[:reach + 1]:
+            kept[group] = np.maximum(kept[group], vector) if group in kept else vector.copy()
+
+    def take(self, kept: dict[Group, Array], agent: int, reach: int, acquires: bool) -> None:
+        """A read that synchronises, relaxed or an acquire."""
+        for far, group in enumerate(self.groups(agent)[:reach + 1]):
+            if group in kept:
+                target = self.known if acquires else self.seen[far]
+                target[agent] = np.maximum(target[agent], kept[group])
+
+    def distance(self, agents: Array, others: Array) -> Array:
+        """The reach that an operation of the one needs to be for the other."""
+        blocks, theirs = agents // self.warps, others // self.warps
+        away = blocks // self.cluster_blocks != theirs // self.cluster_blocks
+        return np.asarray((blocks != theirs).astype(np.int8) + away)
+
+    def groups(self, agent: int) -> tuple[Group, ...]:
         """What contains a warp, for each reach: its block, its cluster, all."""
         block = agent // self.warps
         return ("block", block), ("cluster", block // self.cluster_blocks), ("all", 0)
@@ -102,7 +144,8 @@ class Shadow:
         self.written_at = np.zeros(granules, np.int32)
         self.written_line = np.zeros(granules, np.int32)
         self.lane = np.zeros(granules, np.int8)
-        self.atomic = np.zeros(granules, bool)
+        self.atomic = np.full(granules, -1, np.int8)
+        """The reach of the atomic operation that wrote last; -1: something else did."""
         self.read_at = np.zeros((reader_rows, granules), np.int32)
         self.last_read = np.zeros(granules, np.int32)
         """The latest of `read_at` over all agents: most writes are known to come after it."""
@@ -110,9 +153,9 @@ class Shadow:
         self.writing = np.zeros(granules, np.int32)
         """The line of an asynchronous write in flight, or 0."""
         self.reading = np.zeros(granules, np.int32)
-        self.dirty = np.zeros(granules, bool)
-        """Written by the generic proxy, and not yet fenced for the async proxy."""
-        self.any_writing = self.any_reading = self.any_dirty = False
+        self.generic = np.zeros(granules, bool)
+        """Whether the last write was one of the generic proxy."""
+        self.any_writing = self.any_reading = False
         self.journal: Journal | None = None
 
     def granules(self, offsets: Array, size_bytes: int) -> Array:
@@ -131,15 +174,15 @@ class Shadow:
     def check_reads_of_all(self, places: Array, agents: Array, line: int) -> None:
         """Each of the agents reads each of the granules: looked at once for all where all know all that was written."""
         if self.journal is None and not self.any_writing:
-            writer, known = self.writer[places], self.clocks.known[agents].min(axis=0)
+            writer, known = self.writer[places], self.clocks.known[agents, WRITES].min(axis=0)
             if not np.count_nonzero((writer >= 0) & (self.written_at[places] > known[writer])):
                 for agent in agents.tolist():
                     self.note_read(agent, places)
                 return
         self.check_read(np.broadcast_to(places, (len(agents), len(places))), agents, np.full(len(agents), -1), line)
 
-    def check_read(self, places: Array, agents: Array, lanes: Array, line: int) -> None:
-        """places: granules, (threads, k); agents and lanes: of the threads."""
+    def check_read(self, places: Array, agents: Array, lanes: Array, line: int, part: int = WRITES) -> None:
+        """places: granules, (threads, k); agents and lanes: of the threads. part: STARTS for uses of mbarriers."""
         if self.journal is not None:
             self.journal.note("read", places, line)
         if self.any_writing:
@@ -147,7 +190,7 @@ class Shadow:
         writer = self.writer[places]
         agent = agents[:, None]
         at = self.written_at[places]
-        late = (writer >= 0) & (at > self.clocks.known[agent, writer])
+        late = (writer >= 0) & (at > self.clocks.known[agent, part, writer])
         if late.any():
             other = late & (writer != agent)
             same = late & (writer == agent) & (self.lane[places] != lanes[:, None]) & (
@@ -164,7 +207,8 @@ class Shadow:
         self.last_read[places] = self.clocks.now
 
     def check_write(self, places: Array, agents: Array, lanes: Array, line: int,
-                    generic: bool = True, atomic: bool = False) -> None:
+                    generic: bool = True, atomic: int = -1) -> None:
+        """atomic: the reach of an atomic operation."""
         if self.journal is not None:
             self.journal.note("written", places, line)
         if self.any_writing:
@@ -173,13 +217,13 @@ class Shadow:
             self._in_flight(self.reading, places, "written", "read", line)
         agent = agents[:, None]
         writer, at = self.writer[places], self.written_at[places]
-        late = (writer >= 0) & (writer != agent) & (at > self.clocks.known[agent, writer])
-        if atomic:
-            late &= ~self.atomic[places]
+        late = (writer >= 0) & (writer != agent) & (at > self.clocks.known[agent, WRITES, writer])
+        if atomic >= 0:
+            late &= np.minimum(self.atomic[places], atomic) < self.clocks.distance(agent, writer)
         if late.any():
             self._conflict("written", "written", late, places, agents, lanes, line)
         first = (agents // self.rows * self.rows) if self.rows < self.clocks.warp_agents else np.zeros_like(agents)
-        knows = self.clocks.known[agent, first[:, None] + np.arange(self.rows)]
+        knows = self.clocks.known[agent, READS, first[:, None] + np.arange(self.rows)]
         knows[np.arange(self.rows) == (agents % self.rows)[:, None]] = self.clocks.now  # what it read itself
         if np.count_nonzero(self.last_read[places] > knows.min(axis=1)[:, None]):
             early = self.read_at[:, places] > knows.T[:, :, None]
@@ -191,9 +235,7 @@ class Shadow:
         self.written_line[places] = line
         self.lane[places] = lanes[:, None]
         self.atomic[places] = atomic
-        if generic:
-            self.dirty[places] = True
-            self.any_dirty = True
+        self.generic[places] = generic
 
     def mark(self, kind: str, places: Array, line: int) -> None:
         """An asynchronous operation begins to read or write these granules. kind: "reading" or "writing"."""
@@ -212,25 +254,16 @@ class Shadow:
         self.written_at[places] = self.clocks.now
         self.written_line[places] = line
         self.lane[places] = -1
-        self.atomic[places] = False
-        self.dirty[places] = generic
-        self.any_dirty = self.any_dirty or generic
+        self.atomic[places] = -1
+        self.generic[places] = generic
 
-    def fence_proxy(self, agents: Array) -> None:
-        """What these agents wrote, or know to be written, may be read by the async proxy."""
-        if not self.any_dirty:
-            return
-        places = np.flatnonzero(self.dirty)
+    def check_proxy(self, places: Array, agents: Array, line: int, what: str) -> None:
+        """An asynchronous read for these agents of bytes that the generic proxy wrote without a proxy fence is an
+        error."""
         writer = self.writer[places]
-        for agent in np.unique(agents):
-            clean = (writer == agent) | (self.written_at[places] <= self.clocks.known[agent, writer])
-            self.dirty[places[clean]] = False
-        self.any_dirty = bool(self.dirty.any())
-
-    def check_proxy(self, places: Array, line: int, what: str) -> None:
-        """An asynchronous read of bytes that the generic proxy wrote without a proxy fence is an error."""
-        wrong = self.dirty[places]
-        if self.any_dirty and wrong.any():
+        known = self.clocks.known[agents, IN_SHARED].min(axis=0)
+        wrong = self.generic[places] & (writer >= 0) & (self.written_at[places] > known[writer])
+        if np.count_nonzero(wrong):
             place = int(places[wrong][0])
             raise RaceError(f"{what} reads {self.name}+{self._offset(place)}, written at line "
                             f"{self.written_line[place]} by ordinary stores; expected fence.proxy.async between", line)
@@ -294,7 +327,8 @@ class GlobalShadow:
         self.writer = np.full(granules, -1, np.int32)
         self.written_at = np.zeros(granules, np.int32)
         self.written_line = np.zeros(granules, np.int32)
-        self.atomic = np.zeros(granules, bool)
+        self.atomic = np.full(granules, -1, np.int8)
+        self.generic = np.zeros(granules, bool)
         self.readers = np.full((2, granules), -1, np.int32)
         self.read_at = np.zeros((2, granules), np.int32)
         self.base = 0
@@ -316,17 +350,18 @@ class GlobalShadow:
         count = max(size_bytes // self.granule, 1)
         return first[:, None] + np.arange(count) if count > 1 else first[:, None]
 
-    def _unordered(self, clocks: Clocks, other: Array, at: Array, agent: Array) -> Array:
+    def _unordered(self, clocks: Clocks, part: int, other: Array, at: Array, agent: Array) -> Array:
         """Whether the access of `other` at moment `at` is not known to `agent`. other: global numbers, or -1."""
         mine = other >= self.base
         local = np.where(mine, other - self.base, 0)
-        known = np.where(mine, (local == agent) | (at <= clocks.known[agent, local]), other < self.trusted)
+        known = np.where(mine, (local == agent) | (at <= clocks.known[agent, part, local]), other < self.trusted)
         return np.asarray((other >= 0) & ~known)
 
     def check(self, kind: str, offsets: Array, size_bytes: int, region: int | None, agents: Array, clocks: Clocks,
-              line: int, name: Callable[[int], str]) -> None:
+              line: int, name: Callable[[int], str], reach: int = REACH["gpu"], generic: bool = True) -> None:
         """kind: "read", "write", "atomic", or "observe": a load that synchronises. offsets: of so many bytes each, for
-        each of the agents. region: where the allocation starts that holds them all; None: there are several."""
+        each of the agents. region: where the allocation starts that holds them all; None: there are several. reach: of
+        what synchronises. generic: not of an asynchronous copy."""
         reads = kind in ("read", "observe")
         if region is None:
             self._look_at(*self.late)
@@ -341,7 +376,7 @@ class GlobalShadow:
                 return
             self._look_at(region)
             self.stored.add(region)
-        self._check(kind, self.granules(offsets, size_bytes), agents, clocks, line, name)
+        self._check(kind, self.granules(offsets, size_bytes), agents, clocks, line, name, reach, generic)
 
     def _look_at(self, *regions: int) -> None:
         for region in regions:
@@ -359,16 +394,19 @@ class GlobalShadow:
         self.readers[0][places] = agent + base
         self.read_at[0][places] = moment
 
-    def _check(self, kind: str, places: Array, agents: Array, clocks: Clocks, line: int,
-               name: Callable[[int], str]) -> None:
+    def _check(self, kind: str, places: Array, agents: Array, clocks: Clocks, line: int, name: Callable[[int], str],
+               reach: int, generic: bool) -> None:
         agent = agents[:, None]
         writer = self.writer[places]
         if np.count_nonzero(writer >= 0):
-            wrong = self._unordered(clocks, writer, self.written_at[places], agent)
+            wrong = self._unordered(clocks, WRITES, writer, self.written_at[places], agent)
             if kind in ("atomic", "observe"):
-                wrong &= ~self.atomic[places]
+                away = np.where(writer < self.base, REACH["gpu"], clocks.distance(agent, writer - self.base))
+                wrong &= np.minimum(self.atomic[places], reach) < away
             if wrong.any():
                 self._conflict(kind, "written", wrong, writer, places, line, name)
+            if kind == "read" and not generic:
+                self._check_proxy(places, agent, clocks, line, name)
         if kind == "observe":
             return
         if kind == "read":
@@ -378,7 +416,7 @@ class GlobalShadow:
             reader = self.readers[slot][places]
             if not np.count_nonzero(reader >= 0):
                 continue
-            wrong = self._unordered(clocks, reader, self.read_at[slot][places], agent)
+            wrong = self._unordered(clocks, READS, reader, self.read_at[slot][places], agent)
             if wrong.any():
                 self._conflict(kind, "read", wrong, reader, places, line, name)
         self.writer[places] = agent + self.base
@@ -387,7 +425,18 @@ class GlobalShadow:
             self._conflict(kind, "written", together, self.writer[places], places, line, name)
         self.written_at[places] = clocks.now
         self.written_line[places] = line
-        self.atomic[places] = kind == "atomic"
+        self.atomic[places] = reach if kind == "atomic" else -1
+        self.generic[places] = generic
+
+    def _check_proxy(self, places: Array, agent: Array, clocks: Clocks, line: int, name: Callable[[int], str]) -> None:
+        """What this batch wrote by ordinary stores is read asynchronously behind a fence of proxies."""
+        writer = self.writer[places]
+        mine = self.generic[places] & (writer >= self.base)
+        late = self.written_at[places] > clocks.known[agent, IN_GLOBAL, np.where(mine, writer - self.base, 0)]
+        if np.count_nonzero(mine & late):
+            place = int(places[mine & late][0])
+            raise RaceError(f"an asynchronous copy reads {name(place * self.granule)}, written at line "
+                            f"{self.written_line[place]} by ordinary stores; expected fence.proxy.async between", line)
 
     def _conflict(self, kind: str, earlier: str, wrong: Array, other: Array, places: Array, line: int,
                   name: Callable[[int], str]) -> None:

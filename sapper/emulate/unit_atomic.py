@@ -55,7 +55,8 @@ def _atomic(machine: Machine, instruction: parse.Instruction) -> Run:
     sources = [machine.reader(item, type) for item in items]
     other = machine.reader(rest[0], type) if op == "cas" else None
     size = BITS[type] // 8
-    access = Access(machine, instruction.text, instruction.line, size, len(items))
+    scope = form.get("scope") or "gpu"
+    access = Access(machine, instruction.text, instruction.line, size, len(items), scope=scope)
     space = space_of(form.get("space") or ("global" if "global" in form else ""))
     read_address = address_reader(machine, address)
     targets = target.items if isinstance(target, parse.Vector) else (target,)
@@ -73,8 +74,8 @@ def _atomic(machine: Machine, instruction: parse.Instruction) -> Run:
             part = lanes if len(place) == len(every) else every[place]
             # One after the other, as the values: a later one acquires what an earlier one of this step released.
             if returns:
-                known.observe(part, space, where[place], sem in ("acquire", "acq_rel"), form.get("scope"))
-            known.publish(part, space, where[place], sem in ("release", "acq_rel"), form.get("scope"))
+                known.observe(part, space, where[place], sem in ("acquire", "acq_rel"), scope)
+            known.publish(part, space, where[place], sem in ("release", "acq_rel"), scope)
             stored = load_from(access, space, part, where[place], "observe")
             after = []
             for number, bits in enumerate(stored):

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from . import parse
 from .errors import EmulationError
 from .machine import WARP, Lanes, Machine, Run, Wait
-from .races import REACH
+from .races import IN_GLOBAL, IN_SHARED, REACH
+from .unit_memory import space_of
 from .units import unit
 
 Array = NDArray[Any]
@@ -93,10 +94,7 @@ def _arrive(machine: Machine, block: int, barrier: Barrier, lanes: Array, expect
     barrier.expected = expected
     agents = np.unique(machine.warp_of[lanes])
     barrier.arrived += len(lanes) if not expected else _counted(machine, lanes, agents)
-    clocks = machine.clocks
-    moment = clocks.tick()
-    joint = clocks.known[agents].max(axis=0)
-    joint[agents] = moment
+    joint = machine.clocks.joint(agents)
     barrier.known = joint if barrier.known is None else np.maximum(barrier.known, joint)
     if waits:
         barrier.waiting.update(agents.tolist())
@@ -227,11 +225,10 @@ def _cluster_barrier(machine: Machine, instruction: parse.Instruction) -> Run:
                 phases[part] = barrier.phase
                 agents = np.unique(machine.warp_of[part])
                 barrier.arrived += len(part)
-                moment = machine.clocks.tick()
-                joint = machine.clocks.known[agents].max(axis=0)
-                if "relaxed" not in instruction.form:
-                    joint[agents] = moment
-                    barrier.known = joint if barrier.known is None else np.maximum(barrier.known, joint)
+                clocks = machine.clocks
+                joint = clocks.fenced[REACH["cluster"]:, agents].max(axis=(0, 1)) if "relaxed" in instruction.form \
+                    else clocks.joint(agents)
+                barrier.known = joint if barrier.known is None else np.maximum(barrier.known, joint)
                 if barrier.arrived >= expected(cluster):
                     barrier.phase, barrier.arrived = barrier.phase + 1, 0
                     machine.happened()
@@ -259,10 +256,14 @@ def _cluster_barrier(machine: Machine, instruction: parse.Instruction) -> Run:
 @unit("fence")
 def _fence(machine: Machine, instruction: parse.Instruction) -> Run:
     form = instruction.form
-    reach = REACH[form.get("scope") or form.get("level") or "gpu"]
+    reach = REACH[form.get("scope") or form.get("level") or ("cluster" if "mbarrier_init" in form else "gpu")]
 
     def run(lanes: Lanes) -> Wait | None:
-        machine.clocks.fence(np.unique(machine.warp_of[machine.lanes_of(lanes)]), reach)
+        agents = np.unique(machine.warp_of[machine.lanes_of(lanes)])
+        if "mbarrier_init" in form:
+            machine.clocks.fence_starts(agents, reach)
+        else:
+            machine.clocks.fence(agents, reach, form.get("sem") != "release", form.get("sem") != "acquire")
         return None
 
     return run
@@ -271,11 +272,11 @@ def _fence(machine: Machine, instruction: parse.Instruction) -> Run:
 @unit("fence_proxy")
 def _fence_proxy(machine: Machine, instruction: parse.Instruction) -> Run:
     """One of global memory says nothing of shared memory."""
-    from .unit_memory import shared_shadow
+    space = space_of(instruction.form.get("space"))
+    parts = {"generic": (IN_SHARED, IN_GLOBAL), "shared": (IN_SHARED,), "global": (IN_GLOBAL,)}[space]
 
     def run(lanes: Lanes) -> Wait | None:
-        if machine.options.races and "global" not in instruction.form:
-            shared_shadow(machine).fence_proxy(machine.warp_of[machine.lanes_of(lanes)])
+        machine.clocks.fence_proxies(np.unique(machine.warp_of[machine.lanes_of(lanes)]), parts)
         return None
 
     return run

@@ -22,7 +22,7 @@ from .errors import EmulationError, RaceError
 from .machine import WARP, Lanes, Machine, Run, Wait, as_type
 from .memory import GLOBAL_BASE, RANK_SHIFT, WRITTEN
 from .unit_atomic import combine
-from .unit_mbarrier import MbarrierObject, arrive, complete_bytes, find, object_reader
+from .unit_mbarrier import MbarrierObject, arrive, complete_bytes, find, object_reader, publish
 from .unit_memory import (
     Access,
     address_reader,
@@ -212,7 +212,8 @@ def _arrive_after(machine: Machine, instruction: parse.Instruction) -> Run:
 
             def land(lane: int = lane, one: MbarrierObject = one, limit: Array = limit) -> None:
                 state.finish(np.array([lane]), limit)
-                arrive(machine, one, 1, instruction.line, int(machine.warp_of[lane]))
+                publish(machine, one, int(machine.warp_of[lane]))
+                arrive(machine, one, 1, instruction.line)
 
             if machine.options.lazy:
                 one.landing.append(land)
@@ -354,7 +355,7 @@ class Engine:
             places = shadow.places(offsets)
             agent = np.array([machine.warp_of[lane]])
             shadow.check_reads_of_all(places, agent, line)
-            shadow.check_proxy(places, line, self.instruction.form.mnemonic)
+            shadow.check_proxy(places, agent, line, self.instruction.form.mnemonic)
             shadow.mark("reading", places, line)
         return lambda: memory.shared.views[size][offsets // size]
 
@@ -363,9 +364,9 @@ class Engine:
             return np.zeros(0, np.int64)
         return shared_shadow(self.machine).places(offsets)
 
-    def write_shared(self, lane: int, offsets: Array, size: int, data: Callable[[], Array],
-                     one: MbarrierObject) -> None:
-        """Begins an asynchronous write of shared memory that reports to an mbarrier."""
+    def write_shared(self, lane: int, offsets: Array, size: int, data: Callable[[], Array], one: MbarrierObject,
+                     stores: bool = False) -> None:
+        """Begins an asynchronous write of shared memory that reports to an mbarrier. stores: from registers."""
         machine, line = self.machine, self.instruction.line
         shared = machine.memory.shared
         places = self.places_of(offsets)
@@ -385,8 +386,8 @@ class Engine:
                 engine = machine.clocks.engine(block)
                 shadow.unmark("writing", places)
                 shadow.landed(places, engine, line)
-                known = machine.clocks.snapshot(engine)
-            complete_bytes(machine, one, len(offsets) * size, known)
+                known = machine.clocks.joint(np.array([engine]))
+            complete_bytes(machine, one, len(offsets) * size, known, int(machine.warp_of[lane]) if stores else None)
 
         if machine.options.lazy:
             one.landing.append(land)
@@ -553,11 +554,10 @@ def _tensor(machine: Machine, instruction: parse.Instruction) -> Run:
             offsets, inside = tensor.box_offsets(at, size)
             offsets = offsets + tensor.address - GLOBAL_BASE
             linear = np.arange(len(offsets)) * size
-            alignment = max(128, 8 * tensor.swizzle if tensor.swizzle > 32 else 128)
             address = int(shared[number])
             if address % 128:
                 raise EmulationError(f"{instruction.text}: shared memory address {address:#x}, expected a multiple of "
-                                     f"{alignment}", instruction.line)
+                                     "128", instruction.line)
 
             def placed(base: int, linear: Array = linear, tensor: tensor_map.Tensor = tensor, lane: int = lane,
                        size: int = size) -> Array:
@@ -610,7 +610,7 @@ def _st_async(machine: Machine, instruction: parse.Instruction) -> Run:
                 old = machine.memory.shared.views[size][offsets // size]
                 return combine(op, type, as_type(old, type), as_type(given, type)).view(f"u{size}")
 
-            engine.write_shared(lane, offsets, size, data, find(machine, int(reports[number]), instruction.line))
+            engine.write_shared(lane, offsets, size, data, find(machine, int(reports[number]), instruction.line), True)
         return None
 
     return run

@@ -20,6 +20,7 @@ from . import parse
 from .errors import EmulationError
 from .machine import WARP, Lanes, Machine, Run, Wait
 from .memory import SHARED_BASE, SHARED_START
+from .races import REACH, READS, STARTS, Group
 from .unit_memory import Access, address_reader, shared_shadow, space_of
 from .units import unit
 
@@ -29,8 +30,10 @@ Array = NDArray[Any]
 @dataclass(slots=True)
 class MbarrierObject:
     """count: arrivals of a phase; pending: still to come in this one; bytes: transactions still to come.
-    landing: copies of lazy mode that land when somebody waits. known: what arrivals made known, and up to the last
-    complete phase."""
+    landing: copies of lazy mode that land when somebody waits. known: what arrivals made known, as far as their scopes
+    go; open: what whoever waits knows: what copies wrote, and that what was read before an arrival is over (a lane that
+    arrives has its values; CUTLASS lets buffers of a cluster be overwritten after arrivals of a block's scope). Both,
+    too, up to the last complete phase."""
 
     name: str
     count: int
@@ -38,8 +41,9 @@ class MbarrierObject:
     bytes: int = 0
     phase: int = 0
     landing: list[Callable[[], None]] = field(default_factory=list)
-    known: Array | None = None
-    published: Array | None = None
+    known: dict[Group, Array] = field(default_factory=dict)
+    open: Array | None = None
+    told: tuple[dict[Group, Array], Array | None] = field(default_factory=lambda: ({}, None))
 
 
 def objects(machine: Machine) -> dict[int, MbarrierObject]:
@@ -62,30 +66,55 @@ def _complete(machine: Machine, one: MbarrierObject) -> None:
     if one.pending == 0 and one.bytes == 0:
         one.phase += 1
         one.pending = one.count
-        one.published = one.known
+        one.told = dict(one.known), one.open
         machine.happened()
 
 
-def arrive(machine: Machine, one: MbarrierObject, count: int, line: int, agent: int | None) -> None:
-    """`count` arrivals. agent: whose work they publish."""
+def publish(machine: Machine, one: MbarrierObject, agent: int, reach: int = REACH["cta"],
+            releases: bool = True) -> None:
+    """What arrivals of an agent make known."""
+    clocks = machine.clocks
+    clocks.publish(one.known, agent, reach, releases)
+    if releases:
+        read = np.zeros_like(clocks.known[agent])
+        read[READS] = clocks.joint(np.array([agent]))[READS]
+        _open(one, read)
+
+
+def arrive(machine: Machine, one: MbarrierObject, count: int, line: int) -> None:
+    """`count` arrivals, whose agents have published."""
     if count > one.pending:
         raise EmulationError(f"{one.name}: {count} arrivals, where {one.pending} are pending in phase {one.phase}",
                              line)
-    if agent is not None:
-        known = machine.clocks.snapshot(agent)
-        one.known = known if one.known is None else np.maximum(one.known, known)
     one.pending -= count
     _complete(machine, one)
+
+
+def take(machine: Machine, one: MbarrierObject, agent: int, reach: int, acquires: bool) -> None:
+    """What a wait of an agent for a phase that is over makes known to it."""
+    clocks, (known, everybodys) = machine.clocks, one.told
+    clocks.take(known, agent, reach, acquires)
+    if everybodys is not None:
+        target = clocks.known if acquires else clocks.seen[REACH["cta"]]
+        target[agent] = np.maximum(target[agent], everybodys)
+
+
+def _open(one: MbarrierObject, vector: Array) -> None:
+    one.open = vector if one.open is None else np.maximum(one.open, vector)
 
 
 def expect(one: MbarrierObject, size_bytes: int) -> None:
     one.bytes += size_bytes
 
 
-def complete_bytes(machine: Machine, one: MbarrierObject, size_bytes: int, known: Array | None) -> None:
-    """Transaction bytes arrived; `known` is what that makes known."""
-    if known is not None:
-        one.known = known if one.known is None else np.maximum(one.known, known)
+def complete_bytes(machine: Machine, one: MbarrierObject, size_bytes: int, known: Array | None,
+                   sender: int | None = None) -> None:
+    """Transaction bytes arrived; `known` is what that makes known. sender: the agent whose cluster it is for; None: to
+    whoever waits."""
+    if known is not None and sender is not None:
+        machine.clocks.keep(one.known, sender, REACH["cluster"], known)
+    elif known is not None:
+        _open(one, known)
     one.bytes -= size_bytes
     _complete(machine, one)
 
@@ -118,7 +147,7 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
     offsets_of = object_reader(machine, instruction, address, space)
     amount = machine.reader(rest[0], "u64" if "wait" in action and "parity" not in form else "u32") if rest and (
         rest[0] is not None) else None
-    relaxed = "relaxed" in form
+    releases, reach = "relaxed" not in form, REACH[form.get("scope") or "cta"]
 
     changes_life = action in ("init", "inval")
 
@@ -128,8 +157,11 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
         amounts = amount(lanes) if amount is not None else np.ones(len(every), np.uint32)
         if machine.options.races:
             shadow = shared_shadow(machine)
-            check = shadow.check_write if changes_life else shadow.check_read
-            check(shadow.granules(offsets, 8), machine.warp_of[every], every % WARP, line)
+            where = shadow.granules(offsets, 8), machine.warp_of[every], every % WARP, line
+            if changes_life:
+                shadow.check_write(*where)
+            else:
+                shadow.check_read(*where, part=STARTS)
         return list(zip(every.tolist(), offsets.tolist(), amounts.tolist(), strict=True))
 
     if changes_life:
@@ -141,11 +173,10 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
     drops = action == "arrive_drop"
 
     def run(lanes: Lanes) -> Wait | None:
-        states = []
+        states, published = [], set()
         for lane, offset, number in each(lanes):
-            one = find(machine, offset, line)
+            one, agent = find(machine, offset, line), int(machine.warp_of[lane])
             states.append(one.pending << 32 | one.phase)
-            agent = None if relaxed else int(machine.warp_of[lane])
             if action == "expect_tx":
                 expect(one, number)
             elif action == "complete_tx":
@@ -156,7 +187,10 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
                 count = 1 if expects else number
                 if drops:
                     one.count -= count
-                arrive(machine, one, count, line, agent)
+                if (agent, offset) not in published:
+                    published.add((agent, offset))
+                    publish(machine, one, agent, reach, releases)
+                arrive(machine, one, count, line)
         if write is not None:
             write(lanes, np.array(states, np.uint64))
         return None
@@ -198,7 +232,7 @@ def _life(machine: Machine, instruction: parse.Instruction, each: Callable[[Lane
 def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[Lanes], list[tuple[int, int, int]]],
              result: parse.Operand | None, parity: bool) -> Run:
     write = machine.writer(result, "pred")
-    acquires = "relaxed" not in instruction.form
+    acquires, reach = "relaxed" not in instruction.form, REACH[instruction.form.get("scope") or "cta"]
     refused: set[int] = set()
     """Threads whose first question lazy mode answered with no, as hardware may."""
 
@@ -216,7 +250,7 @@ def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[L
                     write(lanes, np.zeros(len(told), bool))
                 return None
             refused.difference_update(lane for lane, _, _ in told)
-        done, late = [], []
+        done, late, taken = [], [], set()
         for lane, offset, number in told:
             one = find(machine, offset, instruction.line)
             if not over(one, number) and one.landing:
@@ -226,9 +260,9 @@ def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[L
             done.append(over(one, number))
             if not done[-1]:
                 late.append((lane, one, number))
-            elif acquires and one.published is not None:
-                agent = int(machine.warp_of[lane])
-                machine.clocks.acquire(agent, one.published)
+            elif (int(machine.warp_of[lane]), offset) not in taken:
+                taken.add((int(machine.warp_of[lane]), offset))
+                take(machine, one, int(machine.warp_of[lane]), reach, acquires)
         if late and not any(lane in machine.giving_up for lane, _, _ in late):
             waiting = {lane: (one, number) for lane, one, number in late}
 

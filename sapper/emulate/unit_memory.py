@@ -32,7 +32,7 @@ from .memory import (
     Arena,
     Region,
 )
-from .races import REACH, Shadow
+from .races import REACH, Group, Shadow
 from .units import unit
 
 Array = NDArray[Any]
@@ -63,7 +63,7 @@ def address_reader(machine: Machine, operand: parse.Operand | None) -> Callable[
 class Access:
     """Memory traffic of one instruction. size: bytes of an element; count: elements of a lane. line: of the text.
     region: the allocation of global memory in which all that it reached last lies; None: there are several.
-    asynchronous: by a copy."""
+    asynchronous: by a copy. scope: of one that synchronises."""
 
     machine: Machine
     text: str
@@ -72,6 +72,7 @@ class Access:
     count: int = 1
     region: Region | None = None
     asynchronous: bool = False
+    scope: str = "gpu"
 
     def fault(self, lanes: Lanes, wrong: Array, address: Array, what: str) -> MemoryFault:
         lane = int(self.machine.lanes_of(lanes)[wrong][0])
@@ -204,7 +205,7 @@ def store_shared(access: Access, lanes: Lanes, address: Array, values: Array, ki
         shadow = shared_shadow(machine)
         agents, lane = _lane_arrays(machine, lanes)
         shadow.check_write(shadow.granules(offsets, access.size * access.count), agents, lane, access.line,
-                           atomic=kind == "atomic")
+                           atomic=REACH[access.scope] if kind == "atomic" else -1)
     count_banks(machine, lanes, offsets, access.size * access.count)
     arena = machine.memory.shared
     arena.store(offsets, access.size, values)
@@ -230,7 +231,7 @@ def global_check(access: Access, kind: str, lanes: Lanes, offsets: Array) -> Non
         region = access.region.start if access.region is not None else None
         agents = machine.warp_of if lanes is None else machine.warp_of[machine.index_of(lanes)]
         shadow.check(kind, offsets, access.size * access.count, region, agents, machine.clocks, access.line,
-                     machine.memory.device.describe)
+                     machine.memory.device.describe, REACH[access.scope], not access.asynchronous)
 
 
 def load_global(access: Access, lanes: Lanes, address: Array, kind: str = "read") -> Array:
@@ -325,42 +326,28 @@ def store_to(access: Access, space: str, lanes: Lanes, address: Array, values: A
 
 
 class Synchronisation:
-    """What releases at an address made known, for acquires there (PTX ISA, "Release and Acquire Patterns").
-
-    A relaxed write publishes what its thread knew at its last fence; a relaxed read brings what takes effect at the
-    next one. Each reaches as far as its scope, and the fence's; both sides must reach the other (PTX ISA, "Morally
-    Strong Operations"): what is published is kept for the writer's block, its cluster and all, as far as it goes, and
-    a reader takes it from its own of these."""
+    """What operations at an address made known, for others there (PTX ISA, "Release and Acquire Patterns")."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.known: dict[tuple[str, int, tuple[str, int]], Array] = {}
+        self.known: dict[tuple[str, int], dict[Group, Array]] = {}
 
     def _agents(self, lanes: Lanes, address: Array) -> list[tuple[int, int]]:
         agents = self.machine.warp_of[self.machine.lanes_of(lanes)]
         return sorted({*zip(agents.tolist(), address.tolist(), strict=True)})
 
     def publish(self, lanes: Lanes, space: str, address: Array, releases: bool, scope: str) -> None:
-        clocks, mine = self.machine.clocks, REACH[scope or "gpu"]
+        device, reach = self.machine.memory.device, REACH[scope]
         for agent, where in self._agents(lanes, address):
-            groups = clocks.groups(agent)
-            vectors = [(mine, clocks.snapshot(agent))] if releases else list(enumerate(clocks.fenced[:, agent]))
-            for reach, vector in vectors:
-                for group in groups[:min(reach, mine) + 1]:
-                    old = self.known.get((space, where, group))
-                    self.known[space, where, group] = vector.copy() if old is None else np.maximum(old, vector)
-            if space != "shared" and mine == REACH["gpu"]:
-                self.machine.memory.device.released[where] = self.machine.memory.device.agents_used
+            self.machine.clocks.publish(self.known.setdefault((space, where), {}), agent, reach, releases)
+            if space != "shared" and reach == REACH["gpu"]:
+                device.released[where] = device.agents_used
 
     def observe(self, lanes: Lanes, space: str, address: Array, acquires: bool, scope: str) -> None:
-        clocks, device, mine = self.machine.clocks, self.machine.memory.device, REACH[scope or "gpu"]
+        device, reach = self.machine.memory.device, REACH[scope]
         for agent, where in self._agents(lanes, address):
-            for reach, group in enumerate(clocks.groups(agent)[:mine + 1]):
-                vector = self.known.get((space, where, group))
-                if vector is not None:
-                    target = clocks.known if acquires else clocks.seen[reach]
-                    target[agent] = np.maximum(target[agent], vector)
-            if space != "shared" and mine == REACH["gpu"] and where in device.released and device.shadow is not None:
+            self.machine.clocks.take(self.known.get((space, where), {}), agent, reach, acquires)
+            if space != "shared" and reach == REACH["gpu"] and where in device.released and device.shadow is not None:
                 device.shadow.trusted = max(device.shadow.trusted, device.released[where])
 
 
@@ -423,14 +410,14 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
             space = machine.memory.symbols[where.name][0]
     type = form.get("type")
     size = BITS[type] // 8
-    ordered = form.get("order")
+    ordered, scope = form.get("order"), form.get("scope") or "gpu"
     synchronises = bool(ordered) or "volatile" in form
     if form.row.opcode == "ld":
         target, address, *_ = instruction.operands
         read_address = address_reader(machine, address)
         items = target.items if isinstance(target, parse.Vector) else (target,)
         writers = [machine.writer(item, type) for item in items]
-        access = Access(machine, instruction.text, instruction.line, size, len(items))
+        access = Access(machine, instruction.text, instruction.line, size, len(items), scope=scope)
         parameter = isinstance(address, parse.Address) and isinstance(address.base, parse.Symbol) and space == "param"
 
         def load(lanes: Lanes) -> Wait | None:
@@ -440,7 +427,7 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
                 if write is not None:
                     write(lanes, _signed(value, type))
             if synchronises and not parameter:
-                synchronisation(machine).observe(lanes, space, where, ordered == "acquire", form.get("scope"))
+                synchronisation(machine).observe(lanes, space, where, ordered == "acquire", scope)
             return None
 
         return load
@@ -448,13 +435,13 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
     read_address = address_reader(machine, address)
     items = value.items if isinstance(value, parse.Vector) else (value,)
     readers = [machine.reader(item, type) for item in items]
-    access = Access(machine, instruction.text, instruction.line, size, len(items))
+    access = Access(machine, instruction.text, instruction.line, size, len(items), scope=scope)
 
     def store(lanes: Lanes) -> Wait | None:
         where = read_address(lanes)
         values = np.stack([_bits(read(lanes), size) for read in readers])
         if synchronises:
-            synchronisation(machine).publish(lanes, space, where, ordered == "release", form.get("scope"))
+            synchronisation(machine).publish(lanes, space, where, ordered == "release", scope)
         store_to(access, space, lanes, where, values, "atomic" if synchronises else "write")
         return None
 

@@ -39,7 +39,9 @@ def _policy(machine: Machine, instruction: parse.Instruction) -> Run:
 
 @unit("carry")
 def _carry(machine: Machine, instruction: parse.Instruction) -> Run:
-    """Sums with the carry of the thread's condition code (PTX ISA, "Extended-Precision Integer Arithmetic")."""
+    """Sums with the carry of the thread's condition code (PTX ISA, "Extended-Precision Integer Arithmetic"). A
+    difference is the sum with the complement, whose carry says that nothing was borrowed: the ISA speaks of a borrow,
+    but divisions that NVIDIA's compiler expands take up the one of `sub.cc` by `addc`."""
     form, opcode = instruction.form, instruction.form.row.opcode
     target, *operands = instruction.operands
     type = form.get("type")
@@ -52,17 +54,13 @@ def _carry(machine: Machine, instruction: parse.Instruction) -> Run:
         if opcode.startswith("mad"):
             values = [meaning.mul(form, values[0], values[1]), values[2]]
         a, b = (np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}") for value in values)
+        b = ~b if subtracts else b
         every = machine.lanes_of(lanes)
         flags = machine.state.setdefault("carry", np.zeros(machine.count, bool))
-        given = flags[every].astype(a.dtype) if takes else np.zeros(len(a), a.dtype)
-        if subtracts:
-            part = a - b
-            total = part - given
-            out = (a < b) | (part < given)
-        else:
-            part = a + b
-            total = part + given
-            out = (part < a) | (total < part)
+        given = flags[every] if takes else np.full(len(a), subtracts)
+        part = a + b
+        total = part + given.astype(a.dtype)
+        out = (part < a) | (total < part)
         if gives:
             flags[every] = out
         if write is not None:

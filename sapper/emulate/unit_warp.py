@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..targets.ptx import fragments
 from ..targets.ptx.rows import Operand
 from ..targets.ptx.short_sums import short_sum
+from ..targets.ptx.warp import ELEMENTS
 from . import parse
 from .errors import EmulationError
 from .machine import WARP, Lanes, Machine, Run, Wait, as_type
@@ -99,6 +100,7 @@ def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
     if "sync" in form and "aligned" not in form:  # the member mask is the last operand
         mask_reader = machine.reader(pairs[-1][1], "u32")
     checked = form.row.opcode == "shfl"
+    by_members = mask_reader is not None and not checked
 
     def run(lanes: Lanes) -> Wait | None:
         warps = warps_of(machine, lanes)
@@ -110,7 +112,7 @@ def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
         for read, count in sources:
             value = read(lanes)
             values.append(np.stack([warps.spread(part) for part in value]) if count else warps.spread(value))
-        result = meaning(form, warps.active, *values)
+        result = _of_groups(meaning, form, warps, values) if by_members else meaning(form, warps.active, *values)
         if checked and not warps.whole:
             _check_shuffle(machine, instruction, warps, values)
         several = result if isinstance(result, tuple) else (result,)
@@ -121,6 +123,20 @@ def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
         return None
 
     return run
+
+
+def _of_groups(meaning: Any, form: Any, warps: Warps, values: list[Array]) -> Any:
+    """The members of a mask vote, match, reduce and elect among themselves: parts of a warp that are here together may
+    have different masks. values: the masks last."""
+    masks = values[-1]
+    first, *others = np.unique(masks[warps.active])
+    result = meaning(form, warps.active & (masks == first), *values)
+    for mask in others:
+        members = warps.active & (masks == mask)
+        made = meaning(form, members, *values)
+        result = tuple(np.where(members, new, old) for new, old in zip(made, result, strict=True)) if isinstance(
+            result, tuple) else np.where(members, made, result)
+    return result
 
 
 def _members_missing(machine: Machine, instruction: parse.Instruction, warps: Warps, mask: Array) -> Wait | None:
@@ -256,3 +272,52 @@ def _matrix_memory(machine: Machine, instruction: parse.Instruction) -> Run:
 
 def _load_generic(access: Access, lanes: Lanes, address: Array) -> Array:
     return load_from(access, "generic", lanes, address)
+
+
+@unit("wmma")
+def _wmma(machine: Machine, instruction: parse.Instruction) -> Run:
+    """wmma.load, wmma.store: a matrix whose rows or columns are as many elements apart as the last operand says."""
+    form = instruction.form
+    _, action, side, _, _, layout, *_, type = form.mnemonic.split(".")
+    m, n, k = fragments.shape_of(form.mnemonic)
+    rows, columns = {"a": (m, k), "b": (k, n), "c": (m, n), "d": (m, n)}[side]
+    operands = list(instruction.operands)
+    registers, address = operands[:2] if action == "load" else operands[1::-1]
+    items = registers.items if isinstance(registers, parse.Vector) else (registers,)
+    kind = np.dtype(ELEMENTS.get(type, np.float32))
+    size = kind.itemsize
+    access = Access(machine, instruction.text, instruction.line, size)
+    read_address, space = address_reader(machine, address), space_of(form.get("space"))
+    between = machine.reader(operands[2], "u32") if operands[2] is not None else None
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    major, minor = (row, column) if layout == "row" else (column, row)
+    major, minor = (part.reshape(WARP, -1) for part in (major, minor))      # of each lane's elements
+
+    def places(lanes: Lanes) -> Array:
+        """(elements of a lane, lanes)"""
+        steps = between(lanes).astype(np.int64) if between is not None else np.int64(minor.max() + 1)
+        lane = machine.lanes_of(lanes) % WARP
+        return np.asarray(read_address(lanes) + (major[lane].T * steps + minor[lane].T) * size)
+
+    if action == "load":
+        writers = [machine.writer(item, "b32") for item in items]
+
+        def load(lanes: Lanes) -> Wait | None:
+            found = np.stack([load_from(access, space, lanes, where)[0] for where in places(lanes)], axis=1)
+            words = np.ascontiguousarray(found).view(np.uint32)
+            for number, write in enumerate(writers):
+                if write is not None:
+                    write(lanes, np.ascontiguousarray(words[:, number % words.shape[1]]))
+            return None
+
+        return load
+    readers = [machine.reader(item, "b32") for item in items]
+
+    def store(lanes: Lanes) -> Wait | None:
+        words = np.stack([read(lanes) for read in readers], axis=1)
+        values = np.ascontiguousarray(words).view(f"u{size}")
+        for number, where in enumerate(places(lanes)):
+            store_to(access, space, lanes, where, np.ascontiguousarray(values[:, number])[None])
+        return None
+
+    return store

@@ -46,6 +46,9 @@ class Descriptor:
 
     @staticmethod
     def decode(bits: int) -> Descriptor:
+        """Raises EmulationError for a base offset, of patterns that do not start at multiples of their size."""
+        if bits >> 49 & 7:
+            raise EmulationError(f"found base offset {bits >> 49 & 7} in a matrix descriptor, expected 0")
         return Descriptor((bits & 0x3FFF) << 4, (bits >> 16 & 0x3FFF) << 4, (bits >> 32 & 0x3FFF) << 4,
                           _SWIZZLE[bits >> 62 & 3])
 
@@ -381,8 +384,9 @@ def _begin_reads(machine: Machine, access: Access, threads: Array, tiles: list[T
     places = np.concatenate([tile.places for tile in tiles])
     if machine.options.races:
         shadow = shared_shadow(machine)
-        shadow.check_reads_of_all(places, np.unique(machine.warp_of[threads]), instruction.line)
-        shadow.check_proxy(places, instruction.line, instruction.form.mnemonic)
+        agents = np.unique(machine.warp_of[threads])
+        shadow.check_reads_of_all(places, agents, instruction.line)
+        shadow.check_proxy(places, agents, instruction.line, instruction.form.mnemonic)
         shadow.mark("reading", places, instruction.line)
     return places
 

@@ -79,7 +79,7 @@ def make_attention(name: str, cache: Any, activation: Any = f32, products: Any =
         scale: f32, out: Tensor[activation, T, H, G, D],
     ):
         for h, g in each(H, G):
-            for block in each((T + QUERY_BLOCK - 1) // QUERY_BLOCK):
+            for block in each((T + QUERY_BLOCK - 1) // QUERY_BLOCK, disjoint=True):
                 first = block * QUERY_BLOCK
                 stop = min(first + QUERY_BLOCK, T)
                 for t in tiles(span(first, stop)):

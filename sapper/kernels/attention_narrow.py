@@ -196,11 +196,13 @@ def _decode_entry(kernel: Any, dtype: str, depth: int, merges: bool) -> LibraryK
         kernel=kernel,
         reference=joined if merges else splits_of,
         make_arguments=lambda random, shape: made(random, shape, dtype, depth),
-        tolerance=Tolerance(half_ulp, half_ulp, "the result is rounded to the narrow type") if merges else Tolerance(
+        tolerance=Tolerance(
+            2 * half_ulp, 2.0**-20, "the result is rounded to the narrow type, which is half an ulp: of a number just "
+            "above a power of two twice as much as of one below") if merges else Tolerance(
             2 * half_ulp, 32 * half_ulp, "up to 256 weights of 1 at most are rounded to the narrow type, and multiply "
             "values of a few units that cancel: errors of 16 times one of them are usual"),
         cases=(work,),
-        check_shapes=({"H": 1, "G": 1, "position": 0}, {"H": 2, "G": 3, "position": 6},
+        check_shapes=({"H": 1, "G": 1, "position": 0}, {"H": 5, "G": 4, "position": 1}, {"H": 2, "G": 3, "position": 6},
                       {"H": 1, "G": 4, "position": DECODE_SPLIT}, {"H": 2, "G": 8, "position": 2 * DECODE_SPLIT + 33}),
         dtype=dtype,
         products="bf16" if dtype == "bf16" else "f32",

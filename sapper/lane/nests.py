@@ -35,7 +35,7 @@ class NestLowering(ResidentLowering, LateLowering):
             control = [o for o in inner.ops if o.blocks]
             others = [o for o in inner.ops if o.name in (*LATE, "store", "whole")]
             defined = {r for o in inner.ops for r in o.results} | {a for c in chain for a in c.blocks[0].arguments}
-            if self.facts.many_workers and control:
+            if control:
                 counters = {a for c in chain for a in c.blocks[0].arguments}
                 inside = {r for c in chain for o in c.blocks[0].ops for r in o.results} | counters
                 defined = {v for v in control[0].operands if v in inside and not _is_outside(v, counters)}

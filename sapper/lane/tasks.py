@@ -144,10 +144,11 @@ class TaskLowering(NestLowering):
 
     def _task(self, number: Scalar, plans: list[Split], body: Callable[[list[Value]], list[Value]]) -> None:
         """Piece `number` of the ranges as they are split."""
-        pieces: list[Range] = []
+        pieces: dict[int, Range] = {}
+        places = {id(part.range): place for place, part in enumerate(plans)}
         growing = self._growing(plans)
         if growing is not None:
-            number = self._in_rounds(number, plans)
+            number = self._in_rounds(number, plans) if self.facts.many_workers else number
             plans = [growing, *(part for part in plans if part is not growing)]
         if self.cluster_axis is not None:
             if self.turn is None:       # of a segment it is that of the cluster's tiles
@@ -159,7 +160,7 @@ class TaskLowering(NestLowering):
             r, granule, chunks = part.range, part.granule, part.chunks
             together = r.axis is not None and r.axis == self.cluster_axis
             if chunks == 1 and not together:
-                pieces.insert(0, r)
+                pieces[places[id(r)]] = r
                 continue
             last = position == len([p for p in plans if p.chunks != 1]) - 1 and all(
                 p.chunks == 1 for p in list(reversed(plans))[position + 1:])
@@ -179,9 +180,9 @@ class TaskLowering(NestLowering):
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
             capacity = Capacity(cap) if cap else r.capacity
-            pieces.insert(0, replace(r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once,
-                                     forward=True))
-        self._loops(pieces, 0, body)
+            pieces[places[id(r)]] = replace(
+                r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once, forward=True)
+        self._loops([pieces[place] for place in range(len(pieces))], 0, body)
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
         """Where a chunk begins, from the start of its range."""
@@ -189,13 +190,22 @@ class TaskLowering(NestLowering):
         return self.mul(before, part.granule)
 
     def _growing(self, plans: list[Split]) -> Split | None:
-        """Of many workers that take tasks in turn, the range along which tasks of a chain grow, as a causal mask lets
-        later rows see more. Such tasks go from the longest to the shortest."""
-        if self.chain is None or not self.facts.many_workers or self.schedule.chunks:
+        """The range along which tasks grow, as a causal mask lets later rows see more: those with a chain, where there
+        are many workers. Such tasks go from the longest to the shortest."""
+        loop = self._loop_of_task(plans)
+        if loop is None or self.schedule.chunks:
             return None
-        start, stop = self.chain.loop.operands[:2]
+        start, stop = loop.operands[:2]
         return next((part for part in plans if part.range.counter is not None and part.chunks != 1
                      and _grows(stop, part.range.counter) and not _depends(start, part.range.counter)), None)
+
+    def _loop_of_task(self, plans: list[Split]) -> Op | None:
+        """The loop in order that takes a task its time."""
+        if self.facts.many_workers:
+            return self.chain.loop if self.chain is not None else None
+        body = plans[-1].range.body
+        ordered = () if body is None else (op for outer in body.ops for op in outer.walk())
+        return next((op for op in ordered if op.name == "tiles" and not op.attributes["parallel"]), None)
 
     def _in_rounds(self, number: Scalar, plans: list[Split]) -> Scalar:
         """Which task a worker takes as `number`: each second round of tasks is dealt out backwards, but for one that is

@@ -31,7 +31,7 @@ from sapper.targets.ptx.rows import form
 WARP_LANES, FEW_LANES = 32, 3
 NUMBERS = {1: np.bool_, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 COMPUTED = [row for row in TABLE.rows.values() if row.meaning is not None and row.unit in ("", WARP)
-            and not row.operand_text.startswith("w:type*") and row.opcode not in ("mma", "movmatrix")]
+            and not row.operand_text.startswith("w:type*") and row.opcode not in ("mma", "wmma", "movmatrix")]
 """Rows that compute values on registers, but for those on fragments of matrices."""
 DECIDED_BY_DATA = {"fns", "redux.f32"}
 """Rows whose meaning branches on its operands."""

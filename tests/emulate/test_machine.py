@@ -490,6 +490,171 @@ def test_atomics_do_not_race_and_add_up() -> None:
     assert run(" atom.global.add.u32 %r2, [%d1], 1;", threads=64, grid=3)[0] == 192
 
 
+# --- Scopes ---------------------------------------------------------------------------------------------------------
+
+HAND_OVER = """
+ mov.u32 %r9, memory;
+ mov.u32 %r2, %cluster_ctarank;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared::cta.b64 [%r9], 1;
+ START
+ mapa.shared::cluster.u32 %r5, %r9, 1;
+ setp.ne.u32 %p2, %r2, 0;
+ @%p2 bra receiver;
+ @!%p1 bra done;
+ st.shared::cluster.u32 [%r5+16], 7;
+ SEND
+ bra done;
+receiver:
+ RECEIVE
+ @!%p3 bra receiver;
+ AFTER
+ ld.shared.u32 %r6, [%r9+16];
+ st.global.u32 [%d2], %r6;
+done:
+ barrier.cluster.arrive;
+ barrier.cluster.wait;"""
+START = ("fence.mbarrier_init.release.cluster;\n barrier.cluster.arrive.relaxed.aligned;\n"
+         " barrier.cluster.wait.acquire.aligned;")
+SEND = "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r5];"
+RECEIVE = "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p3, [%r9], 0;"
+FENCED_SEND = "fence.acq_rel.cluster;\n mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%r5];"
+FENCED_RECEIVE = RECEIVE.replace("acquire", "relaxed"), "fence.acq_rel.cluster;"
+
+
+def hand_over(start: str = START, send: str = SEND, receive: str = RECEIVE, after: str = "") -> None:
+    body = HAND_OVER
+    for name, given in (("START", start), ("SEND", send), ("RECEIVE", receive), ("AFTER", after)):
+        body = body.replace(f" {name}\n", f" {given}\n")
+    for lazy in (False, True):
+        assert run(body, shared_bytes=32, grid=2, cluster=2, lazy=lazy)[:32] == [7] * 32
+
+
+@pytest.mark.parametrize("right", [
+    {}, {"send": FENCED_SEND}, {"receive": FENCED_RECEIVE[0], "after": FENCED_RECEIVE[1]},
+    {"send": FENCED_SEND.replace("acq_rel", "release"), "receive": FENCED_RECEIVE[0],
+     "after": "fence.acquire.cluster;"},
+    {"start": "barrier.cluster.arrive.aligned;\n barrier.cluster.wait.aligned;"},
+    {"start": "fence.acq_rel.cluster;\n barrier.cluster.arrive.relaxed;\n barrier.cluster.wait;"},
+])
+def test_a_word_is_handed_to_another_block_by_an_mbarrier(right: dict[str, str]) -> None:
+    hand_over(**right)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"send": "mbarrier.arrive.shared::cluster.b64 _, [%r5];"},      # its scope is the block, if none is named
+    {"receive": "mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r9], 0;"},
+    {"receive": RECEIVE.replace("acquire.cluster", "acquire.cta")},
+    {"send": SEND.replace("release", "relaxed")}, {"receive": FENCED_RECEIVE[0]},
+    {"send": FENCED_SEND.replace("acq_rel.cluster", "acq_rel.cta")},
+    {"send": FENCED_SEND.replace("acq_rel", "acquire")},
+    *({"receive": FENCED_RECEIVE[0], "after": fence} for fence in ("fence.acq_rel.cta;", "fence.release.cluster;")),
+    {"send": "fence.mbarrier_init.release.cluster;\n mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%r5];"},
+])
+def test_a_word_that_is_handed_over_too_weakly_is_a_race(wrong: dict[str, str]) -> None:
+    with pytest.raises(RaceError, match=r"race on shared memory\+16 .*read by warp 0 of block 1.*written before by "
+                                        r"warp 0 of block 0"):
+        hand_over(**wrong)
+
+
+@pytest.mark.parametrize("start", [
+    START.replace("fence.mbarrier_init.release.cluster;\n ", ""), "bar.sync 0;",
+    START.replace("fence.mbarrier_init.release.cluster", "fence.acq_rel.cta")])
+def test_an_mbarrier_that_another_block_does_not_know_to_be_there_is_a_race(start: str) -> None:
+    with pytest.raises((RaceError, EmulationError), match=r"race on shared memory\+0 |no mbarrier was initialised"):
+        hand_over(start=start)
+
+
+OVERWRITE = """
+ mov.u32 %r9, memory;
+ mov.u32 %r2, %cluster_ctarank;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared::cta.b64 [%r9], 32;
+ st.shared.u32 [%r9+16], 5;
+ barrier.cluster.arrive;
+ barrier.cluster.wait;
+ setp.eq.u32 %p2, %r2, 0;
+ @%p2 bra writer;
+ READ
+ mapa.shared::cluster.u32 %r5, %r9, 0;
+ mbarrier.arrive.shared::cluster.b64 _, [%r5];
+ st.global.u32 [%d2], %r6;
+ bra done;
+writer:
+ mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r9], 0;
+ @!%p3 bra writer;
+ mapa.shared::cluster.u32 %r5, %r9, 1;
+ @%p1 st.shared::cluster.u32 [%r5+16], 7;
+done:
+ barrier.cluster.arrive;
+ barrier.cluster.wait;"""
+
+
+def test_what_was_read_before_an_arrival_may_be_overwritten_whatever_its_scope() -> None:
+    """But not what was written before it."""
+    read = "ld.shared.u32 %r6, [%r9+16];"
+    assert run(OVERWRITE.replace("READ", read), shared_bytes=32, grid=2, cluster=2)[:32] == [5] * 32
+    written = "@%p1 st.shared.u32 [%r9+16], 6;\n bar.warp.sync -1;\n "
+    with pytest.raises(RaceError, match=r"race on shared memory\+16 .*written by warp 0 of block 0.*written before by "
+                                        r"warp 0 of block 1"):
+        run(OVERWRITE.replace("READ", written + read), shared_bytes=32, grid=2, cluster=2)
+
+
+@pytest.mark.parametrize(("operation", "grid", "cluster", "scopes"), [
+    ("atom.SCOPE.global.add.u32 %r2, [%d1], 1;", 2, 1, "gpu sys"),
+    ("red.relaxed.SCOPE.global.add.u32 [%d1], 1;", 2, 2, "cluster gpu"),
+    ("red.relaxed.SCOPE.global.add.u32 [%d1], 1;", 3, 1, "gpu"),
+    ("atom.SCOPE.shared::cluster.add.u32 %r2, [%r5], 1;", 2, 2, "cluster gpu"),
+])
+def test_atomic_operations_are_so_for_whom_they_reach(operation: str, grid: int, cluster: int, scopes: str) -> None:
+    body = f"""
+ mov.u32 %r9, memory;
+ mapa.shared::cluster.u32 %r5, %r9, 0;
+ st.shared.u32 [%r9], 0;
+ barrier.cluster.arrive;
+ barrier.cluster.wait;
+ {operation}
+ barrier.cluster.arrive;
+ barrier.cluster.wait;"""
+    for scope in ("cta", "cluster", "gpu", "sys"):
+        if scope == "cluster" and scope not in scopes:
+            continue
+        code = body.replace("SCOPE", scope)
+        if scope == "cta":
+            with pytest.raises(RaceError, match=r"race on"):
+                run(code, threads=64 if grid < 3 else 1024, shared_bytes=8, grid=grid, cluster=cluster)
+        else:
+            run(code, threads=64 if grid < 3 else 1024, shared_bytes=8, grid=grid, cluster=cluster)
+
+
+def test_global_memory_written_here_is_copied_behind_a_fence_of_proxies() -> None:
+    body = """
+ mov.u32 %r9, memory;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared::cta.b64 [%r9], 1;
+ mul.lo.u32 %r4, %r1, 3;
+ st.global.u32 [%d2], %r4;
+ FENCE
+ bar.sync 0;
+ @!%p1 bra wait;
+ mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r9], 128;
+ cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r9+16], [%d1], 128, [%r9];
+wait:
+ mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r9], 0;
+ @!%p3 bra wait;
+ mad.lo.u32 %r8, %r1, 4, %r9;
+ ld.shared.u32 %r6, [%r8+16];
+ st.global.u32 [%d2+128], %r6;"""
+    for fence in ("fence.proxy.async;", "fence.proxy.async.global;"):
+        assert run(body.replace("FENCE", fence), shared_bytes=256)[32:64] == [3 * n for n in range(32)]
+    for fence in ("", "fence.proxy.async.shared::cta;", "fence.acq_rel.gpu;"):
+        with pytest.raises(RaceError, match=r"an asynchronous copy reads argument 0\+0 .*, written at line \d+ by "
+                                            r"ordinary stores; expected fence.proxy.async"):
+            run(body.replace("FENCE", fence), shared_bytes=256)
+    with pytest.raises(RaceError, match=r"fence\.proxy\.async"):       # before the stores it says nothing of them
+        run(body.replace("FENCE", "").replace(" st.global", " fence.proxy.async;\n st.global", 1), shared_bytes=256)
+
+
 # --- Calls ----------------------------------------------------------------------------------------------------------
 
 TWICE = """.func (.param .b32 result) twice(.param .b32 given)

@@ -288,10 +288,10 @@ def test_a_read_by_several_warps_is_a_race_with_a_write_that_one_of_them_does_no
     shadow = Shadow(1 << 12, 4, 3, clocks, "shared memory", str)
     places, both = np.arange(8), np.array([0, 1])
     shadow.check_write(places[None], np.array([2]), np.array([0]), 5)
-    clocks.barrier(np.array([0, 2]))
+    clocks.acquire(np.array([0, 2]), clocks.joint(np.array([0, 2])))
     with pytest.raises(RaceError, match="read by warp 1 of block 0"):
         shadow.check_reads_of_all(places, both, 6)
-    clocks.barrier(np.array([1, 2]))
+    clocks.acquire(np.array([1, 2]), clocks.joint(np.array([1, 2])))
     shadow.check_reads_of_all(places, both, 7)
     with pytest.raises(RaceError, match=r"written by warp 2 .* and read before by warp 0"):
         shadow.check_write(places[None], np.array([2]), np.array([0]), 8)

@@ -51,10 +51,21 @@ class Driver:
     def __call__(self, function: str, *arguments: Any) -> Any:
         """What the function gives besides its result: nothing, one value, or a tuple. Raises CudaError."""
         result, *values = getattr(self.api, function)(*arguments)
+        self.check(function, result)
+        return values[0] if len(values) == 1 else tuple(values) or None
+
+    def check(self, function: str, result: Any) -> None:
+        """Raises CudaError unless it is CUDA_SUCCESS."""
         if int(result):
             self.failures += 1
             raise CudaError(function, *self.describe(result))
-        return values[0] if len(values) == 1 else tuple(values) or None
+
+    def pointer(self, function: str, since: int) -> int:
+        """The address of a function of the C interface, for what the package can't pass. since: 12000 for CUDA 12.0."""
+        address, _ = self("cuGetProcAddress", function.encode(), since, 0)
+        if not address:
+            raise CudaError(function, "CUDA_ERROR_NOT_FOUND", "the driver is too old for it")
+        return int(address)
 
     def describe(self, result: Any) -> tuple[str, str]:
         """Name and meaning of a result."""

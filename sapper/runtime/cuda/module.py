@@ -44,26 +44,42 @@ class TensorMap:
         self.data = encode_map(tensor.device, tensor.address, tensor.dtype.name, tensor.shape, box, swizzle_bytes)
 
 
+_Encode = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p, *[ctypes.c_void_p] * 4,
+    *[ctypes.c_int] * 4)
+"""cuTensorMapEncodeTiled: map, dtype, rank; address; extents, strides, box, steps; interleave, swizzle, L2, fill."""
+
+
 def encode_map(on: Device, address: int, dtype: str, shape: Sequence[int], box: Sequence[int],
                swizzle_bytes: int) -> bytes:
     """The 128 bytes of a tensor map. shape, box: as the array has them, the contiguous dimension last. Boxes
-    are zero outside of the tensor. Raises CudaError where the driver refuses addresses, strides or boxes."""
-    call, api, size_bytes = on.call, on.call.api, numpy_dtype(dtype).itemsize
+    are zero outside of the tensor. Raises CudaError where the driver refuses addresses, strides or boxes.
+
+    The driver wants the map at a multiple of 64, and objects of cuda-bindings lie at multiples of 16: so it is called
+    by its address.
+    """
+    call, size_bytes = on.call, numpy_dtype(dtype).itemsize
     extents, steps = list(shape)[::-1], []
     for extent in extents[:-1]:
         size_bytes *= extent
         steps.append(size_bytes)
-    made = call(
-        "cuTensorMapEncodeTiled",
-        call.enumeration("CUtensorMapDataType", f"CU_TENSOR_MAP_DATA_TYPE_{MAP_DTYPES[dtype]}"), len(extents), address,
-        [api.cuuint64_t(extent) for extent in extents], [api.cuuint64_t(step) for step in steps],
-        [api.cuuint32_t(extent) for extent in list(box)[::-1]], [api.cuuint32_t(1)] * len(extents),
-        call.enumeration("CUtensorMapInterleave", "CU_TENSOR_MAP_INTERLEAVE_NONE"),
-        call.enumeration("CUtensorMapSwizzle",
-                         f"CU_TENSOR_MAP_SWIZZLE_{f'{swizzle_bytes}B' if swizzle_bytes else 'NONE'}"),
-        call.enumeration("CUtensorMapL2promotion", "CU_TENSOR_MAP_L2_PROMOTION_L2_128B"),
-        call.enumeration("CUtensorMapFloatOOBfill", "CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE"))
-    return ctypes.string_at(int(made.getPtr()), MAP_BYTES)
+    rank = len(extents)
+    memory, at = aligned_memory(MAP_BYTES)
+    constants = [int(call.enumeration(f"CUtensorMap{kind}", f"CU_TENSOR_MAP_{name}")) for kind, name in (
+        ("DataType", f"DATA_TYPE_{MAP_DTYPES[dtype]}"), ("Interleave", "INTERLEAVE_NONE"),
+        ("Swizzle", f"SWIZZLE_{f'{swizzle_bytes}B' if swizzle_bytes else 'NONE'}"),
+        ("L2promotion", "L2_PROMOTION_L2_128B"), ("FloatOOBfill", "FLOAT_OOB_FILL_NONE"))]
+    with on.current():
+        call.check("cuTensorMapEncodeTiled", _Encode(call.pointer("cuTensorMapEncodeTiled", 12000))(
+            at, constants[0], rank, address, (ctypes.c_uint64 * rank)(*extents), (ctypes.c_uint64 * rank)(*steps),
+            (ctypes.c_uint32 * rank)(*list(box)[::-1]), (ctypes.c_uint32 * rank)(*[1] * rank), *constants[1:]))
+    return bytes(memory.raw[at - ctypes.addressof(memory):][:MAP_BYTES])
+
+
+def aligned_memory(size_bytes: int) -> tuple[Any, int]:
+    """Memory of the host for tensor maps, and the first address in it that is a multiple of MAP_ALIGN_BYTES."""
+    memory = ctypes.create_string_buffer(size_bytes + MAP_ALIGN_BYTES)
+    return memory, -(-ctypes.addressof(memory) // MAP_ALIGN_BYTES) * MAP_ALIGN_BYTES
 
 
 class Parameters:
@@ -75,8 +91,7 @@ class Parameters:
 
     def __init__(self, words: Sequence[int], maps: Sequence[bytes] = ()) -> None:
         start = -(-8 * len(words) // MAP_ALIGN_BYTES) * MAP_ALIGN_BYTES
-        self._memory = ctypes.create_string_buffer(start + MAP_BYTES * len(maps) + MAP_ALIGN_BYTES)
-        base = -(-ctypes.addressof(self._memory) // MAP_ALIGN_BYTES) * MAP_ALIGN_BYTES
+        self._memory, base = aligned_memory(start + MAP_BYTES * len(maps))
         self.words = (ctypes.c_int64 * len(words)).from_address(base)
         self.words[:] = [_signed(word) for word in words]
         places = [base + 8 * i for i in range(len(words))]

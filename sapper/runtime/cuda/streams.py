@@ -8,7 +8,8 @@ default stream.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -16,6 +17,13 @@ from .driver import CudaError, Device, device
 
 Ready = Callable[[Any], None]
 """Makes ready, on a stream, what a launch there needs."""
+
+GONE = frozenset(f"CUDA_ERROR_{name}" for name in (
+    "DEINITIALIZED", "CONTEXT_IS_DESTROYED", "ILLEGAL_ADDRESS", "LAUNCH_FAILED", "LAUNCH_TIMEOUT",
+    "ILLEGAL_INSTRUCTION", "MISALIGNED_ADDRESS", "INVALID_ADDRESS_SPACE", "INVALID_PC", "HARDWARE_STACK_ERROR",
+    "ASSERT", "ECC_UNCORRECTABLE"))
+"""Handles have gone with their context: closed, or lost by the fault of a kernel, which the call that met it has told
+(CUDA Driver API, CUresult: "the process must be terminated and relaunched")."""
 
 _current: ContextVar[Stream | None] = ContextVar("sapper_cuda_stream", default=None)
 _captured: ContextVar[list[Ready] | None] = ContextVar("sapper_cuda_captured", default=None)
@@ -163,6 +171,17 @@ def handle_of(on: Device, stream: Any) -> Any:
     return on.call.api.CUstream(number)
 
 
+@contextmanager
+def _outside_of_captures(on: Device) -> Iterator[None]:
+    """Objects go at any moment: that their memory is freed must not break a capture that is under way."""
+    call, name = on.call, "cuThreadExchangeStreamCaptureMode"
+    before = call(name, call.enumeration("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_RELAXED"))
+    try:
+        yield
+    finally:
+        call(name, before)
+
+
 def destroy(owner: Any, function: str) -> None:
     """Give a handle back. At the end of the process the driver may have gone first."""
     handle = getattr(owner, "handle", None)
@@ -170,8 +189,8 @@ def destroy(owner: Any, function: str) -> None:
         return
     owner.handle = None
     try:
-        with owner.device.current():
+        with owner.device.current(), _outside_of_captures(owner.device):
             owner.device.call(function, handle)
     except CudaError as error:
-        if error.name not in ("CUDA_ERROR_DEINITIALIZED", "CUDA_ERROR_CONTEXT_IS_DESTROYED"):
+        if error.name not in GONE:
             raise

@@ -10,10 +10,13 @@ mma.m16n8k16" and its siblings for the other shapes):
   ldmatrix     matrix i of 8 x 8 16-bit elements: register i, slot j: row g, column 2 t + j; transposed: the reverse
   wgmma D      64 x N: warp w of the group has rows 16 w ...; for 32-bit register r: row 16 w + g + 8 (r / 2 mod 2),
                column 8 (r / 4) + 2 t + r mod 2 (PTX ISA, "Register Fragments for wgmma.mma_async")
+  wmma         the ISA leaves it open: element i of a matrix, row after row, lies in lane i / e, e of them in each, by
+               registers and slots; registers that are left hold all of it again
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -74,3 +77,23 @@ def gather(registers: NDArray[Any], rows: Indices, columns: Indices, shape: tupl
 def scatter(matrix: NDArray[Any], rows: Indices, columns: Indices) -> NDArray[Any]:
     """The elements (registers, warps, lanes, slots) of matrices (warps, rows, columns)."""
     return matrix[:, rows, columns].transpose(1, 0, 2, 3)
+
+
+def shape_of(mnemonic: str) -> tuple[int, int, int]:
+    """(M, N, K) of m16n8k16."""
+    found = re.search(r"m(\d+)n(\d+)k(\d+)", mnemonic)
+    assert found is not None
+    m, n, k = (int(text) for text in found.groups())
+    return m, n, k
+
+
+def from_opaque(registers: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Matrices (warps, *shape) from (registers, warps, 32, slots) elements of a wmma fragment."""
+    count = shape[0] * shape[1] // 32 // registers.shape[-1]
+    return registers[:count].transpose(1, 2, 0, 3).reshape(-1, *shape)
+
+
+def to_opaque(matrix: NDArray[Any], registers: int, slots: int) -> NDArray[Any]:
+    """The elements (registers, warps, 32, slots) of matrices (warps, rows, columns)."""
+    once = matrix.reshape(len(matrix), 32, -1, slots).transpose(2, 0, 1, 3)
+    return np.concatenate([once] * (registers // len(once)))

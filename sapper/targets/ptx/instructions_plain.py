@@ -70,6 +70,9 @@ def _integers() -> None:
     row("szext", "szext.mode.type", "w:type r:type r:u32", m.szext, mode="clamp wrap", type="u32 s32",
         needs="7.6 sm_80", section=section)
     row("bmsk", "bmsk.mode.b32", "w:b32 r:u32 r:u32", m.bmsk, mode="clamp wrap", needs="7.6 sm_80", section=section)
+    for count in (2, 4):
+        row(f"vabsdiff{count}", f"vabsdiff{count}.dtype.atype.btype{{.add}}", "w:dtype r:atype r:btype r:dtype",
+            m.vabsdiff, dtype="u32 s32", atype="u32 s32", btype="u32 s32", section="Video Instructions")
     row("dp4a", "dp4a.atype.btype", "w:b32 r:b32 r:b32 r:b32", m.dp4a, atype="u32 s32", btype="u32 s32",
         section=section)
     row("dp2a", "dp2a.part.atype.btype", "w:b32 r:b32 r:b32 r:b32", m.dp2a, part="lo hi", atype="u32 s32",
@@ -188,6 +191,11 @@ def _choices() -> None:
         row(f"setp.{type}.bool", f"setp.cmp.bool{ftz}.type", "w:pred |w:pred r:type r:type r:pred", m.setp, cmp=ordered,
             bool="and or xor", type=type, needs=needs, instead="cvt to f32 and setp.f32" if needs else "",
             section=section)
+        packed = type.endswith("x2")
+        for suffix, operands in (("", "w:dtype r:stype r:stype"), (".bool", "w:dtype r:stype r:stype r:pred")):
+            row(f"set.{type}{suffix}", f"set.cmp{suffix}{ftz}.dtype.stype", operands, m.set_value, cmp=ordered,
+                bool="and or xor", dtype=type if packed else f"{type} u16 s16 u32 s32", stype=type, needs=needs,
+                instead="cvt to f32 and setp.f32" if needs else "", section=section)
     row("selp", "selp.type", "w:type r:type r:type r:pred", m.selp, type=f"{_BITS} {_INTEGERS} f32 f64",
         section=section)
     row("slct", "slct.type.s32", "w:type r:type r:type r:s32", m.slct, type=f"{_BITS} {_INTEGERS} f32 f64",

@@ -68,6 +68,36 @@ def _matrices() -> None:
         unit="warp", section=section)
 
 
+def _opaque() -> None:
+    """wmma, whose fragments are the implementation's own (warp.py)."""
+    common: dict[str, Any] = {"section": "Warp-Level Matrix Instructions"}
+    memory: dict[str, Any] = {**common, "unit": "wmma", "layout": "row col", "space": f"global {_SHARED}"}
+    shapes = {"m16n16k16": (16, 16, 16), "m8n32k16": (8, 32, 16), "m32n8k16": (32, 8, 16), "m16n16k8": (16, 16, 8)}
+    head, layouts = "sync.aligned", {"alayout": "row col", "blayout": "row col"}
+    sums = {"f16": "b32*4", "f32": "f32*8", "s32": "s32*8"}
+    for shape, (rows, columns, depth) in shapes.items():
+        tf32 = shape.endswith("k8")
+        for types, to, slots in (("tf32", ("f32",), 1),) if tf32 else (
+                ("f16", ("f16", "f32"), 2), ("bf16", ("f32",), 2), ("s8", ("s32",), 4), ("u8", ("s32",), 4)):
+            counts = [8 if types == "f16" else extent * depth // 32 // slots for extent in (rows, columns)]
+            for side, count in zip("ab", counts, strict=True):
+                row(f"wmma.load.{side}.{types}.{shape}", f"wmma.load.{side}.{head}.layout.{shape}{{.space}}.{types}",
+                    f"w:b32*{count} m: r:u32?", None, **memory)
+            for made in to:
+                for given in to:
+                    named = f"{made}.{given}" if types == "f16" else f"{made}.{types}.{types}.{given}"
+                    limited = "{.satfinite}" if made == "s32" else ""
+                    row(f"wmma.mma.{types}.{made}.{given}.{shape}",
+                        f"wmma.mma.{head}.alayout.blayout.{shape}.{named}{limited}",
+                        f"w:{sums[made]} r:b32*{counts[0]} r:b32*{counts[1]} r:{sums[given]}", w.opaque_multiply,
+                        unit="warp", **layouts, **common)
+        for type in ("f32",) if tf32 else sums:
+            row(f"wmma.load.c.{type}.{shape}", f"wmma.load.c.{head}.layout.{shape}{{.space}}.{type}",
+                f"w:{sums[type]} m: r:u32?", None, **memory)
+            row(f"wmma.store.{type}.{shape}", f"wmma.store.d.{head}.layout.{shape}{{.space}}.{type}",
+                f"m: r:{sums[type]} r:u32?", None, **memory)
+
+
 def _warpgroup() -> None:
     section = "Asynchronous Warpgroup Level Matrix Instructions"
     common: dict[str, Any] = {"unit": "wgmma", "needs": "8.0 sm_90a", "section": section}
@@ -102,4 +132,5 @@ def _warpgroup() -> None:
 
 _lanes()
 _matrices()
+_opaque()
 _warpgroup()

@@ -610,10 +610,22 @@ def setp(form: Form, a: Array, b: Array, *predicate: Array) -> tuple[Array, Arra
     return holds, opposite
 
 
+def vabsdiff(form: Form, a: Array, b: Array, c: Array) -> Array:
+    """Differences of bytes or halves without their signs, beside each other as many bits as there are; or their sum
+    added to c."""
+    size = 1 if form.row.opcode.endswith("4") else 2
+    parts = [in_order(value).view(f"{'u' if type == 'u32' else 'i'}{size}").reshape(len(value), -1).astype(np.int64)
+             for value, type in zip((a, b), form.mnemonic.split(".")[2:4], strict=True)]
+    found = abs(parts[0] - parts[1])
+    if "add" in form:
+        return np.asanyarray((found.sum(axis=1) + c.astype(np.int64)).astype(c.dtype))
+    return np.asanyarray(in_order(found.astype(f"u{size}")).view(c.dtype)[:, 0])
+
+
 def set_value(form: Form, a: Array, b: Array, *predicate: Array) -> Array:
     holds = compare(form, _element(form.get("stype")), a, b)
     if predicate:
-        holds = _COMBINE[form.get("bool")](holds, predicate[0])
+        holds = _COMBINE[form.get("bool")](holds, predicate[0].reshape(-1, *[1] * (holds.ndim - 1)))
     result = dtype_of(form.get("dtype"))
     true = np.ones((), result) if result.kind == "f" or result == ml_dtypes.bfloat16 else ~np.zeros((), result)
     return np.where(holds, true, np.zeros((), result))

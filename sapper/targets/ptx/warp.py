@@ -8,7 +8,6 @@ exact products, in no order that the ISA promises; or, where that is asked for, 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import ml_dtypes
@@ -166,9 +165,7 @@ def accumulate(product: Array, sum: Array, saturate: bool) -> Array:
 
 def matrix_multiply(form: Form, active: Array, a: Array, b: Array, c: Array, how: ShortSum | None = None) -> Array:
     """D = A B + C on the fragments of each warp (PTX ISA, mma). how: the sums are made so, None: in float32."""
-    shape = re.search(r"m(\d+)n(\d+)k(\d+)", form.mnemonic)
-    assert shape is not None
-    m, n, k = (int(text) for text in shape.groups())
+    m, n, k = f.shape_of(form.mnemonic)
     types = form.mnemonic.split(".")
     type_a, type_b, type_c = types[-3], types[-2], types[-1]
     if type_c == "f64":
@@ -188,6 +185,20 @@ def matrix_multiply(form: Form, active: Array, a: Array, b: Array, c: Array, how
         product = f.scatter(np.matmul(matrix_a, matrix_b), *places)
         result = accumulate(product, c_parts, "satfinite" in form)
     return _whole(result) if type_c == "f16" else result[..., 0]
+
+
+def opaque_multiply(form: Form, active: Array, a: Array, b: Array, c: Array) -> Array:
+    """wmma.mma. Matrices lie in fragments as `f.opaque` has them."""
+    m, n, k = f.shape_of(form.mnemonic)
+    words = [word for word in form.mnemonic.split(".") if word in ELEMENTS or word == "tf32"]
+    type_a, type_d, type_c = words[1] if len(words) == 4 else "f16", words[0], words[-1]
+    left, right = (f.from_opaque(elements(part, type_a), shape) for part, shape in ((a, (m, k)), (b, (k, n))))
+    sums = np.ascontiguousarray(c).view(np.float16).reshape(*c.shape, 2) if type_c == "f16" else c[..., None]
+    sums = f.from_opaque(sums, (m, n)).astype(ELEMENTS[type_d])
+    total = accumulate(np.matmul(left, right), sums, "satfinite" in form)
+    slots = 2 if type_d == "f16" else 1
+    result = f.to_opaque(total, m * n // 32 // slots, slots)
+    return _whole(result) if type_d == "f16" else result[..., 0]
 
 
 def _multiply_f64(a: Array, b: Array, c: Array) -> Array:

@@ -1,4 +1,6 @@
-"""The emulated driver, one library in a process; tests that need it are skipped without cuda-bindings and binutils."""
+"""The emulated driver, one library in a process; tests that need it are skipped without cuda-bindings and binutils.
+
+Where a real driver is, they are skipped too, and test_device.py runs on the device, whole."""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ if TYPE_CHECKING:
     from .emulated_driver import EmulatedDriver
 
 
+REAL = Path("/dev/nvidiactl").exists()
+
+
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDriver:
     pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
     if shutil.which("as") is None or shutil.which("ld") is None:
         pytest.skip("binutils are not installed")
-    if Path("/dev/nvidiactl").exists():
+    if REAL:
         pytest.skip("a real driver is here")
     from .emulated_driver import EmulatedDriver
 
@@ -37,3 +42,12 @@ def device(library: EmulatedDriver) -> Iterator[EmulatedDriver]:
     gc.collect()
     found.forget()
     assert library.failure is None, library.failure
+
+
+@pytest.fixture
+def any_device(request: pytest.FixtureRequest) -> EmulatedDriver | None:
+    """The emulated device; None: a real one is here."""
+    if REAL:
+        return None
+    emulated: EmulatedDriver = request.getfixturevalue("device")
+    return emulated

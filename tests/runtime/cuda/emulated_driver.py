@@ -42,10 +42,13 @@ sapper_find: .quad 0
 .section .note.GNU-stack,"",@progbits
 """
 OUT_OF_MEMORY, INVALID_VALUE, INVALID_IMAGE, INVALID_PTX = 2, 1, 200, 218
-INVALID_HANDLE, NOT_FOUND, LAUNCH_FAILED, CAPTURE_INVALIDATED = 400, 500, 719, 901
+INVALID_HANDLE, NOT_FOUND, LAUNCH_FAILED, TOO_LARGE = 400, 500, 719, 720
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, INVALID_CLUSTER = 900, 901, 912
 NAMES = {0: "CUDA_SUCCESS", 1: "CUDA_ERROR_INVALID_VALUE", 2: "CUDA_ERROR_OUT_OF_MEMORY", 100: "CUDA_ERROR_NO_DEVICE",
          200: "CUDA_ERROR_INVALID_IMAGE", 218: "CUDA_ERROR_INVALID_PTX", 400: "CUDA_ERROR_INVALID_HANDLE",
-         500: "CUDA_ERROR_NOT_FOUND", 719: "CUDA_ERROR_LAUNCH_FAILED", 901: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}
+         500: "CUDA_ERROR_NOT_FOUND", 719: "CUDA_ERROR_LAUNCH_FAILED",
+         720: "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", 900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+         901: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", 912: "CUDA_ERROR_INVALID_CLUSTER_SIZE"}
 DRIVER_VERSION = 13000
 CUBIN = b"\x7fELF, as the emulated driver has it\n"
 CAPABILITY_MAJOR, CAPABILITY_MINOR, PROCESSORS, SHARED_OPTIN = 75, 76, 16, 97
@@ -56,6 +59,8 @@ CLUSTER_DIMENSION, COOPERATIVE = 4, 2
 MAP_DTYPES: dict[int, Any] = {0: np.uint8, 1: np.uint16, 2: np.uint32, 3: np.int32, 4: np.uint64, 5: np.int64,
                               6: np.float16, 7: np.float32, 8: np.float64, 9: ml_dtypes.bfloat16}
 """CUtensorMapDataType."""
+RELAXED = 2
+"""CUstreamCaptureMode: what might wait for a stream is allowed to the thread."""
 LAUNCH_SECONDS = 0.02
 """What a launch takes between events: so much that few of them are enough for who takes times."""
 P, I, U, Z = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_size_t
@@ -90,7 +95,8 @@ class EmulatedDriver:
         "cuInit": (U,), "cuDriverGetVersion": (P,), "cuDeviceGetCount": (P,), "cuDeviceGet": (P, I),
         "cuDeviceGetName": (P, I, I), "cuDeviceGetAttribute": (P, I, I), "cuGetErrorName": (I, P),
         "cuGetErrorString": (I, P), "cuDevicePrimaryCtxRetain": (P, I), "cuCtxGetCurrent": (P,),
-        "cuCtxSetCurrent": (P,), "cuCtxGetDevice": (P,), "cuMemAlloc": (P, Z), "cuMemFree": (P,),
+        "cuCtxSetCurrent": (P,), "cuCtxGetDevice": (P,), "cuCtxSynchronize": (),
+        "cuMemAlloc": (P, Z), "cuMemFree": (P,),
         "cuMemcpyHtoDAsync": (P, P, Z, P),
         "cuMemcpyDtoHAsync": (P, P, Z, P), "cuMemcpyDtoDAsync": (P, P, Z, P),
         "cuMemsetD8Async": (P, ctypes.c_ubyte, Z, P), "cuStreamCreate": (P, U),
@@ -103,6 +109,7 @@ class EmulatedDriver:
         "cuOccupancyMaxActiveBlocksPerMultiprocessor": (P, P, I, Z), "cuOccupancyMaxActiveClusters": (P, P, P),
         "cuLaunchKernelEx": (P, P, P, P),
         "cuTensorMapEncodeTiled": (P, I, U, P, P, P, P, P, I, I, I, I), "cuStreamBeginCapture": (P, I),
+        "cuThreadExchangeStreamCaptureMode": (P,),
         "cuStreamEndCapture": (P, P), "cuGraphInstantiateWithFlags": (P, P, ctypes.c_ulonglong),
         "cuGraphLaunch": (P, P), "cuGraphExecDestroy": (P,), "cuGraphDestroy": (P,),
     }
@@ -130,6 +137,7 @@ class EmulatedDriver:
         self.log: list[tuple[str, Any]] = []
         self.context = 0
         self.captures: dict[int, Capture] = {}
+        self.capture_mode = 0
         self.options = emulate.Options()
         self.failure: BaseException | None = None
         self.refuse: dict[str, int] = {}
@@ -229,17 +237,23 @@ class EmulatedDriver:
         self.need_context()
         I.from_address(out).value = 0
 
+    def cuCtxSynchronize(self) -> None:
+        self.need_context()
+
     # ---- memory
 
     def cuMemAlloc(self, out: int, size_bytes: int) -> None:
         self.need_context()
         if self.captures:
-            raise Refused(900)
+            raise Refused(CAPTURE_UNSUPPORTED)
         address = self.memory.allocate(size_bytes)
         P.from_address(out).value = address
         self.log.append(("alloc", (address, size_bytes)))
 
     def cuMemFree(self, address: int) -> None:
+        if self.captures and self.capture_mode != RELAXED:
+            self.captures.clear()
+            raise Refused(CAPTURE_UNSUPPORTED)
         self.memory.free(address)
         self.log.append(("free", address))
 
@@ -290,6 +304,8 @@ class EmulatedDriver:
         self.log.append(("destroy", stream))
 
     def cuStreamSynchronize(self, stream: int | None) -> None:
+        if self.captures.pop(stream or 0, None) is not None:
+            raise Refused(CAPTURE_UNSUPPORTED)
         self.log.append(("synchronize", self._stream(stream)))
 
     def cuStreamWaitEvent(self, stream: int | None, event: int, flags: int) -> None:
@@ -321,7 +337,13 @@ class EmulatedDriver:
         assert mode == 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.captures[self._stream(stream)] = Capture()
 
+    def cuThreadExchangeStreamCaptureMode(self, mode: int) -> None:
+        place = I.from_address(mode)
+        place.value, self.capture_mode = self.capture_mode, place.value
+
     def cuStreamEndCapture(self, stream: int, out: int) -> None:
+        if stream not in self.captures:
+            raise Refused(CAPTURE_INVALIDATED)
         P.from_address(out).value = self.new(self.captures.pop(self._stream(stream)))
 
     def cuGraphInstantiateWithFlags(self, out: int, graph: int, flags: int) -> None:
@@ -416,7 +438,10 @@ class EmulatedDriver:
 
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, out: int, function: int, threads: int, shared: int) -> None:
         self.use(function, list)
-        I.from_address(out).value = min(2048 // threads, 2, self.shared_optin // max(shared, 1))
+        I.from_address(out).value = self._blocks_of_processor(threads, shared)
+
+    def _blocks_of_processor(self, threads: int, shared: int) -> int:
+        return min(2048 // threads, 2, self.shared_optin // max(shared, 1))
 
     def cuOccupancyMaxActiveClusters(self, out: int, function: int, config: int) -> None:
         """Of a device whose processors are one group."""
@@ -424,7 +449,7 @@ class EmulatedDriver:
         given = Config.from_address(config)
         (found,) = (Attribute * given.count).from_address(given.attributes)
         assert found.id == CLUSTER_DIMENSION and not given.stream
-        each = min(2048 // given.block[0], 2, self.shared_optin // max(given.shared, 1))
+        each = self._blocks_of_processor(given.block[0], given.shared)
         I.from_address(out).value = each * self.processors // found.value[0]
 
     def cuLaunchKernelEx(self, config: int, function: int, parameters: int, extra: int | None) -> None:
@@ -440,8 +465,15 @@ class EmulatedDriver:
             else:
                 assert found.id == COOPERATIVE, found.id
                 cooperative = found.value[0] == 1
-        if given.shared > allowed:
+        threads, blocks = int(np.prod(block)), int(np.prod(grid))
+        if given.shared > allowed or not 0 < threads <= 1024 or max(grid[1:]) > 65535 or not blocks:
             raise Refused(INVALID_VALUE)
+        if cooperative and blocks > self.processors * self._blocks_of_processor(threads, given.shared):
+            raise Refused(TOO_LARGE)
+        declared = module.parsed.functions[name].required_cluster
+        if cluster and (int(np.prod(cluster)) > 8 or any(g % c for g, c in zip(grid, cluster, strict=True))
+                        or (declared and (*declared, 1, 1)[:3] != cluster)):
+            raise Refused(INVALID_CLUSTER)
         wanted = module.parsed.functions[name].parameters
         places = (P * len(wanted)).from_address(parameters)
         pieces = [ctypes.string_at(place, each.size_bytes) for place, each in zip(places, wanted, strict=True)]
@@ -463,12 +495,15 @@ class EmulatedDriver:
     def cuTensorMapEncodeTiled(self, out: int, kind: int, rank: int, address: int, extents: int, strides: int, box: int,
                                steps: int, interleave: int, swizzle: int, promotion: int, fill: int) -> None:
         """The conditions are those of the CUDA Driver API, 6.30."""
+        self.need_context()
         shape = tuple((ctypes.c_uint64 * rank).from_address(extents))
         between = tuple((ctypes.c_uint64 * (rank - 1)).from_address(strides)) if rank > 1 else ()
         tile = tuple((ctypes.c_uint32 * rank).from_address(box))
         assert tuple((ctypes.c_uint32 * rank).from_address(steps)) == (1,) * rank
         assert (interleave, fill) == (0, 0) and promotion in (0, 1, 2, 3)
-        if address % 16 or any(step % 16 or step >= 1 << 40 for step in between) or not all(shape):
+        if out % 64 or address % 16 or any(step % 16 or step >= 1 << 40 for step in between):
+            raise Refused(INVALID_VALUE)
+        if not all(0 < extent <= 1 << 32 for extent in shape):
             raise Refused(INVALID_VALUE)
         self.log.append(("map", {"dtype": kind, "address": address, "shape": shape, "strides": between, "box": tile,
                                  "swizzle": swizzle}))

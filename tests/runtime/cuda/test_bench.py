@@ -46,6 +46,37 @@ def test_a_wrong_result_is_not_timed(device: EmulatedDriver, capsys: pytest.Capt
     assert "WRONG: differs by" in printed and "TFLOP/s" not in printed
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_case_that_fails_is_told_and_the_others_go_on(device: EmulatedDriver, capsys: pytest.CaptureFixture[str],
+                                                        monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    def aborted(*_: Any) -> None:
+        if lost:
+            device.refuse["cuCtxSynchronize"] = 719
+        raise bench_gpu.CudaError("cuLaunchKernelEx", "CUDA_ERROR_LAUNCH_FAILED", "a kernel was aborted\nhere")
+
+    cases = list(bench_gpu.cases(True, None))
+    monkeypatch.setattr(bench_gpu, "cases", lambda *_: iter([("first", aborted), *cases[:1]]))
+    assert bench_gpu.main(["--quick"]) == 1
+    printed = capsys.readouterr().out
+    assert "| first | | sapper | FAILED: CudaError: cuLaunchKernelEx: found CUDA_ERROR_LAUNCH_FAILED" in printed
+    assert "\nhere" not in printed and ("measure the others with --case" in printed) == lost
+    assert ("matmul bf16 NT" in printed) != lost
+
+
+def test_a_peer_that_fails_is_left_out(device: EmulatedDriver, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        raise RuntimeError("another version\nof it")
+
+    (_, make), *_ = bench_gpu.cases(True, None)
+    case = make()
+    case.peers = {"theirs": lambda: broken, "other": broken}
+    rows, wrong = bench_gpu.run(case)
+    assert wrong is None and [row["who"] for row in rows] == ["sapper"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2] for line in said] == [
+        "theirs is left out: RuntimeError: another version", "other is left out: RuntimeError: another version"]
+
+
 def test_without_a_device_one_line_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise bench_gpu.LaunchError("found no device; expected one")

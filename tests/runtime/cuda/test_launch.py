@@ -222,6 +222,29 @@ def test_a_graph_runs_its_calls_again(device: EmulatedDriver) -> None:
     assert not device.captures
 
 
+def test_memory_that_goes_does_not_break_a_capture(device: EmulatedDriver) -> None:
+    x, out, given = cuda.array(normal(50)), cuda.empty(50), [cuda.empty(10)]
+    prepared = sp.prepare(scale, x, 0.5, out)
+
+    def work() -> None:
+        given.clear()
+        prepared()
+
+    cuda.capture(work)()
+    np.testing.assert_array_equal(out.numpy(), x.numpy() * np.float32(0.5))
+
+
+@pytest.mark.parametrize(("code", "told"), [(719, 0), (1, 1)])
+def test_handles_of_a_lost_device_go_quietly(device: EmulatedDriver, code: int, told: int,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", found.append)
+    x = cuda.empty(5)
+    device.refuse["cuMemFree"] = code
+    del x
+    assert len(found) == told
+
+
 def test_events_measure(device: EmulatedDriver) -> None:
     start, end = cuda.Event().record(), cuda.Event()
     scale(cuda.array(normal(20)), 1.0, cuda.empty(20))

@@ -233,7 +233,8 @@ FAULTS = {
     "a worker ends before the other": (r"barrier\.cluster\.arrive\.release\.aligned;\n\s*"
                                        r"barrier\.cluster\.wait\.acquire\.aligned;", "", 1),
     "too few bytes announced": (r"(expect_tx\.shared::cta\.b64 _, \[[^]]*\]), \d+;", r"\1, 16384;", 0),
-    "workers meet, and tell nothing": (r"barrier\.cluster\.arrive\.release\.", "barrier.cluster.arrive.relaxed.", 0),
+    "workers meet, and tell nothing": (r"fence\.mbarrier_init\S+(\s*\S+:\s*barrier\.cluster\.arrive)\.release",
+                                       r"\1.relaxed", 0),
     "a stage is never full": (r"(?m)^(    @%p\d+ mbarrier\.init\S+ \[[^]]*\]), 1;", r"\1, 2;", 0),
     "coordinates are exchanged":
         (r"(shared::cluster\.global\S+ \[[^]]*\], \[%rd\d+, \{)(%r\d+), (%r\d+)", r"\1\3, \2", 0),
