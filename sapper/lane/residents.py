@@ -147,10 +147,9 @@ class ResidentLowering(ScratchLowering):
 
     @staticmethod
     def _joins_slots(plan: Plan) -> bool:
-        """Whether loops inside multiply elements of which a lane takes several: a copy joins them once for many rows."""
-        return any(value.type.dtype.bits < f32.bits  # type: ignore[union-attr]
-                   for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"
-                   for value in op.operands)
+        """Whether loops inside multiply elements of which a lane takes several: a copy joins these for many rows."""
+        products = [op for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"]
+        return any(v.type.dtype.bits < f32.bits for op in products for v in op.operands)  # type: ignore[union-attr]
 
     def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
