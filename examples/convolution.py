@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f32, full, tiles, where, zeros
+from sapper import Tensor, each, f32, full, i8, i32, tiles, where, zeros
 
 from . import Example, empty, normal
 
@@ -45,6 +45,21 @@ def convolution_nchw(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: 
                     for j in range(3):
                         acc += w[o, c, i, j] * x[b, c, p + i, q + j]
             y[b, o, p, q] = acc
+
+
+@sp.kernel
+def convolution_i8(
+    x: Tensor[i8, B, H, W, C], w: Tensor[i8, O, 3, 3, C], scale: Tensor[f32, O], y: Tensor[i8, B, P, Q, O],
+):
+    """Of quantised channels, exact in i32, and quantised again."""
+    for b, p in each(B, P):
+        for q, o in tiles(Q, O):
+            acc = zeros(q, o, dtype=i32)
+            for i in range(3):
+                for j in range(3):
+                    for c in tiles(C):
+                        acc += x[b, p + i, q + j, c] @ w[o, i, j, c]
+            y[b, p, q, o] = sp.round(sp.maximum(sp.minimum(acc.to(f32) * scale[o], 127.0), -127.0)).to(i8)
 
 
 @sp.kernel
@@ -94,6 +109,12 @@ def _nchw_reference(x, w):
     return (np.einsum("bcpqij,ocij->bopq", _windows(x, 3, 3), w, optimize=True),)
 
 
+def _i8_reference(x, w, scale):
+    windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.float32), (3, 3), axis=(1, 2))
+    sums = np.einsum("bpqcij,oijc->bpqo", windows, w.astype(np.float32), optimize=True)    # below 2**24: exact
+    return (np.rint(np.clip(sums * scale, -127, 127)).astype(np.int8),)
+
+
 def _squares_reference(x):
     b, h, w, c = x.shape
     return (x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4)),)
@@ -125,6 +146,14 @@ def _torch_nchw(x, w):
     return conv2d(x, w)
 
 
+def _torch_i8(x, w, scale):
+    """By f32, as PyTorch has no such convolution for CPUs outside of its quantised modules."""
+    from torch.nn.functional import conv2d
+
+    sums = conv2d(x.permute(0, 3, 1, 2).float(), w.permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)
+    return (sums * scale).clamp(-127, 127).round().to(x.dtype)
+
+
 def _torch_squares(x):
     from torch.nn.functional import max_pool2d
 
@@ -151,6 +180,12 @@ EXAMPLES = [
         empty(s["B"], s["O"], s["P"], s["Q"])),
         _nchw_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 37, "C": 3, "O": 5},
         _torch_nchw),
+    Example(convolution_i8, lambda random, s: (
+        random.integers(-100, 101, (s["B"], s["P"] + 2, s["Q"] + 2, s["C"]), np.int8),
+        random.integers(-100, 101, (s["O"], 3, 3, s["C"]), np.int8), random.random(s["O"], np.float32) / 2000,
+        empty(s["B"], s["P"], s["Q"], s["O"], dtype=np.int8)),
+        _i8_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 9, "C": 7, "O": 35},
+        _torch_i8),
     Example(largest_of_squares, lambda random, s: (
         normal(random, s["B"], 2 * s["P"], 2 * s["Q"], s["C"]), empty(s["B"], s["P"], s["Q"], s["C"])),
         _squares_reference, {"B": 4, "P": 32, "Q": 32, "C": 64}, {"B": 1, "P": 3, "Q": 5, "C": 35}, _torch_squares),

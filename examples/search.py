@@ -23,6 +23,16 @@ def nearest_centres(x: Tensor[f32, M, D], centre: Tensor[f32, N, D], nearest: Te
 
 
 @sp.kernel
+def nearest_neighbours(x: Tensor[f32, M, D], known: Tensor[f32, N, D], nearest: Tensor[i32, M, 8]):
+    """The eight nearest of each point, the nearest first."""
+    for m in tiles(M):
+        n, d, k = whole(N), whole(D), whole(8)
+        closeness = 2.0 * (x[m, d] @ known[n, d]) - sum(known[n, d] * known[n, d], over=d)
+        _, place = sp.topk(closeness, k, over=n)
+        nearest[m, k] = place.to(i32)
+
+
+@sp.kernel
 def cosine_similarity(a: Tensor[f32, M, K], b: Tensor[f32, N, K], y: Tensor[f32, M, N]):
     for m, n in tiles(M, N):
         k = whole(K)
@@ -65,6 +75,11 @@ def best_paths(emission: Tensor[f32, T, S], transition: Tensor[f32, S, S], y: Te
         y[s] = score + emission[t, s]
         score = max(y[before] + transition[before, s], over=before)
     y[s] = score
+
+
+def _neighbours_reference(x, known):
+    closeness = 2 * x @ known.T - (known * known).sum(1)
+    return (np.argsort(-closeness, 1, kind="stable")[:, :8].astype(np.int32),)
 
 
 def _gaussian_reference(x, z, w):
@@ -126,6 +141,10 @@ EXAMPLES = [
         lambda x, centre: (((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1).astype(np.int32),),
         {"M": 1024, "N": 256, "D": 64}, {"M": 37, "N": 21, "D": 9},
         lambda x, centre: (centre.square().sum(1) - 2 * x @ centre.T).argmin(1)),
+    Example(nearest_neighbours, lambda random, s: (
+        normal(random, s["M"], s["D"]), normal(random, s["N"], s["D"]), empty(s["M"], 8, dtype=np.int32)),
+        _neighbours_reference, {"M": 512, "N": 2048, "D": 64}, {"M": 19, "N": 37, "D": 9},
+        lambda x, known: (2 * x @ known.T - known.square().sum(1)).topk(8)[1]),
     Example(cosine_similarity, lambda random, s: (
         normal(random, s["M"], s["K"]), normal(random, s["N"], s["K"]), empty(s["M"], s["N"])),
         _cosine_reference, {"M": 256, "N": 512, "K": 128}, {"M": 5, "N": 37, "K": 19}, _torch_cosine),

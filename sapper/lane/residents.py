@@ -72,8 +72,11 @@ class ResidentLowering(ScratchLowering):
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
         chunks = self._chunks_of_products(ranges, plan)
-        self.chunked |= chunks.keys()
         across = self._neighbours(ranges, plan, body) if not chunks and (nested or plan.crossing) else None
+        if nested and (across is None or self._joins_slots(plan)) and not (chunks or sums) and on_tiles is None:
+            chunks = self._chunks_of_products(ranges, plan, carried=True)
+            across = None if chunks else across
+        self.chunked |= chunks.keys()
         if across is not None:
             sums |= self._sums_across(across, ranges, plan)
         for r in ranges if self.chain is None and self.matrix_walk is None else ():
@@ -112,13 +115,17 @@ class ResidentLowering(ScratchLowering):
     def _is_plain(op: Op) -> bool:
         return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
 
-    def _chunks_of_products(self, ranges: list[Range], plan: Plan) -> dict[str, int]:
+    def _chunks_of_products(self, ranges: list[Range], plan: Plan, carried: bool = False) -> dict[str, int]:
         """How much at once of the axes of a nest that products of matrices span, and pass on to other walks: in
-        registers these would meet the other matrix row by row. Half of the second cache holds what is passed on."""
-        if self.facts.many_workers or any(isinstance(item, Op) and not self._is_plain(item) for item in plan.items):
+        registers these would meet the other matrix row by row. Half of the second cache holds what is passed on.
+        carried: loops inside may carry their sums."""
+        control = [item for item in plan.items if isinstance(item, Op) and item.blocks]
+        if self.facts.many_workers or any(not self._is_plain(op) and not (carried and op.results) for op in control):
+            return {}
+        if any(r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
             return {}
         hints = {r.axis: r.hint for r in ranges if r.axis is not None}
-        inside = [op for item in plan.items if isinstance(item, Op) for op in item.blocks[0].ops]
+        inside = [op for item in control for op in item.walk()]
         products = [op for op in (*(op for walk in plan.items if isinstance(walk, Walk) for op in walk.reductions),
                                   *inside) if op.name == "contract"]
         rows = {a for op in products for value, other in (op.operands, op.operands[::-1])
@@ -132,11 +139,17 @@ class ResidentLowering(ScratchLowering):
         def size_bytes(value: Value) -> int:
             return f32.size_bytes * prod(chunks.get(a) or self._whole_hint(a) or 1 for a in axes_of(value))
 
-        passed = sum(size_bytes(value) for value in plan.kept)
+        passed = sum(size_bytes(value) for value in (*plan.kept, *(v for op in control for v in op.results)))
         for axis in chunks:
             while passed > self.facts.l2_bytes // 2 and chunks[axis] > self.lanes:
                 chunks[axis], passed = chunks[axis] // 2, passed // 2
         return {a: -(-n // self.lanes) * self.lanes for a, n in chunks.items()}
+
+    @staticmethod
+    def _joins_slots(plan: Plan) -> bool:
+        """Whether loops inside multiply elements of which a lane takes several: a copy joins these for many rows."""
+        products = [op for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"]
+        return any(v.type.dtype.bits < f32.bits for op in products for v in op.operands)  # type: ignore[union-attr]
 
     def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function
-from sapper.ir.types import f32, i32
-from sapper.lang.builtins import argmin, each, exp, span, tiles, whole, zeros
+from sapper.ir.types import f32, i8, i32
+from sapper.lang.builtins import argmin, each, exp, span, tiles, topk, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -94,6 +94,37 @@ def chunks(x: Tensor[f32, T], y: Tensor[f32, T]):
         y[i] = sum(square * max(square, over=i), over=j)
 
 
+@kernel
+def window_sums(x: Tensor[f32, T, C], w: Tensor[f32, N, 3, C], y: Tensor[f32, M, N]):
+    """No axis of the sums has neighbours in what is read: that is the one which is summed."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for i in range(3):
+            for c in tiles(C):
+                acc += x[m + i, c] @ w[n, i, c]
+        y[m, n] = acc
+
+
+@kernel
+def window_sums_of_bytes(x: Tensor[i8, T, C], w: Tensor[i8, 3, C, N], y: Tensor[i32, M, N]):
+    """Bytes are joined to slots."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=i32)
+        for i in range(3):
+            for c in tiles(C):
+                acc += x[m + i, c] @ w[i, c, n]
+        y[m, n] = acc
+
+
+@kernel
+def nearest_of_all(x: Tensor[f32, M, D], centre: Tensor[f32, N, D], place: Tensor[i32, M, 3]):
+    for m in tiles(M):
+        n, d, k = whole(N), whole(D), whole(3)
+        closeness = 2.0 * (x[m, d] @ centre[n, d]) - sum(centre[n, d] * centre[n, d], over=d)
+        _, found = topk(closeness, k, over=n)
+        place[m, k] = found.to(i32)
+
+
 def normal(*extents: int) -> np.ndarray:
     return np.random.default_rng(sum(extents)).standard_normal(extents, dtype=np.float32)
 
@@ -105,7 +136,7 @@ def lowered(made: object, arguments: dict[str, np.ndarray], facts: Facts, schedu
 
 
 def steps(lane: Function, axis: str) -> list[int]:
-    return [op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes["label"] == axis]
+    return [op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == axis]
 
 
 def scanned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -161,7 +192,7 @@ def test_loops_hold_as_many_sums_as_there_are_registers(shape: tuple[int, int, i
     arguments = {"a": a, "b": b, "y": np.full((m, n), np.nan, np.float32)}
     lane = lowered(outer_sums, arguments, facts, hints={"K": 64, "M": 64, "N": 256})
     np.testing.assert_allclose(arguments["y"], a.T @ b, rtol=1e-5, atol=1e-5)
-    carried = max(len(op.results) for op in lane.walk() if op.name == "loop" and op.attributes["label"] == "each")
+    carried = max(len(op.results) for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "each")
     most = facts.vector_registers - 6
     assert most / 2 < carried <= most
 
@@ -186,6 +217,35 @@ def test_blocks_of_rows_leave_room_in_the_second_cache() -> None:
         np.testing.assert_allclose(arguments["y"], (x @ v) ** 2 @ w, rtol=1e-4, atol=1e-4)
         found.append(max(steps(lane, "m")))
     assert found == [128, 32]
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("shape", [(5, 9, 21), (128, 3, 16), (131, 20, 37)])
+def test_sums_that_loops_carry_are_blocks_where_lanes_have_no_neighbours(shape: tuple[int, int, int],
+                                                                       facts: Facts) -> None:
+    m, c, n = shape
+    x, w = normal(m + 2, c), normal(n, 3, c)
+    arguments = {"x": x, "w": w, "y": np.full((m, n), np.nan, np.float32)}
+    lane = lowered(window_sums, arguments, facts, hints={"M": 256, "N": 256, "C": 64})
+    wanted = np.lib.stride_tricks.sliding_window_view(x, 3, axis=0)
+    np.testing.assert_allclose(arguments["y"], np.einsum("mci,nic->mn", wanted, w), rtol=1e-4, atol=1e-4)
+    assert 128 in steps(lane, "m")
+    small = np.random.default_rng(0).integers(-128, 128, (m + 2, c), np.int8)
+    weights = np.random.default_rng(1).integers(-128, 128, (3, c, n), np.int8)
+    arguments = {"x": small, "w": weights, "y": np.full((m, n), -1, np.int32)}
+    lane = lowered(window_sums_of_bytes, arguments, facts, hints={"M": 256, "N": 256, "C": 64})
+    windows = np.lib.stride_tricks.sliding_window_view(small.astype(np.int32), 3, axis=0)
+    np.testing.assert_array_equal(arguments["y"], np.einsum("mci,icn->mn", windows, weights.astype(np.int32)))
+    assert 128 in steps(lane, "m")
+
+
+def test_products_of_which_the_largest_are_wanted_meet_in_blocks() -> None:
+    x, centre = normal(37, 9), normal(21, 9)
+    arguments = {"x": x, "centre": centre, "place": np.zeros((37, 3), np.int32)}
+    lane = lowered(nearest_of_all, arguments, AVX512, hints={"M": 1024, "N": 256, "D": 64})
+    closeness = 2 * x @ centre.T - (centre * centre).sum(1)
+    np.testing.assert_array_equal(arguments["place"], np.argsort(-closeness, 1)[:, :3])
+    assert 128 in steps(lane, "m")
 
 
 def test_a_schedule_says_how_many_rows_a_block_has() -> None:
