@@ -41,8 +41,12 @@ that spreads an element takes no longer than a dot product. Measured on a Zen 4,
 the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
 77.6."""
 
-CHUNK_ROWS, CHUNK_COLUMNS = 128, 512
-"""Most rows and columns at once of products that walks pass on in scratch memory: each stages the other matrix."""
+CHUNK_ROWS, CHUNK_COLUMNS, FEWEST_IN_CHUNK = 128, 512, 32
+"""Most rows and columns at once of products that walks pass on in scratch memory: each stages the other matrix; and the
+fewest that these are cut down to."""
+
+CHUNKS = 4
+"""Blocks of such products from which on workers share them well enough."""
 
 NEST_VECTORS = 4
 """Vectors across the lanes of what loops inside carry, or walks pass on, where the axis is one of neighbours in memory:
@@ -135,6 +139,11 @@ class ResidentLowering(ScratchLowering):
         chunks = {a: min(hints[a], CHUNK_COLUMNS) for a in rows}
         first = next(a for a in hints if a in rows)
         chunks[first] = min(hints[first], CHUNK_ROWS)
+        beside = prod(r.hint for r in ranges if r.axis not in rows)
+        for axis in sorted(chunks, key=lambda a: a == first):     # columns are parted first: each is staged but once
+            while beside * prod(-(-hints[a] // n) for a, n in chunks.items()) < CHUNKS and (
+                    chunks[axis] >= 2 * FEWEST_IN_CHUNK):
+                chunks[axis] //= 2
 
         def size_bytes(value: Value) -> int:
             return f32.size_bytes * prod(chunks.get(a) or self._whole_hint(a) or 1 for a in axes_of(value))

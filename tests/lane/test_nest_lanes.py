@@ -213,7 +213,7 @@ def test_blocks_of_rows_leave_room_in_the_second_cache() -> None:
     found = []
     for facts in (AVX512, small):
         arguments = {"x": x, "v": v, "w": w, "y": np.zeros((40, 7), np.float32)}
-        lane = lowered(two_layers, arguments, facts, hints={"M": 256, "K": 256, "D": 1024, "N": 256})
+        lane = lowered(two_layers, arguments, facts, hints={"M": 512, "K": 256, "D": 1024, "N": 256})
         np.testing.assert_allclose(arguments["y"], (x @ v) ** 2 @ w, rtol=1e-4, atol=1e-4)
         found.append(max(steps(lane, "m")))
     assert found == [128, 32]
@@ -246,6 +246,13 @@ def test_products_of_which_the_largest_are_wanted_meet_in_blocks() -> None:
     closeness = 2 * x @ centre.T - (centre * centre).sum(1)
     np.testing.assert_array_equal(arguments["place"], np.argsort(-closeness, 1)[:, :3])
     assert 128 in steps(lane, "m")
+
+
+@pytest.mark.parametrize(("rows", "block"), [(32, 32), (64, 32), (256, 64), (512, 128), (4096, 128)])
+def test_there_are_blocks_for_several_workers(rows: int, block: int) -> None:
+    arguments = {"x": normal(40, 9), "centre": normal(21, 9), "place": np.zeros(40, np.int32)}
+    lane = lowered(nearest, arguments, AVX512, hints={"M": rows, "N": 256, "D": 64})
+    assert max(steps(lane, "m")) == block
 
 
 def test_a_schedule_says_how_many_rows_a_block_has() -> None:
