@@ -444,9 +444,11 @@ _CLOSE = """
     lea r12, [rcx - 1]              # the last worker
     test r12, r12
     je alone
-    lea rdi, [rbx + @POOL]          # launch(pool, 0, 0, workers) tells them to end
+    lea rdi, [rbx + @POOL]          # launch(pool, 0, 0, workers, all of them, not held) tells them to end
     xor esi, esi
     xor edx, edx
+    mov r8, rcx
+    xor r9d, r9d
     lea rax, @launch
     call rax
 wait:
@@ -486,7 +488,9 @@ _RUN = """
     lea rsi, @program
     cmp rcx, 1
     je alone
-    lea rdi, [rdi + @POOL]
+    lea rdi, [rdi + @POOL]          # launch(pool, program, its control memory, workers, all of them, held)
+    mov r8, rcx
+    mov r9d, 1
     lea rax, @launch
     jmp rax
 alone:

@@ -8,6 +8,7 @@ a file each:
 
     extents.py             what is known of extents
     scratch.py             scratch memory
+    nest_lanes.py          lanes of nests, and products in blocks
     residents.py           axes that stay in registers
     nests.py               nests of parallel loops
     tasks.py               parallel loops as tasks

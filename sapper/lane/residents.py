@@ -2,23 +2,21 @@
 
 Enters: the ranges of a loop nest, and the plan of its body. Leaves: `resident`, `lane` and `walked` of each range; or
 an axis of `whole` that is bound. Values that pass between walks, or into loops inside (sums, maxima), then need no
-memory, but for those that are walked, whose sums tile registers make: these are too many at once.
+memory, but for those that are walked, whose sums tile registers make, or which are products in blocks (nest_lanes.py):
+these are too many at once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import f32
 from ..tile.affine import affine
-from ..tile.ops import memory_of
-from ..tile.plan import ORDERED, Plan, Walk, axes_of, plan_block
-from ..tile.schedule import Panels, ScheduleError
+from ..tile.plan import Plan, Walk, axes_of, plan_block
+from ..tile.schedule import ScheduleError
 from .extents import Range
+from .nest_lanes import MOST_ROWS, OPERAND_REGISTERS, NestLanes
 from .row_waits import WORTH, waits_of
-from .scratch import ScratchLowering
 from .state import Bound
 from .tile_blocks import CHUNK_TILES, FEWEST_ROWS, is_worth, serves, sums_of
 
@@ -27,9 +25,6 @@ RESIDENT_VECTORS = 2
 
 RESIDENT_ROWS = FEWER_ROWS = 4
 """Rows that carried values span where the lane axis is another; and in the tail of more."""
-
-MOST_ROWS, OPERAND_REGISTERS = 12, 6
-"""Rows at once of sums that a loop scales and carries, and how many registers are left for what they are made of."""
 
 PIECES_OF_MANY_ROWS = 2
 """Vectors of the operand that spans the lanes, for many rows: a load that spreads an element takes a cycle, as does the
@@ -40,17 +35,6 @@ MUCH_UNPACKING = 3
 that spreads an element takes no longer than a dot product. Measured on a Zen 4, 512 rows by 1024 x 4096, in percent of
 the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
 77.6."""
-
-CHUNK_ROWS, CHUNK_COLUMNS, FEWEST_IN_CHUNK = 128, 512, 32
-"""Most rows and columns at once of products that walks pass on in scratch memory: each stages the other matrix; and the
-fewest that these are cut down to."""
-
-CHUNKS = 4
-"""Blocks of such products from which on workers share them well enough."""
-
-NEST_VECTORS = 4
-"""Vectors across the lanes of what loops inside carry, or walks pass on, where the axis is one of neighbours in memory:
-as many chains that do not wait for each other, and as many lines at once of each row that is read."""
 
 JOINED_ROWS, SHORT_ROW = 8, 512
 """Rows at once whose sums lie in memory as these follow each other (joined_rows.py), and elements of a row."""
@@ -66,7 +50,7 @@ def unpacking_of(value: Value) -> int:
     return 0 if made is None or made.name in ("load", "const") else 1 + sum(map(unpacking_of, made.operands))
 
 
-class ResidentLowering(ScratchLowering):
+class ResidentLowering(NestLanes):
     """Chooses resident axes."""
 
     def _residents(self, ranges: list[Range], body: Block, plan: Plan, late: bool) -> None:
@@ -114,128 +98,6 @@ class ResidentLowering(ScratchLowering):
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
                                         f"{self.lanes} lanes, or another lane axis")
-
-    @staticmethod
-    def _is_plain(op: Op) -> bool:
-        return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
-
-    def _chunks_of_products(self, ranges: list[Range], plan: Plan, carried: bool = False) -> dict[str, int]:
-        """How much at once of the axes of a nest that products of matrices span, and pass on to other walks: in
-        registers these would meet the other matrix row by row. Half of the second cache holds what is passed on.
-        carried: loops inside may carry their sums."""
-        control = [item for item in plan.items if isinstance(item, Op) and item.blocks]
-        if self.facts.many_workers or any(not self._is_plain(op) and not (carried and op.results) for op in control):
-            return {}
-        if any(r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
-            return {}
-        hints = {r.axis: r.hint for r in ranges if r.axis is not None}
-        inside = [op for item in control for op in item.walk()]
-        products = [op for op in (*(op for walk in plan.items if isinstance(walk, Walk) for op in walk.reductions),
-                                  *inside) if op.name == "contract"]
-        rows = {a for op in products for value, other in (op.operands, op.operands[::-1])
-                for a in axes_of(value) if a in hints and a not in axes_of(other) and len(axes_of(other)) > 1}
-        if not rows or not (plan.crossing & rows or inside):
-            return {}
-        chunks = {a: min(hints[a], CHUNK_COLUMNS) for a in rows}
-        first = next(a for a in hints if a in rows)
-        chunks[first] = min(hints[first], CHUNK_ROWS)
-        beside = prod(r.hint for r in ranges if r.axis not in rows)
-        for axis in sorted(chunks, key=lambda a: a == first):     # columns are parted first: each is staged but once
-            while beside * prod(-(-hints[a] // n) for a, n in chunks.items()) < CHUNKS and (
-                    chunks[axis] >= 2 * FEWEST_IN_CHUNK):
-                chunks[axis] //= 2
-
-        def size_bytes(value: Value) -> int:
-            return f32.size_bytes * prod(chunks.get(a) or self._whole_hint(a) or 1 for a in axes_of(value))
-
-        passed = sum(size_bytes(value) for value in (*plan.kept, *(v for op in control for v in op.results)))
-        for axis in chunks:
-            while passed > self.facts.l2_bytes // 2 and chunks[axis] > self.lanes:
-                chunks[axis], passed = chunks[axis] // 2, passed // 2
-        return {a: -(-n // self.lanes) * self.lanes for a, n in chunks.items()}
-
-    @staticmethod
-    def _joins_slots(plan: Plan) -> bool:
-        """Whether loops inside multiply elements of which a lane takes several: a copy joins these for many rows."""
-        products = [op for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"]
-        return any(v.type.dtype.bits < f32.bits for op in products for v in op.operands)  # type: ignore[union-attr]
-
-    def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
-        """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
-        along any axis inside; None where there is none, or lanes are taken."""
-        if any(b.lane for b in self.bound.values()) or any(
-                r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
-            return None
-        found: Counter[str] = Counter()
-        for op in (inner for outer in body.ops for inner in outer.walk()):
-            if op.name not in ("load", "store"):
-                continue
-            if isinstance(self.stride_classes.get(memory_of(op.operands[0]).name), Panels):
-                return None
-            for axis, unit in self._steps_of(op).items():
-                found[axis] += 1 if unit else -1
-        walked = {r.axis for r in ranges if r.axis is not None and r.hint > 1}
-        best = max(found, key=found.__getitem__, default=None)
-        free = self.schedule.lane in (None, best)
-        return best if free and best in walked and found[best] > 0 else None
-
-    def _steps_of(self, op: Op) -> dict[str, bool]:
-        """Of each axis that an access goes along whether its neighbours are neighbours in memory."""
-        found: dict[str, bool] = {}
-        unit = self._unit_dimension(op.operands[0])
-        for dimension, index in enumerate(op.operands[1 if op.name == "load" else 2:]):
-            form = affine(index)
-            for axis in axes_of(index):
-                beside = dimension == unit and form is not None and form.axes.get(axis) == 1
-                found[axis] = beside and found.get(axis, True)
-        return found
-
-    def _unit_dimension(self, tensor: Value) -> int | None:
-        """The dimension of a tensor along which neighbours are neighbours in memory, if one is known to be."""
-        view = tensor.op
-        if view is None:
-            strides = self.stride_classes.get(tensor.name, "contiguous")
-            if strides == "contiguous":
-                return len(tensor.type.dims) - 1  # type: ignore[union-attr]
-            return strides.index(True) if isinstance(strides, tuple) and True in strides else None
-        source, groups = self._unit_dimension(view.operands[0]), view.attributes["groups"]
-        if view.operands[0].type.dtype.size_bytes != view.result.type.dtype.size_bytes:  # type: ignore[union-attr]
-            return len(view.operands) - 2
-        merged = made = 0
-        for axes, count in groups:
-            merged, made = merged + axes, made + count
-            if source == merged - 1:
-                return int(made) - 1 if count else None
-        return None
-
-    def _sums_across(self, across: str, ranges: list[Range], plan: Plan) -> dict[str, int]:
-        """Vectors of the axis across the lanes, and coordinates of another one, of what loops inside carry, where they
-        read for all of the other axis the same: as many as registers hold, so that what is read serves several."""
-        loops = [loop for item in plan.items if isinstance(item, Op) for loop in item.walk() if loop.results]
-        carried = max((loop.results for loop in loops), key=len, default=[])
-        hints = {r.axis: r.hint for r in ranges if r.axis is not None}
-        rows = {a for value in carried for a in axes_of(value) if a in hints} - {across}
-        if len(rows) != 1 or not all({across, *rows} <= set(axes_of(value)) for value in carried):
-            return {}
-        (axis,) = rows
-        read = [set(axes_of(op.result)) for loop in loops for op in loop.walk() if op.name == "load"]
-        if not any(across in axes and axis not in axes for axes in read):
-            return {}
-        most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // len(carried))
-        found = []
-        for vectors in (1, 2, NEST_VECTORS):
-            if vectors == 1 or (vectors <= most and vectors * self.lanes <= hints[across]):
-                at_once = max(1, min(most // vectors, MOST_ROWS, hints[axis]))
-                found.append((vectors * at_once / (vectors + at_once), vectors, at_once))
-        _, vectors, at_once = max(found)
-        return {across: vectors, axis: at_once}
-
-    def _vectors_of_nest(self, r: Range, plan: Plan) -> int:
-        """Vectors at once of an axis across the lanes: what loops inside carry takes half of the registers at most."""
-        carried = max((len([v for v in loop.results if r.axis in axes_of(v)]) for item in plan.items
-                       if isinstance(item, Op) for loop in item.walk() if loop.results and loop.blocks), default=1)
-        fitting = min(NEST_VECTORS, self.facts.vector_registers // 2 // max(1, carried), r.hint // self.lanes)
-        return 1 << max(1, fitting).bit_length() - 1
 
     def _rows_that_wait(self, r: Range, plan: Plan) -> int:
         """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes
@@ -336,16 +198,6 @@ class ResidentLowering(ScratchLowering):
                     walked[next(iter(rows))] >= FEWEST_ROWS * self.lanes):
                 return rows.pop()
         return None
-
-    @staticmethod
-    def _carries_contractions(axis: str, plan: Plan) -> bool:
-        """Whether a loop inside, or inside a loop over pages, gives a tile of scores over this axis and its own again
-        and again (attention): with the axis across lanes no lane ever needs another, so that maxima and sums of scores
-        are plain vectors."""
-        return any(inner.name == "contract" and axis in axes_of(inner.result)
-                   and set(axes_of(inner.result)) & set(loop.attributes["axes"])
-                   for item in plan.items if isinstance(item, Op) for loop in item.walk()
-                   if loop.name == "tiles" and loop.results for inner in loop.walk())
 
     def _lists_by_lane(self, r: Range, plan: Plan) -> bool:
         """Whether short lists of the largest of few elements are made for many rows (experts of tokens): a list in each
