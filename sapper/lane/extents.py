@@ -134,6 +134,7 @@ class ExtentLowering(ChainPairLowering):
         self.open[axis] = Open(r.start, extent, r.hint, r.divisor, r.capacity, once=r.once)
 
     def is_bounded(self, axis: str) -> bool:
-        """Whether scratch memory may be set aside for a value over an axis."""
+        """Whether scratch memory may be set aside for a value over an axis: not if its range is known only as the
+        kernel runs."""
         o = self.open.get(axis)
         return o is None or isinstance(o.extent, int) or o.capacity is not None

@@ -39,6 +39,7 @@ class NestLanes(ScratchLowering):
 
     @staticmethod
     def _is_plain(op: Op) -> bool:
+        """Whether a loop carries nothing and has no control inside: its axes may be walked like those of `whole`."""
         return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
 
     def _chunks_of_products(self, ranges: list[Range], plan: Plan, carried: bool = False) -> dict[str, int]:

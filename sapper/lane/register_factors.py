@@ -153,10 +153,6 @@ class RegisterFactors(WalkLowering):
         bound = self.bound[axis]
         return bound.count * (self.lanes if bound.lane else 1)
 
-    def is_bounded(self, axis: str) -> bool:
-        """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""
-        return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
-
     # Panels that were packed before the call.
 
     def _panel_axes(self, op: Op, panels: Panels) -> tuple[str, str]:

@@ -107,7 +107,7 @@ class Runs(Pairs):
         raise NotImplementedError("the model knows the extents")
 
     def is_bounded(self, axis: str) -> bool:
-        raise NotImplementedError("the model knows the extents")
+        raise NotImplementedError("control knows the extents")
 
     def streams(self, op: Op) -> bool:
         raise NotImplementedError("the model decides")

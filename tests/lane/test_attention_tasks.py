@@ -16,7 +16,7 @@ from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts
 
 from .run_lane import run_lane
-from .test_expert_tasks import largest_share
+from .test_expert_tasks import largest_share, sizes_of_tasks
 
 LIBRARY = {k.name: k for k in library()}
 FACTS = Facts(lanes=16, vector_registers=32)
@@ -25,39 +25,24 @@ FACTS = Facts(lanes=16, vector_registers=32)
 @pytest.mark.parametrize(("heads", "group"), [(1, 1), (1, 2), (3, 1), (3, 3), (4, 1)])
 @pytest.mark.parametrize("name", ["attention_f32", "attention_rounded_bf16"])
 def test_two_workers_share_a_causal_mask(name: str, heads: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads, sizes = 0, []
+    loads: list[Op] = []
 
     def counting(program: interpret.Program, op: Op, build: Any = interpret._BUILDERS["load"]) -> Any:
         step = build(program, op)
 
         def run(environment: Any) -> None:
-            nonlocal loads
-            loads += 1
+            loads.append(op)
             step(environment)
 
         return run
 
-    def tasks(program: interpret.Program, op: Op) -> Any:
-        total, (block,) = program.slot(op.operands[0]), op.blocks
-        index, steps = program.slot(block.arguments[0]), program.block(block)
-
-        def run(environment: Any) -> None:
-            if environment[0].number:      # the first worker does it all, so that tasks are counted one by one
-                return
-            for task in range(environment[total]):
-                before, environment[index] = loads, task
-                for step in steps:
-                    step(environment)
-                sizes.append(loads - before)
-
-        return run
-
     monkeypatch.setitem(interpret._BUILDERS, "load", counting)
-    monkeypatch.setitem(interpret._BUILDERS, "tasks", tasks)
+    found = sizes_of_tasks(monkeypatch, loads.clear, lambda: len(loads))
     entry = LIBRARY[name]
     shape = {"T": 128, "H": heads, "G": group, "D": 16, "position": 0}
     arguments = entry.make_arguments(np.random.default_rng(1), shape)
     expected = entry.reference(arguments)
     run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=FACTS, workers=2)
     assert entry.compare(arguments, expected) is None
+    (sizes,) = found
     assert largest_share(sizes) < 0.55, f"{sizes}"

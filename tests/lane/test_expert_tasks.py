@@ -4,6 +4,7 @@ A task's bytes are counted by running it; tasks are then handed out as `tasks` o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,39 @@ WEIGHTS = ("gate", "up", "w", "quants")
 FACTS = Facts(lanes=16, vector_registers=32, dots=frozenset({"dot4_u8i8"}))
 
 
+def sizes_of_tasks(monkeypatch: pytest.MonkeyPatch, begin: Callable[[], object], size: Callable[[], int]
+                   ) -> list[list[int]]:
+    """Have the first worker do all tasks, one by one. Gives their sizes, for each loop that shares out tasks, once it
+    has run. begin: called before each task; size: that of the task just done."""
+    found: list[list[int]] = []
+
+    def tasks(program: interpret.Program, op: Op) -> Any:
+        total, (block,) = program.slot(op.operands[0]), op.blocks
+        index, steps = program.slot(block.arguments[0]), program.block(block)
+
+        def run(environment: Any) -> None:
+            if environment[0].number:
+                return
+            sizes = []
+            for task in range(environment[total]):
+                begin()
+                environment[index] = task
+                for step in steps:
+                    step(environment)
+                sizes.append(size())
+            found.append(sizes)
+
+        return run
+
+    monkeypatch.setitem(interpret._BUILDERS, "tasks", tasks)
+    return found
+
+
 def bytes_of_tasks(name: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """For each loop that shares out tasks, the bytes of weights that each of them reads. Checks the results too."""
     entry = LIBRARY[name]
     places: list[range] = []
     seen: set[int] = set()
-    found: list[list[int]] = []
     add_array = interpret.Memory.add_array
 
     def remember(self: Any, key: str, array: Any) -> int:
@@ -49,26 +77,11 @@ def bytes_of_tasks(name: str, arguments: dict[str, Any], monkeypatch: pytest.Mon
 
         return load
 
-    def tasks(program: interpret.Program, op: Op) -> Any:
-        total, (block,) = program.slot(op.operands[0]), op.blocks
-        index, steps = program.slot(block.arguments[0]), program.block(block)
-
-        def run(environment: Any) -> None:
-            if environment[0].number:      # the first worker does it all, so that tasks are counted one by one
-                return
-            sizes = []
-            for task in range(environment[total]):
-                seen.clear()
-                environment[index] = task
-                for step in steps:
-                    step(environment)
-                sizes.append(64 * sum(any(line in place for place in places) for line in seen))
-            found.append(sizes)
-
-        return run
+    def bytes_of_weights() -> int:
+        return 64 * sum(any(line in place for place in places) for line in seen)
 
     monkeypatch.setattr(interpret.Memory, "add_array", remember)
-    monkeypatch.setitem(interpret._BUILDERS, "tasks", tasks)
+    found = sizes_of_tasks(monkeypatch, seen.clear, bytes_of_weights)
     for load in ("load", "load_run", "gather"):
         monkeypatch.setitem(interpret._BUILDERS, load, recording(interpret._BUILDERS[load]))
     expected = entry.reference(arguments)

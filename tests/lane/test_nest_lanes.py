@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.recurrent import recurrence
+from examples.search import nearest_centres
+from examples.statistics import softmax_of_columns
 from sapper.ir.nodes import Function
 from sapper.ir.types import f32, i8, i32
-from sapper.lang.builtins import argmin, each, exp, span, tiles, topk, whole, zeros
+from sapper.lang.builtins import each, exp, span, tiles, topk, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -25,15 +28,6 @@ C, D, K, M, N, T = dims("C D K M N T")
 
 
 @kernel
-def recurrence(a: Tensor[f32, T, C], b: Tensor[f32, T, C], y: Tensor[f32, T, C]):
-    for c in tiles(C):
-        h = zeros(c, dtype=f32)
-        for t in range(T):
-            h = a[t, c] * h + b[t, c]
-            y[t, c] = h
-
-
-@kernel
 def recurrence_of_rows(a: Tensor[f32, C, T], b: Tensor[f32, C, T], y: Tensor[f32, C, T]):
     """The same where tokens are neighbours in memory."""
     for c in tiles(C):
@@ -44,28 +38,12 @@ def recurrence_of_rows(a: Tensor[f32, C, T], b: Tensor[f32, C, T], y: Tensor[f32
 
 
 @kernel
-def softmax_of_columns(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
-    for n in tiles(N):
-        m = whole(M)
-        power = exp(x[m, n] - max(x[m, n], over=m))
-        y[m, n] = power / sum(power, over=m)
-
-
-@kernel
 def outer_sums(a: Tensor[f32, K, M], b: Tensor[f32, K, N], y: Tensor[f32, M, N]):
     for m, n in tiles(M, N):
         acc = zeros(m, n, dtype=f32)
         for k in range(K):
             acc += a[k, m] * b[k, n]
         y[m, n] = acc
-
-
-@kernel
-def nearest(x: Tensor[f32, M, D], centre: Tensor[f32, N, D], place: Tensor[i32, M]):
-    for m in tiles(M):
-        n, d = whole(N), whole(D)
-        distance = sum(centre[n, d] * centre[n, d], over=d) - 2.0 * (x[m, d] @ centre[n, d])
-        place[m] = argmin(distance, over=n).to(i32)
 
 
 @kernel
@@ -200,10 +178,10 @@ def test_loops_hold_as_many_sums_as_there_are_registers(shape: tuple[int, int, i
 @pytest.mark.parametrize("rows", [1, 15, 128, 133])
 def test_products_are_passed_on_in_blocks_of_rows(rows: int) -> None:
     x, centre = normal(rows, 9), normal(21, 9)
-    arguments = {"x": x, "centre": centre, "place": np.zeros(rows, np.int32)}
-    lane = lowered(nearest, arguments, AVX512, hints={"M": 1024, "N": 256, "D": 64})
+    arguments = {"x": x, "centre": centre, "nearest": np.zeros(rows, np.int32)}
+    lane = lowered(nearest_centres, arguments, AVX512, hints={"M": 1024, "N": 256, "D": 64})
     wanted = ((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1)
-    np.testing.assert_array_equal(arguments["place"], wanted)
+    np.testing.assert_array_equal(arguments["nearest"], wanted)
     assert 128 in steps(lane, "m")
 
 
@@ -250,16 +228,16 @@ def test_products_of_which_the_largest_are_wanted_meet_in_blocks() -> None:
 
 @pytest.mark.parametrize(("rows", "block"), [(32, 32), (64, 32), (256, 64), (512, 128), (4096, 128)])
 def test_there_are_blocks_for_several_workers(rows: int, block: int) -> None:
-    arguments = {"x": normal(40, 9), "centre": normal(21, 9), "place": np.zeros(40, np.int32)}
-    lane = lowered(nearest, arguments, AVX512, hints={"M": rows, "N": 256, "D": 64})
+    arguments = {"x": normal(40, 9), "centre": normal(21, 9), "nearest": np.zeros(40, np.int32)}
+    lane = lowered(nearest_centres, arguments, AVX512, hints={"M": rows, "N": 256, "D": 64})
     assert max(steps(lane, "m")) == block
 
 
 def test_a_schedule_says_how_many_rows_a_block_has() -> None:
     x, centre = normal(40, 9), normal(21, 9)
-    arguments = {"x": x, "centre": centre, "place": np.zeros(40, np.int32)}
-    lane = lowered(nearest, arguments, AVX512, Schedule(tile={"m": 32}), {"M": 1024, "N": 256, "D": 64})
-    np.testing.assert_array_equal(arguments["place"], ((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1))
+    arguments = {"x": x, "centre": centre, "nearest": np.zeros(40, np.int32)}
+    lane = lowered(nearest_centres, arguments, AVX512, Schedule(tile={"m": 32}), {"M": 1024, "N": 256, "D": 64})
+    np.testing.assert_array_equal(arguments["nearest"], ((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1))
     assert 32 in steps(lane, "m") and 128 not in steps(lane, "m")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sapper.models.batch import Fed, Pick
-from sapper.models.deepseek.config import DeepseekConfig, from_json
+from sapper.models.deepseek.config import DeepseekConfig
 from sapper.models.deepseek.heads import DenseHeads, KeyBlocks, ValueBlocks
 from sapper.models.deepseek.model import load_model
 from sapper.models.deepseek.untrained_gguf import write_gguf
@@ -25,8 +25,9 @@ from sapper.runtime.packed import Packed
 from sapper.runtime.program import Program, Rows, Variable
 from sapper.targets import host_target
 
-from .test_deepseek import SMALL_V2
 from .test_k_matrix import SIZES, random_bytes
+from .test_untrained_gguf import config_of as small_config
+from .test_untrained_gguf import written_anew
 
 HEADS, RANK, FEATURES, TURNED = 3, 256, 64, 32
 FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -107,48 +108,34 @@ def test_rows_are_widened_to_bf16(kind: str, rounded: bool) -> None:
 
 
 def config_of(**changes: Any) -> DeepseekConfig:
-    return from_json({
-        **SMALL_V2, "vocab_size": 320, "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 256,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
-        "n_shared_experts": 1, "q_lora_rank": 64, "kv_lora_rank": RANK, "qk_nope_head_dim": FEATURES,
-        "qk_rope_head_dim": TURNED, "v_head_dim": FEATURES, "max_position_embeddings": 256, **changes}, "the test")
+    return small_config(**{"kv_lora_rank": RANK, "qk_nope_head_dim": FEATURES, "qk_rope_head_dim": TURNED,
+                           "v_head_dim": FEATURES, **changes})
 
 
 def in_formats(path: Path, kinds: Mapping[str, str], config: DeepseekConfig, together: bool) -> None:
     """Write a file anew with tensors, by a part of their names, in other formats. together: keys and values in one
     tensor, a head's after the other's, as older files have them."""
-    source = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(path.with_suffix(".new"), "deepseek2")
-    for field in source.fields.values():
-        if not field.name.startswith(("GGUF.", "general.architecture")):
-            sub = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)
-
     def wide(tensor: Any) -> np.ndarray:
         shape = tuple(int(n) for n in reversed(tensor.shape))
         return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
 
-    found = {tensor.name: (wide(tensor), tensor.tensor_type) for tensor in source.tensors}
-    if together:
-        for layer in range(config.layers):
-            keys, values = (found.pop(f"blk.{layer}.attn_{part}_b.weight")[0] for part in "kv")
-            rows = np.concatenate([keys.swapaxes(1, 2), values], axis=1).reshape(-1, config.key_rank)
-            found[f"blk.{layer}.attn_kv_b.weight"] = rows, Kind.F32
-    for name, (values, was) in found.items():
-        kind = next((kind for part, kind in kinds.items() if part in name), None)
-        if kind in SIZES:
-            raw = random_bytes(kind, values.size // values.shape[-1], values.shape[-1], len(name))
-            writer.add_tensor(name, raw.reshape(*values.shape[:-1], -1), raw_dtype=Kind[kind])
-        elif kind is None and was == Kind.F32:
-            writer.add_tensor(name, values)
-        else:
-            chosen = was if kind is None else Kind[kind]
-            writer.add_tensor(name, gguf.quants.quantize(values, chosen).view(np.uint8), raw_dtype=chosen)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    path.with_suffix(".new").replace(path)
+    with written_anew(path) as (source, writer):
+        found = {tensor.name: (wide(tensor), tensor.tensor_type) for tensor in source.tensors}
+        if together:
+            for layer in range(config.layers):
+                keys, values = (found.pop(f"blk.{layer}.attn_{part}_b.weight")[0] for part in "kv")
+                rows = np.concatenate([keys.swapaxes(1, 2), values], axis=1).reshape(-1, config.key_rank)
+                found[f"blk.{layer}.attn_kv_b.weight"] = rows, Kind.F32
+        for name, (values, was) in found.items():
+            kind = next((kind for part, kind in kinds.items() if part in name), None)
+            if kind in SIZES:
+                raw = random_bytes(kind, values.size // values.shape[-1], values.shape[-1], len(name))
+                writer.add_tensor(name, raw.reshape(*values.shape[:-1], -1), raw_dtype=Kind[kind])
+            elif kind is None and was == Kind.F32:
+                writer.add_tensor(name, values)
+            else:
+                chosen = was if kind is None else Kind[kind]
+                writer.add_tensor(name, gguf.quants.quantize(values, chosen).view(np.uint8), raw_dtype=chosen)
 
 
 @pytest.mark.parametrize(("kinds", "together", "changes", "held"), [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,27 +55,34 @@ def test_what_there_are_no_words_for_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model.gguf").exists()
 
 
-def with_experts_in(kind: str, path: Path) -> None:
-    """Give a file's experts random bytes of that format: written anew, with everything else as it was."""
+@contextmanager
+def written_anew(path: Path) -> Iterator[tuple[gguf.GGUFReader, gguf.GGUFWriter]]:
+    """A file, and what writes it anew with its metadata: the tensors are to be added."""
     source = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(path.with_suffix(".new"), "deepseek2")
     for field in source.fields.values():
         if not field.name.startswith(("GGUF.", "general.architecture")):
             sub = field.types[1] if len(field.types) > 1 else None
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)
-    for seed, tensor in enumerate(source.tensors):
-        rows = int(np.prod(tensor.shape[1:]))
-        if "ffn_" in tensor.name and "inp" not in tensor.name and "norm" not in tensor.name and "blk.1" in tensor.name:
-            raw = random_bytes(kind, rows, int(tensor.shape[0]), seed)
-            shape = (*(int(n) for n in reversed(tensor.shape[1:])), raw[0].size)
-            writer.add_tensor(tensor.name, raw.reshape(shape), raw_dtype=gguf.GGMLQuantizationType[kind])
-        else:
-            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    yield source, writer
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     path.with_suffix(".new").replace(path)
+
+
+def with_experts_in(kind: str, path: Path) -> None:
+    """Give a file's experts random bytes of that format; everything else is as it was."""
+    with written_anew(path) as (source, writer):
+        for seed, tensor in enumerate(source.tensors):
+            name, rows = tensor.name, int(np.prod(tensor.shape[1:]))
+            if "ffn_" in name and "inp" not in name and "norm" not in name and "blk.1" in name:
+                raw = random_bytes(kind, rows, int(tensor.shape[0]), seed)
+                shape = (*(int(n) for n in reversed(tensor.shape[1:])), raw[0].size)
+                writer.add_tensor(name, raw.reshape(shape), raw_dtype=gguf.GGMLQuantizationType[kind])
+            else:
+                writer.add_tensor(name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
 
 
 @pytest.mark.parametrize("kind", SIZES)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, bf16, f32, tiles, zeros
 from sapper.kernels import find, library
 from sapper.kernels.record import LibraryKernel
 from sapper.runtime import cuda
@@ -18,6 +17,7 @@ from sapper.runtime.dtypes import numpy_dtype
 from sapper.targets.ptx.text import NEAR_ALIGN_BYTES
 
 from .conftest import REAL
+from .test_launch import product
 
 if TYPE_CHECKING:
     from .emulated_driver import EmulatedDriver
@@ -26,15 +26,6 @@ M, N, K = sp.dims("M N K")
 BF16 = numpy_dtype("bf16")
 ENTRIES = library() if REAL else [find(name) for name in ("vector_add", "softmax_bf16", "matmul_nn_f32", "top_k")]
 EXTENT = 1024 if REAL else 128
-
-
-@sp.kernel
-def product(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[f32, M, N]):
-    for m, n in tiles(M, N):
-        acc = zeros(m, n, dtype=f32)
-        for k in tiles(K):
-            acc += a[m, k] @ b[n, k]
-        c[m, n] = acc
 
 
 def run(entry: LibraryKernel, shape: dict[str, int]) -> None:
