@@ -181,7 +181,7 @@ class TaskLowering(NestLowering):
             cap = self._task_cap(r)
             capacity = Capacity(cap) if cap else r.capacity
             pieces[places[id(r)]] = replace(
-                r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once, forward=True)
+                r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once, forward=True, fixed=None)
         self._loops([pieces[place] for place in range(len(pieces))], 0, body)
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:

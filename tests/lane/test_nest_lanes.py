@@ -65,6 +65,19 @@ def weighted(x: Tensor[f32, M, K], w: Tensor[f32, K, N], y: Tensor[f32, M, N]):
 
 
 @kernel
+def part_of_rows(x: Tensor[f32, M, N], first: i32, y: Tensor[f32, M, N]):
+    for m, n in tiles(span(first, first + 100), N):
+        y[m, n] = 2.0 * x[m, n]
+
+
+@kernel
+def sums_of_rows(x: Tensor[f32, M, N], first: i32, y: Tensor[f32, M]):
+    for m in tiles(span(first, first + 100)):
+        n = whole(N)
+        y[m] = sum(x[m, n], over=n)
+
+
+@kernel
 def chunks(x: Tensor[f32, T], y: Tensor[f32, T]):
     for c in each(T // 8):
         i, j = whole(span(c * 8, c * 8 + 8)), whole(span(c * 8, c * 8 + 8))
@@ -273,6 +286,20 @@ def test_a_range_may_begin_anywhere_and_be_of_fixed_length() -> None:
     lowered(chunks, arguments, AVX2)
     square = x.reshape(3, 8, 1) * x.reshape(3, 1, 8)
     np.testing.assert_allclose(arguments["y"].reshape(3, 8), (square * square.max(1)[:, None]).sum(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("first", [0, 13, 60])
+def test_workers_share_a_range_of_fixed_length(first: int, workers: int) -> None:
+    """A task has a part of it."""
+    x, rows = normal(160, 40), slice(first, first + 100)
+    for made, result in ((part_of_rows, 2 * x), (sums_of_rows, x.sum(1))):
+        arguments = {"x": x, "first": first, "y": np.zeros_like(result)}
+        function = reduce_loops(made.tile_ir())
+        run_lane(function, arguments, None, AVX512, specialize(function, arguments), workers)
+        expected = np.zeros_like(result)
+        expected[rows] = result[rows]
+        np.testing.assert_allclose(arguments["y"], expected, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
