@@ -55,7 +55,8 @@ def gaussian_sums(x: Tensor[f32, M, D], z: Tensor[f32, N, D], w: Tensor[f32, N, 
 
 @sp.kernel
 def balanced_transport(cost: Tensor[f32, B, M, N], y: Tensor[f32, B, M, N]):
-    """Sinkhorn's iterations (arXiv:1306.0895): rows and columns are scaled in turns until both add up to one."""
+    """Sinkhorn's iterations (arXiv:1306.0895): of as many rows as columns, which are scaled in turns until
+    both add up to one."""
     for b in each(B):
         m, n = whole(M), whole(N)
         kernel = exp(-cost[b, m, n])
@@ -155,7 +156,7 @@ EXAMPLES = [
         _torch_gaussian),
     Example(balanced_transport, lambda random, s: (
         normal(random, s["B"], s["M"], s["N"]), empty(s["B"], s["M"], s["N"])),
-        _transport_reference, {"B": 8, "M": 128, "N": 128}, {"B": 2, "M": 9, "N": 21}, _torch_transport),
+        _transport_reference, {"B": 8, "M": 128, "N": 128}, {"B": 2, "M": 21, "N": 21}, _torch_transport),
     Example(best_paths, lambda random, s: (
         normal(random, s["T"], s["S"]), normal(random, s["S"], s["S"]), empty(s["S"])),
         _paths_reference, {"T": 128, "S": 64}, {"T": 6, "S": 21}, _torch_paths),
