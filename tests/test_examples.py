@@ -48,6 +48,6 @@ def test_a_wrong_result_is_seen():
         run(wrong, wrong.small)
 
 
-@pytest.mark.parametrize(("name", "target"), zip(EXAMPLES, cycle(("sm_80", "sm_90a")), strict=False))
+@pytest.mark.parametrize(("name", "target"), [*zip(EXAMPLES, cycle(("sm_80", "sm_90a")), strict=False)])
 def test_as_ptx_on_the_emulator(name, target):
     run(EXAMPLES[name], EXAMPLES[name].small, target=target, emulate=True)
