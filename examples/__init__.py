@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-MODULES = ("attention", "convolution", "numerics", "recurrent", "search", "statistics", "training")
+MODULES = ("attention", "convolution", "images", "numerics", "recurrent", "search", "statistics", "training")
 
 Shape = Mapping[str, int]
 Arguments = Sequence[Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, exp, f32, f64, i32, span, tiles, where, whole, zeros
+from sapper import Tensor, each, exp, f32, f64, i32, span, tiles, u8, where, whole, zeros
 
 from . import Example, empty, normal
 
@@ -58,6 +58,19 @@ def sparse_product(start: Tensor[i32, P], column: Tensor[i32, J], value: Tensor[
     for m in each(M):
         j = whole(span(start[m + 0], start[m + 1]))
         y[m] = sum(value[j] * x[column[j]], over=j)
+
+
+@sp.kernel
+def table_product(x: Tensor[f32, M, K], w: Tensor[u8, N, P], table: Tensor[f32, 16], scale: Tensor[f32, N, J],
+                  y: Tensor[f32, M, N]):
+    """By weights of four bits, two in a byte, each a number of a table times the scale of its 64 (NF4)."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            both = w[n, k // 2]
+            place = where(k % 2 == 0, both >> 4, both & 15)
+            acc += x[m, k] @ (table[place.to(i32)] * scale[n, k // 64])
+        y[m, n] = acc
 
 
 @sp.kernel
@@ -117,6 +130,11 @@ def _sparse_reference(start, column, value, x):
     return (np.add.reduceat(value * x[column], start[:-1]),)
 
 
+def _table_reference(x, w, table, scale):
+    weights = table[np.stack([w >> 4, w & 15], axis=-1).reshape(len(w), -1)] * scale.repeat(64, axis=1)
+    return (x @ weights.T,)
+
+
 def _complex_reference(a_re, a_im, b_re, b_im):
     return a_re @ b_re - a_im @ b_im, a_re @ b_im + a_im @ b_re
 
@@ -144,6 +162,13 @@ def _torch_sparse(start, column, value, x):
     return torch.sparse_csr_tensor(start, column, value, (len(start) - 1, len(x))) @ x
 
 
+def _torch_table(x, w, table, scale):
+    import torch
+
+    weights = table[torch.stack([w >> 4, w & 15], -1).flatten(1).long()] * scale.repeat_interleave(64, 1)
+    return x @ weights.T
+
+
 def _torch_complex(a_re, a_im, b_re, b_im):
     import torch
 
@@ -166,6 +191,10 @@ EXAMPLES = [
         np.arange(s["M"] + 1, dtype=np.int32) * s["K"], random.integers(0, s["N"], s["M"] * s["K"], np.int32),
         normal(random, s["M"] * s["K"]), normal(random, s["N"]), empty(s["M"])),
         _sparse_reference, {"M": 4096, "N": 4096, "K": 16}, {"M": 5, "N": 21, "K": 3}, _torch_sparse),
+    Example(table_product, lambda random, s: (
+        normal(random, s["M"], 64 * s["J"]), random.integers(0, 256, (s["N"], 32 * s["J"]), np.uint8),
+        np.linspace(-1, 1, 16, dtype=np.float32), normal(random, s["N"], s["J"]), empty(s["M"], s["N"])),
+        _table_reference, {"M": 1, "N": 4096, "J": 64}, {"M": 2, "N": 19, "J": 1}, _torch_table),
     Example(complex_product, lambda random, s: (
         *(normal(random, s["M"], s["K"]) for _ in range(2)), *(normal(random, s["K"], s["N"]) for _ in range(2)),
         *(empty(s["M"], s["N"]) for _ in range(2))),

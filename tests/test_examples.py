@@ -22,7 +22,7 @@ def run(example: Example, shape: dict[str, int], **options: object) -> None:
         if found.dtype.kind == "i":
             assert np.array_equal(found, expected)
         else:
-            assert np.abs(found - expected).max() <= example.tolerance * np.abs(expected).max()
+            assert np.abs(found.astype(np.float64) - expected).max() <= example.tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -319,6 +319,10 @@ class Model(RegisterFactors):
         counts = self._counts(walk, loops, lane, contraction)
         if by_hand is not None and lane is not None:
             counts |= {by_hand.rows: by_hand.piece.rows[0], lane: by_hand.piece.vectors[0]}
+        for root in walk.roots():
+            filling = self.filling_axis(root, lane) if isinstance(root, Op) and root.name == "store" else None
+            if filling is not None and filling in loops:
+                counts[filling] = self.extent_hint(filling)
         for axis in loops:
             forced = self.schedule.registers.get(axis)
             if forced is not None:
@@ -581,6 +585,10 @@ class Model(RegisterFactors):
                 if self.is_paired(op, axis, reads):
                     cost += PAIR_COST
                     continue
+                window = self.window_cost(op, self.access(op), axis)
+                if window is not None:
+                    cost += window
+                    continue
                 cost += self._access_cost(self.access(op).axes, axis, element_bytes(op.result.type.dtype),  # type: ignore[union-attr]
                                           bool(self.access(op).gathers) and self._gather_spans(op, axis),
                                           self._may_stage(op, walk, axis, contraction))
@@ -589,7 +597,8 @@ class Model(RegisterFactors):
             for op in stores:
                 access = self.access(op)
                 weight = 1 if axis in walk.outer and walk.reductions else 2
-                cost += weight * (PAIR_COST if self.is_paired(op, axis, stores) else self._access_cost(
+                in_turns = self.is_paired(op, axis, stores) or self.filling_axis(op, axis) is not None
+                cost += weight * (PAIR_COST if in_turns else self._access_cost(
                     access.axes, axis, element_bytes(access.dtype), bool(access.gathers), False))
             if axis in walk.reduced:
                 # Joining the lanes of every result, once for all of the reduced extent.

@@ -18,6 +18,7 @@ from ..tile.plan import ORDERED, Plan, Walk, axes_of
 from ..tile.schedule import Panels
 from .extents import Range
 from .scratch import ScratchLowering
+from .windows import is_near
 
 MOST_ROWS, OPERAND_REGISTERS = 12, 6
 """Rows at once of sums that a loop scales and carries, and how many registers are left for what they are made of."""
@@ -94,22 +95,26 @@ class NestLanes(ScratchLowering):
                 continue
             if isinstance(self.stride_classes.get(memory_of(op.operands[0]).name), Panels):
                 return None
-            for axis, unit in self._steps_of(op).items():
-                found[axis] += 1 if unit else -1
+            found.update(self._steps_of(op))
         walked = {r.axis for r in ranges if r.axis is not None and r.hint > 1}
         best = max(found, key=found.__getitem__, default=None)
         free = self.schedule.lane in (None, best)
         return best if free and best in walked and found[best] > 0 else None
 
-    def _steps_of(self, op: Op) -> dict[str, bool]:
-        """Of each axis that an access goes along whether its neighbours are neighbours in memory."""
-        found: dict[str, bool] = {}
+    def _steps_of(self, op: Op) -> dict[str, int]:
+        """Of each axis that an access goes along: 1 if its neighbours are neighbours in memory, 0 if they lie near each
+        other there (sapper/lane/windows.py), else -1."""
+        found: dict[str, int] = {}
         unit = self._unit_dimension(op.operands[0])
         for dimension, index in enumerate(op.operands[1 if op.name == "load" else 2:]):
             form = affine(index)
             for axis in axes_of(index):
-                beside = dimension == unit and form is not None and form.axes.get(axis) == 1
-                found[axis] = beside and found.get(axis, True)
+                step = -1
+                if dimension == unit and form is not None and form.axes.get(axis) == 1:
+                    step = 1
+                elif dimension == unit and op.name == "load" and self.picks(op) and is_near(index, axis):
+                    step = 0
+                found[axis] = min(step, found.get(axis, 1))
         return found
 
     def _unit_dimension(self, tensor: Value) -> int | None:

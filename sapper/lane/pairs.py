@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from ..ir.nodes import Op, Value
 from ..ir.types import RowType
-from .narrow_stores import Job, NarrowStores
+from .narrow_stores import Job
 from .state import Access, element_bytes, row_dtype
+from .windows import Windows
 
 PAIRED_BITS = 32
 """Elements that are as wide as a lane."""
 
 
-class Pairs(NarrowStores):
+class Pairs(Windows):
     """block_loads: the loads of the block whose walks are being emitted."""
 
     block_loads: list[Op]

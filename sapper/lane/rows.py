@@ -589,6 +589,8 @@ class RowEvaluation(State):
                 return row
         mask = self.lane_mask(op.result.type.axes)  # type: ignore[union-attr]
         row = self._picked_row(op, access, at, level, mask)
+        if row is None:
+            row = self.window_row(op, access, at, level, mask)
         return self._fetch(access, op.result, at, level, mask) if row is None else row
 
     def _picked_row(self, op: Op, access: Access, at: dict[str, int], level: int, mask: Value | None) -> Value | None:
@@ -640,6 +642,10 @@ class RowEvaluation(State):
 
     def pair_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
         """The row of a load of every second element (sapper/lane/pairs.py), or None."""
+        return None
+
+    def window_row(self, op: Op, access: Access, at: dict[str, int], level: int, mask: Value | None) -> Value | None:
+        """The row of a load whose lanes read places that are near each other (sapper/lane/windows.py), or None."""
         return None
 
     def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:

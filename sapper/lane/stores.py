@@ -77,11 +77,16 @@ class Stores(AxisLoops):
             with self.located(stores[even][0]):
                 self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
         taken = [stores[number] for pair in pairs.items() for number in pair]
-        in_runs = self.store_runs([] if taken or self.lane_run == 1 else jobs)
+        filled = self.filled_stores(jobs)
+        done = self.store_runs([] if taken or self.lane_run == 1 else jobs)
+        done |= {number for together in filled.values() for number in together}
         for number, (root, at, row) in enumerate(jobs):
-            if number in in_runs:
+            if number in filled and isinstance(root, Op):
+                with self.located(root):
+                    self.store_filled(root, at, [jobs[n][2] for n in filled[number]], self.streams(root))
+            elif number in done:
                 continue
-            if isinstance(root, Value):
+            elif isinstance(root, Value):
                 self._keep(root, at, row)
             elif (root, at, row) in taken:
                 continue

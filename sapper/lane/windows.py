@@ -1,0 +1,382 @@
+"""Windows: what neighbouring lanes read from places that are not neighbours, but near.
+
+Enters loads whose lanes lie a few elements apart (`x[2 * i + 1]`), one behind the other (`x[N - 1 - i]`), or move from
+lane to lane by one element or none (`x[i // 2]`, `x[maximum(i - 1, 0)]`); leaves loads of whole rows, of which each
+lane takes its element, in place of gathers. A gather takes two to six cycles for each lane, a row and a permutation
+two in all.
+
+What holds: a row ends with the last element that one of its lanes reads, so that no other memory is touched than what
+lies between two elements that are read.
+"""
+
+from __future__ import annotations
+
+from ..ir.nodes import Op, Value
+from ..ir.types import MASK, ROW_I32, DType, RowType, bf16, f16, f32, i8, i16, i32, u8
+from ..tile.affine import affine
+from ..tile.ops import memory_of
+from ..tile.plan import axes_of
+from .narrow_stores import NarrowStores
+from .state import Access, Scalar, element_bytes, row_dtype
+
+WINDOW_COST = 3.0
+"""Of a row of which lanes take elements: besides the load a mask, the places of the elements, and a permutation."""
+
+STRIDES = (2, 3, 4, 6, 8)
+"""Of so many elements from lane to lane a row is made of as many loads, and nearly as many permutations."""
+
+FILLED = (2, 3, 4)
+"""Of so many rows whose elements lie in turns as many rows are made that are stored."""
+
+PICKED = frozenset({f32, i32, bf16, f16, i8, u8, i16})
+"""Dtypes of one register for as many elements as there are lanes."""
+
+
+class Windows(NarrowStores):
+    # What is one.
+
+    def window_cost(self, op: Op, access: Access, lane: str) -> float | None:
+        """In loads of a row, about, were the axis across the lanes; None if it is no window."""
+        stride = self._elements_apart(op, access, lane)
+        if stride is not None:
+            return 1.5 * abs(stride)
+        return WINDOW_COST if self._moving_index(op, access, lane) is not None else None
+
+    def _elements_apart(self, op: Op, access: Access, lane: str) -> int | None:
+        """How many elements apart neighbouring lanes read, if by a few, or backwards."""
+        stride, size = access.axes.get(lane, 0), element_bytes(access.dtype)
+        if (not self.picks(op) or not isinstance(stride, int) or stride % size or any(
+                lane in axes_of(value) for value, _ in access.gathers)):
+            return None
+        apart = stride // size
+        return apart if apart == -1 or apart in STRIDES else None
+
+    def _moving_index(self, op: Op, access: Access, lane: str) -> Value | None:
+        """The index of a load that moves from lane to lane by at most one element, if nothing else does."""
+        moving = [(value, step) for value, step in access.gathers if lane in axes_of(value)]
+        if not self.picks(op) or len(moving) != 1 or access.axes.get(lane, 0) != 0:
+            return None
+        (value, step), = moving
+        return value if step == element_bytes(access.dtype) and _direction(value, lane) else None
+
+    def picks(self, op: Op) -> bool:
+        """Whether lanes can take elements of a row of what an op reads."""
+        return self.facts.picks and op.result.type.dtype in PICKED  # type: ignore[union-attr]
+
+    # Loads.
+
+    def window_row(self, op: Op, access: Access, at: dict[str, int], level: int, mask: Value | None) -> Value | None:
+        """The row of a load that is a window, or None."""
+        lane = next((a for a in axes_of(op.result) if self.bound[a].lane), None)
+        alive = self._alive(lane) if lane is not None else None
+        if lane is None or alive is None or access.near or access.relative or self.bound[lane].spread is not None:
+            return None
+        apart, moving = self._elements_apart(op, access, lane), self._moving_index(op, access, lane)
+        if apart is not None and apart > 1:
+            row = self._strided(op, access, at, level, apart, alive)
+        elif apart is not None:
+            # Backwards: the window begins with what the last lane reads.
+            back = self.sub(alive, 1)
+            start = Access(self.sub(access.base, self.mul(back, element_bytes(access.dtype))), access.disp, access.axes,
+                           access.dtype)
+            places = self._once("sub", self._splat(back), self.iota())
+            row = self._pick(self._row_at(start, at, level, alive), places)
+        elif moving is not None:
+            row = self._moved(access, moving, lane, at, level, alive)
+        else:
+            return None
+        if mask is not None:
+            dtype = row_dtype(access.dtype)
+            row = self.emit(level, "select", [mask, row, self.constant(0.0 if dtype.is_float else 0, dtype)], row.type)
+        return row
+
+    def _strided(self, op: Op, access: Access, at: dict[str, int], level: int, apart: int, alive: Scalar) -> Value:
+        """Element `apart * l` for lane l, of the loads of `apart` rows."""
+        count = self.add(self.mul(self.sub(alive, 1), apart), 1)
+        size, place = element_bytes(access.dtype), self._place_between(op, apart, at)
+        if place is not None:
+            # Other loads take the elements between these: from the same rows, which end with the last of them.
+            axis, number = place
+            before = number * size if axis is None else 0
+            access = Access(access.base, access.disp - before, access.axes, access.dtype)
+            at, count = at if axis is None else {**at, axis: 0}, self.mul(alive, apart)
+        number = 0 if place is None else place[1]
+        rows = [self._row_at(Access(access.base, access.disp + part * self.lanes * size, access.axes, access.dtype), at,
+                             level, self.sub(count, part * self.lanes), shared=place is not None)
+                for part in range(apart)]
+        while apart % 2 == 0:
+            rows = [self._two_rows("unzip", rows[n], rows[n + 1])[number % 2] for n in range(0, len(rows), 2)]
+            apart, number = apart // 2, number // 2
+        if apart == 1:
+            return rows[0]
+        places = self._once("add", self._once("mul", self.iota(), self.constant(apart, i32)),
+                            self.constant(number, i32))
+        row = self._pick(rows[0], places)
+        for part in range(1, apart):
+            here = self._once("cmp", places, self.constant(part * self.lanes, i32), cond="ge")
+            row = self._once("select", here, self._pick(rows[part], places), row)
+        return row
+
+    def _place_between(self, op: Op, apart: int, at: dict[str, int]) -> tuple[str | None, int] | None:
+        """Which of the elements that are side by side a load of every `apart`-th takes, where these are a dimension by
+        themselves and the function never stores there: the axis along it, if there is one, and the element."""
+        tensor, last = op.operands[0], affine(op.operands[-1])
+        dims = tensor.type.dims  # type: ignore[union-attr]
+        if dims[-1] != apart or self.strides(tensor)[-1] != 1 or memory_of(tensor) in self.stored:
+            return None
+        if last is None or last.scalars or len(last.axes) > 1:
+            return None
+        if not last.axes:
+            return None, last.constant
+        (axis, step), = last.axes.items()
+        bound = self.bound[axis]
+        alone = step == 1 and last.constant == 0 and bound.offset == 0 and not bound.lane and bound.apart == 1
+        return (axis, at[axis]) if alone else None
+
+    def _moved(self, access: Access, index: Value, lane: str, at: dict[str, int], level: int, alive: Scalar) -> Value:
+        """What lanes read whose index moves by at most one element from each to the next."""
+        step = element_bytes(access.dtype)
+        first, places = self._scalar_at(index, lane, at, 0), self._lane_places(index, lane, at)
+        grows = _direction(index, lane) > 0
+        known = self._known_reach(index, lane, at) if alive == self.lanes else None
+        far: Scalar
+        if known is not None:
+            far = known
+        else:
+            last = self._scalar_at(index, lane, at, self.sub(alive, 1))
+            far = self.sub(last, first) if grows else self.sub(first, last)
+        start = first
+        if not grows:
+            start = self.sub(first, far)
+            places = self._once("add", places, self._splat(far)) if places is not None else None
+        here = Access(self.add(access.base, self.mul(start, step)), access.disp,
+                      {a: s for a, s in access.axes.items() if a != lane}, access.dtype)
+        if places is None or far == 0:
+            operands, attributes = self.address(here, at)
+            return self.emit(level, "load_splat", operands, RowType(row_dtype(access.dtype)), dtype=access.dtype,
+                             **attributes)
+        return self._pick(self._row_at(here, at, level, self.add(far, 1)), places)
+
+    def _row_at(self, access: Access, at: dict[str, int], level: int, count: Scalar, shared: bool = False) -> Value:
+        """The first `count` elements at an address, and zeros. shared: by all loads of the level."""
+        operands, attributes = self.address(access, at)
+        inside = [] if isinstance(count, int) and count >= self.lanes else [self._once("mask_first", self.value(count))]
+        memo = self.levels[level].memo if shared else {}
+        key = ("row at", access.dtype, *operands, *inside, *attributes.values())
+        if key not in memo:
+            memo[key] = self.emit(level, "load", [*operands, *inside], RowType(row_dtype(access.dtype)),
+                                  dtype=access.dtype, masked=bool(inside), **attributes)
+        found: Value = memo[key]
+        return found
+
+    def _pick(self, row: Value, places: Value) -> Value:
+        return self._once("pick", row, places)
+
+    # Stores.
+
+    def filling_axis(self, op: Op, lane: str | None) -> str | None:
+        """The axis whose elements lie between those that neighbouring lanes store, side by side, and fill what is
+        there."""
+        access = self.access(op)
+        stride, size = access.axes.get(lane or "", 0), element_bytes(access.dtype)
+        dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
+        if lane is None or access.gathers or not self.facts.picks or dtype not in PICKED:
+            return None
+        if not isinstance(stride, int) or stride % size or stride // size not in FILLED:
+            return None
+        for axis, step in access.axes.items():
+            if step == size and axis != lane:
+                o, bound = self.open.get(axis), self.bound.get(axis)
+                offset = o.offset if o is not None else bound.offset if bound is not None else None
+                extent = o.extent if o is not None else bound.count if bound is not None and not bound.lane else None
+                return axis if offset == 0 and extent == stride // size else None
+        return None
+
+    def filled_stores(self, jobs: list[tuple[Op | Value, dict[str, int], Value]]) -> dict[int, list[int]]:
+        """Of stores that fill what lies between lanes: the number of the first one -> of all, in their order."""
+        numbers = {(op, tuple(sorted(at.items()))): number for number, (op, at, _) in enumerate(jobs)}
+        found = {}
+        for number, (op, at, _) in enumerate(jobs):
+            lane = next((a for a in at if self.bound[a].lane), None)
+            if not isinstance(op, Op):
+                continue
+            axis = self.filling_axis(op, lane)
+            if axis is None or lane is None or at[axis] != 0 or self._alive(lane) is None:
+                continue
+            others = [(op, tuple(sorted({**at, axis: place}.items()))) for place in range(self.bound[axis].count)]
+            found[number] = [numbers[other] for other in others]
+        return found
+
+    def store_filled(self, op: Op, at: dict[str, int], rows: list[Value], streaming: bool) -> None:
+        """Store what fills a stretch of memory: element n * count + c of it is that of lane n of row c."""
+        access, count = self.access(op), len(rows)
+        lane = next(a for a in at if self.bound[a].lane)
+        alive = self._alive(lane)
+        assert alive is not None
+        operands, attributes = self.address(access, at)
+        disp, row_bytes = attributes.pop("disp"), self.lanes * element_bytes(access.dtype)
+        for part, row in enumerate(self._in_turns(rows)):
+            left = self.sub(self.mul(alive, count), part * self.lanes)
+            whole = isinstance(left, int) and left >= self.lanes
+            inside = [] if whole else [self._once("mask_first", self.value(left))]
+            self.effect("store", [row, *operands, *inside], dtype=access.dtype, masked=not whole,
+                        disp=disp + part * row_bytes, streaming=streaming and whole and disp % row_bytes == 0,
+                        **attributes)
+
+    def _in_turns(self, rows: list[Value]) -> list[Value]:
+        """As many rows as there are, whose elements follow each other as memory has them: one of each row in turn."""
+        count = len(rows)
+        if count == 1:
+            return rows
+        if count % 2 == 0:
+            halves = self._in_turns(rows[0::2]), self._in_turns(rows[1::2])
+            return [row for low, high in zip(*halves, strict=True) for row in self._two_rows("zip", low, high)]
+        made = []
+        for part in range(count):
+            number = self._once("add", self.iota(), self.constant(part * self.lanes, i32))
+            places = self._once("idiv", number, self.constant(count, i32))
+            within = self._once("imod", number, self.constant(count, i32))
+            row = self._pick(rows[0], places)
+            for n, other in enumerate(rows[1:], 1):
+                here = self._once("cmp", within, self.constant(n, i32), cond="eq")
+                row = self._once("select", here, self._pick(other, places), row)
+            made.append(row)
+        return made
+
+    def _alive(self, lane: str) -> Scalar | None:
+        """How many lanes hold an element, if the mask says it."""
+        mask = self.bound[lane].mask
+        if mask is None:
+            return self.lanes
+        known = mask.op is not None and mask.op.name == "mask_first"
+        return self.scalar("s_min", mask.op.operands[0], self.lanes) if known else None  # type: ignore[union-attr]
+
+    # Indices along the lanes.
+
+    def _scalar_at(self, index: Value, lane: str, at: dict[str, int], number: Scalar) -> Scalar:
+        """An index in the lane of that number."""
+        op = index.op
+        if lane not in axes_of(index) or op is None:
+            return self.integer(index, at)
+        if op.name == "index":
+            return self.add(self.coordinate(lane, at[lane]), number)
+        parts = [self._scalar_at(v, lane, at, number) for v in op.operands]
+        return parts[0] if op.name in SAME else self.scalar(_SCALARS[op.name], parts[0], parts[1])
+
+    def _known_reach(self, index: Value, lane: str, at: dict[str, int]) -> int | None:
+        """How far the last lane's index lies from the first one's, if that is known."""
+        op = index.op
+        assert op is not None
+        if op.name == "index":
+            return self.lanes - 1
+        if op.name in ("min", "max"):
+            return None
+        reach = next(self._known_reach(v, lane, at) if op.name in (*SAME, "add", "sub", "floordiv") else None
+                     for v in op.operands if lane in axes_of(v))
+        if op.name != "floordiv" or reach is None:
+            return reach
+        divisor = _constant(op.operands[1])
+        return reach // divisor if self._begins_at_multiple(op, lane, at) else None
+
+    def _begins_at_multiple(self, quotient: Op, lane: str, at: dict[str, int]) -> bool:
+        """Whether lane 0 has a multiple of the divisor, or all lanes lie between two of them."""
+        divisor = _constant(quotient.operands[1])
+        first = self._scalar_at(quotient.operands[0], lane, at, 0)
+        if _direction(quotient.operands[0], lane) < 0:
+            return False
+        if isinstance(first, int):
+            return first % divisor == 0 or first % divisor + self.lanes <= divisor
+        return self.is_multiple(first, divisor if divisor % self.lanes else self.lanes)
+
+    def _lane_places(self, index: Value, lane: str, at: dict[str, int]) -> Value | None:
+        """By how much an index of each lane differs from that of lane 0; None: not at all."""
+        op = index.op
+        if lane not in axes_of(index) or op is None:
+            return None
+        if op.name == "index":
+            return self.iota()
+        rows = [self._lane_places(v, lane, at) for v in op.operands]
+        if op.name in SAME:
+            return rows[0]
+        if op.name == "add":
+            return rows[0] if rows[1] is None else rows[1]
+        if op.name == "sub":
+            return rows[0] if rows[1] is None else self._once("neg", rows[1])
+        first = [self._scalar_at(v, lane, at, 0) for v in op.operands]
+        if op.name == "floordiv":
+            divisor = _constant(op.operands[1])
+            assert rows[0] is not None
+            if self._begins_at_multiple(op, lane, at):
+                return None if divisor % self.lanes == 0 else self._once("idiv", rows[0], self.constant(divisor, i32))
+            rest = self._splat(self.scalar("s_mod", first[0], divisor))
+            return self._once("idiv", self._once("add", rows[0], rest), self.constant(divisor, i32))
+        before = self.scalar(_SCALARS[op.name], first[0], first[1])
+        moved = []
+        for row, begin in zip(rows, first, strict=True):
+            offset = self._splat(self.sub(begin, before))
+            moved.append(offset if row is None else self._once("add", row, offset))
+        return self._once(op.name, *moved)
+
+    def _splat(self, scalar: Scalar) -> Value:
+        return self.constant(scalar, i32) if isinstance(scalar, int) else self._once("splat", scalar)
+
+    def _once(self, name: str, *operands: Value, **attributes: str) -> Value:
+        """A row or mask, made once where its operands are."""
+        depth = max(self.depths.get(v, 0) for v in operands)
+        memo = self.levels[depth].memo
+        key = (name, operands, *attributes.values())
+        if key not in memo:
+            kept = {"pick": operands[0].type, "select": operands[-1].type, "cmp": MASK, "mask_first": MASK}
+            memo[key] = self.emit(depth, name, list(operands), kept.get(name, ROW_I32), **attributes)
+        found: Value = memo[key]
+        return found
+
+    def _two_rows(self, name: str, *rows: Value) -> tuple[Value, Value]:
+        """What an op makes of two rows, once."""
+        depth = max(self.depths.get(v, 0) for v in rows)
+        memo = self.levels[depth].memo
+        if (name, rows) not in memo:
+            memo[name, rows] = self.emit_pair(depth, name, list(rows), {})
+        found: tuple[Value, Value] = memo[name, rows]
+        return found
+
+    def is_multiple(self, scalar: Scalar, of: int) -> bool:
+        raise NotImplementedError("runs know the steps of loops")
+
+
+SAME = ("cast", "full")
+_SCALARS = {"add": "s_add", "sub": "s_sub", "min": "s_min", "max": "s_max", "floordiv": "s_floordiv"}
+
+
+def _constant(value: Value) -> int:
+    op = value.op
+    while op is not None and op.name in SAME:
+        op = op.operands[0].op
+    return int(op.attributes["value"]) if op is not None and op.name == "const" else 0
+
+
+def _direction(index: Value, lane: str) -> int:
+    """1 if an index grows from each lane to the next by one or not at all, -1 if it falls so; 0 if it may do
+    otherwise, or is the same in all."""
+    op = index.op
+    if op is None or lane not in axes_of(index):
+        return 0
+    if op.name == "index":
+        return 1
+    dtype: DType = index.type.dtype  # type: ignore[union-attr]
+    if op.name not in (*SAME, *_SCALARS) or not dtype.is_integer or dtype.bits < i32.bits:
+        return 0
+    ways = [_direction(v, lane) for v in op.operands if lane in axes_of(v)]
+    if op.name in ("min", "max"):
+        return ways[0] if len(set(ways)) == 1 else 0
+    if len(ways) != 1 or (op.name == "floordiv" and _constant(op.operands[1]) <= 0):
+        return 0
+    return -ways[0] if op.name == "sub" and lane in axes_of(op.operands[1]) else ways[0]
+
+
+def is_near(index: Value, lane: str) -> bool:
+    """Whether an index along the dimension whose elements are neighbours makes a load a window."""
+    form = affine(index)
+    if form is None:
+        return bool(_direction(index, lane))
+    return form.axes.get(lane) in (-1, *STRIDES)
