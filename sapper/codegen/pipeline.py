@@ -140,10 +140,12 @@ def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization
     """Tile IR (changed in place to canonical form) to lane IR."""
     from ..ir.verifier import verify
     from ..tile.canonical import canonicalize
+    from ..tile.moved import move_as_integers
     from ..tile.ops import TILE_OPS
 
     check = bool(os.environ.get("SAPPER_VERIFY"))
-    for after, tile_pass in (("reduce_loops", reduce_loops), ("canonicalize", canonicalize)):
+    for after, tile_pass in (("reduce_loops", reduce_loops), ("canonicalize", canonicalize),
+                             ("move_as_integers", move_as_integers)):
         tile_pass(function)
         if check:
             verify(function, TILE_OPS)

@@ -173,33 +173,38 @@ class _Emitter:
         """-|a|, in one instruction."""
         return self.from_bits(self.bits("or", self.to_bits(a), self.bits_constant(self.format.sign_bit)))
 
-    def scale_near_one(self, a: Value, n: Value) -> Value:
-        """a * 2**n, rounded once, for 0.5 <= a <= 2 and an integer n with |n| < 2 * bias.
+    def rounded(self, x: Value, factor: float, offset: int) -> tuple[Value, Value]:
+        """n, which is x times a factor, rounded to an integer; and a float whose low bits hold n + offset."""
+        magic = self.constant(self.format.magic + offset)
+        places = self.add(x, magic) if factor == 1.0 else self.fma(x, self.constant(factor), magic)
+        return self.sub(places, magic), places
 
-        2**n is two powers whose exponents are half of n, so that only the second product can round or overflow. A
-        power of two comes from adding magic + bias, which leaves n + bias in the low bits, and shifting these into
-        the exponent.
+    def to_exponent(self, places: Value) -> Value:
+        """2**n of a float whose low bits hold n + bias."""
+        return self.from_bits(self.shift("shl", self.to_bits(places), self.format.mantissa_bits))
+
+    def split_exponent(self, x: Value, factor: float, most: float) -> tuple[Value, Callable[[Value], Value]]:
+        """n, which is x times a factor, rounded to an integer, |n| < 2 * bias; and what multiplies a number from 1/2 to
+        2 by 2**n, rounding once. most: what x is known not to be above.
+
+        Without `scale_exponent` 2**n is two powers that are normal numbers, of which only the second can round or
+        overflow. They have half of n each; or, of n that are not above 0, the first has n + half and the second none.
         """
+        f = self.format
         if "scale_exponent" in self.legal:
-            return self.emit("scale_exponent", [a, n], self.format.row)
-        f = self.format
-        magic = self.constant(f.magic + f.bias)
-        halved = self.fma(n, self.constant(0.5), magic)
-        first = self.from_bits(self.shift("shl", self.to_bits(halved), f.mantissa_bits))
-        other = self.add(self.sub(n, self.sub(halved, magic)), magic)
-        second = self.from_bits(self.shift("shl", self.to_bits(other), f.mantissa_bits))
-        return self.mul(self.mul(a, first), second)
-
-    def power_of_two(self, n: Value) -> Value:
-        """2**n for an integer n, 1 - bias <= n <= bias."""
-        f = self.format
-        return self.from_bits(self.shift("shl", self.to_bits(self.add(n, self.constant(f.magic + f.bias))),
-                                         f.mantissa_bits))
-
-    def reduce_exp(self, x: Value) -> tuple[Value, Value]:
-        """n and r with x = n ln 2 + r, |r| <= ln(2) / 2."""
-        n = self.row("round", self.mul(x, self.constant(1 / math.log(2))))
-        return n, self.reduced(x, n)
+            n = self.row("round", x if factor == 1.0 else self.mul(x, self.constant(factor)))
+            return n, lambda a: self.emit("scale_exponent", [a, n], f.row)
+        half = f.bias // 2
+        if most <= 0:
+            n, places = self.rounded(x, factor, f.bias + half)
+            first, second = self.to_exponent(places), self.constant(2.0**-half)
+        else:
+            n, places = self.rounded(x, factor, 2 * f.bias)
+            whole = self.shift("shl", self.to_bits(places), f.mantissa_bits)
+            halved = self.shift("shl", self.to_bits(places), f.mantissa_bits - 1)
+            exponent = self.bits("and", halved, self.bits_constant(-1 << f.mantissa_bits))
+            first, second = self.from_bits(exponent), self.from_bits(self.bits("sub", whole, exponent))
+        return n, lambda a: self.mul(self.mul(a, first), second)
 
     def reduced(self, x: Value, n: Value) -> Value:
         """x - n ln 2, small."""
@@ -253,13 +258,12 @@ class _Emitter:
         expm1 = self.fma(self.mul(r, r), self.polynomial(r, polynomials.EXPM1_TABLE_F32), r)
         return self.emit("scale_exponent", [self.fma(power, expm1, power), n], f.row)
 
-    def exp_reduced(self, x: Value) -> Value:
-        """e**x for exp_low <= x <= exp_high or NaN."""
+    def exp_reduced(self, x: Value, most: float) -> Value:
+        """e**x for exp_low <= x <= exp_high or NaN. most: what x is known not to be above."""
         if self.has_tables:
             return self.exp_by_table(x)
-        n, r = self.reduce_exp(x)
-        p = self.polynomial(r, (1.0, 1.0, *self.format.expm1))
-        return self.scale_near_one(p, n)
+        n, scaled = self.split_exponent(x, 1 / math.log(2), most)
+        return scaled(self.polynomial(self.reduced(x, n), (1.0, 1.0, *self.format.expm1)))
 
     def split_log(self, x: Value) -> tuple[Value, Value]:
         """e and f with x = 2**e * (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), for 0 < x < infinity."""
@@ -310,7 +314,7 @@ def _exp(e: _Emitter, x: Value) -> Value:
     f = e.format
     if e.is_short:
         return e.exp2_short(e.mul(x, e.constant(1 / math.log(2))), 1.0)
-    return e.exp_reduced(e.limited(x, f.exp_low, f.exp_high))
+    return e.exp_reduced(e.limited(x, f.exp_low, f.exp_high), e.most)
 
 
 def _exp2(e: _Emitter, x: Value) -> Value:
@@ -320,8 +324,8 @@ def _exp2(e: _Emitter, x: Value) -> Value:
         power = e.polynomial(e.emit("fraction", [x], f.row), (1.0, *f.exp2))
         return e.emit("scale_exponent", [power, e.row("round", x)], f.row)
     x = e.limited(x, f.exp2_low, f.exp2_high)
-    n = e.row("round", x)
-    return e.scale_near_one(e.polynomial(e.sub(x, n), (1.0, *f.exp2)), n)
+    n, scaled = e.split_exponent(x, 1.0, e.most)
+    return scaled(e.polynomial(e.sub(x, n), (1.0, *f.exp2)))
 
 
 def _log(e: _Emitter, x: Value) -> Value:
@@ -351,9 +355,10 @@ def _tanh(e: _Emitter, x: Value) -> Value:
     """m / (m + 2) with m = e**(2 |x|) - 1, whose relative error is small at 0 too; with the sign of x."""
     f = e.format
     magnitude = e.row("min", e.constant(f.tanh_limit), e.emit("abs", [x], f.row))  # beyond it the result is 1
-    n, r = e.reduce_exp(e.add(magnitude, magnitude))
+    doubled = e.add(magnitude, magnitude)
+    n, places = e.rounded(doubled, 1 / math.log(2), f.bias)
+    r, power = e.reduced(doubled, n), e.to_exponent(places)
     expm1 = e.fma(e.mul(r, r), e.polynomial(r, f.expm1), r)
-    power = e.power_of_two(n)
     m = e.fma(power, expm1, e.sub(power, e.constant(1.0)))
     return e.copy_sign(e.emit("div", [m, e.add(m, e.constant(2.0))], f.row), x)
 
@@ -369,7 +374,7 @@ def _sigmoid(e: _Emitter, x: Value) -> Value:
         scale = 2.0**-24
         z = e.exp2_short(e.mul(x, e.constant(-1 / math.log(2))), scale)
         return e.emit("div", [e.constant(scale), e.add(z, e.constant(scale))], f.row)
-    z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)))
+    z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)), 0.0)
     above = e.select(e.compare("lt", x, e.constant(0.0)), z, e.constant(1.0))
     return e.emit("div", [above, e.add(z, e.constant(1.0))], f.row)
 
@@ -403,7 +408,7 @@ def _erf(e: _Emitter, x: Value) -> Value:
     magnitude = e.row("min", e.constant(f.erf_limit), e.emit("abs", [x], f.row))
     centre, half = (f.erf_limit + f.erf_split) / 2, (f.erf_limit - f.erf_split) / 2
     u = e.fma(magnitude, e.constant(1 / half), e.constant(-centre / half))
-    large = e.sub(e.constant(1.0), e.exp_reduced(e.polynomial(u, f.erf_large)))
+    large = e.sub(e.constant(1.0), e.exp_reduced(e.polynomial(u, f.erf_large), 0.0))
     return e.select(e.compare("lt", magnitude, e.constant(f.erf_split)), small, e.copy_sign(large, x))
 
 
@@ -453,7 +458,7 @@ def _scale_exponent(e: _Emitter, a: Value, n: Value) -> Value:
     powers = []
     for position in range(3):
         part = e.row("min", high, e.row("max", low, rest))
-        powers.append(e.power_of_two(part))
+        powers.append(e.to_exponent(e.add(part, e.constant(f.magic + f.bias))))
         if position < 2:
             rest = e.sub(rest, part)
     product = e.mul(a, powers[2])

@@ -30,6 +30,9 @@ fewest that these are cut down to."""
 CHUNKS = 4
 """Blocks of such products from which on workers share them well enough."""
 
+MOST_APART = 4
+"""Elements between those of neighbouring lanes that still lie in few lines."""
+
 NEST_VECTORS = 4
 """Vectors across the lanes of what loops inside carry, or walks pass on, where the axis is one of neighbours in memory:
 as many chains that do not wait for each other, and as many lines at once of each row that is read."""
@@ -83,9 +86,10 @@ class NestLanes(ScratchLowering):
         products = [op for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"]
         return any(v.type.dtype.bits < f32.bits for op in products for v in op.operands)  # type: ignore[union-attr]
 
-    def _neighbours(self, ranges: list[Range], plan: Plan, body: Block) -> str | None:
+    def _neighbours(self, ranges: list[Range], plan: Plan, body: Block, nested: bool) -> str | None:
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
-        along any axis inside; None where there is none, or lanes are taken."""
+        along any axis inside; None where there is none, or lanes are taken. nested: there are loops inside, whose
+        values take a lane each even if their elements are gathered."""
         if any(b.lane for b in self.bound.values()) or any(
                 r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
             return None
@@ -96,10 +100,12 @@ class NestLanes(ScratchLowering):
             if isinstance(self.stride_classes.get(memory_of(op.operands[0]).name), Panels):
                 return None
             found.update(self._steps_of(op))
-        walked = {r.axis for r in ranges if r.axis is not None and r.hint > 1}
-        best = max(found, key=found.__getitem__, default=None)
-        free = self.schedule.lane in (None, best)
-        return best if free and best in walked and found[best] > 0 else None
+        walked = {r.axis: r.hint for r in ranges if r.axis is not None and r.hint > 1}
+        best = max(found, key=lambda axis: (found[axis], walked.get(axis, 0)), default=None)
+        if best not in walked or self.schedule.lane not in (None, best):
+            return None
+        gathers = nested and not self.facts.many_workers and not self._loops_along_memory(body)
+        return best if found[best] > 0 or gathers else None
 
     def _steps_of(self, op: Op) -> dict[str, int]:
         """Of each axis that an access goes along: 1 if its neighbours are neighbours in memory, 0 if they lie near each
@@ -109,13 +115,23 @@ class NestLanes(ScratchLowering):
         for dimension, index in enumerate(op.operands[1 if op.name == "load" else 2:]):
             form = affine(index)
             for axis in axes_of(index):
-                step = -1
-                if dimension == unit and form is not None and form.axes.get(axis) == 1:
-                    step = 1
-                elif dimension == unit and op.name == "load" and self.picks(op) and is_near(index, axis):
-                    step = 0
-                found[axis] = min(step, found.get(axis, 1))
+                step = form.axes.get(axis, 0) if form is not None and dimension == unit else 0
+                taken = dimension == unit and op.name == "load" and self.picks(op) and is_near(index, axis)
+                near = 1 if step == 1 else 0 if taken or 1 < step <= MOST_APART else -1
+                found[axis] = min(near, found.get(axis, 1))
         return found
+
+    def _loops_along_memory(self, body: Block) -> bool:
+        """Whether loops inside, of more than a few rounds, go along neighbours in memory."""
+        counters = {counter for outer in body.ops for loop in outer.walk() if loop.name == "each"
+                    for counter, stop in zip(loop.blocks[0].arguments, loop.operands[1::2], strict=False)
+                    if stop.op is None or stop.op.name != "const" or stop.op.attributes["value"] > self.lanes}
+        for op in (inner for outer in body.ops for inner in outer.walk() if inner.name in ("load", "store")):
+            unit = self._unit_dimension(op.operands[0])
+            form = affine(op.operands[unit + (1 if op.name == "load" else 2)]) if unit is not None else None
+            if form is not None and not counters.isdisjoint(form.scalars):
+                return True
+        return False
 
     def _unit_dimension(self, tensor: Value) -> int | None:
         """The dimension of a tensor along which neighbours are neighbours in memory, if one is known to be."""

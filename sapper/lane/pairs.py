@@ -15,9 +15,6 @@ from .narrow_stores import Job
 from .state import Access, element_bytes, row_dtype
 from .windows import Windows
 
-PAIRED_BITS = 32
-"""Elements that are as wide as a lane."""
-
 
 class Pairs(Windows):
     """block_loads: the loads of the block whose walks are being emitted."""
@@ -26,7 +23,7 @@ class Pairs(Windows):
 
     def pair_stride(self, access: Access, lane: str) -> bool:
         """Whether an access takes every second element along an axis."""
-        return (access.dtype.bits == PAIRED_BITS and not access.gathers and not self.transposes_by_scatter
+        return (not access.gathers and not self.transposes_by_scatter
                 and access.axes.get(lane) == 2 * element_bytes(access.dtype))
 
     def _lane_of_pair(self, access: Access) -> str | None:

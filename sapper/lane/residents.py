@@ -60,7 +60,7 @@ class ResidentLowering(NestLanes):
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
         chunks = self._chunks_of_products(ranges, plan)
-        across = self._neighbours(ranges, plan, body) if not chunks and (nested or plan.crossing) else None
+        across = self._neighbours(ranges, plan, body, nested) if not chunks and (nested or plan.crossing) else None
         if nested and (across is None or self._joins_slots(plan)) and not (chunks or sums) and on_tiles is None:
             chunks = self._chunks_of_products(ranges, plan, carried=True)
             across = None if chunks else across

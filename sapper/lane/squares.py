@@ -32,7 +32,7 @@ class Squares(KeptSlots):
         size = element_bytes(access.dtype)
         if lane is None or access.axes.get(lane, 0) in (0, size) or access.gathers or self.transposes_by_scatter:
             return None
-        if access.dtype.bits not in (16, 32) or op.operands[0].op is not None:
+        if op.operands[0].op is not None:
             return None
         return next((a for a, step in access.axes.items() if step == size), None)
 

@@ -270,11 +270,9 @@ def test_fma_in_every_form(target: Target, lanes: int, dtype: DType) -> None:
             check_rows(target, lanes, [dtype] * 3, dtype, body, seed)
 
 
-@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
+@pytest.mark.parametrize(("target", "lanes", "dtype"), [
+    case for case in CASES if case[2].is_float and "scale_exponent" in legal_ops(case[0])])
 def test_scale_exponent(target: Target, lanes: int, dtype: DType) -> None:
-    if not dtype.is_float:
-        pytest.skip("float op")
-
     def powers(inputs: list[np.ndarray]) -> None:
         rng = np.random.default_rng(5)
         inputs[1][:] = rng.uniform(-330, 330, len(inputs[1])) * (1 if dtype.bits == 32 else 7)
@@ -516,16 +514,17 @@ def test_between_lanes(target: Target, lanes: int, dtype: DType) -> None:
         distance *= 2
 
 
-@pytest.mark.parametrize(("target", "lanes"), LANES)
+@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
 @pytest.mark.parametrize("name", ["zip", "unzip"])
-def test_pairs_of_elements(target: Target, lanes: int, name: str) -> None:
-    inputs = [np.arange(start, start + COUNT * lanes, dtype=np.float32) for start in (0, 1000)]
+def test_pairs_of_elements(target: Target, lanes: int, dtype: DType, name: str) -> None:
+    row = ROWS[dtype.name]
+    inputs = [np.arange(start, start + COUNT * lanes).astype(NUMPY[dtype.name]) for start in (0, 1000)]
     for number in (0, 1):
-        program = rowwise(lanes, inputs, np.zeros(COUNT * lanes, np.float32),
-                          lambda b, v, number=number: b.add(name, v, [ROW_F32] * 2).results[number], [f32, f32], f32)
+        program = rowwise(lanes, inputs, np.zeros_like(inputs[0]),
+                          lambda b, v, number=number: b.add(name, v, [row] * 2).results[number], [dtype] * 2, dtype)
         program.check(target)
-    both = rowwise(lanes, inputs, np.zeros(COUNT * lanes, np.float32), lambda b, v: b.value("sub", list(
-        b.add(name, v, [ROW_F32] * 2).results), ROW_F32), [f32, f32], f32)
+    both = rowwise(lanes, inputs, np.zeros_like(inputs[0]), lambda b, v: b.value("sub", list(
+        b.add(name, v, [row] * 2).results), row), [dtype] * 2, dtype)
     both.check(target)
 
 
@@ -693,7 +692,7 @@ def test_if_that_keeps_a_value_in_one_branch_and_uses_it_up_in_the_other(target:
 def test_dot_products(target: Target) -> None:
     legal = legal_ops(target)
     assert legal >= ({"dot2_bf16", "dot4_u8i8"} if target.name == "zen4" else set())
-    assert {"scale_exponent", "dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes"} <= legal
+    assert {"dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes"} <= legal
     for lanes in (4, 8, 16):
         if lanes > target.lanes:
             continue

@@ -16,10 +16,17 @@ from sapper.lane.arithmetic import pure_function
 from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.math import EXPANDABLE, expand_math
 from sapper.lane.ops import COARSE, LANE_OPS
+from sapper.targets.x86_64.select import legal_ops
+from sapper.targets.x86_64.target import target
 
 ROUNDING = frozenset({"round", "floor", "ceil", "trunc"})
 AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent", "lookup", "fraction", "copy_sign"}
 NOTHING: frozenset[str] = frozenset()
+
+
+@pytest.mark.parametrize(("name", "legal"), [("v3", AVX2), ("v4", AVX512)])
+def test_these_are_the_ops_that_targets_have(name: str, legal: frozenset[str]) -> None:
+    assert legal_ops(target(name)) & (EXPANDABLE | AVX512) == legal
 
 
 def expanded(name: str, dtype: type, legal: frozenset[str], lanes: int, operands: int = 1,
@@ -118,7 +125,7 @@ def test_f64_errors(name: str) -> None:
     x = sample(np.float64, name, 2, 700)
     with np.errstate(all="ignore"):
         exact = meaning(x.astype(np.longdouble)).astype(np.longdouble)
-        for legal in (NOTHING, AVX512):
+        for legal in (NOTHING, AVX2, AVX512):
             errors = errors_in_ulp(evaluate(name, legal, x), exact)
             worst = int(np.argmax(errors))
             assert errors[worst] <= bound, f"{name}({x[worst]!r}) is {errors[worst]} ulp off {exact[worst]!r}"
@@ -247,6 +254,14 @@ def test_exp_is_short() -> None:
     assert names[:constants] == ["splat_const"] * constants and constants <= 12
     assert names[constants:] == ["arg", "arg", "load", "max", "min", "mul", "round", *["fma"] * 8, "scale_exponent",
                                  "store"]
+
+
+def test_exp_without_scaling_instructions_is_short() -> None:
+    """2**n is shifted out of what rounding leaves in the low bits; for n that are not above 0 one power is enough."""
+    with_limit, without = ([op.name for op in expanded("exp", np.float32, AVX2, 16, **more).body.ops if op.name not in (
+        "splat_const", "arg", "load", "store", "bitcast")] for more in ({}, {"most": 0.0}))
+    assert with_limit == ["max", "min", "fma", "sub", "shl", "shl", "and", "sub", *["fma"] * 8, "mul", "mul"]
+    assert without == ["max", "fma", "sub", "shl", *["fma"] * 8, "mul", "mul"]
 
 
 def test_exp_with_a_table_takes_fewer_multiplications() -> None:

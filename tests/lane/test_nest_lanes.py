@@ -38,6 +38,28 @@ def recurrence_of_rows(a: Tensor[f32, C, T], b: Tensor[f32, C, T], y: Tensor[f32
 
 
 @kernel
+def windows_of_columns(x: Tensor[f32, N, C], w: Tensor[f32, 3], y: Tensor[f32, N, M]):
+    """Rows are far apart, and all that lies side by side is a window."""
+    for m in each(M):
+        for n in tiles(N):
+            acc = zeros(n, dtype=f32)
+            for i in range(3):
+                acc += w[i] * x[n, m + i]
+            y[n, m] = acc
+
+
+@kernel
+def differences(x: Tensor[f32, M, T], y: Tensor[f32, M, N]):
+    """Elements of neighbours are two apart, in one line."""
+    for m in each(M):
+        for n in tiles(N):
+            acc = zeros(n, dtype=f32)
+            for i in range(2):
+                acc = x[m, 2 * n + i] - acc
+            y[m, n] = acc
+
+
+@kernel
 def outer_sums(a: Tensor[f32, K, M], b: Tensor[f32, K, N], y: Tensor[f32, M, N]):
     for m, n in tiles(M, N):
         acc = zeros(m, n, dtype=f32)
@@ -163,6 +185,25 @@ def test_turned_tensors_have_other_neighbours() -> None:
     lane = lowered(recurrence_of_rows, arguments, AVX512, hints={"T": 64, "C": 1024})
     np.testing.assert_allclose(y, scanned(a.T, b.T).T, rtol=1e-6, atol=1e-6)
     assert steps(lane, "c")[0] in (1, 4 * AVX512.lanes)
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_what_loops_carry_fills_the_lanes_where_nothing_lies_side_by_side(facts: Facts) -> None:
+    x, w = normal(83, 11), normal(3)
+    arguments = {"x": x, "w": w, "y": np.zeros((83, 9), np.float32)}
+    lane = lowered(windows_of_columns, arguments, facts, hints={"M": 64, "N": 512, "C": 66})
+    np.testing.assert_allclose(arguments["y"], np.lib.stride_tricks.sliding_window_view(x, 3, 1) @ w, rtol=1e-4,
+                               atol=1e-5)
+    assert steps(lane, "n")[0] == 4 * facts.lanes
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_neighbours_may_be_a_few_elements_apart(facts: Facts) -> None:
+    x = normal(3, 166)
+    arguments = {"x": x, "y": np.zeros((3, 83), np.float32)}
+    lane = lowered(differences, arguments, facts, hints={"M": 64, "N": 512, "T": 1024})
+    np.testing.assert_array_equal(arguments["y"], x[:, 1::2] - x[:, ::2])
+    assert steps(lane, "n")[0] == 4 * facts.lanes
 
 
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapper.ir.types import f32, i32
-from sapper.lang.builtins import tiles
+from sapper.ir.types import DType, bf16, f16, f32, f64, i8, i16, i32, i64, u8
+from sapper.lang.builtins import maximum, tiles
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts
+from sapper.tile.semantics import numpy_dtype
 
 from .run_lane import run_lane, specialize
 from .test_late import aligned
@@ -94,6 +95,29 @@ def test_pairs_of_columns_in_any_order(facts: Facts) -> None:
     assert (arguments["y"] == x.reshape(3, 64, 2)[..., ::-1].reshape(3, 128)).all()
     assert (arguments["z"] == x[:, 1::2] - x[:, ::2]).all()
     assert names["unzip"] and names["zip"] and not names["gather"] and not names["scatter"]
+
+
+def greatest_of_two(dtype: DType) -> Any:
+    @kernel
+    def greatest(x: Tensor[dtype, M, N], y: Tensor[dtype, M, N]):
+        for m, r in tiles(M, N // 2):
+            y[m, 2 * r + 1] = x[m, 2 * r]
+            y[m, 2 * r] = maximum(x[m, 2 * r], x[m, 2 * r + 1])
+
+    return greatest
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda f: f"{f.lanes} lanes")
+@pytest.mark.parametrize("columns", [64, 70])
+@pytest.mark.parametrize("dtype", [bf16, f16, i16, i8, u8, f64, i64], ids=lambda d: d.name)
+def test_pairs_of_any_width(dtype: DType, columns: int, facts: Facts) -> None:
+    x = aligned(np.random.default_rng(1).integers(0, 100, (3, columns)).astype(numpy_dtype(dtype)))
+    arguments = {"x": x, "y": aligned(np.zeros_like(x))}
+    streamed = frozenset({"y"} if columns % 64 == 0 else ())
+    names = names_of(reduce_loops(greatest_of_two(dtype).tile_ir()), arguments, facts, streamed)
+    assert (arguments["y"][:, ::2] == np.maximum(x[:, ::2], x[:, 1::2])).all()
+    assert (arguments["y"][:, 1::2] == x[:, ::2]).all()
+    assert names["unzip"] and names["zip"]
 
 
 def test_one_of_a_pair_alone_is_gathered() -> None:

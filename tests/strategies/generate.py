@@ -59,6 +59,10 @@ SAME_SIZE = {"f32": "i32", "i32": "f32", "bf16": "i16", "i16": "bf16", "i8": "u8
 """What .bits() goes between; the bits of f16 are not compiled."""
 INTEGER_PAIRS = ("{} + {}", "{} - {}", "{} * {}", "maximum({}, {})", "minimum({}, {})", "({}) & ({})", "({}) | ({})",
                  "({}) ^ ({})")
+STORED_ONLY = {**dict.fromkeys(("f32", "bf16", "f16", "f64"), ("f8e4m3", "f8e5m2")),
+               **dict.fromkeys(("i32", "i64", "i8"), ("i4",))}
+"""What tensors may be of that are read and written as another type."""
+SPAN_LENGTHS = (1, 3, 8, 16, 17)
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
 
@@ -147,10 +151,20 @@ class _Writer:
         self.features.add(kind)
         if kind == "whole":
             for dim, variable in zip(dims, variables, strict=True):
-                self.line(f"{variable} = whole({dim})")
+                self.line(f"{variable} = whole({self.range_of(dim)})")
         else:
-            self.line(f"for {', '.join(variables)} in {kind}({', '.join(dims)}):")
+            self.line(f"for {', '.join(variables)} in {kind}({', '.join(map(self.range_of, dims))}):")
             self.depth += 1
+
+    def range_of(self, dim: str) -> str:
+        """A dimension; or a part of it, as long in each call, whose start a call says."""
+        if dim in self.derived or not self.chance(8):
+            return dim
+        self.features.add("fixed-span")
+        length, room, start = self.one_of(SPAN_LENGTHS), self.new_dim(), self.fresh("s")
+        self.derived[dim] = (dim, room, 1, length)
+        self.scalars.append((start, i32, room))
+        return f"span({start}, {start} + {length})"
 
     # Memory.
 
@@ -209,7 +223,7 @@ class _Writer:
 
     def stored_as(self, dtype: DType) -> DType:
         """The dtype itself, or one that is only stored and cast."""
-        narrower = {"f32": ("f8e4m3", "f8e5m2"), "bf16": ("f8e4m3",), "i32": ("i4",)}.get(dtype.name)
+        narrower = STORED_ONLY.get(dtype.name)
         if narrower is None or not self.chance(8):
             return dtype
         self.features.add("stored-only")

@@ -110,10 +110,10 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     features = frozenset(target.features)
-    legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8", "dot2_i16", "pairs_u8i8", "add_i16",
-             "widen_bytes", "interleave"}
+    legal = {"round", "floor", "ceil", "trunc", "float8", "dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes",
+             "interleave"}
     if features >= _OPMASK_FEATURES:
-        legal |= {"lookup", "fraction", "copy_sign"}
+        legal |= {"scale_exponent", "lookup", "fraction", "copy_sign"}
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if target.tiles is not None:

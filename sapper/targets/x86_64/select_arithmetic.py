@@ -193,52 +193,8 @@ def scale_exponent(s: Any, op: Op) -> None:
     """VSCALEF, which is the op but for a NaN times an infinite power (SDM volume 2: infinity or 0)."""
     a, n = op.operands
     dtype = dtype_of(a)
-    bits = bits_of(s, dtype)
-    if s.facts.opmask:
-        last = s.operand(n)
-        s.emit(f"vscalef{FLOAT[dtype.name]}.{bits}", s.define(op.results[0]), s.vector(a), last)
-        return
-    # 2**n is multiplied in as three powers that are normal numbers, the largest last: if an earlier product is
-    # inexact, it is so small (large) that the result is 0 (infinity) whatever its rounding. n beyond `limit` can't be
-    # told from `limit`.
-    single = dtype.name == "f32"
-    suffix = FLOAT[dtype.name]
-    low, high, limit, fraction = (-126.0, 127.0, 300.0, 23) if single else (-1022.0, 1023.0, 2200.0, 52)
-    row, power = s.vector(a), s.vector(n)
-
-    def constant(number: float) -> Any:
-        return s.constant_operand(_float_key(dtype, number))
-
-    whole, rest, part = s.new("vec"), s.new("vec"), s.new("vec")
-    s.emit(f"vround{suffix}.{bits}", whole, power, 9)
-    s.emit(f"vmax{suffix}.{bits}", whole, whole, constant(-limit))
-    s.emit(f"vmin{suffix}.{bits}", whole, whole, constant(limit))
-    parts = []
-    for _ in range(2):
-        part = s.new("vec")
-        s.emit(f"vmax{suffix}.{bits}", part, whole, constant(low))
-        s.emit(f"vmin{suffix}.{bits}", part, part, constant(high))
-        rest = s.new("vec")
-        s.emit(f"vsub{suffix}.{bits}", rest, whole, part)
-        parts.append(part)
-        whole = rest
-    parts.append(whole)
-    # The power as bits: n + magic puts n + bias into the low mantissa bits, from where it is shifted to the exponent.
-    magic = float(2**23 + 127) if single else float(2**52 + 1023)
-    letter = "d" if single else "q"
-    product = s.new("vec")
-    for number, part in enumerate(reversed(parts)):
-        factor = s.new("vec")
-        s.emit(f"vadd{suffix}.{bits}", factor, part, constant(magic))
-        s.emit(f"vpsll{letter}.imm.{bits}", factor, factor, fraction)
-        s.emit(f"vmul{suffix}.{bits}", product, row if number == 0 else product, factor)
-    # Where n is infinite or NaN: a * max(0, n), that is a times infinity, 0 or NaN.
-    special, infinite = s.new("vec"), s.new("vec")
-    s.emit(f"vsub{suffix}.{bits}", infinite, power, power)
-    s.emit(f"vcmp{suffix}.{bits}", infinite, infinite, infinite, 3)
-    s.emit(f"vmax{suffix}.{bits}", special, s.constant(ZERO4), power)
-    s.emit(f"vmul{suffix}.{bits}", special, special, row)
-    s.emit(f"vblendv{suffix}.{bits}", s.define(op.results[0]), product, special, infinite)
+    last = s.operand(n)
+    s.emit(f"vscalef{FLOAT[dtype.name]}.{bits_of(s, dtype)}", s.define(op.results[0]), s.vector(a), last)
 
 
 def _float_key(dtype: DType, number: float) -> Key:

@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 from ...ir.nodes import Op, Value
-from ...ir.types import i64
+from ...ir.types import DType, i64
 from .select_common import (
     ZERO4,
     Key,
@@ -356,36 +356,50 @@ def _quarters_key(s: Any) -> Key:
 
 
 def _merged(s: Any, op: Op, keys: tuple[Key, Key]) -> None:
-    """Two results, each picked from the elements of both operands. vpermt2ps overwrites its first table."""
-    bits = s.facts.bits4
+    """Two results, each picked from the elements of both operands. VPERMT2 overwrites its first table."""
+    dtype = dtype_of(op.operands[0])
+    bits = bits_of(s, dtype)
     a, b = (s.vector(v) for v in op.operands)
     made = [s.new("vec"), s.new("vec")]
     for register, key in zip(made, keys, strict=True):
         s.emit(f"vmovaps.{bits}", register, a)
-        s.emit(f"vpermt2ps.{bits}", register, s.constant(key), b)
+        s.emit(f"vpermt2{_float_suffix(dtype)}.{bits}", register, s.constant(key), b)
     for result, register in zip(op.results, made, strict=True):
         s.emit(f"vmovaps.{bits}", s.define(result), register)
 
 
-def _unzip_keys(s: Any) -> tuple[Key, Key]:
-    return index_key(s, list(range(0, 2 * s.lanes, 2)), 4), index_key(s, list(range(1, 2 * s.lanes, 2)), 4)
+def _float_suffix(dtype: DType) -> str:
+    return "ps" if dtype.bits == 32 else "pd"
 
 
-def _zip_keys(s: Any) -> tuple[Key, Key]:
-    half = s.lanes // 2
-    low, high = ([place for i in range(start, start + half) for place in (i, s.lanes + i)] for start in (0, half))
-    return index_key(s, low, 4), index_key(s, high, 4)
+def _unzip_keys(s: Any, op: Op) -> tuple[Key, Key]:
+    even = list(range(0, 2 * s.lanes, 2))
+    return _places_keys(s, op, even, [place + 1 for place in even])
+
+
+def _zip_keys(s: Any, op: Op) -> tuple[Key, Key]:
+    both = [place for i in range(s.lanes) for place in (i, s.lanes + i)]
+    return _places_keys(s, op, both[:s.lanes], both[s.lanes:])
+
+
+def _places_keys(s: Any, op: Op, low: list[int], high: list[int]) -> tuple[Key, Key]:
+    size_bytes = dtype_of(op.operands[0]).size_bytes
+    return index_key(s, low, size_bytes), index_key(s, high, size_bytes)
 
 
 def unzip_rows(s: Any, op: Op) -> None:
     if s.facts.opmask:
-        _merged(s, op, _unzip_keys(s))
+        _merged(s, op, _unzip_keys(s, op))
         return
-    bits = s.facts.bits4
+    dtype = dtype_of(op.operands[0])
+    bits = bits_of(s, dtype)
     a, b = (s.vector(v) for v in op.operands)
     made = [s.new("vec"), s.new("vec")]
-    for register, pick in zip(made, (0x88, 0xDD), strict=True):
-        s.emit(f"vshufps.{bits}", register, a, b, pick)
+    for register, pick, half in zip(made, (0x88, 0xDD), "lh", strict=True):
+        if dtype.bits == 32:
+            s.emit(f"vshufps.{bits}", register, a, b, pick)
+        else:
+            s.emit(f"vunpck{half}pd.{bits}", register, a, b)
     for result, register in zip(op.results, made, strict=True):
         if bits == 256:  # what came from a is in the lower half of each 128-bit part
             s.emit("vpermq.imm.256", s.define(result), register, 0xD8)
@@ -395,13 +409,14 @@ def unzip_rows(s: Any, op: Op) -> None:
 
 def zip_rows(s: Any, op: Op) -> None:
     if s.facts.opmask:
-        _merged(s, op, _zip_keys(s))
+        _merged(s, op, _zip_keys(s, op))
         return
-    bits = s.facts.bits4
+    dtype = dtype_of(op.operands[0])
+    bits = bits_of(s, dtype)
     a, b = (s.vector(v) for v in op.operands)
     low, high = s.new("vec"), s.new("vec")
-    s.emit(f"vunpcklps.{bits}", low, a, b)
-    s.emit(f"vunpckhps.{bits}", high, a, b)
+    s.emit(f"vunpckl{_float_suffix(dtype)}.{bits}", low, a, b)
+    s.emit(f"vunpckh{_float_suffix(dtype)}.{bits}", high, a, b)
     for result, register, half in zip(op.results, (low, high), (0x20, 0x31), strict=True):
         if bits == 256:
             s.emit("vperm2f128.256", s.define(result), low, high, half)
@@ -461,7 +476,7 @@ RULES: dict[str, Rule] = {
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
     "lookup": lambda s, op: (_table_key(op),), "exchange": _exchange_constants,
-    "zip": lambda s, op: _zip_keys(s) if s.facts.opmask else (),
-    "unzip": lambda s, op: _unzip_keys(s) if s.facts.opmask else (),
+    "zip": lambda s, op: _zip_keys(s, op) if s.facts.opmask else (),
+    "unzip": lambda s, op: _unzip_keys(s, op) if s.facts.opmask else (),
     "pack_bf16": lambda s, op: (_pack_key(s),), "interleave": _interleave_constants,
 }
