@@ -95,6 +95,15 @@ def _windows(x, rows, columns):
     return np.lib.stride_tricks.sliding_window_view(x, (rows, columns), axis=(-2, -1))
 
 
+@sp.kernel
+def sum_of_patches(x: Tensor[f32, C, 3, 3, P, Q], image: Tensor[f32, C, H, W]):
+    """Patches, each added where it came from: the gradient of what they were cut from."""
+    for c, h, w in tiles(C, H, W):
+        image[c, h, w] = 0.0
+    for c, r, s, p, q in tiles(C, 3, 3, P, Q):
+        image[c, p + r, q + s] += x[c, r, s, p, q]
+
+
 def _causal_reference(x, w):
     padded = np.concatenate([np.zeros((3, x.shape[1]), np.float32), x])
     return (sum(w[k] * padded[3 - k : 3 - k + len(x)] for k in range(4)),)
@@ -126,6 +135,22 @@ def _blur_reference(x, w):
 
 def _heat_reference(x):
     return (0.2 * (x[1:-1, 1:-1] + x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:]),)
+
+
+def _patches_reference(x):
+    c, _, _, p, q = x.shape
+    image = np.zeros((c, p + 2, q + 2), np.float32)
+    for r in range(3):
+        for s in range(3):
+            image[:, r:r + p, s:s + q] += x[:, r, s]
+    return (image,)
+
+
+def _torch_patches(x):
+    from torch.nn.functional import fold
+
+    c, _, _, p, q = x.shape
+    return fold(x.reshape(c * 9, p * q), (p + 2, q + 2), 3)
 
 
 def _torch_causal(x, w):
@@ -194,4 +219,7 @@ EXAMPLES = [
         _blur_reference, {"S": 512, "P": 1024, "K": 15}, {"S": 3, "P": 41, "K": 6}, _torch_blur),
     Example(heat_step, lambda random, s: (normal(random, s["P"] + 2, s["Q"] + 2), empty(s["P"], s["Q"])),
             _heat_reference, {"P": 1024, "Q": 1024}, {"P": 5, "Q": 43}, lambda x: _heat_reference(x)[0]),
+    Example(sum_of_patches, lambda random, s: (
+        normal(random, s["C"], 3, 3, s["P"], s["Q"]), empty(s["C"], s["P"] + 2, s["Q"] + 2)),
+        _patches_reference, {"C": 64, "P": 56, "Q": 56}, {"C": 3, "P": 5, "Q": 37}, _torch_patches),
 ]

@@ -75,6 +75,14 @@ def mean_of_bags(table: Tensor[f32, N, C], token: Tensor[i32, B, K], y: Tensor[f
             y[b, c] = acc / float(K)
 
 
+@sp.kernel
+def sums_of_segments(x: Tensor[f32, N], segment: Tensor[i32, N], total: Tensor[f32, M]):
+    for m in tiles(M):
+        total[m] = 0.0
+    for n in tiles(N):
+        total[segment[n]] += x[n]
+
+
 def _softmax_reference(x):
     powers = np.exp(x - x.max(0))
     return (powers / powers.sum(0),)
@@ -102,6 +110,16 @@ def _torch_group_norm(x, gain):
     from torch.nn.functional import group_norm
 
     return group_norm(x, x.shape[1] // GROUP, gain)
+
+
+def _segments_reference(x, segment):
+    total = np.zeros(len(x) // 16, np.float32)
+    np.add.at(total, segment, x)
+    return (total,)
+
+
+def _torch_segments(x, segment):
+    return x.new_zeros(len(x) // 16).index_add(0, segment, x)
 
 
 def _torch_bags(table, token):
@@ -134,4 +152,7 @@ EXAMPLES = [
         empty(s["B"], s["C"])),
         lambda table, token: (table[token].mean(1),), {"N": 4096, "C": 128, "B": 512, "K": 20},
         {"N": 9, "C": 37, "B": 3, "K": 4}, _torch_bags),
+    Example(sums_of_segments, lambda random, s: (
+        normal(random, s["N"]), random.integers(0, s["N"] // 16, s["N"], np.int32), empty(s["N"] // 16)),
+        _segments_reference, {"N": 65536}, {"N": 333}, _torch_segments),
 ]

@@ -42,6 +42,16 @@ def linear_gradient(x: Tensor[f32, M, K], dy: Tensor[f32, M, N], dw: Tensor[f32,
         dbias[n] = sum(dy[m, n], over=m)
 
 
+@sp.kernel(in_place=[("after", "before")])
+def embedding_gradient(before: Tensor[f32, K, N], dy: Tensor[f32, M, N], token: Tensor[i32, M],
+                       after: Tensor[f32, K, N]):
+    """Of the table, added to what other batches gave."""
+    for k, n in tiles(K, N):
+        after[k, n] = before[k, n]
+    for m, n in tiles(M, N):
+        after[token[m], n] += dy[m, n]
+
+
 @sp.kernel(in_place=[("next_p", "p"), ("next_m", "m"), ("next_v", "v")])
 def adam_step(
     p: Tensor[f32, N], m: Tensor[f32, N], v: Tensor[f32, N], gradient: Tensor[f32, N], rate: f32,
@@ -78,6 +88,12 @@ def _cross_entropy_reference(logits, label):
     found = powers / powers.sum(1, keepdims=True)
     found[np.arange(len(label)), label] -= 1
     return (found / len(label),)
+
+
+def _embedding_reference(before, dy, token):
+    after = before.copy()
+    np.add.at(after, token, dy)
+    return (after,)
 
 
 def _adam_reference(p, m, v, gradient, rate):
@@ -126,6 +142,11 @@ EXAMPLES = [
         normal(random, s["M"], s["K"]), normal(random, s["M"], s["N"]), empty(s["K"], s["N"]), empty(s["N"])),
         lambda x, dy: (x.T @ dy, dy.sum(0)),
         {"M": 512, "K": 256, "N": 256}, {"M": 19, "K": 5, "N": 37}, lambda x, dy: (x.T @ dy, dy.sum(0)), results=2),
+    Example(embedding_gradient, lambda random, s: (
+        normal(random, s["K"], s["N"]), normal(random, s["M"], s["N"]),
+        random.integers(0, s["K"], s["M"], np.int32), empty(s["K"], s["N"])),
+        _embedding_reference, {"M": 4096, "N": 256, "K": 4096}, {"M": 19, "N": 37, "K": 7},
+        lambda before, dy, token: before.index_add(0, token, dy)),
     Example(adam_step, lambda random, s: (
         normal(random, s["N"]), normal(random, s["N"]), normal(random, s["N"]) ** 2, normal(random, s["N"]), 1e-3,
         *(empty(s["N"]) for _ in range(3))),

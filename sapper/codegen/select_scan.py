@@ -15,7 +15,7 @@ from ..ir.nodes import Block, Op, Value
 from ..lane.ops import ADDRESS_AT
 from .select_values import SelectedValues
 
-WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop", "if", "tasks", "barrier",
+WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "join", "loop", "if", "tasks", "barrier",
                            "fence_streaming", "hand_over", "take_over", "sync_lanes", "sync_warps", "sync_cluster",
                            "async_copy", "async_commit", "async_wait", "signal_start", "signal_fence", "signal_arrive",
                            "signal_expect", "signal_wait", "tensor_copy", "store_matrix", "store_fence",

@@ -306,6 +306,13 @@ def _lane_store(gathered: bool) -> Rule:
     return rule
 
 
+def _lane_join(check: Checker, op: Op) -> None:
+    check.one_of(op, "kind", ("add", "max", "min", "and", "or", "xor"))
+    if op.attributes["kind"] != "add" and op.attributes["dtype"].is_float:
+        check.fail(f"{op.attributes['kind']} of {op.attributes['dtype']}", "integers")
+    _lane_store(True)(check, op)
+
+
 def _lane_s_load(check: Checker, op: Op) -> None:
     check.one_of(op, "dtype", SCALAR_MEMORY)
     _memory(check, op, 0)
@@ -559,6 +566,7 @@ LANE_RULES: dict[str, Rule] = {
     "store": _lane_store(False),
     "store_lane0": _lane_store(False),
     "scatter": _lane_store(True),
+    "join": _lane_join,
     "prefetch": _lane_prefetch,
     **dict.fromkeys(("dot2_bf16", "fma2_bf16"), _signature((ROW_F32, ROW_B32, ROW_B32), (ROW_F32,))),
     **dict.fromkeys(("dot4_u8i8", "dot2_i16"), _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,))),

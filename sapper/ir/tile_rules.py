@@ -128,6 +128,9 @@ def _tile_store(check: Checker, op: Op) -> None:
     value = _tile(check, op.operands[1], "the value")
     if value.dtype != tensor.dtype:
         check.fail(f"a value of {value.dtype} for {tensor}", f"{tensor.dtype}")
+    if "join" in op.attributes:
+        sums = check.one_of(op, "join", ("add", "max", "min", "and", "or", "xor")) == "add"
+        _computes(check, value.dtype, "fiu" if sums else "iu", "numbers" if sums else "integers")
     axes = union_of_axes(indices)
     for axis in value.axes:
         if axis not in axes:
@@ -250,6 +253,9 @@ def _carried(check: Checker, op: Op, bounds: int) -> list[Type]:
 def _tile_tiles(check: Checker, op: Op) -> None:
     axes = check.names(op, "axes")
     carried = _carried(check, op, 2 * len(axes))
+    repeats = check.names(op, "repeats") if "repeats" in op.attributes else []
+    if not set(repeats) <= set(axes):
+        check.fail(f"repeats = {repeats}", "axes of the loop")
     outside = set(check.axes)
     check.bring_axes(axes)
     check.nested(op, op.blocks[0], carried, carried)

@@ -38,6 +38,7 @@ from ..ir.types import (
 )
 from ..tile.affine import Affine, affine
 from ..tile.schedule import MatrixUnit
+from ..tile.sums import is_join
 from . import fragments
 from .groups import GroupLowering
 from .matrix import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
@@ -161,7 +162,8 @@ class ChainLowering(GroupLowering):
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
         unit = self.facts.matrix
-        if unit is None or self.matrix_walk is not None or self.schedule.registers:
+        if unit is None or self.matrix_walk is not None or self.schedule.registers or any(
+                map(is_join, self.function.walk())):
             return
         self.extents: dict[str, int] = {}
         body = self._only_rows()

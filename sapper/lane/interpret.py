@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import RowType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES
+from ..tile import semantics
 from .arithmetic import ELEMENTS, LOW, ROW_OF_ELEMENTS, fma32, halves, pure_function, wrap64
 from .interpret_units import BUILDERS as UNIT_BUILDERS
 from .memory import Array, LaneError, Memory
@@ -452,6 +453,22 @@ def _build_scatter(program: Program, op: Op) -> Step:
     return scatter
 
 
+def _build_join(program: Program, op: Op) -> Step:
+    addresses, mask = program.offsets(op, 1)
+    kind, value, lanes = ELEMENTS[op.attributes["dtype"]], program.slot(op.operands[0]), program.lanes
+    name, dtype = op.attributes["kind"], op.attributes["dtype"]
+
+    def join(e: list[Any]) -> None:
+        raw = e[value].astype(kind)
+        on = e[mask].tolist() if mask is not None else [True] * lanes
+        for lane, at in enumerate(addresses(e)):
+            if on[lane]:
+                element = bytes_at(e[0], op, at, kind.itemsize, True, lane).view(kind)
+                element[0] = semantics.elementwise(name, [element[0], raw[lane]], dtype)
+
+    return join
+
+
 def _nothing(e: list[Any]) -> None:
     """A hint, or an order that the interpreter keeps anyway."""
 
@@ -545,7 +562,8 @@ _BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "asm": _build_asm,
     "asm_contract": _build_asm_contract, "gather": _build_gather, "store": _build_store,
     "store_lane0": _build_store_lane0, "load_run": _build_load_run, "store_run": _build_store_run,
-    "scatter": _build_scatter, "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
+    "scatter": _build_scatter, "join": _build_join,
+    "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
     **UNIT_BUILDERS,
     **dict.fromkeys(("async_commit", "async_wait", "fence_streaming", "group_commit", "group_fence", "prefetch",
                      "register_budget", "signal_fence", "store_fence", "store_wait", "sync_lanes", "tile_wake"),

@@ -33,6 +33,7 @@ from ..tile.nests import part_nests
 from ..tile.parts import split_parts
 from ..tile.plan import ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
 from ..tile.schedule import Facts, LoweringError, Schedule, ScheduleError, Specialization
+from ..tile.sums import share_sums
 from .axis_loops import WalkChoice
 from .extents import hint
 from .kept_tiles import KeptTiles
@@ -127,6 +128,7 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
+        share_sums(function, facts.joins, lambda value: hint(value, specialization)[0])
         if facts.many_workers:
             part_nests(function)
         hoist_operands(function)

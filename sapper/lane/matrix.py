@@ -30,6 +30,7 @@ from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
 from ..tile.plan import Walk, is_scalar_integer, plan_block
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
+from ..tile.sums import is_join
 from . import fragments
 from .depth_shares import DepthShares
 from .state import Access, Capacity, Open, Scalar, row_dtype
@@ -250,6 +251,8 @@ class MatrixLowering(DepthShares):
         groups that runs in order: every warp reads where a group starts and ends."""
         control = [op for op in self.function.body.ops if op.blocks]
         if len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
+            return None
+        if any(map(is_join, self.function.walk())):     # several warps would each add what they all compute
             return None
         inner = control[0]
         while True:

@@ -18,6 +18,7 @@ from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import LATE, Walk, axes_of
 from ..tile.schedule import Panels, ScheduleError
+from ..tile.sums import is_join
 from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .packed import DOT2_BF16, FMA2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
@@ -597,6 +598,10 @@ class Model(RegisterFactors):
             for op in stores:
                 access = self.access(op)
                 weight = 1 if axis in walk.outer and walk.reductions else 2
+                if is_join(op):
+                    meets = self._gather_spans(op, axis) or access.axes.get(axis, 0) == 0
+                    cost += weight * self._access_cost(access.axes, axis, element_bytes(access.dtype), meets, False)
+                    continue
                 in_turns = self.is_paired(op, axis, stores) or self.filling_axis(op, axis) is not None
                 cost += weight * (PAIR_COST if in_turns else self._access_cost(
                     access.axes, axis, element_bytes(access.dtype), bool(access.gathers), False))

@@ -136,6 +136,8 @@ class NestLanes(ScratchLowering):
     def _unit_dimension(self, tensor: Value) -> int | None:
         """The dimension of a tensor along which neighbours are neighbours in memory, if one is known to be."""
         view = tensor.op
+        if view is not None and view.name == "buffer":
+            return len(view.operands) - 1
         if view is None:
             strides = self.stride_classes.get(tensor.name, "contiguous")
             if strides == "contiguous":

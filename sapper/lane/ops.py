@@ -35,7 +35,7 @@ BY_HAND = frozenset({"asm", "asm_contract", "asm_multiply"})
 """Ops that pieces of assembly by hand carry out."""
 
 ADDRESS_AT = {"load": 0, "load_run": 0, "store_run": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0,
-              "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1}
+              "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1, "join": 1}
 """The operand that is the base of a memory operand; the index, if there is one, follows it."""
 
 FIRST_WORDS = ("scratch", "scratch_bytes", "sync")
@@ -162,6 +162,10 @@ LANE_OPS = OpTable("lane", [
            optional=("scale", "disp", "masked", "near", "disjoint"),
            pure=False, doc="value, base, offsets (row<i32>); no two scatters of one memory that are `disjoint` touch "
                            "the same byte unless a load of it lies between them"),
+    OpSpec("join", (3, 4), (0, 0), attributes=("kind", "dtype"), optional=("scale", "disp", "masked"), pure=False,
+           doc="value, base, offsets (row<i32>): an element of memory becomes what the op `kind` (add | max | min | "
+               "and | or | xor) makes of it and the value, in one step for each lane, whichever lane or worker comes "
+               "first; only where the target has it (Facts.joins)"),
     OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level"), pure=False, doc="hint; level 1, 2 or 3"),
     # Packed dot products.
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "

@@ -15,6 +15,7 @@ from ..ir.types import TileType, bf16, index
 from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Specialization
+from ..tile.sums import is_join
 from .prefetches import LINE_BYTES, LONG_LINES
 from .state import Capacity, element_bytes
 from .walk import WalkLowering
@@ -628,7 +629,7 @@ class RegisterFactors(WalkLowering):
         """Tensors that are written, never read, and, as the call promises, aligned and too large for the caches."""
         if self.schedule.streaming is not None:
             return set(self.schedule.streaming)
-        loaded = {op.operands[0].name for op in self.function.walk() if op.name == "load"}
+        loaded = {op.operands[0].name for op in self.function.walk() if op.name == "load" or is_join(op)}
         return {t.name for t in self.function.tensors() if t.name in self.specialization.aligned - loaded}
 
     def streams(self, op: Op) -> bool:

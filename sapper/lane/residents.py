@@ -56,7 +56,7 @@ class ResidentLowering(NestLanes):
     def _residents(self, ranges: list[Range], body: Block, plan: Plan, late: bool) -> None:
         """Axes of values that pass between walks or into control ops get a size: they stay in registers. late: the last
         walk follows a row behind, if rows are single."""
-        nested = any(isinstance(item, Op) for item in plan.items)
+        nested = any(isinstance(item, Op) and "repeats" not in item.attributes for item in plan.items)
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
         chunks = self._chunks_of_products(ranges, plan)

@@ -21,6 +21,7 @@ from ..ir.types import DType, RowType
 from ..tile.affine import affine
 from ..tile.plan import LATE, Walk, axes_of
 from ..tile.schedule import Specialization
+from ..tile.sums import is_join
 from .pairs import Pairs
 from .state import Access, Scalar, element_bytes, row_dtype
 
@@ -39,6 +40,8 @@ class Runs(Pairs):
         most = self.facts.run_bytes
         if not most or lane is None or lane not in self.open or not self._any_order(walk, lane):
             return 1
+        if any(map(is_join, walk.roots())):
+            return 1    # lanes side by side join elements side by side: those of a line are one step of the cache
         accesses = [(self.access(op), op.operands[0], op.operands[1:]) for op in self.reads(walk)]
         accesses += [(self.access(op), op.operands[0], op.operands[2:]) for op in walk.roots()
                      if isinstance(op, Op) and op.name == "store"]

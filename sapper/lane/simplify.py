@@ -317,7 +317,7 @@ def _mask_full(op: Op, build: Rewriter) -> Replacement:
 
 FIRST = {
     "load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0, "load_run": 0, "store_run": 0, "store": 1,
-    "store_lane0": 1, "s_store": 1, "scatter": 1,
+    "store_lane0": 1, "s_store": 1, "scatter": 1, "join": 1,
 }
 _DISP_LIMIT = 1 << 31
 
@@ -420,9 +420,9 @@ def _convert_rounded(op: Op, build: Rewriter) -> Replacement:
 
 
 _ADDRESSED = ("load", "load_splat", "s_load", "prefetch", "store", "store_lane0", "s_store")
-_MASKABLE = ("load", "gather", "load_run", "store", "store_run", "scatter")
+_MASKABLE = ("load", "gather", "load_run", "store", "store_run", "scatter", "join")
 
-_FOLD_DISPLACEMENT = Rule("displacement", (*_ADDRESSED, "gather", "scatter", "load_run", "store_run"),
+_FOLD_DISPLACEMENT = Rule("displacement", (*_ADDRESSED, "gather", "scatter", "join", "load_run", "store_run"),
                           _fold_displacement)
 
 FOLD = RuleSet([

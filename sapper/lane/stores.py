@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from ..ir.nodes import Op, Value
 from ..ir.types import DType, TileType, bool_
 from ..tile.plan import Walk, axes_of
-from .axis_loops import AxisLoops
+from ..tile.sums import is_join
+from .joins import Joins
 from .narrow_stores import MOST_ROWS, Job
 from .rows import LoweringError, Rows
 from .slots import PAIR
@@ -29,7 +30,7 @@ class Behind:
     buffers: dict[Value, Access]
 
 
-class Stores(AxisLoops):
+class Stores(Joins):
     """pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
     behind: what a walk does beside its own work.
     """
@@ -45,10 +46,11 @@ class Stores(AxisLoops):
         squares: list[Op] = []
         joined: list[tuple[Op, dict[str, int], Value, str]] = []
         for root in roots:
-            if isinstance(root, Op) and self.stores_squares(root, self.access(root)):
+            overwrites = isinstance(root, Op) and not is_join(root)
+            if isinstance(root, Op) and overwrites and self.stores_squares(root, self.access(root)):
                 squares.append(root)
                 continue
-            together = self.stored_joined(root) if isinstance(root, Op) else None
+            together = self.stored_joined(root) if isinstance(root, Op) and overwrites else None
             if isinstance(root, Op) and together is not None:
                 value = root.operands[1]
                 others = tuple(a for a in self.access(root).axes if a != together)
@@ -71,7 +73,7 @@ class Stores(AxisLoops):
         for job in joined:
             self.store_joined(*job)
         rounded: list[Job] = []
-        stores = [(root, at, row) for root, at, row in jobs if isinstance(root, Op)]
+        stores = [(root, at, row) for root, at, row in jobs if isinstance(root, Op) and not is_join(root)]
         pairs = self.paired_stores(stores)
         for even, odd in pairs.items():
             with self.located(stores[even][0]):
@@ -80,11 +82,15 @@ class Stores(AxisLoops):
         filled = self.filled_stores(jobs)
         done = self.store_runs([] if taken or self.lane_run == 1 else jobs)
         done |= {number for together in filled.values() for number in together}
+        for root in roots:
+            if isinstance(root, Op) and is_join(root):
+                with self.located(root):
+                    self.join(root, [(at, row) for other, at, row in jobs if other is root])
         for number, (root, at, row) in enumerate(jobs):
             if number in filled and isinstance(root, Op):
                 with self.located(root):
                     self.store_filled(root, at, [jobs[n][2] for n in filled[number]], self.streams(root))
-            elif number in done:
+            elif number in done or is_join(root):
                 continue
             elif isinstance(root, Value):
                 self._keep(root, at, row)

@@ -20,7 +20,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from .ops import ADDRESS_AT
 
 READS = frozenset({"load", "load_run", "load_splat", "gather", "s_load"})
-WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store"})
+WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store", "join"})
 SCRATCH, NEAR = "scratch", "near memory"
 UNKNOWN = "?"
 MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps", "sync_cluster", "hand_over", "take_over"})
@@ -30,12 +30,14 @@ MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps", "sync_cluster", "ha
 class Touch:
     """An access. memory: a tensor's name, SCRATCH, NEAR or UNKNOWN. row: where every lane takes its own element of a
     row, the bytes of a lane and where the row starts, modulo the row; None where lanes reach over, or where it
-    starts is not known. disjoint: a store that meets no other such store."""
+    starts is not known. disjoint: a store that meets no other such store. joins: it is one step with others of its
+    kind."""
 
     memory: str
     stores: bool
     row: tuple[object, ...] | None
     disjoint: bool = False
+    joins: bool = False
 
 
 Pending = frozenset[Touch]
@@ -55,11 +57,20 @@ def values_of_run(op: Op) -> list[Value]:
     return op.operands[1 + bool(op.attributes.get("gathered")):end]
 
 
+def is_consecutive(join: Op) -> bool:
+    """Whether a store that joins has a row of neighbours."""
+    made = join.operands[2].op
+    factors = [] if made is None or made.name != "mul" else [v.op for v in made.operands]
+    size = join.attributes["dtype"].size_bytes
+    return {f.name: f.attributes.get("value") for f in factors if f is not None} == {"iota": None, "splat_const": size}
+
+
 def conflict(a: Touch, b: Touch) -> bool:
     """Whether two accesses, in either order, may meet in the same bytes from different lanes."""
     if not (a.stores or b.stores):
         return False
-    if (a.row is not None and a.row == b.row) or (a.disjoint and b.disjoint):
+    if (a.row is not None and a.row == b.row) or (a.disjoint and b.disjoint) or (
+            a.joins and b.joins):
         return False
     memories = {a.memory, b.memory}
     return len(memories) == 1 or UNKNOWN in memories or not memories & {SCRATCH, NEAR}
@@ -85,10 +96,11 @@ class Accesses:
 
     def _of(self, op: Op) -> Touch:
         found = self.memory(op.operands[ADDRESS_AT[op.name]])
-        rows = op.name in ("load", "load_run", "store", "store_run") and not op.attributes.get("gathered")
+        rows = is_consecutive(op) if op.name == "join" else (
+            op.name in ("load", "load_run", "store", "store_run") and not op.attributes.get("gathered"))
         row = self.row(op) if rows else None
         return Touch(next(iter(found)) if len(found) == 1 else UNKNOWN, op.name in WRITES, row,
-                     bool(op.attributes.get("disjoint")))
+                     bool(op.attributes.get("disjoint")), op.name == "join")
 
     def memory(self, value: Value) -> frozenset[str]:
         """The memories whose addresses are summands of a scalar."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TileRegisterType, TileType, b32, i16, i32, u8
 from ..tile.plan import Walk, axes_of
+from ..tile.sums import is_join
 from .packed import DOTS, Dot, Packing, Term
 from .state import Access, Bound, Open, Scalar, element_bytes
 
@@ -381,7 +382,8 @@ class _Emission:
         if len(after) != 1 or len(self.walk.reductions) != 1 or bound.mask is not None:
             return False
         (store,) = after
-        if not isinstance(store, Op) or store.operands[1] is not self.walk.reductions[0].result or low.streams(store):
+        if not isinstance(store, Op) or store.operands[1] is not self.walk.reductions[0].result or (
+                low.streams(store) or is_join(store)):
             return False
         access = low.access(store)
         plain = access.dtype is self.sum_dtype and not access.gathers

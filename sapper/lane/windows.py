@@ -16,6 +16,7 @@ from ..ir.types import MASK, ROW_I32, DType, RowType, bf16, f16, f32, i8, i16, i
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import axes_of
+from ..tile.sums import is_join
 from .narrow_stores import NarrowStores
 from .state import Access, Scalar, element_bytes, row_dtype
 
@@ -180,7 +181,7 @@ class Windows(NarrowStores):
         access = self.access(op)
         stride, size = access.axes.get(lane or "", 0), element_bytes(access.dtype)
         dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
-        if lane is None or access.gathers or not self.facts.picks or dtype not in PICKED:
+        if lane is None or access.gathers or is_join(op) or not self.facts.picks or dtype not in PICKED:
             return None
         if not isinstance(stride, int) or stride % size or stride // size not in FILLED:
             return None

@@ -13,7 +13,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from ..ir.nodes import Value
+from ..ir.nodes import Block, Op, Value
 from ..ir.types import TensorType, TileType, bool_, index
 from .affine import Affine, extreme, fixed_when_meeting
 from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
@@ -25,13 +25,17 @@ from .views import Views
 class Access:
     """One load or store: the tensor, an affine form for each dimension, and where it stands.
 
-    scopes: the loops around it. wholes: the axes that it spans and no loop walks.
+    op: the load or store. scopes: the loops around it. wholes: the axes that it spans and no loop walks. update: the
+    statement that it is one half of. join: of a store, the op by which it joins its value with what is there.
     """
 
-    __slots__ = ("forms", "frame", "guards", "node", "scopes", "store", "tensor", "wholes")
+    __slots__ = ("forms", "frame", "guards", "join", "node", "op", "scopes", "store", "tensor", "update", "wholes")
 
-    def __init__(self, tensor: Value, store: bool, forms: list[Affine], wholes: list[Axis], node: Any, frame: Frame,
-                 guards: int, scopes: tuple[LoopScope, ...]) -> None:
+    def __init__(self, op: Op, tensor: Value, store: bool, forms: list[Affine], wholes: list[Axis], node: Any,
+                 frame: Frame, guards: int, scopes: tuple[LoopScope, ...]) -> None:
+        self.op = op
+        self.update: Update | None = None
+        self.join: str | None = None
         self.tensor = tensor
         self.store = store
         self.forms = forms
@@ -40,6 +44,18 @@ class Access:
         self.frame = frame
         self.guards = guards
         self.scopes = scopes
+
+
+class Update:
+    """A statement like `out[i] += x`, which reads and writes one element. join: the op that it joins x with; block:
+    where it stands; load: what it reads. Where an element may be met again, it becomes a store that joins."""
+
+    __slots__ = ("block", "join", "load")
+
+    def __init__(self, join: str, block: Block, load: Access) -> None:
+        self.join = join
+        self.block = block
+        self.load = load
 
 
 class Accesses(Views):
@@ -58,7 +74,8 @@ class Accesses(Views):
         type = TileType(dtype_of(tensor), self.joined_axes(*values) if values else ())
         result = self.builder.value("load", [tensor, *values], type)
         self.levels[result] = self.level
-        self.record(tensor, False, forms, type.axes, node)
+        assert result.op is not None
+        self.record(result.op, False, forms, type.axes, node)
         return result
 
     def store(self, tensor: Value, items: Sequence[Any], value: Any, node: Any, item_nodes: Sequence[Any],
@@ -88,12 +105,13 @@ class Accesses(Views):
                       "an index that spans all axes of the value",
                       f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})")
         self.at(node)
-        self.builder.add("store", [tensor, value, *values])
-        self.check_scatter(self.record(tensor, True, forms, spanned, node))
+        op = self.builder.add("store", [tensor, value, *values])
+        self.check_scatter(self.record(op, True, forms, spanned, node))
 
-    def record(self, tensor: Value, store: bool, forms: list[Affine], spanned: tuple[str, ...], node: Any) -> Access:
+    def record(self, op: Op, store: bool, forms: list[Affine], spanned: tuple[str, ...], node: Any) -> Access:
         wholes = [self.axes[name] for name in spanned if self.axes[name].loop is None]
-        access = Access(tensor, store, forms, wholes, node, self.frame, self.guards + self.ragged, self.scopes)
+        access = Access(op, op.operands[0], store, forms, wholes, node, self.frame, self.guards + self.ragged,
+                        self.scopes)
         self.accesses.append(access)
         return access
 
@@ -252,10 +270,12 @@ class Accesses(Views):
             return True
         return any(self.depends(s, variable, loop) for bound in bounds for s in bound.terms)
 
-    def finish_loop(self, loop: LoopScope, first: int) -> dict[str, bool]:
-        """The attributes parallel and ordered of a loop whose accesses begin at self.accesses[first]."""
+    def finish_loop(self, loop: LoopScope, first: int) -> dict[str, Any]:
+        """The attributes parallel, ordered and repeats of a loop whose accesses begin at self.accesses[first]."""
         if loop.kind == "range" or (loop.carries and loop.kind == "each"):
             return {"parallel": False}
+        if loop.kind == "tiles":
+            self.join_updates(loop, first)
         by_tensor: dict[Value, list[Access]] = {}
         written: set[Value] = set()
         for access in self.accesses[first:]:
@@ -263,6 +283,7 @@ class Accesses(Views):
             if access.store:
                 written.add(self.memory_of(access.tensor))
         ordered = asserted = False
+        repeats: set[Any] = set()
         for tensor, accesses in by_tensor.items():
             if tensor not in written:
                 continue
@@ -278,6 +299,9 @@ class Accesses(Views):
                     if loop.disjoint:
                         asserted = True
                         continue
+                    if loop.kind == "tiles" and access.join and other.join and self.join_alike(access, other):
+                        repeats |= set(loop.variables) - fixed
+                        continue
                     if loop.kind == "tiles":
                         self.hazard(access, other, loop, fixed)
                     ordered = True
@@ -285,7 +309,50 @@ class Accesses(Views):
             return {"parallel": False}
         if asserted:
             return {"parallel": True, "asserted": True}
-        return {"parallel": False, "ordered": True} if ordered else {"parallel": True}
+        if ordered:
+            return {"parallel": False, "ordered": True}
+        names = [axis.name for axis in loop.variables if axis in repeats]
+        return {"parallel": True, "repeats": names} if names else {"parallel": True}
+
+    def join_updates(self, loop: LoopScope, first: int) -> None:
+        """Statements that add to elements which they, or others of their kind, may meet again in a loop over tiles
+        become stores that join."""
+        accesses = [access for access in self.accesses[first:] if joins_by(access) is not None]
+        met: dict[Access, None] = {}
+        for position, access in enumerate(accesses):
+            for other in accesses[position:]:
+                if (access.store or other.store) and self.join_alike(access, other):
+                    fixed = self.meeting(access, other, loop)
+                    if fixed is not None and not fixed.issuperset(loop.variables):
+                        met |= {access: None, other: None}
+        for access in met:
+            if access.store and access.join is None:
+                self.join_update(access)
+
+    def join_alike(self, access: Access, other: Access) -> bool:
+        """Whether two accesses are of statements that join by the same op, and elements of the same type of one memory:
+        then the order of these does not matter."""
+        return joins_by(access) == joins_by(other) and dtype_of(access.tensor) == dtype_of(other.tensor) and (
+            self.memory_of(access.tensor) is self.memory_of(other.tensor))
+
+    def join_update(self, store: Access) -> None:
+        update, op = store.update, store.op
+        assert update is not None
+        made, read = op.operands[1].op, update.load.op
+        assert made is not None and made.operands[0] is read.result
+        value = made.operands[1]
+        if made.name == "sub":
+            made.name, made.operands = "neg", [value]
+            value = made.results[0]
+            value.type = made.operands[0].type
+        else:
+            update.block.ops.remove(made)
+        op.operands[1] = value
+        op.attributes["join"] = store.join = update.join
+        update.block.ops.remove(read)
+        self.accesses.remove(update.load)
+        store.update = None
+        self.check_spanned(store)
 
     def meeting(self, access: Access, other: Access, loop: LoopScope) -> set[Any] | None:
         """What two accesses of two iterations agree in when they meet, None if they never do. An axis has many
@@ -300,8 +367,22 @@ class Accesses(Views):
 
         return fixed_when_meeting(access.forms, other.forms, varies, self.spread_of)
 
+    def check_spanned(self, access: Access) -> None:
+        """A value is joined once for each element of the index: it must span all tiles that it is joined in, or how
+        often that is would depend on their size."""
+        spanned = {axis for index in access.op.operands[2:] for axis in axes_of(index)}
+        for loop in access.scopes:
+            lacking = [axis.name for axis in loop.variables if loop.kind == "tiles" and axis.name not in spanned]
+            if lacking:
+                names, tensor = ", ".join(lacking), access.tensor.name
+                self.fail_at(access, "write-race",
+                             f"every iteration along {names} writes the same elements of {tensor}",
+                             f"a value added to {tensor} at an index that does not span {names}",
+                             "an index that spans all axes of the loops over tiles around it",
+                             f"walk {names} with each(...), or add up over {names} before")
+
     def check_race(self, access: Access, loop: LoopScope) -> None:
-        if access.guards != loop.guards:
+        if access.guards != loop.guards or access.join is not None:
             return
         for variable, name in zip(loop.variables, loop.names, strict=True):
             if self.spread_of(variable) == 0:
@@ -340,6 +421,13 @@ class Accesses(Views):
         """
         tensor = access.tensor.name
         names = ", ".join(loop.names)
+        if access.join is not None or other.join is not None:
+            plain = other if other.join is None else access
+            kind, what = ("write-race", "stored to") if plain.store else ("read-after-write", "read")
+            self.fail_at(plain, kind, f"{tensor} is added to and {what}, and iterations along {names} may meet",
+                         f"{tensor} {what} where only some of the values may have been added",
+                         f"no other access to what is added to in the loop along {names}",
+                         f"use {tensor} after the loop, or walk {names} with each(...)")
         if access is other:
             depth = access.scopes.index(loop) + 1
             inner = [v for scope in access.scopes[depth:] for v in scope.variables]
@@ -363,3 +451,8 @@ class Accesses(Views):
 
     def fail_at(self, access: Access, kind: str, headline: str, found: str, expected: str, mend: str) -> None:
         raise KernelError(kind, headline, access.frame.parsed.location(access.node), found, expected, mend)
+
+
+def joins_by(access: Access) -> str | None:
+    """The op by which a store joins its value, or the statement that an access is one half of could."""
+    return access.join if access.update is None else access.update.join

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..ir.nodes import Block, Function, Location, Op, Value
-from ..ir.types import DType, TensorType, TileType, f32, index
+from ..ir.types import DType, TensorType, TileType, bool_, f32, index
+from .access import Update
 from .affine import Affine
 from .bindings import Axis, LoopRange, LoopScope, Span, dtype_of, is_tensor, is_tile
 from .calls import Calls
@@ -38,6 +39,11 @@ STATEMENT_MENDS: dict[str, str] = {
     "Break": "give the range its end: span(start, stop)",
     "Continue": "put the rest of the body under an if",
 }
+
+
+JOINS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "add", ast.BitAnd: "and", ast.BitOr: "or",
+                                        ast.BitXor: "xor"}
+"""Of augmented assignments that may meet an element again: the op that joins their values."""
 
 
 class Retry(Exception):
@@ -217,8 +223,12 @@ class Frontend(Calls):
                       "a tensor", "make a new tile with where(...)")
         items, nodes = self.subscript_items(target)
         before = self.load(tensor, items, target, nodes)
+        read = self.accesses[-1]
         after = self.apply(node.op, before, self.evaluate(node.value), node, target, node.value)
         self.store(tensor, items, after, target, nodes, node.value)
+        join = JOINS.get(type(node.op))
+        if join is not None and dtype_of(tensor) != bool_:
+            read.update = self.accesses[-1].update = Update(join, self.builder.block, read)
 
     # Control.
 

@@ -164,7 +164,7 @@ class _Traits:
 
 def _traits(function: Function) -> _Traits:
     stored = {op.operands[0].name for op in function.walk() if op.name == "store"}
-    loaded = {op.operands[0].name for op in function.walk() if op.name == "load"}
+    loaded = {op.operands[0].name for op in function.walk() if op.name == "load" or "join" in op.attributes}
     narrowing = any(
         op.name == "cast" and op.operands[0].type.dtype.is_float and op.result.type.dtype.is_integer  # type: ignore[union-attr]
         for op in function.walk()

@@ -4,6 +4,7 @@ Enters: a Python function. Leaves: a code object of the same lines, file, names 
 does is what the author wrote, except where Python's numbers are not the language's:
 
 - `x.to(dtype)` and `x.bits(dtype)` also work where x is a Python number;
+- `out[i] += x` is one operation, as an element that i names twice has both values added;
 - a number that a loop carries (`count = 0` before it, `count += 1` in it), that an if merges, or that `a if c else b`
   chooses is known at run time only, so it is a scalar without a dtype, and computes in i32 or f32.
 """
@@ -20,14 +21,16 @@ from ..lang.source import SourceUnavailable, parse_function
 WEAKEN = "__sapper_weaken__"
 METHOD = "__sapper_method__"
 LOCALS = "__sapper_locals__"
+UPDATE = "__sapper_update__"
 
 _made: dict[tuple[CodeType, str], CodeType] = {}
 """By code and file: code objects of equal lines in different files are equal."""
 
 
 def code_of(function: FunctionType) -> CodeType:
-    """The rewritten code of a function, or its own where the source cannot be read. It expects three builtins, named
-    WEAKEN (a number to a scalar without a dtype), METHOD (object, method name, arguments) and LOCALS."""
+    """The rewritten code of a function, or its own where the source cannot be read. It expects four builtins, named
+    WEAKEN (a number to a scalar without a dtype), METHOD (object, method name, arguments), LOCALS and UPDATE (object,
+    indices, name of an operator of Python, value)."""
     original = function.__code__
     key = (original, original.co_filename)
     made = _made.get(key)
@@ -102,6 +105,15 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         return [node, *self.weaken(names, node)]
 
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        self.generic_visit(node)
+        target = node.target
+        if not isinstance(target, ast.Subscript) or any(isinstance(n, ast.Slice) for n in ast.walk(target.slice)):
+            return node
+        name = ast.copy_location(ast.Constant(type(node.op).__name__), target)
+        update = _call(UPDATE, [target.value, target.slice, name, node.value], node)
+        return ast.copy_location(ast.Expr(update), node)
+
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         self.generic_visit(node)
         return _call(WEAKEN, [node], node)
@@ -115,6 +127,6 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
 
-def _call(name: str, arguments: list[ast.expr], like: ast.expr) -> ast.Call:
+def _call(name: str, arguments: list[ast.expr], like: ast.expr | ast.stmt) -> ast.Call:
     function = ast.copy_location(ast.Name(name, ast.Load()), like)
     return ast.copy_location(ast.Call(function, arguments, []), like)

@@ -8,6 +8,8 @@ author's module is not touched; what sapper and the libraries that know nothing 
 from __future__ import annotations
 
 import builtins as python
+import operator
+from collections.abc import Callable
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -16,7 +18,8 @@ from ..lang import builtins as language
 from ..lang import context
 from ..lang.dims import DimExpression
 from ..lang.kernel import Kernel
-from .eager_code import LOCALS, METHOD, WEAKEN, code_of
+from .eager_code import LOCALS, METHOD, UPDATE, WEAKEN, code_of
+from .eager_tensor import TensorView
 from .eager_values import Tile, as_bool, as_dtype, as_tile, default_dtype, literal, scalar_index
 
 
@@ -108,8 +111,23 @@ def _method(value: Any, name: str, *arguments: Any) -> Any:
     return getattr(value, name)(*arguments)
 
 
+def _update(value: Any, indices: Any, name: str, other: Any) -> None:
+    """value[indices] += other, or another operator, named as Python's ast does."""
+    if isinstance(value, TensorView):
+        value.update(indices, OPERATORS[name], other)
+    else:
+        value[indices] = OPERATORS[name](value[indices], other)
+
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "Add": operator.add, "Sub": operator.sub, "Mult": operator.mul, "Div": operator.truediv,
+    "FloorDiv": operator.floordiv, "Mod": operator.mod, "Pow": operator.pow, "MatMult": operator.matmul,
+    "LShift": operator.lshift, "RShift": operator.rshift, "BitAnd": operator.and_, "BitOr": operator.or_,
+    "BitXor": operator.xor,
+}
+
 _OVERLAY: dict[str, Any] = {
-    WEAKEN: _weaken, METHOD: _method, LOCALS: locals,
+    WEAKEN: _weaken, METHOD: _method, LOCALS: locals, UPDATE: _update,
     "sum": language.sum, "max": language.max, "min": language.min, "abs": language.abs, "round": language.round,
     "range": _range, "float": _float, "int": _int, "bool": as_bool,
 }

@@ -6,16 +6,24 @@ index is checked against the extents; loops whose author asserts that their iter
 
 from __future__ import annotations
 
+import operator as python_operator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ..ir.types import TensorType, index
+from ..ir.types import TensorType, bool_, index
 from ..lang import context
 from . import races, semantics
 from .eager_place import author_place, fail
 from .eager_values import Operators, Tile, as_dtype, as_tile, scalar_index, whole_number
 from .semantics import Array, Axes
+
+_JOINS: dict[Callable[[Any, Any], Any], str] = {
+    python_operator.add: "add", python_operator.sub: "add", python_operator.and_: "and", python_operator.or_: "or",
+    python_operator.xor: "xor",
+}
+"""Of operators by which an element may be updated several times in one statement: the op that joins the values."""
 
 
 class TensorView(Operators):
@@ -52,7 +60,7 @@ class TensorView(Operators):
             where = tuple(np.broadcast_arrays(*where))
         return where, axes
 
-    def _touch(self, where: tuple[Array, ...], store: bool) -> None:
+    def _touch(self, where: tuple[Array, ...], store: bool, join: bool = False) -> None:
         """Tell the loops whose iterations are asserted to be disjoint which bytes are meant."""
         touches = context.current().touches
         if not touches.loops or not self.array.size:
@@ -64,7 +72,7 @@ class TensorView(Operators):
         places = sum((index * step for index, step in zip(where, self.array.strides, strict=True)), np.int64(start))
         flat = (np.asarray(places).reshape(-1, 1) + np.arange(self.array.itemsize)).reshape(-1)
         try:
-            (touches.store if store else touches.load)(self.name, size, flat)
+            (touches.join if join else touches.store if store else touches.load)(self.name, size, flat)
         except races.Meeting as meeting:
             element = np.argwhere(flat == meeting.element)[0, 0] // self.array.itemsize
             place = [int(i.reshape(-1)[element]) for i in np.broadcast_arrays(*where)]
@@ -81,6 +89,10 @@ class TensorView(Operators):
         where, axes = self._indices(indices, "store")
         self._touch(where, store=True)
         tile = as_tile(value, self.dtype)
+        self._check_stored(tile, axes)
+        self.array[where] = semantics.align(tile.array, tile.axes, axes)
+
+    def _check_stored(self, tile: Tile, axes: Axes) -> None:
         if tile.dtype is not self.dtype:
             fail("store-dtype", f"a stored value has another element type than {self.name}", str(tile.dtype),
                  str(self.dtype), f"write value.to({self.dtype})")
@@ -89,7 +101,24 @@ class TensorView(Operators):
             fail("store-axes", f"a value stored to {self.name} spans axes that the index lacks",
                  f"axes {', '.join(lost)}", f"axes among {', '.join(axes) or 'none'}",
                  "index with them, or reduce them first")
-        self.array[where] = semantics.align(tile.array, tile.axes, axes)
+
+    def update(self, indices: Any, operator: Callable[[Any, Any], Any], value: Any) -> None:
+        """self[indices] = operator(self[indices], value), but that an element that several indices name is joined with
+        the values of all of them."""
+        after = operator(self[indices], value)
+        where, axes = self._indices(indices, "store")
+        name = _JOINS.get(operator)
+        flat = np.ravel_multi_index(np.broadcast_arrays(*where), self.array.shape) if where and self.array.size else ()
+        if name is None or self.dtype is bool_ or np.unique(flat).size == np.size(flat):
+            self[indices] = after
+            return
+        tile = as_tile(value, self.dtype)
+        self._check_stored(as_tile(after, self.dtype), axes)
+        self._touch(where, store=True, join=True)
+        added = semantics.align(tile.array, tile.axes, axes)
+        added = semantics.elementwise("neg", [added], self.dtype) if operator is python_operator.sub else added
+        elements, total = semantics.joined(name, self.array, where, added)
+        self.array[elements] = total
 
     def view(self, *extents: Any, dtype: Any = None) -> TensorView:
         """The same memory with other extents, or as another dtype."""

@@ -252,9 +252,21 @@ class _Run:
         indices = op.operands[2:]
         axes = semantics.union_axes(*(i.type.axes for i in indices if isinstance(i.type, TileType)))
         array, where = self.access(op, indices, axes, "store")
+        join = op.attributes.get("join")
         if self.races is not None and array.size:
-            self.touch(op, array, where, self.races.store)
-        array[where] = self.on(op.operands[1], axes)
+            self.touch(op, array, where, self.races.store if join is None else self.races.join)
+        if join is None:
+            array[where] = self.on(op.operands[1], axes)
+        elif array.size:
+            self.join(op, join, array, where, self.on(op.operands[1], axes))
+
+    def join(self, op: Op, name: str, array: Array, where: tuple[Array, ...], values: Array) -> None:
+        elements, total = semantics.joined(name, array, where, values)
+        if self.perturb is not None:
+            size = semantics.joined("add", np.abs(array.astype(np.float64)), where, np.abs(values.astype(np.float64)))
+            count = semantics.joined("add", np.zeros(array.shape), where, np.ones(()))
+            total = self.perturb(op, [size[1], count[1]], total)
+        array[elements] = total
 
     def view(self, op: Op) -> None:
         type = op.results[0].type
@@ -348,7 +360,7 @@ class _Run:
     def loop(self, op: Op, initial: Sequence[Value], iterations: Iterator[list[Array]]) -> None:
         carried = [self.values[value] for value in initial]
         block = op.blocks[0]
-        touches = races.Loop() if self.races is not None and op.attributes["parallel"] else None
+        touches = races.Loop(op.name == "tiles") if self.races is not None and op.attributes["parallel"] else None
         if touches is not None and self.races is not None:
             self.races.loops.append(touches)
         for indices in iterations:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import DType, bf16, f8e4m3, f8e5m2, f16, i8, i16
 from .ops import memory_of
+from .sums import is_join
 
 MOVED_AS: dict[DType, DType] = {bf16: i16, f16: i16, f8e4m3: i8, f8e5m2: i8}
 
@@ -23,9 +24,11 @@ def move_as_integers(function: Function) -> None:
         return
     moved = {memory_of(op.operands[0]) for op in accesses}
     loads = {op.result: memory_of(op.operands[0]) for op in accesses if op.name == "load"}
-    stores = {op for op in accesses if op.name == "store"}
+    stores = {op for op in accesses if op.name == "store" and not is_join(op)}
     # Pairs of tensors of which neither is moved unless the other is; None: what is not moved.
-    bound: list[tuple[Value, Value | None]] = [(memory_of(op.operands[0]), loads.get(op.operands[1])) for op in stores]
+    bound: list[tuple[Value, Value | None]] = [
+        (memory_of(op.operands[0]), loads.get(op.operands[1]) if op in stores else None)
+        for op in accesses if op.name == "store"]
     bound += [(loads[v], memory_of(op.operands[0]) if op in stores else None)
               for op in function.walk() for v in op.operands if v in loads]
     while fixed := {t for pair in bound for t in pair if t in moved and not moved.issuperset(pair)}:

@@ -25,7 +25,7 @@ def part_nests(function: Function) -> None:
             if all(known) or not any(known):
                 continue
             outer = Op("tiles", [v for both, fits in zip(bounds, known, strict=True) if fits for v in both], [],
-                       {**inner.attributes, "axes": [a for a, fits in zip(axes, known, strict=True) if fits]},
+                       {"parallel": True, "axes": [a for a, fits in zip(axes, known, strict=True) if fits]},
                        [Block()], inner.location)
             inner.operands[:] = [v for both, fits in zip(bounds, known, strict=True) if not fits for v in both]
             inner.attributes["axes"] = [a for a, fits in zip(axes, known, strict=True) if not fits]

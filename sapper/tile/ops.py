@@ -17,6 +17,8 @@ BINARY_FLOAT = ("div",)
 BINARY_INTEGER = ("floordiv", "mod", "shl", "shr")
 BITWISE = ("and", "or", "xor")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
+JOINS = ("add", "max", "min", *BITWISE)
+"""Ops by which a store may join a value with what is there: the order of several does not matter, rounding aside."""
 
 _DOC = {
     "max": "a if a > b else b", "min": "a if a < b else b",
@@ -48,8 +50,10 @@ TILE_OPS = OpTable("tile", [
                "groups: [count, count] of neighbouring axes before and after, whose elements are the same"),
     # Memory. The result of a load spans the union of the index operands' axes.
     OpSpec("load", (1, None), doc="tensor, one integer value for each dimension -> tile"),
-    OpSpec("store", (2, None), (0, 0), pure=False,
-           doc="tensor, value, one integer value for each dimension; the indices span all axes of the value"),
+    OpSpec("store", (2, None), (0, 0), optional=("join",), pure=False,
+           doc="tensor, value, one integer value for each dimension; the indices span all axes of the value; join "
+               "(add | max | min | and | or | xor): an element becomes what this op makes of it and all values for it, "
+               "in any order; max, min and bits of integers only"),
     # Elementwise.
     *[OpSpec(name, (1, 1), doc=_DOC.get(name, name)) for name in (*UNARY, *UNARY_FLOAT)],
     *[OpSpec(name, (2, 2), doc=_DOC.get(name, name))
@@ -86,8 +90,10 @@ TILE_OPS = OpTable("tile", [
            doc="what all workers do together or, if parallel is false, the first one alone; the next part begins when "
                "it is complete. Sibling parts may bring an axis of the same name"),
     # Control. Block arguments and yields carry values.
-    OpSpec("tiles", (2, None), (0, None), attributes=("axes", "parallel"), optional=("ordered",), blocks=1, pure=False,
-           doc="start, stop for each axis, then initial carried values; block arguments are the carried values"),
+    OpSpec("tiles", (2, None), (0, None), attributes=("axes", "parallel"), optional=("ordered", "repeats"), blocks=1,
+           pure=False,
+           doc="start, stop for each axis, then initial carried values; block arguments are the carried values; "
+               "repeats: the axes along which stores that join may meet an element again"),
     OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"), optional=("asserted", "ordered", "step"),
            blocks=1, pure=False,
            doc="start, stop for each of `count` indices, then initial carried values; block arguments are the "

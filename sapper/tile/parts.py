@@ -119,20 +119,20 @@ class _Top:
         return start, stop
 
 
-class _Writer:
+class Writer:
     """Appends ops on index scalars to a list."""
 
     def __init__(self, ops: list[Op], like: Op) -> None:
         self.ops = ops
         self.location = like.location
 
-    def op(self, name: str, operands: list[Value], types: Sequence[TileType | TensorType] = (),
+    def op(self, name: str, operands: list[Value], /, types: Sequence[TileType | TensorType] = (),
            blocks: list[Block] | None = None, **attributes: object) -> Op:
         made = Op(name, operands, list(types), dict(attributes), blocks, self.location)
         self.ops.append(made)
         return made
 
-    def value(self, name: str, operands: list[Value], type: TileType = INDEX, **attributes: object) -> Value:
+    def value(self, name: str, operands: list[Value], /, type: TileType = INDEX, **attributes: object) -> Value:
         return self.op(name, operands, [type], None, **attributes).result
 
     def number(self, value: int) -> Value:
@@ -220,7 +220,7 @@ class _Reductions(_Top):
 
     def _emit(self, group: list[Op], axis: str, out: list[Op]) -> dict[Value, Value]:
         """The two steps of reductions over one axis; what stands for their results."""
-        top = _Writer(out, group[0])
+        top = Writer(out, group[0])
         start, stop = self.range_of(axis)
         zero, one = top.number(0), top.number(1)
         extent = top.value("sub", [stop, start])
@@ -232,7 +232,7 @@ class _Reductions(_Top):
         size = top.value("mul", [top.value("floordiv", [rounded, granules]), top.number(CHUNK_MULTIPLE)])
         loop = Block([INDEX])
         each = Op("each", [zero, count], (), {"count": 1, "parallel": True}, [loop], group[0].location)
-        inner = _Writer(loop.ops, group[0])
+        inner = Writer(loop.ops, group[0])
         number = loop.arguments[0]
         first = inner.value("min", [inner.value("mul", [number, size]), extent])
         last = inner.value("min", [inner.value("add", [first, size]), extent])
@@ -254,7 +254,7 @@ class _Reductions(_Top):
         top.op("whole", [zero, count], axis=parts)
         return dict(final() for final in finals)
 
-    def _partial(self, op: Op, operands: list[Value], number: Value, inner: _Writer, top: _Writer, parts: str,
+    def _partial(self, op: Op, operands: list[Value], number: Value, inner: Writer, top: Writer, parts: str,
                  stores: list[Callable[[], None]]) -> Callable[[], tuple[Value, Value]]:
         """Reduce one piece; what then reduces the results, once all are there. stores: what keeps the result of a piece
         is added."""
@@ -406,7 +406,7 @@ class _Partition(_Top):
     def _buffer(self, value: Value, crossing: dict[Value, Value | None], out: list[Op],
                 outer: dict[Value, Value]) -> None:
         assert value.op is not None
-        writer = _Writer(out, value.op)
+        writer = Writer(out, value.op)
         extents = []
         for axis in _tile(value).axes:
             if not self.is_bounded(*self.range_of(axis)):
@@ -439,12 +439,12 @@ class _Partition(_Top):
             for value in op.results:
                 memory = crossing.get(value)
                 if memory is not None:
-                    values[value] = self._read(value, memory, values, _Writer(block.ops, op))
+                    values[value] = self._read(value, memory, values, Writer(block.ops, op))
         for op in part.ops:
             for value in op.results:
                 memory = crossing.get(value)
                 if memory is not None:
-                    writer = _Writer(block.ops, op)
+                    writer = Writer(block.ops, op)
                     type, kept = _tile(value), values[value]
                     if type.dtype is index:
                         kept = writer.value("cast", [kept], TileType(i32, type.axes))
@@ -455,7 +455,7 @@ class _Partition(_Top):
         starts = [self.range_of(axis)[0] for axis in type.axes]
         return [values.get(start, start) for start in starts]
 
-    def _read(self, value: Value, memory: Value, values: dict[Value, Value], writer: _Writer) -> Value:
+    def _read(self, value: Value, memory: Value, values: dict[Value, Value], writer: Writer) -> Value:
         type = _tile(value)
         dtype = i32 if type.dtype is index else type.dtype
         places = writer.places(type.axes, self._starts(type, values))

@@ -23,19 +23,23 @@ class Meeting(Exception):
 
 
 class Loop:
-    """A running loop. iterations: what the author would call each so far, as `b = 2`."""
+    """A running loop. iterations: what the author would call each so far, as `b = 2`. joins: stores that join may meet
+    in it."""
 
-    __slots__ = ("iterations", "touched")
+    __slots__ = ("iterations", "joins", "touched")
 
-    def __init__(self) -> None:
+    def __init__(self, joins: bool = False) -> None:
         self.iterations: list[str] = []
-        self.touched: dict[Hashable, tuple[Array, Array]] = {}
+        self.joins = joins
+        self.touched: dict[Hashable, tuple[Array, Array, Array]] = {}
 
-    def of(self, memory: Hashable, size: int) -> tuple[Array, Array]:
-        """Who wrote and who read each element: 0 nobody, -1 several, else the number of an iteration, from 1."""
+    def of(self, memory: Hashable, size: int) -> tuple[Array, Array, Array]:
+        """Who wrote, who read, and who joined a value with each element: 0 nobody, -1 several, else the number of an
+        iteration, from 1."""
         found = self.touched.get(memory)
         if found is None:
-            found = self.touched[memory] = (np.zeros(size, np.int64), np.zeros(size, np.int64))
+            found = self.touched[memory] = (np.zeros(size, np.int64), np.zeros(size, np.int64),
+                                            np.zeros(size, np.int64))
         return found
 
     def name(self, number: int) -> str:
@@ -56,24 +60,41 @@ class Touches:
         twice = in_order[:-1][in_order[1:] == in_order[:-1]]
         if twice.size:
             raise Meeting(int(twice[0]), "is written twice by one store")
+        self._write(memory, size, flat, False)
+
+    def join(self, memory: Hashable, size: int, flat: Array) -> None:
+        """A store that joins values with elements, of which it may meet some again."""
+        self._write(memory, size, flat, True)
+
+    def _write(self, memory: Hashable, size: int, flat: Array, joins: bool) -> None:
         for loop in self.loops:
-            writer, reader = loop.of(memory, size)
+            writer, reader, joiner = loop.of(memory, size)
             now = len(loop.iterations)
+            together = joins and loop.joins
             for before, what in (
                     (writer, "is written by two iterations of a parallel loop: {} and {}"),
-                    (reader, "is written by one iteration of a parallel loop and read by another: {1}, {0}")):
+                    (reader, "is written by one iteration of a parallel loop and read by another: {1}, {0}"),
+                    *([] if together else [(joiner, "is written by two iterations of a parallel loop: {} and {}")])):
                 other = flat[(before[flat] != 0) & (before[flat] != now)]
                 if other.size:
                     raise Meeting(int(other[0]), what.format(loop.name(int(before[other[0]])), loop.name(now)))
-            writer[flat] = now
+            if together:
+                joiner[flat] = _with(joiner[flat], now)
+            else:
+                writer[flat] = now
 
     def load(self, memory: Hashable, size: int, flat: Array) -> None:
         for loop in self.loops:
-            writer, reader = loop.of(memory, size)
+            writer, reader, joiner = loop.of(memory, size)
             now = len(loop.iterations)
-            other = flat[(writer[flat] != 0) & (writer[flat] != now)]
-            if other.size:
-                raise Meeting(int(other[0]), "is read by one iteration of a parallel loop and written by another: "
-                              f"{loop.name(now)}, {loop.name(int(writer[other[0]]))}")
-            before = reader[flat]
-            reader[flat] = np.where((before == 0) | (before == now), now, -1)
+            for before in (writer, joiner):
+                other = flat[(before[flat] != 0) & (before[flat] != now)]
+                if other.size:
+                    raise Meeting(int(other[0]), "is read by one iteration of a parallel loop and written by another: "
+                                  f"{loop.name(now)}, {loop.name(int(before[other[0]]))}")
+            reader[flat] = _with(reader[flat], now)
+
+
+def _with(before: Array, now: int) -> Array:
+    """Who touched elements, the iteration `now` among them."""
+    return np.where((before == 0) | (before == now), now, -1)

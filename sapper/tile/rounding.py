@@ -54,10 +54,10 @@ def rounds(op: Op) -> bool:
 
     f32 and f64 products may be fused with a sum. Sums of integers and IEEE operations are exact.
     """
-    type = op.results[0].type
+    type = op.operands[1].type if op.name == "store" else op.results[0].type
     assert isinstance(type, TileType)
-    if not type.dtype.is_float:
-        return False
+    if not type.dtype.is_float or op.name == "store":
+        return type.dtype.is_float and "join" in op.attributes
     if op.name == "mul":
         return type.dtype in (f32, f64)
     if op.name == "asm":
@@ -74,7 +74,8 @@ def fusible(function: Function) -> set[Value]:
             users.setdefault(value, []).append(op)
 
     def adds(op: Op) -> bool:
-        return op.name in ("add", "sub") or (op.name in ("reduce", "scan") and op.attributes["kind"] == "sum")
+        return op.name in ("add", "sub") or (op.name in ("reduce", "scan") and op.attributes["kind"] == "sum") or (
+            op.attributes.get("join") == "add")
 
     return {op.results[0] for op in function.walk() if op.name == "mul" and rounds(op)
             and len(users.get(op.results[0], ())) == 1 and adds(users[op.results[0]][0])}
@@ -100,6 +101,8 @@ def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
             if op.name == "store":
                 for source in op.operands[1:]:
                     spread(source, memory_of(op.operands[0]))
+                if any(holds(op) for holds in starts):
+                    inexact.add(memory_of(op.operands[0]))
                 continue
             if op.name == "load":
                 for source in (memory_of(op.operands[0]), *op.operands[1:]):
@@ -147,6 +150,9 @@ class RandomRounding:
         self._random = np.random.default_rng(seed)
 
     def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
+        if op.name == "store":
+            size, count = operands
+            return self._joined(op, size, count, result)
         type = op.results[0].type
         assert isinstance(type, TileType)
         if op.name in ("reduce", "scan") and op.attributes["kind"] != "sum":
@@ -245,6 +251,20 @@ class RandomRounding:
                              self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         return semantics.cast(np.asarray(moved), dtype)
+
+    def _joined(self, op: Op, size: Array, count: Array, total: Array) -> Array:
+        """As for sums. size: of the magnitudes of what is joined; count: how many values. Sums in memory of narrow
+        floats are rounded each time."""
+        dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
+        if not dtype.is_float:
+            return total
+        steps = np.sqrt(count) if dtype in (f32, f64) else count
+        error = size * _EPSILON[dtype.name] * (1.0 + steps) + count * _SMALLEST[dtype.name]
+        with np.errstate(all="ignore"):
+            moved = total.astype(np.float64) + error * self._random.choice([-1.0, 1.0], total.shape)
+        beyond = np.isfinite(size) & (size + error > _LARGEST[dtype.name])
+        moved = np.where(beyond, self._random.choice([np.inf, -np.inf, np.nan], total.shape), moved)
+        return semantics.cast(np.where(np.isfinite(size), moved, total.astype(np.float64)), dtype)
 
     def _running_sum(self, op: Op, operand: Array, result: Array, type: TileType) -> Array:
         """As for sums, element by element."""

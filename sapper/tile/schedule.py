@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..ir.nodes import Op
+from ..ir.types import DType
 from .requests import USUAL, Requests
 
 TASKS_PER_WORKER = 2
@@ -146,7 +147,8 @@ class Facts:
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none. picks: a lane may take any other of
     the same register by an index, in one instruction, so that small tables stay in registers. interleaves: bytes of
     four rows become slots of four in few instructions. moves: what it takes to bring elements to other lanes, where
-    lanes are threads.
+    lanes are threads. joins: what is joined with an element of memory in one step, whichever worker comes first, as the
+    op and the element type.
     """
 
     lanes: int = 16
@@ -176,6 +178,7 @@ class Facts:
     picks: bool = False
     interleaves: bool = False
     moves: Moves | None = None
+    joins: frozenset[tuple[str, DType]] = frozenset()
 
     @property
     def lanes_of_wide_rows(self) -> int:

@@ -361,6 +361,28 @@ def view(array: Array, extents: Sequence[int], dtype: DType) -> Array:
     return made
 
 
+_JOINED: dict[str, np.ufunc] = {
+    "add": np.add, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
+def joined(name: str, array: Array, where: tuple[Array, ...], values: Array) -> tuple[tuple[Array, ...], Array]:
+    """The elements of an array that indices name, each once, and what the op `name` makes of each and all values for
+    it. Sums of floats are rounded once, as `reduce` does."""
+    where = tuple(np.broadcast_arrays(*where))
+    flat, place = np.unique(np.ravel_multi_index(where, array.shape).reshape(-1), return_inverse=True)
+    elements = tuple(np.unravel_index(flat, array.shape))
+    floats = array.dtype.kind == "f" or array.dtype in _NARROW
+    total = array[elements].astype(_F64 if floats else array.dtype)
+    with np.errstate(all="ignore"):
+        spread = np.broadcast_to(values, where[0].shape).reshape(-1)
+        _JOINED[name].at(total, place.reshape(-1), spread.astype(total.dtype))
+        if array.dtype in _NARROW:
+            total = total.astype(_F32)
+        return elements, total.astype(array.dtype)
+
+
 def constant(value: Any, dtype: DType) -> Array:
     """A Python number as a scalar of a dtype. Integers wrap; floats are rounded as `cast` does."""
     if isinstance(value, bool | np.bool_):

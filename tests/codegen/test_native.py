@@ -26,7 +26,9 @@ from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect
 from tests.lane.run_lane import specialize
+from tests.lang.test_random_kernels import kernel_of
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
+from tests.strategies.sums import arguments_of_sums, sums
 
 from .run_native import PLACEMENTS, RUNNABLE, compile_checked, run_compiled, run_native, threads_of
 
@@ -91,6 +93,21 @@ def test_random_kernels(case, seed, machine, threads, hint) -> None:
     hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)
     run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads, hints)
     assert_expected(arguments, expectations, repr(case))
+
+
+@settings(max_examples=examples(30))
+@given(drawn=sums(), rows=st.integers(0, 40), columns=st.integers(1, 40), spread=st.integers(1, 30),
+       seed=st.integers(0, 99), machine=st.sampled_from(MACHINES), threads=st.integers(1, 3),
+       hint=st.sampled_from([None, 1, 40, 5000]))
+def test_random_sums(drawn, rows, columns, spread, seed, machine, threads, hint) -> None:
+    """Sums at elements that are met again: each value is added, whichever worker and lane it is in."""
+    source, dtype = drawn
+    kernel = kernel_of(source)
+    arguments = arguments_of_sums(dtype, rows, columns, spread, seed)
+    expectations = expect(kernel.tile_ir(), arguments, runs=2, tile_sizes=(None, 3))
+    run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads,
+               None if hint is None else dict.fromkeys("MNVW", hint))
+    assert_expected(arguments, expectations, source)
 
 
 @sp.kernel

@@ -1454,6 +1454,48 @@ def recurrence_in_tiles():
     return k
 
 
+@case("read-after-write", "after the loop")
+def read_of_a_sum_that_is_not_complete():
+    @kernel
+    def k(a: Tensor[f32, M], places: Tensor[i32, M], out: Tensor[f32, N], y: Tensor[f32, M]):
+        for m in tiles(M):
+            out[places[m]] += a[m]
+            y[m] = out[places[m]]  # here
+
+    return k
+
+
+@case("write-race", "after the loop")
+def store_to_a_sum_that_is_not_complete():
+    @kernel
+    def k(a: Tensor[f32, M], places: Tensor[i32, M], out: Tensor[f32, N]):
+        for m in tiles(M):
+            out[places[m]] += a[m]
+            out[places[m]] = a[m]  # here
+
+    return k
+
+
+@case("write-race", "each")
+def sum_that_the_tile_size_would_repeat():
+    @kernel
+    def k(a: Tensor[f32, M, N], places: Tensor[i32, M], out: Tensor[f32, N]):
+        for m, _ in tiles(M, N):
+            out[places[m]] += 1.0  # here
+
+    return k
+
+
+@case("read-after-write", "each")
+def product_at_places_that_may_repeat():
+    @kernel
+    def k(a: Tensor[f32, M], places: Tensor[i32, M], out: Tensor[f32, N]):
+        for m in tiles(M):
+            out[places[m]] *= a[m]  # here
+
+    return k
+
+
 @case("disjoint", "store total to a tensor")
 def assertion_on_a_loop_that_carries():
     @kernel

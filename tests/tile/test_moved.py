@@ -46,6 +46,12 @@ def two_of_three(x: Tensor[bf16, M, N], y: Tensor[bf16, N], z: Tensor[bf16, N]):
             z[n] = where(n > 2, z[n], 1.0)
 
 
+@sp.kernel
+def added(x: Tensor[bf16, B, N], place: Tensor[i32, B], y: Tensor[bf16, M, N]):
+    for b, n in tiles(B, N):
+        y[place[b], n] += x[b, n]
+
+
 def types_of(kernel: Any) -> dict[str, str]:
     function = kernel.tile_ir()
     move_as_integers(function)
@@ -69,6 +75,7 @@ def test_every_bit_is_moved(dtype: DType) -> None:
 
 def test_what_is_computed_with_stays() -> None:
     assert types_of(passed_on) == {"x": "bf16", "y": "bf16", "z": "bf16", "w": "f32"}
+    assert types_of(added) == {"x": "bf16", "place": "i32", "y": "bf16"}
     assert types_of(two_of_three) == {"x": "i16", "y": "i16", "z": "bf16"}
 
 

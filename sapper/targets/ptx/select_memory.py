@@ -208,6 +208,25 @@ def scatter(s: Any, op: Op) -> None:
     write(s, op, lanes_own_address(s, base, offsets, op), mask_of(s, op))
 
 
+def join(s: Any, op: Op) -> None:
+    base, offsets = op.operands[1:3]
+    memory, mask = lanes_own_address(s, base, offsets, op), mask_of(s, op)
+    kind, dtype, source = op.attributes["kind"], op.attributes["dtype"], s.vector(op.operands[0])
+    type_ = dtype.name
+    if dtype.bits == 16:
+        half = s.new("half")
+        s.emit(f"cvt.rn.{dtype.name}.f32", half, source)
+        source, type_ = half, f"noftz.{dtype.name}"
+    elif dtype.is_integer:
+        # The sum of two numbers is the same with a sign as without; of 64 bits there is no other.
+        type_ = f"{'u' if kind == 'add' else 's' if kind in ('max', 'min') else 'b'}{dtype.bits}"
+    mnemonic = f"red.relaxed.gpu.global.{kind}.{type_}"
+    if mask is None:
+        s.emit(mnemonic, memory, source)
+    else:
+        s.emit_masked(mnemonic, mask, False, memory, source)
+
+
 def prefetch(s: Any, op: Op) -> None:
     s.emit(f"prefetch.global.L{min(2, op.attributes.get('level', 1))}", uniform_address(s, op, 0))
 
@@ -307,6 +326,6 @@ def pack(s: Any, dtype: DType, rows: list[Any]) -> Any:
 RULES: dict[str, Rule] = {
     "s_load": s_load, "s_store": s_store, "near_memory": near_memory,
     "load": load, "load_splat": load_splat, "gather": gather, "store": store, "store_lane0": store_lane0,
-    "scatter": scatter, "load_run": load_run, "store_run": store_run, "prefetch": prefetch,
+    "scatter": scatter, "join": join, "load_run": load_run, "store_run": store_run, "prefetch": prefetch,
     "fence_streaming": fence_streaming,
 }

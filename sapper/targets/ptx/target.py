@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...ir.types import DType, bf16, f16, f32, f64, i32, i64
 from ...tile.requests import Requests
 from ...tile.schedule import MatrixGroup, MatrixUnit, Moves
 from .levels import number_of
@@ -78,6 +79,13 @@ class Target:
     def matrix(self) -> MatrixUnit:
         return MatrixUnit(byte_dtypes=self.byte_dtypes, workers=self.processors, near_bytes=self.shared_bytes,
                           chain_registers=self.chain_registers)
+
+    @property
+    def joins(self) -> frozenset[tuple[str, DType]]:
+        """What `red` has (PTX ISA, section 9.7.13 "red")."""
+        sums = (i32, i64, f32, f64, f16, *((bf16,) if number_of(self.name) >= 90 else ()))
+        others = ((kind, dtype) for kind in ("max", "min", "and", "or", "xor") for dtype in (i32, i64))
+        return frozenset({*(("add", dtype) for dtype in sums), *others})
 
     @property
     def lanes(self) -> int:

@@ -12,6 +12,7 @@ members, replaced by the host's own in detect.py.
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 if TYPE_CHECKING:
+    from ...ir.types import DType
     from ...tile.requests import Requests
     from ...tile.schedule import TileUnit
 
@@ -127,6 +128,11 @@ class Target(NamedTuple):
     def lanes_are_threads(self) -> bool:
         """Lanes are parts of one register."""
         return False
+
+    @property
+    def joins(self) -> "frozenset[tuple[str, DType]]":
+        """None: an instruction with LOCK takes some twenty cycles."""
+        return frozenset()
 
     @property
     def moves(self) -> None:
