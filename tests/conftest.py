@@ -71,6 +71,10 @@ def caches(tmp_path_factory: pytest.TempPathFactory, shared_cache: str) -> Itera
     directory = str(tmp_path_factory.mktemp("caches"))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SAPPER_CACHE_DIR", shared_cache)
+        environment.setenv("SAPPER_TEST_SHARED", shared_cache)
+        # Python started by tests compiles sapper once, also where nothing may be written beside the sources.
+        environment.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        environment.setenv("PYTHONPYCACHEPREFIX", f"{shared_cache}-bytecode")
         yield directory
 
 

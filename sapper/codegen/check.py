@@ -12,6 +12,7 @@ nothing changes. Nothing of the allocator is used here except the facts of the r
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from .liveness import BRANCH, CHANGE, NEXT, READ, RETURN, WRITE, Abi, FactsTable, RowFacts, facts_table, is_idiom
@@ -29,15 +30,21 @@ _SLOT = 1 << 21
 _ORIGINAL, _COPY, _MOVE, _PUT, _PUSH, _POP, _ADJUST, _ALIGN, _SAVE, _RESTORE, _CLEAR, _RETURN = range(12)
 
 
-class _State:
-    """held: place -> the values in it, a bitset. depth: bytes below the entry stack pointer, -1 when aligned."""
+Values = frozenset[int]
+_NOTHING: Values = frozenset()
 
-    __slots__ = ("depth", "held", "pushed", "saved_depth", "space")
+
+class _State:
+    """held: place -> the values in it. where: value -> the places that hold it, once `run_block` has listed them.
+    depth: bytes below the entry stack pointer, -1 when aligned."""
+
+    __slots__ = ("depth", "held", "pushed", "saved_depth", "space", "where")
 
     def __init__(self) -> None:
-        self.held: dict[int, int] = {}
+        self.held: dict[int, Values] = {}
+        self.where: defaultdict[int, set[int]] = defaultdict(set)
         self.depth = 0
-        self.pushed: tuple[int, ...] = ()
+        self.pushed: tuple[Values, ...] = ()
         self.saved_depth = 0
         self.space = 0
 
@@ -49,6 +56,37 @@ class _State:
         other.saved_depth = self.saved_depth
         other.space = self.space
         return other
+
+    def list_places(self) -> None:
+        self.where.clear()
+        for place, values in self.held.items():
+            for value in values:
+                self.where[value].add(place)
+
+    def put(self, place: int, values: Values) -> None:
+        """Have a place hold these values, and no others."""
+        for value in self.held.get(place, _NOTHING):
+            self.where[value].discard(place)
+        self.held[place] = values
+        for value in values:
+            self.where[value].add(place)
+
+    def forget(self, value: int) -> None:
+        """What holds a value holds it no more."""
+        held = self.held
+        for place in self.where.pop(value, ()):
+            held[place] -= {value}
+
+    def equate(self, target: int, source: int) -> None:
+        """What holds `source`, and only that, holds `target` too."""
+        if target == source:
+            return
+        self.forget(target)
+        held = self.held
+        places = self.where[source]
+        for place in places:
+            held[place] |= {target}
+        self.where[target] = set(places)
 
 
 class _Checker:
@@ -62,7 +100,7 @@ class _Checker:
         self.framed = framed
         self.facts: FactsTable = facts_table(abi)
         self.kinds: dict[str, int] = {kind: number for number, kind in enumerate(abi.registers)}
-        self.values: dict[Any, int] = {}  # register of the old code -> its bit
+        self.values: dict[Any, int] = {}  # register of the old code -> the number of its value
         self.names: list[str] = []
         self.bits: list[int] = []  # how wide each value is
         self.allowed = {kind: frozenset(numbers) for kind, numbers in abi.registers.items()}
@@ -74,10 +112,10 @@ class _Checker:
     # --- values ----------------------------------------------------------------------------------------------------
 
     def value(self, key: Any) -> int:
-        """The bit of a value; made when first asked for."""
+        """The number of a value; given when first asked for."""
         found = self.values.get(key)
         if found is None:
-            found = self.values[key] = 1 << len(self.names)
+            found = self.values[key] = len(self.names)
             self.names.append(repr(key) if type(key) is VirtualRegister else str(key))
             self.bits.append(0)
         return found
@@ -94,11 +132,11 @@ class _Checker:
         what = "end" if item is None else item.name if isinstance(item, Label) else f"{item.row.name} {item.operands}"
         return CheckError(f"{self.original.name}: place {place} ({what}): {text}")
 
-    def describe(self, values: int) -> str:
-        return "{" + ", ".join(n for i, n in enumerate(self.names) if values >> i & 1) + "}"
+    def describe(self, values: Values) -> str:
+        return "{" + ", ".join(self.names[value] for value in sorted(values)) + "}"
 
     def measure(self) -> None:
-        """Give every value a bit and its width."""
+        """Give every value a number and its width."""
         for item in self.original.body:
             if isinstance(item, Label):
                 continue
@@ -118,21 +156,21 @@ class _Checker:
                 self.widen(item.mask, 64)
 
     def widen(self, register: Any, width: int) -> None:
-        index = self.value(register).bit_length() - 1
-        if width > self.bits[index]:
-            self.bits[index] = width
+        value = self.value(register)
+        if width > self.bits[value]:
+            self.bits[value] = width
 
-    def constant(self, item: Instruction, facts: RowFacts) -> int:
-        """The value that an instruction makes from nothing but itself, 0 if it makes none.
+    def constant(self, item: Instruction, facts: RowFacts) -> int | None:
+        """The value that an instruction makes from nothing but itself, None if it makes none.
 
         Such a value lives in a place of its own, which nothing overwrites; a register set to it is a copy of it.
         """
         if item.mask is not None or facts.reads or facts.writes or facts.side_effects or facts.flow != NEXT:
-            return 0
+            return None
         if is_idiom(item, facts):
             parts: list[Any] = [facts.name]
         elif not facts.access or facts.access[0] != WRITE or type(item.operands[0]) is Memory:
-            return 0
+            return None
         else:
             parts = [facts.name]
             for operand in item.operands[1:]:
@@ -141,7 +179,7 @@ class _Checker:
                 elif type(operand) is Memory and operand.label and operand.base is None and operand.index is None:
                     parts.append((operand.label, operand.disp, operand.broadcast))
                 else:
-                    return 0
+                    return None
         key = tuple(parts)
         if key not in self.values:
             self.widen(key, facts.bits[0])
@@ -159,7 +197,7 @@ class _Checker:
 
     def whole(self, target: int, source: int, bits: int) -> bool:
         """A copy of so many bits hands on all of the value that anyone looks at."""
-        return self.bits[target.bit_length() - 1] <= bits and self.bits[source.bit_length() - 1] <= bits
+        return self.bits[target] <= bits and self.bits[source] <= bits
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -233,17 +271,14 @@ class _Checker:
         if copied is not None and self.whole(*copied, facts.move_bits):
             return (_MOVE, at, reads[0][0], reads[0][1], writes[0][0], writes[0][1])
         made = self.constant(old, facts)
-        if made and len(writes) == 1:
+        if made is not None and len(writes) == 1:
             return (_MOVE, at, self.home(made), made, *writes[0])
-        gone = 0
-        for _, value in writes:
-            gone |= value
-        return (_ORIGINAL, at, reads, writes, gone)
+        return (_ORIGINAL, at, reads, [(place, value, frozenset((value,))) for place, value in writes])
 
     @staticmethod
     def home(made: int) -> int:
         """The place of a constant."""
-        return -made.bit_length()
+        return -1 - made
 
     def omitted(self, at: int, index: int) -> tuple[Any, ...]:
         """The step of an instruction of the old code that is gone: only copies and constants may go."""
@@ -255,7 +290,7 @@ class _Checker:
         if copied is not None and self.whole(*copied, facts.move_bits):
             return (_COPY, at, copied[0], copied[1])
         made = self.constant(old, facts)
-        if made and type(old.operands[0]) is VirtualRegister and not facts.writes_flags:
+        if made is not None and type(old.operands[0]) is VirtualRegister and not facts.writes_flags:
             return (_COPY, at, self.value(old.operands[0]), made)
         raise self.fail(at, f"{old.row.name} {old.operands} of the code before allocation is missing")
 
@@ -313,7 +348,7 @@ class _Checker:
                 if type(source) is Memory and source.base == self.stack:
                     return (_PUT, at, self.place(target), self.slot(at, source, facts.move_bits), facts.move_bits)
         made = self.constant(item, facts)
-        if made and type(operands[0]) is Register and not facts.writes_flags:
+        if made is not None and type(operands[0]) is Register and not facts.writes_flags:
             return (_PUT, at, self.place(operands[0]), self.home(made), 1 << 16)  # all of it
         raise self.fail(at, "allocation added an instruction that is no move, spill, reload, constant or frame code")
 
@@ -372,32 +407,25 @@ class _Checker:
 
     # --- the symbolic run ------------------------------------------------------------------------------------------
 
-    def narrowed(self, values: int, bits: int) -> int:
+    def narrowed(self, values: Values, bits: int) -> Values:
         """The values that survive a copy of so many bits."""
-        kept = values
-        rest = values
-        while rest:
-            low = rest & -rest
-            rest ^= low
-            if self.bits[low.bit_length() - 1] > bits:
-                kept ^= low
-        return kept
+        lost = [value for value in values if self.bits[value] > bits]
+        return values.difference(lost) if lost else values
 
     def entry(self) -> _State:
         state = _State()
-        for kind, numbers in self.abi.registers.items():
-            for number in numbers:
-                register = Register(kind, number)
-                state.held[self.place(register)] = self.values.get(register, 0)
-        state.held[self.place(self.stack)] = self.values.get(self.stack, 0)
-        for key, bit in self.values.items():
+        held = state.held
+        registers = [Register(kind, number) for kind, numbers in self.abi.registers.items() for number in numbers]
+        for register in (*registers, self.stack):
+            held[self.place(register)] = frozenset((self.values[register],)) if register in self.values else _NOTHING
+        for key, value in self.values.items():
             if type(key) is tuple:
-                state.held[self.home(bit)] = bit
+                held[self.home(value)] = frozenset((value,))
         for pair in self.abi.callee_saved:
             place = self.place(Register(*pair))
-            bit = self.value(("entry", *pair))
+            value = self.value(("entry", *pair))
             self.bits[-1] = 64
-            state.held[place] = state.held.get(place, 0) | bit
+            held[place] = held.get(place, _NOTHING) | {value}
         self.saved_value = self.value("entry stack pointer")
         self.bits[-1] = 64
         state.space = 1 << 30 if self.framed else self.allocated.frame_bytes
@@ -407,69 +435,52 @@ class _Checker:
 
     def run_block(self, steps: list[tuple[Any, ...]], state: _State) -> None:
         held = state.held
-        alive = 0
-        for values in held.values():
-            alive |= values
+        state.list_places()
         for step in steps:
             what = step[0]
             at = step[1]
             if what == _ORIGINAL:
                 for place, value in step[2]:
-                    if not held.get(place, 0) & value:
+                    if value not in held.get(place, _NOTHING):
                         raise self.wrong(at, held, place, value)
-                gone = step[4]
-                if gone & alive:
-                    for place, values in held.items():
-                        if values & gone:
-                            held[place] = values & ~gone
-                for place, value in step[3]:
-                    held[place] = value
-                alive |= gone
-            elif what in (_COPY, _MOVE):
-                if what == _COPY:
-                    target, source = step[2], step[3]
-                else:
-                    place, source, to, target = step[2:]
-                    if not held.get(place, 0) & source:
-                        raise self.wrong(at, held, place, source)
-                for place, values in held.items():
-                    if values & source:
-                        held[place] = values | target
-                    elif values & target:
-                        held[place] = values & ~target
-                if what == _MOVE:
-                    held[to] = held[step[2]]
-                alive |= target
+                for _, value, _ in step[3]:
+                    state.forget(value)
+                for place, _, values in step[3]:
+                    state.put(place, values)
+            elif what == _COPY:
+                state.equate(*step[2:])
+            elif what == _MOVE:
+                place, source, to, target = step[2:]
+                if source not in held.get(place, _NOTHING):
+                    raise self.wrong(at, held, place, source)
+                state.equate(target, source)
+                state.put(to, held[place])
             elif what == _PUT:
                 _, _, to, source, bits = step
                 if source >= _SLOT:
                     self.in_frame(at, state, source, bits)
-                values = self.narrowed(held.get(source, 0), bits)
+                values = self.narrowed(held.get(source, _NOTHING), bits)
                 if to >= _SLOT:
                     self.in_frame(at, state, to, bits)
-                held[to] = values
-                alive |= values
+                state.put(to, values)
             elif what == _RETURN:
                 for place, value in step[2]:
-                    if not held.get(place, 0) & value:
+                    if value not in held.get(place, _NOTHING):
                         raise self.wrong(at, held, place, value)
                 if self.framed:
                     self.leave(at, state)
             else:
                 self.frame_step(step, state)
-                for values in held.values():
-                    alive |= values
 
-    def wrong(self, at: int, held: dict[int, int], place: int, value: int) -> CheckError:
+    def wrong(self, at: int, held: dict[int, Values], place: int, value: int) -> CheckError:
         if place == _FLAGS:
             where = "the flags"
         elif place >= _SLOT:
             where = f"the slot at {place - _SLOT}"
         else:
             where = f"{list(self.kinds)[place // 64]} register {place % 64}"
-        return self.fail(
-            at, f"{where}: found {self.describe(held.get(place, 0))}; expected it to hold {self.describe(value)}"
-        )
+        return self.fail(at, f"{where}: found {self.describe(held.get(place, _NOTHING))}; expected it to hold "
+                             f"{self.describe(frozenset((value,)))}")
 
     def in_frame(self, at: int, state: _State, place: int, bits: int) -> None:
         if place - _SLOT + bits // 8 > state.space:
@@ -483,16 +494,16 @@ class _Checker:
             vector = self.kinds.get("vec", -1)
             for place, values in held.items():
                 if place // 64 == vector and place < _FLAGS:
-                    held[place] = self.narrowed(values, 128)
+                    state.put(place, self.narrowed(values, 128))
         elif what == _PUSH:
             if state.space:
                 raise self.fail(at, "a push under the slots of the frame")
-            state.pushed = (*state.pushed, held.get(step[2], 0))
+            state.pushed = (*state.pushed, held.get(step[2], _NOTHING))
             state.depth += 8
         elif what == _POP:
             if not state.pushed or state.depth != 8 * len(state.pushed):
                 raise self.fail(at, "a pop while the stack pointer is not at the last push")
-            held[step[2]] = state.pushed[-1]
+            state.put(step[2], state.pushed[-1])
             state.pushed = state.pushed[:-1]
             state.depth -= 8
         elif what == _ADJUST:
@@ -502,35 +513,35 @@ class _Checker:
             state.space += step[2]
             if state.space < 0:
                 raise self.fail(at, "the stack pointer rises above the frame")
-            self.forget_slots(held)
-            held[_FLAGS] = 0
+            self.forget_slots(state)
+            state.put(_FLAGS, _NOTHING)
         elif what == _ALIGN:
             state.depth = -1
-            self.forget_slots(held)
-            held[_FLAGS] = 0
+            self.forget_slots(state)
+            state.put(_FLAGS, _NOTHING)
         elif what == _SAVE:
-            held[step[2]] = self.saved_value
+            state.put(step[2], frozenset((self.saved_value,)))
             state.saved_depth = state.depth
         else:
-            if not held.get(step[2], 0) & self.saved_value:
+            if self.saved_value not in held.get(step[2], _NOTHING):
                 raise self.fail(at, "the stack pointer is restored from a place that does not hold it")
             state.depth = state.saved_depth
             state.space = 0
-            self.forget_slots(held)
+            self.forget_slots(state)
 
     @staticmethod
-    def forget_slots(held: dict[int, int]) -> None:
+    def forget_slots(state: _State) -> None:
         """Offsets from the stack pointer mean other bytes once it has moved."""
-        for place in held:
+        for place in state.held:
             if place >= _SLOT:
-                held[place] = 0
+                state.put(place, _NOTHING)
 
     def leave(self, at: int, state: _State) -> None:
         if state.depth != 0 or state.pushed:
             raise self.fail(at, f"the stack pointer is {state.depth} bytes from where it was at entry")
         for pair in self.abi.callee_saved:
             register = Register(*pair)
-            if not state.held.get(self.place(register), 0) & self.value(("entry", *pair)):
+            if self.value(("entry", *pair)) not in state.held.get(self.place(register), _NOTHING):
                 raise self.fail(at, f"{register} is not restored; expected what it held at entry")
 
     def run(self) -> None:
@@ -562,9 +573,9 @@ class _Checker:
                         raise CheckError(f"{self.original.name}: paths meet with different stack pointers")
                     changed = False
                     for place, values in before.held.items():
-                        both = values & state.held.get(place, 0)
-                        if both != values:
-                            before.held[place] = both
+                        others = state.held.get(place, _NOTHING)
+                        if values is not others and not values <= others:
+                            before.held[place] = values & others
                             changed = True
                     pushed = tuple(a & b for a, b in zip(before.pushed, state.pushed, strict=True))
                     if pushed != before.pushed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Union
 
 import numpy as np
@@ -89,7 +90,13 @@ class Module:
 
 def load(text: str) -> Module:
     """The module of a PTX text. Raises ParseError with the line."""
-    return Module(parse.parse(text))
+    return Module(_parsed(text))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> parse.Module:
+    """Texts are often loaded again, to be run in another way; no launch changes what was parsed."""
+    return parse.parse(text)
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:

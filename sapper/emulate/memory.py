@@ -61,7 +61,7 @@ class Arena:
         """Which threads would read bytes that nobody wrote; None if there are none."""
         places = (offsets // size)[:, None] + np.arange(count)
         missing = self.written_views[size][places] != WRITTEN[size]
-        return missing.any(axis=1) if missing.any() else None
+        return missing.any(axis=1) if np.count_nonzero(missing) else None
 
 
 WRITTEN = {1: 1, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101}
@@ -138,7 +138,7 @@ class GlobalMemory(Arena):
             return np.ones(len(offsets), bool)
         which = np.searchsorted(self._starts, offsets, side="right") - 1
         wrong = (which < 0) | (offsets + size_bytes > self._ends[which])
-        return wrong if wrong.any() else None
+        return wrong if np.count_nonzero(wrong) else None
 
     def region(self, offset: int, size_bytes: int) -> Region:
         """Where accesses of so many bytes stay in the allocation that holds this offset."""

@@ -191,11 +191,11 @@ class Shadow:
         agent = agents[:, None]
         at = self.written_at[places]
         late = (writer >= 0) & (at > self.clocks.known[agent, part, writer])
-        if late.any():
+        if np.count_nonzero(late):
             other = late & (writer != agent)
             same = late & (writer == agent) & (self.lane[places] != lanes[:, None]) & (
                 at >= self.clocks.synchronised[agent])
-            if other.any() or same.any():
+            if np.count_nonzero(other) or np.count_nonzero(same):
                 self._conflict("read", "written", other | same, places, agents, lanes, line)
         if places.shape[1] == 1:
             agent, places = agents, places[:, 0]
@@ -220,14 +220,14 @@ class Shadow:
         late = (writer >= 0) & (writer != agent) & (at > self.clocks.known[agent, WRITES, writer])
         if atomic >= 0:
             late &= np.minimum(self.atomic[places], atomic) < self.clocks.distance(agent, writer)
-        if late.any():
+        if np.count_nonzero(late):
             self._conflict("written", "written", late, places, agents, lanes, line)
         first = (agents // self.rows * self.rows) if self.rows < self.clocks.warp_agents else np.zeros_like(agents)
         knows = self.clocks.known[agent, READS, first[:, None] + np.arange(self.rows)]
         knows[np.arange(self.rows) == (agents % self.rows)[:, None]] = self.clocks.now  # what it read itself
         if np.count_nonzero(self.last_read[places] > knows.min(axis=1)[:, None]):
             early = self.read_at[:, places] > knows.T[:, :, None]
-            if early.any():
+            if np.count_nonzero(early):
                 reader = int(np.argmax(early.any(axis=(1, 2))))
                 self._conflict("written", "read", early[reader], places, agents, lanes, line, reader)
         self.writer[places] = agent
@@ -273,7 +273,7 @@ class Shadow:
 
     def _in_flight(self, marks: Array, places: Array, access: str, other: str, line: int) -> None:
         found = marks[places]
-        if found.any():
+        if np.count_nonzero(found):
             place = int(places[found != 0][0])
             raise RaceError(f"{self.name}+{self._offset(place)} is {access} while the asynchronous {other} of line "
                             f"{marks[place]} is in flight; expected its wait before", line)
@@ -403,7 +403,7 @@ class GlobalShadow:
             if kind in ("atomic", "observe"):
                 away = np.where(writer < self.base, REACH["gpu"], clocks.distance(agent, writer - self.base))
                 wrong &= np.minimum(self.atomic[places], reach) < away
-            if wrong.any():
+            if np.count_nonzero(wrong):
                 self._conflict(kind, "written", wrong, writer, places, line, name)
             if kind == "read" and not generic:
                 self._check_proxy(places, agent, clocks, line, name)
@@ -417,11 +417,11 @@ class GlobalShadow:
             if not np.count_nonzero(reader >= 0):
                 continue
             wrong = self._unordered(clocks, READS, reader, self.read_at[slot][places], agent)
-            if wrong.any():
+            if np.count_nonzero(wrong):
                 self._conflict(kind, "read", wrong, reader, places, line, name)
         self.writer[places] = agent + self.base
         together = self.writer[places] != agent + self.base
-        if kind == "write" and together.any():
+        if kind == "write" and np.count_nonzero(together):
             self._conflict(kind, "written", together, self.writer[places], places, line, name)
         self.written_at[places] = clocks.now
         self.written_line[places] = line

@@ -103,7 +103,7 @@ class Access:
         rank, inside = address >> RANK_SHIFT, address & ((1 << RANK_SHIFT) - 1)
         wrong = (inside < SHARED_START) | (inside + self.size * self.count > SHARED_START + memory.shared_bytes)
         wrong |= (rank < 0) | (rank >= machine.shape.cluster_blocks)
-        if wrong.any():
+        if np.count_nonzero(wrong):
             raise self.fault(lanes, wrong, address, f"{self.size * self.count} bytes outside of the "
                              f"{memory.shared_bytes} bytes of shared memory")
         block = machine.block_of if lanes is None else machine.block_of[machine.index_of(lanes)]
@@ -111,7 +111,7 @@ class Access:
         if size > 1:
             own, block = block, block // size * size + rank
             away = block != own
-            if machine.options.races and not self.asynchronous and away.any():
+            if machine.options.races and not self.asynchronous and np.count_nonzero(away):
                 ends(machine).reach(machine.lanes_of(lanes)[away], block[away], self.line)
         return np.asarray(block * memory.shared_stride + inside)
 
@@ -123,7 +123,7 @@ class Access:
                                  ("local", LOCAL_BASE, LOCAL_BASE + WINDOW),
                                  ("param", PARAMETER_BASE, PARAMETER_BASE + WINDOW), ("global", 0, SHARED_BASE)):
             inside = (address >= low) & (address < high)
-            if inside.any():
+            if np.count_nonzero(inside):
                 place = np.flatnonzero(inside)
                 base = 0 if space == "global" else low
                 found.append((space, place, every[place], address[place] - base))
@@ -219,7 +219,7 @@ def check_same_store(access: Access, arena: Arena, lanes: Lanes, address: Array,
         return
     kept = arena.load(offsets, access.size, len(values))
     wrong = (kept != values).any(axis=0)
-    if wrong.any():
+    if np.count_nonzero(wrong):
         raise access.fault(lanes, wrong, address, "another lane stores a different value there with the same "
                                                   "instruction")
 
@@ -268,7 +268,7 @@ def _local_offsets(access: Access, lanes: Lanes, address: Array) -> Array:
     """Local memory: a copy of the window for each thread."""
     memory = access.machine.memory
     wrong = (address < 0) | (address + access.size * access.count > memory.local_bytes)
-    if wrong.any():
+    if np.count_nonzero(wrong):
         raise access.fault(lanes, wrong, address, f"outside of the {memory.local_bytes} bytes of local memory")
     return access.machine.lanes_of(lanes) * memory.local_stride + address
 
@@ -289,7 +289,7 @@ def load_from(access: Access, space: str, lanes: Lanes, address: Array, kind: st
         return memory.local.load(offsets, access.size, access.count)
     if space == "param":
         wrong = (address < 0) | (address + access.size * access.count > memory.parameter_bytes)
-        if wrong.any():
+        if np.count_nonzero(wrong):
             raise access.fault(lanes, wrong, address, "outside of the parameters")
         return memory.parameters.load(address, access.size, access.count)
     every = access.machine.lanes_of(lanes)

@@ -144,7 +144,7 @@ def _members_missing(machine: Machine, instruction: parse.Instruction, warps: Wa
     not name is an error: what it does is undefined."""
     masks = warps.spread(mask)
     stranger = warps.active & (masks >> np.arange(WARP, dtype=np.uint32) & 1 == 0)
-    if stranger.any():
+    if np.count_nonzero(stranger):
         lane, named = int(warps.index[stranger][0]), int(masks[stranger][0])
         raise EmulationError(f"{instruction.text}: found {machine.place_of(lane)} with the member mask {named:#x}; "
                              "expected one that names it", instruction.line)
@@ -153,7 +153,7 @@ def _members_missing(machine: Machine, instruction: parse.Instruction, warps: Wa
     living = ~machine.exited[warps.index]
     wanted = ((masks[:, :, None] >> np.arange(WARP, dtype=np.uint32)) & 1).astype(bool)
     missing = (wanted & living[:, None, :] & ~warps.active[:, None, :]).any(axis=2) & warps.active
-    if not missing.any():
+    if not np.count_nonzero(missing):
         return None
     waiting = set(warps.index[missing].tolist())
 
@@ -177,7 +177,7 @@ def _check_shuffle(machine: Machine, instruction: parse.Instruction, warps: Warp
     assert meaning is not None
     taken, _ = meaning(instruction.form, warps.active, warps.active.astype(np.uint32), *values[1:])
     wrong = (taken == 0) & warps.active
-    if wrong.any():
+    if np.count_nonzero(wrong):
         lane = int(warps.index[wrong][0])
         raise EmulationError(f"{instruction.text}: {machine.place_of(lane)} reads a lane that takes no part",
                              instruction.line)

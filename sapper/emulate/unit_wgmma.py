@@ -185,13 +185,14 @@ class Products:
         old = machine.in_flight.get(slot)
         if old is not None:
             old[1][index] = False
-            if not old[1].any():
+            if not np.count_nonzero(old[1]):
                 del machine.in_flight[slot]
         written = machine.written[slot]
         written = np.zeros(machine.count, bool) if written is None else written.copy()
         written[index] = True
         machine.written[slot] = written
-        machine.whole[slot] = slot not in machine.in_flight and bool((written | machine.exited).all())
+        machine.whole[slot] = (slot not in machine.in_flight
+                               and np.count_nonzero(written | machine.exited) == machine.count)
 
 
 def products(machine: Machine) -> Products:

@@ -108,19 +108,18 @@ class Checker:
         """One block, its arguments already defined. yields: what it must yield; the function yields nothing."""
         here: list[Value] = list(block.arguments)
         axes_before = set(self.axes)
-        defined, rows = self.defined, self.table.rows
+        defined, ever_defined, rows, rules = self.defined, self.ever_defined, self.table.rows, self.rules
         last = len(block.ops) - 1
         for position, op in enumerate(block.ops):
             self.op = op
             row = rows.get(op.name)
             if row is None:
                 self.fail(f"op {op.name}", f"an op of the {self.table.stage} IR")
-            for number, operand in enumerate(op.operands):
-                if operand not in defined:
-                    self.fail(f"operand {number} (%{operand.name or '?'}: {operand.type}) that is not defined here",
-                              "a value defined above it, in this block or one around it")
-            self.count("operands", len(op.operands), row.operands)
-            self.count("results", len(op.results), row.results)
+            operands, results = op.operands, op.results
+            if not defined.issuperset(operands):
+                self.undefined(operands)
+            self.count("operands", len(operands), row.operands)
+            self.count("results", len(results), row.results)
             if len(op.blocks) != row.blocks:
                 self.fail(f"{len(op.blocks)} blocks", f"{row.blocks}")
             attributes = op.attributes
@@ -135,16 +134,23 @@ class Checker:
             if op.name == "yield" and (position != last or owner is None):
                 self.fail("yield in the middle" if owner is not None else "yield in the function's own block",
                           "yield as the last op of a nested block")
-            self.rules[op.name](self, op)
+            rules[op.name](self, op)
             self.op = op
-            for value in op.results:
-                self.define(value, op)
-                here.append(value)
+            for value in results:
+                if value.owner is not op or value in ever_defined:
+                    self.define(value, op)
+                ever_defined.add(value)
+            defined.update(results)
+            here += results
         if owner is not None:
             self.yielded(block, owner, yields or [])
         self.axes = axes_before
-        for value in here:
-            defined.discard(value)
+        defined.difference_update(here)
+
+    def undefined(self, operands: list[Value]) -> NoReturn:
+        number, operand = next((i, v) for i, v in enumerate(operands) if v not in self.defined)
+        self.fail(f"operand {number} (%{operand.name or '?'}: {operand.type}) that is not defined here",
+                  "a value defined above it, in this block or one around it")
 
     def count(self, what: str, found: int, allowed: tuple[int, int | None]) -> None:
         low, high = allowed

@@ -49,13 +49,19 @@ MEMORY_ROWS: dict[DType, RowType] = {
 }
 """The row type that elements of a memory dtype become."""
 
+_MEMORY_DTYPES = tuple(MEMORY_ROWS)
+
 SCALAR_MEMORY = (i8, u8, i16, i32, i64, bool_)
 
 
 def _signature(operands: tuple[Type, ...], results: tuple[Type, ...]) -> Rule:
+    taken, given = list(operands), list(results)
+
     def rule(check: Checker, op: Op) -> None:
-        check.operands(op, *operands)
-        check.results(op, *results)
+        if [v.type for v in op.operands] != taken:
+            check.operands(op, *operands)
+        if [v.type for v in op.results] != given:
+            check.results(op, *results)
 
     return rule
 
@@ -71,8 +77,10 @@ def _same_rows(allowed: tuple[Type, ...]) -> Rule:
 
     def rule(check: Checker, op: Op) -> None:
         type = _row_of(check, op.operands[0].type, allowed, "operand 0")
-        check.operands(op, *[type] * len(op.operands))
-        check.results(op, type)
+        types = [v.type for v in (*op.operands, *op.results)]
+        if types.count(type) < len(types):
+            check.operands(op, *[type] * len(op.operands))
+            check.results(op, type)
 
     return rule
 
@@ -253,7 +261,7 @@ def _memory(check: Checker, op: Op, first: int, gathered: bool = False) -> None:
 
 def _lane_load(gathered: bool) -> Rule:
     def rule(check: Checker, op: Op) -> None:
-        dtype = check.one_of(op, "dtype", tuple(MEMORY_ROWS))
+        dtype = check.one_of(op, "dtype", _MEMORY_DTYPES)
         _memory(check, op, 0, gathered)
         beside = op.attributes.get("beside")
         if beside is not None and (beside not in (1, -1) or op.attributes.get("masked")):
@@ -268,7 +276,7 @@ MOST_RUN_BYTES = 16
 
 def _lane_run(check: Checker, op: Op) -> None:
     """load_run and store_run: a power of two of rows, of MOST_RUN_BYTES for a lane; the address has no index."""
-    dtype = check.one_of(op, "dtype", tuple(MEMORY_ROWS))
+    dtype = check.one_of(op, "dtype", _MEMORY_DTYPES)
     gathered, masked = (bool(op.attributes.get(name)) and check.attribute(op, name, bool) for name in
                         ("gathered", "masked"))
     expected = [S64, *[ROW_I32] * gathered, *[MASK] * masked]
@@ -290,7 +298,7 @@ def _lane_run(check: Checker, op: Op) -> None:
 
 def _lane_store(gathered: bool) -> Rule:
     def rule(check: Checker, op: Op) -> None:
-        dtype = check.one_of(op, "dtype", tuple(MEMORY_ROWS))
+        dtype = check.one_of(op, "dtype", _MEMORY_DTYPES)
         if op.operands[0].type != MEMORY_ROWS[dtype]:
             check.fail(f"a value of type {op.operands[0].type} for {dtype} in memory", f"{MEMORY_ROWS[dtype]}")
         if "streaming" in op.attributes:

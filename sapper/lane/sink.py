@@ -9,8 +9,6 @@ the outermost block where it can, and what only the end of a tile reads would ot
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import RowType
 
@@ -68,20 +66,24 @@ class _Sinking:
 
     def place(self, block: Block, above: list[Op]) -> None:
         """Order a block anew. above: cheap ops from outside, all of whose users are in it, in their order."""
-        fixed = [op for op in block.ops if not is_cheap(op, self.few)]
-        # Where each value is wanted: at which fixed op, and in which block of it where ops may go, or OUTSIDE.
-        wanted: defaultdict[Value, set[tuple[int, int]]] = defaultdict(set)
+        fixed: list[Op] = []
+        cheap = list(above)
+        for op in block.ops:
+            (cheap if is_cheap(op, self.few) else fixed).append(op)
+        # Where what they give is wanted: at which fixed op, and in which block of it where ops may go, or OUTSIDE.
+        wanted: dict[Value, set[tuple[int, int]]] = {op.results[0]: set() for op in cheap}
         for number, op in enumerate(fixed):
             outside = number, OUTSIDE
             for value in op.operands:
-                wanted[value].add(outside)
+                if value in wanted:
+                    wanted[value].add(outside)
             for which, nested in enumerate(op.blocks):
                 place = (number, which) if op.name in self.opened and self.has_loop(nested) else outside
-                for value in self.reads(nested):
+                for value in wanted.keys() & self.reads(nested):
                     wanted[value].add(place)
         before: list[list[Op]] = [[] for _ in fixed]
         inside: list[list[list[Op]]] = [[[] for _ in op.blocks] for op in fixed]
-        for op in reversed([*above, *filter(lambda op: is_cheap(op, self.few), block.ops)]):
+        for op in reversed(cheap):
             places = sorted(wanted[op.results[0]])
             if not places:
                 continue
@@ -98,7 +100,8 @@ class _Sinking:
                         queue.append(_copy(op, fixed[first].blocks[which], queue))
                         self.read.clear()   # its users read the copy
             for value in op.operands:
-                wanted[value].update(places)
+                if value in wanted:
+                    wanted[value].update(places)
         block.ops[:] = [op for number, last in enumerate(fixed) for op in (*reversed(before[number]), last)]
         for op, moved in zip(fixed, inside, strict=True):
             for nested, some in zip(op.blocks, moved, strict=True):

@@ -40,6 +40,8 @@ GUARD_BYTES = 1 << 20
 PLACEMENTS = ("end", "start")
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 _CRASHED, _DONE = 77, 0
+_DONE_OFFSET = 64
+"""Where the report says how many calls have ended; what the handler notes comes first."""
 _SA_SIGINFO, _SA_ONSTACK = 0x4, 0x0800_0000
 _ALTERNATE_STACK_BYTES = 64 << 10
 
@@ -139,16 +141,27 @@ def run_compiled_guarded(
     time_limit_s: float = 20.0,
     placements: Iterable[str] = PLACEMENTS,
 ) -> list[GuardedRun]:
-    """Run compiled code on a checked call, once for each placement of its buffers."""
+    """Run compiled code on a checked call, once for each placement of its buffers. One child runs them in turn; after a
+    crash another runs the rest."""
     loaded = load(compiled.code) if code is None else code
-    return [
-        _GuardedCall(signature, compiled, binding, loaded, placement).run(threads, time_limit_s)
-        for placement in placements
-    ]
+    calls = [_GuardedCall(signature, compiled, binding, loaded, placement) for placement in placements]
+    report = _Region("report", PAGE_BYTES, "end")
+    try:
+        for call in calls:
+            call.lay_out(report)
+        runs: list[GuardedRun] = []
+        while len(runs) < len(calls):
+            rest = calls[len(runs):]
+            crashes = _run_child(rest, report, threads, time_limit_s)
+            runs += [call.outcome(crash) for call, crash in zip(rest, crashes, strict=False)]
+        return runs
+    finally:
+        for region in (report, *(region for call in calls for region in call.regions)):
+            region.close()
 
 
 class _GuardedCall:
-    """One placement: regions, argument block, child, and reading the outcome."""
+    """One placement: regions, argument block, running them, and reading the outcome."""
 
     def __init__(
         self, signature: Signature, compiled: CompiledKernel, binding: Binding, code: CodeBlock, placement: str
@@ -163,22 +176,18 @@ class _GuardedCall:
         self.regions: list[_Region] = []
         self.tensor_regions: dict[int, _Region] = {}
 
-    def run(self, threads: int, time_limit_s: float) -> GuardedRun:
-        try:
-            self._lay_out()
-            crash = self._run_child(threads, time_limit_s) or self._stray_write()
-            outputs = {} if crash is not None else self._outputs()
-            return GuardedRun(self.placement, outputs, crash)
-        finally:
-            for region in self.regions:
-                region.close()
+    def outcome(self, crash: Crash | None) -> GuardedRun:
+        crash = crash or self._stray_write()
+        outputs = {} if crash is not None else self._outputs()
+        return GuardedRun(self.placement, outputs, crash)
 
     def _region(self, name: str, size_bytes: int) -> _Region:
         region = _Region(name, size_bytes, self.placement)
         self.regions.append(region)
         return region
 
-    def _lay_out(self) -> None:
+    def lay_out(self, report: _Region) -> None:
+        self.report = report
         parameters = self.signature.parameters
         shared: dict[tuple[int, tuple[int, ...], tuple[int, ...]], _Region] = {}
         stored_places = {self._place(self.binding.tensors[self.signature.positions[n]]) for n in self.compiled.stored}
@@ -195,7 +204,6 @@ class _GuardedCall:
                 else:
                     region.make_read_only()
             self.tensor_regions[position] = region
-        self.report = self._region("report", PAGE_BYTES)
         self.sync = self._region("sync block", max(SYNC_BYTES, 64))
         scratch_bytes = round_up(self.compiled.scratch_for(self.binding.dims), 64)
         self.scratch = self._region("scratch", scratch_bytes)
@@ -212,50 +220,17 @@ class _GuardedCall:
         low, _ = self.binding.tensors[position].extent
         return self.tensor_regions[position].address - low
 
-    # ---- the child
+    def run(self, threads: int) -> None:
+        """In the child."""
+        if threads > 1:
+            view = memoryview(self.block).cast("B").cast("q")
+            step_bytes = stride_bytes(self.compiled.scratch_for(self.binding.dims))
+            workers.launch(self.code.address, view, ctypes.addressof(self.block), threads, step_bytes)
+        else:
+            self.code.function(ctypes.addressof(self.block), 0, 1)
 
-    def _run_child(self, threads: int, time_limit_s: float) -> Crash | None:
-        handler = load(_handler_code(self.report.address))
-        child, ended, status = 0, False, 0
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: the child runs no others
-                with held():
-                    child = os.fork()
-                    if child == 0:
-                        self._be_child(handler, threads)
-            ended = _ends_within(child, time_limit_s)
-        finally:  # a Ctrl-C that was held comes before the wait begins
-            if child:
-                if not ended:
-                    os.kill(child, signal.SIGKILL)
-                _, status = os.waitpid(child, 0)
-        if not ended:
-            return Crash("time limit", f"still running after {time_limit_s:g} s")
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _DONE:
-            return None
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _CRASHED:
-            return self._crash()
-        how = f"signal {_signal_name(os.WTERMSIG(status))}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
-        return Crash("exit", f"the child process ended with {how}")
-
-    def _be_child(self, handler: CodeBlock, threads: int) -> None:
-        """Runs in the child, and never returns."""
-        status = _CRASHED + 1
-        try:
-            system.end_with_parent()
-            _install_handler(handler.address)
-            if threads > 1:
-                view = memoryview(self.block).cast("B").cast("q")
-                step_bytes = stride_bytes(self.compiled.scratch_for(self.binding.dims))
-                workers.launch(self.code.address, view, ctypes.addressof(self.block), threads, step_bytes)
-            else:
-                self.code.function(ctypes.addressof(self.block), 0, 1)
-            status = _DONE
-        finally:
-            os._exit(status)
-
-    def _crash(self) -> Crash:
+    def crash(self) -> Crash:
+        """What the handler noted."""
         number, address, instruction, error = struct.unpack("<qQQQ", ctypes.string_at(self.report.address, 32))
         name = _signal_name(number)
         offset = instruction - self.code.address
@@ -264,7 +239,7 @@ class _GuardedCall:
         if number not in (signal.SIGSEGV, signal.SIGBUS):
             return Crash("signal", f"{name} {where}", name, code_offset=code_offset)
         access = "write" if error & 2 else "read"
-        for region in self.regions:
+        for region in (*self.regions, self.report):
             if region.covers(address):
                 offset_bytes = address - region.address
                 if offset_bytes < 0:
@@ -309,6 +284,58 @@ class _GuardedCall:
                 message = f"a write at byte {offset} of `{name}`, between its elements (strides {view.strides})"
                 return Crash("stray write", message, "", "write", name, offset)
         return None
+
+
+# --------------------------------------------------------------------------------------------------------- the child
+
+
+def _run_child(calls: Sequence[_GuardedCall], report: _Region, threads: int, time_limit_s: float) -> list[Crash | None]:
+    """Run calls in turn in one child. How each went, up to the first that crashed: the others have not run."""
+    handler = load(_handler_code(report.address))
+    done = ctypes.c_int64.from_address(report.address + _DONE_OFFSET)
+    done.value = 0
+    child, ended, status = 0, False, 0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: the child runs no others
+            with held():
+                child = os.fork()
+                if child == 0:
+                    _be_child(calls, done, handler, threads)
+        ended, before = _ends_within(child, time_limit_s), 0
+        while not ended and done.value > before:  # each has its own time
+            before = done.value
+            ended = _ends_within(child, time_limit_s)
+    finally:  # a Ctrl-C that was held comes before the wait begins
+        if child:
+            if not ended:
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+    if ended and status == _DONE and done.value == len(calls):
+        return [None] * len(calls)
+    failed = min(done.value, len(calls) - 1)
+    if not ended:
+        crash = Crash("time limit", f"still running after {time_limit_s:g} s")
+    elif os.WIFEXITED(status) and os.WEXITSTATUS(status) == _CRASHED:
+        crash = calls[failed].crash()
+    else:
+        how = f"signal {_signal_name(os.WTERMSIG(status))}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
+        crash = Crash("exit", f"the child process ended with {how}")
+    return [*[None] * failed, crash]
+
+
+def _be_child(calls: Sequence[_GuardedCall], done: ctypes.c_int64, handler: CodeBlock, threads: int) -> None:
+    """Runs in the child, and never returns. done: how many calls have ended."""
+    status = _CRASHED + 1
+    try:
+        system.end_with_parent()
+        _install_handler(handler.address)
+        for call in calls:
+            call.run(threads)
+            done.value += 1
+        status = _DONE
+    finally:
+        os._exit(status)
 
 
 # --------------------------------------------------------------------------------------------------- system plumbing

@@ -107,6 +107,17 @@ def test_access_outside_is_reported(
     assert crash.code_offset == len(assemble(("mov.64", RAX, word(slot_word))))
 
 
+def test_what_a_crash_leaves_is_run_by_another_child(compiler: Compiler) -> None:
+    """Whichever placement it is that crashes, alone or with the other."""
+    for disp, crashed in ((40, ("end",)), (-8, ("start",)), (8192, PLACEMENTS)):
+        kernel = kernel_of(compiler, touch(4, disp, True), ("a.data", "out.data"))
+        for order in (PLACEMENTS, PLACEMENTS[::-1], ("start", "start", "end", "end")):
+            runs = run_guarded(kernel, arguments(), placements=order)
+            assert [run.placement for run in runs] == list(order)
+            assert [run.placement for run in runs if run.crash] == [place for place in order if place in crashed]
+            assert all(("out" in run.outputs) != bool(run.crash) for run in runs)
+
+
 def test_accesses_inside_are_fine(compiler: Compiler) -> None:
     for slot_word, disp in ((4, 0), (4, 32), (0, 0), (0, 56), (2, 0), (2, 568)):
         kernel = kernel_of(compiler, touch(slot_word, disp, True), ("a.data", "out.data"), scratch_bytes=64)
@@ -129,6 +140,9 @@ def test_other_ways_to_die(compiler: Compiler) -> None:
     )  # exit_group(5)
     (run,) = run_guarded(kernel_of(compiler, leaving, ()), arguments(), placements=["end"])
     assert run.crash is not None and (run.crash.kind, "status 5" in str(run.crash)) == ("exit", True)
+    runs = run_guarded(kernel_of(compiler, assemble(  # exit_group(0), before its end
+        ("mov.32", RAX, Immediate(231)), ("mov.32", 7, Immediate(0)), ("syscall",)), ()), arguments())
+    assert ["status 0" in str(run.crash) for run in runs] == [True, True]
     killed = assemble(
         ("mov.32", RAX, Immediate(39)), ("syscall",), ("mov.32", 7, RAX), ("mov.32", 6, Immediate(9)),
         ("mov.32", RAX, Immediate(62)), ("syscall",), ("ret",),
@@ -146,6 +160,8 @@ def test_time_limit(compiler: Compiler) -> None:
     (run,) = run_guarded(kernel, arguments(), time_limit_s=0.2, placements=["end"])
     assert run.crash is not None and run.crash.kind == "time limit"
     assert 0.2 <= time.monotonic() - start < LIMIT_S
+    assert [str(run.crash) for run in run_guarded(kernel, arguments(), time_limit_s=0.1)] == [
+        "still running after 0.1 s"] * 2
 
 
 def test_ctrl_c_ends_the_child(compiler: Compiler) -> None:

@@ -62,7 +62,7 @@ _NAN_BITS: dict[str, Any] = {"f16": np.uint16(0x7FFF), "bf16": np.uint16(0x7FFF)
 def flush(value: Array) -> Array:
     """f32 subnormals to zeros of their sign (.ftz; PTX ISA 9.7.3)."""
     small = np.abs(value) < np.float32(2.0**-126)
-    return np.where(small, np.copysign(np.float32(0), value), value) if small.any() else value
+    return np.where(small, np.copysign(np.float32(0), value), value) if np.count_nonzero(small) else value
 
 
 def canonical(value: Array, type: str) -> Array:
@@ -70,7 +70,7 @@ def canonical(value: Array, type: str) -> Array:
     if type == "f64":
         return value
     wrong = np.isnan(value)
-    if not wrong.any():
+    if not np.count_nonzero(wrong):
         return value
     value = value.copy()
     bits = _NAN_BITS[type]

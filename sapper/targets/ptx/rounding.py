@@ -46,7 +46,7 @@ def _to_odd(value: Floats, error: Floats) -> Floats:
     """`value` + `error` with the last bit set where the error is not zero, nor NaN as that of a NaN; |error| is at most
     half an ulp of value."""
     inexact = (np.abs(error) > 0) & np.isfinite(value)
-    if not inexact.any():
+    if not np.count_nonzero(inexact):
         return value
     bits = value.view(np.int64).copy()
     even = inexact & ((bits & 1) == 0)
@@ -111,7 +111,7 @@ def round_to(value: Floats, to: str, mode: str = "rn", saturate: bool = False) -
             rounded = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil}[mode](scaled)
         result = np.copysign(np.ldexp(rounded, quantum), value)
     over = np.abs(result) > form.largest
-    if over.any():
+    if np.count_nonzero(over):
         finite = np.full(result.shape, saturate)
         if not saturate:
             toward = {"rn": None, "rna": None, "rz": 0, "rm": 1, "rp": -1}[mode]

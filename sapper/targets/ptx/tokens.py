@@ -44,11 +44,12 @@ def tokens(text: str) -> list[Token]:
         match = _TOKEN.match(text, position)
         if match is None:
             raise TokenError(f"found {text[position:position + 20]!r}, expected PTX", line)
-        kind = str(match.lastgroup)
+        kind, end = str(match.lastgroup), match.end()
         if kind != "space":
-            found.append(Token(kind, match.group(), line, position, match.end()))
-        line += match.group().count("\n")
-        position = match.end()
+            found.append(Token(kind, text[position:end], line, position, end))
+        if kind in ("space", "string"):
+            line += text.count("\n", position, end)
+        position = end
     return found
 
 
