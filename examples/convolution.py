@@ -48,6 +48,33 @@ def convolution_nchw(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: 
 
 
 @sp.kernel
+def convolution_by_channel(x: Tensor[f32, B, C, H, W], w: Tensor[f32, C, 3, 3], y: Tensor[f32, B, C, P, Q]):
+    """Channels first, each by itself (depthwise)."""
+    for b, c in each(B, C):
+        for p, q in tiles(P, Q):
+            acc = zeros(p, q, dtype=f32)
+            for i in range(3):
+                for j in range(3):
+                    acc += x[b, c, p + i, q + j] * w[c, i, j]
+            y[b, c, p, q] = acc
+
+
+@sp.kernel
+def convolution_gradient(g: Tensor[f32, B, P, Q, O], w: Tensor[f32, 3, 3, C, O], dx: Tensor[f32, B, H, W, C]):
+    """Of what convolution_nhwc reads: windows that end past the edges, where the gradient is 0."""
+    for b, h in each(B, H):
+        for v, c in tiles(W, C):
+            acc = zeros(v, c, dtype=f32)
+            for i in range(3):
+                for j in range(3):
+                    inside = (v >= j) & (v - j < Q) & (h >= i) & (h - i < P)
+                    p, q = sp.minimum(sp.maximum(h - i, 0), P - 1), sp.minimum(sp.maximum(v - j, 0), Q - 1)
+                    for o in tiles(O):
+                        acc += where(inside, g[b, p, q, o], 0.0) @ w[i, j, c, o]
+            dx[b, h, v, c] = acc
+
+
+@sp.kernel
 def convolution_i8(
     x: Tensor[i8, B, H, W, C], w: Tensor[i8, O, 3, 3, C], scale: Tensor[f32, O], y: Tensor[i8, B, P, Q, O],
 ):
@@ -118,6 +145,16 @@ def _nchw_reference(x, w):
     return (np.einsum("bcpqij,ocij->bopq", _windows(x, 3, 3), w, optimize=True),)
 
 
+def _channel_reference(x, w):
+    return (np.einsum("bcpqij,cij->bcpq", _windows(x, 3, 3), w),)
+
+
+def _gradient_reference(g, w):
+    padded = np.pad(g, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[..., ::-1, ::-1]
+    return (np.einsum("bhvoij,ijco->bhvc", windows, w, optimize=True),)
+
+
 def _i8_reference(x, w, scale):
     windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.float32), (3, 3), axis=(1, 2))
     sums = np.einsum("bpqcij,oijc->bpqo", windows, w.astype(np.float32), optimize=True)    # below 2**24: exact
@@ -171,6 +208,18 @@ def _torch_nchw(x, w):
     return conv2d(x, w)
 
 
+def _torch_channel(x, w):
+    from torch.nn.functional import conv2d
+
+    return conv2d(x, w[:, None], groups=w.shape[0])
+
+
+def _torch_gradient(g, w):
+    from torch.nn.functional import conv_transpose2d
+
+    return conv_transpose2d(g.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
+
+
 def _torch_i8(x, w, scale):
     """By f32, as PyTorch has no such convolution for CPUs outside of its quantised modules."""
     from torch.nn.functional import conv2d
@@ -205,6 +254,15 @@ EXAMPLES = [
         empty(s["B"], s["O"], s["P"], s["Q"])),
         _nchw_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 37, "C": 3, "O": 5},
         _torch_nchw),
+    Example(convolution_by_channel, lambda random, s: (
+        normal(random, s["B"], s["C"], s["P"] + 2, s["Q"] + 2), normal(random, s["C"], 3, 3),
+        empty(s["B"], s["C"], s["P"], s["Q"])),
+        _channel_reference, {"B": 2, "C": 128, "P": 56, "Q": 56}, {"B": 1, "C": 2, "P": 5, "Q": 37}, _torch_channel),
+    Example(convolution_gradient, lambda random, s: (
+        normal(random, s["B"], s["P"], s["Q"], s["O"]), normal(random, 3, 3, s["C"], s["O"]),
+        empty(s["B"], s["P"] + 2, s["Q"] + 2, s["C"])),
+        _gradient_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 5, "C": 19, "O": 6},
+        _torch_gradient),
     Example(convolution_i8, lambda random, s: (
         random.integers(-100, 101, (s["B"], s["P"] + 2, s["Q"] + 2, s["C"]), np.int8),
         random.integers(-100, 101, (s["O"], 3, 3, s["C"]), np.int8), random.random(s["O"], np.float32) / 2000,

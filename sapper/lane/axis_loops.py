@@ -116,11 +116,12 @@ class AxisLoops(Runs):
     """Loops. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     paired: axes that the walk at hand takes in steps of two, as it keeps slots. lane_run: neighbours along the lane
-    axis that a lane of the walk at hand takes, where whole pieces are.
+    axis that a lane of the walk at hand takes, where whole pieces are. chunked: axes of rows that walks take many of.
     """
 
     paired: set[str] | frozenset[str] = frozenset()
     lane_run = 1
+    chunked: frozenset[str] = frozenset()
 
     @cached_property
     def users(self) -> dict[Value, list[Op]]:

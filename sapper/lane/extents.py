@@ -23,7 +23,8 @@ class Range:
     """One dimension of a loop nest: an axis of `tiles`, or an index of `each`. resident: how many coordinates a loop
     over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them. once: a task has
     one index of them, or one tile, and needs no loop. forward: it surely does not end before it begins. body: of the
-    nest, where the range is its last one. fixed: the extent, where it is a number though the start is none."""
+    nest, where the range is its last one. fixed: the extent, where it is a number though the start is none. tails: how
+    many coordinates a loop takes at once of what is left, before single ones."""
 
     start: Scalar
     stop: Scalar
@@ -41,6 +42,7 @@ class Range:
     forward: bool = True
     body: Block | None = None
     fixed: int | None = None
+    tails: tuple[int, ...] = ()
 
 
 def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:

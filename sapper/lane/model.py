@@ -35,7 +35,7 @@ from .register_factors import (
     RegisterFactors,
 )
 from .slots import PAIR
-from .state import Access, Open, Scalar, element_bytes
+from .state import Scalar, element_bytes
 from .tile_blocks import fit as fit_blocks
 from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles
@@ -60,7 +60,8 @@ class Model(RegisterFactors):
         which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
-        if not lanes and not outside and self._is_met_by_rows(contraction, value):
+        if not lanes and not outside and (
+                self._is_met_by_rows(contraction, value) or self._is_computed_in_block(contraction, value)):
             return True
         if not lanes and (outside or not self._fits_near(contraction, value)):
             return False
@@ -107,6 +108,11 @@ class Model(RegisterFactors):
         """How many loads read each tensor."""
         return Counter(memory_of(op.operands[0]) for op in self.function.walk() if op.name == "load")
 
+    @cached_property
+    def written(self) -> set[Value]:
+        """The tensors that are written."""
+        return {memory_of(op.operands[0]) for op in self.function.walk() if op.name == "store"}
+
     def _fits_near(self, contraction: Op, value: Value) -> bool:
         """Whether a value that is computed for a contraction has room in the caches of a core, typically, and an axis
         besides the contracted ones to go across the lanes as it is computed."""
@@ -131,6 +137,17 @@ class Model(RegisterFactors):
         loads = {op for op in self._loads_behind(value) if set(axes_of(op.result)) & set(axes)}
         return (axes == tuple(over) and len(loads) > 1 and len(rows) == len(axes_of(contraction.result)) == 1
                 and all(a in self.open and self.is_bounded(a) for a in axes))
+
+    def _is_computed_in_block(self, contraction: Op, value: Value) -> bool:
+        """Whether rows of a block (nest_lanes.py) that meet a matrix are computed, as of a window whose edges are 0: by
+        vectors once, where else each of their elements, spread over the lanes, would be for each piece of columns."""
+        op, axes = value.op, axes_of(value)
+        if op is None or op.name in ("load", "cast", *LATE) or op.blocks or value.type.dtype is not f32:  # type: ignore[union-attr]
+            return False
+        columns = [a for a in axes_of(contraction.result) if a not in axes and a in self.open]
+        return bool(self.chunked & set(axes)) and all(a in self.open and self.is_bounded(a) for a in axes) and (
+            any(self.extent_hint(a) >= self.lanes for a in columns)
+            and prod(map(self.extent_hint, axes)) * f32.size_bytes <= self.facts.l2_bytes // 2)
 
     def _loads_behind(self, value: Value) -> list[Op]:
         """The loads that a value is computed from, as far as it is not kept."""
@@ -415,10 +432,9 @@ class Model(RegisterFactors):
         """The operands of which a block of panels is copied from whole rows, one after the other, in memory."""
         if lane is None or len(reduced) != 1 or self.requests.line_by_line or LINE_BYTES % counts[reduced[0]]:
             return []
-        along = self.open[reduced[0]] if self.packing is None else self.packing.elements
         return [op for op in staged if lane in axes_of(op.result) and self.panels_of(op) is None
                 and list(self.access(op).axes) == [lane, reduced[0]] and not self.access(op).gathers
-                and self._is_whole_rows(self.access(op), lane, reduced[0], along)]
+                and self.is_whole_rows(self.access(op), lane, reduced[0])]
 
     def _squared(self, walk: Walk, op: Op, loops: list[str], lane: str | None) -> str | None:
         """The axis along which a load or store goes through squares of registers that are transposed."""
@@ -764,10 +780,9 @@ class Model(RegisterFactors):
         found = []
         for op in self.reads(walk):
             access = self.access(op)
-            if list(access.axes) == [order[0], lane] and not access.gathers:
-                o = self.open[lane] if self.packing is None else self.packing.elements
-                if self._is_whole_rows(access, order[0], lane, o):
-                    found.append(op)
+            if list(access.axes) == [order[0], lane] and not access.gathers and (
+                    self.is_whole_rows(access, order[0], lane) or self.lies_in_pieces(op, order[0], lane)):
+                found.append(op)
         return found
 
     def _prefetched_terms(self, walk: Walk, lane: str, counts: dict[str, int], order: list[str], rows: str) -> list[Op]:
@@ -776,14 +791,9 @@ class Model(RegisterFactors):
             return []
         found = []
         for op in self.reads(walk):
-            access = self.access(op)
-            again = self.readers[memory_of(op.operands[0])] > 1
+            access, memory = self.access(op), memory_of(op.operands[0])
+            again = self.readers[memory] > 1 or memory in self.written
             plain = set(access.axes) == {rows, lane} and not access.gathers and not again
             if plain and access.axes[lane] == element_bytes(access.dtype):
                 found.append(op)
         return found
-
-    def _is_whole_rows(self, access: Access, rows: str, lane: str, along: Open) -> bool:
-        """Whether a matrix has its rows, contiguous along an axis, one after the other."""
-        size = element_bytes(access.dtype)
-        return access.axes[rows] == self.mul(along.extent, size) and access.axes[lane] == size

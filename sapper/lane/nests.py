@@ -7,6 +7,7 @@ axes are open, and walks loop over them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import gcd
 
 from ..ir.nodes import Block, Op, Value
@@ -14,7 +15,7 @@ from ..ir.types import MASK, TileType
 from ..tile.plan import LATE, Late, Plan, Walk, late_walk
 from .extents import Range
 from .late import LateLowering
-from .residents import FEWER_ROWS, ResidentLowering
+from .residents import ResidentLowering
 from .state import Bound, Capacity, Open, Scalar
 
 LATE_VECTORS = 16
@@ -105,8 +106,8 @@ class NestLowering(ResidentLowering, LateLowering):
         self._loops(ranges, k + 1, body)
 
     def _resident(self, r: Range, body: Callable[[], None]) -> None:
-        """A loop over tiles whose elements along the axis stay in registers: full tiles, then single rows (or one
-        masked row of lanes)."""
+        """A loop over tiles whose elements along the axis stay in registers: full tiles, then fewer rows and single
+        ones (or one masked row of lanes)."""
         assert r.axis is not None
         axis = r.axis
         size, lanes = r.resident, self.lanes
@@ -144,12 +145,16 @@ class NestLowering(ResidentLowering, LateLowering):
                 at(iv, 1, mask, True)
             self.counted(axis, full, r.stop, lanes, masked)
         else:
-            if size > FEWER_ROWS:
+            # What is left is a multiple of `left`; where the extent is known it is that.
+            left = extent % size if isinstance(extent, int) else gcd(size, r.divisor)
+            tails = (left,) if isinstance(extent, int) else (*(n for n in r.tails if n < size), 1)
+            for rows in tails:
                 rest = self.sub(r.stop, full)
-                fewer = self.add(full, self.sub(rest, self.scalar("s_mod", rest, FEWER_ROWS)))
-                self.counted(axis, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None, True))
-                full = fewer
-            self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None, True))
+                stop = r.stop if left % rows == 0 else self.add(full, self.sub(rest, self.scalar("s_mod", rest, rows)))
+                self.counted(axis, full, stop, rows, partial(at, n=rows, mask=None, rest=True))
+                if left % rows == 0:
+                    break
+                full, left = stop, gcd(left, rows)
 
     def _full_tiles(self, r: Range, stop: Scalar, tile: Callable[[Value], None]) -> None:
         assert r.axis is not None

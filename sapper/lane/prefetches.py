@@ -180,6 +180,9 @@ class Prefetches(Stores):
         if self.requests.row_streams and choice.parted is not None:
             self._prefetch_along_rows(op, axis, depth_axis)
             return
+        if self.lies_in_pieces(op, axis, depth_axis):
+            self._prefetch_pieces(op, axis, depth_axis)
+            return
         access = self.access(op)
         rows, depth = self.bound[axis], self.bound[depth_axis]
         size = element_bytes(access.dtype) * self.slot_elements
@@ -238,6 +241,34 @@ class Prefetches(Stores):
             for ahead_bytes in distances:
                 for place in range(disp + ahead_bytes, disp + ahead_bytes + step_bytes, LINE_BYTES):
                     self.effect("prefetch", operands, level=self.requests.stream_level, disp=place, **attributes)
+
+    def _prefetch_pieces(self, op: Op, row_axis: str, depth_axis: str) -> None:
+        """Ask for rows that are read when as much has been, as nothing else finds short ones that do not follow one
+        another. Once: each time more is another page to find. Measured on a Zen 4, in us, without requests, by one and
+        by the five of STREAMS_AHEAD_BYTES: keys and values [2048, 16, 64] in bf16, from memory in large pages, 1148,
+        467 and 446, in small ones 1452, 1442 and 1641, in the caches 371, 304 and 370. 4096 rows of 1024 f32 of 2048
+        as streams 1069, by one request 624."""
+        access = self.operand_access(op)
+        rows, size = self.bound[row_axis].count, element_bytes(access.dtype)
+        ahead = max(rows, AHEAD_BYTES // (self.extent_hint(depth_axis) * size))
+        for row in range(rows):
+            operands, attributes = self.address(access, {row_axis: row + ahead, depth_axis: 0})
+            disp = attributes.pop("disp")
+            for place in range(disp, disp + self.bound[depth_axis].count * self.lanes * size, LINE_BYTES):
+                self.effect("prefetch", operands, level=2, disp=place, **attributes)
+
+    def lies_in_pieces(self, op: Op, rows: str, lane: str) -> bool:
+        """Whether a matrix that is read along the lanes has short rows that do not follow one another in memory, as
+        those of one head of a cache [position, head, dim]: no stream is as long as memory takes to answer."""
+        short = self.extent_hint(lane) * self.slot_elements * element_bytes(self.access(op).dtype) <= AHEAD_BYTES
+        return bool(self.requests.row_streams) and short and lane in self.open and (
+            not self.is_whole_rows(self.access(op), rows, lane))
+
+    def is_whole_rows(self, access: Access, rows: str, lane: str) -> bool:
+        """Whether a matrix has its rows, contiguous along an axis, one after the other."""
+        size = element_bytes(access.dtype)
+        along = self.open[lane] if self.packing is None else self.packing.elements
+        return access.axes[rows] == self.mul(along.extent, size) and access.axes[lane] == size
 
     def _prefetch_ahead(self, op: Op, walk: Walk, row: dict[str, int]) -> None:
         """Ask for rows further on of a matrix whose rows, or the same piece of each, are read one after the other: into

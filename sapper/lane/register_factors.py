@@ -516,7 +516,7 @@ class RegisterFactors(WalkLowering):
             return []
         matrices = [op for op in self.reads(walk) if {outer[0], lane} <= set(axes_of(op.result))]
         along = all(set(self.access(op).axes) == {outer[0], lane} and self._lies_along_lanes(op, lane or "")
-                    for op in matrices)
+                    and not self.lies_in_pieces(op, outer[0], lane or "") for op in matrices)
         return matrices if along else []
 
     def _vector_bytes(self, op: Op) -> int:
@@ -570,7 +570,9 @@ class RegisterFactors(WalkLowering):
                     return count
                 typical = -(-o.hint // self.lanes)
                 # A piece as long as the axis may be would fit few extents: most would be walked by single vectors.
-                return min(count, typical if self.facts.many_workers or count < typical else max(1, typical // 2))
+                # But for what its class has at least.
+                half = max(1, typical // 2, o.divisor // self.lanes)
+                return min(count, typical if self.facts.many_workers or count < typical else half)
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
             count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))

@@ -26,6 +26,9 @@ RESIDENT_VECTORS = 2
 RESIDENT_ROWS = FEWER_ROWS = 4
 """Rows that carried values span where the lane axis is another; and in the tail of more."""
 
+TAILS_OF_SUMS = FEWER_ROWS, 2
+"""The same where sums fill the registers: a single row reads as much of the other operand as all rows of a tile do."""
+
 PIECES_OF_MANY_ROWS = 2
 """Vectors of the operand that spans the lanes, for many rows: a load that spreads an element takes a cycle, as does the
 dot product that it is for. Few rows wait for memory, which is quicker as one stream than as two."""
@@ -94,6 +97,7 @@ class ResidentLowering(NestLanes):
                     size = sums.get(r.axis) or (1 if late else self._rows_that_wait(r, plan))
                     self.joining |= {r.axis}
                 r.resident = self.schedule.tile.get(r.axis, size)
+                r.tails = TAILS_OF_SUMS if across is not None and r.axis in sums else (FEWER_ROWS,)
                 if r.lane and r.resident % self.lanes:
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "

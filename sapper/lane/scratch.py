@@ -22,9 +22,8 @@ gated layer took 2.7 times as long on a Granite Rapids where nothing was between
 
 class ScratchLowering(ExtentLowering):
     """Gives scratch memory. scratch_sizes: of the buffers so far, as the attribute `scratch` has them; scratch_end:
-    where the next one is, from the start of a worker's memory. chunked: axes of rows that walks take many of."""
+    where the next one is, from the start of a worker's memory."""
 
-    chunked: frozenset[str]
     scratch_sizes: list[list[object]]
     scratch_end: Scalar
 

@@ -153,9 +153,9 @@ class WalkLowering(Reductions):
     def _tails(self, axis: str, count: int) -> tuple[int, ...]:
         """How many rows of a contraction at once what is left of its rows is cut into: each piece reads all of the
         other operand again, from memory where there are few rows in all. Of a sequential loop only the last tile leaves
-        any: code for them is not worth its length."""
+        any: code for them is not worth its length. Of a nest a block may be all that a task has."""
         o = self.open[axis]
-        if o.capacity == Capacity(o.hint) and not isinstance(o.extent, int):
+        if o.capacity == Capacity(o.hint) and not isinstance(o.extent, int) and axis not in self.chunked:
             return (PAIR,) if axis in self.paired and count > PAIR else ()
         sizes = (8, 4, 2) if o.hint <= FEW_ROWS else () if self.facts.many_workers else (4, 2)
         return tuple(size for size in sizes if size < count)

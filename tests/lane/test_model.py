@@ -17,7 +17,7 @@ from sapper.ir.types import bf16, f32
 from sapper.kernels import library
 from sapper.lane.choices import choices
 from sapper.lane.lower import lower
-from sapper.lang.builtins import tiles, where, zeros
+from sapper.lang.builtins import each, span, tiles, where, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -29,6 +29,7 @@ from tests.strategies import examples
 
 from .run_lane import run_lane
 
+D, H, K, M, N, S = dims("D H K M N S")
 LIBRARY = {k.name: k for k in library()}
 PLAIN = Facts(l2_bytes=2 << 20)
 BY_LINES = replace(PLAIN, requests=Requests(line_by_line=True, stream_ahead_bytes=3072))
@@ -110,6 +111,48 @@ def test_values_are_read_whole_and_asked_for_as_they_are_used(heads: int, rows: 
     expected = 4 // rows * (["fma"] * lines * heads * rows + ["prefetch"] * lines * rows * times)
     assert expected in [[inner.name for inner in block.ops if inner.name in ("fma", "prefetch")]
                         for op in lowered.walk() for block in op.blocks]
+
+
+@kernel
+def scores_of_head(q: Tensor[f32, H, D], k: Tensor[f32, S, H, D], y: Tensor[f32, H, S]):
+    """Rows of one head do not follow one another."""
+    for h in each(H):
+        for s in tiles(S):
+            d = whole(D)
+            y[h, s] = q[h, d] @ k[s, h, d]
+
+
+@kernel
+def solved(low: Tensor[f32, N, N], b: Tensor[f32, N, M], x: Tensor[f32, N, M]):
+    for m in tiles(M):
+        for i in range(N):
+            acc = b[i, m]
+            for j in tiles(span(0, i)):
+                acc -= low[i, j] @ x[j, m]
+            x[i, m] = acc / low[i, i]
+
+
+@pytest.mark.parametrize(("d", "facts", "requests"), [
+    (64, STREAMS, 1), (2048, STREAMS, 1), (4096, STREAMS, 5), (64, PLAIN, 0)])
+def test_short_rows_that_do_not_follow_one_another_are_asked_for_by_rows(d: int, facts: Facts, requests: int) -> None:
+    """8 KiB of them ahead, each line once; long ones are streams, of which each line is asked for five times."""
+    rng = np.random.default_rng(d)
+    q, k = rng.standard_normal((2, d), np.float32), rng.standard_normal((9, 2, d), np.float32)
+    arguments = {"q": q, "k": k, "y": np.zeros((2, 9), np.float32)}
+    lane = run_lane(reduce_loops(scores_of_head.tile_ir()), arguments, facts=facts)
+    np.testing.assert_allclose(arguments["y"], np.einsum("hd,shd->hs", q, k), rtol=1e-3, atol=1e-3)
+    products, asked = (sum(op.name == name for op in lane.walk()) for name in ("fma", "prefetch"))
+    assert asked == requests * products
+
+
+def test_what_a_kernel_writes_is_not_asked_for_as_what_is_read_once() -> None:
+    rng = np.random.default_rng(5)
+    low = np.tril(rng.standard_normal((9, 9), np.float32)) + 4 * np.eye(9, dtype=np.float32)
+    b = rng.standard_normal((9, 70), np.float32)
+    arguments = {"low": low, "b": b, "x": np.zeros_like(b)}
+    lane = run_lane(reduce_loops(solved.tile_ir()), arguments, facts=STREAMS)
+    np.testing.assert_allclose(low @ arguments["x"], b, rtol=1e-4, atol=1e-4)
+    assert not any(op.name == "prefetch" for op in lane.walk())
 
 
 @pytest.mark.parametrize(("d", "facts", "near"), [(64, PLAIN, True), (128, PLAIN, True), (512, PLAIN, False),
@@ -274,7 +317,6 @@ def test_blocks_of_rows_that_several_meet_are_asked_for_again() -> None:
     assert asked(few, STREAMS) == [count for lines in asked(few, PLAIN) for count in (lines, 5 * lines)] != []
 
 
-N, K = dims("N K")
 
 
 @kernel

@@ -13,7 +13,7 @@ from examples.search import nearest_centres
 from examples.statistics import softmax_of_columns
 from sapper.ir.nodes import Function
 from sapper.ir.types import f32, i8, i32
-from sapper.lang.builtins import each, exp, span, tiles, topk, whole, zeros
+from sapper.lang.builtins import each, exp, maximum, minimum, span, tiles, topk, where, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -130,6 +130,30 @@ def window_sums_of_bytes(x: Tensor[i8, T, C], w: Tensor[i8, 3, C, N], y: Tensor[
 
 
 @kernel
+def padded_sums(x: Tensor[f32, M, C], w: Tensor[f32, N, 3, C], y: Tensor[f32, M, N]):
+    """Rows past the edges are 0."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for i in range(3):
+            row = m + i - 1
+            inside = (row >= 0) & (row < M)
+            for c in tiles(C):
+                acc += where(inside, x[minimum(maximum(row, 0), M - 1), c], 0.0) @ w[n, i, c]
+        y[m, n] = acc
+
+
+@kernel
+def window(x: Tensor[f32, T, C], w: Tensor[f32, 3, 3], y: Tensor[f32, M, N]):
+    """Each sum reads what is its own, but for the weights."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for i in range(3):
+            for j in range(3):
+                acc += x[m + i, n + j] * w[i, j]
+        y[m, n] = acc
+
+
+@kernel
 def nearest_of_all(x: Tensor[f32, M, D], centre: Tensor[f32, N, D], place: Tensor[i32, M, 3]):
     for m in tiles(M):
         n, d, k = whole(N), whole(D), whole(3)
@@ -229,6 +253,17 @@ def test_loops_hold_as_many_sums_as_there_are_registers(shape: tuple[int, int, i
     assert most / 2 < carried <= most
 
 
+@pytest.mark.parametrize(("rows", "tiles_of"), [
+    (5, [6, 4, 2, 1]), (35, [6, 4, 2, 1]), (32, [6, 4, 2]), (48, [6, 4, 2])])
+def test_what_is_left_of_rows_of_sums_is_taken_together(rows: int, tiles_of: list[int]) -> None:
+    """By fours and twos: a single row reads as much of the other operand. None that a divisor rules out."""
+    a, b = normal(3, rows), normal(3, 64)
+    arguments = {"a": a, "b": b, "y": np.full((rows, 64), np.nan, np.float32)}
+    lane = lowered(outer_sums, arguments, AVX512, hints={"K": 64, "M": 64, "N": 256})
+    np.testing.assert_allclose(arguments["y"], a.T @ b, rtol=1e-5, atol=1e-5)
+    assert steps(lane, "m") == tiles_of
+
+
 @pytest.mark.parametrize("rows", [1, 15, 128, 133])
 def test_products_are_passed_on_in_blocks_of_rows(rows: int) -> None:
     x, centre = normal(rows, 9), normal(21, 9)
@@ -269,6 +304,36 @@ def test_sums_that_loops_carry_are_blocks_where_lanes_have_no_neighbours(shape: 
     windows = np.lib.stride_tricks.sliding_window_view(small.astype(np.int32), 3, axis=0)
     np.testing.assert_array_equal(arguments["y"], np.einsum("mci,icn->mn", windows, weights.astype(np.int32)))
     assert 128 in steps(lane, "m")
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("rows", [1, 34, 131])
+def test_rows_of_blocks_that_are_computed_are_so_once(rows: int, facts: Facts) -> None:
+    """Not for each piece of columns, one element at a time. What is left of a block is taken by fours and twos."""
+    x, w = normal(rows, 9), normal(37, 3, 9)
+    arguments = {"x": x, "w": w, "y": np.full((rows, 37), np.nan, np.float32)}
+    lane = lowered(padded_sums, arguments, facts, hints={"M": 64, "N": 64, "C": 64})
+    padded = np.pad(x, ((1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 3, axis=0)
+    np.testing.assert_allclose(arguments["y"], np.einsum("mci,nic->mn", windows, w), rtol=1e-4, atol=1e-4)
+    products = [{op.name for op in loop.blocks[0].ops} for loop in lane.walk() if loop.name == "loop" and any(
+        op.name == "fma" for op in loop.blocks[0].ops)]
+    assert products and not any("select" in names for names in products)
+    assert {4, 2} <= set(steps(lane, "m"))
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 37), (8, 56), (9, 63)])
+def test_sums_of_a_window_do_not_wait_for_each_other(shape: tuple[int, int], facts: Facts) -> None:
+    """Four rows of two vectors, of which short rows leave little."""
+    m, n = shape
+    x, w = normal(m + 2, n + 2), normal(3, 3)
+    arguments = {"x": x, "w": w, "y": np.full((m, n), np.nan, np.float32)}
+    lane = lowered(window, arguments, facts, hints={"M": 64, "N": 64})
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3))
+    np.testing.assert_allclose(arguments["y"], np.einsum("mnij,ij->mn", windows, w), rtol=1e-4, atol=1e-4)
+    assert max(len(op.results) for op in lane.walk() if op.name == "loop") == 8
+    assert steps(lane, "m")[0] == 4
 
 
 def test_products_of_which_the_largest_are_wanted_meet_in_blocks() -> None:
