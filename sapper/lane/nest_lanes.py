@@ -94,7 +94,7 @@ class NestLanes(ScratchLowering):
     def _neighbours(self, ranges: list[Range], plan: Plan, body: Block, nested: bool) -> str | None:
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
         along any axis inside; None where there is none, or lanes are taken. nested: there are loops inside, whose
-        values take a lane each even if their elements are gathered."""
+        values take a lane each, even if their elements are gathered, unless an axis inside may."""
         if any(b.lane for b in self.bound.values()) or any(
                 r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
             return None
@@ -109,7 +109,8 @@ class NestLanes(ScratchLowering):
         best = max(found, key=lambda axis: (found[axis], walked.get(axis, 0)), default=None)
         if best not in walked or self.schedule.lane not in (None, best):
             return None
-        gathers = nested and not self.facts.many_workers and not self._loops_along_memory(body)
+        gathers = nested and found.keys() <= walked.keys() and not (
+            self.facts.many_workers or self._loops_along_memory(body))
         return best if found[best] > 0 or gathers else None
 
     def _steps_of(self, op: Op) -> dict[str, int]:

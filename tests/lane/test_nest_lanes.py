@@ -13,6 +13,7 @@ from examples.search import nearest_centres
 from examples.statistics import softmax_of_columns
 from sapper.ir.nodes import Function
 from sapper.ir.types import f32, i8, i32
+from sapper.kernels import library
 from sapper.lang.builtins import each, exp, maximum, minimum, span, tiles, topk, where, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -219,6 +220,16 @@ def test_what_loops_carry_fills_the_lanes_where_nothing_lies_side_by_side(facts:
     np.testing.assert_allclose(arguments["y"], np.lib.stride_tricks.sliding_window_view(x, 3, 1) @ w, rtol=1e-4,
                                atol=1e-5)
     assert steps(lane, "n")[0] == 4 * facts.lanes
+
+
+def test_lanes_are_left_to_an_axis_inside() -> None:
+    """Which pairs of elements lie along: whole rows, where rows across the lanes would gather them."""
+    entry = next(kernel for kernel in library() if kernel.name == "rope_yarn_interleaved")
+    arguments = entry.make_arguments(np.random.default_rng(1), {"T": 5, "H": 3, "R": 32, "position": 2})
+    expected = entry.reference(arguments)
+    lane = lowered(entry.kernel, arguments, AVX512, hints={"T": 512, "H": 128, "R": 32})
+    assert entry.compare(arguments, expected) is None
+    assert "unzip" in {op.name for op in lane.walk()}
 
 
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
