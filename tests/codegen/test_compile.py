@@ -528,6 +528,17 @@ def test_pairs_of_elements(target: Target, lanes: int, dtype: DType, name: str) 
     both.check(target)
 
 
+@pytest.mark.parametrize(("target", "lanes"), LANES)
+@pytest.mark.parametrize("dtype", [f32, i32], ids=lambda d: d.name)
+def test_picked_elements(target: Target, lanes: int, dtype: DType) -> None:
+    """The low bits of an index say which, as many as count the lanes."""
+    row = np.arange(COUNT * lanes).astype(NUMPY[dtype.name])
+    places = np.random.default_rng(2).integers(0, lanes, COUNT * lanes, np.int32)
+    program = rowwise(lanes, [row, places], np.zeros_like(row),
+                      lambda b, v: b.value("pick", v, ROWS[dtype.name]), [dtype, i32], dtype)
+    program.check(target)
+
+
 @pytest.mark.parametrize("target", BOTH, ids=lambda t: t.name)
 def test_transposition_by_exchanges(target: Target) -> None:
     lanes = target.lanes

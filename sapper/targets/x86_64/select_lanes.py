@@ -68,7 +68,11 @@ def pick(s: Any, op: Op) -> None:
     """VPERMPS, VPERMD take the low bits of each index, as many as count the lanes."""
     name = "vpermps" if dtype_of(op.results[0]).is_float else "vpermd"
     row, index = (s.vector(operand) for operand in op.operands)
-    s.emit(f"{name}.{32 * s.lanes}", s.define(op.results[0]), index, row)
+    bits = s.facts.bits4
+    if bits == 128:     # they have no such form: of two copies any third bit of an index gives the same
+        once, row, bits = row, s.new("vec"), 256
+        s.emit("vshuff64x2.256" if s.facts.opmask else "vperm2f128.256", row, once, once, 0)
+    s.emit(f"{name}.{bits}", s.define(op.results[0]), index, row)
 
 
 def lane0(s: Any, op: Op) -> None:
