@@ -187,10 +187,12 @@ class Windows(NarrowStores):
             return None
         for axis, step in access.axes.items():
             if step == size and axis != lane:
-                o, bound = self.open.get(axis), self.bound.get(axis)
-                offset = o.offset if o is not None else bound.offset if bound is not None else None
-                extent = o.extent if o is not None else bound.count if bound is not None and not bound.lane else None
-                return axis if offset == 0 and extent == stride // size else None
+                bound, o = self.bound.get(axis), self.open.get(axis)
+                if bound is not None:
+                    whole = bound.offset == 0 and bound.count == stride // size and not bound.lane
+                else:
+                    whole = o is not None and o.offset == 0 and o.extent == stride // size
+                return axis if whole else None
         return None
 
     def filled_stores(self, jobs: list[tuple[Op | Value, dict[str, int], Value]]) -> dict[int, list[int]]:

@@ -232,6 +232,22 @@ def test_rows_that_are_shared_are_read_after_they_are_stored() -> None:
     np.testing.assert_array_equal(arguments["x"], (x + 1) * 2)
 
 
+@pytest.mark.parametrize("facts", FACTS, ids=lambda f: f"{f.lanes} lanes")
+def test_what_squares_read_is_stored_in_turns(facts: Facts) -> None:
+    """x lies along the other axis: a walk takes squares of it, and then one element of each pair at a time."""
+
+    @kernel
+    def in_turns(x: Tensor[f32, 2, M, N], y: Tensor[f32, M, N, 2]):
+        for m, n in tiles(M, N):
+            c = whole(2)
+            y[m, n, c] = x[c, m, n]
+
+    x, y = normal(2, 37, 35).swapaxes(1, 2), np.zeros((35, 37, 2), np.float32)
+    names = run_and_count(in_turns, {"x": x, "y": y}, facts)
+    np.testing.assert_array_equal(y, np.moveaxis(x, 0, 2))
+    assert names["exchange"]
+
+
 IN_NUMPY = {
     "add": np.add, "less": np.subtract, "from": lambda i, number: number - i, "max": np.maximum, "min": np.minimum,
     "div": lambda i, number: i // (number + 1),
