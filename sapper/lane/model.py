@@ -485,6 +485,9 @@ class Model(RegisterFactors):
                 packing = self._packing(walk, lane)
                 if packing is None or packing.dot.elements != found.piece.elements:
                     found = f"no packed dot product of {found.piece.elements} elements serves this walk"
+                elif any(term.turned is not None and lane in axes_of(op.operands[term.turned])
+                         for op, term in packing.terms.items()):
+                    found = "of few rows it is the other operand whose highest bits are inverted"
             if isinstance(found, Fit):
                 return found
             self.refused.setdefault(key, found)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
+from ..ir.types import bf16
 from ..tile.affine import affine
 from ..tile.plan import Plan, Walk, axes_of, plan_block
 from ..tile.schedule import ScheduleError
@@ -19,6 +20,7 @@ from .nest_lanes import MOST_ROWS, OPERAND_REGISTERS, NestLanes
 from .row_waits import WORTH, waits_of
 from .state import Bound
 from .tile_blocks import CHUNK_TILES, FEWEST_ROWS, is_worth, serves, sums_of
+from .tile_bound import dtype_of
 
 RESIDENT_VECTORS = 2
 """Vectors of a lane axis that carried values span: an element spread over the lanes serves so many multiply-adds."""
@@ -31,7 +33,10 @@ TAILS_OF_SUMS = FEWER_ROWS, 2
 
 PIECES_OF_MANY_ROWS = 2
 """Vectors of the operand that spans the lanes, for many rows: a load that spreads an element takes a cycle, as does the
-dot product that it is for. Few rows wait for memory, which is quicker as one stream than as two."""
+dot product that it is for. Few rows wait for memory, which is quicker as one stream than as two: up to twice MOST_ROWS,
+or half of that where products are of bf16, of which a dot product takes half as many as of bytes. Measured on a Zen 4,
+16 rows in two pieces, in ms: fp8 of 7168 x 2048 2.6 in place of 3.3, of 2048 x 7168 2.5 of 3.0; Q8_0 of 14336 x 4096
+6.6 of 5.0."""
 
 MUCH_UNPACKING = 3
 """Operations for a vector of weights from which on these are unpacked for twice the rows, in one piece, where a load
@@ -164,7 +169,9 @@ class ResidentLowering(NestLanes):
             # these are few, carried sums may lie in memory, as every block of products touches them but once.
             free = self.facts.vector_registers - OPERAND_REGISTERS
             most = max(1, free // (self._sums_at_once(item) * each), min(FEWER_ROWS, free // each))
-            pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > 2 * MOST_ROWS else 1
+            wide = self.facts.fma_per_cycle < 2 and dtype_of(contractions[0].operands[0]) is bf16
+            few = MOST_ROWS if wide else 2 * MOST_ROWS
+            pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > few else 1
             unpacking = [unpacking_of(v) for op in contractions for v in op.operands if lanes & set(axes_of(v))]
             if self.facts.fma_per_cycle < 2 and sum(unpacking) >= MUCH_UNPACKING * len(unpacking):
                 pieces = 1
@@ -176,11 +183,20 @@ class ResidentLowering(NestLanes):
     def _sums_at_once(self, loop: Op) -> int:
         """Sums that a loop holds while it contracts: those that it carries, or that a loop inside does, and those that
         are scaled before they are added to these, of which two share what they are made of in a super block: 4 rows of
-        Q4_K by two vectors take 6 % less time on a Zen 5 than 6, whose sums do not fit."""
-        inside = [op for op in loop.walk() if op is not loop and op.name == "each" and op.results and any(
-            inner.name == "contract" for inner in op.blocks[0].ops)]
-        return max(len(one.results) + len(sums_of(self, Walk((), (), [
-            op for op in one.blocks[0].ops if op.name == "contract"]))) for one in inside or [loop])
+        Q4_K by two vectors take 6 % less time on a Zen 5 than 6, whose sums do not fit. And what the loops inside that
+        came before have made, as gate before up. Measured on a Zen 4, SwiGLU of 512 rows, by 8 and 12 rows at once: of
+        Q8_0 by 1536 x 576 6.1 and 6.8 ms, by 14336 x 4096 321 and 341, of Q4_0 5.6 and 6.2; of fp8, 128 rows by 2048 x
+        7168, 35 and 49. What is measured where two multiply-adds start in a cycle is the count without these."""
+        inside = [op for op in loop.walk() if op is not loop and op.name == "each" and op.results and _contracts(op)]
+        most = made = 0
+        for one in inside or [loop]:
+            sums = len(sums_of(self, Walk((), (), _contracts(one))))
+            if self.facts.fma_per_cycle < 2:
+                loops = [op for op in one.blocks[0].ops if op.name == "tiles" and _contracts(op)]
+                sums = max([sums, *(len(op.results) for op in loops)])
+            most = max(most, made + len(one.results) + sums)
+            made += len(one.results) if self.facts.fma_per_cycle < 2 else 0
+        return most
 
     def _rows_on_tiles(self, ranges: list[Range], plan: Plan) -> str | None:
         """The axis of many rows over which `each` carries sums of contractions that tile registers take."""
@@ -233,6 +249,11 @@ class ResidentLowering(NestLanes):
 
     def _fills_vectors(self, extent: int) -> bool:
         return extent in (self.lanes, RESIDENT_VECTORS * self.lanes)
+
+
+def _contracts(loop: Op) -> list[Op]:
+    """The contractions of a loop that no loop inside makes."""
+    return [op for op in loop.blocks[0].ops if op.name == "contract"]
 
 
 def _steps(index: Value, axis: str) -> bool:

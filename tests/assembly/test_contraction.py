@@ -229,6 +229,22 @@ def test_signed_weights_that_were_packed_before(monkeypatch: pytest.MonkeyPatch)
     assert (c == a.astype(np.int32) @ b.astype(np.int32)).all()
 
 
+@pytest.mark.skipif(not runs_on(i8_14x32_blocks), reason="no AVX-512 VNNI")
+def test_signed_rows_that_are_too_few_to_be_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a matrix is read in blocks for them, it is the matrix that is turned: the piece turns rows."""
+    monkeypatch.setattr(by_hand, "trusted", lambda *call: True)
+    kernel = product_of(i8)
+    random = np.random.default_rng(0)
+    a, b = (random.integers(-128, 128, shape).astype(np.int8) for shape in ((16, 256), (256, 512)))
+    c = np.zeros((16, 512), np.int32)
+    schedule = Schedule(assembly=("i8_14x32_blocks",))
+    classes = {"M": (16, 16), "N": (512, 64), "K": (256, 64)}
+    made = compile_kernel(kernel, {}, dict.fromkeys("abc", "contiguous"), classes, ZEN4, schedule)
+    assert made.pieces == () and "it is the other operand" in dict(made.refused)["x86_64:i8_14x32_blocks"]
+    kernel(a, b, c, schedule=schedule)
+    assert (c == a.astype(np.int32) @ b.astype(np.int32)).all()
+
+
 @pytest.mark.parametrize(("piece", "kernel", "reason"), [
     (f32_14x32_columns, product_of(f32), "a is not contiguous along m"),
     (f32_14x32, product_of(f32, columns=True), "a is not contiguous along k"),

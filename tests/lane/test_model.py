@@ -550,14 +550,37 @@ def test_blocks_that_meet_plain_numbers_are_no_loops(name: str, block: dict[str,
     assert chosen(name, PLAIN, **extents).registers == block
 
 
-@pytest.mark.parametrize(("name", "tile"), [
-    ("matmul_q8", {"p": 2, "m": 6}), ("matmul_q4k", {"p": 2, "m": 4}), ("matmul_swiglu_q8", {"p": 1, "m": 12})])
-def test_rows_of_blocks_are_as_many_as_sums_of_the_inner_loop_leave_room_for(name: str, tile: dict[str, int]) -> None:
+@pytest.mark.parametrize(("name", "per_cycle", "tile"), [
+    ("matmul_q8", 1, {"p": 2, "m": 6}), ("matmul_q4k", 1, {"p": 2, "m": 4}), ("matmul_swiglu_q8", 1, {"p": 1, "m": 8}),
+    ("matmul_swiglu_q8", 2, {"p": 1, "m": 12}), ("matmul_swiglu_fp8", 1, {"p": 1, "m": 8, "h": 64, "h_1": 64})])
+def test_rows_of_blocks_are_as_many_as_sums_of_the_inner_loop_leave_room_for(
+    name: str, per_cycle: int, tile: dict[str, int]
+) -> None:
     """Of 26 registers: a sum of integers and what it is scaled to, for two vectors; of Q4_K two sums and the total; of
-    two matrices, which come one after the other, those of one."""
-    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}))
-    blocks = {"S" if name.endswith("k") else "G": (16, 1)}
-    assert chosen(name, facts, P=(512, 1), C=(512, 1), M=(512, 1), **blocks).tile == tile
+    two matrices, which come one after the other, those of one and what the other's have made, or two that blocks of
+    fp8 are added to and the one that is made. What waits is not counted where two multiply-adds start in a cycle."""
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8", "dot2_bf16"}), fma_per_cycle=per_cycle)
+    dims: dict[str, tuple[int, int]] = {"P": (512, 1), "C": (512, 1), "M": (512, 1)}
+    dims |= {"H": (1024, 64), "A": (16, 1), "B": (16, 1), "G": (16, 1), "S": (16, 1)}
+    assert chosen(name, facts, **dims).tile == tile
+
+
+def test_short_vectors_that_share_what_is_unpacked_are_computed_together() -> None:
+    """Both halves of a byte, but not words that a scale serves; none where two multiply-adds start in a cycle."""
+    extents = {"P": (96, 1), "B": (20, 1)}
+    assert {"h": 2, "w": 1}.items() <= chosen("dequantize_q4", PLAIN, **extents).registers.items()
+    assert chosen("dequantize_q8", PLAIN, **extents).registers["w"] == 1
+    assert chosen("dequantize_q4", replace(PLAIN, fma_per_cycle=2.0), **extents).registers["h"] == 1
+
+
+def test_few_rows_of_bf16_meet_two_pieces_of_weights_of_fp8() -> None:
+    """There are twice the products of bytes for as much memory; but of very few rows, which wait for it."""
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8", "dot2_bf16"}))
+    blocks = {"P": (448, 1), "H": (1024, 64), "A": (16, 1), "B": (16, 1)}
+    assert chosen("matmul_fp8", facts, M=(16, 16), **blocks).tile == {"p": 2, "m": 6, "h": 64}
+    assert chosen("matmul_fp8", facts, M=(8, 1), **blocks).tile == {"p": 1, "m": 8, "h": 64}
+    assert chosen("matmul_fp8", replace(facts, fma_per_cycle=2.0), M=(16, 16), **blocks).tile["p"] == 1
+    assert chosen("matmul_q8", facts, P=(512, 1), C=(16, 1), M=(16, 16), G=(16, 1)).tile == {"p": 1, "m": 8}
 
 
 def test_weights_that_take_much_to_unpack_meet_twice_the_rows() -> None:
