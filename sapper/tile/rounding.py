@@ -143,11 +143,11 @@ class RandomRounding:
     inexact: what reached(function, rounds) found. fused: what fusible(function) did. seed: same seed, same moves.
     """
 
-    __slots__ = ("_fused", "_inexact", "_random")
+    __slots__ = ("_fused", "_inexact", "_random", "_seed")
 
     def __init__(self, inexact: set[Value], fused: set[Value], seed: int) -> None:
         self._inexact, self._fused = inexact, fused
-        self._random = np.random.default_rng(seed)
+        self._seed, self._random = seed, np.random.default_rng(seed)
 
     def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
         if op.name == "store":
@@ -254,14 +254,15 @@ class RandomRounding:
 
     def _joined(self, op: Op, size: Array, count: Array, total: Array) -> Array:
         """As for sums. size: of the magnitudes of what is joined; count: how many values. Sums in memory of narrow
-        floats are rounded each time."""
+        floats are rounded each time. An element moves the same way each time it is joined: else two might cancel."""
         dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
         if not dtype.is_float:
             return total
         steps = np.sqrt(count) if dtype in (f32, f64) else count
         error = size * _EPSILON[dtype.name] * (1.0 + steps) + count * _SMALLEST[dtype.name]
+        ways = np.random.default_rng(self._seed).choice([-1.0, 1.0], total.shape)
         with np.errstate(all="ignore"):
-            moved = total.astype(np.float64) + error * self._random.choice([-1.0, 1.0], total.shape)
+            moved = total.astype(np.float64) + error * ways
         beyond = np.isfinite(size) & (size + error > _LARGEST[dtype.name])
         moved = np.where(beyond, self._random.choice([np.inf, -np.inf, np.nan], total.shape), moved)
         return semantics.cast(np.where(np.isfinite(size), moved, total.astype(np.float64)), dtype)
