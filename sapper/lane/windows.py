@@ -289,7 +289,9 @@ class Windows(NarrowStores):
             return False
         if isinstance(first, int):
             return first % divisor == 0 or first % divisor + self.lanes <= divisor
-        return self.is_multiple(first, divisor if divisor % self.lanes else self.lanes)
+        if divisor % self.lanes == 0:
+            return self.is_multiple(first, self.lanes)
+        return divisor & (divisor - 1) == 0 and self.is_multiple(first, divisor)
 
     def _lane_places(self, index: Value, lane: str, at: dict[str, int]) -> Value | None:
         """By how much an index of each lane differs from that of lane 0; None: not at all."""

@@ -233,6 +233,21 @@ def test_rows_that_are_shared_are_read_after_they_are_stored() -> None:
 
 
 @pytest.mark.parametrize("facts", FACTS, ids=lambda f: f"{f.lanes} lanes")
+def test_quotients_that_begin_anywhere(facts: Facts) -> None:
+    """What some bits of a number leave is a multiple of a power of two, not of six."""
+
+    @kernel
+    def sixths(t: Tensor[i32, M], x: Tensor[f32, A], y: Tensor[f32, M, 16]):
+        for m in each(M):
+            n = whole(16)
+            y[m, n] = x[(n + (t[m] & 12)) // 6]
+
+    t, x, y = np.arange(16, dtype=np.int32), normal(6), np.zeros((16, 16), np.float32)
+    run_and_count(sixths, {"t": t, "x": x, "y": y}, facts)
+    np.testing.assert_array_equal(y, x[(np.arange(16) + (t[:, None] & 12)) // 6])
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda f: f"{f.lanes} lanes")
 def test_what_squares_read_is_stored_in_turns(facts: Facts) -> None:
     """x lies along the other axis: a walk takes squares of it, and then one element of each pair at a time."""
 
