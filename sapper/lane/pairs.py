@@ -12,6 +12,7 @@ from __future__ import annotations
 from ..ir.nodes import Op, Value
 from ..ir.types import RowType
 from .narrow_stores import Job
+from .squares import is_as_in_memory
 from .state import Access, element_bytes, row_dtype
 from .windows import Windows
 
@@ -46,11 +47,12 @@ class Pairs(Windows):
 
     def is_paired(self, op: Op, lane: str, others: list[Op]) -> bool:
         """Whether an access would be one of a pair, were the axis across the lanes."""
-        return self.pair_stride(self.access(op), lane) and self.place_in_pair(op, others) is not None
+        return (is_as_in_memory(op) and self.pair_stride(self.access(op), lane)
+                and self.place_in_pair(op, others) is not None)
 
     def pair_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
         """The row of a load that is one of a pair, or None."""
-        lane = self._lane_of_pair(access)
+        lane = self._lane_of_pair(access) if is_as_in_memory(op) else None
         place = self.place_in_pair(op, self.block_loads) if lane is not None and not self.staged else None
         if place is None or lane is None:
             return None
@@ -75,7 +77,7 @@ class Pairs(Windows):
         numbers = {(op, tuple(sorted(at.items()))): number for number, (op, at, _) in enumerate(jobs)}
         found = {}
         for number, (op, at, _) in enumerate(jobs):
-            if self._lane_of_pair(self.access(op)) is None:
+            if self._lane_of_pair(self.access(op)) is None or not is_as_in_memory(op):
                 continue
             place = self.place_in_pair(op, ops)
             alone = sum(other.operands[0] is op.operands[0] for other in ops) == 2

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, RowType, bf16, i32
+from ..ir.types import MASK, RowType, bf16, bool_, i4, i32
 from ..tile.ops import memory_of
 from .layout import Exchange, Layout, Step, convert
 from .slots import KeptSlots
@@ -32,7 +32,7 @@ class Squares(KeptSlots):
         size = element_bytes(access.dtype)
         if lane is None or access.axes.get(lane, 0) in (0, size) or access.gathers or self.transposes_by_scatter:
             return None
-        if op.operands[0].op is not None:
+        if op.operands[0].op is not None or not is_as_in_memory(op):
             return None
         return next((a for a, step in access.axes.items() if step == size), None)
 
@@ -117,6 +117,13 @@ class Squares(KeptSlots):
         for i, row in enumerate(self.transposed([unrounded(row) for row in rows], self.depth)):
             with self._turned(lane, axis, at[lane] * self.lanes + i, True) as turned:
                 self.put(access, row, dtype, {**at, **turned}, tuple(at), streaming=streaming)
+
+
+def is_as_in_memory(op: Op) -> bool:
+    """Whether rows of what a load gives or a store takes are what memory holds: bools are masks in registers, and of an
+    i4 memory may hold more than its bits."""
+    value = op.result if op.name == "load" else op.operands[1]
+    return value.type.dtype not in (bool_, i4)  # type: ignore[union-attr]
 
 
 def unrounded(row: Value) -> Value:

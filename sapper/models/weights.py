@@ -18,6 +18,7 @@ import numpy as np
 
 from ..kernels.moe import PANEL, blocks_of
 from ..runtime.buffers import Arena
+from ..runtime.system import trim_heap
 from . import block_rows
 from .block_rows import ROWS_AT_ONCE, BlockRows, Order, alike
 from .checkpoint import Entry
@@ -139,6 +140,7 @@ class Loader:
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
+        trim_heap()  # what other matrices were read into does not add to what this one is
         blocks = self._blocks(uses, columns, places)
         if self.blocks and blocks is not None:
             return self.held(block_rows.in_panels(blocks, self.arena, self.exact))

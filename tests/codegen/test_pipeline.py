@@ -18,8 +18,8 @@ def compile_add() -> bytes:
     return compile_kernel(find("vector_add").kernel, {}, tensors, {"N": (2**31 - 1, 1)}, TARGETS["v3"], None).code
 
 
-PASSES = ["reduce_loops", "canonicalize", "lower", "fuse", "expand_math", "expand_float8", "split_dots", "split_blocks",
-          "simplify", "allocate"]
+PASSES = ["reduce_loops", "canonicalize", "move_as_integers", "lower", "fuse", "expand_math", "expand_float8",
+          "split_dots", "split_blocks", "simplify", "allocate"]
 
 
 def test_trace_to_standard_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,10 @@ class _RandomEntry:
 
     def read(self) -> np.ndarray[Any, np.dtype[Any]]:
         noise = np.random.default_rng(self.seed).standard_normal(self.shape, dtype=np.float32)
-        return 1.0 + 0.1 * noise if len(self.shape) == 1 else noise * np.float32(self.shape[-1] ** -0.5)
+        if len(self.shape) == 1:
+            return 1.0 + 0.1 * noise
+        noise *= np.float32(self.shape[-1] ** -0.5)
+        return noise
 
 
 class RandomLoader(Loader):
