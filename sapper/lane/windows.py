@@ -310,7 +310,8 @@ class Windows(NarrowStores):
         first = [self._scalar_at(v, lane, at, 0) for v in op.operands]
         if op.name == "floordiv":
             divisor = _constant(op.operands[1])
-            assert rows[0] is not None
+            if rows[0] is None:
+                return None
             if self._begins_at_multiple(op, lane, at):
                 return None if divisor % self.lanes == 0 else self._once("idiv", rows[0], self.constant(divisor, i32))
             rest = self._splat(self.scalar("s_mod", first[0], divisor))

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function
@@ -296,6 +296,7 @@ def indices(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 
 @settings(max_examples=60, deadline=None)
+@example(steps=[("div", 3), ("div", 1)], n=9, facts=FACTS[2])     # all lanes have the first quotient
 @given(steps=indices(), n=st.integers(1, 70), facts=st.sampled_from(FACTS))
 def test_indices_of_many_steps(steps: list[tuple[str, int]], n: int, facts: Facts) -> None:
     """Whatever moves by one element at most: chains of sums, differences, limits and quotients."""
