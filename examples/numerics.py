@@ -204,8 +204,9 @@ EXAMPLES = [
         random.standard_normal((s["M"], s["K"])), random.standard_normal((s["K"], s["N"])),
         empty(s["M"], s["N"], dtype=np.float64)),
         lambda a, b: (a @ b,), {"M": 512, "N": 512, "K": 512}, {"M": 5, "N": 37, "K": 19}, lambda a, b: a @ b),
-    Example(histogram, lambda random, s: (
-        random.integers(0, s["M"], s["N"], np.int32), empty(s["M"], dtype=np.int32)),
+    Example(histogram, lambda random, s: (      # the last number occurs: bincount ends with the largest
+        np.append(random.integers(0, s["M"], s["N"] - 1, np.int32), np.int32(s["M"] - 1)),
+        empty(s["M"], dtype=np.int32)),
         lambda x: (np.bincount(x).astype(np.int32),), {"M": 64, "N": 65536}, {"M": 21, "N": 1000},
         lambda x: x.bincount()),
 ]

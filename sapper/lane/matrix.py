@@ -410,11 +410,6 @@ class MatrixLowering(DepthShares):
         found: Value = memo[key]
         return found
 
-    def row_of(self, scalar: Scalar) -> Value:
-        if isinstance(scalar, int):
-            return self.constant(scalar, i32)
-        return self.emit(self.depth_of(scalar), "splat", [scalar], ROW_I32)
-
     def thread(self) -> Value:
         """row<i32>: the number of each lane in its worker."""
         memo = self.levels[0].memo

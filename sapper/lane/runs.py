@@ -23,7 +23,7 @@ from ..tile.plan import LATE, Walk, axes_of
 from ..tile.schedule import Specialization
 from ..tile.sums import is_join
 from .pairs import Pairs
-from .state import Access, Scalar, element_bytes, row_dtype
+from .state import Access, element_bytes, row_dtype
 
 RUN_DTYPES = frozenset({"f32", "i32", "bf16", "f16", "i8", "u8"})
 
@@ -122,21 +122,6 @@ class Runs(Pairs):
                 and self.stride_classes.get(tensor.name, "contiguous") == "contiguous"
                 and last is not None and last.axes == {lane: 1} and last.constant % run == 0 and not last.scalars
                 and not any(lane in axes_of(index) for index in indices[:-1]))
-
-    def is_multiple(self, scalar: Scalar, of: int) -> bool:
-        """Whether a scalar is known to be a multiple of a power of two."""
-        if isinstance(scalar, int):
-            return scalar % of == 0
-        op = scalar.op
-        if op is None:
-            start, step = self.steps.get(scalar, (1, 1))
-            return step % of == 0 and self.is_multiple(start, of)
-        if op.name == "s_const":
-            return bool(op.attributes["value"] % of == 0)
-        known = [self.is_multiple(v, of) for v in op.operands]
-        if op.name in ("s_mul", "s_and"):
-            return any(known)
-        return op.name in ("s_add", "s_sub", "s_min", "s_max") and all(known)
 
     # Loads and stores.
 

@@ -263,6 +263,21 @@ class State:
     def round_up(self, a: Scalar, b: int) -> Scalar:
         return self.mul(self.ceil_div(a, b), b)
 
+    def is_multiple(self, scalar: Scalar, of: int) -> bool:
+        """Whether a scalar is known to be a multiple of a power of two."""
+        if isinstance(scalar, int):
+            return scalar % of == 0
+        op = scalar.op
+        if op is None:
+            start, step = self.steps.get(scalar, (1, 1))
+            return step % of == 0 and self.is_multiple(start, of)
+        if op.name == "s_const":
+            return bool(op.attributes["value"] % of == 0)
+        known = [self.is_multiple(v, of) for v in op.operands]
+        if op.name in ("s_mul", "s_and"):
+            return any(known)
+        return op.name in ("s_add", "s_sub", "s_min", "s_max") and all(known)
+
     def slot(self, name: str) -> Value:
         """The argument word `name`."""
         memo = self.levels[0].memo
@@ -403,6 +418,17 @@ class State:
         key = ("row", dtype.name, repr(value))
         if key not in memo:
             memo[key] = self.emit(0, "splat_const", [], RowType(dtype), value=value)
+        found: Value = memo[key]
+        return found
+
+    def row_of(self, scalar: Scalar) -> Value:
+        """row<i32>: a scalar in every lane."""
+        if isinstance(scalar, int):
+            return self.constant(scalar, i32)
+        memo = self.levels[self.depth_of(scalar)].memo
+        key = ("row of", scalar)
+        if key not in memo:
+            memo[key] = self.emit(self.depth_of(scalar), "splat", [scalar], RowType(i32))
         found: Value = memo[key]
         return found
 

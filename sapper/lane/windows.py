@@ -80,7 +80,7 @@ class Windows(NarrowStores):
             back = self.sub(alive, 1)
             start = Access(self.sub(access.base, self.mul(back, element_bytes(access.dtype))), access.disp, access.axes,
                            access.dtype)
-            places = self._once("sub", self._splat(back), self.iota())
+            places = self._once("sub", self.row_of(back), self.iota())
             row = self._pick(self._row_at(start, at, level, alive), places)
         elif moving is not None:
             row = self._moved(access, moving, lane, at, level, alive)
@@ -149,7 +149,7 @@ class Windows(NarrowStores):
         start = first
         if not grows:
             start = self.sub(first, far)
-            places = self._once("add", places, self._splat(far)) if places is not None else None
+            places = self._once("add", places, self.row_of(far)) if places is not None else None
         here = Access(self.add(access.base, self.mul(start, step)), access.disp,
                       {a: s for a, s in access.axes.items() if a != lane}, access.dtype)
         if places is None or far == 0:
@@ -314,17 +314,14 @@ class Windows(NarrowStores):
                 return None
             if self._begins_at_multiple(op, lane, at):
                 return None if divisor % self.lanes == 0 else self._once("idiv", rows[0], self.constant(divisor, i32))
-            rest = self._splat(self.scalar("s_mod", first[0], divisor))
+            rest = self.row_of(self.scalar("s_mod", first[0], divisor))
             return self._once("idiv", self._once("add", rows[0], rest), self.constant(divisor, i32))
         before = self.scalar(_SCALARS[op.name], first[0], first[1])
         moved = []
         for row, begin in zip(rows, first, strict=True):
-            offset = self._splat(self.sub(begin, before))
+            offset = self.row_of(self.sub(begin, before))
             moved.append(offset if row is None else self._once("add", row, offset))
         return self._once(op.name, *moved)
-
-    def _splat(self, scalar: Scalar) -> Value:
-        return self.constant(scalar, i32) if isinstance(scalar, int) else self._once("splat", scalar)
 
     def _once(self, name: str, *operands: Value, **attributes: str) -> Value:
         """A row or mask, made once where its operands are."""
@@ -346,19 +343,15 @@ class Windows(NarrowStores):
         found: tuple[Value, Value] = memo[name, rows]
         return found
 
-    def is_multiple(self, scalar: Scalar, of: int) -> bool:
-        raise NotImplementedError("runs know the steps of loops")
-
 
 SAME = ("cast", "full")
 _SCALARS = {"add": "s_add", "sub": "s_sub", "min": "s_min", "max": "s_max", "floordiv": "s_floordiv"}
 
 
 def _constant(value: Value) -> int:
-    op = value.op
-    while op is not None and op.name in SAME:
-        op = op.operands[0].op
-    return int(op.attributes["value"]) if op is not None and op.name == "const" else 0
+    """The number that an index is, 0 if it is none."""
+    form = affine(value)
+    return form.constant if form is not None and form.is_constant else 0
 
 
 def _direction(index: Value, lane: str) -> int:
