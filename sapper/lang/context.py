@@ -16,22 +16,23 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_current: ContextVar[Any] = ContextVar("sapper_context", default=None)
+CURRENT: ContextVar[Any] = ContextVar("sapper_context", default=None)
+"""The context object of this call, or None outside one."""
 
 
 def current() -> Any:
     """The context object of this call, or None outside one."""
-    return _current.get()
+    return CURRENT.get()
 
 
 @contextmanager
 def use(context: Any) -> Iterator[Any]:
     """Make a context current for the body of a `with`."""
-    token = _current.set(context)
+    token = CURRENT.set(context)
     try:
         yield context
     finally:
-        _current.reset(token)
+        CURRENT.reset(token)
 
 
 make_launcher: Callable[[Any], Callable[..., Any]] | None = None

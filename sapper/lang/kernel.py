@@ -36,6 +36,8 @@ class Kernel:
     so that the next process says so too.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "launcher")
+
     def __init__(
         self, function: FunctionType, name: str | None, options: Mapping[str, Any], names: Mapping[str, Any],
         specialise: str = "",
@@ -122,10 +124,13 @@ class Kernel:
 
         return attach
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def call_in_python(self, *arguments: Any, **options: Any) -> Any:
+        """A call. The runtime may put another `__call__` in the place of this, which does the same."""
         if context.current() is not None:  # a kernel called by a kernel under the interpreter
             return self.python_function(*arguments, **options)
         return self.launcher(*arguments, **options)
+
+    __call__ = call_in_python
 
     def _first_call(self, *arguments: Any, **options: Any) -> Any:
         if context.make_launcher is None:

@@ -16,9 +16,11 @@ A cache that can't be written is given up for the process, with one warning; not
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from . import settings
@@ -260,3 +262,18 @@ def toolchain_key() -> str:
                         pending.append(item.path)
         _toolchain = "\n".join(sorted(lines))
     return _toolchain
+
+
+def kept_code(name: str, make: Callable[[], tuple[bytes, dict[str, int]]]) -> tuple[bytes, dict[str, int]]:
+    """Machine code of the runtime and its labels, from the cache when it is there: a process that compiles nothing need
+    not load the encoder and the instruction table, which takes longer than everything else here."""
+    cache = disk_cache()
+    key = f"{name}\n" + toolchain_key()
+    packed = cache.get(key) if cache is not None else None
+    if packed is not None:
+        head, _, code = packed.partition(b"\n")
+        return code, json.loads(head)["labels"]
+    code, offsets = make()
+    if cache is not None:
+        cache.put(key, json.dumps({"name": name, "labels": offsets}).encode() + b"\n" + code)
+    return code, offsets

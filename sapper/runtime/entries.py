@@ -19,7 +19,8 @@ from .arguments import FIRST_SLOT, Binding, Parameter, Signature, fill_words, sl
 from .compiled import CompiledKernel
 from .errors import ArgumentError
 from .loader import CodeBlock
-from .scratch import NO_COUNTS, WorkArea, areas, stride_bytes, take_area
+from .scratch import NO_COUNTS, areas, stride_bytes, take_area
+from .vectorcall import bound_form, quicken_bound
 
 GRAIN_NS = 2_500.0
 """A worker gets at least so much of the estimated work, if it is awake. Two of a Zen 4 that are take as long as one for
@@ -115,54 +116,39 @@ class Entry:
 
 
 class BoundCall:
-    """A call with its arguments bound: calling it runs the kernel on the same memory again, in about a microsecond.
+    """A call with its arguments bound: calling it runs the kernel on the same memory again.
 
     One thread runs it at a time; others wait. The arguments are kept alive and must stay where they are. _idle: there
-    while nobody runs it. _function: the code, where the launching thread runs it alone, in a work area of
-    _scratch_bytes. _sync: of the area whose addresses are in the block.
+    while nobody runs it. _form: what machine code needs to run it (vectorcall.py), if it may.
     """
 
-    __slots__ = ("__weakref__", "_block", "_function", "_idle", "_keep", "_scalars", "_scratch_bytes", "_sync", "_view",
-                 "entry", "name")
+    __slots__ = ("__weakref__", "_block", "_form", "_idle", "_keep", "_scalars", "_view", "entry", "name")
 
     def __init__(self, name: str, entry: Entry, block: Block, keep: Any, scalars: dict[str, tuple[int, Parameter]]):
         self.name = name
         self.entry = entry
         self._view, _, _, self._block = block
-        self._idle = True
+        self._idle: Any = object()
         self._keep = (keep, block)
         self._scalars = scalars
-        self._function = entry.code.function if entry.threads == 1 and not entry.direct else None
-        self._scratch_bytes, self._sync = entry.scratch_bytes, 0
+        self._form = bound_form(entry, self._block)
+        if self._form is not None:
+            quicken_bound(self)
         register_renewal(self)
 
     def renew_lock(self) -> None:
         """Forget who runs it: for a forked child, in which nobody does."""
         self._idle = True
 
-    def __call__(self) -> None:
-        """As entry.run, but written out for one worker: where weights pass through the caches between one call and the
-        next, each object that Python touches comes from memory again. Of 18.2 µs for 576 x 576 in bf16 on a Zen 5 this
-        takes 0.5 off; on a Zen 4, where the code alone takes 22.7, 24.2 with a lock for each call became 23.5."""
+    def call_in_python(self) -> None:
+        """A call. Where one worker runs it in little memory, machine code does so in the place of this."""
+        self._take()
         try:
-            del self._idle      # one step of the interpreter: of several threads, one finds it
-        except AttributeError:
-            self._take()
-        try:
-            if self._function is None:
-                self.entry.run(self._view, self._block)
-                return
-            try:
-                area = areas.pop()
-            except IndexError:
-                area = WorkArea(self._scratch_bytes)
-            if area.sync != self._sync or area.capacity_bytes < self._scratch_bytes:
-                area = self._settle(area)
-            area.counters[:] = NO_COUNTS
-            self._function(self._block, 0, 1)
-            areas.append(area)
+            self.entry.run(self._view, self._block)
         finally:
             self._idle = True
+
+    __call__ = call_in_python
 
     def _take(self) -> None:
         """Wait until no thread runs it; then it is this one's, which puts `_idle` back."""
@@ -175,14 +161,6 @@ class BoundCall:
                 pause_s = min(2 * pause_s, AT_MOST_S)
             else:
                 return
-
-    def _settle(self, area: WorkArea) -> WorkArea:
-        """The area, or a larger one, with its addresses in the block."""
-        if area.capacity_bytes < self._scratch_bytes:
-            area = WorkArea(self._scratch_bytes)
-        self._view[0], self._view[1], self._view[2] = area.scratch, stride_bytes(self._scratch_bytes), area.sync
-        self._sync = area.sync
-        return area
 
     def set_scalar(self, name: str, value: Any) -> None:
         """Another value for a scalar parameter from the next call on. Raises ArgumentError."""

@@ -5,7 +5,7 @@ Holds: what runs was compiled for exactly the facts in its `Specialisation`, and
 either for this call or for an earlier one with the same shapes, strides and dtypes; what may differ between such calls
 (addresses, overlap, alignment, writability) is checked each time.
 
-    call ── shapes, strides, dtypes seen twice? ── yes: check addresses, fill in words, run      (about 2 µs)
+    call ── shapes, strides, dtypes seen twice? ── yes: check addresses, fill in words, run    vectorcall, fast_call
                         └ no: bind ─ specialise ─ memory cache ─ disk cache ─ compile ─ make an entry, run
 """
 
@@ -47,6 +47,7 @@ from .loader import CodeBlock, load
 from .specialise import CACHE_LINE_BYTES, Specialisation, aligned_tensors, specialise
 from .system import trim_heap
 from .tuned import tuned_schedule
+from .vectorcall import MAX_SCRATCH_BYTES, MAX_WORDS, Vectorcall, make_vectorcall
 
 if TYPE_CHECKING:
     from .cuda.launch import DeviceCall
@@ -263,6 +264,7 @@ class Launcher:
         self.layouts: dict[Any, Entry] = {}
         self.entries: dict[Any, Any] = {}
         self.call: Callable[..., None] = self.slow_call
+        self.vectorcall: Vectorcall | None = None
 
     def _bad_option(self, option: str, found: Any, expected: str) -> ArgumentError:
         return ArgumentError("option", self.name, option, repr(found), expected, f"leave {option} out")
@@ -516,15 +518,17 @@ class Launcher:
             return
         spare = FIRST_SLOT + len(entry.words)
         slots = slot_words(entry.compiled.slots)
+        places = [slots.get(f"scalar.{p.name}" if p.dims is None else f"{p.name}.data", spare)
+                  for p in signature.parameters]
+        spans: dict[int, tuple[int, int, int]] = {}
+        for position, view in binding.tensors.items():
+            parameter = signature.parameters[position]
+            mask = CACHE_LINE_BYTES - 1 if parameter.name in entry.aligned else parameter.dtype.size_bytes - 1
+            low, high = (0, arguments[position].nbytes) if view.panels is not None else view.extent
+            spans[position] = low, high, mask
         facts: list[Any] = [entry.blocks, entry.block, entry.code.function, None if entry.direct else entry.run]
-        for position, parameter in enumerate(signature.parameters):
-            if parameter.dims is None:
-                facts.append(slots.get(f"scalar.{parameter.name}", spare))
-            else:
-                mask = CACHE_LINE_BYTES - 1 if parameter.name in entry.aligned else parameter.dtype.size_bytes - 1
-                view = binding.tensors[position]
-                extent = (0, arguments[position].nbytes) if view.panels is not None else view.extent
-                facts += (slots.get(f"{parameter.name}.data", spare), *extent, mask)
+        for position, place in enumerate(places):
+            facts += (place, *spans.get(position, ()))
         with _lock:
             if not set(entry.compiled.stored) <= set(self.stored) or tuple(kinds) not in self.kinds:
                 self.stored = tuple(
@@ -535,10 +539,27 @@ class Launcher:
                 self.call = self.slow_call
                 for known in self.kinds:
                     self.call = make_fast_call(signature, self.stored, self.entries, self.call, kinds=known)
+                if self.vectorcall is not None:
+                    self.call = self.vectorcall.fall_back(self.call)
                 _install(self)
             if len(self.entries) >= MAX_ENTRIES:
                 self.entries.clear()
             self.entries[tuple(key)] = tuple(facts)
+            if set(kinds) <= {ARRAY}:
+                self._add_form(arguments, entry, places, spans)
+
+    def _add_form(self, arguments: tuple[Any, ...], entry: Entry, places: list[int],
+                  spans: Mapping[int, tuple[int, int, int]]) -> None:
+        """Make calls of this form a C function's, if one worker runs them in little memory."""
+        if entry.threads > 1 or len(entry.words) > MAX_WORDS or entry.scratch_bytes > MAX_SCRATCH_BYTES:
+            return
+        if self.vectorcall is None:
+            self.vectorcall = make_vectorcall(self.kernel, self.signature)
+            if self.vectorcall is None:
+                return
+            self.call = self.vectorcall.fall_back(self.call)
+            _install(self)
+        self.vectorcall.add(arguments, entry, places, spans)
 
 
 def _schedule_key(schedule: Any) -> Any:

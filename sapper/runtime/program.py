@@ -37,6 +37,7 @@ from .arguments import (
     slot_words,
 )
 from .buffers import HUGE_THRESHOLD_BYTES, LINE_BYTES, Mapping
+from .cache import kept_code
 from .compiled import CompiledKernel
 from .entries import register_renewal
 from .errors import ArgumentError, LaunchError
@@ -450,4 +451,4 @@ def _program_code(profiled: bool) -> CodeBlock:
 
         return program_code(profiled), {}
 
-    return load(workers.kept_code("program, profiled" if profiled else "program", make)[0])
+    return load(kept_code("program, profiled" if profiled else "program", make)[0])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import json
 import os
 import signal
 import threading
@@ -20,7 +19,7 @@ from collections.abc import Callable
 
 from . import settings
 from .buffers import Mapping
-from .cache import disk_cache, toolchain_key
+from .cache import kept_code
 from .errors import LaunchError
 from .loader import CodeBlock, load
 from .scratch import WorkArea
@@ -95,21 +94,6 @@ def _workers_code() -> tuple[bytes, dict[str, int]]:
     from .workers_code import workers_code
 
     return workers_code()
-
-
-def kept_code(name: str, make: Callable[[], tuple[bytes, dict[str, int]]]) -> tuple[bytes, dict[str, int]]:
-    """Machine code of the runtime and its labels, from the compile cache when it is there: a process that compiles
-    nothing need not load the encoder and the instruction table, which takes longer than everything else here."""
-    cache = disk_cache()
-    key = f"{name}\n" + toolchain_key()
-    packed = cache.get(key) if cache is not None else None
-    if packed is not None:
-        head, _, code = packed.partition(b"\n")
-        return code, json.loads(head)["labels"]
-    code, offsets = make()
-    if cache is not None:
-        cache.put(key, json.dumps({"name": name, "labels": offsets}).encode() + b"\n" + code)
-    return code, offsets
 
 
 class Pool:

@@ -21,6 +21,7 @@ import pytest
 from sapper.codegen.machine import Immediate
 from sapper.codegen.print import print_file
 from sapper.runtime import settings, workers
+from sapper.runtime.cache import kept_code
 from sapper.runtime.errors import LaunchError
 from sapper.runtime.loader import load
 from sapper.runtime.workers_code import clock_function, launch_function, work_function, workers_code
@@ -515,6 +516,6 @@ def test_no_more_threads(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_workers_code_comes_from_the_cache(tasks: FakeKernel) -> None:
-    first = workers.kept_code("workers", workers_code)
-    assert workers.kept_code("workers", lambda: pytest.fail("made again")) == first == workers_code()
+    first = kept_code("workers", workers_code)
+    assert kept_code("workers", lambda: pytest.fail("made again")) == first == workers_code()
     load(first[0])
