@@ -158,9 +158,9 @@ MEMORY_WORDS = _memory_words()
 
 _capsule_is_valid = ctypes.pythonapi.PyCapsule_IsValid
 _capsule_is_valid.argtypes = (ctypes.py_object, ctypes.c_char_p)
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-_capsule_pointer.restype = ctypes.c_size_t
+capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+capsule_pointer.restype = ctypes.c_size_t
 
 _TENSOR_BYTES = 48
 _parse_tensor = struct.Struct("<QiiiBBHQQQ").unpack  # data, device, id, ndim, code, bits, lanes, shape, strides, offset
@@ -207,14 +207,14 @@ def view_dlpack(value: Any, kernel: str, parameter: Parameter, devices: frozense
         ) from error
     read_only = False
     if _capsule_is_valid(capsule, b"dltensor_versioned"):
-        pointer = _capsule_pointer(capsule, b"dltensor_versioned")
+        pointer = capsule_pointer(capsule, b"dltensor_versioned")
         major, _, _, _, flags = struct.unpack("<IIQQQ", ctypes.string_at(pointer, 32))
         if major != 1:
             raise refuse("export", f"DLPack version {major}", "version 1", "pass numpy.asarray(x)")
         read_only = bool(flags & _READ_ONLY)
         pointer += 32
     elif _capsule_is_valid(capsule, b"dltensor"):
-        pointer = _capsule_pointer(capsule, b"dltensor")
+        pointer = capsule_pointer(capsule, b"dltensor")
     else:
         raise refuse("export", "__dlpack__() that gave no DLPack capsule", "a fresh capsule", "numpy.asarray(x)")
     data, device, _, rank, code, bits, lanes, shape_at, strides_at, offset = _parse_tensor(

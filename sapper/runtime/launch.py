@@ -545,7 +545,7 @@ class Launcher:
             if len(self.entries) >= MAX_ENTRIES:
                 self.entries.clear()
             self.entries[tuple(key)] = tuple(facts)
-            if set(kinds) <= {ARRAY}:
+            if PACKED not in kinds:
                 self._add_form(arguments, entry, places, spans)
 
     def _add_form(self, arguments: tuple[Any, ...], entry: Entry, places: list[int],

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -21,7 +21,7 @@ from ..ir.types import f32, f64
 from ..lang import context
 from . import arguments as _arguments
 from . import settings
-from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Parameter, Signature, integer_range
+from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Parameter, Signature, capsule_pointer, integer_range
 from .cache import kept_code
 from .loader import load
 from .scratch import SYNC_BYTES, stride_bytes
@@ -30,27 +30,31 @@ from .system import PAGE_BYTES, round_up
 if TYPE_CHECKING:
     from .entries import Entry
 
-FALLBACK, PARAMETERS, FORMS = 0, 8, 96
 PYTHON = {name: 16 + 8 * n for n, name in enumerate((
     "PyObject_Vectorcall", "PyEval_SaveThread", "PyEval_RestoreThread", "PyLong_AsLongLongAndOverflow",
-    "PyContextVar_Get", "PyObject_GetAttr", "Py_IncRef", "Py_DecRef", "_Py_NoneStruct", "_Py_TrueStruct"))}
+    "PyContextVar_Get", "PyObject_GetAttr", "PyErr_Clear", "Py_IncRef", "Py_DecRef", "_Py_NoneStruct",
+    "_Py_TrueStruct", "_Py_FalseStruct"))}
 """Offset in a table, and in the constants, of the address of each name of CPython."""
-LAUNCHER_SLOT, CONTEXT, CALLED, FORM_SLOT, IDLE_SLOT = 0, 8, 96, 104, 112
+FALLBACK, PARAMETERS, ARRAY, TORCH, EXPORT, REQUIRES_GRAD, FORMS = 0, 8, *range(112, 152, 8)
+"""In a table. ARRAY: NumPy's type. REQUIRES_GRAD: the name of that attribute."""
+LAUNCHER_SLOT, CONTEXT, CALLED, FORM_SLOT, IDLE_SLOT = 0, 8, *range(112, 136, 8)
 """In the constants: offsets of slots in a kernel and in a bound call, the context variable, the name of the method that
 takes the calls that machine code does not."""
 CONSTANTS = 0x5AFE_C0DE_5AFE_C0DE
 """Stands in the code for the address of the constants."""
 KERNEL, WORDS, TEMPLATE, FRAME, ALIGN, BLOCK, SYNC, PAIRS, PAIRS_END, FORM_BYTES = range(0, 80, 8)
-TYPE, RANK, LOW, PLACE, HIGH, DESCR, MASK, FLAGS, TENSOR_BYTES = range(0, 72, 8)
-SCALAR_BYTES, PAIR_BYTES = DESCR, 40
+TYPE, RANK, LOW, PLACE, HIGH, DEVICE, DESCR, MASK, FLAGS, TENSOR_BYTES = range(0, 80, 8)
+SCALAR_BYTES, PAIR_BYTES, VIEW_BYTES = DEVICE, 40, 64
 KINDS = {"f32": -1, "f64": -2, "bool": -3, "integer": -4}
 
 MAX_FORMS = 16
 """Forms that a table holds, which are tried one after the other. A later one takes the place of the oldest."""
 MAX_WORDS, MAX_SCRATCH_BYTES = 512, 16 << 10
 """Of a form, as its argument block and its scratch lie on the stack."""
+_DLTENSOR_FROM_OBJECT = 40
+"""Offset of the function in a DLPackExchangeAPI (dlpack.h, from 1.3 on)."""
 _METH_FASTCALL_KEYWORDS = 0x80 | 0x02  # CPython's Include/methodobject.h
-_CALLED = "call_in_python"
+_CALLED, _REQUIRES_GRAD = "call_in_python", "requires_grad"
 
 
 class _Table(numpy.ndarray[Any, Any]):
@@ -145,7 +149,8 @@ class Vectorcall:
         self.signature = signature
         table = numpy.zeros(FORMS // 8 + MAX_FORMS + 1, numpy.int64).view(_Table)
         _write_addresses(table)
-        table[PARAMETERS // 8] = len(signature.parameters)
+        table[PARAMETERS // 8], table[ARRAY // 8] = len(signature.parameters), id(numpy.ndarray)
+        table[REQUIRES_GRAD // 8] = id(_REQUIRES_GRAD)
         table.fallback, table.forms = None, []
         self._table, self._added = table, 0
         new = ctypes.pythonapi.PyCFunction_NewEx
@@ -168,6 +173,12 @@ class Vectorcall:
         first and last byte from its address, and the mask of the bits of the address that must be 0.
         """
         words, scratch_bytes = entry.words, entry.scratch_bytes
+        views: dict[int, _View] = {}
+        for position in spans:
+            view = _view_of(arguments[position], self._table)
+            if view is None:
+                return
+            views[position] = view
         stored_positions = [self.signature.positions[name] for name in entry.compiled.stored]
         template = numpy.zeros(round_up(FIRST_SLOT + len(words) + 1, 4), numpy.int64)
         template[FIRST_SLOT:FIRST_SLOT + len(words)] = words
@@ -184,8 +195,8 @@ class Vectorcall:
                 continue
             low, high, mask = spans[position]
             flags = WRITEABLE_FLAG if position in stored_positions else 0
-            form += [id(numpy.ndarray), argument.ndim, low, 8 * places[position], high, id(argument.dtype), mask, flags]
-            form += [word for dimension in zip(argument.shape, argument.strides, strict=True) for word in dimension]
+            rank, device, descr, dimensions = views[position]
+            form += [id(type(argument)), rank, low, 8 * places[position], high, device, descr, mask, flags, *dimensions]
             kept.append(argument.dtype)
         pairs_at = len(form)
         made = numpy.zeros(pairs_at + PAIR_BYTES // 8 * len(spans) * len(stored_positions), numpy.int64)
@@ -194,9 +205,10 @@ class Vectorcall:
             for j in spans:
                 if j != i and not (j in stored_positions and j < i):
                     names = frozenset((self.signature.parameters[i].name, self.signature.parameters[j].name))
-                    same = names in self.signature.in_place and _form(arguments[i], spans[i]) == _form(
-                        arguments[j], spans[j])
-                    form += [8 * i, 8 * j, address + records[i], address + records[j], int(same)]
+                    same = names in self.signature.in_place and (
+                        (views[i], spans[i][:2]) == (views[j], spans[j][:2]))
+                    form += [-VIEW_BYTES * (i + 1), -VIEW_BYTES * (j + 1), address + records[i], address + records[j],
+                             int(same)]
         form[PAIRS // 8], form[PAIRS_END // 8] = address + 8 * pairs_at, address + 8 * len(form)
         made[:len(form)] = form
         at, forms = self._added % MAX_FORMS, self._table.forms
@@ -237,8 +249,29 @@ def _frame(scratch_bytes: int, block_bytes: int) -> list[int]:
     return [sync + SYNC_BYTES, -PAGE_BYTES if scratch_bytes else -64, block, sync]
 
 
-def _form(array: Any, span: tuple[int, int, int]) -> Any:
-    return array.shape, array.strides, array.dtype, span[:2]
+_View = tuple[int, int, int, tuple[int, ...]]
+"""What the machine code sees of a tensor: RANK, DEVICE, DESCR, extents and strides in turns."""
+
+
+def _view_of(tensor: Any, table: _Table) -> _View | None:
+    """None for a tensor of a PyTorch that does not offer its view."""
+    if type(tensor) is numpy.ndarray:
+        return tensor.ndim, 0, id(tensor.dtype), _in_turns(tensor.shape, tensor.strides)
+    api = getattr(type(tensor), "__dlpack_c_exchange_api__", None)
+    if api is None:
+        return None
+    export = ctypes.c_size_t.from_address(capsule_pointer(api, b"dlpack_exchange_api") + _DLTENSOR_FROM_OBJECT).value
+    table[TORCH // 8], table[EXPORT // 8] = id(type(tensor)), export
+    made = (ctypes.c_int64 * (VIEW_BYTES // 8))()
+    if ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(export)(tensor, ctypes.addressof(made)):
+        return None
+    _, device, rank, extents, strides, byte_offset = made[:6]
+    extents, strides = ((ctypes.c_int64 * tensor.ndim).from_address(at)[:] for at in (extents, strides))
+    return rank, device, byte_offset, _in_turns(extents, strides)
+
+
+def _in_turns(extents: Iterable[int], strides: Iterable[int]) -> tuple[int, ...]:
+    return tuple(word for dimension in zip(extents, strides, strict=True) for word in dimension)
 
 
 def _scalar(parameter: Parameter) -> tuple[str, type, int, int] | None:

@@ -11,22 +11,25 @@ What `kernel` calls is a `launcher` if the kernel was called before. Its `self` 
 *table*, which names *forms*, the calls that were seen, and who takes all other calls: to that one, the fallback, a call
 goes on as it came. Words of 64 bits, offsets in bytes:
 
-    table   FALLBACK   PARAMETERS (how many)   addresses of CPython (PYTHON)   FORMS.. forms, after the last one 0
+    table   FALLBACK  PARAMETERS (how many)  addresses of CPython (PYTHON)  TORCH, EXPORT (PyTorch's type of tensors and
+            its DLPackDLTensorFromPyObjectNoSync, 0 where no form has such)  FORMS.. forms, after the last one 0
     form    KERNEL  WORDS (of the argument block, a multiple of 4)  TEMPLATE (the block, all but what a call writes)
             FRAME (bytes)  ALIGN (mask)  BLOCK, SYNC (offsets in the frame)  PAIRS, PAIRS_END (addresses)
             then a record for each parameter. (Of a bound call KERNEL to SYNC, and TEMPLATE is the block itself.)
     record  TYPE (what the object's type must be)  RANK  LOW  PLACE (offset in the argument block)  HIGH, and of
-        a tensor    DESCR (its dtype)  MASK (bits of its address that must be 0)  FLAGS (of the array, that must be
-                    set), then extent and stride of each dimension. LOW to HIGH: its bytes, from its address
+        a tensor    DEVICE, DESCR (what its view has there)  MASK (bits of its address that must be 0)  FLAGS (that
+                    must be set), then extent and stride of each dimension. LOW to HIGH: its bytes, from its address
         a scalar    RANK is its kind, below 0. LOW to HIGH: the integers that it may be
-    pair    offsets of two tensors in args, addresses of their records, SAME: they share no byte, or if it is 1 all
+    pair    two views, from the frame's end, their records, SAME: they share no byte, or if it is 1 all
+    view    of an argument that is a tensor, below the frame's end: a DLTensor, and flags. Of an array the device is 0,
+            the rank has no dtype beside it, and in the place of byte_offset is its dtype.
 
 A form matches if types, ranks, dtypes, extents and strides are equal. Addresses, alignment, flags, overlap and values
 are then checked, and where one fails the fallback tells why. All that holds the GIL; the kernel runs without it. Block,
 sync block and scratch lie on the stack, so any number of threads may be in one form.
 
 Source: CPython's C API, "Call Protocol" (PEP 590), "Thread State and the Global Interpreter Lock"; NumPy's
-PyArrayObject_fields (numpy/ndarraytypes.h); System V ABI AMD64 3.2.
+PyArrayObject_fields (numpy/ndarraytypes.h); DLPack 1.3 (dlpack.h); System V ABI AMD64 3.2.
 """
 
 from __future__ import annotations
@@ -38,11 +41,14 @@ from ..targets.x86_64.registers import R8, R9, R10, R11, R12, R13, R14, R15, RAX
 from .scratch import BARRIER_OFFSET, COUNTER_BYTES, COUNTER_LINE_BYTES
 from .vectorcall import (
     ALIGN,
+    ARRAY,
     BLOCK,
     CALLED,
     CONSTANTS,
     CONTEXT,
     DESCR,
+    DEVICE,
+    EXPORT,
     FALLBACK,
     FLAGS,
     FORM_BYTES,
@@ -63,17 +69,22 @@ from .vectorcall import (
     PLACE,
     PYTHON,
     RANK,
+    REQUIRES_GRAD,
     SCALAR_BYTES,
     SYNC,
     TEMPLATE,
     TENSOR_BYTES,
+    TORCH,
     TYPE,
+    VIEW_BYTES,
     WORDS,
 )
 
 # Of an object, of a float, and of an array (numpy/ndarraytypes.h); vectorcall.py has looked that they are so.
 _OBJECT_TYPE, _FLOAT_VALUE = 8, 16
 _DATA, _RANK, _EXTENTS, _STRIDES, _DESCR, _FLAGS = 16, 24, 32, 40, 56, 64
+# Of a view, in which the rank is 32 bits and the dtype the next ones.
+_AT_DATA, _AT_DEVICE, _AT_RANK, _AT_EXTENTS, _AT_STRIDES, _AT_DESCR, _AT_FLAGS = 0, 8, 16, 24, 32, 40, 48
 _SAVED = (RBX, RBP, R12, R13, R14, R15)
 _VECTOR = Register("vec", 0)
 
@@ -211,6 +222,7 @@ def launcher_function() -> MachineFunction:
     emit("mov.64", RBP, RSP)
     emit("mov.64", RBX, R11)
     emit("mov.64", R12, RSI)
+    _view(emit)
     _match(emit)
     _fill(emit)
     _check_pairs(emit)
@@ -250,11 +262,69 @@ def _leave(emit: Listing) -> None:
         emit("pop", register)
 
 
+def _view(emit: Listing) -> None:
+    """A view of each argument that is a tensor."""
+    emit("mov.64", RCX, at(RBX, PARAMETERS))
+    emit("shl.imm.64", RCX, Immediate(VIEW_BYTES.bit_length() - 1))
+    emit("sub.64", RSP, RCX)
+    emit("and.64", RSP, Immediate(-64))
+    emit("mov.64", R13, R12)
+    emit("lea.64", R14, at(RBP, -VIEW_BYTES))
+    emit.label("view")
+    _end_of_arguments(emit, RCX)
+    emit("cmp.64", R13, RCX)
+    emit("je", "viewed")
+    emit("mov.64", RAX, at(R13))
+    emit("mov.64", RDX, at(RAX, _OBJECT_TYPE))
+    emit("cmp.64", RDX, at(RBX, ARRAY))
+    emit("jne", "no_array")
+    emit("mov.32", RCX, at(RAX, _RANK))
+    emit("mov.64", at(R14, _AT_RANK), RCX)
+    emit("mov.32", RCX, at(RAX, _FLAGS))
+    emit("mov.64", at(R14, _AT_FLAGS), RCX)
+    emit("mov.64", at(R14, _AT_DEVICE), Immediate(0))
+    for place, field in ((_AT_DATA, _DATA), (_AT_EXTENTS, _EXTENTS), (_AT_STRIDES, _STRIDES), (_AT_DESCR, _DESCR)):
+        emit("mov.64", RCX, at(RAX, field))
+        emit("mov.64", at(R14, place), RCX)
+    emit.label("view_next")
+    emit("add.64", R13, Immediate(8))
+    emit("sub.64", R14, Immediate(VIEW_BYTES))
+    emit("jmp", "view")
+    emit.label("no_array")
+    emit("cmp.64", RDX, at(RBX, TORCH))
+    emit("jne", "view_next")
+    emit("mov.64", RDI, RAX)
+    emit("mov.64", RSI, R14)
+    emit("call.indirect", at(RBX, EXPORT))
+    emit("test.32", RAX, RAX)
+    emit("jne", "not_told")
+    emit("mov.64", at(R14, _AT_FLAGS), Immediate(-1))
+    emit("mov.64", RDI, at(R13))  # one that gradients are wanted of is refused
+    emit("mov.64", RSI, at(RBX, REQUIRES_GRAD))
+    emit("call.indirect", at(RBX, PYTHON["PyObject_GetAttr"]))
+    emit("test.64", RAX, RAX)
+    emit("je", "not_told")
+    emit("mov.64", R15, RAX)
+    emit("mov.64", RDI, RAX)
+    emit("call.indirect", at(RBX, PYTHON["Py_DecRef"]))
+    emit("cmp.64", R15, at(RBX, PYTHON["_Py_FalseStruct"]))
+    emit("je", "view_next")
+    emit("jmp", "refuse")
+    emit.label("not_told")
+    emit("call.indirect", at(RBX, PYTHON["PyErr_Clear"]))
+    emit("jmp", "refuse")
+    emit.label("viewed")
+
+
+def _end_of_arguments(emit: Listing, register: int) -> None:
+    emit("mov.64", register, at(RBX, PARAMETERS))
+    emit("lea.64", register, Memory(Register("gpr", R12), Register("gpr", register), 8, 0))
+
+
 def _match(emit: Listing) -> None:
     """r15: the first form whose types, ranks, dtypes, extents and strides are those of the arguments."""
     emit("lea.64", R14, at(RBX, FORMS))
-    emit("mov.64", R13, at(RBX, PARAMETERS))
-    emit("lea.64", R13, Memory(Register("gpr", R12), Register("gpr", R13), 8, 0))
+    _end_of_arguments(emit, R13)
     emit.label("next_form")
     emit("mov.64", R15, at(R14))
     emit("add.64", R14, Immediate(8))
@@ -262,27 +332,28 @@ def _match(emit: Listing) -> None:
     emit("je", "refuse")
     emit("lea.64", R8, at(R15, FORM_BYTES))
     emit("mov.64", RDX, R12)
+    emit("mov.64", R11, RBP)
     emit.label("compare")
     emit("cmp.64", RDX, R13)
     emit("je", "matched")
     emit("mov.64", RAX, at(RDX))
     emit("add.64", RDX, Immediate(8))
+    emit("sub.64", R11, Immediate(VIEW_BYTES))
     emit("mov.64", RCX, at(RAX, _OBJECT_TYPE))
     emit("cmp.64", RCX, at(R8, TYPE))
     emit("jne", "next_form")
     emit("mov.64", RCX, at(R8, RANK))
     emit("test.64", RCX, RCX)
     emit("js", "compared_scalar")
-    emit("cmp.32", RCX, at(RAX, _RANK))
-    emit("jne", "next_form")
-    emit("mov.64", RSI, at(RAX, _DESCR))
-    emit("cmp.64", RSI, at(R8, DESCR))
-    emit("jne", "next_form")
-    emit("mov.64", RSI, at(RAX, _EXTENTS))
-    emit("mov.64", RDI, at(RAX, _STRIDES))
+    for place, field in ((_AT_RANK, RANK), (_AT_DEVICE, DEVICE), (_AT_DESCR, DESCR)):
+        emit("mov.64", RSI, at(R11, place))
+        emit("cmp.64", RSI, at(R8, field))
+        emit("jne", "next_form")
+    emit("mov.64", RSI, at(R11, _AT_EXTENTS))
+    emit("mov.64", RDI, at(R11, _AT_STRIDES))
     emit("lea.64", R8, at(R8, TENSOR_BYTES))
     emit.label("compare_dimension")
-    emit("sub.64", RCX, Immediate(1))
+    emit("sub.32", RCX, Immediate(1))
     emit("js", "compare")
     emit("mov.64", R9, at(RSI))
     emit("mov.64", R10, at(RDI))
@@ -320,26 +391,28 @@ def _fill(emit: Listing) -> None:
     emit("lea.64", R14, at(R15, FORM_BYTES))
     emit("mov.64", R13, R12)
     emit("xor.32", R10, R10)  # address bits that must be 0
+    emit("mov.64", R9, RBP)
     emit.label("fill")
-    emit("mov.64", RCX, at(RBX, PARAMETERS))
-    emit("lea.64", RCX, Memory(Register("gpr", R12), Register("gpr", RCX), 8, 0))
+    _end_of_arguments(emit, RCX)
     emit("cmp.64", R13, RCX)
     emit("je", "filled")
     emit("mov.64", RAX, at(R13))
     emit("add.64", R13, Immediate(8))
+    emit("sub.64", R9, Immediate(VIEW_BYTES))
     emit("mov.64", RDX, at(R14, PLACE))
     emit("mov.64", RCX, at(R14, RANK))
     emit("test.64", RCX, RCX)
     emit("js", "fill_scalar")
-    emit("mov.64", RSI, at(RAX, _DATA))
+    emit("mov.64", RSI, at(R9, _AT_DATA))
     emit("mov.64", at(R11, 0, RDX), RSI)
     emit("and.64", RSI, at(R14, MASK))
     emit("or.64", R10, RSI)
-    emit("mov.32", RSI, at(RAX, _FLAGS))
+    emit("mov.64", RSI, at(R9, _AT_FLAGS))
     emit("mov.64", RDI, at(R14, FLAGS))
-    emit("and.32", RSI, RDI)
-    emit("cmp.32", RSI, RDI)
+    emit("and.64", RSI, RDI)
+    emit("cmp.64", RSI, RDI)
     emit("jne", "refuse")
+    emit("mov.32", RCX, RCX)  # without the dtype
     emit("shl.imm.64", RCX, Immediate(4))
     emit("lea.64", R14, at(R14, TENSOR_BYTES, RCX))
     emit("jmp", "fill")
@@ -382,18 +455,17 @@ def _fill(emit: Listing) -> None:
 
 
 def _fill_integer(emit: Listing) -> None:
-    """That of the object in rax goes to the place rdx of the block; keeps r10, r11, r13, r14."""
-    emit("push", R10)
-    emit("push", R11)
-    emit("push", RDX)
-    emit("sub.64", RSP, Immediate(8))
+    """That of the object in rax goes to the place rdx of the block; keeps r9 to r11, r13, r14."""
+    for register in (R9, R10, R11, RDX):
+        emit("push", register)
+    emit("sub.64", RSP, Immediate(16))
     emit("mov.64", RDI, RAX)
     emit("mov.64", RSI, RSP)
     emit("call.indirect", at(RBX, PYTHON["PyLong_AsLongLongAndOverflow"]))
-    emit("pop", RCX)
-    emit("pop", RDX)
-    emit("pop", R11)
-    emit("pop", R10)
+    emit("mov.32", RCX, at(RSP))
+    emit("add.64", RSP, Immediate(16))
+    for register in (RDX, R11, R10, R9):
+        emit("pop", register)
     emit("test.32", RCX, RCX)
     emit("jne", "refuse")
     emit("cmp.64", RAX, at(R14, LOW))
@@ -410,11 +482,9 @@ def _check_pairs(emit: Listing) -> None:
     emit("cmp.64", R14, at(R15, PAIRS_END))
     emit("je", "paired")
     emit("mov.64", RSI, at(R14, 0))
-    emit("mov.64", RSI, at(R12, 0, RSI))
-    emit("mov.64", RSI, at(RSI, _DATA))
+    emit("mov.64", RSI, at(RBP, _AT_DATA, RSI))
     emit("mov.64", RDI, at(R14, 8))
-    emit("mov.64", RDI, at(R12, 0, RDI))
-    emit("mov.64", RDI, at(RDI, _DATA))
+    emit("mov.64", RDI, at(RBP, _AT_DATA, RDI))
     emit("mov.64", R8, at(R14, 16))
     emit("mov.64", R9, at(R14, 24))
     for above, above_record, below, below_record in ((RDI, R9, RSI, R8), (RSI, R8, RDI, R9)):

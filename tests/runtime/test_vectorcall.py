@@ -230,3 +230,43 @@ def test_what_lies_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not vectorcall._lies_as_read()
     monkeypatch.setattr("sapper.runtime.arguments.MEMORY_WORDS", None)
     assert not vectorcall._lies_as_read()
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch")
+
+
+def test_tensors_of_pytorch_need_no_python(torch: Any, add_f32: FakeKernel) -> None:
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this PyTorch does not offer views of its tensors")
+    a, out, array_out = torch.arange(8.0), torch.zeros(8), array(8)
+    for _ in range(3):
+        add_f32(a, 1.0, out)
+        add_f32(a, 2.0, array_out)
+    taken = module.launcher_with(add_f32).vectorcall
+    assert taken is not None
+    taken.fall_back(refuse)
+    add_f32.launcher(a + 1, 3.0, out)
+    assert (out == a + 4).all()
+    add_f32.launcher(a + 1, 5.0, array_out)
+    assert (array_out == (a + 6).numpy()).all()
+    memory = torch.arange(16.0)
+    for x, other in ((a, torch.zeros(8, requires_grad=True)), (a.requires_grad_(), out), (a.detach(), out[:7]),
+                     (a.to_sparse(), out), (memory[:8], memory[4:12]), (a.detach().double(), out),
+                     (memory[::2], out), (torch.nn.Parameter(a), out)):
+        with pytest.raises(AssertionError, match="handed to Python"):
+            add_f32.launcher(x, 1.0, other)
+
+
+@given(st.data())
+def test_many_forms_of_pytorch(data: st.DataObject) -> None:
+    torch = pytest.importorskip("torch")
+    memory = torch.arange(200, dtype=torch.float32)
+    for _ in range(data.draw(st.integers(1, 20))):
+        m, n, kind, own = (data.draw(st.integers(*ends)) for ends in ((1, 5), (1, 5), (0, 3), (0, 1)))
+        x = memory[: m * n].reshape(m, n)
+        x = (x, x.t().contiguous().t(), memory[: 2 * m * n].reshape(m, 2 * n)[:, ::2], x.numpy())[kind]
+        out = torch.zeros(m, n) if own else np.zeros((m, n), np.float32)
+        shifted(x, 0.5, m, True, out)
+        assert (np.asarray(out) == (np.asarray(x) + 0.5) * m).all()
