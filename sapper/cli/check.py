@@ -52,7 +52,7 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
         if not is_told(error):
             raise
         result = {"kernel": found.name, "ok": False, "cases": 0, "passed": {}, "skipped": {}, "refused": 0,
-                  "proofs": {}, "finding": {"station": "front end", "case": "any", "message": str(error)}}
+                  "proofs": {}, "finding": {"station": "front end", "case": "", "message": str(error)}}
     finally:
         if progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
@@ -64,8 +64,11 @@ def _lines(wanted: str | None, result: dict[str, Any], seed: int, runs: int) -> 
     name, wrong = result["kernel"], result["finding"]
     if wrong is not None:
         place = name if wanted is None else f"{wanted}:{name}" if wanted.endswith(".py") else wanted
+        if not wrong["case"]:       # refused: sapper computed nothing, right or wrong
+            return [f"{name}: does not compile: {wrong['message']}"]
+        message = wrong["message"].replace("\n", f"\n{'':9}")
         return [f"{name}: WRONG at station `{wrong['station']}`", f"  case   {wrong['case']}",
-                f"  found  {wrong['message']}", f"  again  sapper check {place} --seed {seed} --runs {runs}"]
+                f"  found  {message}", f"  again  sapper check {place} --seed {seed} --runs {runs}"]
     if not result["ok"]:
         return [f"{name}: not checked: all {result['refused']} cases index outside a tensor; mend: give the extents "
                 "that the kernel assumes as static sizes in its annotations"]

@@ -143,8 +143,10 @@ def parse_dims(text: str | None, kernel: Any, option: str, names: Iterable[str] 
     known = list(names) or kernel_dims(kernel)
     for part in (text or "").replace(",", " ").split():
         name, equals, value = part.partition("=")
-        if not equals or not value.isdecimal() or int(value) > 2**31 - 1:
+        if not equals or not value.isdecimal():
             raise UsageError(f"--{option}: found {part!r}; expected NAME=EXTENT, such as N=576,K=64")
+        if int(value) > 2**31 - 1:
+            raise UsageError(f"--{option}: found {part!r}; expected an extent of at most {2**31 - 1}")
         if name not in known:
             raise UsageError(f"--{option}: found {name!r}; expected dimensions of {kernel.name}: {', '.join(known)}")
         result[name] = int(value)

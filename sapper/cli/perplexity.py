@@ -27,7 +27,8 @@ def run_perplexity(
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise CommandError(f"{file}: found {error}; expected a text file in UTF-8; mend: check the path") from None
+        found = getattr(error, "strerror", None) or error
+        raise CommandError(f"{file}: found {found}; expected a text file in UTF-8; mend: check the path") from None
     loaded = load_model(model, dtype)
     tokens = loaded.tokenizer.encode(text)
     started = time.perf_counter()

@@ -84,6 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except (OSError, OverflowError) as error:
-        raise CommandError(f"{host}:{port}: found {error}; expected a free address of this machine; mend: --port 0 "
+        found = getattr(error, "strerror", None) or error
+        raise CommandError(f"{host}:{port}: found {found}; expected a free address of this machine; mend: --port 0 "
                            "takes any free port") from None
     return listener

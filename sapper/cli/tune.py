@@ -188,7 +188,7 @@ def _search(subjects: list[Any], budget_s: float, threads: int | None, cold: boo
             print(_outcome(result))
     if json:
         print(json_text.dumps([r.to_json() for r in results], indent=1))
-    elif path is not None:
+    elif path is not None and any(r.schedule.to_json() for r in results):
         print(f"calls find these schedules in {path}")
     return 0
 

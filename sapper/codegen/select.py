@@ -81,8 +81,9 @@ class Selector(ScannedValues):
                 if rule is None:
                     where = f"{op.location}: " if op.location else ""
                     raise SelectionError(
-                        f"{where}lane op {name}: found an op that {self.rules.FAMILY} has no rule for; expected an op "
-                        "of legal_ops(target); mend: expand it first (sapper/lane/math.py: expand_math)")
+                        f"{where}lane op {name}: found no rule of the family {self.rules.FAMILY}; expected one for "
+                        "each op but those that legal_ops leaves out; mend: a rule in "
+                        f"sapper/targets/{self.rules.FAMILY}/select.py")
                 rule(self, op)
         self.scope.pop()
 

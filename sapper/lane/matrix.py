@@ -275,7 +275,8 @@ class MatrixLowering(DepthShares):
         """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
         along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded, or, of
         f32, split."""
-        if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2:
+        if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2 or any(
+                op.name != "contract" for op in walk.reductions):
             return None
         depth = walk.reduced[0]
         left: list[Op] = []
@@ -290,7 +291,7 @@ class MatrixLowering(DepthShares):
                 kinds.update((bf16,) if split else (_narrow(v) for v in op.operands))
             if split and not all(op is not None and _dtype_of(op).name in dtypes for op in (a, b)):
                 return None
-            if op.name != "contract" or a is None or b is None or not (
+            if a is None or b is None or not (
                     self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
             rows, columns = (self._plain_axis(v, depth) if plain else self._outer_axis(v, depth, dtypes)

@@ -10,7 +10,8 @@ stay inside, where that can be said with dimensions alone, becomes the function 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from ..ir.nodes import Block, Op, Value
@@ -205,7 +206,8 @@ class Accesses(Views):
         if not lowest.terms and lowest.constant < 0:
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} is negative", node,
                       f"an index of {lowest.constant}", f"0 to {last}",
-                      f"write {extent} - {-lowest.constant}" if not form.terms else "start the range later")
+                      f"write {extent} - {-lowest.constant}" if not form.terms else
+                      f"start the range later: span(start, stop), or take maximum({ast.unparse(node)}, 0)")
         size = extreme(self.extent_form(tensor, dimension, node), self.range_of, True)
         excess = extreme(form, self.range_of, True).plus(size, -1)
         if not excess.terms and excess.constant >= 0:
@@ -215,7 +217,8 @@ class Accesses(Views):
                 shown = f"{extent} + {excess.constant}" if excess.constant else str(extent)
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} reaches beyond its end", node,
                       f"an index of {shown}", f"0 to {last}",
-                      "end the range earlier" if form.terms else "give a smaller index")
+                      f"end the range earlier: span(start, stop), or take minimum({ast.unparse(node)}, {last})"
+                      if form.terms else "give a smaller index")
         if not excess.terms or self.guards:
             return
         if tensor in self.views or not all(isinstance(s, str) for s in excess.terms):
@@ -356,16 +359,44 @@ class Accesses(Views):
 
     def meeting(self, access: Access, other: Access, loop: LoopScope) -> set[Any] | None:
         """What two accesses of two iterations agree in when they meet, None if they never do. An axis has many
-        coordinates in one iteration, those of outer loops too. Of two views of one tensor nothing is known."""
-        if access.tensor is not other.tensor:
-            return set()
+        coordinates in one iteration, those of outer loops too. Of two views of one tensor nothing is known but of their
+        first dimensions, as far as these are the same."""
+        alike = self.dimensions_alike(access.tensor, other.tensor)
+        forms, others = access.forms[:alike], other.forms[:alike]
 
         def varies(symbol: Any) -> bool:
             if isinstance(symbol, str):
                 return False
             return isinstance(symbol, Axis) or bool(axes_of(symbol)) or self.level_of(symbol) >= loop.level
 
-        return fixed_when_meeting(access.forms, other.forms, varies, self.spread_of)
+        if any(self.is_apart(form, second, varies) for form, second in zip(forms, others, strict=True)):
+            return None
+        return fixed_when_meeting(forms, others, varies, self.spread_of)
+
+    def dimensions_alike(self, tensor: Value, other: Value) -> int:
+        """How many of the first dimensions of two views of one memory are the same ones."""
+        if dtype_of(tensor) != dtype_of(other):
+            return 0
+        pairs = zip(map(str, self.extents_of(tensor)), map(str, self.extents_of(other)), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def is_apart(self, form: Affine, other: Affine, varies: Callable[[Any], bool]) -> bool:
+        """Whether all that one index may be lies past all that the other may be, as of the halves of a row: i and
+        i + D // 2 for i below D // 2."""
+        walked = [symbol for symbol in (*form.terms, *other.terms) if isinstance(symbol, Axis)]
+        extents = [axis.stop.single for axis in walked if axis.start == Affine(0)]   # none is empty where they meet
+
+        def range_of(symbol: Any) -> tuple[Affine, Affine] | None:
+            return self.range_of(symbol) if varies(symbol) else None
+
+        for upper, lower in ((form, other), (other, form)):
+            least, most = extreme(upper, range_of, False), extreme(lower, range_of, True)
+            gap = least.plus(most, -1)
+            if gap.constant > 0 and not any(map(varies, (*least.terms, *most.terms))) and all(
+                    count > 0 and (isinstance(symbol, str) or symbol in extents)
+                    for symbol, count in gap.terms.items()):
+                return True
+        return False
 
     def check_spanned(self, access: Access) -> None:
         """A value is joined once for each element of the index: it must span all tiles that it is joined in, or how
@@ -442,7 +473,8 @@ class Accesses(Views):
         if access.store and other.store:
             self.fail_at(other, "write-race", f"two stores to {tensor} may meet in different iterations along {names}",
                          "two stores whose order would depend on the tile size", "stores to elements proved different",
-                         f"walk {names} with each(...)")
+                         f"walk {names} with each(...); or, where they are parts of a row, index one view of it: "
+                         "x.view(M, 2, N // 2)[m, 0, n]")
         self.fail_at(other, "read-after-write",
                      f"{tensor} is read and written, and iterations along {names} may meet",
                      "a read of what another element of the same tile may write",

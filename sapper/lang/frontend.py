@@ -302,10 +302,13 @@ class Frontend(Calls):
                 self.block(node.body)
             return
         if not isinstance(walked, LoopRange):
-            self.fail("bad-range", "this cannot be walked", node.iter, self.describe(walked),
-                      "tiles(...), each(...), range(...) or a tuple",
-                      "write tiles(...) for tiles, each(...) for indices"
-                      if isinstance(walked, (DimExpression, Span, int)) else "walk an extent, and index with it")
+            name, found, mend = self.text(node.target), self.describe(walked), "walk an extent, and index with it"
+            if isinstance(walked, (DimExpression, Span, int)):
+                mend = "write tiles(...) for tiles, each(...) for indices"
+            elif isinstance(walked, Axis):
+                found, mend = "an axis that is one piece", f"write {name} = whole(...), or for {name} in tiles(...)"
+            self.fail("bad-range", "this cannot be walked", node.iter, found,
+                      "tiles(...), each(...), range(...) or a tuple", mend)
         targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
         names = [t.id for t in targets if isinstance(t, ast.Name)]
         if len(names) != len(targets) or len(set(names)) < len(names):

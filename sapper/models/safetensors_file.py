@@ -70,7 +70,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ModelError(path, f"{path.stat().st_size} bytes", f"at most {MAX_JSON_BYTES}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(path, str(error), "a JSON file", "check the directory") from None
+        found = getattr(error, "strerror", None) or str(error)
+        raise ModelError(path, found, "a JSON file, as directories of checkpoints have it", "check the path") from None
     if not isinstance(value, dict):
         raise ModelError(path, f"a {type(value).__name__}", "a JSON object")
     return value

@@ -5,7 +5,8 @@ gives the same cases; integers that the kernel uses as indices, bounds or diviso
 something.
 
 What a tensor's integers are used for is read off the tile IR: a value that reaches an index of dimension d is drawn
-below the extent of d, one that only reaches a loop's bound stays small, a divisor or shift count is 1 to 7.
+below the extent of d, one that only reaches a loop's bound stays small, a divisor or shift count is 1 to 7. Places to
+which iterations store that are asserted to be disjoint are all different.
 """
 
 from __future__ import annotations
@@ -64,11 +65,13 @@ class Case:
 
 @dataclass(slots=True)
 class IntegerUse:
-    """What the integers of one argument are used for. dims: the extents that they index."""
+    """What the integers of one argument are used for. dims: the extents that they index. distinct: they say where
+    iterations that are asserted to be disjoint store."""
 
     dims: list[Dim]
     bound: bool = False
     divisor: bool = False
+    distinct: bool = False
 
 
 def integer_uses(function: Function) -> dict[str, IntegerUse]:
@@ -95,6 +98,7 @@ def _most(index: Value) -> float:
 
 def _uses_of(function: Function, start: Value) -> IntegerUse:
     use = IntegerUse([])
+    asserted = {op for loop in function.walk() if loop.attributes.get("asserted") for op in loop.walk()}
     tainted: set[Value] = {start}
     axes: set[str] = set()
     before = (-1, -1)
@@ -108,6 +112,8 @@ def _uses_of(function: Function, start: Value) -> IntegerUse:
                 for dim, index in zip(tensor.type.dims, indices, strict=True):
                     if isinstance(dim, int) and _most(index) < dim:
                         continue  # any value will do
+                    if index in tainted and name == "store" and op in asserted:
+                        use.distinct = True
                     if index in tainted and dim == "?":
                         use.bound = True
                     elif index in tainted and dim not in use.dims:
@@ -367,11 +373,12 @@ def _draw_arguments(
             if name in traits.stored and name not in traits.loaded:
                 arguments[name] = _unwritten(extents, type.dtype)
             else:
-                arguments[name] = _draw_values(random, extents, type.dtype, scale, use, shape)
+                arguments[name] = _draw_values(random, extents, type.dtype, scale, use, shape, traits.periodic)
         elif name in kernel.defaults and random.random() < 0.5:
             arguments[name] = kernel.defaults[name]
         else:
-            arguments[name] = _draw_values(random, (), type.dtype, 1.0, use, shape)[()].item()
+            value = _draw_values(random, (), type.dtype, 1.0, use, shape, traits.periodic)
+            arguments[name] = value[()].item()
             if type.dtype.is_float and random.random() < 0.5:
                 arguments[name] = abs(arguments[name])
     return arguments
@@ -385,8 +392,9 @@ def _unwritten(extents: tuple[int, ...], dtype: DType) -> Array:
 
 def _draw_values(
     random: numpy.random.Generator, extents: tuple[int, ...], dtype: DType, scale: float, use: IntegerUse | None,
-    shape: Mapping[str, int],
+    shape: Mapping[str, int], periodic: bool,
 ) -> Array:
+    """periodic: sines are taken, which have few bits left of large angles."""
     theirs = numpy_dtype(dtype)
     if dtype.is_float:
         return numpy.asarray(random.standard_normal(extents) * scale).astype(theirs)
@@ -397,9 +405,11 @@ def _draw_values(
         low, high = 1, 7
     elif use is not None and use.dims:
         low, high = 0, max(0, min(high, min(shape[d] if isinstance(d, str) else d for d in use.dims) - 1))
+        if use.distinct and math.prod(extents) <= high + 1:
+            return random.permutation(high + 1)[:math.prod(extents)].reshape(extents).astype(theirs)
     elif use is not None and use.bound:
         low, high = 0, _LOOP_BOUND
-    elif random.random() < 0.5:
+    elif periodic or random.random() < 0.5:
         low, high = max(low, -9), min(high, 9)
     return numpy.asarray(random.integers(low, high, extents, dtype=numpy.int64, endpoint=True)).astype(theirs)
 
@@ -412,6 +422,10 @@ def _fitting(
     What a kernel adds to its indices is not known, so integers are made smaller, and then dimensions larger.
     """
     types = dict(kernel.parameters)
+    for name, use in traits.uses.items():
+        for dim in use.dims if use.distinct and isinstance(types[name], TensorType) else ():
+            if isinstance(dim, str):    # a place for each
+                shape[dim] = max(shape[dim], math.prod(shape[d] if isinstance(d, str) else d for d in types[name].dims))
     arguments = _draw_arguments(kernel, traits, numpy.random.default_rng(seed), shape)
     for attempt in range(_ATTEMPTS):
         trial = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}

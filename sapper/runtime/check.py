@@ -99,7 +99,8 @@ class _OutOfTime(Exception):
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _OutOfTime after so long, where this thread can take a signal; elsewhere there is no limit."""
+    """Raise _OutOfTime after so much processor time, which other work on the machine does not use up, where this thread
+    can take a signal; elsewhere there is no limit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,13 +108,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise _OutOfTime
 
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def check_kernel(
@@ -216,7 +217,7 @@ def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report
             made = compile_by_hand(kernel, piece, target)
             if target.assembler_allocates:
                 if verify_by_hand is None:
-                    report.skipped[station] = "without an emulator code for a GPU can't run here"
+                    report.skipped[station] = f"without an emulator code of the family {target.family} can't run here"
                     continue
                 done = verify_by_hand(kernel, made, target, seed, runs)
                 report.passed[station] = report.passed.get(station, 0) + done
@@ -265,7 +266,7 @@ class _Checker:
 
         if target.assembler_allocates:
             self.native = False
-            report.skipped["native"] = "code for a GPU can't run here"
+            report.skipped["native"] = f"code of the family {target.family} can't run here"
             return
         try:
             missing = sorted(target.features - host().features)
@@ -318,7 +319,7 @@ class _Checker:
             with _time_limit(TIME_LIMIT_S):
                 yield
         except _OutOfTime:
-            raise _Wrong(name, f"still running after {TIME_LIMIT_S:g} s") from None
+            raise _Wrong(name, f"still running after {TIME_LIMIT_S:g} s of processor time") from None
         except _Wrong:
             raise
         except Exception as error:

@@ -51,7 +51,7 @@ def test_ir_at_the_machine_is_the_same_text(capsys: pytest.CaptureFixture[str]) 
 
 def test_check_ends_on_the_emulator(capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "check", "vector_add", "--target", "sm_80", "--runs", "4")
-    assert "for threads, emulator" in text and "native left out: code for a GPU can't run here" in text
+    assert "for threads, emulator" in text and "native left out: code of the family ptx can't run here" in text
 
 
 def test_an_unknown_level_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

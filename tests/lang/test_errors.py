@@ -1095,6 +1095,16 @@ def loop_over_dimension():
     return k
 
 
+@case("bad-range", "write m = whole(...), or for m in tiles(...)")
+def loop_over_a_whole_axis():
+    @kernel
+    def k(out: Tensor[f32, M]):
+        for m in whole(M):  # here
+            out[m] = 1.0
+
+    return k
+
+
 @case("bad-range", "each extent")
 def too_many_variables():
     @kernel

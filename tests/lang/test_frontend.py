@@ -689,6 +689,52 @@ def test_scatter_is_ordered():
     assert out[2][2] == out[0][2]
 
 
+def test_halves_of_a_row_are_apart():
+    @kernel
+    def k(x: Tensor[f32, M, N], angle: Tensor[f32, M]):
+        half = N // 2
+        for m, i in tiles(M, half):
+            c, s = sp.cos(angle[m]), sp.sin(angle[m])
+            a, b = x[m, i + 0], x[m, i + half]
+            x[m, i + 0] = a * c - b * s
+            x[m, i + half] = a * s + b * c
+
+    assert loop_attributes(k) == [PARALLEL]
+    x, angle = floats(3, 8), floats(3)
+    a, b, c, s = x[:, :4], x[:, 4:], np.cos(angle)[:, None], np.sin(angle)[:, None]
+    turned = np.concatenate([a * c - b * s, a * s + b * c], axis=1)
+    np.testing.assert_allclose(check_meaning(k, x.copy(), angle)[0], turned, rtol=1e-5, atol=1e-6)
+
+
+def test_thirds_of_a_row_and_both_ends_are_apart():
+    @kernel
+    def k(x: Tensor[i32, M], y: Tensor[i32, M], z: Tensor[i32, 64]):
+        third = M // 3
+        for i in tiles(third):
+            y[i + 0] = x[i + third * 2]
+            y[i + third * 2] = x[i + 0]
+        for i in tiles(32):
+            a = z[i + 0]
+            z[i + 0] = z[63 - i]
+            z[63 - i] = a
+
+    assert loop_attributes(k) == [PARALLEL, PARALLEL]
+    x = np.arange(7, dtype=np.int32)
+    found = check_meaning(k, x, np.zeros(7, np.int32), np.arange(64, dtype=np.int32))
+    assert found[1].tolist() == [4, 5, 0, 0, 0, 1, 0] and found[2].tolist() == list(range(63, -1, -1))
+
+
+def test_gathered_rows_are_not_apart_for_a_constant():
+    """Where `places` differs in two iterations, so may what one adds to it."""
+    @kernel
+    def k(a: Tensor[f32, M], places: Tensor[i32, M], out: Tensor[f32, N]):
+        for m in each(M):
+            out[places[m]] = a[m]
+            out[places[m] + 1] = a[m]
+
+    assert loop_attributes(k) == [ORDERED]
+
+
 def test_split_axes_are_digits():
     @kernel
     def k(a: Tensor[f32, 6, 4], out: Tensor[f32, 24]):

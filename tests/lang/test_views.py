@@ -24,6 +24,7 @@ from sapper import (
     kernel,
     max,
     maximum,
+    minimum,
     span,
     sum,
     tiles,
@@ -215,6 +216,29 @@ def test_two_views_of_one_memory_may_meet() -> None:
 
     with pytest.raises(KernelError, match="read and written"):
         racing.tile_ir()
+
+
+def test_two_views_are_apart_where_their_first_dimensions_are() -> None:
+    """A bitonic merge of each row: the steps of one row come in order, those of two never meet."""
+    @kernel
+    def merged(x: Tensor[f32, M, 16]):
+        for m in tiles(M):
+            for s in (8, 4, 2, 1):
+                pairs = x.view(M, 16 // (2 * s), 2, s)
+                j, k = whole(16 // (2 * s)), whole(s)
+                a, b = pairs[m, j, 0, k], pairs[m, j, 1, k]
+                pairs[m, j, 0, k] = minimum(a, b)
+                pairs[m, j, 1, k] = maximum(a, b)
+
+    (loop,) = [op for op in merged.tile_ir().walk() if op.name == "tiles"]
+    assert loop.attributes["parallel"] is True
+    x = np.random.default_rng(0).standard_normal((37, 16)).astype(np.float32)
+    x = np.concatenate([np.sort(x[:, :8], axis=1), np.sort(x[:, 8:], axis=1)[:, ::-1]], axis=1)
+    found, interpreted = x.copy(), x.copy()
+    merged(found)
+    interpret(merged.tile_ir(), {"x": interpreted}, 5, check_races=True)
+    np.testing.assert_array_equal(found, np.sort(x, axis=1))
+    np.testing.assert_array_equal(interpreted, found)
 
 
 def test_races_are_seen_through_views() -> None:

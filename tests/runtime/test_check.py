@@ -1,5 +1,6 @@
 """The check of a kernel at every station: a right kernel passes, and a planted fault is found where it was planted."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from sapper.codegen import schedule as schedule_module
 from sapper.codegen.machine import Instruction, Memory, Register
 from sapper.kernels import find
 from sapper.lane import math, rows, simplify
+from sapper.runtime import check as check_module
 from sapper.runtime.cases import IntegerUse, arguments_of_shape, cases, copy_of, integer_uses
 from sapper.runtime.check import STATIONS, check_kernel
 from sapper.targets import target
@@ -343,3 +345,25 @@ def test_dimensions_grow_until_the_indices_fit() -> None:
     """K is drawn too small at times, and no element is accessed where N is 0, so then any K will do."""
     report = check_kernel(fourth_row)
     assert report.ok and report.refused == 0, report
+
+
+def test_rows_asserted_to_be_disjoint_get_places_of_their_own() -> None:
+    @sp.kernel
+    def scatter(x: Tensor[f32, M, N], place: Tensor[i32, M], out: Tensor[f32, K, N]):
+        for m in each(M, disjoint=True):
+            for n in tiles(N):
+                out[place[m], n] = x[m, n]
+
+    assert integer_uses(scatter.tile_ir())["place"] == IntegerUse(["K"], distinct=True)
+    for case in cases(scatter, scatter.tile_ir(), 0, 12):
+        places = case.arguments["place"]
+        assert len(set(places.tolist())) == len(places) <= len(case.arguments["out"])
+    assert check_kernel(scatter, target("v3"), runs=3).ok
+
+
+def test_time_that_others_use_is_not_counted() -> None:
+    with check_module._time_limit(0.1):
+        time.sleep(0.3)
+    with pytest.raises(check_module._OutOfTime), check_module._time_limit(0.1):
+        while True:
+            pass

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function, Op
 from sapper.ir.types import TensorType, TileType, bf16, bool_, f32, f64, i8, i32, i64
+from sapper.lang.errors import CallError
 from sapper.runtime import launch as module
 from sapper.runtime.arguments import Parameter, Signature
 from sapper.runtime.compiled import CompiledKernel
@@ -685,7 +686,7 @@ def test_targets_are_found_and_checked() -> None:
     here = module._find_target(None)
     assert here == host_target()
     assert module._find_target("v3").name == "v3"
-    with pytest.raises(LaunchError, match=r"target: found 'zen'; expected one of v3, v4, zen4.*mend"):
+    with pytest.raises(CallError, match=r"'zen'\n  expected: one of v3, v4, zen4.*\n  mend:     did you mean zen.\?"):
         module._find_target("zen")
     with pytest.raises(LaunchError, match="teleport"):
         module._find_target(here._replace(features=here.features | {"teleport"}))

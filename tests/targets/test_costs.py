@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from sapper.codegen.explain import share_out
@@ -19,6 +21,11 @@ def test_every_row_has_a_cost_and_no_figure_is_orphaned() -> None:
         assert 1 <= cost.latency <= 100 and 0 < cost.throughput <= 100, row.name
         assert cost.ports and set(cost.ports) <= PIPES, row.name
     assert set(_table()) == {family_of(name) for name in ROWS}
+
+
+def test_a_row_without_figures_is_told_where_they_stand() -> None:
+    with pytest.raises(KeyError, match="costs of vnew: found none; expected it in a line of _FIGURES in sapper"):
+        cost_of(SimpleNamespace(name="vnew.128", length=128))
 
 
 @pytest.mark.parametrize(("name", "latency", "throughput"), [

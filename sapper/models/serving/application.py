@@ -305,8 +305,13 @@ def _reason(ending: str) -> str:
     return "length" if ending in ("length", "context") else "stop"
 
 
-async def _http_error(_: HttpRequest, error: Exception) -> Response:
+async def _http_error(request: HttpRequest, error: Exception) -> Response:
     """Paths and methods that are not there, in OpenAI's form."""
     assert isinstance(error, HTTPException)
-    told = RequestError(error.status_code, f"found {error.detail.lower()}; expected one of this server's paths")
+    asked = f"found {request.method} {request.url.path}"
+    if error.status_code == 405:
+        told = RequestError(405, f"{asked}; expected {(error.headers or {}).get('Allow', 'another method')}")
+    else:
+        paths = "/v1/models, /v1/completions, /v1/chat/completions, /health or /metrics"
+        told = RequestError(error.status_code, f"{asked}; expected {paths}")
     return JSONResponse(told.body(), error.status_code, headers=error.headers)

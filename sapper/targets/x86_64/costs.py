@@ -245,7 +245,12 @@ def latency_of(row: Row) -> int:
 
 def cost_of(row: Row) -> Cost:
     """The cost of a row. Raises KeyError for a row that the figures lack (a test forbids it)."""
-    latency, throughput = _table()[family_of(row.name)]
+    family = family_of(row.name)
+    figures = _table().get(family)
+    if figures is None:
+        raise KeyError(f"costs of {family}: found none; expected it in a line of _FIGURES in "
+                       "sapper/targets/x86_64/costs.py; mend: docs/add-an-instruction.md, section \"Its cost\"")
+    latency, throughput = figures
     place = {128: 0, 256: 1, 512: 2}.get(row.length, 0)
     cycles = throughput[place if len(throughput) > 1 else 0]
     # A 512-bit operation occupies its pipe twice, so the number of pipes is that of the 256-bit form.

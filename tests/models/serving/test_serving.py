@@ -223,9 +223,12 @@ def test_wrong_messages_are_told(running: Running, messages: Any) -> None:
 
 
 def test_paths_and_methods_that_are_not_there(running: Running) -> None:
-    assert running.get("/v1/nothing")[0] == 404 and running.get("/v1/models/other")[0] == 404
+    assert running.get("/v1/models/other")[0] == 404
+    status, body = running.get("/v1/nothing")
+    assert status == 404
+    assert "found GET /v1/nothing; expected /v1/models, /v1/completions" in json.loads(body)["error"]["message"]
     status, body = running.get("/v1/completions")
-    assert status == 405 and "error" in json.loads(body)
+    assert status == 405 and json.loads(body)["error"]["message"] == "found GET /v1/completions; expected POST"
 
 
 def slowed(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sapper import emulate
+import sapper as sp
+from sapper import Tensor, emulate, f32, tiles, zeros
 from sapper.ir.verifier import verify
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.interpret import interpret
@@ -67,3 +68,24 @@ def test_an_operand_that_can_be_copied_is() -> None:
     names = {op.name for op in lane.walk()}
     assert {"async_copy", "pack2", "matrix_multiply"} <= names
     assert "async_copy" not in {op.name for op in lowered(both_rounded, known).walk()}
+
+
+M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def distances(a: Tensor[f32, M, K], b: Tensor[f32, N, K], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += sp.sum(abs(a[m, k] - b[n, k]), over=k)
+        c[m, n] = acc
+
+
+@pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
+def test_a_sum_that_is_no_product(level: str) -> None:
+    """It has one operand, and no matrix instruction."""
+    arguments = arguments_of(distances, {"M": 33, "N": 18, "K": 21})
+    emulate.run(distances, *arguments.values(), target=level, workers=2)
+    a, b, found = arguments.values()
+    np.testing.assert_allclose(found, np.abs(a[:, None] - b).sum(axis=2), rtol=1e-5)
