@@ -25,7 +25,6 @@ from ..ir.nodes import Location
 from ..ir.types import TensorType
 from ..lang import context
 from ..lang import digest as _digest  # noqa: F401  each first call needs it: loaded with the runtime, not in the call
-from ..lang.bindings import near
 from ..lang.errors import CallError, KernelError
 from ..targets import known_targets
 from ..targets.x86_64.detect import host, host_target
@@ -174,6 +173,8 @@ def _find_target(wanted: Any) -> Any:
     if wanted is None:
         return host_target()
     if isinstance(wanted, str) and wanted not in known_targets():
+        from ..lang.bindings import near
+
         raise CallError("option", f"target {wanted!r} is not known", "target", repr(wanted),
                         f"one of {', '.join(known_targets())}", near(wanted, known_targets(), "leave it out"))
     found = named_target(wanted) if isinstance(wanted, str) else wanted
