@@ -7,6 +7,9 @@ masks in the loop, and take K as a multiple of the tile's depth. On sm_90a both 
 a warp that does nothing but copy (Triton 3.9 makes none there, even where it is asked to specialise warps). Needs ptxas
 and nvdisasm. The figures are of the machine code: nothing is run, and no figure is a speed.
 
+--examples prints kernels of examples/ instead, for large extents, with their products on matrix instructions and
+without: instructions of a warp for 1024 multiply-adds, in the loop in which there are least.
+
 Loop: the innermost loop with matrix instructions. Compile time: from the kernel to PTX, without ptxas, the median of
 five runs that read no cache.
 """
@@ -17,6 +20,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +153,61 @@ def table(title: str, setting: Setting, made: dict[str, dict[str, tuple[str, lis
     return lines
 
 
+EXAMPLES = ("two_layers", "normed_product", "low_rank_product", "biased_attention", "gradient_of_queries",
+            "nearest_centres", "gaussian_sums", "lstm_cell", "linear_gradient", "convolution_nhwc", "convolution_i8")
+FEW = 16
+"""Extents that are so small in an example are so; the others are large."""
+PRODUCTS = {"HMMA": 2048, "IMMA": 4096, "FFMA": 32, "IMAD": 32}
+"""Multiply-adds of an instruction of a warp: of 16 x 8 x 16 elements of 16 bits, 16 x 8 x 32 bytes, or 32 numbers."""
+PARTS = 6
+"""Products of parts of bf16 for one of f32 (sapper/lane/split_pieces.py)."""
+
+
+def example_rows(level: str, ptxas: str) -> list[str]:
+    from examples import examples
+    from sapper import targets
+    from sapper.codegen.pipeline import compile_kernel
+    from sapper.targets.ptx.assembler import assemble
+    from sapper.tile.schedule import Schedule
+
+    lines = ["| example | products on | loop | MMA | FFMA | LDG | per 1024 | warps | registers | spilled |",
+             "|---|---|" + "---:|" * 8]
+    for example in (one for one in examples() if one.name in EXAMPLES):
+        tensors = {name: type for name, type in example.kernel.parameters if hasattr(type, "dims")}
+        dims = {dim for type in tensors.values() for dim in type.dims if isinstance(dim, str)}
+        of_bytes = any(type.dtype.name == "i8" for type in tensors.values())
+        for matrix in (False, True):
+            compiled = compile_kernel(
+                example.kernel, {}, dict.fromkeys(tensors, "contiguous"),
+                {dim: (FEW, 1) if example.shape.get(dim, 0) in range(1, FEW + 1) else (8192, 64) for dim in dims},
+                targets.target(level), None if matrix else Schedule(matrix=False), frozenset(tensors))
+            (made,) = assemble([compiled.text()], level, ptxas).values()
+            counted = ("HMMA", "IMMA") if matrix else ("IMAD",) if of_bytes else ("FFMA",)
+
+            def cost(loop: Any, counted: tuple[str, ...] = counted, parts: int = 1 if of_bytes else PARTS) -> float:
+                made = sum(PRODUCTS[name] * loop[name] / (parts if name == "HMMA" else 1) for name in counted)
+                return 1024 * loop.total() / made if made else float("inf")
+
+            loop = min(made.loops(), key=cost)
+            cells = [example.name, "MMA" if matrix else counted[0], loop.total(), loop["HMMA"] + loop["IMMA"],
+                     loop["FFMA"], loop["LDG"] + loop["LDGSTS"], f"{cost(loop):.0f}", compiled.warps, made.registers,
+                     made.spilled_bytes]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", metavar="PYTHON", help="an interpreter that has Triton")
     parser.add_argument("--ptxas", metavar="PROGRAM", default="", help="which assembles both; as new as Triton's PTX")
     parser.add_argument("--level", choices=[setting.level for setting in SETTINGS], help="this one only")
+    parser.add_argument("--examples", action="store_true", help="kernels of examples/ instead")
     options = parser.parse_args()
+    if options.examples:
+        sys.path.insert(0, str(HERE.parent))
+        for level in [options.level] if options.level else [setting.level for setting in SETTINGS]:
+            print("\n".join([level, *example_rows(level, options.ptxas)]), end="\n\n")
+        return
     peer = options.triton
     for setting in SETTINGS:
         if options.level in (None, setting.level):

@@ -42,6 +42,7 @@ class Compiled:
     """Machine code and what is needed to call it.
 
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.scratch.
+    shared_scratch: likewise, what all workers share, behind the memory of the last of them.
     tasks, work: how many workers are worth waking; see runtime.compiled.
     requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
     tensor_maps: the maps that who launches the kernel makes and passes after the words of `slots`, each as (tensor,
@@ -70,6 +71,7 @@ class Compiled:
     tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
     barriers: bool = False
     cluster: int = 1
+    shared_scratch: tuple[Any, ...] = ()
 
 
 @dataclass(slots=True)
@@ -104,7 +106,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
 
 
 def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
-    """Scratch memory of one worker, in bytes, for these dimensions."""
+    """Scratch memory of one worker, or of what all share, in bytes, for these dimensions."""
     total = 0
     for size, axes in scratch:
         for constant, names, multiple in axes:
@@ -252,7 +254,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
                     made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())),
                     not ops.isdisjoint(("barrier", "take_over")),
-                    made.machine.cluster)
+                    made.machine.cluster, _tuples(known.get("shared_scratch", ())))
     lane.take_apart()
     return compiled
 

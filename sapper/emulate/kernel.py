@@ -72,7 +72,8 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
     warps = compiled.warps if compiled.warps > 1 else BLOCK_WARPS
     blocks = -(-workers // compiled.cluster) * compiled.cluster if compiled.warps > 1 else -(-workers // warps)
     each = max(64, scratch_bytes(compiled.scratch, binding.dims))
-    scratch = np.full(each * blocks * warps // compiled.warps, 0xFF, np.uint8)
+    shared = scratch_bytes(compiled.shared_scratch, binding.dims)
+    scratch = np.full(each * blocks * warps // compiled.warps + shared, 0xFF, np.uint8)
     result = load(compiled.text()).launch(
         grid=(blocks,), block=(32 * warps,), arguments=[scratch, each, np.zeros(SYNC_BYTES, np.uint8), *words],
         shared_bytes=compiled.near_bytes, cooperative=True, options=options)

@@ -93,7 +93,7 @@ class BoxedStores(FragmentStores):
                 return False
         last = forms[-1]
         assert last is not None
-        return self.pairs_aligned(tensor) and columns in last.axes and any(
+        return tensor.op is None and self.in_lines(tensor) and columns in last.axes and any(
             form is not None and rows in form.axes for form in forms)
 
     def _blocks_end_at(self, axis: str, dim: object, high: int) -> bool:

@@ -132,6 +132,8 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
         streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly,
         matrix=True if on_tiles else schedule.matrix)
+    if lowering.part_walks and lowering.part is not lowering.function.body:
+        told = schedule     # what says more of how loops are walked leaves products where they are
     product = _product(lowering)
     if product is not None:
         told = replace(product.schedule(), stage=(), streaming=told.streaming, assembly=schedule.assembly,
@@ -147,7 +149,7 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
 
 def _product(lowering: Lowering) -> ProductChoice | None:
     found = lowering.matrix_walk
-    if found is None or lowering.warps == 1:
+    if found is None or lowering.warps == 1 or lowering.part is not lowering.function.body:
         return None
     tile, shareable, cycles = lowering.matrix_tile(), lowering.can_share(), lowering.product_cycles()
     unit = lowering.matrix_unit()

@@ -80,6 +80,7 @@ class DepthShares(Model):
     least_pieces = 1
     cluster = 1
     cluster_axis: str | None = None
+    part: Block
     matrix_walk: MatrixWalk | None
     warps: int
     in_order: bool
@@ -167,10 +168,14 @@ class DepthShares(Model):
         found = self.matrix_walk
         if found is None or self.warps == 1:
             return "a walk that is not one product on matrix instructions of several warps"
+        if self.part is not self.function.body:
+            return "other loops beside that of the product"
         if asked not in (None, found.depth) or len(self.schedule.split) > 1:
             return f"another axis than {found.depth}, which its product contracts"
         if self.in_order:
             return "a loop over groups, whose workers do not know what the others have to do"
+        if found.around:
+            return f"other axes, {', '.join(found.around)}, that it contracts besides"
         if self.schedule.chunks:
             return "chunks too, of which each is a task of one worker"
         if self._depth_end(found) is None:
@@ -193,6 +198,7 @@ class DepthShares(Model):
         unit = self.matrix_unit()
         axis, together = cluster
         rows, columns, depth = (self._extent_of(axis, False) for axis in (found.rows, found.columns, found.depth))
+        depth *= prod(self._extent_of(axis, False) for axis in found.around)
         counts = [-(-extent // size) for extent, size in zip((rows, columns), tile, strict=True)]
         # Workers of a cluster take neighbouring tiles together, and each a part of what all of them read.
         beside = [together if axis == own else 1 for own in (found.rows, found.columns)]

@@ -63,8 +63,8 @@ class FragmentStores(SpreadLowering):
         tensor, indices = op.operands[0], op.operands[1 + (op.name == "store"):]
         forms = [affine(v) for v in indices]
         last = forms[-1]
-        if tensor.op is not None or last is None or any(form is None for form in forms) or \
-                self.stride_classes.get(tensor.name, "contiguous") != "contiguous":
+        if last is None or any(form is None for form in forms) or not (self.in_lines(tensor) or (
+                tensor.op is None and self.stride_classes.get(tensor.name, "contiguous") == "contiguous")):
             return None
         axis = next(iter(last.axes), None)
         others = [a for form in forms[:-1] if form is not None for a in form.axes]
@@ -75,7 +75,7 @@ class FragmentStores(SpreadLowering):
         lie in memory at a multiple of their bytes, up to RUN_BYTES. (Rows of a few bytes count as aligned, too, but not
         as multiples of any number: sapper/runtime/specialise.py.)"""
         last, found = affine(store.operands[-1]), self._range_of(columns)
-        if last is None or found is None or self.axis_along(store) != columns or not self.pairs_aligned(
+        if last is None or found is None or self.axis_along(store) != columns or not self.in_lines(
                 store.operands[0]):
             return 1
         start = affine(found[0])
@@ -113,7 +113,8 @@ class FragmentStores(SpreadLowering):
                 return False
             if v.op.name == "load":
                 tensor = v.op.operands[0]
-                if tensor.op is not None or isinstance(self.stride_classes.get(tensor.name), Panels) or any(
+                if (tensor.op is not None and not self.in_lines(tensor)) or isinstance(
+                        self.stride_classes.get(tensor.name), Panels) or any(
                         affine(index) is None for index in v.op.operands[1:]):
                     return False
             elif v.op.name not in (*ELEMENTWISE, "full", "index"):
@@ -188,7 +189,7 @@ class FragmentStores(SpreadLowering):
             if op.name != "store" and not of_both:
                 continue
             size, along = _dtype(op).size_bytes, self.axis_along(op)
-            turns, aligned = along != found.columns, self.pairs_aligned(op.operands[0])
+            turns, aligned = along != found.columns, self.in_lines(op.operands[0])
             if turns and high % self.lanes:
                 return []
             rows = in_rows(high, wide, self.lanes, turns, aligned)

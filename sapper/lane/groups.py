@@ -95,7 +95,7 @@ class GroupLowering(Clusters):
         if found is None:
             dtypes = group.narrow_dtypes
             found = self.match_matrix_walk(walk, dtypes, True)
-        if found is None or found.plain is not None:
+        if found is None or found.plain is not None or found.around:
             return
         loads = [(op, found.rows) for op in found.left] + [(op, found.columns) for op in found.right]
         dtype = found.left[0].operands[0].type.dtype  # type: ignore[union-attr]

@@ -22,22 +22,25 @@ instructions in matrix.py, groups.py and chained.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
 from ..tile.hoist import hoist_operands
+from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
 from ..tile.plan import ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
-from ..tile.schedule import Facts, LoweringError, Schedule, ScheduleError, Specialization
+from ..tile.product_parts import part_products
+from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from ..tile.sums import share_sums
 from .axis_loops import WalkChoice
 from .extents import hint
 from .kept_tiles import KeptTiles
 from .late import LateWalk
+from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .tasks import TaskLowering
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
 
 LONG_REDUCTION = 16384
 """Typical extent from which on a reduction at the top of a kernel is shared among workers."""
+
+MOST_PASSED_BYTES = 1 << 32
+"""By typical extents, of what such loops pass to others: scores of 8 x 8 heads by 2048 x 2048 positions twice. An H100
+has 80 GB."""
 
 NO_TILE = "the kernel has no contraction that is walked in such tiles"
 """Why a micro-kernel is not used, where nothing else is known."""
@@ -127,11 +134,13 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
     """Emits a function: its parts, their blocks, and the walks and control ops of these."""
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
-                 lanes: int) -> None:
+                 lanes: int, as_it_is: bool = False) -> None:
         share_sums(function, facts.joins, lambda value: hint(value, specialization)[0])
         if facts.many_workers:
             part_nests(function)
         hoist_operands(function)
+        if facts.many_workers and not as_it_is:
+            self._prepare_products(function, schedule, facts, specialization, lanes)
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []
@@ -144,9 +153,52 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
         self.chunked = frozenset()
         self.scratch_sizes = []
         self.scratch_end = 0
+        self.shared_sizes = []
+        self.shared_end = 0
         self.counters = 0
         self.task_counts = []
-        self._check_schedule()
+        if not as_it_is:
+            self._check_schedule()
+
+    @staticmethod
+    def _prepare_products(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
+                          lanes: int) -> None:
+        """Have products that matrix instructions can take as loops of their own, and loops that add them up as single
+        ones, if the schedule says nothing of how loops are walked, and not all is one walk that they take as it is."""
+        unit = facts.matrix
+        if unit is None or schedule.matrix is False or schedule.registers or schedule.tile or not any(
+                op.name == "contract" for op in function.walk()):
+            return
+        whole = Lowering(function, schedule, facts, specialization, lanes, as_it_is=True)
+        whole.find_matrix_walk()
+        if whole.warps > 1 and whole.part is function.body:
+            return
+        dtypes = {*unit.dtypes, *SPLIT_DTYPES}
+
+        def typical(value: Value) -> int | None:
+            typical, _, most = hint(value, specialization)
+            return None if most is None else typical
+
+        def fits(value: Value, depth: str) -> bool:
+            """Bytes only where they can be copied as they lie, 16 at once."""
+            t, load = value.type, value.op
+            assert isinstance(t, TileType)
+            if t.dtype.name not in unit.byte_dtypes or load is None or load.name != "load":
+                return t.dtype.name in dtypes
+            name, dims = load.operands[0].name, load.operands[0].type.dims  # type: ignore[union-attr]
+            divisor = dims[-1] if isinstance(dims[-1], int) else specialization.dims.get(dims[-1], DimClass()).divisor
+            return name in specialization.aligned and specialization.strides.get(name, "contiguous") == "contiguous" \
+                and divisor % CHUNK_BYTES == 0 and depth in axes_of(load.operands[-1])
+
+        def is_product(op: Op, extents: Mapping[str, int]) -> bool:
+            over: list[str] = op.attributes["over"]
+            outer = axes_of(op.result)
+            return len(outer) == 2 and all(
+                len(axes_of(v)) == 1 + len(over) and fits(v, over[-1]) for v in op.operands
+            ) and min(extents[axis] for axis in (*outer, over[-1])) >= FEWEST
+
+        join_loops(function, typical, is_product)
+        part_products(function, typical, is_product, MOST_PASSED_BYTES)
 
     def _check_schedule(self) -> None:
         axes = {a for op in self.function.walk() for a in (
@@ -185,6 +237,7 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
         self.find_matrix_walk()
         self.settle_product()
         for number, part in enumerate(self._parts()):
+            self.take_part(part)
             parallel = any(op.attributes.get("parallel") for op in part.ops)
             if number:
                 again = parallel and self.counters >= TASK_COUNTERS  # the counter was used by an earlier loop
@@ -205,6 +258,8 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
             lowered.attributes["refused"] = [
                 [key, self.refused.get(key, reason)] for keys, reason in (
                     (self.contractions, NO_TILE), (self.products, NO_FRAGMENTS)) for key in keys if key not in used]
+        if self.shared_sizes:
+            lowered.attributes["shared_scratch"] = self.shared_sizes
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.place_records(self.near_bytes_used),
                                    "near_buffers": [list(found) for found in self.near_buffers]}
@@ -308,7 +363,10 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
             raise LoweringError(f"no lowering for {item.name}", item)
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
-        first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")
+        number = self.emit(0, "worker", [], S64)
+        if self.warps > 1:
+            number = self.value(self.add(self.mul(number, self.warps), self.warp()))
+        first = self.emit(self.depth, "s_cmp", [number, self.value(0)], S64, cond="eq")
         self.fork(first, body, lambda: None)
 
     # Loops.

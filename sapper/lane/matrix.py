@@ -50,7 +50,8 @@ class MatrixWalk:
     """A walk that the matrix instructions can take. rows, columns, depth: its axes. left, right: the loads of each
     reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
     they are. plain: the type that elements have in near memory, where they are brought through registers. planes: how
-    many parts each operand is a sum of there, left and right (split_pieces.py)."""
+    many parts each operand is a sum of there, left and right (split_pieces.py). around: short axes that it contracts
+    too, each place of which has all of the depth (the window of a convolution), the outermost first."""
 
     rows: str
     columns: str
@@ -60,6 +61,7 @@ class MatrixWalk:
     scales: tuple[tuple[Op | None, Op | None], ...] = ()
     plain: DType | None = None
     planes: tuple[int, int] = (1, 1)
+    around: tuple[str, ...] = ()
 
     @property
     def split(self) -> bool:
@@ -118,6 +120,8 @@ class Piece:
         self.stride = self.access.axes[self.outer if self.along_depth else self.depth_axis]
         step = low.row_of(self.stride)
         base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, self.access.axes[self.outer]))
+        for axis in low.around:
+            base = low.add(base, low.mul(low.open[axis].offset, self.access.axes[axis]))
         depth = low.open[self.depth_axis]
         self.base = low.add(base, low.mul(depth.offset, self.access.axes[self.depth_axis]))
         self.step = low.mul(self.access.axes[self.depth_axis], self.depth)
@@ -208,28 +212,154 @@ class Piece:
         return list(made.results)
 
 
+class PlainDepth:
+    """Pieces of a tile's operands, one after the other along the depth: where each begins, and how much is left there.
+    start, stop, step: of the loop over them; what it carries is the address of each operand's next piece."""
+
+    def __init__(self, low: MatrixLowering, found: MatrixWalk, pieces: Sequence[Piece], depth: int) -> None:
+        self.low, self.pieces, self.depth = low, pieces, depth
+        self.deep = low.open[found.depth]
+        self.start, self.stop, self.step = self.deep.offset, low.add(self.deep.offset, self.deep.extent), depth
+
+    def copy_early(self, stage: Value, number: int) -> None:
+        """The pieces of that number, before the loop."""
+        low = self.low
+        for piece in self.pieces:
+            rest = low.sub(self.deep.extent, number * self.depth)
+            piece.copy(stage, low.add(piece.base, low.mul(piece.step, number)), rest)
+
+    def first(self, ahead: int) -> list[Value]:
+        """What the loop carries, of its first round, which copies pieces so many ahead."""
+        low = self.low
+        return [low.value(low.add(piece.base, low.mul(piece.step, ahead))) for piece in self.pieces]
+
+    def copy(self, stage: Value, place: Sequence[Value], here: Value, ahead: int) -> None:
+        """The pieces so many ahead of the loop's counter."""
+        rest = self.low.sub(self.low.sub(self.stop, ahead * self.depth), here)
+        for piece, address in zip(self.pieces, place, strict=True):
+            piece.copy(stage, address, rest)
+
+    def following(self, place: Sequence[Value]) -> list[Value]:
+        return [self.low.value(self.low.add(a, piece.step)) for piece, a in zip(self.pieces, place, strict=True)]
+
+
+class WindowDepth(PlainDepth):
+    """The same where axes stand round the depth, as those of a window: all of its pieces come for each place in it.
+
+    The loop counts pieces. It carries, behind the addresses, how much of the depth lies before the pieces, and their
+    place along each axis but the outermost, the innermost first.
+    """
+
+    def __init__(self, low: MatrixLowering, found: MatrixWalk, pieces: Sequence[Piece], depth: int) -> None:
+        super().__init__(low, found, pieces, depth)
+        self.axes = found.around[::-1]
+        self.each = low.ceil_div(self.deep.extent, depth)
+        total = self.each
+        for axis in self.axes:
+            total = low.mul(total, low.open[axis].extent)
+        self.start, self.stop, self.step = 0, total, 1
+        # From the last piece along some of the axes to the first one of the next place along the axis round them.
+        self.back: list[list[Scalar]] = []
+        for piece in pieces:
+            before: Scalar = low.mul(low.sub(self.each, 1), piece.step)
+            self.back.append([])
+            for axis in self.axes:
+                self.back[-1].append(low.sub(piece.access.axes[axis], before))
+                before = low.add(before, low.mul(low.sub(low.open[axis].extent, 1), piece.access.axes[axis]))
+        self.early: list[Value] = []
+
+    def copy_early(self, stage: Value, number: int) -> None:
+        self.early = self.following(self.early) if number else [
+            self.low.value(v) for v in (*(piece.base for piece in self.pieces), 0, *[0] * (len(self.axes) - 1))]
+        self._copy(stage, self.early, number)
+
+    def first(self, ahead: int) -> list[Value]:
+        return self.following(self.early)
+
+    def copy(self, stage: Value, place: Sequence[Value], here: Value, ahead: int) -> None:
+        self._copy(stage, place, self.low.add(here, ahead))
+
+    def _copy(self, stage: Value, place: Sequence[Value], number: Scalar) -> None:
+        """Pieces of that number, past the last of which there is nothing to copy."""
+        low = self.low
+        left = low.sub(self.deep.extent, place[len(self.pieces)])
+        known = low.emit(low.depth, "s_cmp", [low.value(number), low.value(self.stop)], S64, cond="lt")
+        rest = low.emit(low.depth, "s_select", [known, low.value(left), low.value(0)], S64)
+        for piece, address in zip(self.pieces, place, strict=False):
+            piece.copy(stage, address, rest)
+
+    def following(self, place: Sequence[Value]) -> list[Value]:
+        low, count = self.low, len(self.pieces)
+
+        def chosen(condition: Value, then: Scalar, other: Scalar) -> Value:
+            return low.emit(low.depth, "s_select", [condition, low.value(then), low.value(other)], S64)
+
+        def reaches(a: Scalar, b: Scalar) -> Value:
+            return low.emit(low.depth, "s_cmp", [low.value(a), low.value(b)], S64, cond="ge")
+
+        moved = low.add(place[count], self.depth)
+        over = reaches(moved, self.deep.extent)
+        steps: list[Scalar] = [chosen(over, back[0], piece.step) for piece, back in zip(
+            self.pieces, self.back, strict=True)]
+        behind = [chosen(over, 0, moved)]
+        for number, axis in enumerate(self.axes[:-1]):
+            at = place[count + 1 + number]
+            moved = low.add(at, 1)
+            ends = low.emit(low.depth, "s_and", [over, reaches(moved, low.open[axis].extent)], S64)
+            behind.append(chosen(ends, 0, chosen(over, moved, at)))
+            steps = [chosen(ends, back[number + 1], step) for step, back in zip(steps, self.back, strict=True)]
+            over = ends
+        addresses = [low.value(low.add(a, step)) for a, step in zip(place[:count], steps, strict=True)]
+        return [*addresses, *behind]
+
+
 class MatrixLowering(DepthShares):
-    """Finds walks for the matrix instructions and emits them. warps: of a worker, 1 if there is no such walk.
+    """Finds walks for the matrix instructions and emits them. warps: of a worker, 1 if there is no such walk. part: of
+    the function, at hand; part_walks: those that are such a walk, and whether loops in order stand around it;
+    warps_have_tasks: each of them, instead of their worker.
 
     near_buffers: what lies in near memory, as (name, first byte, bytes); they overlap where one has the place of
     another that is no longer wanted."""
 
     warps = 1
+    part: Block
+    part_walks: dict[Block, tuple[MatrixWalk, bool]]
+    warps_have_tasks = False
     near_bytes_used = 0
     near_buffers: tuple[tuple[str, int, int], ...] = ()
     matrix_walk: MatrixWalk | None = None
 
     def find_matrix_walk(self) -> None:
-        """Settle, before anything is emitted, whether the function is one nest of parallel tiles with one walk of
-        contractions. Only then do several warps play a worker: other code would be run by each of them."""
-        unit, walk = self.facts.matrix, self.only_walk()
-        if unit is not None and walk is not None and self.schedule.matrix is not False:
-            self.matrix_walk = self.match_matrix_walk(walk, unit.dtypes, False) or self.match_matrix_walk(
-                walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
-                walk, unit.dtypes, False, plain=True) or self.match_matrix_walk(
-                walk, SPLIT_DTYPES, False, plain=True, split=True)
-            if self.matrix_walk is not None:
+        """Settle, before anything is emitted, which parts of the function are one nest of parallel tiles with one walk
+        of contractions. Only there do several warps play a worker: other code would be run by each of them."""
+        body, unit = self.function.body, self.facts.matrix
+        self.part = body
+        self.part_walks = {}
+        for block in [op.blocks[0] for op in body.ops if op.name == "part"] or [body]:
+            self.in_order = False
+            walk = self.only_walk(block)
+            found = None if unit is None or walk is None else self._match(walk, unit)
+            if unit is not None and found is not None:
+                self.part_walks[block] = found, self.in_order
                 self.warps = unit.warps[0] * unit.warps[1]
+        self.matrix_walk, _ = self.part_walks.get(body, (None, False))
+
+    def _match(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
+        return None if self.schedule.matrix is False else self.match_matrix_walk(
+            walk, unit.dtypes, False) or self.match_matrix_walk(
+            walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
+            walk, unit.dtypes, False, plain=True) or self.match_matrix_walk(
+            walk, SPLIT_DTYPES, False, plain=True, split=True)
+
+    def take_part(self, part: Block) -> None:
+        """Go on to a part of the function. Where only others are products on matrix instructions, each warp has tasks
+        of its own there."""
+        if part is self.function.body:
+            return
+        self.part, self.taken_tile = part, None
+        self.matrix_walk, self.in_order = self.part_walks.get(part, (None, False))
+        self.warps_have_tasks = self.warps > 1 and self.matrix_walk is None
+        self.settle_product()
 
     def name_stages(self, pieces: Sequence[tuple[Op, int, int]], stages: int, stage_bytes: int) -> None:
         """Note the buffers of operands, as (its load, first byte in a stage, bytes)."""
@@ -246,13 +376,14 @@ class MatrixLowering(DepthShares):
     in_order = False
     """Whether loops that run in order stand around the walk: those of ragged groups."""
 
-    def only_walk(self) -> Walk | None:
-        """The walk of a function that is one nest of parallel tiles around it. Between these may stand a loop over
-        groups that runs in order: every warp reads where a group starts and ends."""
-        control = [op for op in self.function.body.ops if op.blocks]
+    def only_walk(self, part: Block | None = None) -> Walk | None:
+        """The walk of a function, or of a part of it, that is one nest of parallel tiles around it. Between these may
+        stand a loop over groups that runs in order: every warp reads where a group starts and ends."""
+        block = part or self.function.body
+        control = [op for op in block.ops if op.blocks]
         if len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
             return None
-        if any(map(is_join, self.function.walk())):     # several warps would each add what they all compute
+        if any(map(is_join, control[0].walk())):     # several warps would each add what they all compute
             return None
         inner = control[0]
         while True:
@@ -275,10 +406,10 @@ class MatrixLowering(DepthShares):
         """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
         along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded, or, of
         f32, split."""
-        if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2 or any(
-                op.name != "contract" for op in walk.reductions):
+        if walk.inner or len(walk.outer) != 2 or not walk.reduced or not 1 <= len(walk.reductions) <= 2 or (
+                scaled and len(walk.reduced) > 1) or any(op.name != "contract" for op in walk.reductions):
             return None
-        depth = walk.reduced[0]
+        *around, depth = walk.reduced
         left: list[Op] = []
         right: list[Op] = []
         scales: list[tuple[Op | None, Op | None]] = []
@@ -294,8 +425,8 @@ class MatrixLowering(DepthShares):
             if a is None or b is None or not (
                     self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
-            rows, columns = (self._plain_axis(v, depth) if plain else self._outer_axis(v, depth, dtypes)
-                             for v in (a, b))
+            rows, columns = (self._plain_axis(v, depth, around) if plain else
+                             self._outer_axis(v, depth, dtypes, around) for v in (a, b))
             if rows is None or columns is None or {rows, columns} != set(walk.outer):
                 return None
             if left and a.operands != left[0].operands:
@@ -314,7 +445,7 @@ class MatrixLowering(DepthShares):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
-                           (planes[0], planes[1]))
+                           (planes[0], planes[1]), tuple(around))
         if split and len(right) > 1 and (planes[1] > 1 or self._turns(found)):
             return None         # what near memory and registers hold of three operands is too narrow
         return found
@@ -351,18 +482,17 @@ class MatrixLowering(DepthShares):
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
         raise NotImplementedError("control knows the extents")
 
-    def _outer_axis(self, load: Op, depth: str, dtypes: tuple[str, ...]) -> str | None:
-        """The axis of a load beside the depth, if 16-byte pieces of it can be copied: elements of a type that the
-        instruction has, one of the two axes contiguous, every row at a multiple of 16 bytes."""
+    def _outer_axis(self, load: Op, depth: str, dtypes: tuple[str, ...], around: Sequence[str] = ()) -> str | None:
+        """The axis of a load beside the depth and those around it, if 16-byte pieces of it can be copied: elements of a
+        type that the instruction has, one of the two axes contiguous, every row at a multiple of 16 bytes."""
         tensor = load.operands[0]
         t, tile = tensor.type, load.result.type
         assert isinstance(t, TensorType) and isinstance(tile, TileType)
-        if tensor.op is not None or t.dtype.name not in dtypes or len(tile.axes) != 2 or depth not in tile.axes \
-                or tensor.name not in self.specialization.aligned \
-                or self.specialization.strides.get(tensor.name, "contiguous") != "contiguous":
+        if t.dtype.name not in dtypes or not self.in_lines(tensor):
             return None
         last = t.dims[-1]
-        divisor = last if isinstance(last, int) else self.specialization.dims[last].divisor \
+        divisor = self.hint(tensor.op.operands[-1])[1] if tensor.op is not None else \
+            last if isinstance(last, int) else self.specialization.dims[last].divisor \
             if last in self.specialization.dims else 1
         forms = [affine(v) for v in load.operands[1:]]
         chunk = CHUNK_BYTES // t.dtype.size_bytes
@@ -372,23 +502,29 @@ class MatrixLowering(DepthShares):
         final = forms[-1]
         assert final is not None
         if len(axes[-1]) != 1 or axes[-1][0][1] != 1 or final.scalars or final.constant % chunk \
-                or sum(map(len, axes)) != 2:
+                or sum(map(len, axes)) != 2 + len(around):
             return None
-        return next(axis for axis in tile.axes if axis != depth)
+        return self._beside(tile, depth, around)
 
-    def _plain_axis(self, load: Op, depth: str) -> str | None:
-        """The axis of a load beside the depth, if its elements can be read one by one."""
+    def _plain_axis(self, load: Op, depth: str, around: Sequence[str]) -> str | None:
+        """The axis of a load beside the depth and those around it, if its elements can be read one by one."""
         tile = load.result.type
         assert isinstance(tile, TileType)
         forms = [affine(v) for v in load.operands[1:]]
-        if len(tile.axes) != 2 or depth not in tile.axes or any(form is None for form in forms) or isinstance(
+        if any(form is None for form in forms) or isinstance(
                 self.stride_classes.get(load.operands[0].name), Panels):
             return None
-        return next(axis for axis in tile.axes if axis != depth)
+        return self._beside(tile, depth, around)
+
+    @staticmethod
+    def _beside(tile: TileType, depth: str, around: Sequence[str]) -> str | None:
+        """The only axis of a tile that is none of these, all of which it has."""
+        others = [axis for axis in tile.axes if axis not in (depth, *around)]
+        return others[0] if len(others) == 1 and len(tile.axes) == 2 + len(around) else None
 
     def piece(self, found: MatrixWalk, op: Op, outer: str, extent: int, depth: int, at: int) -> Piece:
         """An operand's piece, copied as it can be."""
-        if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,)) is not None:
+        if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,), found.around) is not None:
             return Piece(self, op, outer, found.depth, extent, depth, at)
         from .plain_pieces import PlainPiece
         from .split_pieces import SplitPiece
@@ -396,6 +532,11 @@ class MatrixLowering(DepthShares):
         if found.split and _dtype_of(op) is f32:
             return SplitPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
         return PlainPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
+
+    @property
+    def around(self) -> tuple[str, ...]:
+        """Axes round the depth."""
+        return () if self.matrix_walk is None else self.matrix_walk.around
 
     # Rows of numbers.
 
@@ -475,7 +616,8 @@ class MatrixLowering(DepthShares):
 
     def _nests(self) -> int:
         """A typical number of times that the walk is done for other matrices."""
-        loops = [op for op in self.function.walk() if op.name == "each" and op.attributes.get("parallel")]
+        loops = [op for outer in self.part.ops for op in outer.walk()
+                 if op.name == "each" and op.attributes.get("parallel")]
         return prod(max(1, self.hint(stop)[0]) for op in loops for stop in op.operands[1::2])
 
     @staticmethod
@@ -527,7 +669,7 @@ class MatrixLowering(DepthShares):
         self.counted("tile", o.offset, self.add(o.offset, o.extent), step, body)
 
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
-        rows, columns, deep = self.open[found.rows], self.open[found.columns], self.open[found.depth]
+        rows, columns = self.open[found.rows], self.open[found.columns]
         high, wide = self.matrix_tile()
         depth = self.piece_depth()
         warp_rows, warp_columns = high // unit.warps[0], wide // unit.warps[1]
@@ -547,15 +689,13 @@ class MatrixLowering(DepthShares):
         for piece in right:
             piece.prepare(column, self.sub(column_end, column))
         pieces = (left, *right)
-        start, stop = deep.offset, self.add(deep.offset, deep.extent)
+        way = (WindowDepth if found.around else PlainDepth)(self, found, pieces, depth)
 
         stages = self._stages(found, unit)
         self.effect("sync_warps", [])       # the last tile's sums are read: its place is free
         for number in range(stages - 1):
             stage = self.value(self.add(self.near(), number * stage_bytes))
-            for piece in pieces:
-                rest = self.sub(deep.extent, number * depth)
-                piece.copy(stage, self.add(piece.base, self.mul(piece.step, number)), rest)
+            way.copy_early(stage, number)
             self.effect("async_commit", [])
 
         blocks = (warp_rows // fragments.ROWS, warp_columns // fragments.COLUMNS)
@@ -564,17 +704,15 @@ class MatrixLowering(DepthShares):
         zero = self.constant(0.0 if sum_dtype.is_float else 0, sum_dtype)
         end = self.add(self.near(), stages * stage_bytes)
         ahead = stages - 1
-        first = [self.value(self.add(piece.base, self.mul(piece.step, ahead))) for piece in pieces]
+        first = way.first(ahead)
         carried = [self.near(), self.value(self.add(self.near(), ahead * stage_bytes)), *first, *[zero] * count]
         block = Block([S64, *[v.type for v in carried]])
         self.enter(block)
         here, reading, writing = block.arguments[:3]
-        starts, sums = block.arguments[3:3 + len(pieces)], block.arguments[3 + len(pieces):]
+        place, sums = block.arguments[3:3 + len(first)], block.arguments[3 + len(first):]
         self.effect("async_wait", [], pending=stages - 2)
         self.effect("sync_warps", [])
-        rest = self.sub(self.sub(stop, ahead * depth), here)
-        for piece, address in zip(pieces, starts, strict=True):
-            piece.copy(writing, address, rest)
+        way.copy(writing, place, here, ahead)
         self.effect("async_commit", [])
         made = self._multiply(left, right, reading, blocks, [zero] * count if self._promotes(found) else sums)
         if self._promotes(found):
@@ -582,11 +720,10 @@ class MatrixLowering(DepthShares):
                     for total, value in zip(sums, made, strict=True)]
         sums = made
         self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end),
-                              *[self.value(self.add(a, piece.step)) for piece, a in zip(pieces, starts, strict=True)],
-                              *sums])
+                              *way.following(place), *sums])
         self.leave()
-        loop = Op("loop", [self.value(start), self.value(stop), *carried], [v.type for v in carried],
-                  {"step": depth, "label": found.depth}, [block], self.location)
+        loop = Op("loop", [self.value(way.start), self.value(way.stop), *carried], [v.type for v in carried],
+                  {"step": way.step, "label": found.depth}, [block], self.location)
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
         stays = self.stays(walk, found, warp_rows, warp_columns, self.warps, stages * stage_bytes)
@@ -611,7 +748,7 @@ class MatrixLowering(DepthShares):
                 own = self.add(self.near(), self.mul(self.warp(), own_bytes))
                 self._finish_tile(walk, found, placed, down, across, own)
 
-        self.finish_segment(found, list(loop.results)[2 + len(pieces):], row, column, store)
+        self.finish_segment(found, list(loop.results)[2 + len(first):], row, column, store)
 
     def stays(self, walk: Walk, found: MatrixWalk, high: int, wide: int, warps: int, at_hand: int) -> bool:
         raise NotImplementedError("stores of sums know their ways")

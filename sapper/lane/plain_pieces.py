@@ -33,7 +33,7 @@ class PlainPiece(Piece):
         self.arrange()
         source = self.access.dtype
         along = self.along_depth and self.access.axes[depth_axis] == source.size_bytes \
-            and low._outer_axis(op, depth_axis, (source.name,)) is not None
+            and low._outer_axis(op, depth_axis, (source.name,), low.around) is not None
         self.run = low.facts.run_bytes // source.size_bytes if along else 1
         self.group = self.chunk_elements if along else SLOT_ELEMENTS
         self.turns = not self.along_depth
@@ -50,6 +50,8 @@ class PlainPiece(Piece):
         across, down = self.access.axes[self.outer], self.access.axes[self.depth_axis]
         depth = low.open[self.depth_axis]
         base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, across))
+        for axis in low.around:
+            base = low.add(base, low.mul(low.open[axis].offset, self.access.axes[axis]))
         self.base = low.add(base, low.mul(depth.offset, down))
         self.step = low.mul(down, self.depth)
         self.stride = down

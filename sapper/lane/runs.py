@@ -118,10 +118,17 @@ class Runs(Pairs):
     def _rows_aligned(self, tensor: Value, indices: list[Value], lane: str, run: int) -> bool:
         """Whether neighbours along the lane axis from a multiple of `run` on lie at a multiple of their bytes."""
         last = affine(indices[-1])
-        return (tensor.op is None and tensor.name in self.specialization.aligned
-                and self.stride_classes.get(tensor.name, "contiguous") == "contiguous"
+        return (self.in_lines(tensor)
                 and last is not None and last.axes == {lane: 1} and last.constant % run == 0 and not last.scalars
                 and not any(lane in axes_of(index) for index in indices[:-1]))
+
+    def in_lines(self, tensor: Value) -> bool:
+        """Whether neighbours along a tensor's last dimension are neighbours in memory, and all rows start at lines, as
+        those of buffers do which many workers share (scratch.py)."""
+        if tensor.op is not None:
+            return tensor.op.name == "buffer" and self.facts.many_workers
+        return tensor.name in self.specialization.aligned \
+            and self.stride_classes.get(tensor.name, "contiguous") == "contiguous"
 
     # Loads and stores.
 

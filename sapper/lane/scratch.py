@@ -6,13 +6,15 @@ them have, and a record of every buffer, by which who launches the kernel makes 
 
 from __future__ import annotations
 
+from math import gcd, lcm
+
 from ..ir.nodes import Op, Value
 from ..ir.types import S64, DType, TensorType
 from .extents import ExtentLowering
 from .prefetches import LINE_BYTES
 from .state import Access, Capacity, Scalar, element_bytes, memory_dtype
 
-PAGE_BYTES = 4096
+PAGE_BYTES, ALIGNED_BYTES = 4096, 64
 
 BETWEEN_BYTES = 17 * LINE_BYTES
 """Between buffers of whole pages. A load waits for earlier stores that the last 12 bits of its address might be one of
@@ -22,13 +24,16 @@ gated layer took 2.7 times as long on a Granite Rapids where nothing was between
 
 class ScratchLowering(ExtentLowering):
     """Gives scratch memory. scratch_sizes: of the buffers so far, as the attribute `scratch` has them; scratch_end:
-    where the next one is, from the start of a worker's memory."""
+    where the next one is, from the start of a worker's memory. shared_sizes, shared_end: the same of buffers that all
+    workers see, where these are many; of few the first one has them in its own memory."""
 
     scratch_sizes: list[list[object]]
     scratch_end: Scalar
+    shared_sizes: list[list[object]]
+    shared_end: Scalar
 
     def _buffer(self, op: Op) -> None:
-        """Memory that all workers see: in the scratch memory of the first."""
+        """Memory that all workers see."""
         tensor = op.result
         assert isinstance(tensor.type, TensorType)
         size: Scalar = 1
@@ -38,27 +43,43 @@ class ScratchLowering(ExtentLowering):
             capacity = self.hint(value)[2]
             assert capacity is not None, "split_parts asks first"
             strides.insert(0, size)
-            extents.insert(0, (capacity, 1))
-            size = self.mul(size, self._rounded(capacity, 1))
-        self.tensor_bases[tensor] = self.scratch(extents, tensor.type.dtype, shared=True)
+            # Rows of what many workers share start at lines, so that copies may have several elements at once.
+            multiple = LINE_BYTES // element_bytes(tensor.type.dtype) if self.facts.many_workers and not extents else 1
+            extents.insert(0, (capacity, multiple))
+            size = self.mul(size, self._rounded(capacity, multiple))
+        self.tensor_bases[tensor] = self.scratch(extents, tensor.type.dtype, shared=True,
+                                                 behind=self.facts.many_workers)
         self.tensor_strides[tensor] = strides
 
-    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType, shared: bool = False) -> Scalar:
+    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType, shared: bool = False,
+                behind: bool = False) -> Scalar:
         """Address of a new scratch buffer: product over axes of their capacity, rounded up to a multiple each. shared:
-        one for all workers.
+        that of the first worker. behind: there is but one, behind the memory of all workers.
 
         The attribute `scratch` lists every buffer, and what is between them, as [element bytes, [[constant, [dims],
-        multiple], ...]].
+        multiple], ...]]; `shared_scratch` those behind all workers' memory. Warps with tasks of their own
+        have as many buffers, one after the other.
         """
         size = element_bytes(dtype)
         words: Scalar = size
         record: list[object] = []
+        if self.warps_have_tasks and not shared:
+            record.append([self.warps, [], 1])
+            extents = [*extents[:-1], (extents[-1][0], lcm(extents[-1][1], ALIGNED_BYTES // gcd(size, ALIGNED_BYTES)))]
         for capacity, multiple in extents:
             c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
             words = self.mul(words, self._rounded(c, multiple))
             record.append([c.constant, list(c.dims), multiple])
+        if behind:
+            base = self.add(self._behind_workers(), self.shared_end)
+            self.shared_end = self.add(self.shared_end, self.round_up(words, ALIGNED_BYTES))
+            self.shared_sizes.append([size, record])
+            return base
         base = self.add(self._scratch_base(shared), self.scratch_end)
-        self.scratch_end = self.add(self.scratch_end, self.round_up(words, 64))
+        if self.warps_have_tasks and not shared:
+            base = self.add(base, self.mul(self.warp(), words))
+            words = self.mul(words, self.warps)
+        self.scratch_end = self.add(self.scratch_end, self.round_up(words, ALIGNED_BYTES))
         self.scratch_sizes.append([size, record])
         if isinstance(words, int) and words % PAGE_BYTES == 0:
             self.scratch_end = self.add(self.scratch_end, BETWEEN_BYTES)
@@ -70,6 +91,14 @@ class ScratchLowering(ExtentLowering):
         for dim in capacity.dims:
             extent = self.mul(extent, self.slot(f"dim.{dim}"))
         return self.round_up(extent, multiple)
+
+    def _behind_workers(self) -> Scalar:
+        """Where the last worker's memory ends."""
+        memo = self.levels[0].memo
+        if "behind workers" not in memo:
+            each = self.emit(0, "arg", [], S64, slot=1)
+            memo["behind workers"] = self.add(self._scratch_base(True), self.mul(self.emit_once("workers"), each))
+        return memo["behind workers"]  # type: ignore[no-any-return]
 
     def _scratch_base(self, shared: bool = False) -> Scalar:
         memo = self.levels[0].memo

@@ -34,16 +34,17 @@ def is_cheap(op: Op, choices: bool = False) -> bool:
 
 def sink(function: Function) -> None:
     """Sink the ops of a function, in place. Where the parts that warps play (groups.py) leave few registers (attribute
-    `few_registers`), into these as well: what several parts want is made in each."""
+    `few_registers`), into these as well: what several parts want is made in each. So it is for several loops of tasks
+    where workers have several warps, as one that multiplies matrices has no register left for the others."""
     few = bool(function.attributes.get("few_registers"))
-    _Sinking(few).place(function.body, [])
+    _Sinking(few, function.attributes.get("warps", 1) > 1).place(function.body, [])
 
 
 class _Sinking:
-    """few: whether registers are, and ops go into the parts of an `if`."""
+    """few: whether registers are, and ops go into the parts of an `if`. apart: each loop of tasks makes its own."""
 
-    def __init__(self, few: bool) -> None:
-        self.few = few
+    def __init__(self, few: bool, apart: bool) -> None:
+        self.few, self.apart = few, apart
         self.opened = frozenset(("loop", "tasks", *(["if"] if few else [])))
         self.loops: dict[Block, bool] = {}
         self.read: dict[Block, set[Value]] = {}
@@ -88,16 +89,17 @@ class _Sinking:
             if not places:
                 continue
             first = places[0][0]
-            if any(number != first or which == OUTSIDE for number, which in places):
+            apart = self.apart and all(which != OUTSIDE and fixed[number].name == "tasks" for number, which in places)
+            if not apart and any(number != first or which == OUTSIDE for number, which in places):
                 before[first].append(op)
                 places = [(first, OUTSIDE)]
             else:
-                for _, which in places:
-                    queue = inside[first][which]
-                    if which == places[0][1]:
+                for number, which in places:
+                    queue = inside[number][which]
+                    if (number, which) == places[0]:
                         queue.append(op)
                     else:
-                        queue.append(_copy(op, fixed[first].blocks[which], queue))
+                        queue.append(_copy(op, fixed[number].blocks[which], queue))
                         self.read.clear()   # its users read the copy
             for value in op.operands:
                 if value in wanted:

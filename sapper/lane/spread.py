@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, TensorType, TileType, b32, f32, i32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, TileType, b32, f32, i32
 from .matrix import ELEMENT_BYTES, MatrixLowering
 from .rows import LoweringError
 from .state import Access, Scalar, element_bytes, row_dtype
@@ -88,7 +88,7 @@ class SpreadLowering(MatrixLowering):
         assert spread is not None
         if op is not None and op.name == "load" and not spread.valid:
             access = self.access(op)
-            if access.axes.get(axis) == ELEMENT_BYTES and self.pairs_aligned(op.operands[0]):
+            if access.axes.get(axis) == ELEMENT_BYTES and self.in_lines(op.operands[0]):
                 base, offsets, disp = self.spread_address(access, at)
                 return self.emit(level, "gather", [base, offsets], ROW_B32, dtype=b32, scale=1, disp=disp,
                                  masked=False)
@@ -105,13 +105,6 @@ class SpreadLowering(MatrixLowering):
         return self.emit(level, "pack2", rows, ROW_B32, dtype=dtype)
 
     # Memory.
-
-    def pairs_aligned(self, tensor: Value) -> bool:
-        """Whether two neighbours from an even place on lie at a multiple of their bytes."""
-        t = tensor.type
-        assert isinstance(t, TensorType)
-        return tensor.op is None and tensor.name in self.specialization.aligned \
-            and self.specialization.strides.get(tensor.name, "contiguous") == "contiguous"
 
     def spread_address(self, access: Access, at: dict[str, int]) -> tuple[Value, Value, int]:
         """Base, offsets of the lanes, disp."""

@@ -132,11 +132,16 @@ class TaskLowering(NestLowering):
                 replace(part, chunks=known.get(part.range.axis, part.chunks)) for part in plans], body))
             return
         task = Block([S64])
-        total_value = self.value(total)
+        total_value = self.value(self.ceil_div(total, self.warps) if self.warps_have_tasks else total)
         self.enter(task)
         axes = tuple(r.axis for r in ranges if r.axis is not None)
         self.task_axes = axes if columns is not None and len(axes) == len(ranges) else ()
-        self._task(task.arguments[0], plans, body)
+        if self.warps_have_tasks:       # so many together are a task of their worker
+            mine = self.value(self.add(self.mul(task.arguments[0], self.warps), self.warp()))
+            known = self.emit(self.depth, "s_cmp", [mine, self.value(total)], S64, cond="lt")
+            self.fork(known, lambda: self._task(mine, plans, body), lambda: None)
+        else:
+            self._task(task.arguments[0], plans, body)
         self.task_axes = ()
         self.effect("yield", [])
         self.leave()

@@ -98,6 +98,8 @@ class Frontend(Calls):
         rows += self.conditions
         if rows:
             function.attributes["requires"] = rows
+        if kernel.options.get("in_place"):
+            function.attributes["in_place"] = [list(pair) for pair in kernel.options["in_place"]]
         used = {operand for op in function.walk() for operand in op.operands}
         head: list[Op] = []
         for op in reversed(self.prelude):

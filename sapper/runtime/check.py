@@ -429,7 +429,8 @@ class _Checker:
         attributes = program.function.attributes
         memory = Memory()
         each = max(64, scratch_bytes(attributes["scratch"], binding.dims))
-        scratch = memory.allocate("scratch", each * self.workers)
+        shared = scratch_bytes(attributes.get("shared_scratch", ()), binding.dims)
+        scratch = memory.allocate("scratch", each * self.workers + shared)
         sync = memory.allocate("sync block", 1024)
         for name, value in given.items():
             if isinstance(value, numpy.ndarray):

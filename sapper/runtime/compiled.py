@@ -15,6 +15,7 @@ from ..ir.nodes import Location
 from . import settings
 
 Term = tuple[float, tuple[str, ...]]
+Buffers = tuple[tuple[int, tuple[tuple[int, tuple[str, ...], int], ...]], ...]
 
 
 class CompiledKernel(NamedTuple):
@@ -33,8 +34,8 @@ class CompiledKernel(NamedTuple):
         size, rounded up, multiply to the most tasks that it can have; empty when unknown.
     work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
         unknown. tasks and work only choose how many workers to wake.
-    warps, near_bytes, tensor_maps, barriers, cluster: of code for a GPU; see codegen.pipeline.Compiled. `code` is then
-        text.
+    warps, near_bytes, tensor_maps, barriers, cluster, shared_scratch: of code for a GPU; see codegen.pipeline.Compiled.
+        `code` is then text.
     lines: (offset, location) where the source line changes; frame: how its frame lies (codegen/unwind.py). Only for
         debuggers: they are not kept on disk, and the frame is only worked out where a debugger is told of it.
     """
@@ -43,7 +44,7 @@ class CompiledKernel(NamedTuple):
     code: bytes
     slots: tuple[str, ...]
     scratch_bytes: int = 0
-    scratch: tuple[tuple[int, tuple[tuple[int, tuple[str, ...], int], ...]], ...] = ()
+    scratch: Buffers = ()
     counters: int | None = 0
     stored: tuple[str, ...] = ()
     tasks: tuple[tuple[tuple[int, tuple[str, ...], int], ...], ...] = ()
@@ -54,6 +55,7 @@ class CompiledKernel(NamedTuple):
     tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
     barriers: bool = False
     cluster: int = 1
+    shared_scratch: Buffers = ()
     lines: tuple[tuple[int, Location], ...] = ()
     frame: tuple[tuple[int, Any], ...] = ()
 
@@ -82,21 +84,18 @@ class CompiledKernel(NamedTuple):
             _tuples(getattr(compiled, "tensor_maps", ())),
             getattr(compiled, "barriers", False),
             getattr(compiled, "cluster", 1),
+            _tuples(getattr(compiled, "shared_scratch", ())),
             tuple(compiled.made.line_table) if hasattr(compiled, "made") else (),
             _frame(compiled.made) if settings.debugging() and hasattr(compiled, "made") else (),
         )
 
     def scratch_for(self, dims: Mapping[str, int]) -> int:
         """Scratch bytes of each worker for these extents."""
-        total = self.scratch_bytes
-        for size_bytes, axes in self.scratch:
-            for constant, names, multiple in axes:
-                extent = constant
-                for name in names:
-                    extent *= dims[name]
-                size_bytes *= -(-extent // multiple) * multiple
-            total += -(-size_bytes // 64) * 64
-        return total
+        return self.scratch_bytes + _bytes_of(self.scratch, dims)
+
+    def shared_scratch_for(self, dims: Mapping[str, int]) -> int:
+        """The same of what all workers share, behind the last one's."""
+        return _bytes_of(self.shared_scratch, dims)
 
     def task_count(self, dims: Mapping[str, int]) -> int | None:
         """Tasks of the parallel loop with the most; None when unknown."""
@@ -140,9 +139,22 @@ class CompiledKernel(NamedTuple):
                 _tuples(facts["tensor_maps"]),
                 bool(facts["barriers"]),
                 int(facts["cluster"]),
+                _tuples(facts["shared_scratch"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"packed kernel: found a header without {error}") from error
+
+
+def _bytes_of(buffers: Buffers, dims: Mapping[str, int]) -> int:
+    total = 0
+    for size_bytes, axes in buffers:
+        for constant, names, multiple in axes:
+            extent = constant
+            for name in names:
+                extent *= dims[name]
+            size_bytes *= -(-extent // multiple) * multiple
+        total += -(-size_bytes // 64) * 64
+    return total
 
 
 def _tuples(nested: Any) -> Any:

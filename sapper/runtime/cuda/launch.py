@@ -50,13 +50,14 @@ def ordinal_of(value: Any) -> int | None:
 
 class Entry(NamedTuple):
     """A kernel loaded for one layout of its arguments. blocks, threads: of a launch. scratch_bytes: of each worker, of
-    whom there are `workers`."""
+    whom there are `workers`; shared_bytes: of what these share."""
 
     compiled: CompiledKernel
     function: Function
     blocks: int
     threads: int
     scratch_bytes: int
+    shared_bytes: int
     workers: int
 
 
@@ -255,11 +256,12 @@ class DeviceLauncher:
         if wanted is not None:
             blocks = max(1, min(blocks, -(-wanted // of_block)))
         blocks = max(1, blocks // compiled.cluster) * compiled.cluster
-        return Entry(compiled, function, blocks, 32 * warps, each, blocks * of_block)
+        return Entry(compiled, function, blocks, 32 * warps, each, compiled.shared_scratch_for(binding.dims),
+                     blocks * of_block)
 
 
 def _scratch_bytes(entry: Entry) -> int:
-    return SYNC_BYTES + entry.scratch_bytes * entry.workers
+    return SYNC_BYTES + entry.scratch_bytes * entry.workers + entry.shared_bytes
 
 
 def _place(parameters: Parameters, entry: Entry, scratch: Scratch) -> None:

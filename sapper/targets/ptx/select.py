@@ -156,7 +156,7 @@ def begin(s: Any) -> None:
         facts.worker, facts.workers = s.new("gpr"), s.new("gpr")
         s.emit("cvt.u64.u32", facts.worker, number)
         s.emit("cvt.u64.u32", facts.workers, total)
-    if needed & {"warp", "hand_over", "take_over"}:
+    if needed & {"warp", "hand_over", "take_over"} or ("barrier" in needed and facts.warps > 1):
         own = s.new("vec")
         s.emit("shr.u32", own, thread, 5)
         facts.warp = s.new("gpr")

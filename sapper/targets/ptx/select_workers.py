@@ -38,10 +38,17 @@ def barrier(s: Any, op: Op) -> None:
 
     Every warp of the launch must be resident at once (a cooperative launch). Lane 0 speaks for its warp; what it reads
     goes to all lanes by a shuffle, so that the loop stays uniform. The fences on both sides, with the meeting of the
-    lanes, make all that any lane wrote before visible to every lane after (PTX ISA 8.9, causality order).
+    lanes, make all that any lane wrote before visible to every lane after (PTX ISA 8.9, causality order). Of a worker
+    of several warps the first one arrives and watches, when all of them have met, and they meet again before they go
+    on.
     """
-    del op
     facts = s.facts
+    outside = s.new_label("barrier_done")
+    if facts.warps > 1:
+        sync_warps(s, op)
+        other = s.new("pred")
+        s.emit("setp.ne.s64", other, facts.warp, 0)
+        branch_if(s, other, True, outside)
     sync, total = s.new("gpr"), s.new("vec")
     generation, arrived, now = s.new("vec"), s.new("vec"), s.new("vec")
     last, spin, after = s.new_label("barrier_last"), s.new_label("barrier_spin"), s.new_label("barrier")
@@ -76,6 +83,9 @@ def barrier(s: Any, op: Op) -> None:
     s.label(after)
     s.emit("fence.acq_rel.gpu")
     sync_lanes(s, None)
+    if facts.warps > 1:
+        s.label(outside)
+        sync_warps(s, op)
 
 
 # --- From one worker to another --------------------------------------------------------------------------------------
