@@ -45,6 +45,8 @@ class WalkChoice:
     blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
+    tile_ahead: loads of rows that a sequential loop keeps a tile of, whose next tile is asked for meanwhile.
+    widened_here: the one whose rows this walk widens to scratch memory as it meets them.
     block_ahead: staged operands of which what the next block of panels is copied from is asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. few: what is
     chosen instead, as the kernel runs, where there are fewer rows than `fewest`. bound: how they serve it where the
@@ -72,6 +74,8 @@ class WalkChoice:
     blocked: bool = False
     rows_here: list[Op] = field(default_factory=list)
     rows_ahead: list[Op] = field(default_factory=list)
+    tile_ahead: list[Op] = field(default_factory=list)
+    widened_here: Op | None = None
     block_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None
     run: int = 1
@@ -135,7 +139,8 @@ class AxisLoops(Runs):
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
 
-    def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
+    def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]],
+                 apart: bool = False) -> Access:
         raise NotImplementedError("control gives scratch memory")
 
     def axis_loop(self, axis: str, count: int, lane: bool, carried: Carried,

@@ -22,13 +22,7 @@ SEQUENTIAL_TILE, MOST_SEQUENTIAL = 64, 512
 
 
 class CarriedLowering(NestLowering, StreamPrefetches):
-    """Emits sequential loops and branches. Subclasses emit blocks.
-
-    sequential_tiles: of each axis the size of a tile. What is left of the rows that meet them takes the same one, as
-    buffers have room for that.
-    """
-
-    sequential_tiles: dict[str, int]
+    """Emits sequential loops and branches. Subclasses emit blocks."""
 
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
         raise NotImplementedError("control emits blocks")

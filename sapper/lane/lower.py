@@ -38,13 +38,13 @@ from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleEr
 from ..tile.sums import share_sums
 from .axis_loops import WalkChoice
 from .extents import hint
-from .kept_tiles import KeptTiles
 from .late import LateWalk
 from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .tasks import TaskLowering
 from .unpacked import UnpackedOperands
+from .widened_rows import WidenedRows
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -130,7 +130,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
+class Lowering(TaskLowering, UnpackedOperands, WidenedRows, OrderedLowering):
     """Emits a function: its parts, their blocks, and the walks and control ops of these."""
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
@@ -339,8 +339,9 @@ class Lowering(TaskLowering, UnpackedOperands, KeptTiles, OrderedLowering):
             self.asking = storing if self.requests.line_by_line and storing else walks
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items if late is None else plan.items[:-1]
-        for item in items:
-            self._item(item, top)
+        for item, following in zip(items, [*items, None][1:], strict=True):
+            if not isinstance(item, Walk) or not self.is_widened_by(item, following):
+                self._item(item, top)
         self.block_loads, self.asking = outer
 
     def _item(self, item: Walk | Op, top: bool) -> None:

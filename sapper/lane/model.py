@@ -380,6 +380,7 @@ class Model(RegisterFactors):
         if not rows_ahead and by_hand is None and len(order) == 2 and self._is_one_piece(lane, counts):
             rows_ahead = [op for op in self._rows_ahead(walk, order[1], staged)
                           if self.is_contiguous(self.access(op), order[1], walk.reduced[0])]
+        tile_ahead = self._tile_ahead(walk, order, reduced) if by_hand is None else []
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         depth_block = column_block = 0
@@ -403,7 +404,7 @@ class Model(RegisterFactors):
             if parted is None else (None, None)
         return WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                           by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here,
-                          rows_ahead=rows_ahead, block_ahead=block_ahead, parted=parted,
+                          rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead, parted=parted,
                           depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
                           joined_once=joined_once)
 
@@ -459,6 +460,20 @@ class Model(RegisterFactors):
             along = access.axes.get(walk.reduced[0]) == element_bytes(access.dtype)
             if op not in staged and along and row_axis in access.axes and not access.gathers:
                 found.append(op)
+        return found
+
+    def _tile_ahead(self, walk: Walk, order: list[str], reduced: list[str]) -> list[Op]:
+        """The loads of a tile of rows, one after the other in memory, that others meet as they lie in scratch memory:
+        the next tile is asked for meanwhile, as the processor does not see it coming."""
+        if not self.requests.row_streams or len(reduced) != 1 or not order or order[-1] not in self.sequential_tiles:
+            return []
+        found = []
+        for load in filter(None, (load_behind(operand) for op in walk.reductions for operand in op.operands)):
+            value = load.result
+            if value in self.buffers and value not in self.slot_axes and axes_of(value) == (order[-1], reduced[0]):
+                access = self.access(load)
+                if not access.gathers and self.is_whole_rows(access, order[-1], reduced[0]):
+                    found.append(load)
         return found
 
     def _blocks(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str], staged: list[Op]) -> bool:

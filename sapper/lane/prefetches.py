@@ -109,13 +109,15 @@ class Prefetches(Stores):
     near_bytes: size of L1. block_bytes: of panels that are walked with the same rows. asking: the walks of the block
     at hand that ask for what they will read, if it stores past the caches (block_loads: its loads). next_block: where
     the next block of panels begins, or the last one, if the walk at hand asks for that. depth_part: the part of the
-    depth that all rows meet before the next.
+    depth that all rows meet before the next. sequential_tiles: of each axis of a loop in order the size of a tile; what
+    is left of the rows that meet them takes the same one, as buffers have room for that.
     """
 
     near_bytes: int
     block_bytes: int
     requests: Requests
     prefetches_rows: bool
+    sequential_tiles: dict[str, int]
     asking: list[Walk]
     next_block: Scalar | None = None
     depth_part: Open | None = None
@@ -367,6 +369,19 @@ class Prefetches(Stores):
         for row in range(rows.count):
             operands, attributes = self.address(
                 access, {**dict.fromkeys(axes_of(op.result), 0), row_axis: rows.count + row})
+            self.effect("prefetch", operands, level=2, **attributes)
+
+    def _prefetch_tile_after(self, op: Op, row_axis: str, depth_axis: str) -> None:
+        """Ask for the rows that lie a tile further on than these, of which a copy is read, in the order of memory."""
+        access, rows, depth = self.access(op), self.bound[row_axis], self.bound[depth_axis]
+        step_bytes = rows.count * depth.count * element_bytes(access.dtype)
+        if step_bytes % LINE_BYTES:
+            return
+        further = self.add(rows.offset, self.sequential_tiles[row_axis])
+        block = self.add(access.base, self.mul(access.axes[row_axis], further))
+        inside = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), step_bytes // depth.count)
+        for line in range(0, step_bytes, LINE_BYTES):
+            operands, attributes = self.memory_operands(block, inside, 1, access.disp + line)
             self.effect("prefetch", operands, level=2, **attributes)
 
     def is_contiguous(self, access: Access, row_axis: str, depth_axis: str) -> bool:

@@ -70,6 +70,9 @@ class Reductions(Staging):
 
     errors_before: dict[Value, Access]
 
+    def widen_here(self, load: Op) -> None:
+        raise NotImplementedError("control knows what is kept")
+
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
         if choice.by_hand is not None and choice.lane is not None and takes(self, choice.by_hand, choice.lane):
@@ -233,6 +236,8 @@ class Reductions(Staging):
                     carried = self._reduce(walk, plain, k, accumulators, carried)
             return carried
         self._prefetch_next_rows(walk, choice)
+        if choice.widened_here is not None:
+            self.widen_here(choice.widened_here)
         self._unpack(accumulators, carried)
         pieces = list(enumerate(self._coordinates(walk.reduced)))
         in_streams = bool(self.requests.row_streams) and choice.parted is not None
@@ -266,6 +271,8 @@ class Reductions(Staging):
             self._prefetch_next_block(op, choice)
         for op in choice.rows_ahead:
             self._prefetch_rows_after(op, choice.order[-1], choice.reduced[0] if choice.reduced else None)
+        for op in choice.tile_ahead:
+            self._prefetch_tile_after(op, choice.order[-1], choice.reduced[0])
         self._roots(walk.inner, walk)
         return [v for a in accumulators for v in a.carried()]
 

@@ -112,13 +112,15 @@ class ScratchLowering(ExtentLowering):
             memo["scratch"] = self.add(base, self.mul(worker, each))
         return memo["first scratch" if shared else "scratch"]  # type: ignore[no-any-return]
 
-    def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
+    def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]],
+                 apart: bool = False) -> Access:
         """A scratch buffer for a tile: the last axis is contiguous and padded to whole rows (twice, for tails). Many
-        rows lie a line further apart, so that those at hand are not all in one set of the first cache."""
+        rows, and those that shall be `apart`, lie a line further apart, so that those at hand are not all in one set of
+        the first cache."""
         extents: list[tuple[Capacity | int, int]] = [(c, 1) for _, c in axes[:-1]]
         extents.append((axes[-1][1], self.lanes))
         base = self.scratch(extents, dtype)
-        between = LINE_BYTES if any(axis in self.chunked for axis, _ in axes[:-1]) else 0
+        between = LINE_BYTES if apart or any(axis in self.chunked for axis, _ in axes[:-1]) else 0
         if between:
             self.scratch([*extents[:-1], (between // element_bytes(dtype), 1)], dtype)
         access = Access(base, 0, {}, memory_dtype(dtype), relative=True)

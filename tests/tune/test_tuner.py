@@ -361,3 +361,19 @@ def test_the_librarys_schedules_are_sound() -> None:
                 reduce_loops(function)
                 canonicalize(function)
                 choices(function, Schedule.from_json(entry["schedule"]), facts_of(target(path.stem)), Specialization())
+
+
+@pytest.mark.parametrize("path", sorted(Path(tuned.library_directory()).glob("*.json")), ids=lambda path: path.stem)
+def test_the_librarys_schedules_compute_the_same(path: Path) -> None:
+    """As far as this CPU runs their target's code; else down to machine IR."""
+    from sapper.runtime.check import check_kernel
+    from sapper.targets import target
+
+    kernels = {k.name: k for k in library()}
+    found = {(name, json.dumps(entry["schedule"])) for name, entries in tuned.read(str(path)).items()
+             for entry in entries}
+    for name, text in sorted(found):
+        entry, schedule = kernels[name], Schedule.from_json(json.loads(text))
+        report = check_kernel(entry.kernel, target(path.stem), runs=2, schedule=schedule,
+                              make_arguments=entry.make_arguments, shapes=entry.check_shapes)
+        assert report.finding is None, f"{path.name}: {name} {text}: {report.finding}"
