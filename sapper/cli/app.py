@@ -39,17 +39,18 @@ Static = Annotated[str | None, typer.Option("--static", help="Extents compiled i
 Dims = Annotated[str | None, typer.Option("--dims", "--shape", help="Extents of the call whose code is wanted: M=512.")]
 ScheduleText = Annotated[str | None, typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
 ModelName = Annotated[str, typer.Argument(help="A GGUF file, a safetensors directory, or a name such as smollm2.")]
-Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="Of the draws; 0: the likeliest token.")]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Of these, the fewest that have this probability together.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Of these, those with this part of the likeliest's.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the draws.")]
 Speculate = Annotated[bool, typer.Option(
     "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be given again.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")]
 WeightsDtype = Annotated[str, typer.Option(
-    "--dtype", help="Of weights: file, file-f32, file-rounded, bf16, bf16-rounded or f32.")]
+    "--dtype", help="How weights are held: file (activations in 8 bits), file-f32 (activations in f32), file-rounded, "
+                    "bf16, bf16-rounded or f32: docs/models.md.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -226,10 +227,10 @@ def build(
         bool, typer.Option("--fallback/--no-fallback", help="With the general forms, for all other calls.")
     ] = True,
     scratch_mib: Annotated[
-        int | None, typer.Option("--scratch-mib", min=0, max=2047, help="The library's own scratch memory: 64.")
+        int | None, typer.Option("--scratch-mib", min=0, max=2047, help="The library's scratch memory; default: 64.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", min=2, help="Of a model: tokens that a conversation may have.")
+        int | None, typer.Option("--context", min=2, help="Of a model: most tokens of a conversation.")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of a model: how weights are held: file (the default), file-f32, "
@@ -394,7 +395,7 @@ def emulate(
         "--short-sums", help="Sum products of fp8 with the few bits that tensor cores keep.")] = False,
     expect: Annotated[list[str] | None, typer.Option("--expect", help="A NumPy expression: z = x + y.")] = None,
     cooperative: Annotated[bool, typer.Option("--cooperative", help="All blocks are resident at once.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of random arguments.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of random arguments.")] = 0,
     json: Json = False,
 ) -> None:
     """Run a kernel of PTX text without a GPU, and check it: races, bounds, bytes nobody wrote, deadlocks.
@@ -477,7 +478,7 @@ def cache_clear(json: Json = False) -> None:
 def generate(
     model: ModelName,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="A user's message.")],
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="At most so many.")] = 128,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Most tokens of the answer.")] = 128,
     temperature: Temperature = 0.0, top_k: TopK = 40, top_p: TopP = 1.0, min_p: MinP = 0.0, seed: Seed = 0,
     stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
@@ -507,7 +508,7 @@ def generate(
 def chat(
     model: ModelName,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", "-n", min=1, help="Of an answer, at most.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", "-n", min=1, help="Most tokens of an answer.")] = None,
     context: Annotated[int | None, typer.Option("--context", min=2, help="Tokens of the conversation.")] = None,
     temperature: Temperature = 0.0, top_k: TopK = 40, top_p: TopP = 1.0, min_p: MinP = 0.0, seed: Seed = 0,
     stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file", speculate: Speculate = False,
@@ -531,17 +532,17 @@ def chat(
 def serve(
     model: ModelName,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8080,
-    key: Annotated[str | None, typer.Option("--key", help="Clients must give it. Also: SAPPER_SERVE_KEY.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of the model, for clients; default: MODEL.")] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: any free one.")] = 8080,
+    key: Annotated[str | None, typer.Option("--key", help="What clients must give. Also: SAPPER_SERVE_KEY.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name for clients; default: MODEL.")] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Sequences in a step.")] = 8,
     context: Annotated[int | None, typer.Option("--context", min=2, help="Tokens of a sequence.")] = None,
-    pages: Annotated[int | None, typer.Option("--pages", min=1, help="Of 64 tokens, for all sequences.")] = None,
+    pages: Annotated[int | None, typer.Option("--pages", min=1, help="Pages of 64 tokens, for all sequences.")] = None,
     queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that may wait.")] = 32,
-    body_bytes: Annotated[int, typer.Option("--body-bytes", min=1, help="Of a request, at most.")] = 1 << 20,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of an answer, at most.")] = 4096,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of a request, at most.")] = 600.0,
-    stall_seconds: Annotated[float, typer.Option("--stall-seconds", min=0.1, help="A client may stall for.")] = 30.0,
+    body_bytes: Annotated[int, typer.Option("--body-bytes", min=1, help="Most bytes of a request.")] = 1 << 20,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 4096,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Longest time of a request.")] = 600.0,
+    stall_seconds: Annotated[float, typer.Option("--stall-seconds", min=0.1, help="Longest stall of a client.")] = 30.0,
     threads: Threads = None, dtype: WeightsDtype = "file", speculate: Speculate = False,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API has it: /v1/models, /v1/completions, /v1/chat/completions, and /health
@@ -599,7 +600,7 @@ def quantize(
     text: Annotated[
         str | None, typer.Option("--perplexity", metavar="FILE", help="Measure it over a text, before and after.")
     ] = None,
-    shard_mib: Annotated[int, typer.Option("--shard-mib", min=1, help="Of a file, at most, about.")] = 4096,
+    shard_mib: Annotated[int, typer.Option("--shard-mib", min=1, help="Largest size of a file, about.")] = 4096,
     threads: Threads = None, json: Json = False,
 ) -> None:
     """Quantise a model's matrices in groups, to 4 or 8 bits, and write it as a directory that every command takes.

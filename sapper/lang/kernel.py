@@ -20,6 +20,9 @@ from .tensor import TensorAnnotation
 
 ParameterType = TensorType | TileType
 
+CALL_OPTIONS = ("emulate", "interpret", "schedule", "static", "target", "threads")
+"""Of a call; the decorator may be given them for all calls."""
+
 COROUTINE = 0x80 | 0x200
 """Flags of the code of `async def` (inspect.CO_COROUTINE, CO_ASYNC_GENERATOR)."""
 
@@ -70,11 +73,28 @@ class Kernel:
                               found=f"no dimension {dim} in its tensors",
                               expected=f"dimensions of the kernel: {', '.join(dict.fromkeys(known)) or 'it has none'}",
                               mend=f"leave {dim} out of specialise")
+        self._check_options()
         self.launcher: Callable[..., Any] = self._first_call
         self.by_hand: list[ByHand] = []
         self.refused_by_hand = False
         self._digest: str | None = None
         self._tile_ir: dict[tuple[tuple[str, int], ...], Function] = {}
+
+    def _check_options(self) -> None:
+        """Raise KernelError for an option that there is not, or a pair of in_place that names no two tensors."""
+        place = Location(self.source_file, self.source_line, 1, 1)
+        known = ("in_place", *CALL_OPTIONS)
+        for option in self.options:
+            if option not in known:
+                from .bindings import near
+
+                raise KernelError("call-arguments", f"@kernel has no option {option}", place, option,
+                                  f"name, specialise, {', '.join(known)}", near(option, known, "leave it out"))
+        tensors = [name for name, type in self.parameters if isinstance(type, TensorType)]
+        for pair in self.options.get("in_place", ()):
+            if len(pair) != 2 or isinstance(pair, str) or not all(name in tensors for name in pair):
+                raise KernelError("call-arguments", f"in_place of {self.name} names no two of its tensors", place,
+                                  repr(pair), f"a pair of {', '.join(tensors)}", 'write in_place=[("out", "x")]')
 
     def tile_ir(self, static: Mapping[str, int] | None = None) -> Function:
         """The kernel as a tile IR function, a fresh one at each call.

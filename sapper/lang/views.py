@@ -167,11 +167,13 @@ class Views(Operations):
             def spelled(these: Sequence[Any]) -> str:
                 return f"[{', '.join(map(str, these))}]"
 
+            part = next((extent for extent in extents if isinstance(extent, int) and extent > 1), 16)
+            split = ", ".join(map(str, (*have_extents[:-1], f"{have_extents[-1]} // {part}", part)))
             widths = f", whose elements are {have.size_bytes} bytes and become {dtype.size_bytes}"
             self.fail("view", f"{tensor.name} cannot be viewed like this", node,
                       f"extents {spelled(extents)} for {spelled(have_extents)}{widths if ratio != 1 else ''}",
                       "as many elements, neighbouring axes split or merged",
-                      "divide what is split: x.view(N // 16, 16)" if total.is_whole else
+                      f"divide what is split: {tensor.name}.view({split})" if total.is_whole else
                       "name the extents of the tensor, split or multiplied")
         self.require(tensor, divided, groups, ratio, dtype.size_bytes, node)
         key = (tensor, dtype.name, *map(repr, extents))

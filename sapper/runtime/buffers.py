@@ -57,7 +57,7 @@ def empty(shape: int | tuple[int, ...], dtype: AnyDType = "f32") -> numpy.ndarra
     """An uninitialised C-order array for weights and results.
 
     shape: of elements. dtype: a sapper dtype, its name, or anything that numpy.dtype takes.
-    Raises LaunchError when there is no memory, ValueError for a negative extent.
+    Raises LaunchError when there is no memory, ValueError for a negative extent or what is no dtype.
     """
     extents, element = _described(shape, dtype)
     count = math.prod(extents)
@@ -153,4 +153,8 @@ def _described(shape: int | tuple[int, ...], dtype: AnyDType) -> tuple[tuple[int
     extents = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(extent < 0 for extent in extents):
         raise ValueError(f"empty: found shape {extents}; expected extents of 0 or more")
-    return extents, numpy_dtype(dtype)
+    try:
+        return extents, numpy_dtype(dtype)
+    except TypeError:
+        raise ValueError(f"empty: found dtype {dtype!r}; expected a dtype of sapper, its name such as 'f32', or one of "
+                         "NumPy") from None

@@ -26,6 +26,7 @@ from ..ir.types import TensorType
 from ..lang import context
 from ..lang import digest as _digest  # noqa: F401  each first call needs it: loaded with the runtime, not in the call
 from ..lang.errors import CallError, KernelError
+from ..lang.kernel import CALL_OPTIONS as OPTIONS
 from ..targets import known_targets
 from ..targets.x86_64.detect import host, host_target
 from ..targets.x86_64.target import target as named_target
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 MAX_ENTRIES = 1024
 SPECIALISED_FORMS = 8
 """For so many different extents of the dims that a kernel is specialised for a launcher has code of its own."""
-OPTIONS = ("emulate", "interpret", "schedule", "static", "target", "threads")
 
 Compile = Callable[..., Any]
 Made = TypeVar("Made")
@@ -256,6 +256,8 @@ class Launcher:
         )
         self.static = self._static_dims(self.options.get("static", ()))
         self.schedule = self.options.get("schedule")
+        if isinstance(self.schedule, (str, int, float)):
+            raise self._bad_option("schedule", self.schedule, "a Schedule, or a dict with its entries")
         self.target = self.options.get("target")
         self.specialised: frozenset[str] = kernel.specialise
         self.forms: set[tuple[tuple[str, int], ...]] = set()
@@ -724,6 +726,9 @@ def interpret(kernel: Any, *arguments: Any, **options: Any) -> Any:
 
 def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall | DeviceCall:
     """Compile a kernel for these arguments and bind them: `call = prepare(kernel, a, b, c); call(); call()`."""
+    if not hasattr(kernel, "parameters"):
+        raise CallError("type", "prepare takes a kernel", "", repr(kernel), "a function decorated with @sapper.kernel",
+                        "write prepare(kernel, a, b, c)")
     if options.get("interpret") or options.get("emulate") or settings.interpret():
         raise LaunchError(
             f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET, interpret=True or emulate=True; "

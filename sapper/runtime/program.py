@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 
 from ..ir.types import DTYPES
+from ..lang.errors import CallError
 from . import settings, workers
 from .arguments import (
     FIRST_SLOT,
@@ -308,7 +309,12 @@ class Program:
     """
 
     def __init__(self, launches: Iterable[tuple[Any, Sequence[Any]]], **options: Any) -> None:
-        steps = [(kernel, tuple(arguments)) for kernel, arguments in launches]
+        steps: list[tuple[Any, tuple[Any, ...]]] = []
+        for step in launches:
+            if not (isinstance(step, (tuple, list)) and len(step) == 2 and hasattr(step[0], "parameters")):
+                raise CallError("type", "a step of a Program is a kernel and its arguments", "", repr(step),
+                                "(kernel, (a, b, c))", "write Program([(kernel, (a, b, c)), ...])")
+            steps.append((step[0], tuple(step[1])))
         self._lock = threading.Lock()
         self._runs_unseen = 0
         self._interpreted: list[tuple[Any, tuple[Any, ...]]] | None = None
@@ -419,10 +425,10 @@ class Program:
             self._runs_unseen -= 1
             workers.launch(code.address, view, self._mapping.address, self.threads, 0)
 
-    def _unknown(self, name: str) -> ArgumentError:
-        return ArgumentError("scalar", "the program", name, "no such variable",
-                             f"one of {', '.join(self._variables) or 'none'}",
-                             "give it as Variable(name, value) where the program is made")
+    def _unknown(self, name: str) -> CallError:
+        return CallError("scalar", f"the program has no variable `{name}`", name, "no such variable",
+                         f"one of {', '.join(self._variables) or 'none'}",
+                         "give it as Variable(name, value) where the program is made")
 
     def _interpret(self, values: dict[str, Any]) -> None:
         for name, value in values.items():

@@ -746,6 +746,26 @@ def unbound_dimension():
     return k
 
 
+@case("call-arguments", "did you mean in_place?")
+def option_that_there_is_not():
+    @kernel(inplace=[("out", "a")])  # here
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = a[m]
+
+    return k
+
+
+@case("call-arguments", 'in_place=[("out", "x")]')
+def in_place_of_no_tensor():
+    @kernel(in_place=[("out", "b")])  # here
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = a[m]
+
+    return k
+
+
 @case("unbound-dim", "leave K out")
 def specialised_for_a_dimension_that_it_lacks():
     @kernel(specialise="N K")  # here
@@ -1340,7 +1360,7 @@ def scan_of_bools():
 # Views.
 
 
-@case("view", "x.view(N // 16, 16)")
+@case("view", "a.view(M, N // 2, 2)")
 def view_of_other_elements():
     @kernel
     def k(a: Tensor[f32, M, N], out: Tensor[f32, M]):

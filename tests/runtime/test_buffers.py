@@ -65,6 +65,8 @@ def test_mapping_is_given_back() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="0 or more"):
         empty((3, -1))
+    with pytest.raises(ValueError, match="found dtype 'f33'; expected a dtype of sapper"):
+        empty(3, "f33")
     with pytest.raises(LaunchError, match="mmap"):
         empty(1 << 50, "f64")
 

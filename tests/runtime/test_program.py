@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import CallError, Program, Rows, Tensor, Variable, f32, i32, tiles, whole
+from sapper import CallError, Program, Rows, Tensor, Variable, f32, i32, prepare, tiles, whole
 from sapper.codegen.print import print_function
 from sapper.runtime.errors import LaunchError
 from sapper.runtime.profile import middle, table
@@ -281,3 +281,11 @@ def test_a_profile_is_a_run_whose_times_add_up(threads: int) -> None:
     assert "axpy" in text and "together" in text and text.count("\n") == 4
     with pytest.raises(LaunchError, match="under the interpreter"):
         Program([(total, (z, out))], interpret=True).profile()
+
+
+def test_steps_that_are_no_kernels_with_arguments_are_told() -> None:
+    for step in (print, (print, ()), (1, 2, 3)):
+        with pytest.raises(CallError, match="a step of a Program is a kernel and its arguments"):
+            Program([step])  # type: ignore[list-item]
+    with pytest.raises(CallError, match="prepare takes a kernel"):
+        prepare(print)
