@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import CallError, Tensor, bf16, each, f32, sum, tiles, whole, zeros
+from sapper import CallError, Tensor, bf16, each, f32, maximum, sum, tiles, whole, zeros
 from sapper.emulate import DeadlockError, Options, RaceError, machine
 from sapper.emulate.memory import GLOBAL_BASE
 from sapper.kernels import find
@@ -53,6 +53,15 @@ def two_steps(x: Tensor[f32, M, N], total: Tensor[f32, M], out: Tensor[f32, M]):
         total[i] = sum(x[i, n], over=n)
     for m in tiles(M):
         out[m] = total[m] * 2.0
+
+
+@sp.kernel
+def two_products(x: Tensor[f32, M, M], w: Tensor[f32, M, K], v: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+    for m in tiles(M):
+        i, k = whole(M), whole(K)
+        hidden = maximum(x[m, i] @ w[i, k], 0.0)
+        for n in tiles(N):
+            y[m, n] = hidden @ v[k, n]
 
 
 def launches(device: EmulatedDriver) -> list[dict[str, Any]]:
@@ -114,6 +123,16 @@ def test_workers_that_meet_are_launched_together(device: EmulatedDriver) -> None
     assert facts["cooperative"] and facts["grid"][0] == 2 * 3  # what the device holds at once
     scale(cuda.array(x[0]), 2.0, cuda.empty(40))
     assert not launches(device)[1]["cooperative"]
+
+
+def test_what_workers_share_lies_behind_the_memory_of_all(device: EmulatedDriver) -> None:
+    """Two products, between which all sums of the first one lie in memory."""
+    x, w, v = normal(70, 70), normal(70, 90), normal(90, 80)
+    out = cuda.empty((70, 80))
+    two_products(cuda.array(x), cuda.array(w), cuda.array(v), out)
+    np.testing.assert_allclose(out.numpy(), np.maximum(x @ w, 0) @ v, rtol=1e-4, atol=1e-3)
+    (facts,) = launches(device)
+    assert facts["cooperative"] and facts["shared"] > 48 << 10
 
 
 def test_bound_calls_and_their_scalars(device: EmulatedDriver) -> None:
