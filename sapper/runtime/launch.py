@@ -278,6 +278,8 @@ class Launcher:
         known = [d for p in self.signature.parameters for d in p.dims or () if isinstance(d, str)]
         if static is True:
             return frozenset(known)
+        if static and not isinstance(static, Iterable):
+            raise self._bad_option("static", static, "names of dims, or True for all")
         names = static.split() if isinstance(static, str) else [getattr(d, "name", d) for d in static or ()]
         for name in names:
             if name not in known:
@@ -664,8 +666,8 @@ def _option_key(name: str, value: Any) -> Any:
         return _schedule_key(value)
     if name == "target" and value is not None and not isinstance(value, str):
         return configuration().target_key(value)
-    if name == "static" and not isinstance(value, (bool, str)):
-        return sorted(str(getattr(d, "name", d)) for d in value or ())
+    if name == "static" and isinstance(value, Iterable) and not isinstance(value, str):
+        return sorted(str(getattr(d, "name", d)) for d in value)
     return repr(value)
 
 
