@@ -182,7 +182,7 @@ TARGETS: dict[str, Target] = {
         cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8, "skylake-avx512"),
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7, rounded_at_once=8, interleaves=True,
-            asks={"scales_ahead_bytes": 256, "row_streams": 4, "late_stores": 1}),
+            asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
         cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
             asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,
