@@ -29,6 +29,9 @@ WAKE_NS = 50_000.0
 """So much if it has to be woken."""
 HOLD_NS = 5_000_000.0
 """From so much of it on a launching thread is kept on its CPU, which takes 5 to 15 us."""
+SHORT_NS = 10_000.0
+"""Of so little work the launching thread keeps the GIL: a call that lets go of it takes 100 us and more beside a thread
+that computes in Python."""
 ASSUMED_BYTES_PER_NS = 10.0
 LOOK_AGAIN_S, AT_MOST_S = 2e-5, 1e-3
 """How long a thread sleeps that finds a bound call run by another, before it looks again: twice as long each time."""
@@ -54,11 +57,11 @@ class Entry:
 
     run(words, address) launches it with a filled block. words: the block's words from FIRST_SLOT on; data_words and
     scalar_words are (word, position of the parameter) of those that every call writes anew. direct: it needs no scratch
-    and no sync block. blocks: argument blocks that no call is using.
+    and no sync block. is_short: by the compiler's estimate. blocks: argument blocks that no call is using.
     """
 
-    __slots__ = ("_asked", "aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words",
-                 "scratch_bytes", "threads", "words")
+    __slots__ = ("_asked", "aligned", "blocks", "code", "compiled", "data_words", "direct", "is_short", "run",
+                 "scalar_words", "scratch_bytes", "threads", "words")
 
     def __init__(
         self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: Threads,
@@ -67,6 +70,8 @@ class Entry:
         self.compiled = compiled
         self.aligned = frozenset(aligned)
         self.scratch_bytes = compiled.scratch_for(binding.dims)
+        work_ns = compiled.work_ns(binding.dims)
+        self.is_short = work_ns is not None and work_ns < SHORT_NS
         self.code = code
         self.words = fill_words(signature, compiled.slots, binding)
         slots = slot_words(compiled.slots)

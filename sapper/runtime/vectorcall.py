@@ -42,7 +42,7 @@ LAUNCHER_SLOT, CONTEXT, CALLED, FORM_SLOT, IDLE_SLOT = 0, 8, *range(112, 136, 8)
 takes the calls that machine code does not."""
 CONSTANTS = 0x5AFE_C0DE_5AFE_C0DE
 """Stands in the code for the address of the constants."""
-KERNEL, WORDS, TEMPLATE, FRAME, ALIGN, BLOCK, SYNC, PAIRS, PAIRS_END, FORM_BYTES = range(0, 80, 8)
+KERNEL, WORDS, TEMPLATE, FRAME, ALIGN, BLOCK, SYNC, HOLDS_GIL, PAIRS, PAIRS_END, FORM_BYTES = range(0, 88, 8)
 TYPE, RANK, LOW, PLACE, HIGH, DEVICE, DESCR, MASK, FLAGS, TENSOR_BYTES = range(0, 80, 8)
 SCALAR_BYTES, PAIR_BYTES, VIEW_BYTES = DEVICE, 40, 64
 KINDS = {"f32": -1, "f64": -2, "bool": -3, "integer": -4}
@@ -184,7 +184,7 @@ class Vectorcall:
         template[FIRST_SLOT:FIRST_SLOT + len(words)] = words
         template[1] = stride_bytes(scratch_bytes)
         frame = _frame(scratch_bytes, template.nbytes)
-        form = [entry.code.address, len(template), template.ctypes.data, *frame, 0, 0]
+        form = [entry.code.address, len(template), template.ctypes.data, *frame, int(entry.is_short), 0, 0]
         records: dict[int, int] = {}
         kept: list[Any] = [entry, template]
         for position, (parameter, argument) in enumerate(zip(self.signature.parameters, arguments, strict=True)):
@@ -232,7 +232,8 @@ def bound_form(entry: Entry, block: int) -> numpy.ndarray[Any, Any] | None:
     code can't run it."""
     if functions() is None or entry.threads > 1 or entry.scratch_bytes > MAX_SCRATCH_BYTES:
         return None
-    return numpy.array([entry.code.address, 0, block, *_frame(entry.scratch_bytes, 0), 0, 0], numpy.int64)
+    frame = _frame(entry.scratch_bytes, 0)
+    return numpy.array([entry.code.address, 0, block, *frame, int(entry.is_short)], numpy.int64)
 
 
 def quicken_bound(bound: Any) -> None:

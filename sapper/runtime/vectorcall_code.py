@@ -14,8 +14,8 @@ goes on as it came. Words of 64 bits, offsets in bytes:
     table   FALLBACK  PARAMETERS (how many)  addresses of CPython (PYTHON)  TORCH, EXPORT (PyTorch's type of tensors and
             its DLPackDLTensorFromPyObjectNoSync, 0 where no form has such)  FORMS.. forms, after the last one 0
     form    KERNEL  WORDS (of the argument block, a multiple of 4)  TEMPLATE (the block, all but what a call writes)
-            FRAME (bytes)  ALIGN (mask)  BLOCK, SYNC (offsets in the frame)  PAIRS, PAIRS_END (addresses)
-            then a record for each parameter. (Of a bound call KERNEL to SYNC, and TEMPLATE is the block itself.)
+            FRAME (bytes)  ALIGN (mask)  BLOCK, SYNC (offsets in the frame)  HOLDS_GIL  PAIRS, PAIRS_END (addresses)
+            then a record for each parameter. (Of a bound call KERNEL to HOLDS_GIL; TEMPLATE is the block itself.)
     record  TYPE (what the object's type must be)  RANK  LOW  PLACE (offset in the argument block)  HIGH, and of
         a tensor    DEVICE, DESCR (what its view has there)  MASK (bits of its address that must be 0)  FLAGS (that
                     must be set), then extent and stride of each dimension. LOW to HIGH: its bytes, from its address
@@ -25,8 +25,8 @@ goes on as it came. Words of 64 bits, offsets in bytes:
             the rank has no dtype beside it, and in the place of byte_offset is its dtype.
 
 A form matches if types, ranks, dtypes, extents and strides are equal. Addresses, alignment, flags, overlap and values
-are then checked, and where one fails the fallback tells why. All that holds the GIL; the kernel runs without it. Block,
-sync block and scratch lie on the stack, so any number of threads may be in one form.
+are then checked, and where one fails the fallback tells why. All that holds the GIL; the kernel runs without it, unless
+it is short. Block, sync block and scratch lie on the stack, so any number of threads may be in one form.
 
 Source: CPython's C API, "Call Protocol" (PEP 590), "Thread State and the Global Interpreter Lock"; NumPy's
 PyArrayObject_fields (numpy/ndarraytypes.h); DLPack 1.3 (dlpack.h); System V ABI AMD64 3.2.
@@ -56,6 +56,7 @@ from .vectorcall import (
     FORMS,
     FRAME,
     HIGH,
+    HOLDS_GIL,
     IDLE_SLOT,
     KERNEL,
     KINDS,
@@ -505,7 +506,7 @@ def _check_pairs(emit: Listing) -> None:
 
 
 def _run(emit: Listing) -> None:
-    """The sync block as before any launch, the kernel without the GIL, and None."""
+    """The sync block as before any launch, the kernel, without the GIL if that is told, and None."""
     emit("mov.64", at(R11, 0), RSP)
     emit("mov.64", RDX, RSP)
     emit("add.64", RDX, at(R15, SYNC))
@@ -514,14 +515,21 @@ def _run(emit: Listing) -> None:
     for offset in (*range(0, COUNTER_BYTES, COUNTER_LINE_BYTES), BARRIER_OFFSET):
         emit("mov.64", at(RDX, offset), RAX)
     emit("mov.64", R13, R11)
+    emit("xor.32", R14, R14)  # the thread's state, while it has not the GIL
+    emit("cmp.64", at(R15, HOLDS_GIL), Immediate(0))
+    emit("jne", "run")
     emit("call.indirect", at(RBX, PYTHON["PyEval_SaveThread"]))
     emit("mov.64", R14, RAX)
+    emit.label("run")
     emit("mov.64", RDI, R13)
     emit("xor.32", RSI, RSI)
     emit("mov.32", RDX, Immediate(1))
     emit("call.indirect", at(R15, KERNEL))
+    emit("test.64", R14, R14)
+    emit("je", "ran")
     emit("mov.64", RDI, R14)
     emit("call.indirect", at(RBX, PYTHON["PyEval_RestoreThread"]))
+    emit.label("ran")
     emit("mov.64", RDI, at(RBX, PYTHON["_Py_NoneStruct"]))
     emit("call.indirect", at(RBX, PYTHON["Py_IncRef"]))
     emit("mov.64", RAX, at(RBX, PYTHON["_Py_NoneStruct"]))

@@ -186,6 +186,20 @@ def test_bound_calls() -> None:
     bound()
 
 
+def test_a_short_kernel_keeps_the_gil() -> None:
+    """By the estimate, so that it need not wait for other threads of Python afterwards."""
+    launcher = module.Launcher(shifted, {"threads": 1})
+    for size in (4, 2048):
+        x, out = array(size, size), array(size, size)
+        for _ in range(3):
+            launcher.call(x, 0.5, 1, True, out)
+            assert (out == x + np.float32(0.5)).all()
+        assert launcher.prepare(x, 0.5, 1, True, out)._form[vectorcall.HOLDS_GIL // 8] == (size == 4)  # type: ignore
+    assert launcher.vectorcall is not None
+    forms = [made[vectorcall.HOLDS_GIL // 8] for made, _ in launcher.vectorcall._table.forms]
+    assert forms == [1, 0]
+
+
 def test_a_bound_call_waits_for_who_runs_it() -> None:
     x, out = array(3, 4), array(3, 4)
     bound = prepare(shifted, x, 0.5, 2, True, out)
