@@ -105,19 +105,6 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  features=target.features if by_hand else frozenset())
 
 
-def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
-    """Scratch memory of one worker, or of what all share, in bytes, for these dimensions."""
-    total = 0
-    for size, axes in scratch:
-        for constant, names, multiple in axes:
-            extent = constant
-            for name in names:
-                extent *= dims[name]
-            size *= -(-extent // multiple) * multiple
-        total += -(-size // 64) * 64
-    return total
-
-
 def stored_tensors(function: Function) -> tuple[str, ...]:
     """Names of the tensors that a tile IR function stores to, in the order of its arguments."""
     stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codegen.pipeline import Compiled, compile_kernel, scratch_bytes
+from ..codegen.pipeline import Compiled, compile_kernel
+from ..ir.scratch import scratch_bytes
 from ..runtime.arguments import Parameter, Signature, TensorView, fill_words
 from ..runtime.dtypes import numpy_dtype
 from ..runtime.launch import compile_for_call

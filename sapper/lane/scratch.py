@@ -9,12 +9,13 @@ from __future__ import annotations
 from math import gcd, lcm
 
 from ..ir.nodes import Op, Value
+from ..ir.scratch import BUFFER_ALIGN_BYTES
 from ..ir.types import S64, DType, TensorType
 from .extents import ExtentLowering
 from .prefetches import LINE_BYTES
 from .state import Access, Capacity, Scalar, element_bytes, memory_dtype
 
-PAGE_BYTES, ALIGNED_BYTES = 4096, 64
+PAGE_BYTES = 4096
 
 BETWEEN_BYTES = 17 * LINE_BYTES
 """Between buffers of whole pages. A load waits for earlier stores that the last 12 bits of its address might be one of
@@ -65,21 +66,21 @@ class ScratchLowering(ExtentLowering):
         record: list[object] = []
         if self.warps_have_tasks and not shared:
             record.append([self.warps, [], 1])
-            extents = [*extents[:-1], (extents[-1][0], lcm(extents[-1][1], ALIGNED_BYTES // gcd(size, ALIGNED_BYTES)))]
+            extents = [*extents[:-1], (extents[-1][0], lcm(extents[-1][1], BUFFER_ALIGN_BYTES // gcd(size, BUFFER_ALIGN_BYTES)))]
         for capacity, multiple in extents:
             c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
             words = self.mul(words, self._rounded(c, multiple))
             record.append([c.constant, list(c.dims), multiple])
         if behind:
             base = self.add(self._behind_workers(), self.shared_end)
-            self.shared_end = self.add(self.shared_end, self.round_up(words, ALIGNED_BYTES))
+            self.shared_end = self.add(self.shared_end, self.round_up(words, BUFFER_ALIGN_BYTES))
             self.shared_sizes.append([size, record])
             return base
         base = self.add(self._scratch_base(shared), self.scratch_end)
         if self.warps_have_tasks and not shared:
             base = self.add(base, self.mul(self.warp(), words))
             words = self.mul(words, self.warps)
-        self.scratch_end = self.add(self.scratch_end, self.round_up(words, ALIGNED_BYTES))
+        self.scratch_end = self.add(self.scratch_end, self.round_up(words, BUFFER_ALIGN_BYTES))
         self.scratch_sizes.append([size, record])
         if isinstance(words, int) and words % PAGE_BYTES == 0:
             self.scratch_end = self.add(self.scratch_end, BETWEEN_BYTES)

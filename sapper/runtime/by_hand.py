@@ -20,7 +20,7 @@ from ..assembly.mutate import Mutant
 from ..assembly.override import KernelAssembly, Override, compile_by_hand, digest
 from ..assembly.static import check_static
 from ..codegen.machine import Instruction, Register
-from ..codegen.pipeline import scratch_bytes
+from ..ir.scratch import scratch_bytes
 from ..lang import context
 from ..lang.by_hand import pieces_named
 from ..tile.rounding import Expectation, expect

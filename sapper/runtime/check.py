@@ -421,7 +421,7 @@ class _Checker:
             self.passed("native")
 
     def interpret_lanes(self, program: Any, given: Arguments, stored: tuple[str, ...]) -> None:
-        from ..codegen.pipeline import scratch_bytes
+        from ..ir.scratch import scratch_bytes
         from ..lane.arithmetic import wrap64
         from ..lane.memory import Memory
 

@@ -12,10 +12,10 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..ir.nodes import Location
+from ..ir.scratch import Buffers, scratch_bytes
 from . import settings
 
 Term = tuple[float, tuple[str, ...]]
-Buffers = tuple[tuple[int, tuple[tuple[int, tuple[str, ...], int], ...]], ...]
 
 
 class CompiledKernel(NamedTuple):
@@ -91,11 +91,11 @@ class CompiledKernel(NamedTuple):
 
     def scratch_for(self, dims: Mapping[str, int]) -> int:
         """Scratch bytes of each worker for these extents."""
-        return self.scratch_bytes + _bytes_of(self.scratch, dims)
+        return self.scratch_bytes + scratch_bytes(self.scratch, dims)
 
     def shared_scratch_for(self, dims: Mapping[str, int]) -> int:
         """The same of what all workers share, behind the last one's."""
-        return _bytes_of(self.shared_scratch, dims)
+        return scratch_bytes(self.shared_scratch, dims)
 
     def task_count(self, dims: Mapping[str, int]) -> int | None:
         """Tasks of the parallel loop with the most; None when unknown."""
@@ -143,18 +143,6 @@ class CompiledKernel(NamedTuple):
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"packed kernel: found a header without {error}") from error
-
-
-def _bytes_of(buffers: Buffers, dims: Mapping[str, int]) -> int:
-    total = 0
-    for size_bytes, axes in buffers:
-        for constant, names, multiple in axes:
-            extent = constant
-            for name in names:
-                extent *= dims[name]
-            size_bytes *= -(-extent // multiple) * multiple
-        total += -(-size_bytes // 64) * 64
-    return total
 
 
 def _tuples(nested: Any) -> Any:

@@ -11,7 +11,8 @@ from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, tiles, u8, wh
 from sapper.assembly.emulate import Emulator
 from sapper.codegen.compile import compile_lane
 from sapper.codegen.machine import Register
-from sapper.codegen.pipeline import facts_of, finish_lane, panels_of_kernel, scratch_bytes, to_lane
+from sapper.codegen.pipeline import facts_of, finish_lane, panels_of_kernel, to_lane
+from sapper.ir.scratch import scratch_bytes
 from sapper.lane.memory import Memory
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64 import assembly

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sapper.codegen.pipeline import scratch_bytes
 from sapper.ir.nodes import Function, Value
+from sapper.ir.scratch import scratch_bytes
 from sapper.ir.types import TileType, f32, f64
 from sapper.ir.verifier import verify
 from sapper.lane.interpret import run

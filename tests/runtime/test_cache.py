@@ -354,10 +354,11 @@ def test_a_first_call_from_disk_loads_no_compiler_and_no_pool(tmp_path: Path) ->
 
     assert "sapper.codegen.encode" in loaded()
     assert loaded() == [
-        "sapper.lang.digest", "sapper.runtime", "sapper.runtime.arguments", "sapper.runtime.buffers",
-        "sapper.runtime.cache", "sapper.runtime.compiled", "sapper.runtime.dtypes", "sapper.runtime.entries",
-        "sapper.runtime.errors", "sapper.runtime.fast_call", "sapper.runtime.launch", "sapper.runtime.loader",
-        "sapper.runtime.scratch", "sapper.runtime.settings", "sapper.runtime.specialise", "sapper.runtime.system",
-        "sapper.runtime.tuned", "sapper.runtime.vectorcall", "sapper.targets", "sapper.targets.x86_64",
+        "sapper.ir.scratch", "sapper.lang.digest", "sapper.runtime", "sapper.runtime.arguments",
+        "sapper.runtime.buffers", "sapper.runtime.cache", "sapper.runtime.compiled", "sapper.runtime.dtypes",
+        "sapper.runtime.entries", "sapper.runtime.errors", "sapper.runtime.fast_call",
+        "sapper.runtime.launch", "sapper.runtime.loader", "sapper.runtime.scratch", "sapper.runtime.settings",
+        "sapper.runtime.specialise", "sapper.runtime.system", "sapper.runtime.tuned",
+        "sapper.runtime.vectorcall", "sapper.targets", "sapper.targets.x86_64",
         "sapper.targets.x86_64.detect", "sapper.targets.x86_64.target",
     ]
