@@ -66,7 +66,8 @@ class ScratchLowering(ExtentLowering):
         record: list[object] = []
         if self.warps_have_tasks and not shared:
             record.append([self.warps, [], 1])
-            extents = [*extents[:-1], (extents[-1][0], lcm(extents[-1][1], BUFFER_ALIGN_BYTES // gcd(size, BUFFER_ALIGN_BYTES)))]
+            *outer, (innermost, multiple) = extents
+            extents = [*outer, (innermost, lcm(multiple, BUFFER_ALIGN_BYTES // gcd(size, BUFFER_ALIGN_BYTES)))]
         for capacity, multiple in extents:
             c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
             words = self.mul(words, self._rounded(c, multiple))

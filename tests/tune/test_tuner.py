@@ -363,6 +363,7 @@ def test_the_librarys_schedules_are_sound() -> None:
                 choices(function, Schedule.from_json(entry["schedule"]), facts_of(target(path.stem)), Specialization())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", sorted(Path(tuned.library_directory()).glob("*.json")), ids=lambda path: path.stem)
 def test_the_librarys_schedules_compute_the_same(path: Path) -> None:
     """As far as this CPU runs their target's code; else down to machine IR."""
