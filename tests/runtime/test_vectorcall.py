@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapper import Tensor, bf16, bool_, dims, f32, i32, i64, kernel, prepare, tiles, where
+from sapper.codegen.machine import Immediate
 from sapper.lang import context
 from sapper.lang.kernel import Kernel
 from sapper.runtime import launch as module
@@ -21,10 +23,17 @@ from sapper.runtime import vectorcall
 from sapper.runtime.compiled import CompiledKernel
 from sapper.runtime.entries import BoundCall
 from sapper.runtime.errors import ArgumentError
+from sapper.targets.x86_64.registers import RAX, RCX
 
-from .conftest import ADD_I64, ADD_I64_SLOTS, Compiler, FakeKernel, TileType, tensor
+from .conftest import ADD_I64, ADD_I64_SLOTS, Compiler, FakeKernel, TileType, assemble, at, tensor, word
 
 CFunction = type(len)
+
+# Says so in element 1 of out, and waits until element 0 is not 0.
+WAITS = assemble(
+    ("mov.64", RAX, word(3)), ("mov.32", RCX, Immediate(1)), ("mov.64", at(RAX, 8), RCX),
+    "wait", ("mov.64", RCX, at(RAX)), ("test.64", RCX, RCX), ("je", "wait"), ("ret",),
+)
 
 
 M, N = dims("M N")
@@ -144,8 +153,37 @@ def test_under_an_interpreter_a_kernel_is_its_function(monkeypatch: pytest.Monke
     assert (out == x - 1).all()
 
 
-def test_a_launcher_may_be_replaced_while_it_runs() -> None:
-    """Threads call while the forms change, and what they call is put in place again and again."""
+def test_a_launcher_lives_until_its_call_ends(compiler: Compiler) -> None:
+    """It is replaced, and all else that names it is dropped, while its kernel runs."""
+    compiler.results["waits"] = CompiledKernel("waits", WAITS, ("out.data",), stored=("out",))
+
+    @kernel
+    def waits(out: Tensor[i64, M]) -> None:
+        for m in tiles(M):
+            out[m] = 1
+
+    out = np.ones(2, np.int64)
+    for _ in range(3):
+        waits(out)
+    assert isinstance(waits.launcher, CFunction) and type(Kernel.__call__).__name__ == "method_descriptor"
+    running = weakref.ref(waits.launcher)
+    out[:] = 0
+    thread = threading.Thread(target=waits, args=(out,))
+    thread.start()
+    while not out[1]:
+        time.sleep(0)
+    waits.launcher = refuse
+    del waits.__dict__["_runtime_registry"]
+    gc.collect()
+    lives = running() is not None
+    out[0] = 1
+    thread.join()
+    gc.collect()
+    assert lives and running() is None
+
+
+def test_threads_call_while_forms_change() -> None:
+    """And what they call is put in place again and again."""
     x = array(64, 64)
     wrong: list[Any] = []
     stop = threading.Event()
@@ -157,10 +195,10 @@ def test_a_launcher_may_be_replaced_while_it_runs() -> None:
             if not (out == x * n).all():
                 wrong.append(n)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
     for thread in threads:
         thread.start()
-    for size in range(1, 40):
+    for size in range(1, 40, 4):
         shifted(x[:size], 0.0, 1, True, np.zeros_like(x[:size]))
         shifted(x[:size], 0.0, 1, True, np.zeros_like(x[:size]))
         shifted.launcher = module.make_launcher(shifted)
