@@ -38,6 +38,9 @@ WAITS = assemble(
 
 M, N = dims("M N")
 
+# Some tens of milliseconds.
+SPINS = assemble(("mov.64", RCX, Immediate(100_000_000)), "spin", ("sub.64", RCX, Immediate(1)), ("jne", "spin"), ("ret",))
+
 
 @kernel
 def shifted(x: Tensor[f32, M, N], by: f32, n: i32, up: bool_, out: Tensor[f32, M, N]) -> None:
@@ -85,7 +88,8 @@ def test_many_forms(calls: list[tuple[int, int, int, bool]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [(1e39, 1, True), (0.5, 2**31, True), (0.5, -(2**70), True), (0.5, 1.0, True), (0.5, 1, 2)])
+    "bad", [(1e39, 1, True), (0.5, 2**31, True), (0.5, -(2**31) - 1, True), (0.5, -(2**70), True), (0.5, 1.0, True),
+            (0.5, 1, 2)])
 def test_values_that_do_not_fit_are_refused(bad: tuple[Any, Any, Any]) -> None:
     x, out = array(3, 4), array(3, 4)
     for _ in range(3):
@@ -238,6 +242,36 @@ def test_a_short_kernel_keeps_the_gil() -> None:
     assert launcher.vectorcall is not None
     forms = [made[vectorcall.HOLDS_GIL // 8] for made, _ in launcher.vectorcall._table.forms]
     assert forms == [1, 0]
+
+
+@pytest.mark.parametrize("work", [(), ((100.0, ()),)], ids=["unknown", "short"])
+def test_other_threads_of_python_run_beside_a_kernel_that_is_not_short(compiler: Compiler, work: Any) -> None:
+    compiler.results["spins"] = CompiledKernel("spins", SPINS, ("out.data",), stored=("out",), work=work)
+    fake = FakeKernel("spins", [("out", tensor(i64, "M"))])
+    out, turns, stop = np.zeros(1, np.int64), [0], threading.Event()
+    for _ in range(3):
+        fake(out)
+
+    def count() -> None:
+        while not stop.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(10)   # from now on only who lets go of the GIL loses it
+    try:
+        end = time.monotonic() + 0.05
+        while time.monotonic() < end:   # what was asked for before is over
+            pass
+        first = turns[0]
+        fake.launcher(out)
+        assert (turns[0] > first) == (not work)
+    finally:
+        sys.setswitchinterval(before)
+        stop.set()
+        thread.join()
 
 
 def test_a_bound_call_waits_for_who_runs_it() -> None:

@@ -3,9 +3,9 @@
     measure_costs.py                     for each row: name, cycles of a chain through its registers (or -), the same
                                          among nops, by which the scheduler is never full, and cycles for each of many
                                          independent ones (or -)
-    measure_costs.py --beside ROW ...    for each row on vectors or masks, of 512 bits if it can: name, and for each ROW
-                                         given (of 512 bits) the cycles of one of each, and of one beside two of ROW:
-                                         whether they share pipes
+    measure_costs.py --beside ROW ...    for each row on vectors or masks, as wide as it can: name, and for each ROW
+                                         given the cycles of one of each, and of one beside two of ROW: whether they
+                                         share pipes
     measure_costs.py --chains            for rows that lead from one kind of register to another and back: their
                                          cycles together
     measure_costs.py --accesses          loads and stores by their bits: cycles for each, and cycles from an address to
@@ -36,9 +36,11 @@ UNROLL, LOOPS, NOPS = 48, 400, 7
 SAVED = (12, 13, 14, 15, 5)
 POINTER_BYTES = 1152
 """Where a pointer to the block itself lies, for chains of loads."""
+FEATURES = detect.host().features
+WIDEST = 512 if "avx512f" in FEATURES else 256
 WRITTEN = {"vec": (*range(3, 15), *range(16, 26)), "gpr": (3, 5, 6, 8, 9, 10, 14, 15), "mask": (3, 4, 5, 6)}
 """Registers of results that do not wait for one another; vectors from 16 on only for rows that can name them."""
-BESIDE = range(16, 32)
+BESIDE = range(16, 32) if WIDEST == 512 else range(9, 15)
 """Vectors that are left to the rows that others run beside."""
 CHAINS = (
     ("vmovd.to_vec", "vmovd.from_vec"), ("vmovq.to_vec", "vmovq.from_vec"),
@@ -73,9 +75,10 @@ def timed(body: list[Any], number: int) -> list[Any]:
     """A function that leaves the time-stamp ticks of LOOPS runs of `body` at [rdi]."""
     return [
         Label(f"case{number}", 64), ins("mov.64", g(11), g(3)),
-        *[ins("vmovups.512", v(n), Memory(g(7), disp=1024)) for n in range(32)],
-        ins("vpxord.512", v(15), v(15), v(15)),
-        *[ins("kxnorq", Register("mask", n), Register("mask", n), Register("mask", n)) for n in range(1, 8)],
+        *[ins(f"vmovups.{WIDEST}", v(n), Memory(g(7), disp=1024)) for n in range(32 if WIDEST == 512 else 16)],
+        ins("vpxor.256", v(15), v(15), v(15)),
+        *[ins("kxnorq", Register("mask", n), Register("mask", n), Register("mask", n)) for n in range(1, 8)
+          if WIDEST == 512],
         *[ins("push", g(n)) for n in SAVED],
         *[ins("mov.32", g(n), Immediate(5)) for n in (0, 1, 2, 3, 5, 6, 8, 9, 10, 14, 15)],
         ins("mov.32", g(12), Immediate(LOOPS)), ins("lfence"), ins("rdtsc"),
@@ -112,12 +115,14 @@ def chained(row: Row) -> list[Any] | None:
 
 
 def spread(row: Row, n: int, high: bool) -> list[Any]:
-    """Operands of the n-th of many instructions that do not wait for one another. high: vectors from 16 on, too."""
-    high = high and row.evex_features is not None and row.evex_features <= detect.host().features
+    """Operands of the n-th of many instructions that do not wait for one another. high: of BESIDE and above, too."""
+    most = 32 if high and row.evex_features is not None and row.evex_features <= FEATURES else 16
+    if not high:
+        most = BESIDE[0]
 
     def choose(position: int, kind: str) -> int:
         if row.operands[position].writes:
-            numbers = [m for m in WRITTEN[kind] if kind != "vec" or m < 16 or high]
+            numbers = [m for m in WRITTEN[kind] if kind != "vec" or m < most]
             return int(numbers[(n + position) % len(numbers)])
         return {"vec": 1, "gpr": 1, "mask": 2}[kind] + (position == 2 and kind == "vec")
 
@@ -159,9 +164,8 @@ def independent(row: Row, count: int, high: bool = True) -> list[Any] | None:
 
 
 def measurable() -> list[Row]:
-    host = detect.host().features     # a chain of divisions would trap
-    return [row for row in ROWS.values()
-            if row.features <= host and row.name not in native.CANNOT_RUN and not row.control
+    return [row for row in ROWS.values()     # a chain of divisions would trap
+            if row.features <= FEATURES and row.name not in native.CANNOT_RUN and not row.control
             and row.mnemonic not in ("div", "idiv")]
 
 
@@ -214,8 +218,8 @@ def print_rows() -> None:
 def print_beside(references: list[str]) -> None:
     plans: list[tuple[str, list[Any]]] = []
     for row in measurable():
-        narrow = row.length < 512 and f"{row.name[:-4]}.512" in ROWS
-        if narrow or not any(o.kind in ("vec", "mask") for o in row.operands):
+        wider = ROWS.get(f"{row.name.rpartition('.')[0]}.{row.length * 2}")
+        if (wider is not None and wider.features <= FEATURES) or not any(o.kind in ("vec", "mask") for o in row.operands):
             continue
         for name in references:
             for times in (1, 2):
@@ -241,6 +245,8 @@ def print_chains() -> None:
     numbers = {"vec": 1, "gpr": 8, "mask": 2}
     for names in CHAINS:
         rows = [ROWS[name] for name in names]
+        if not all(row.features <= FEATURES for row in rows):
+            continue
         chain = [Instruction(row, operands(row, lambda position, kind: numbers[kind])) for row in rows]
         plans.append((" ".join(names), chain * UNROLL))
     for (name, _), cycles in zip(plans, cycles_of([body for _, body in plans]), strict=True):
@@ -249,7 +255,7 @@ def print_chains() -> None:
 
 def print_accesses() -> None:
     plans: list[tuple[str, list[Any]]] = []
-    loads = {32: "mov.32", 64: "mov.64", 128: "vmovups.128", 256: "vmovups.256", 512: "vmovups.512"}
+    loads = {32: "mov.32", 64: "mov.64"} | {bits: f"vmovups.{bits}" for bits in (128, 256, 512) if bits <= WIDEST}
 
     def access(bits: int, n: int, stores: bool) -> Instruction:
         register = g(WRITTEN["gpr"][n % 8]) if bits <= 64 else v(WRITTEN["vec"][n % 12])
@@ -262,7 +268,7 @@ def print_accesses() -> None:
         plans.append((f"load or store of {bits}, two to one", [access(bits, n, n % 3 == 2) for n in range(UNROLL)]))
     at = Memory(g(7), disp=POINTER_BYTES)
     plans.append(("load to a general register, latency", [ins("mov.64", g(7), at)] * UNROLL))
-    for bits in (128, 256, 512):
+    for bits in (bits for bits in loads if bits >= 128):
         back = [ins(f"vmovups.{bits}", v(1), at), ins("vmovq.from_vec", g(7), v(1))]
         plans.append((f"load of {bits} and vmovq to a general register, latency of both, half", back * (UNROLL // 2)))
     for (name, _), cycles in zip(plans, cycles_of([body for _, body in plans]), strict=True):
@@ -272,7 +278,7 @@ def print_accesses() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--beside", nargs="+", metavar="ROW", help="512-bit rows whose pipes are looked for")
+    what.add_argument("--beside", nargs="+", metavar="ROW", help="rows whose pipes are looked for")
     what.add_argument("--chains", action="store_true")
     what.add_argument("--accesses", action="store_true")
     asked = parser.parse_args()
