@@ -462,6 +462,19 @@ def test_rows_of_a_matrix_that_few_meet_are_read_several_lines_at_once(name: str
     assert chosen(name, facts, **many).registers == chosen(name, by_lines, **many).registers
 
 
+@pytest.mark.parametrize(("extents", "rows", "copied"), [
+    ({"M": (512, 64), "N": (2048, 64), "K": (1024, 64)}, 6, True),     # six a page apart are too many for a set
+    ({"M": (512, 64), "N": (2048, 64), "K": (1000, 8)}, 6, True),      # whose distance is known when it is called
+    ({"M": (16, 16), "N": (2048, 64), "K": (1024, 64)}, 6, False),     # few, which are read fewer times
+])
+def test_rows_that_may_share_a_set_of_the_first_cache_are_copied(extents: dict[str, tuple[int, int]], rows: int,
+                                                                 copied: bool) -> None:
+    facts = replace(PLAIN, vector_registers=16, fma_per_cycle=2.0)
+    schedule = chosen("matmul_nn_f32", facts, **extents)
+    assert schedule.registers["m"] == rows
+    assert ("a" in (schedule.stage or ())) == copied
+
+
 @pytest.mark.parametrize("name", ["rope_half_split", "rope_interleaved"])
 def test_streams_that_leave_together_share_four_lines(name: str) -> None:
     """Past the caches, and where the first cache takes streams; a single one has four."""
