@@ -383,13 +383,17 @@ def attempt(label: str, settings: Settings, run: Callable[[], list[Row]]) -> Ite
     yield rows
 
 
+PRODUCTS_OF_BYTES = {"dot4_u8i8": "vpdpbusd", "pairs_u8i8": "vpmaddubsw"}
+"""Instruction that the peak of bytes is measured with."""
+
+
 def peak_rows(settings: Settings) -> Iterator[list[Row]]:
     for threads in settings.thread_counts:
         found = settings.peaks(threads)
         figures = [
             ("peak multiply-add", "f32", found.f32_flops, "GFLOP/s"),
             ("peak vdpbf16ps", "bf16", found.bf16_flops, "GFLOP/s"),
-            ("peak vpdpbusd", "i8", found.int8_ops, "GOP/s"),
+            (f"peak {PRODUCTS_OF_BYTES[found.int8_products]}", "i8", found.int8_ops, "GOP/s"),
             ("peak tdpbf16ps", "bf16", found.tile_bf16_flops, "GFLOP/s"),
             ("peak tdpbusd", "i8", found.tile_int8_ops, "GOP/s"),
             *((f"peak read {level}", "f32", rate, "GB/s") for level, rate in found.read.items()),

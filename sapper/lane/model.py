@@ -52,10 +52,10 @@ NEAR_ROWS = 8
 
 
 SHARED_SET_ROWS = 4
-"""Rows of a matrix that many others meet, read at once where they lie: those a multiple of 4 KiB apart share a set of the
-first cache, which has eight lines or so, and the other operand and what is asked for ahead pass through it too. Measured
-on a Zen 3, f32, six rows in place and copied, GFLOP/s of 100: rows of 1024, 128 x 576 and 1024 x 1024, 46 and 69, 58 and
-89; rows of 1000 and 256 equal within the noise."""
+"""Rows of a matrix that many others meet, read at once where they lie: those a multiple of 4 KiB apart share a set of
+the first cache, which has eight lines or so, and the other operand and what is asked for ahead pass through it too.
+Measured on a Zen 3, f32, six rows in place and copied, GFLOP/s of 100: rows of 1024, 128 x 576 and 1024 x 1024, 46 and
+69, 58 and 89; rows of 1000 and 256 equal within the noise."""
 
 
 class Model(RegisterFactors):

@@ -38,7 +38,7 @@ HELD = 0.75
 SAMPLE_S = 0.01
 SAMPLES = 8
 
-FLOPS = {"fma": 2, "dot2_bf16": 4, "dot4_u8i8": 8}
+FLOPS = {"fma": 2, "dot2_bf16": 4, "dot4_u8i8": 8, "pairs_u8i8": 8}
 """Operations of each 32-bit lane: a multiplication and an addition for every product."""
 
 SUMS = 4
@@ -52,7 +52,9 @@ class Peaks:
     """The machine's peaks with `threads` workers.
 
     f32_flops: of fused multiply-adds, operations per second. bf16_flops, int8_ops: of the packed dot products,
-    tile_bf16_flops, tile_int8_ops: of the products of tiles, None where the CPU has none. read: level -> bytes read per
+    tile_bf16_flops, tile_int8_ops: of the products of tiles, None where the CPU has none. int8_products: the lane op
+    that int8_ops is of: without dot products of four bytes those of two, which products of whole bytes don't reach, as
+    their sums don't fit it. read: level -> bytes read per
     second. copy, copy_streaming: bytes read and written per second, in DRAM, with ordinary stores and with such as go
     past the caches. level_bytes: how much a level holds, for all workers.
     """
@@ -67,6 +69,7 @@ class Peaks:
     level_bytes: dict[str, int]
     tile_bf16_flops: float | None = None
     tile_int8_ops: float | None = None
+    int8_products: str = "dot4_u8i8"
 
     def level(self, size_bytes: int) -> str:
         """The smallest level that holds so many bytes."""
@@ -180,21 +183,31 @@ def arithmetic_program(op: str, lanes: int) -> Function:
     program = Program(f"peak_{op}", lanes, "repeats", "out")
     row, dtype, operand, value = {
         "fma": (ROW_F32, f32, ROW_F32, 1.0), "dot2_bf16": (ROW_F32, f32, ROW_B32, 0x3F803F80),
-        "dot4_u8i8": (ROW_I32, i32, ROW_B32, 0x01010101),
+        "dot4_u8i8": (ROW_I32, i32, ROW_B32, 0x01010101), "pairs_u8i8": (ROW_B32, i32, ROW_B32, 0x01010101),
     }[op]
     b = program.builder
     factor = b.value("splat_const", [], operand if operand is ROW_F32 else ROW_I32, value=value)
     if operand is ROW_B32:
         factor = b.value("bitcast", [factor], ROW_B32)
-    start = [b.value("splat_const", [], row, value=0.0 if row is ROW_F32 else 0) for _ in range(CHAINS)]
+    kept = ROW_I32 if row is ROW_B32 else row
+    start = [factor] * CHAINS       # of words, which are multiplied again as bytes
+    if row is not ROW_B32:
+        start = [b.value("splat_const", [], row, value=0.0 if row is ROW_F32 else 0) for _ in range(CHAINS)]
+
+    def operands(before: Value) -> list[Value]:
+        if op == "pairs_u8i8":
+            return [before, factor]
+        return [factor, factor, before] if op == "fma" else [before, factor, factor]
 
     def body(_counter: Value, accumulators: list[Value]) -> list[Value]:
         for _ in range(2):
-            accumulators = [program.builder.value(op, [factor, factor, a] if op == "fma" else [a, factor, factor], row)
-                            for a in accumulators]
+            accumulators = [program.builder.value(op, operands(a), row) for a in accumulators]
         return accumulators
 
-    program.store_sum(program.loop(program.argument["repeats"], 1, start, body), row, dtype)
+    sums = program.loop(program.argument["repeats"], 1, start, body)
+    if row is ROW_B32:
+        sums = [b.value("bitcast", [a], kept) for a in sums]
+    program.store_sum(sums, kept, dtype)
     return program.function
 
 
@@ -373,11 +386,12 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
         say("copies past the caches" if streaming else "copies")
         return copy_probe(int(COPY_BYTES * scale), threads, target, streaming).best_rate(sample_s)
 
+    of_bytes = "dot4_u8i8" if target.has("avx512_vnni") or target.has("avx_vnni") else "pairs_u8i8"
     return Peaks(
         threads, arithmetic("fma"), arithmetic("dot2_bf16") if target.has("avx512_bf16") else None,
-        arithmetic("dot4_u8i8") if target.has("avx512_vnni") or target.has("avx_vnni") else None, read, copying(False),
+        arithmetic(of_bytes), read, copying(False),
         copying(True), {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": l3_bytes},
-        products("tdpbf16ps", "amx_bf16"), products("tdpbusd", "amx_int8"),
+        products("tdpbf16ps", "amx_bf16"), products("tdpbusd", "amx_int8"), of_bytes,
     )
 
 

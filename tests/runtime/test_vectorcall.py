@@ -39,7 +39,8 @@ WAITS = assemble(
 M, N = dims("M N")
 
 # Some tens of milliseconds.
-SPINS = assemble(("mov.64", RCX, Immediate(100_000_000)), "spin", ("sub.64", RCX, Immediate(1)), ("jne", "spin"), ("ret",))
+SPINS = assemble(("mov.64", RCX, Immediate(100_000_000)),
+                 "spin", ("sub.64", RCX, Immediate(1)), ("jne", "spin"), ("ret",))
 
 
 @kernel

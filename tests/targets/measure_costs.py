@@ -115,7 +115,7 @@ def chained(row: Row) -> list[Any] | None:
 
 
 def spread(row: Row, n: int, high: bool) -> list[Any]:
-    """Operands of the n-th of many instructions that do not wait for one another. high: of BESIDE and above, too."""
+    """Operands of the n-th of many instructions that do not wait for one another. high: of BESIDE and above too."""
     most = 32 if high and row.evex_features is not None and row.evex_features <= FEATURES else 16
     if not high:
         most = BESIDE[0]
@@ -219,7 +219,8 @@ def print_beside(references: list[str]) -> None:
     plans: list[tuple[str, list[Any]]] = []
     for row in measurable():
         wider = ROWS.get(f"{row.name.rpartition('.')[0]}.{row.length * 2}")
-        if (wider is not None and wider.features <= FEATURES) or not any(o.kind in ("vec", "mask") for o in row.operands):
+        widest = wider is None or not wider.features <= FEATURES
+        if not widest or not any(o.kind in ("vec", "mask") for o in row.operands):
             continue
         for name in references:
             for times in (1, 2):

@@ -37,7 +37,8 @@ from sapper.tune.peaks import (
 
 TARGET = host_target()
 MACHINES = [TARGET] + [TARGETS["v3"]] * (TARGETS["v3"].features <= host().features)
-FEATURES = {"fma": {"fma"}, "dot2_bf16": {"avx512_bf16"}, "dot4_u8i8": {"avx512_vnni", "avx_vnni"}}
+FEATURES = {"fma": {"fma"}, "dot2_bf16": {"avx512_bf16"}, "dot4_u8i8": {"avx512_vnni", "avx_vnni"},
+            "pairs_u8i8": {"avx2"}}
 PEAKS = Peaks(1, 100.0, None, None, {"L1": 64.0, "L2": 32.0, "L3": 16.0, "DRAM": 8.0}, 6.0, 10.0,
               {"L1": 100, "L2": 1000, "L3": 10000})
 
@@ -48,10 +49,12 @@ PEAKS = Peaks(1, 100.0, None, None, {"L1": 64.0, "L2": 32.0, "L3": 16.0, "DRAM":
 def test_arithmetic_is_done(op: str, target: Any, threads: int) -> None:
     if not FEATURES[op] & target.features:
         pytest.skip(f"{target.name} here has none of {FEATURES[op]}")
-    out = empty(threads * target.lanes, "i32" if op == "dot4_u8i8" else "f32")
+    out = empty(threads * target.lanes, "i32" if "i8" in op else "f32")
     probe = Probe(arithmetic_program(op, target.lanes), target, threads, 1.0, out=out)
     probe.run(5)
-    assert (out == 5 * 2 * CHAINS * FLOPS[op] // 2).all()
+    # Words that are multiplied again as bytes: 1 + 1, and from then on 2 + 0.
+    expected = CHAINS * 0x20002 if op == "pairs_u8i8" else 5 * 2 * CHAINS * FLOPS[op] // 2
+    assert (out == expected).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -108,8 +111,8 @@ def test_the_work_of_a_probe_is_what_its_workers_do() -> None:
 
 def test_programs_are_well_formed_and_keep_their_accumulators_in_registers() -> None:
     lanes = TARGET.lanes
-    for program in (arithmetic_program("fma", lanes), read_program(lanes), read_program(lanes, 3072),
-                    copy_program(lanes, True)):
+    for program in (arithmetic_program("fma", lanes), arithmetic_program("pairs_u8i8", lanes), read_program(lanes),
+                    read_program(lanes, 3072), copy_program(lanes, True)):
         verify(program, LANE_OPS)
         assert compile_lane(program, TARGET, checked=True).statistics["spills"] == 0
 
@@ -121,8 +124,10 @@ def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     found = measure_peaks(1, 0.02, said.append)
     assert tuple(found.read) == LEVELS
-    assert all(rate > 0 for rate in (found.f32_flops, found.copy, found.copy_streaming, *found.read.values()))
+    rates = (found.f32_flops, found.int8_ops, found.copy, found.copy_streaming, *found.read.values())
+    assert all(rate is not None and rate > 0 for rate in rates)
     assert (found.bf16_flops is None) == (not TARGET.has("avx512_bf16"))
+    assert (found.int8_products == "dot4_u8i8") == (TARGET.has("avx512_vnni") or TARGET.has("avx_vnni"))
     assert "fma" in said and "reads in DRAM" in said
 
 
