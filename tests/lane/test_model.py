@@ -710,3 +710,20 @@ def test_sums_that_mend_others_need_registers(name: str, registers: int, rows: i
     facts = replace(PLAIN, vector_registers=registers, dots=frozenset({"dot4_u8i8", "dot2_bf16"}))
     found = chosen(name, facts, M=(8, 1), N=(2048, 64), K=(1024, 64)).registers
     assert (found["m"], found["n"]) == (rows, 4)
+
+
+@pytest.mark.parametrize(("name", "extents"), [
+    ("attention_rounded_f32", {"T": (512, 64), "H": (8, 8), "G": (4, 4), "D": (128, 64), "P": (1024, 64)}),
+    ("latent_attention_decode_rounded", {"H": (16, 16), "C": (512, 64), "S": (64, 64), "P": (512, 64), "B": (4, 1)}),
+])
+def test_operands_are_rounded_once_where_no_product_takes_them_narrow(name: str,
+                                                                      extents: dict[str, tuple[int, int]]) -> None:
+    """Rounding takes eight instructions without AVX512-BF16, and a weight meets all columns of the values."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+    canonicalize(function)
+    facts = replace(PLAIN, vector_registers=16, fma_per_cycle=2.0, dots=frozenset({"fma2_bf16"}))
+    dims = {dim: DimClass(*known) for dim, known in extents.items()}
+    lowered = lower(function, Schedule(), facts, Specialization(dims))
+    products = [block for op in lowered.walk() for block in op.blocks if op.name == "loop"
+                and any(inner.name == "fma" for inner in block.ops)]
+    assert products and not any(op.name == "round_to" for block in products for op in block.ops)
