@@ -85,8 +85,8 @@ class Model(RegisterFactors):
                 return False
             self.slot_axes[value] = depth
             return True
-        # Rounded here, where no dot product takes it narrow: once, not anew for all that meet it. MLA decode of 16 heads
-        # on a Zen 3: 0.37 of the time.
+        # Rounded here, where no dot product takes it narrow: once, not anew for all that meet it. MLA decode of 16
+        # heads on a Zen 3: 0.37 of the time.
         rounded = "fma2_bf16" in self.facts.dots and value.type.dtype is bf16 and (  # type: ignore[union-attr]
             value.op is not None and value.op.name != "load")
         if rounded:
