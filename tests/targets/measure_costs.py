@@ -5,7 +5,8 @@
                                          independent ones (or -)
     measure_costs.py --beside ROW ...    for each row on vectors or masks, as wide as it can: name, and for each ROW
                                          given the cycles of one of each, and of one beside two of ROW: whether they
-                                         share pipes
+                                         share pipes. Sixteen registers are too few for a ROW that adds to its result:
+                                         there a product, and no multiply-add, shows the multipliers
     measure_costs.py --chains            for rows that lead from one kind of register to another and back: their
                                          cycles together
     measure_costs.py --accesses          loads and stores by their bits: cycles for each, and cycles from an address to
@@ -219,8 +220,9 @@ def print_beside(references: list[str]) -> None:
     plans: list[tuple[str, list[Any]]] = []
     for row in measurable():
         wider = ROWS.get(f"{row.name.rpartition('.')[0]}.{row.length * 2}")
-        widest = wider is None or not wider.features <= FEATURES
-        if not widest or not any(o.kind in ("vec", "mask") for o in row.operands):
+        if wider is not None and wider.features <= FEATURES:
+            continue
+        if not any(o.kind in ("vec", "mask") for o in row.operands):
             continue
         for name in references:
             for times in (1, 2):

@@ -1,7 +1,7 @@
 """The target of processors whose CPUID was recorded: what their leaves say, also where a hypervisor replaced the model.
 
-Sources: the Granite Rapids and the Zen 5 in virtual machines were recorded with detect.py; the others are of libcpuid's
-tests (github.com/anrieff/libcpuid, tests/intel/core_11th_gen/rocket-lake-i7.test, tests/intel/core_10th_gen/
+Sources: the Granite Rapids, the Zen 3 and the Zen 5 in virtual machines were recorded with detect.py; the others are of
+libcpuid's tests (github.com/anrieff/libcpuid, tests/intel/core_11th_gen/rocket-lake-i7.test, tests/intel/core_10th_gen/
 ice-lake-xeon-d.test, tests/amd/zen4/epyc-genoa.test, tests/amd/zen5/amd-ryzen-ai-9-hx-370-with-radeon-890m.test), whose
 XCR0 is what leaf 13 allows.
 """
@@ -60,6 +60,17 @@ DUMPS = {
         8000001d 2: 00004143 01c0003f 000007ff 00000002
         8000001d 3: 0001c163 03c0003f 00003fff 00000001
         xcr0: 000002e7""",
+    "Zen 3 (EPYC in a virtual machine)": """
+        00000000 0: 0000000d 68747541 444d4163 69746e65
+        00000001 0: 00a00f11 01020800 fffa3203 178bfbff
+        00000007 0: 00000000 219c07ab 00400684 00000010
+        80000000 0: 80000021 68747541 444d4163 69746e65
+        80000001 0: 00a00f11 40000000 004003f3 2fd3fbff
+        8000001d 0: 00000121 01c0003f 0000003f 00000000
+        8000001d 1: 00000122 01c0003f 0000003f 00000000
+        8000001d 2: 00000143 01c0003f 000003ff 00000002
+        8000001d 3: 00004163 03c0003f 00007fff 00000001
+        xcr0: 00000007""",
     "Zen 5 (EPYC in a virtual machine)": """
         00000000 0: 0000001c 68747541 444d4163 69746e65
         00000001 0: 00b00f21 01020800 fffa3203 178bfbff
@@ -85,6 +96,7 @@ DUMPS = {
         8000001d 3: 0001c163 03c0003f 00003fff 00000001
         xcr0: 000002e7""",
 }
+ZEN_3, ZEN_4 = "Zen 3 (EPYC in a virtual machine)", "Zen 4 (EPYC 9124)"
 ZEN_5, MOBILE_ZEN_5 = "Zen 5 (EPYC in a virtual machine)", "Zen 5 of a mobile processor (Ryzen AI 9 HX 370)"
 
 
@@ -114,7 +126,8 @@ def recorded(dump: str, model: int | None = None) -> detect.Host:
     ("Granite Rapids that shows the model of a Rocket Lake", "graniterapids", (48, 2048, 480 << 10)),
     ("Rocket Lake (Core i7-11700K)", "v4", (48, 512, 16 << 10)),
     ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server", (48, 1280, 10 << 10)),
-    ("Zen 4 (EPYC 9124)", "zen4", (32, 1024, 16 << 10)),
+    (ZEN_3, "zen3", (32, 512, 32 << 10)),
+    (ZEN_4, "zen4", (32, 1024, 16 << 10)),
     (ZEN_5, "zen5", (48, 1024, 32 << 10)),
     (MOBILE_ZEN_5, "zen4", (48, 1024, 16 << 10)),    # it does 512 bits in halves
 ])
@@ -122,14 +135,15 @@ def test_recorded_processors_get_the_row_of_their_core(name: str, target: str, c
     chosen = detect.choose_target(recorded(DUMPS[name]))
     assert chosen.name == target
     assert (chosen.l1_bytes, chosen.l2_bytes, chosen.l3_bytes) == tuple(kib << 10 for kib in caches_kib)
-    assert {"avx512_vnni", "avx512_vbmi"} <= chosen.features
+    assert ({"avx512_vnni", "avx512_vbmi"} <= chosen.features) == (name != ZEN_3)
     assert chosen.has("avx512_bf16") == (target in ("graniterapids", "zen4", "zen5"))
 
 
 @pytest.mark.parametrize(("name", "target"), [
     ("Granite Rapids that shows the model of a Rocket Lake", "graniterapids"),
     ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server"),
-    ("Zen 4 (EPYC 9124)", "zen4"),
+    (ZEN_3, "zen3"),
+    (ZEN_4, "zen4"),
     (ZEN_5, "zen5"),
 ])
 def test_a_model_that_is_in_no_table_is_known_by_its_features(name: str, target: str) -> None:
@@ -167,7 +181,32 @@ def test_the_width_of_a_zen_5_is_told_by_its_model(model: int, name: str, hidden
     assert detect.choose_target(found._replace(features=found.features - hidden)).name == name
 
 
-def test_a_zen_5_without_avx512_is_a_v3() -> None:
-    found = recorded(DUMPS[ZEN_5])
+@pytest.mark.parametrize("name", [ZEN_4, ZEN_5, MOBILE_ZEN_5])
+def test_a_later_zen_without_avx512_has_the_row_of_zen_3(name: str) -> None:
+    found = recorded(DUMPS[name])
     chosen = detect.choose_target(found._replace(features=frozenset(f for f in found.features if "512" not in f)))
-    assert chosen.name == "v3" and "avx_vnni" in chosen.features
+    assert chosen.name == "zen3" and chosen.l2_bytes == 1 << 20
+    assert chosen.has("avx_vnni") == (name != ZEN_4)
+
+
+@pytest.mark.parametrize(("model", "name"), [
+    (0x01, "zen3"), (0x08, "zen3"), (0x21, "zen3"), (0x30, "zen3"), (0x44, "zen3"), (0x50, "zen3"),
+    # Milan, Chagall, Vermeer, Trento, Rembrandt, Cezanne; models of Zen 4 have no AVX-512 here, and none has VAES
+    (0x11, "v3"), (0x61, "v3"), (0x75, "v3"), (0xA0, "v3"),
+])
+def test_a_zen_3_is_known_by_its_model_where_vaes_is_hidden(model: int, name: str) -> None:
+    found = recorded(DUMPS[ZEN_3], model=model)
+    assert (found.family, found.model) == (0x19, model)
+    assert detect.choose_target(found._replace(features=found.features - {"vaes"})).name == name
+    assert detect.choose_target(found).name == "zen3"
+
+
+def test_a_zen_2_is_a_v3() -> None:
+    found = recorded(DUMPS[ZEN_3], model=0x31)._replace(family=0x17)
+    assert detect.choose_target(found._replace(features=found.features - {"vaes"})).name == "v3"
+
+
+def test_a_granite_rapids_without_avx512_has_the_row_of_its_clients() -> None:
+    found = recorded(DUMPS["Granite Rapids that shows the model of a Rocket Lake"])
+    chosen = detect.choose_target(found._replace(features=frozenset(f for f in found.features if "512" not in f)))
+    assert chosen.name == "alderlake" and chosen.has("avx_vnni")

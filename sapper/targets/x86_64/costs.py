@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from sys import modules
 from typing import TYPE_CHECKING, Any
 
@@ -226,13 +227,11 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
 
 
 def model_of(target: Any) -> Any:
-    """What the bounds of code for a target are worked out from: this module, `zen5_costs`, or one of `intel_costs`."""
+    """What the bounds of code for a target are worked out from: this module, or a `Core` of zen_costs, intel_costs."""
     if target.core == "zen4":
         return modules[__name__]
-    if target.core == "zen5":
-        from . import zen5_costs
-
-        return zen5_costs
+    if target.core in ("zen3", "zen5"):
+        return import_module(f".{target.core}_costs", __package__).CORE
     from .intel_costs import core
 
     return core(target.core)
@@ -299,10 +298,13 @@ def uses_of(row: Row, loaded_bits: int, stored_bits: int) -> list[tuple[tuple[st
     figures were measured with their accesses.
     """
     uses = accesses_of(row, loaded_bits, stored_bits, _LOAD_CYCLES, _STORE_CYCLES)
-    moves = row.mnemonic.startswith(_PLAIN_LOADS) and (loaded_bits or stored_bits) and not is_scattered(row)
-    if not moves and row.ports:
-        uses.append((row.ports, row.throughput))
-    return uses
+    return uses + own_uses(row, bool(loaded_bits or stored_bits))
+
+
+def own_uses(row: Row, in_memory: bool) -> list[tuple[tuple[str, ...], float]]:
+    """What one instruction keeps busy but for its access of memory; in_memory: whether it has one."""
+    moves = in_memory and row.mnemonic.startswith(_PLAIN_LOADS) and not is_scattered(row)
+    return [] if moves or not row.ports else [(row.ports, row.throughput)]
 
 
 _OPERATIONS = {"vfm": 2, "vfn": 2, "vdpbf16ps": 4, "vpdpbusd": 8, "vpdpwssd": 4, "vadd": 1, "vsub": 1, "vmul": 1,

@@ -44,7 +44,7 @@ FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
     "avx512f": (7, 0, 1, 16, _AVX512_STATE), "avx512dq": (7, 0, 1, 17, _AVX512_STATE),
     "clflushopt": (7, 0, 1, 23, 0), "avx512bw": (7, 0, 1, 30, _AVX512_STATE), "avx512vl": (7, 0, 1, 31, _AVX512_STATE),
     "avx512_vbmi": (7, 0, 2, 1, _AVX512_STATE), "avx512_vbmi2": (7, 0, 2, 6, _AVX512_STATE),
-    "avx512_vnni": (7, 0, 2, 11, _AVX512_STATE),
+    "vaes": (7, 0, 2, 9, _AVX_STATE), "avx512_vnni": (7, 0, 2, 11, _AVX512_STATE),
     "avx_vnni": (7, 1, 0, 4, _AVX_STATE), "avx512_bf16": (7, 1, 0, 5, _AVX512_STATE),
     "avx512_fp16": (7, 0, 3, 23, _AVX512_STATE), "prefetchi": (7, 1, 3, 14, 0),
     "amx_bf16": (7, 0, 3, 22, TILE_STATE), "amx_tile": (7, 0, 3, 24, TILE_STATE),
@@ -223,23 +223,29 @@ MICROARCHITECTURES = [
                       frozenset({"avx512_bf16", "avx_vnni"})),
     Microarchitecture("zen4", "AuthenticAMD", 0x19, frozenset({*range(0x10, 0x20), *range(0x60, 0x80),
                                                                *range(0xA0, 0xB0)}), frozenset({"avx512_bf16"})),
+    # Also what later ones are where AVX-512 is hidden: their pipes of 256 bits are no fewer.
+    Microarchitecture("zen3", "AuthenticAMD", 0x19, frozenset({*range(0x10), *range(0x20, 0x60)}), frozenset({"vaes"})),
 ]
-"""The first that describes a processor is taken, so the newest of each vendor come first.
+"""The first that describes a processor, and whose level it has, is taken: so the newest of each vendor come first, and
+one whose AVX-512 is hidden gets the row of the newest without it.
 
-Sources: Intel 319433, table 1-1, and SDM volume 4, table 2-1; AMD 57647, 58455 and revision guides. Models of Zen 5:
-Linux, arch/x86/kernel/cpu/amd.c, and LLVM, lib/TargetParser/Host.cpp, which names 20h to 2Fh and 60h to 6Fh Strix and
-Krackan. CPUID does not say how wide the pipes are: that these have 256 bits, and the rest (Turin, Granite Ridge, Strix
-Halo) 512, is of A. Yee, "Zen5's AVX512 Teardown", 2024, and of Chips and Cheese, "AMD's Strix Point: Zen 5 Hits
-Mobile", 2024, and "AMD's Chiplet APU: An Overview of Strix Halo", 2025.
+Sources: Intel 319433, table 1-1, and SDM volume 4, table 2-1; AMD 57647, 58455 and revision guides. Models of Zen 3
+and Zen 5: Linux, arch/x86/kernel/cpu/amd.c, and LLVM, lib/TargetParser/Host.cpp, which names 20h to 2Fh and 60h to 6Fh
+of the latter Strix and Krackan. VAES came with Zen 3: GCC, common/config/i386/cpuinfo.h, tells family 19h by it. CPUID
+does not say how wide the pipes are: that those two have 256 bits, and the rest (Turin, Granite Ridge, Strix Halo) 512,
+is of A. Yee, "Zen5's AVX512 Teardown", 2024, and of Chips and Cheese, "AMD's Strix Point: Zen 5 Hits Mobile", 2024, and
+"AMD's Chiplet APU: An Overview of Strix Halo", 2025.
 """
 
 
 def choose_target(found: Host) -> Target:
-    """The target for a processor: the row of its microarchitecture if it has the level that the row is of, or else the
-    highest level whose features are all there; with the optional features that the host has and its own cache sizes.
+    """The target for a processor: the first row that describes it and whose level it has, or else the highest level
+    whose features are all there; with the optional features that the host has and its own cache sizes.
     Raises UnsupportedCPU below x86-64-v3."""
-    named = next((known.target for known in MICROARCHITECTURES if known.describes(found)), "")
-    if named and (V4_FEATURES if TARGETS[named].has("avx512f") else V3_FEATURES) <= found.features:
+    levels = {name: V4_FEATURES if row.has("avx512f") else V3_FEATURES for name, row in TARGETS.items()}
+    named = next((known.target for known in MICROARCHITECTURES
+                  if known.describes(found) and levels[known.target] <= found.features), "")
+    if named:
         base = TARGETS[named]
     elif found.features >= V4_FEATURES:
         base = TARGETS["v4"]

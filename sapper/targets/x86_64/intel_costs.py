@@ -240,7 +240,8 @@ def core(name: str) -> Core:
     """The core of a target, by `Target.core`. Raises KeyError that lists the known ones."""
     found = _CORES.get(name)
     if found is None:
-        raise KeyError(f"costs of instructions: found {name!r}; expected zen4, zen5 or one of {', '.join(_CORES)}")
+        known = ", ".join(["zen3", "zen4", "zen5", *_CORES])
+        raise KeyError(f"costs of instructions: found {name!r}; expected one of {known}")
     return found
 
 

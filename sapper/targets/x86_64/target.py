@@ -2,9 +2,9 @@
 
 Leaves: `Target` rows by name. Holds: facts only; nothing here runs on the CPU that it describes. Generated code may use
 exactly the features of its target.
-Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4), 58455 (Zen 5); Intel Optimization Reference
-Manual 248966 (Haswell, Skylake-SP, Ice Lake-SP, Alder Lake, Sapphire Rapids, Granite Rapids); cache sizes of typical
-members, replaced by the host's own in detect.py.
+Sources: x86-64 psABI (levels); AMD publications 56665 (Zen 3), 57647 (Zen 4), 58455 (Zen 5); Intel Optimization
+Reference Manual 248966 (Haswell, Skylake-SP, Ice Lake-SP, Alder Lake, Sapphire Rapids, Granite Rapids); cache sizes of
+typical members, replaced by the host's own in detect.py.
 """
 
 # Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
@@ -36,7 +36,8 @@ class Target(NamedTuple):
     l1_bytes, l2_bytes: data caches of one core; l3_bytes: the share that one core sees. cache_line_bytes.
     fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
     fma_latency, add_latency, load_latency: cycles (add: after an add; load: from L1 to a vector register).
-    core: the named CPU whose costs of instructions bound its code (costs.py, zen5_costs.py, intel_costs.py).
+    core: the named CPU whose costs of instructions bound its code (costs.py, zen3_costs.py, zen5_costs.py,
+    intel_costs.py).
     asks: fields of `requests` that are not as usual (measured). rounded_at_once: vectors of a piece that much
     arithmetic makes and an instruction rounds to bf16, not row after row (measured; lane/register_factors.py).
     interleaves: bytes of four rows are better joined to slots by unpacking than widened one by one (measured).
@@ -183,6 +184,8 @@ TARGETS: dict[str, Target] = {
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7, rounded_at_once=8, interleaves=True,
             asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
+        # The same pipes, without AVX-512.
+        cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 2, 1, 4, 3, 7),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
         cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
             asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,

@@ -1,9 +1,8 @@
 """What the rows cost on Zen 5: latency, and the pipes that their operations take.
 
-Enters: a row. Leaves: a latency in cycles and what it keeps busy, for bounds of finished code (codegen/explain.py); no
-code depends on it. Holds: a bound of these figures is not above what was measured, of one row alone or of two beside
-each other; they are those of servers and desktops, whose pipes have 512 bits. A family that is not here (what traps,
-jumps, moves the stack, divides integers, or no Zen 5 has) takes Zen 4's figures.
+Leaves: `CORE`; zen_costs.py has how it is used and how the lines are read. Holds: a bound of these figures is not above
+what was measured, of one row alone or of two beside each other; they are those of servers and desktops, whose pipes
+have 512 bits.
 
 Sources: measured on a Zen 5 (EPYC, family 26 model 2) with tests/targets/measure_costs.py. AMD publication 58455,
 Software Optimization Guide for Zen 5, has the widths: eight macro-ops in a cycle, six integer pipes, four addresses,
@@ -15,30 +14,11 @@ it beside multiply-adds, additions and permutations.
 - A sum is ready for the next sum after 2 cycles, for other rows after 3.
 - Multiply-adds and the stores of vectors share something, five in two cycles (`r`; a store of 512 bits is two), it may
   be reads of a third register: two multiply-adds and a store of 512 bits take 1.96 cycles, two products and it 1.01.
-
-Lines are `latency uses : families`; figures for 128, 256 and 512 bits are parted by `;` (fewer: the last one holds for
-the rest). Uses are parted by `+`, as in intel_costs.py: `m` is an operation on a pipe of `PIPES["m"]`, `2*m` two of
-them, `d:4` the divider for four cycles, `-` nothing but the access of memory.
 """
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
-
-from .costs import accesses_of, cost_of, family_of, is_scattered, operations_of, parse_uses
-from .rows import Row
-
-__all__ = ["ISSUE_WIDTH", "LOAD_LATENCY", "MODEL", "latency_of", "operations_of", "uses_of"]
-
-MODEL = "Zen 5"
-ISSUE_WIDTH = 8
-LOAD_LATENCY = {"gpr": 4, "vec": 7, "mask": 7, "tile": 0}
-"""See costs.py."""
-_LOAD_CYCLES = {64: 0.25, 512: 0.5}
-_STORE_CYCLES = {256: 0.5, 512: 1.0}
-_ADDRESS_CYCLES = 0.25
-_STORE_READS = {256: 0.4, 512: 0.8}
+from .zen_costs import Core, read_figures
 
 PIPES = {
     "v": ("fp0", "fp1", "fp2", "fp3"),                  # any pipe of vectors
@@ -66,35 +46,36 @@ _FIGURES = """
 1 a : vpsraw.imm vpsravw vpsrad.imm vpsravd vpsraq.imm vpsravq
 1 b : cdq cqo rol.imm rol.cl ror.imm ror.cl shl.imm shl.cl shr.imm shr.cl sar.imm sar.cl shlx shrx sarx rorx bzhi blsr
 1 b : tzcnt bsf bsr bt
-1 g : mov add or adc sbb and sub xor cmp cmp.8 cmp.16 test.8 test.16 test not neg inc dec andn popcnt lzcnt bswap mov.8
-1 g : mov.16 movzx.8 movzx.16 movsx.8 movsx.16 movsxd lea xchg xadd seto cmovo setno cmovno setb cmovb setae cmovae sete
-1 g : cmove setne cmovne setbe seta sets cmovs setns cmovns setp cmovp setnp cmovnp setl setge setle setg nop endbr64
-1 g : nop.memory
+1 g : add or adc sbb and sub xor cmp cmp.8 cmp.16 test.8 test.16 test not neg inc dec andn popcnt lzcnt bswap lea xchg
+1 g : xadd seto cmovo setno cmovno setb cmovb setae cmovae sete cmove setne cmovne setbe seta sets cmovs setns cmovns
+1 g : setp cmovp setnp cmovnp setl setge setle setg nop endbr64 nop.memory
+1 g/- : mov mov.8 mov.16 movzx.8 movzx.16 movsx.8 movsx.16 movsxd
 1 g:0.5 : sfence
 1 g:11 : lfence
 1 g:75 : mfence
 1 g:96 : pause
-1 i : vpsubsb vpsubsw vpsubusb vpsubusw vpcmpeqq vpcmpgtq kmovb kandb kandnb korb kxnorb kxorb kaddb knotb kshiftlb
-1 i : kshiftrb kmovw kandw kandnw korw kxnorw kxorw kaddw knotw kshiftlw kshiftrw kmovd kandd kandnd kord kxnord kxord
-1 i : kaddd knotd kshiftld kshiftrd kmovq kandq kandnq korq kxnorq kxorq kaddq knotq kshiftlq kshiftrq kunpckbw kunpckwd
-1 i : kunpckdq
+1 i : vpsubsb vpsubsw vpsubusb vpsubusw vpcmpeqq vpcmpgtq kandb kandnb korb kxnorb kxorb kaddb knotb kshiftlb kshiftrb
+1 i : kandw kandnw korw kxnorw kxorw kaddw knotw kshiftlw kshiftrw kandd kandnd kord kxnord kxord kaddd knotd kshiftld
+1 i : kshiftrd kandq kandnq korq kxnorq kxorq kaddq knotq kshiftlq kshiftrq kunpckbw kunpckwd kunpckdq
+1 i/- : kmovb kmovw kmovd kmovq
 1 m : vmaskmovps.load vmaskmovpd.load vpmaskmovd.load vpmaskmovq.load vblendvps vblendpd vblendvpd
-1 s : vmaskmovps.store vmaskmovpd.store vpmaskmovd.store vpmaskmovq.store vbroadcastsd vpblendvb vinsertf128
-1 s : vinsertf32x4 vinsertf64x2 vinsertf32x8 vinsertf64x4 vinserti128 vinserti32x4 vinserti64x2 vinserti32x8
-1 s : vinserti64x4
-1 v : vmovss.merge vmovsd.merge vmovq vmovshdup vmovsldup vmovhlps vmovlhps vblendps vblendmps vandps vandnps vorps
-1 v : vxorps vunpcklps vunpckhps vshufps vpermilps.imm vblendmpd vandpd vandnpd vorpd vxorpd vunpcklpd vunpckhpd vshufpd
-1 v : vpermilpd.imm vpaddb vpaddw vpaddd vpaddq vpsubb vpsubw vpsubd vpsubq vpminsb vpmaxsb vpminub vpmaxub vpminsw
-1 v : vpmaxsw vpminuw vpmaxuw vpminsd vpmaxsd vpminud vpmaxud vpand vpandd vpandq vpandn vpandnd vpandnq vpor vpord
-1 v : vporq vpxor vpxord vpxorq vpternlogd vpblendmd vpternlogq vpblendmq vpblendmb vpblendmw vpblendd vpblendw vpcmpeqb
-1 v : vpcmpgtb vpcmpeqw vpcmpgtw vpcmpeqd vpcmpgtd vpunpcklbw vpunpckhbw vpunpcklwd vpunpckhwd vpunpckldq vpunpckhdq
-1 v : vpunpcklqdq vpunpckhqdq vpshufd vpshuflw vpshufhw vpmovm2b vpmovm2w vpmovm2d vpmovm2q
-1 v;s : vbroadcastss vpbroadcastb vpbroadcastw vpbroadcastd vpbroadcastq
+1 s : vmaskmovps.store vmaskmovpd.store vpmaskmovd.store vpmaskmovq.store vpblendvb vinsertf128 vinsertf32x4
+1 s : vinsertf64x2 vinsertf32x8 vinsertf64x4 vinserti128 vinserti32x4 vinserti64x2 vinserti32x8 vinserti64x4
+1 s/- : vbroadcastsd
+1 v : vmovss.merge vmovsd.merge vmovhlps vmovlhps vblendps vblendmps vandps vandnps vorps vxorps vunpcklps vunpckhps
+1 v : vshufps vpermilps.imm vblendmpd vandpd vandnpd vorpd vxorpd vunpcklpd vunpckhpd vshufpd vpermilpd.imm vpaddb
+1 v : vpaddw vpaddd vpaddq vpsubb vpsubw vpsubd vpsubq vpminsb vpmaxsb vpminub vpmaxub vpminsw vpmaxsw vpminuw vpmaxuw
+1 v : vpminsd vpmaxsd vpminud vpmaxud vpand vpandd vpandq vpandn vpandnd vpandnq vpor vpord vporq vpxor vpxord vpxorq
+1 v : vpternlogd vpblendmd vpternlogq vpblendmq vpblendmb vpblendmw vpblendd vpblendw vpcmpeqb vpcmpgtb vpcmpeqw
+1 v : vpcmpgtw vpcmpeqd vpcmpgtd vpunpcklbw vpunpckhbw vpunpcklwd vpunpckhwd vpunpckldq vpunpckhdq vpunpcklqdq
+1 v : vpunpckhqdq vpshufd vpshuflw vpshufhw vpmovm2b vpmovm2w vpmovm2d vpmovm2q
+1 v/- : vmovq vmovshdup vmovsldup
+1 v/-;s/- : vbroadcastss vpbroadcastb vpbroadcastw vpbroadcastd vpbroadcastq
 1 w:3;w:5;w:8.9 : vscatterdpd vscatterqps vscatterqpd vpscatterdq vpscatterqd vpscatterqq
 1 w:6;w:9;w:16.8 : vscatterdps vpscatterdd
 1 n:0.25 : prefetchnta prefetcht0 prefetcht1 prefetcht2 prefetchw
 0;0;2 -;-;s : vbroadcastf32x4 vbroadcastf64x2 vbroadcasti32x4 vbroadcasti64x2
-1;1;2 v;v;s : vmovddup
+1;1;2 v/-;v/-;s : vmovddup
 2 a : vaddps vaddpd vaddss vaddsd vsubps vsubpd vsubss vsubsd vminps vminpd vminss vminsd vmaxps vmaxpd vmaxss vmaxsd
 2 a : vrangeps vcmpps vrangepd vcmppd
 2 i : vpaddsb vpaddsw vpaddusb vpaddusw vpminsq vpminuq vpmaxsq vpmaxuq vpabsb vpabsw vpabsd vpabsq
@@ -104,7 +85,8 @@ _FIGURES = """
 2 s : vpackuswb vpackssdw vpackusdw vpshufb vpalignr
 2 x+s : vpinsrb
 2 x+v : vpinsrd vpinsrq vpinsrw
-2 y+r:0.4 : vmovd.from_vec vmovq.from_vec vmovmskps vmovmskpd vpmovmskb
+2 y+r:0.4 : vmovq.from_vec vmovmskps vmovmskpd vpmovmskb
+2 y+r:0.4/- : vmovd.from_vec
 3 2*k : mul imul.wide
 3 a : vroundps vrndscaleps vgetmantps vgetexpps vroundpd vrndscalepd vgetmantpd vgetexppd vroundss vrndscaless vroundsd
 3 a : vrndscalesd vcvtdq2ps vcvtps2dq vcvttps2dq vcvtqq2pd vcvtuqq2pd vcvtpd2qq vcvttpd2qq vcvtudq2ps vcvttps2udq
@@ -138,7 +120,8 @@ _FIGURES = """
 3;4;5 s : vpermi2b
 4;4;5 s : vpermps vpermd vpermpd vpermq
 5 s : vrcp14ps vrsqrt14ps vrcp14pd vrsqrt14pd
-5 x : vmovd.to_vec vmovq.to_vec
+5 x : vmovq.to_vec
+5 x/- : vmovd.to_vec
 5 x+s : kmovb.to_mask kmovw.to_mask kmovd.to_mask kmovq.to_mask
 5 y+a : vcvttss2si vcvtss2si vcvttsd2si vcvtsd2si
 3;4;6 s : vfpclassps vcmpps.k vfpclasspd vcmppd.k vpcmpeqb.k vpcmpgtb.k vpcmpb vpcmpub vptestmb vptestnmb vpcmpeqw.k
@@ -166,42 +149,5 @@ _FIGURES = """
 17;22;30 l:4;l:5.6;l:12.5 : vgatherdps vpgatherdd
 """
 
-_PLAIN_LOADS = re.compile(r"mov|vmov(?!ddup\.512)|vp?broadcast(s[sd]|[bwdq])\.\d|kmov|pop")
-"""Rows whose form with memory is an access and nothing else, whatever their form with registers is."""
-
-
-@lru_cache(maxsize=1)
-def _table() -> dict[str, tuple[list[str], list[str]]]:
-    """Family -> latencies and uses, one to three of each."""
-    found: dict[str, tuple[list[str], list[str]]] = {}
-    for line in _FIGURES.strip().split("\n"):
-        figures, _, families = line.partition(" : ")
-        latency, uses = (column.split(";") for column in figures.split())
-        for family in families.split():
-            found[family] = latency, uses
-    return found
-
-
-def _of_width(figures: list[str], row: Row) -> str:
-    return figures[min({256: 1, 512: 2}.get(row.length, 0), len(figures) - 1)]
-
-
-def latency_of(row: Row) -> int:
-    """Cycles from a row's register inputs to its result."""
-    found = _table().get(family_of(row.name))
-    return cost_of(row).latency if found is None else int(_of_width(found[0], row))
-
-
-def uses_of(row: Row, loaded_bits: int, stored_bits: int) -> list[tuple[tuple[str, ...], float]]:
-    """What one instruction keeps busy; see costs.uses_of."""
-    uses = accesses_of(row, loaded_bits, stored_bits, _LOAD_CYCLES, _STORE_CYCLES)
-    uses += [(("agu",), _ADDRESS_CYCLES)] * len(uses)
-    if stored_bits and not is_scattered(row) and any(o.kind == "vec" for o in row.operands):
-        uses.append((PIPES["r"], _STORE_READS[256 if stored_bits <= 256 else 512]))
-    if (loaded_bits or stored_bits) and _PLAIN_LOADS.match(row.name):
-        return uses
-    found = _table().get(family_of(row.name))
-    if found is not None:
-        return uses + parse_uses(_of_width(found[1], row), PIPES.__getitem__)
-    cost = cost_of(row)
-    return [*uses, (cost.ports, cost.throughput)]
+CORE = Core("Zen 5", 8, {"gpr": 4, "vec": 7, "mask": 7, "tile": 0}, read_figures(_FIGURES), PIPES, {64: 0.25, 512: 0.5},
+            {256: 0.5, 512: 1.0}, 0.25, {256: "r:0.4", 512: "r:0.8"})
