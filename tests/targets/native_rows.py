@@ -26,6 +26,7 @@ from sapper.targets.x86_64.meaning import execute
 # The block that a case works on, by byte offset from rdi.
 VECTORS, MASKS, GENERAL, FLAGS, MEMORY, BLOCK_BYTES = 0, 2048, 2112, 2240, 4096, 12288
 GATHER_BYTES = 4096
+REGISTER_BYTES = 64 if "avx512f" in detect.host().features else 32
 BLOCK_POINTER = 7
 FLAG_BITS = {"c": 0, "p": 2, "a": 4, "z": 6, "s": 7, "o": 11}
 CANNOT_RUN = {
@@ -98,11 +99,13 @@ def cases_of(row: Row, wide: bool) -> Iterator[Case]:
 
 
 def _fits(row: Row, form: tuple[str, ...]) -> bool:
-    """Whether the row has an encoding for operands of these kinds."""
+    """Whether the row has an encoding for operands of these kinds that this CPU knows: shifts of memory have but that
+    of AVX-512."""
     from sapper.codegen.encode import _plans
 
     types = {"r": Register, "m": Memory, "b": Memory, "i": Immediate}
-    return tuple(types[option] for option in form) in (row.plans or _plans(row))
+    encodings = (row.plans or _plans(row)).get(tuple(types[option] for option in form), ())
+    return any(encoding.features <= detect.host().features for encoding in encodings)
 
 
 def _operands(row: Row, form: tuple[str, ...], value: int | None) -> list[Any]:
@@ -328,7 +331,7 @@ def expected(case: Case, before: np.ndarray) -> tuple[np.ndarray, int]:
                 after[MEMORY:MEMORY + len(value)] = value
         elif operand.kind == "vec":  # type: ignore[union-attr]
             start = 64 * operand.number  # type: ignore[union-attr]
-            after[start:start + 64] = 0
+            after[start:start + REGISTER_BYTES] = 0
             after[start:start + len(value)] = value
         elif operand.kind == "mask":  # type: ignore[union-attr]
             put(MASKS + 8 * operand.number, value)  # type: ignore[union-attr]
