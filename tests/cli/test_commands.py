@@ -248,7 +248,7 @@ def test_ir_has_been_through_all_passes(sapper, stage: str) -> None:
     (("ir", "softmax", "--stage", "tiles"), "found no stage 'tiles'; expected one of\n  tile "),
     (("ir", "softmax", "--static", "N:3"), "--static: found 'N:3'; expected NAME=EXTENT"),
     (("ir", "softmax", "--static", "Q=3"), "--static: found 'Q'; expected dimensions of softmax: M, N"),
-    (("asm", "softmax", "--target", "z80"), "found no target 'z80'; expected one of: v3, v4, zen4"),
+    (("asm", "softmax", "--target", "z80"), "found no target 'z80'; expected one of: v3, v4, zen3, zen4"),
     (("asm", "softmax", "--schedule", "{"), "--schedule: "),
     (("asm", "softmax", "--schedule", "[1]"), "--schedule: "),
     (("asm", "softmax", "--schedule", "nowhere.json"), "nowhere.json: No such file"),

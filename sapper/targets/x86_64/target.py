@@ -181,11 +181,11 @@ TARGETS: dict[str, Target] = {
         # Levels: figures that are safe on any member, costs of the first core that had them.
         cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 2, 1, 5, 4, 7, "haswell"),
         cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8, "skylake-avx512"),
-        # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
+        # Pipes of 256 bits: two FMA, two add, two loads, one store.
+        cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 2, 1, 4, 3, 7),
+        # The same pipes: 512-bit operations run on them as two halves.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7, rounded_at_once=8, interleaves=True,
             asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
-        # The same pipes, without AVX-512.
-        cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 2, 1, 4, 3, 7),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
         cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
             asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,

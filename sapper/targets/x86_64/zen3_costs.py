@@ -4,10 +4,11 @@ Leaves: `CORE`; zen_costs.py has how it is used and how the lines are read. Hold
 what was measured, of one row alone or of two beside each other.
 
 Sources: measured on a Zen 3 (EPYC, family 25 model 1) with tests/targets/measure_costs.py. AMD publication 56665,
-Software Optimization Guide for family 19h, has the widths: six macro-ops in a cycle, four integer pipes, three
-addresses, three loads of general registers or two of 256 bits, one store of 256 bits, four pipes of vectors of which
-two multiply and two add; and that a load to a vector takes 7 cycles, by which latencies between register files are
-parted. Which pipes a family takes is from loops of it beside products, sums, shuffles and integer products.
+Software Optimization Guide for family 19h (LLVM's X86ScheduleZnver3.td quotes it), has the widths: six macro-ops in a
+cycle, four integer pipes, three addresses, three loads, one store of a vector, four pipes of vectors of which two
+multiply and two add; and that a load to a vector takes 7 cycles, by which latencies between register files are parted.
+Two loads of vectors in a cycle are measured. Which pipes a family takes is from loops of it beside products, sums,
+shuffles and integer products.
 
 - What moves between the halves of 256 bits takes a multiplier, and one such starts in a cycle (`c`): broadcasts from a
   register, insertions, extractions, permutations. Conversions that change the width, and widening to 256 bits, are two
