@@ -73,6 +73,67 @@ def fit(name: str, dtype: type[np.floating], target: Real, weight: Real, low: mp
     print(name, float(log(error, 2)), file=sys.stderr)
 
 
+def quotient(dtype: type[np.floating], samples: list[tuple[mpf, mpf, mpf]], degree: int,
+             rounds: int = 10) -> tuple[list[float], list[float], mpf]:
+    """Rounded coefficients of p and q, both of that degree, q(0) = 1, and the greatest error weight * (p / q - target).
+
+    samples: (x, target, weight). Least squares of p - target * q over the q of the round before (Loeb, 1957), each
+    point weighted by its error besides (Lawson, 1961), which brings the greatest ones down.
+    """
+    names = [name for k in range(degree + 1) for name in ([("q", k)] if k else []) + [("p", k)]]
+    below, shares = [mpf(1)] * len(samples), [mpf(1)] * len(samples)
+    rounded: dict[tuple[str, int], mpf] = {}
+
+    def solved() -> dict[tuple[str, int], mpf]:
+        """With what is rounded already."""
+        free = [name for name in names if name not in rounded]
+        gram, right = matrix(len(free), len(free)), matrix(len(free), 1)
+        for (x, target, weight), share, under in zip(samples, shares, below, strict=True):
+            scale = weight * sqrt(share) / under
+            terms = {(side, k): scale * x**k * (1 if side == "p" else -target) for side, k in names}
+            value = scale * target - sum(c * terms[name] for name, c in rounded.items())
+            for i, name in enumerate(free):
+                right[i] += terms[name] * value
+                for j in range(len(free)):
+                    gram[i, j] += terms[name] * terms[free[j]]
+        found = lu_solve(gram, right)
+        return {**rounded, **{name: found[i] for i, name in enumerate(free)}}
+
+    def errors(c: dict[tuple[str, int], mpf]) -> tuple[list[mpf], list[mpf]]:
+        """q and the weighted errors at the samples."""
+        under = [1 + sum(c["q", k] * x**k for k in range(1, degree + 1)) for x, _, _ in samples]
+        return under, [abs(w * (sum(c["p", k] * x**k for k in range(degree + 1)) / q - t))
+                       for (x, t, w), q in zip(samples, under, strict=True)]
+
+    best: tuple[mpf, list[mpf], list[mpf]] | None = None
+    for _ in range(rounds):
+        below, found = errors(solved())
+        if best is None or max(found) < best[0]:
+            best = max(found), shares, below
+        mean = sum(s * error for s, error in zip(shares, found, strict=True)) / sum(shares)
+        shares = [s * max(error / mean, mpf("0.02")) for s, error in zip(shares, found, strict=True)]
+    assert best is not None
+    _, shares, below = best
+    for name in names:
+        rounded[name] = mpf(float(dtype(float(solved()[name]))))
+    p, q = ([float(rounded[side, k]) for k in range(first, degree + 1)] for side, first in (("p", 0), ("q", 1)))
+    return p, [1.0, *q], max(errors(rounded)[1])
+
+
+def fit_erf_quotient() -> None:
+    """erf by one quotient, whose limit is such that the quotient is 1 there when it is computed in f32."""
+    limit, count = mpf("3.87"), 70
+    xs = [limit * (1 - cos(pi * (k + mpf("0.5")) / count)) / 2 for k in range(count)]
+    above, below, error = quotient(np.float32, [(x**2, erf(x) / x, x) for x in xs], 5)
+    print(f"# erf(x) = x * p(z) / q(z), z = x**2, |x| <= {float(limit)}; absolute; error 2**{float(log(error, 2)):.1f}")
+    print(f"ERF_LIMIT_F32 = {float(limit)}")
+    for name, values in (("ABOVE", above), ("BELOW", below)):
+        print(f"ERF_{name}_F32 = (")
+        for value in values:
+            print(f"    {value!r},")
+        print(")\n" if name == "BELOW" else ")")
+
+
 def without_zero(ratio: Real, at_zero: mpf) -> Real:
     """A ratio with a removable singularity at 0."""
     return lambda x: at_zero if abs(x) < mpf(10) ** -25 else ratio(x)
@@ -154,6 +215,8 @@ def main() -> None:
         if f32:
             fit("EXP2_SHORT_F32", dtype, lambda r: mpf(2)**r, lambda r: 1 / mpf(2)**r, mpf(0), one, list(range(5)),
                 "2**r, 0 <= r <= 1; relative")
+            fit("EXP2_NEAREST_F32", dtype, lambda r: mpf(2)**r, lambda r: 1 / mpf(2)**r, -mpf("0.5001"),
+                mpf("0.5001"), list(range(5)), "2**r, |r| <= 1/2; relative")
             fit("LOG_F32", dtype, without_zero(lambda f: (log1p(f) - f) / f**2, -one / 2),
                 without_zero(lambda f: f**2 / log1p(f), mpf(0)), root_low, root_high, list(range(9)),
                 "log(1 + f) = f + f**2 * q(f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1; relative")
@@ -186,6 +249,12 @@ def main() -> None:
         fit(f"ERF_LARGE_{bits}", dtype, lambda u, tail=tail: log(tail(u)), tail,
             -one, one, list(range(degree + 1)),
             f"log(erfc(t)), t = {float(centre)} + {float(half)} * u, 1 <= t <= {int(top)}; absolute, of erf")
+        if f32:
+            fit("ERF_TAIL_F32", dtype, lambda t: log(erfc(t)) / ln2, lambda t: erfc(t) * ln2, erf_split * mpf("0.999"),
+                top, list(range(6)), "log2(erfc(t)), 1 <= t <= 4; absolute, of erf")
+            fit("ERF_TAIL_POWER_F32", dtype, lambda r: mpf(2)**r, lambda r: 1 / mpf(2)**r, -mpf("0.5001"),
+                mpf("0.5001"), list(range(6)), "2**r, |r| <= 1/2; relative")
+            fit_erf_quotient()
 
 
 if __name__ == "__main__":

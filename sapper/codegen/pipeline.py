@@ -182,6 +182,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
 def simplify_lane(lane: Function, target: Any) -> Function:
     """In place: the same in fewer ops."""
     from ..ir.rewriter import eliminate_dead
+    from ..lane.even_odd import take_even_and_odd
     from ..lane.float8 import join_loads
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
@@ -196,6 +197,9 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     if "widen_float8" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes:
         join_loads(lane)
         _trace(lane, "join_loads")
+    if ("pack2" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes
+            and take_even_and_odd(lane)):
+        _trace(lane, "take_even_and_odd")
     if not target.assembler_allocates and reduce_strength(lane):
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "reduce_strength")

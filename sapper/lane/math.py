@@ -74,6 +74,10 @@ ERF_TABLE_LIMIT = 3.875 - 2.0**-22
 """The greatest f32 that is nearer to 15 / 4 than to 16 / 4."""
 
 
+def times(factor: float, coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(factor * c for c in coefficients)
+
+
 class _Emitter:
     """Emits ops in place of one, for rows of one format."""
 
@@ -162,6 +166,12 @@ class _Emitter:
             value = self.fma(value, x, self.constant(c))
         return value
 
+    def split_polynomial(self, x: Value, coefficients: tuple[float, ...]) -> Value:
+        """The same by two chains in x**2, of the even powers and the odd ones: an op more, in hardly more than half the
+        time from x to the result."""
+        square = self.mul(x, x)
+        return self.fma(self.polynomial(square, coefficients[1::2]), x, self.polynomial(square, coefficients[::2]))
+
     def copy_sign(self, magnitude: Value, sign: Value) -> Value:
         """A magnitude >= +0 (or NaN) with the sign of another value."""
         if self.format.is_f32 and "copy_sign" in self.legal:
@@ -183,28 +193,37 @@ class _Emitter:
         """2**n of a float whose low bits hold n + bias."""
         return self.from_bits(self.shift("shl", self.to_bits(places), self.format.mantissa_bits))
 
-    def split_exponent(self, x: Value, factor: float, most: float) -> tuple[Value, Callable[[Value], Value]]:
-        """n, which is x times a factor, rounded to an integer, |n| < 2 * bias; and what multiplies a number from 1/2 to
-        2 by 2**n, rounding once. most: what x is known not to be above.
+    @property
+    def makes_powers(self) -> bool:
+        """Whether f32 powers of two are made by shifts: no instruction scales by one or raises to one."""
+        return self.format.is_f32 and self.legal.isdisjoint({"scale_exponent", "exp2.f32"})
+
+    def split_exponent(self, x: Value, factor: float, most: float) -> tuple[Value, float, Callable[[Value], Value]]:
+        """n, which is x times a factor, rounded to an integer, |n| < 2 * bias; a power of two s; and what multiplies s
+        times a number from 1/2 to 2 by 2**n / s, rounding once. most: what x is known not to be above.
 
         Without `scale_exponent` 2**n is two powers that are normal numbers, of which only the second can round or
-        overflow. They have half of n each; or, of n that are not above 0, the first has n + half and the second none.
+        overflow. They have half of n each; or, of n that are not above 0, one has n + half and the other none: then
+        that one is s, which the coefficients of a polynomial take in.
         """
         f = self.format
         if "scale_exponent" in self.legal:
             n = self.row("round", x if factor == 1.0 else self.mul(x, self.constant(factor)))
-            return n, lambda a: self.emit("scale_exponent", [a, n], f.row)
+            return n, 1.0, lambda a: self.emit("scale_exponent", [a, n], f.row)
         half = f.bias // 2
         if most <= 0:
             n, places = self.rounded(x, factor, f.bias + half)
-            first, second = self.to_exponent(places), self.constant(2.0**-half)
+            first = self.to_exponent(places)
+            if self.makes_powers:
+                return n, 2.0**-half, lambda a: self.mul(a, first)
+            second = self.constant(2.0**-half)
         else:
             n, places = self.rounded(x, factor, 2 * f.bias)
             whole = self.shift("shl", self.to_bits(places), f.mantissa_bits)
             halved = self.shift("shl", self.to_bits(places), f.mantissa_bits - 1)
             exponent = self.bits("and", halved, self.bits_constant(-1 << f.mantissa_bits))
             first, second = self.from_bits(exponent), self.from_bits(self.bits("sub", whole, exponent))
-        return n, lambda a: self.mul(self.mul(a, first), second)
+        return n, 1.0, lambda a: self.mul(self.mul(a, first), second)
 
     def reduced(self, x: Value, n: Value) -> Value:
         """x - n ln 2, small."""
@@ -235,7 +254,7 @@ class _Emitter:
         """2**x times a power of two, for any x: a polynomial of what lies above the next integer below. Infinities have
         the fraction 0, and their powers of two are right."""
         power = self.polynomial(self.emit("fraction", [x], self.format.row, down=True),
-                                tuple(scale * c for c in polynomials.EXP2_SHORT_F32))
+                                times(scale, polynomials.EXP2_SHORT_F32))
         return self.emit("scale_exponent", [power, x], self.format.row)
 
     @property
@@ -262,8 +281,8 @@ class _Emitter:
         """e**x for exp_low <= x <= exp_high or NaN. most: what x is known not to be above."""
         if self.has_tables:
             return self.exp_by_table(x)
-        n, scaled = self.split_exponent(x, 1 / math.log(2), most)
-        return scaled(self.polynomial(self.reduced(x, n), (1.0, 1.0, *self.format.expm1)))
+        n, scale, scaled = self.split_exponent(x, 1 / math.log(2), most)
+        return scaled(self.polynomial(self.reduced(x, n), times(scale, (1.0, 1.0, *self.format.expm1))))
 
     def split_log(self, x: Value) -> tuple[Value, Value]:
         """e and f with x = 2**e * (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), for 0 < x < infinity."""
@@ -314,6 +333,11 @@ def _exp(e: _Emitter, x: Value) -> Value:
     f = e.format
     if e.is_short:
         return e.exp2_short(e.mul(x, e.constant(1 / math.log(2))), 1.0)
+    if e.coarse and e.makes_powers:
+        x = e.limited(x, f.exp_low, f.exp_high)
+        n, scale, scaled = e.split_exponent(x, 1 / math.log(2), e.most)
+        r = e.fma(x, e.constant(1 / math.log(2)), e.emit("neg", [n], f.row))
+        return scaled(e.polynomial(r, times(scale, polynomials.EXP2_NEAREST_F32)))
     return e.exp_reduced(e.limited(x, f.exp_low, f.exp_high), e.most)
 
 
@@ -324,8 +348,8 @@ def _exp2(e: _Emitter, x: Value) -> Value:
         power = e.polynomial(e.emit("fraction", [x], f.row), (1.0, *f.exp2))
         return e.emit("scale_exponent", [power, e.row("round", x)], f.row)
     x = e.limited(x, f.exp2_low, f.exp2_high)
-    n, scaled = e.split_exponent(x, 1.0, e.most)
-    return scaled(e.polynomial(e.sub(x, n), (1.0, *f.exp2)))
+    n, scale, scaled = e.split_exponent(x, 1.0, e.most)
+    return scaled(e.polynomial(e.sub(x, n), times(scale, (1.0, *f.exp2))))
 
 
 def _log(e: _Emitter, x: Value) -> Value:
@@ -374,9 +398,30 @@ def _sigmoid(e: _Emitter, x: Value) -> Value:
         scale = 2.0**-24
         z = e.exp2_short(e.mul(x, e.constant(-1 / math.log(2))), scale)
         return e.emit("div", [e.constant(scale), e.add(z, e.constant(scale))], f.row)
+    if e.makes_powers:
+        return _sigmoid_of_one_power(e, x)
     z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)), 0.0)
     above = e.select(e.compare("lt", x, e.constant(0.0)), z, e.constant(1.0))
     return e.emit("div", [above, e.add(z, e.constant(1.0))], f.row)
+
+
+def _sigmoid_of_one_power(e: _Emitter, x: Value) -> Value:
+    """s / (s + s e**-x) in f32, s = 2**-24: s 2**n is a normal number for every n that counts."""
+    f = e.format
+    shift = 24
+    # Below, the quotient rounds to 0; above, e**-x has not counted for long, and s 2**n is just a normal number.
+    x = e.row("max", e.constant(f.exp_low), e.row("min", e.constant(70.0), x))
+    n, places = e.rounded(x, -1 / math.log(2), f.bias - shift)
+    if e.coarse:
+        r = e.fma(x, e.constant(-1 / math.log(2)), e.emit("neg", [n], f.row))
+        z = e.polynomial(r, polynomials.EXP2_NEAREST_F32)
+    else:
+        high, low = _LN2_PARTS[f.row]
+        r = e.fma(n, e.constant(low), e.fma(n, e.constant(high), x))     # of -x what is left is -r
+        z = e.polynomial(r, tuple(c * (-1) ** k for k, c in enumerate((1.0, 1.0, *f.expm1))))
+    scaled = e.mul(z, e.to_exponent(places))
+    scale = e.constant(2.0**-shift)
+    return e.emit("div", [scale, e.add(scaled, scale)], f.row)
 
 
 def _erf(e: _Emitter, x: Value) -> Value:
@@ -403,13 +448,32 @@ def _erf(e: _Emitter, x: Value) -> Value:
         for coefficient in others:
             last = e.fma(last, u, coefficient)
         return e.copy_sign(last, x)
+    if e.coarse and e.makes_powers:
+        return _erf_short(e, x)
     z = e.mul(x, x)
-    small = e.fma(x, e.polynomial(z, f.erf_small), x)
+    polynomial = e.split_polynomial if e.makes_powers else e.polynomial
+    small = e.fma(x, polynomial(z, f.erf_small), x)
     magnitude = e.row("min", e.constant(f.erf_limit), e.emit("abs", [x], f.row))
-    centre, half = (f.erf_limit + f.erf_split) / 2, (f.erf_limit - f.erf_split) / 2
-    u = e.fma(magnitude, e.constant(1 / half), e.constant(-centre / half))
-    large = e.sub(e.constant(1.0), e.exp_reduced(e.polynomial(u, f.erf_large), 0.0))
+    if e.makes_powers:
+        # erfc |x| is at most erfc(1), 1/6, of a result near 1: so much less exact it may be.
+        exponent = polynomial(magnitude, polynomials.ERF_TAIL_F32)
+        n, places = e.rounded(exponent, 1.0, f.bias)
+        power = polynomial(e.sub(exponent, n), times(-1.0, polynomials.ERF_TAIL_POWER_F32))
+        large = e.fma(power, e.to_exponent(places), e.constant(1.0))
+    else:
+        centre, half = (f.erf_limit + f.erf_split) / 2, (f.erf_limit - f.erf_split) / 2
+        u = e.fma(magnitude, e.constant(1 / half), e.constant(-centre / half))
+        large = e.sub(e.constant(1.0), e.exp_reduced(e.polynomial(u, f.erf_large), 0.0))
     return e.select(e.compare("lt", magnitude, e.constant(f.erf_split)), small, e.copy_sign(large, x))
+
+
+def _erf_short(e: _Emitter, x: Value) -> Value:
+    """x p(x**2) / q(x**2) as far as erf is not 1 yet, where the quotient is 1, too."""
+    limit = polynomials.ERF_LIMIT_F32
+    x = e.row("max", e.constant(-limit), e.row("min", e.constant(limit), x))
+    z = e.mul(x, x)
+    above = e.mul(x, e.polynomial(z, polynomials.ERF_ABOVE_F32))
+    return e.emit("div", [above, e.polynomial(z, polynomials.ERF_BELOW_F32)], e.format.row)
 
 
 def _turn(e: _Emitter, x: Value, quarters: int) -> Value:

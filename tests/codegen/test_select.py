@@ -11,7 +11,7 @@ import sapper.targets.x86_64.select as rules
 from sapper.codegen.machine import Instruction, Label, MachineFunction, Memory
 from sapper.codegen.select import SelectionError, select
 from sapper.ir.nodes import Block, Builder, Function, Op, Value
-from sapper.ir.types import MASK, ROW_F32, ROW_F64, ROW_I32, S64, bf16, f32, f64
+from sapper.ir.types import MASK, ROW_B32, ROW_F32, ROW_F64, ROW_I32, S64, b32, bf16, f16, f32, f64
 from sapper.lane.ops import LANE_OPS, MATH
 from sapper.targets.x86_64.target import TARGETS, Target
 
@@ -19,7 +19,7 @@ V3, V4 = TARGETS["v3"], TARGETS["v4"]
 STRUCTURE = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}
 OF_THREADS = {
     "load_run", "store_run", "warp", "near_memory", "sync_warps", "async_copy", "async_commit", "async_wait",
-    "load_matrix", "matrix_multiply", "pack2", "signal_start", "signal_fence", "signal_arrive", "signal_expect",
+    "load_matrix", "matrix_multiply", "signal_start", "signal_fence", "signal_arrive", "signal_expect",
     "signal_wait", "tensor_copy", "store_matrix", "store_fence", "tensor_store", "store_wait", "group_fence",
     "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "register_budget", "asm_multiply",
     "hand_over", "take_over", "sync_cluster", "join"}
@@ -162,9 +162,10 @@ def test_addresses_take_in_constants_and_sums() -> None:
     assert not {"add.64", "lea.64"} & set(names(machine))
 
 
-@pytest.mark.parametrize(("target", "lines"), [("zen5", True), ("v4", False), ("v3", False)])
-def test_halves_of_a_line_are_taken_from_the_line(target: str, lines: bool) -> None:
-    """By one instruction each where words are permuted in one operation; elsewhere as other narrow elements are."""
+@pytest.mark.parametrize(("target", "narrow"), [("zen5", ""), ("v4", "vpmovzxwd.512"), ("v3", "vbroadcasti128.256")])
+def test_halves_of_a_line_are_taken_from_the_line(target: str, narrow: str) -> None:
+    """By one instruction each where words are permuted in one operation; elsewhere each half by itself. narrow: by what
+    instruction."""
     lanes = TARGETS[target].lanes
     function, b, (source, other, out, _) = start(lanes)
     for base, disp, beside in ((source, 64, {"beside": 1}), (source, 64 + 2 * lanes, {"beside": -1}), (other, 64, {})):
@@ -173,10 +174,10 @@ def test_halves_of_a_line_are_taken_from_the_line(target: str, lines: bool) -> N
     machine = select(function, rules, TARGETS[target])
     permuted = [i for i in instructions(machine, f"vpermw.{TARGETS[target].vector_bits}")
                 if isinstance(i.operands[-1], Memory)]
-    assert len(permuted) == 2 * lines
+    assert len(permuted) == (0 if narrow else 2)
     assert all(i.operands[-1].disp == 64 and i.mask is not None and i.zeroing for i in permuted)
-    if not lines:
-        read = [i.operands[-1].disp for i in instructions(machine, f"vpmovzxwd.{TARGETS[target].vector_bits}")]
+    if narrow:
+        read = [i.operands[-1].disp for i in instructions(machine, narrow)]
         assert read == [64, 64 + 2 * lanes, 64]
 
 
@@ -254,6 +255,14 @@ def test_math_without_an_instruction_is_refused() -> None:
     with pytest.raises(SelectionError, match=r"lane op exp: found no rule .*; expected .*; mend: .*x86_64.select\.py"):
         select(function, rules, V4)
     assert "exp" not in rules.legal_ops(V4)
+
+
+def test_slots_of_f16_are_refused() -> None:
+    function, b, (x, *_) = start(8)
+    row = b.value("load", [x], ROW_F32, dtype=f32)
+    b.add("store", [b.value("pack2", [row, row], ROW_B32, dtype=f16), x], dtype=b32)
+    with pytest.raises(ValueError, match="pack2 to f16: found no row for it; expected bf16; mend: "):
+        select(function, rules, TARGETS["v3"])
 
 
 def test_too_many_lanes_are_refused() -> None:

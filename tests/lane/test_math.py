@@ -149,16 +149,20 @@ def test_an_operand_that_is_never_large_needs_no_limit(name: str, dtype: type, l
 # name -> (relative error, more of it for each unit of abs(x), absolute error), as docs/math.md says
 SHORT = {"exp": (2.0**-18.4, 2.0**-23.7, 2.0**-149), "sigmoid": (2.0**-18.4, 2.0**-23.7, 2.0**-149),
          "erf": (0.0, 0.0, 2.0**-21.8)}
+SHORT_ERF_BY_A_QUOTIENT = 2.0**-21.4
 
 
+@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512], ids=["nothing", "avx2", "avx512"])
 @pytest.mark.parametrize("name", sorted(COARSE))
-def test_short_forms_are_as_near_as_is_said(name: str) -> None:
+def test_short_forms_are_as_near_as_is_said(name: str, legal: frozenset[str]) -> None:
     meaning = FUNCTIONS[name][0]
     x = sample(np.float32, name, 100, 50000)
     with np.errstate(all="ignore"):
         exact = meaning(x.astype(np.float64))
-        found = evaluate(name, AVX512, x, coarse=True).astype(np.float64)
+        found = evaluate(name, legal, x, coarse=True).astype(np.float64)
         relative, of_each, absolute = SHORT[name]
+        if name == "erf" and "lookup" not in legal:
+            absolute = SHORT_ERF_BY_A_QUOTIENT
         bound = np.abs(exact) * (relative + np.where(np.isfinite(x), np.abs(x), 0) * of_each) + absolute
         rounded = exact.astype(np.float32)
         same = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
@@ -168,8 +172,25 @@ def test_short_forms_are_as_near_as_is_said(name: str) -> None:
     worst = int(np.argmin(good))
     assert good.all(), f"{name}({x[worst]!r}) is {found[worst]!r}, expected {exact[worst]!r}"
     long, short = (sum(op.name not in ("splat_const", "bitcast") for op in expanded(
-        name, np.float32, AVX512, 16, **more).walk()) for more in ({}, {"coarse": True}))
-    assert short <= long - (2 if name == "erf" else 4)
+        name, np.float32, legal, 16, **more).walk()) for more in ({}, {"coarse": True}))
+    fewer = {"exp": 2, "sigmoid": 2, "erf": 15} if "lookup" not in legal else {"exp": 4, "sigmoid": 4, "erf": 2}
+    assert short <= long - fewer[name]
+
+
+@pytest.mark.parametrize("legal", [AVX2, AVX512], ids=["avx2", "avx512"])
+def test_a_short_erf_ends_in_one(legal: frozenset[str]) -> None:
+    """1 + erf(x) is 0 for an x far below 0: in GELU it is multiplied by it."""
+    x = np.array([4.0, 9.0, 1e30, np.inf], np.float32)
+    assert evaluate("erf", legal, np.concatenate([x, -x]), coarse=True).tolist() == [1.0] * 4 + [-1.0] * 4
+
+
+def test_a_short_exp_of_what_is_not_above_zero_is_the_same() -> None:
+    """2**n by one power or by two: the same bits."""
+    x = sample(np.float32, "exp", 20, 5000)
+    x = x[~(x > 0)]
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(evaluate("exp", AVX2, x, most=0.0, coarse=True),
+                                      evaluate("exp", AVX2, x, coarse=True))
 
 
 @pytest.mark.parametrize("factor", [math.sqrt(0.5), 1.0, 3.0, 2.0**-70, -1.0])
@@ -194,7 +215,7 @@ def test_erf_of_a_product_takes_it_into_its_multiply_adds(factor: float) -> None
     assert (np.signbit(y) == np.signbit(x * np.float32(factor)))[~np.isnan(x)].all()
 
 
-@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512 - {"fraction", "lookup"}], ids=["nothing", "avx2", "avx512"])
+@pytest.mark.parametrize("legal", [ROUNDING | {"exp2.f32"}, AVX512 - {"fraction", "lookup"}], ids=["exp2", "avx512"])
 @pytest.mark.parametrize("name", sorted(COARSE))
 def test_a_target_without_short_forms_takes_the_usual_ones(name: str, legal: frozenset[str]) -> None:
     x = sample(np.float32, name, 3, 2000)
@@ -261,7 +282,13 @@ def test_exp_without_scaling_instructions_is_short() -> None:
     with_limit, without = ([op.name for op in expanded("exp", np.float32, AVX2, 16, **more).body.ops if op.name not in (
         "splat_const", "arg", "load", "store", "bitcast")] for more in ({}, {"most": 0.0}))
     assert with_limit == ["max", "min", "fma", "sub", "shl", "shl", "and", "sub", *["fma"] * 8, "mul", "mul"]
-    assert without == ["max", "fma", "sub", "shl", *["fma"] * 8, "mul", "mul"]
+    assert without == ["max", "fma", "sub", "shl", *["fma"] * 8, "mul"]
+
+
+def test_exp_of_a_target_with_exp2_multiplies_by_two_powers() -> None:
+    """The other one is not in the coefficients there."""
+    names = [op.name for op in expanded("exp", np.float32, ROUNDING | {"exp2.f32"}, 32, most=0.0).walk()]
+    assert names.count("mul") == 2
 
 
 def test_exp_with_a_table_takes_fewer_multiplications() -> None:

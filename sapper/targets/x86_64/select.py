@@ -10,9 +10,11 @@ two machines are served, told apart by one fact, `opmask`:
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from ...ir.nodes import Value
+from ...lane.nans import short_nans
 from ..rule_tables import joined
 from . import (
     select_arithmetic,
@@ -96,11 +98,18 @@ class Facts:
         if lanes & (lanes - 1) or not 128 <= self.bits4 <= self.vector_bits:
             raise ValueError(f"lanes of function {s.function.name}: found {lanes}; expected a power of two from 4 to "
                              f"{self.vector_bits // 32} on this target; mend: lower for that many lanes")
+        self.function = s.function
         self.keys: dict[Value, Key] = {}
         self.wide_masks: dict[Value, Any] = {}
         self.arguments: Any = None
         self.worker: Any = None
         self.workers: Any = None
+
+    @cached_property
+    def short_nans(self) -> bool:
+        """Whether rounding to bf16 needs no care of NaN. With opmasks that is one operation under a mask, always done.
+        """
+        return not self.opmask and short_nans(self.function)
 
 
 def facts_of(s: Any, target: Any) -> Facts:
@@ -114,6 +123,8 @@ def legal_ops(target: Any) -> frozenset[str]:
              "interleave"}
     if features >= _OPMASK_FEATURES:
         legal |= {"scale_exponent", "lookup", "fraction", "copy_sign"}
+    else:
+        legal.add("pack2")
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if target.tiles is not None:

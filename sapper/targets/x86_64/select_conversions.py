@@ -96,12 +96,23 @@ def concat_bf16(s: Any, op: Op) -> None:
     s.emit(f"vcvtne2ps2bf16.{s.facts.bits4}", s.define(op.results[0]), second, first)
 
 
+def pack2(s: Any, op: Op) -> None:
+    """Two rows of f32 rounded to bf16 in the halves of slots. What lies below the upper ones the blend cuts off."""
+    if op.attributes["dtype"].name != "bf16":
+        raise ValueError(f"{s.location or s.function.name}: pack2 to {op.attributes['dtype'].name}: found no row for "
+                         "it; expected bf16; mend: store the rows one by one")
+    low, high = (round_bfloat16(s, s.vector(value)) for value in op.operands)
+    moved = s.new("vec")
+    s.emit(f"vpsrld.imm.{s.facts.bits4}", moved, low, 16)
+    s.emit(f"vpblendw.{s.facts.bits4}", s.define(op.results[0]), moved, high, 0xAA)
+
+
 def round_bfloat16(s: Any, row: Any) -> Any:
     """f32 row -> a fresh register whose upper halves are the bf16 nearest, ties to even; the lower halves are waste.
 
     vcvtneps2bf16 takes denormals for 0 (SDM volume 2), which bf16 has: it serves stores that say that there are none.
     Adding 0x7fff and the last bit that is kept carries into it exactly where rounding up is due. NaN becomes the quiet
-    NaN of its sign.
+    NaN of its sign; where none has bits that could be carried, it stays as it is.
     """
     bits = s.facts.bits4
     letter = "d" if s.facts.opmask else ""
@@ -111,6 +122,8 @@ def round_bfloat16(s: Any, row: Any) -> Any:
     s.emit(f"vpaddd.{bits}", odd, odd, s.constant_operand(_BF16_KEYS[1]))
     s.emit(f"vpaddd.{bits}", rounded, row, odd)
     # A NaN must not be carried to infinity: its own bits with the quiet bit set stand instead.
+    if s.facts.short_nans:
+        return rounded
     if s.facts.opmask:
         nan = s.new("mask")
         s.emit(f"vcmpps.k.{bits}", nan, row, row, 3)
@@ -146,14 +159,17 @@ def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
         return (*PACKING[name], *UNPACKING[name]) if op.name == "round_to" else PACKING[name]
     if name != "bf16" or op.attributes.get("exact") or op.attributes.get("denormals"):
         return ()  # What is rare takes them from memory.
-    return (*_BF16_KEYS, _BF16_MASK) if op.name == "round_to" else _BF16_KEYS
+    keys = _BF16_KEYS[:2] if s.facts.short_nans else _BF16_KEYS
+    return (*keys, _BF16_MASK) if op.name == "round_to" else keys
 
 
 RULES: dict[str, Rule] = {
     "cvt": convert, "round_to": round_to, "is_denormal": is_denormal, "concat_bf16": concat_bf16,
+    "pack2": pack2,
     "widen_float8": widen_register,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
-    "round_to": rounding_constants, "widen_float8": lambda s, op: WIDENING[op.attributes["dtype"].name],
+    "round_to": rounding_constants, "pack2": rounding_constants,
+    "widen_float8": lambda s, op: WIDENING[op.attributes["dtype"].name],
 }

@@ -67,6 +67,12 @@ def load(s: Any, op: Op) -> None:
         s.emit(f"vmovups.{bits // 2}", packed, memory)
         s.emit(f"vpermw.{bits}", s.define(result), s.constant(_widening_key(s, op)), packed)
         return
+    if _widens_by_bytes(s, op):
+        # Both halves of a register take their elements of the same 16 bytes: one operation besides the load.
+        both = s.new("vec")
+        s.emit("vbroadcasti128.256", both, memory)
+        s.emit("vpshufb.256", s.define(result), both, s.constant_operand(_UPPER_WORDS))
+        return
     widen(s, name, s.define(result), source, on)
 
 
@@ -75,6 +81,17 @@ def _widens_by_permutation(s: Any, op: Op) -> bool:
     of which the load leaves the upper half 0. It is one operation where permutations of bytes exist, two before."""
     return bool(op.attributes["dtype"].name == "bf16" and {"avx512bw", "avx512_vbmi"} <= s.facts.features
                 and s.lanes >= 8 and not op.attributes.get("masked"))
+
+
+_UPPER_WORDS: Key = ("d", bytes(byte for lane in range(8) for byte in (0x80, 0x80, 2 * lane, 2 * lane + 1)))
+"""VPSHUFB's control: element i of 16 bytes to the upper half of lane i, zeros to the lower one."""
+
+
+def _widens_by_bytes(s: Any, op: Op) -> bool:
+    """Whether a row of bf16 is widened by VPSHUFB. VPMOVZXWD crosses the halves of a register, which are two operations
+    on a Zen 3, and leaves a shift to do."""
+    return (op.attributes["dtype"].name == "bf16" and not op.attributes.get("masked") and not s.facts.opmask
+            and s.facts.bits4 == 256)
 
 
 def _widening_key(s: Any, op: Op) -> Key:
@@ -154,17 +171,19 @@ def narrow(s: Any, name: str, row: Any, exact: bool = False) -> Any:
     if name == "f16":
         s.emit(f"vcvtps2ph.{bits}", made, row, 0)
         return made
-    if name == "bf16":
-        rounded = row if exact else round_bfloat16(s, row)
-        row = s.new("vec")
-        s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
+    if name == "bf16" and not exact:
+        row = round_bfloat16(s, row)
     words = name in ("bf16", "i16")
     if s.facts.opmask:
+        if name == "bf16":
+            rounded, row = row, s.new("vec")
+            s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
         s.emit(f"vpmovd{'w' if words else 'b'}.{bits}", made, row)
         return made
     # The wanted bytes of each 128-bit part to its low end, then the parts side by side.
     packed = s.new("vec")
-    order = [0, 1, 4, 5, 8, 9, 12, 13] if words else [0, 4, 8, 12]
+    first = 2 if name == "bf16" else 0
+    order = [lane + byte for lane in range(first, 16, 4) for byte in ((0, 1) if words else (0,))]
     order += [0x80] * (16 - len(order))
     s.emit(f"vpshufb.{bits}", packed, row, s.constant_operand(("d", bytes(order) * (bits // 128))))
     if bits == 128:
@@ -355,6 +374,8 @@ def unpacking_constants(s: Any, op: Op) -> tuple[Key, ...]:
     if op.name == "load" and _widens_by_permutation(s, op):
         masks = (_upper_halves(s),) if "beside" in op.attributes else ()
         return (_widening_key(s, op), *masks)
+    if op.name == "load" and _widens_by_bytes(s, op):
+        return (_UPPER_WORDS,)
     return UNPACKING.get(op.attributes["dtype"].name, ())
 
 
