@@ -238,10 +238,14 @@ def flushed(row: Array) -> Array:
     return np.where(np.abs(row) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), row), row)
 
 
-def _dot4(acc: Any, a: Any, b: Any) -> Any:
-    lanes = len(acc)
-    products = a.view(np.uint8).reshape(lanes, 4).astype(np.int32) * b.view(np.int8).reshape(lanes, 4).astype(np.int32)
-    return acc + products.sum(axis=1, dtype=np.int32)
+def _dot4(left: Any, right: Any) -> Callable[[Any, Any, Any], Any]:
+    """Of bytes of these two kinds."""
+    def dot(acc: Any, a: Any, b: Any) -> Any:
+        lanes = len(acc)
+        products = a.view(left).reshape(lanes, 4).astype(np.int32) * b.view(right).reshape(lanes, 4).astype(np.int32)
+        return acc + products.sum(axis=1, dtype=np.int32)
+
+    return dot
 
 
 def _words(row: Any) -> Any:
@@ -315,7 +319,9 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "lane0": lambda a: int(a[0]),
     "dot2_bf16": _dot2,
     "fma2_bf16": _fma2,
-    "dot4_u8i8": _dot4,
+    "dot4_u8i8": _dot4(np.uint8, np.int8),
+    "dot4_i8i8": _dot4(np.int8, np.int8),
+    "dot4_u8u8": _dot4(np.uint8, np.uint8),
     "dot2_i16": _dot2_i16,
     "pairs_u8i8": _pairs_u8i8,
     "add_i16": lambda a, b: (_words(a) + _words(b)).view(np.uint32),

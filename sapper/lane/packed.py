@@ -13,7 +13,8 @@ them, and not one for each. Of several contracted axes the one along which slots
 
 `vpdpbusd` multiplies u8 by i8. Where both operands are i8, or both u8, one of them is *turned*: the highest bit of each
 element is inverted, which moves it by 128 into the other type. The sum is then off by 128 times that of the other
-operand's elements, which a second dot product finds. All sums wrap, so the result is exact for all inputs.
+operand's elements, which a second dot product finds. All sums wrap, so the result is exact for all inputs. Where there
+is no such instruction nothing is turned: bytes are widened before they are multiplied (split_dots.py), of any sign.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..tile.affine import affine
 from ..tile.schedule import Facts, Panels
 from .joined_rows import JoinedRows
 from .rows import LoweringError
+from .split_dots import BYTE_DOTS
 from .state import Access, Open, element_bytes, row_dtype
 
 
@@ -39,6 +41,12 @@ class Dot:
     elements: int
     dtypes: tuple[DType, ...]
     result: DType
+
+
+def _byte_dot(first: Value, second: Value) -> str:
+    """The lane op that multiplies bytes of two operands as they are."""
+    dtypes = tuple(v.type.dtype for v in (first, second))  # type: ignore[union-attr]
+    return next(name for name, known in BYTE_DOTS.items() if known == dtypes)
 
 
 SLOTWISE = ("and", "or", "xor", "not", "shl", "shr")
@@ -356,7 +364,10 @@ class PackedRows(JoinedRows):
         for operand in contraction.operands:
             rows.append(self.kept_slots(operand, at) if operand in self.slot_axes
                         else self.slot_row(operand, at, operand in self.packing.turned))
-        return self.emit(self.depth, self.packing.dot.name, [total, rows[term.first], rows[1 - term.first]], total.type)
+        name = self.packing.dot.name
+        if name == "dot4_u8i8" and term.turned is None:
+            name = _byte_dot(contraction.operands[term.first], contraction.operands[1 - term.first])
+        return self.emit(self.depth, name, [total, rows[term.first], rows[1 - term.first]], total.type)
 
     def straight_operand(self, contraction: Op) -> Value | None:
         """The operand whose elements, summed, say how far off the products with the turned one are."""

@@ -180,7 +180,8 @@ class Prefetches(Stores):
         (axis,) = [a for a in op.result.type.axes if a in walk.outer]  # type: ignore[union-attr]
         (depth_axis,) = walk.reduced
         if self.requests.row_streams and choice.parted is not None:
-            self._prefetch_along_rows(op, axis, depth_axis)
+            if self.asks_again:
+                self._prefetch_along_rows(op, axis, depth_axis, STREAMS_AHEAD_BYTES, self.requests.stream_level)
             return
         if self.lies_in_pieces(op, axis, depth_axis):
             self._prefetch_pieces(op, axis, depth_axis)
@@ -199,8 +200,10 @@ class Prefetches(Stores):
             "s_max", self.mul(access.axes[axis], rows.count), least_bytes)
         o = self.open[depth_axis]
         block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint)
-        if into_first and rows.count > 1 and block_bytes * len(choice.prefetched) > self.near_bytes // 2:
-            self._prefetch_along_rows(op, axis, depth_axis)
+        along_bytes = self.requests.long_row_ahead_bytes or (LONG_ROW_AHEAD_BYTES if into_first else 0)
+        if along_bytes and rows.count > 1 and block_bytes * len(choice.prefetched) > self.near_bytes // 2:
+            in_places = rows.apart != 1 and element_bytes(self.operand_access(op).dtype) < b32.size_bytes
+            self._prefetch_along_rows(op, axis, depth_axis, (PLACES_AHEAD_BYTES if in_places else along_bytes,), 1)
             return
         block = self.add(self.add(access.base, self.mul(access.axes[axis], rows.offset)), distance)
         ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
@@ -211,7 +214,7 @@ class Prefetches(Stores):
                 operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
                 self.effect("prefetch", operands, level=level, **attributes)
 
-        if self.requests.row_streams:
+        if self.asks_again:
             self._ask_again(ask, axis, choice)
         else:
             ask(1 if into_first or (ahead_bytes <= self.near_bytes // 2 and not by_line) else 2, 0)
@@ -229,20 +232,23 @@ class Prefetches(Stores):
             several = self.emit(self.depth_of(pieces), "s_cmp", [pieces, self.value(1)], S64, cond="gt")
             self.fork(several, lambda: ask(level, 0), lambda: ask(level, *BLOCK_FURTHER_BYTES))
 
-    def _prefetch_along_rows(self, op: Op, row_axis: str, depth_axis: str) -> None:
-        """Ask for what the rows at hand read later."""
+    @property
+    def asks_again(self) -> bool:
+        """Whether what arithmetic keeps up with is asked for again and again."""
+        return bool(self.requests.row_streams) and self.requests.again
+
+    def _prefetch_along_rows(self, op: Op, row_axis: str, depth_axis: str, distances: tuple[int, ...],
+                             level: int) -> None:
+        """Ask for what the rows at hand read so many bytes later."""
         access = self.operand_access(op)
         size = element_bytes(access.dtype)
         step_bytes = self.bound[depth_axis].count * self.lanes * size
-        in_places = self.bound[row_axis].apart != 1 and size < b32.size_bytes
-        distances = STREAMS_AHEAD_BYTES if self.requests.row_streams else (
-            PLACES_AHEAD_BYTES if in_places else LONG_ROW_AHEAD_BYTES,)
         for row in range(self.bound[row_axis].count):
             operands, attributes = self.address(access, {row_axis: row, depth_axis: 0})
             disp = attributes.pop("disp")
             for ahead_bytes in distances:
                 for place in range(disp + ahead_bytes, disp + ahead_bytes + step_bytes, LINE_BYTES):
-                    self.effect("prefetch", operands, level=self.requests.stream_level, disp=place, **attributes)
+                    self.effect("prefetch", operands, level=level, disp=place, **attributes)
 
     def _prefetch_pieces(self, op: Op, row_axis: str, depth_axis: str) -> None:
         """Ask for rows that are read when as much has been, as nothing else finds short ones that do not follow one
@@ -299,7 +305,7 @@ class Prefetches(Stores):
         distances: tuple[int, ...] = (self.requests.stream_ahead_bytes if near else AHEAD_BYTES,)
         lines: tuple[int, ...] = (BLOCK_LINES_AHEAD,)
         few = prod(self.bound[axis].count for axis in walk.outer) < SLOW_STEPS * row_bytes
-        again = bool(self.requests.row_streams) and (
+        again = self.asks_again and (
             whole or (few and (alone or (in_block and op not in self.staged))))
         if again:
             others = [self.open[axis] for axis in walk.outer if axis != lane and axis in self.open]

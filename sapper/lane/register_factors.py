@@ -69,6 +69,10 @@ all of the depth for them, and a line of each row of such blocks: f32 6.40, 3.99
 reads reach: one row of i8 89, 89 and 93, of f32 94, 97 and 96, 4 rows of i8 83, 84 and 74; of f32 by 64 and 32 rows 88
 and 91, and of 8 rows 67 and 50, as all sums pass through memory for each block."""
 
+FEW_AT_ONCE = 4
+"""How many of few rows meet a matrix whose rows lie along the depth at once, where there are 16 registers: what comes
+from memory comes once for so many."""
+
 STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
 by row, 19.8 by two, and 22.4 by four."""
@@ -223,7 +227,7 @@ class RegisterFactors(WalkLowering):
                     if self._meets_rows_in_memory(walk, rows[0], lane):
                         most = min(most, ADDRESSED_ROWS)
                         if self.reads_in_blocks(walk, rows[0], lane):
-                            most = min(most, registers // 2 // vectors)
+                            most = self._joined_rows(vectors) or min(most, registers // 2 // vectors)
                     # Nor far fewer than fit: each piece of rows reads all of the second operand again.
                     fewest = max(min(hidden, most), -(-most * 3 // 4))
                     even = self._even_rows(walk, rows[0], lane, range(max(hidden, -(-most // 2)), most + 1))
@@ -251,7 +255,12 @@ class RegisterFactors(WalkLowering):
                         # rows: f32 3.20 and 5.17 ms in place of 3.68 and 5.81, bf16 1.56 and 2.51 of 2.37 and 4.03.
                         first = self._fit(rows[0], 6, False, fewest=5)
                 counts[rows[0]] = min(first, budget)
-                if len(rows) > 1:
+                few = self._few_at_once(several) if len(rows) > 1 and fixed == 1 and (
+                    self.extent_hint(rows[1]) < STAGE_ROWS) else 0
+                if few:
+                    counts[rows[0]] = self._fit(rows[0], few, False, fewest=few)
+                    counts[rows[1]] = self._fit(rows[1], FEW_AT_ONCE, False, 2)
+                elif len(rows) > 1:
                     free = registers - 4 - min(first, 4)
                     second = max(1, free // (first * several))
                     if self._mends_sums():
@@ -333,6 +342,23 @@ class RegisterFactors(WalkLowering):
             wide //= counts[axis]
         return counts
 
+    def _joined_rows(self, vectors: int) -> int:
+        """How many rows meet bytes that are joined to slots for them, so many vectors, where registers are few: as many
+        as have sums in all of them. Some then wait in memory, which takes less than to join bytes anew."""
+        joins = self.packing is not None and self.packing.dot.elements == SLOT_BYTES
+        return self.facts.vector_registers // vectors if joins and self.facts.vector_registers < 32 else 0
+
+    def _few_at_once(self, several: int) -> int:
+        """How many rows of a matrix, which lie along the depth, few rows meet at once, FEW_AT_ONCE of them, where
+        registers do not hold a larger square; 0 where they do, or sums that mend others need some. several: products
+        that share the few rows. A product of slots for which there is no instruction has two parts of each operand.
+        Measured on a Zen 3, 4096 x 4096, in ms, 4 rows of the matrix by 2 of the few, and so: f32 by 4 rows 5.50 and
+        3.88, by 16 15.8 and 10.1; bf16 by 4 rows 2.45 and 1.96, by 16 8.14 and 7.67; i8 by 4 rows 1.40 and 1.27."""
+        if self.facts.vector_registers >= 32 or self._mends_sums():
+            return 0
+        parts = 2 if self.packing is not None and self.packing.dot.name in self.facts.split_dots else 1
+        return max(1, (self.facts.vector_registers - parts) // (several * (FEW_AT_ONCE + parts)))
+
     def _lie_at_constants(self, walk: Walk, axis: str) -> bool:
         """Whether the coordinates of an axis are known distances apart in all that a walk reads."""
         return all(isinstance(self.access(op).axes.get(axis, 0), int) for op in self.reads(walk))
@@ -400,10 +426,11 @@ class RegisterFactors(WalkLowering):
         two: 128 x 1024 x 14336 175 and 191, 512 x 2048 x 4096 220 and 231, x 2048 251 and 246."""
         if self._takes_whole_rows(rows, fixed, lane):
             return -(-self.extent_hint(lane) // self.lanes)
-        if not rows or self.facts.vector_registers < 32:
+        if rows and self.reads_in_blocks(walk, rows[0], lane):
+            # Of bytes no more than are joined to slots at a time: their sums are many.
+            return min(self._line_vectors(walk, lane), max(1, self.facts.vector_registers // SLOT_BYTES))
+        if not rows or self.facts.vector_registers < 32 or self.facts.fma_per_cycle < 2:
             return 2
-        if self.facts.fma_per_cycle < 2:
-            return self._line_vectors(walk, lane) if self.reads_in_blocks(walk, rows[0], lane) else 2
         few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
         if self._meets_rows_in_memory(walk, rows[0], lane):
             few_vectors = FEW_VECTORS if self.packing is None else FEW_COPIED_VECTORS
@@ -457,7 +484,8 @@ class RegisterFactors(WalkLowering):
         for each piece of rows: more than two of these are worth a copy. Where two multiply-adds start in a cycle,
         several lines of each row are read at once instead (WIDE_VECTORS)."""
         depth = walk.reduced[0] if len(walk.reduced) == 1 else None
-        if depth not in self.open or walk.inner or self.facts.fma_per_cycle >= 2:
+        if depth not in self.open or walk.inner or (
+                self.facts.fma_per_cycle >= 2 and self.facts.vector_registers >= 32):
             return False
         if self.schedule.stage is not None or self.schedule.order or not all(isinstance(r, Op) for r in walk.after):
             return False
@@ -551,7 +579,8 @@ class RegisterFactors(WalkLowering):
         100; 4096 x 4096 96, 100, 96; 4096 x 7168 76, 83, 92; 2048 x 8192 80, 87, 96; 4096 x 14336 73, 81, 94; f32 of
         1536 x 576 94, 98, 99, of 4096 x 4096 98, 101, 106; i8 by i8 93, 99, 98. Eight, bf16 of 4096 x 14336: 86."""
         short = 4 * self._row_bytes(walk, axis, lane, False) <= self.near_bytes // 2
-        return max(1, self.requests.row_streams // (2 if short else 1) // len(matrices))
+        streams = self.requests.row_streams
+        return max(1, ((self.requests.short_row_streams or streams // 2) if short else streams) // len(matrices))
 
     def _parted(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
                 prefetched: list[Op]) -> str | None:

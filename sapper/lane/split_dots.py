@@ -1,6 +1,7 @@
 """Packed dot products, by products of parts of the slots, for targets without an instruction for them.
 
-Enters: a lane function. Leaves: the same without `fma2_bf16`, and without `dot4_u8i8` where that is no instruction.
+Enters: a lane function. Leaves: the same without `fma2_bf16`, and, where `dot4_u8i8` is no instruction, without that
+and its kin of two operands of one sign.
 Holds: results are the same for all operands.
 
 A slot of bf16 is two numbers of f32: its upper half as it is, its lower half shifted up. Of bytes there are two ways,
@@ -28,6 +29,9 @@ ONES = 0x00010001
 """A word 1, twice."""
 UPPER_HALF = -0x10000
 """As an i32."""
+
+BYTE_DOTS = {"dot4_u8i8": (u8, i8), "dot4_i8i8": (i8, i8), "dot4_u8u8": (u8, u8)}
+"""Products of bytes, and of which those are."""
 
 
 def fits(low: int, high: int) -> bool:
@@ -106,9 +110,13 @@ class _Splitter:
             if op.name == "fma2_bf16":
                 self.want(op.operands[1], bf16)
                 self.want(op.operands[2], bf16)
-            if op.name != "dot4_u8i8" or not self.of_bytes:
+            if op.name not in BYTE_DOTS or not self.of_bytes:
                 continue
             total, a, b = op.operands
+            if op.name != "dot4_u8i8":
+                for value, dtype in zip((a, b), BYTE_DOTS[op.name], strict=True):
+                    self.want(value, dtype)
+                continue
             low, high = pair_range(bits_of(a, self.known), bits_of(b, self.known))
             before = here.get(total) if self.uses[total] == 1 else None
             if before is not None and fits(before.low + low, before.high + high):
@@ -135,7 +143,7 @@ class _Splitter:
                 self.write(inner)
             if op.name == "fma2_bf16":
                 self.split_bf16(op, ops)
-            elif op.name == "dot4_u8i8" and self.of_bytes:
+            elif op.name in BYTE_DOTS and self.of_bytes:
                 self.split_bytes(op, ops)
             else:
                 ops.append(op)
@@ -169,7 +177,8 @@ class _Splitter:
         total, a, b = op.operands
         found = self.sums.get(op)
         if found is None:
-            for left, right in zip(self.widened[a, u8], self.widened[b, i8], strict=True):
+            first, second = BYTE_DOTS[op.name]
+            for left, right in zip(self.widened[a, first], self.widened[b, second], strict=True):
                 total = self.emit(ops, "dot2_i16", [total, left, right], ROW_I32, op.location)
         else:
             words = self.emit(ops, "pairs_u8i8", [a, b], ROW_B32, op.location)
@@ -197,7 +206,7 @@ class _Splitter:
 
 def split_dots(function: Function, legal: frozenset[str]) -> None:
     """In place."""
-    split = {"fma2_bf16"} if "dot4_u8i8" in legal else {"fma2_bf16", "dot4_u8i8"}
+    split = {"fma2_bf16"} if "dot4_u8i8" in legal else {"fma2_bf16", *BYTE_DOTS}
     if split.isdisjoint([op.name for op in function.walk()]):
         return
     splitter = _Splitter(function, "dot4_u8i8" in split)

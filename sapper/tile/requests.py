@@ -22,10 +22,16 @@ class Requests(NamedTuple):
     block_ahead_bytes: how early weights in blocks are, into the second cache, and by a single row all of them
     together, into that of stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several
     rows, each of the weights by itself, into that of stream_level; 0: as block_ahead_bytes says.
+    long_row_ahead_bytes: how early each of several rows at once is, along itself and into the first cache, where half
+    of that has no room for the next rows; 0: 2 KiB where the first cache takes streams, else the next rows are asked
+    for.
     scales_ahead_bytes: of weights in blocks, a single row in packed products asks for what moves by a line or less
     with each block, as scales do, so early and into the first cache, and for all else again and again; 0: for all
     of them, as above. row_streams: from how many places at a time the rows of matrices that meet a vector are best
-    read, each line asked for again and again; 0: rows lie side by side, or come one by one.
+    read; 0: rows lie side by side, or come one by one. short_row_streams: the same where half of the first cache
+    surely holds the vector; 0: half as many. again: each line of these, and of what few rows meet while arithmetic
+    keeps up, is asked for again and again; else these streams are not asked for at all, as the processor sees them
+    coming, and all else once.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
@@ -41,7 +47,10 @@ class Requests(NamedTuple):
     block_ahead_bytes: int = 0
     block_rows_ahead_bytes: int = 0
     scales_ahead_bytes: int = 0
+    long_row_ahead_bytes: int = 0
     row_streams: int = 0
+    short_row_streams: int = 0
+    again: bool = True
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2

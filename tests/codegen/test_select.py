@@ -24,7 +24,7 @@ OF_THREADS = {
     "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "register_budget", "asm_multiply",
     "hand_over", "take_over", "sync_cluster", "join"}
 """Lowered to only where the target's facts have runs, matrix instructions or joins."""
-ALWAYS_SPLIT = {"fma2_bf16"}
+ALWAYS_SPLIT = {"dot4_i8i8", "dot4_u8u8", "fma2_bf16"}
 """Written as others on every target, by split_dots.py."""
 
 

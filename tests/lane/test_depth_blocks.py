@@ -80,7 +80,8 @@ def test_only_where_registers_lack_room_for_all_rows_that_are_known() -> None:
     assert not in_blocks(run("matmul_nt_f32", 32, 64, 70))       # many: arithmetic takes longer than memory
     assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, schedule=Schedule(registers={"m": 8, "n": 2})))
     assert in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, fma_per_cycle=1.0)))
-    for other in ({"vector_registers": 16}, {"requests": Requests(line_by_line=True)}, {"software_prefetch": False}):
+    assert in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, vector_registers=16)))     # a quarter of them
+    for other in ({"requests": Requests(line_by_line=True)}, {"software_prefetch": False}):
         assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, **other)))
 
 
@@ -138,6 +139,7 @@ def test_only_where_few_rows_meet_them_once() -> None:
     assert not in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, schedule=Schedule(order=("n", "m"))), inside)
     other = replace(IN_MEMORY, fma_per_cycle=2.0)
     assert not in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, other), inside)
+    assert in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, replace(other, vector_registers=16)), inside)
 
 
 @kernel

@@ -177,6 +177,8 @@ def test_packed_dot_products() -> None:
     b = np.array([-128, 1, -2, 3, 127, 127, 127, 127], np.int8).view(np.uint32).tolist()
     same(rows("dot4_u8i8", ["i32", "b32", "b32"], "i32", [[10, 2**31 - 1], a, b]),
          [10 - 255 * 128 + 1 - 4 + 9, 4 * 255 * 127 - 2**31 - 1])
+    same(rows("dot4_i8i8", ["i32", "b32", "b32"], "i32", [[0, 0], a, b]), [128 + 1 - 4 + 9, -4 * 127])
+    same(rows("dot4_u8u8", ["i32", "b32", "b32"], "i32", [[0, 0], a, b]), [255 * 128 + 1 + 2 * 254 + 9, 4 * 255 * 127])
     same(rows("pairs_u8i8", ["b32", "b32"], "b32", [a, b]),
          np.array([-255 * 128 + 1, 5, 2**15 - 1, 2**15 - 1], np.int16).view(np.uint32).tolist())
     words = np.array([-2**15, -2**15, 3, -4], np.int16).view(np.uint32).tolist()

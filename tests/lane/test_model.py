@@ -239,6 +239,60 @@ def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int
     assert {a["level"] for a in asked} == levels
 
 
+@pytest.mark.parametrize(("name", "split", "rows"), [
+    ("matmul_nt_f32", False, 3), ("matmul_nt_u8", False, 3), ("matmul_nt_bf16_bf16", True, 2),
+    ("matmul_nt_i8", True, 2), ("matmul_swiglu_f32", False, 1)])
+def test_few_rows_meet_weights_four_at_once_where_registers_are_few(name: str, split: bool, rows: int) -> None:
+    """As many rows of the weights as 16 registers then have sums for: fewer of two matrices, or of parts."""
+    dots = frozenset({"dot4_u8i8", "fma2_bf16"})
+    facts = replace(PLAIN, vector_registers=16, lanes=8, dots=dots, split_dots=dots if split else frozenset())
+    found = chosen(name, facts, M=(8, 1), N=(2048, 64), K=(4096, 64)).registers
+    assert (found["m"], found["n"]) == (4, rows)
+
+
+@pytest.mark.parametrize(("typical", "streams"), [(512, 4), (16384, 4)])
+def test_streams_that_the_processor_sees_coming_are_not_asked_for(typical: int, streams: int) -> None:
+    """From as many places as the target says for short vectors, and for long ones."""
+    extents = {"N": (2048, 64), "K": (typical, 64)}
+    unasked = replace(PLAIN, requests=Requests(row_streams=4, short_row_streams=4, again=False))
+    assert chosen("matvec_bf16", unasked, **extents).registers["n"] == streams
+    assert prefetches("matvec_bf16", unasked, **extents) == []
+    assert prefetches("matvec_bf16", STREAMS, **extents)
+
+
+def test_blocks_that_several_meet_are_asked_for_once_if_nothing_is_again() -> None:
+    few = {"M": (4, 4), "N": (2048, 64), "K": (1024, 64)}
+    once = replace(STREAMS, requests=Requests(row_streams=4, again=False))
+    assert len(prefetches("matmul_nt_f32", once, **few)) == len(prefetches("matmul_nt_f32", PLAIN, **few)) > 0
+    assert len(prefetches("matmul_nt_f32", STREAMS, **few)) > len(prefetches("matmul_nt_f32", PLAIN, **few))
+
+
+@pytest.mark.parametrize(("typical", "along"), [(4096, True), (256, False)])
+def test_long_rows_are_asked_for_as_near_as_the_target_says(typical: int, along: bool) -> None:
+    """Where half of the first cache has no room for the next ones, and into that."""
+    facts = replace(PLAIN, requests=Requests(long_row_ahead_bytes=1024))
+    few = {"M": (4, 4), "N": (2048, 64), "K": (typical, 64)}
+    asked = [(a["disp"], a["level"]) for a in prefetches("matmul_nt_f32", facts, **few)]
+    plain = [(a["disp"], a["level"]) for a in prefetches("matmul_nt_f32", PLAIN, **few)]
+    assert ((1024, 1) in asked) == along and (1024, 1) not in plain
+    assert (asked == plain) == (not along)
+
+
+@pytest.mark.parametrize(("rows", "copied"), [(8, False), (512, True)])
+def test_packed_bf16_is_widened_as_it_is_read_by_few_rows(rows: int, copied: bool) -> None:
+    """Several pieces of them take less than to store it widened; of many rows, which meet it again and again, more."""
+    facts = replace(PLAIN, vector_registers=16, lanes=8)
+    function = reduce_loops(LIBRARY["matmul_nt_bf16"].kernel.tile_ir())
+    canonicalize(function)
+    dims = {"M": DimClass(rows, 1), "N": DimClass(2048, 64), "K": DimClass(2048, 64)}
+    lowered = lower(function, Schedule(), facts, Specialization(dims, {"b": Panels(0, 1, 16)}))
+    stores = [op for op in lowered.walk() if op.name == "store" and op.attributes["dtype"] is f32]
+    inside = {op for loop in lowered.walk() if loop.name == "loop" and loop.attributes["label"] == "n"
+              for op in loop.walk() if op.name == "store" and any(v.op is not None and v.op.name == "load"
+                                                                  for v in op.operands[:1])}
+    assert stores and bool(inside) == copied
+
+
 @pytest.mark.parametrize(("name", "rows"), [
     ("matvec_bf16", 4), ("matvec_residual_bf16", 4), ("matmul_nt_bf16", 4), ("norm_matvec_bf16", 4), ("matvec_f32", 4),
     ("matvec_swiglu_bf16", 2), ("matvec_swiglu_f32", 2), ("matmul_nt_i8", 4), ("matmul_nt_bf16_bf16", 4)])
@@ -465,7 +519,7 @@ def test_rows_of_a_matrix_that_few_meet_are_read_several_lines_at_once(name: str
 @pytest.mark.parametrize(("extents", "rows", "copied"), [
     ({"M": (512, 64), "N": (2048, 64), "K": (1024, 64)}, 6, True),     # six a page apart are too many for a set
     ({"M": (512, 64), "N": (2048, 64), "K": (1000, 8)}, 6, True),      # whose distance is known when it is called
-    ({"M": (16, 16), "N": (2048, 64), "K": (1024, 64)}, 6, False),     # few, which are read fewer times
+    ({"M": (16, 16), "N": (2048, 64), "K": (1024, 64)}, 8, False),     # few, which meet blocks of the depth
 ])
 def test_rows_that_may_share_a_set_of_the_first_cache_are_copied(extents: dict[str, tuple[int, int]], rows: int,
                                                                  copied: bool) -> None:
@@ -490,7 +544,7 @@ def test_long_rows_are_asked_for_along_themselves(typical: int, count: int) -> N
     facts = replace(INTO_FIRST, fma_per_cycle=2.0)
     registers = chosen("matmul_nt_f32", facts, M=(4, 1), N=(2048, 64), K=(typical, 64)).registers
     assert registers == {"m": 4, "n": 6 if typical == 2048 else 4, "k": 1}
-    for other, rows in ((PLAIN, 6 if typical == 2048 else 4), (replace(PLAIN, vector_registers=16), 4),
+    for other, rows in ((PLAIN, 6 if typical == 2048 else 4), (replace(PLAIN, vector_registers=16), 3),
                         (replace(PLAIN, requests=Requests(line_by_line=True)), 4)):
         assert chosen("matmul_nt_f32", other, M=(4, 1), N=(2048, 64), K=(typical, 64)).registers["n"] == rows
     function = reduce_loops(LIBRARY["matvec_f32"].kernel.tile_ir())
@@ -703,8 +757,7 @@ def test_panels_stay_in_the_second_cache(depth: int, vectors: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "registers", "rows"), [
-    ("matmul_nt_i8", 32, 4), ("matmul_nt_u8", 32, 6), ("matmul_nt_bf16_bf16", 32, 6), ("matmul_nt_i8", 16, 2),
-    ("matmul_nt_u8", 16, 2)])
+    ("matmul_nt_i8", 32, 4), ("matmul_nt_u8", 32, 6), ("matmul_nt_bf16_bf16", 32, 6), ("matmul_nt_i8", 16, 2)])
 def test_sums_that_mend_others_need_registers(name: str, registers: int, rows: int) -> None:
     """Of i8 by i8 one operand is turned: each row of the other one then has a sum besides those with four columns."""
     facts = replace(PLAIN, vector_registers=registers, dots=frozenset({"dot4_u8i8", "dot2_bf16"}))

@@ -145,6 +145,18 @@ def test_errors_of_few_rows_that_meet_many_are_summed_before(m, n, k, static, ty
         assert bool(outside) == (types[0] is types[1]) and not inside
 
 
+@pytest.mark.parametrize("types", [(i8, i8, i32), (u8, u8, i32)])
+@pytest.mark.parametrize(("order", "m"), [("nt", 3), ("nn", 3), ("nt", 40)])
+def test_nothing_is_turned_where_no_instruction_multiplies_bytes(types, order, m) -> None:
+    """They are widened as they are: there is nothing to mend."""
+    arguments = arguments_of(order, types, m, 100, 67)
+    facts = replace(MACHINES[8], split_dots=MACHINES[8].dots)
+    lane = run_lane(reduce_loops(PRODUCTS[order, types].tile_ir()), arguments, facts=facts)
+    names = {op.name for op in lane.walk()}
+    assert f"dot4_{types[0].name}{types[1].name}" in names and not names & {"xor", "dot4_u8i8"}
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
 def is_error(op):
     """Whether a dot product is one with the bits that turn, a constant."""
     return any(v.op is not None and v.op.name == "bitcast" for v in op.operands[1:])

@@ -96,6 +96,20 @@ def test_what_may_not_fit_is_widened_once() -> None:
     assert names(function).count("widen_bytes") == 6
 
 
+@pytest.mark.parametrize("name", ["dot4_i8i8", "dot4_u8u8"])
+@given(seed=st.integers(0, 99))
+def test_bytes_of_one_sign_are_widened_as_they_are(name: str, seed: int) -> None:
+    """Whatever bits they have: by words only."""
+    function, split = (chain([(word(0x0F), word(0xFF)), (word(0xFF), word(0xFF))]) for _ in range(2))
+    for one in (function, split):
+        for op in one.walk():
+            op.name = name if op.name == "dot4_u8i8" else op.name
+    split_dots(split, NOTHING)
+    verify(split, LANE_OPS)
+    assert sorted(names(split)) == ["dot2_i16"] * 4 + ["widen_bytes"] * 8
+    np.testing.assert_array_equal(results(split, 2, seed), results(function, 2, seed))
+
+
 def test_a_target_with_the_instruction_keeps_it() -> None:
     function = chain([(word(0xFF), word(0xFF))])
     split_dots(function, frozenset({"dot4_u8i8"}))

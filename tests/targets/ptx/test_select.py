@@ -338,7 +338,8 @@ def test_every_op_has_a_rule_or_is_expanded_before() -> None:
     missing = set(LANE_OPS.rows) - set(RULES) - own - EXPANDABLE
     # Only where a target has them.
     assert missing == {"add_i16", "any_zero_bf16", "asm_contract", "concat_bf16", "copy_sign", "dot2_bf16", "dot2_i16",
-                       "fma2_bf16", "fraction", "interleave", "is_denormal", "lookup", "pack_bf16", "pairs_u8i8",
+                       "dot4_i8i8", "dot4_u8u8", "fma2_bf16", "fraction", "interleave", "is_denormal", "lookup",
+                       "pack_bf16", "pairs_u8i8",
                        "pick", "tile_configure", "tile_load", "tile_multiply", "tile_release", "tile_store",
                        "tile_wake", "tile_zero", "unzip", "widen_bytes", "widen_float8", "zip"}
     program = Program()
