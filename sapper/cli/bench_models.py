@@ -71,12 +71,16 @@ def _of_deepseek(name: str, values: Mapping[str, Any], forms: Sequence[str],
     measured."""
     from ..models.deepseek.config import from_json
     from ..models.deepseek.untrained import untrained
+    from ..models.linear import Workspace
 
     config = from_json(dict(values), "the benchmark")
     with TemporaryDirectory(prefix="sapper-bench-") as folder:
         path: Path | None = None
         for form in forms:
             base = form.removesuffix(ROUNDED)
+            if base not in (BF16, form) and not Workspace(1, 1).packs_pairs():
+                settings.say(f"{name}, {form}, is left out: this processor does not multiply pairs of bf16")
+                continue
             if "llama" in settings.against:
                 if path is not None and path.stem not in (GGUF_TYPES[BF16], GGUF_TYPES[base]):
                     path.unlink()
