@@ -142,6 +142,35 @@ def test_only_where_few_rows_meet_them_once() -> None:
     assert in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, replace(other, vector_registers=16)), inside)
 
 
+@pytest.mark.parametrize("name", PLAIN_NAMES)
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_columns_go_by_inside_where_registers_are_few(name: str, rows: int) -> None:
+    """Though two multiply-adds start in a cycle."""
+    facts = replace(facts_of(TARGETS["zen3"]), l2_bytes=4 * 64 * 64)
+    for columns, depth in ((150, 131), (64, 200)):
+        lane = run_plain(name, rows, columns, depth, facts)
+        assert in_blocks(lane, ("k", "n", "m", "k")[:3 if rows == 1 else 4])
+
+
+@pytest.mark.parametrize(("rows", "met"), [(1, 1), (4, 4)])
+def test_bytes_that_are_joined_meet_four_rows(rows: int, met: int) -> None:
+    """Four vectors at a time, where there are 16 registers."""
+    lane = run_plain("matmul_nn_i8", rows, 64, 128, facts_of(TARGETS["zen3"]))
+    joined = [[op.name for op in block.ops] for op in lane.walk() for block in op.blocks
+              if any(o.name == "interleave" for o in block.ops)]
+    assert joined
+    assert any(names.count("dot4_i8i8") == 4 * met * names.count("interleave") for names in joined)
+
+
+@pytest.mark.parametrize(("rows", "bytes_"), [(1, 16 << 10), (4, 4 << 10)])
+def test_a_single_row_has_its_sums_in_half_of_the_first_cache(rows: int, bytes_: int) -> None:
+    """So that pieces of rows are long; several have theirs in a part of the second."""
+    facts = replace(facts_of(TARGETS["zen3"]), l1_bytes=32 << 10, l2_bytes=256 << 10)
+    lane = run_plain("matmul_nn_f32", rows, 64, 128, facts)
+    steps = {op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "n"}
+    assert max(steps) * 4 == bytes_
+
+
 @kernel
 def complex_rows(a: Tensor[f32, M, K], b: Tensor[f32, M, K], c: Tensor[f32, K, N], d: Tensor[f32, K, N],
                  out: Tensor[f32, M, N]):
