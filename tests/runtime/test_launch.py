@@ -687,7 +687,7 @@ def test_targets_are_found_and_checked() -> None:
     here = module._find_target(None)
     assert here == host_target()
     assert module._find_target("v3").name == "v3"
-    with pytest.raises(CallError, match=r"'zen'\n  expected: one of v3, v4, zen4.*\n  mend:     did you mean zen.\?"):
+    with pytest.raises(CallError, match=r"'zen'\n  expected: one of v3, v4, zen3.*\n  mend:     did you mean zen.\?"):
         module._find_target("zen")
     with pytest.raises(LaunchError, match="teleport"):
         module._find_target(here._replace(features=here.features | {"teleport"}))

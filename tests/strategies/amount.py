@@ -9,5 +9,6 @@ FUZZ = int(os.environ.get("SAPPER_FUZZ", "0"))
 
 
 def examples(count: int) -> int:
-    """max_examples of a test that draws `count` in a run of the suite."""
-    return count * max(1, FUZZ)
+    """max_examples of a test for which `count` are many enough: a run of the suite, which draws the same ones each time
+    and is to end within 25 minutes on two slow cores, takes three fifths of them."""
+    return count * FUZZ if FUZZ else max(1, count * 3 // 5)
