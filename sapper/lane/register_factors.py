@@ -354,7 +354,7 @@ class RegisterFactors(WalkLowering):
         that share the few rows. A product of slots for which there is no instruction has two parts of each operand.
         Measured on a Zen 3, 4096 x 4096, in ms, 4 rows of the matrix by 2 of the few, and so: f32 by 4 rows 5.50 and
         3.88, by 16 15.8 and 10.1; bf16 by 4 rows 2.45 and 1.96, by 16 8.14 and 7.67; i8 by 4 rows 1.40 and 1.27."""
-        if self.facts.vector_registers >= 32 or self._mends_sums():
+        if self.facts.vector_registers >= 32 or self.facts.many_workers or self._mends_sums():
             return 0
         parts = 2 if self.packing is not None and self.packing.dot.name in self.facts.split_dots else 1
         return max(1, (self.facts.vector_registers - parts) // (several * (FEW_AT_ONCE + parts)))
@@ -426,7 +426,7 @@ class RegisterFactors(WalkLowering):
         two: 128 x 1024 x 14336 175 and 191, 512 x 2048 x 4096 220 and 231, x 2048 251 and 246."""
         if self._takes_whole_rows(rows, fixed, lane):
             return -(-self.extent_hint(lane) // self.lanes)
-        if rows and self.reads_in_blocks(walk, rows[0], lane):
+        if rows and not self.facts.many_workers and self.reads_in_blocks(walk, rows[0], lane):
             # Of bytes no more than are joined to slots at a time: their sums are many.
             return min(self._line_vectors(walk, lane), max(1, self.facts.vector_registers // SLOT_BYTES))
         if not rows or self.facts.vector_registers < 32 or self.facts.fma_per_cycle < 2:

@@ -11,14 +11,16 @@ import pytest
 
 from sapper import emulate, targets
 from sapper.cli.kernels import specialise
-from sapper.codegen.pipeline import Compiled, compile_kernel
+from sapper.codegen.pipeline import Compiled, compile_function, compile_kernel
 from sapper.kernels import find, library
 from sapper.kernels.attention_narrow import KERNELS as NARROW_ATTENTION
 from sapper.kernels.record import LibraryKernel
 from sapper.runtime.arguments import Parameter, Signature
 from sapper.runtime.specialise import specialise as specialise_call
 from sapper.targets.ptx.target import TARGETS
+from sapper.tile.schedule import Schedule
 from tests.kernels.shapes import interpreted
+from tests.lane.run_lane import specialize
 from tests.strategies.amount import dealt
 
 LIBRARY = library()
@@ -149,3 +151,13 @@ def test_a_tensor_that_runs_backwards_is_refused() -> None:
     back = np.zeros(4, np.float32)[::-1]
     with pytest.raises(emulate.EmulationError, match="found a tensor with a negative stride"):
         emulate.run(find("vector_add").kernel, back, np.zeros(4, np.float32), np.zeros(4, np.float32), target="sm_80")
+
+
+@pytest.mark.parametrize("name", ["grouped_matmul_swiglu_f32", "grouped_matmul_swiglu_bf16"])
+def test_rules_for_few_registers_are_not_for_threads(name: str) -> None:
+    """A lane of theirs is a thread: squares that a CPU of 16 registers takes made twice the code of gate and up."""
+    entry = find(name)
+    function = entry.kernel.tile_ir()
+    arguments = entry.make_arguments(np.random.default_rng(0), entry.check_shapes[-1])
+    code = compile_function(function, Schedule(), targets.target("sm_90a"), specialize(function, arguments))
+    assert code.text().count("\n") < 800
