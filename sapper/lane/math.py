@@ -75,6 +75,7 @@ ERF_TABLE_LIMIT = 3.875 - 2.0**-22
 
 
 def times(factor: float, coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    """A polynomial times a number."""
     return tuple(factor * c for c in coefficients)
 
 

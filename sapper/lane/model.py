@@ -446,7 +446,7 @@ class Model(RegisterFactors):
         if not rows.hint <= rows.divisor <= FEW_ROWS or rows.divisor % 2:
             return 1
         most = counts[order[1]]
-        if most >= rows.divisor or (rows.divisor > 2 * most and self.facts.vector_registers >= 32):
+        if most >= rows.divisor or (rows.divisor > 2 * most and not self.sixteen_registers):
             return 1
         return next((n for n in (2, 3, 4) if rows.divisor % n == 0 and rows.divisor // n <= most), 1)
 

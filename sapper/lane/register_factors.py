@@ -342,11 +342,16 @@ class RegisterFactors(WalkLowering):
             wide //= counts[axis]
         return counts
 
+    @property
+    def sixteen_registers(self) -> bool:
+        """Whether vector registers are 16, not 32. Those of a thread of a GPU are other ones."""
+        return self.facts.vector_registers < 32 and not self.facts.many_workers
+
     def _joined_rows(self, vectors: int) -> int:
         """How many rows meet bytes that are joined to slots for them, so many vectors, where registers are few: as many
         as have sums in all of them. Some then wait in memory, which takes less than to join bytes anew."""
         joins = self.packing is not None and self.packing.dot.elements == SLOT_BYTES
-        return self.facts.vector_registers // vectors if joins and self.facts.vector_registers < 32 else 0
+        return self.facts.vector_registers // vectors if joins and self.sixteen_registers else 0
 
     def _few_at_once(self, several: int) -> int:
         """How many rows of a matrix, which lie along the depth, few rows meet at once, FEW_AT_ONCE of them, where
@@ -354,7 +359,7 @@ class RegisterFactors(WalkLowering):
         that share the few rows. A product of slots for which there is no instruction has two parts of each operand.
         Measured on a Zen 3, 4096 x 4096, in ms, 4 rows of the matrix by 2 of the few, and so: f32 by 4 rows 5.50 and
         3.88, by 16 15.8 and 10.1; bf16 by 4 rows 2.45 and 1.96, by 16 8.14 and 7.67; i8 by 4 rows 1.40 and 1.27."""
-        if self.facts.vector_registers >= 32 or self.facts.many_workers or self._mends_sums():
+        if not self.sixteen_registers or self._mends_sums():
             return 0
         parts = 2 if self.packing is not None and self.packing.dot.name in self.facts.split_dots else 1
         return max(1, (self.facts.vector_registers - parts) // (several * (FEW_AT_ONCE + parts)))
@@ -426,7 +431,7 @@ class RegisterFactors(WalkLowering):
         two: 128 x 1024 x 14336 175 and 191, 512 x 2048 x 4096 220 and 231, x 2048 251 and 246."""
         if self._takes_whole_rows(rows, fixed, lane):
             return -(-self.extent_hint(lane) // self.lanes)
-        if rows and not self.facts.many_workers and self.reads_in_blocks(walk, rows[0], lane):
+        if rows and self.reads_in_blocks(walk, rows[0], lane):
             # Of bytes no more than are joined to slots at a time: their sums are many.
             return min(self._line_vectors(walk, lane), max(1, self.facts.vector_registers // SLOT_BYTES))
         if not rows or self.facts.vector_registers < 32 or self.facts.fma_per_cycle < 2:
@@ -481,11 +486,10 @@ class RegisterFactors(WalkLowering):
         """Whether few rows meet a matrix [in, out] in memory in blocks of its depth, of which the columns go by inside:
         a line of each row of a block, then the next ones. All of the depth for a few columns would take a line here and
         there from every page of the matrix. The sums wait in scratch memory meanwhile. Bytes are joined to slots anew
-        for each piece of rows: more than two of these are worth a copy. Where two multiply-adds start in a cycle,
-        several lines of each row are read at once instead (WIDE_VECTORS)."""
+        for each piece of rows: more than two of these are worth a copy. Where two multiply-adds start in a cycle, and
+        registers are many, several lines of each row are read at once instead (WIDE_VECTORS)."""
         depth = walk.reduced[0] if len(walk.reduced) == 1 else None
-        if depth not in self.open or walk.inner or (
-                self.facts.fma_per_cycle >= 2 and self.facts.vector_registers >= 32):
+        if depth not in self.open or walk.inner or (self.facts.fma_per_cycle >= 2 and not self.sixteen_registers):
             return False
         if self.schedule.stage is not None or self.schedule.order or not all(isinstance(r, Op) for r in walk.after):
             return False
