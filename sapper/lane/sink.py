@@ -84,6 +84,7 @@ class _Sinking:
                     wanted[value].add(place)
         before: list[list[Op]] = [[] for _ in fixed]
         inside: list[list[list[Op]]] = [[[] for _ in op.blocks] for op in fixed]
+        copies: dict[tuple[int, int], dict[Value, Value]] = {}
         for op in reversed(cheap):
             places = sorted(wanted[op.results[0]])
             if not places:
@@ -99,11 +100,15 @@ class _Sinking:
                     if (number, which) == places[0]:
                         queue.append(op)
                     else:
-                        queue.append(_copy(op, fixed[number].blocks[which], queue))
-                        self.read.clear()   # its users read the copy
+                        queue.append(_copy(op))
+                        copies.setdefault((number, which), {})[op.result] = queue[-1].result
             for value in op.operands:
                 if value in wanted:
                     wanted[value].update(places)
+        for (number, which), copied in copies.items():
+            _rename(copied, inside[number][which], fixed[number].blocks[which])
+        if copies:
+            self.read.clear()
         block.ops[:] = [op for number, last in enumerate(fixed) for op in (*reversed(before[number]), last)]
         for op, moved in zip(fixed, inside, strict=True):
             for nested, some in zip(op.blocks, moved, strict=True):
@@ -111,9 +116,12 @@ class _Sinking:
                     self.place(nested, some[::-1])
 
 
-def _copy(op: Op, block: Block, queue: list[Op]) -> Op:
-    """The same op, for its users in a block and among ops that are to go there."""
-    made = Op(op.name, list(op.operands), [v.type for v in op.results], dict(op.attributes), None, op.location)
-    for user in (*queue, *(found for own in block.ops for found in own.walk())):
-        user.operands[:] = [made.result if v is op.result else v for v in user.operands]
-    return made
+def _copy(op: Op) -> Op:
+    return Op(op.name, list(op.operands), [v.type for v in op.results], dict(op.attributes), None, op.location)
+
+
+def _rename(copied: dict[Value, Value], moved: list[Op], block: Block) -> None:
+    """Let the ops that move into a block, and those in it, read the copies that are made for it."""
+    for user in (*moved, *(found for own in block.ops for found in own.walk())):
+        if not copied.keys().isdisjoint(user.operands):
+            user.operands[:] = [copied.get(v, v) for v in user.operands]
