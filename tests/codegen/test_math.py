@@ -26,6 +26,15 @@ def test_a_sample_of_all_floats(name: str, target: str) -> None:
     assert worst <= FUNCTIONS[name][1], f"{worst} ulp at {place!r}"
 
 
+@pytest.mark.parametrize("target", RUNNABLE)
+@pytest.mark.parametrize("name", exhaust_math.SHORT)
+def test_a_sample_of_all_floats_in_short_forms(name: str, target: str) -> None:
+    others, wrong, place, count = exhaust_math.strays(name, target, EVERY, 0, 1)
+    assert not wrong, place
+    assert others < count / 1000     # where the exact result is that near to the middle of two neighbours
+
+
 def test_a_wrong_function_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(exhaust_math.MEANINGS, "exp", exhaust_math.MEANINGS["exp2"])
     assert exhaust_math.worst_of("exp", None, EVERY, 0, 1)[0] > 1000
+    assert exhaust_math.strays("exp", None, EVERY, 0, 1)[1] > 1000
