@@ -357,17 +357,24 @@ def check(
     target: TargetName = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed, the same cases.")] = 0,
     runs: Annotated[int, typer.Option("--runs", min=1, help="How many cases for each kernel.")] = 12,
-    schedule: ScheduleText = None, json: Json = False,
+    schedule: ScheduleText = None,
+    arguments: Annotated[str | None, typer.Option(
+        "--arguments", metavar="FUNCTION", help="Of the file: (random, shape) -> a dict of all arguments.")] = None,
+    shape: Annotated[list[str] | None, typer.Option(
+        "--shape", metavar="M=7,N=33", help="Extents to take; several in turns.")] = None,
+    json: Json = False,
 ) -> None:
     """Check kernels on random and hostile inputs, and name the first station that is wrong. Status 1 if one is.
 
     Ragged and empty shapes, odd strides, NaN, infinities, denormal numbers; against the interpreter, at every station;
-    native code between guard pages in a process of its own.
+    native code between guard pages in a process of its own. Where few values make sense, as in a page table, a function
+    of the file makes them (--arguments), of a NumPy generator and a dict of extents.
 
     \b
     Examples:
       sapper check my.py
       sapper check my.py:f --runs 40 --seed 7
+      sapper check my.py:f --arguments made --shape M=7,N=33 --shape M=1,N=1
       sapper check softmax --target v3 --json
       sapper check --library --runs 4
     """
@@ -375,7 +382,9 @@ def check(
 
     if (kernel is None) != library:
         raise UsageError("check: expected a kernel, a file or --library, and one of them only")
-    status, results = run_check(kernel, target, seed, runs, schedule, json)
+    if library and (arguments or shape):
+        raise UsageError("check: found --library with --arguments or --shape; expected a kernel of your own with them")
+    status, results = run_check(kernel, target, seed, runs, schedule, json, arguments, shape or ())
     if json:
         _print_json(results)
     raise typer.Exit(status)

@@ -82,6 +82,19 @@ def _in_file(path: str, name: str) -> list[Found]:
     return [Found(name, by_name[name])]
 
 
+def find_function(wanted: str, name: str) -> Any:
+    """A function beside the kernels of FILE.py or FILE.py:KERNEL. Raises CommandError."""
+    path, _, kernel = wanted.rpartition(":")
+    file = path if path and not kernel.endswith(".py") else wanted
+    if not file.endswith(".py"):
+        raise UsageError(f"found a function {name!r} for {wanted}, which is no file; expected FILE.py[:KERNEL]")
+    found = getattr(import_file(Path(file)), name, None)
+    if not callable(found):
+        what = "no such name" if found is None else f"a {type(found).__name__}"
+        raise UsageError(f"{file}: {name}: found {what}; expected a function at the top level")
+    return found
+
+
 def import_file(path: Path) -> Any:
     """A Python file as a module. Raises CommandError with the line at fault."""
     if not path.is_file():

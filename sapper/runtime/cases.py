@@ -186,8 +186,8 @@ def cases(
 ) -> Iterator[Case]:
     """Cases for a kernel whose tile IR is `function`, the smallest first.
 
-    make_arguments, shapes: plain arguments for some extents and the extents that they are meant for; without them,
-    arguments are drawn from the signature. divisible: what extents are rounded up to a multiple of. contiguous: tensors
+    make_arguments: plain arguments for some extents; None: they are drawn from the signature. shapes: the extents, in
+    turns; none: these are drawn. divisible: what extents are rounded up to a multiple of. contiguous: tensors
     that lie in C order whatever the layout.
     """
     traits = _traits(function)
@@ -199,14 +199,16 @@ def cases(
     ordered = sorted(shapes, key=lambda shape: _volume(shape.values()))
     for at, (extents, layout, hostile, fixed) in enumerate(plan):
         random = numpy.random.default_rng([seed, at])
-        if make_arguments is not None and ordered:
+        if ordered:
             shape = dict(ordered[at % len(ordered)])
-            arguments = make_arguments(random, shape)
         else:
             shape = _draw_dims(random, dims, extents)
             for dim, factor in (divisible or {}).items():
                 shape[dim] = -(-shape[dim] // factor) * factor
             _make_whole(shape, function)
+        if make_arguments is not None:
+            arguments = make_arguments(random, shape)
+        else:
             arguments = _fitting(kernel, function, traits, [seed, at, 1], shape)
         if hostile:
             for name, value in arguments.items():

@@ -80,6 +80,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- as a whole
 
 
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "sapper", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "sapper 0.1.0\n"
+
+
 def test_version_and_help(sapper) -> None:
     assert sapper("--version") == (0, "sapper 0.1.0\n", "")
     outcome = sapper("--help")
@@ -391,6 +396,81 @@ def test_check_of_a_schedule_that_does_not_fit(sapper, file: str) -> None:
     outcome = sapper("check", f"{file}:scale", "--runs", "2", "--schedule", '{"tile": {"nonsense": 4}}')
     assert outcome.status == 1 and not outcome.out
     assert "error: schedule of scale: no axis 'nonsense'; expected one of m, n" in outcome.err
+
+
+PICKED = '''
+import numpy as np
+import sapper as sp
+from sapper import Tensor, f32, i32, tiles
+
+M, N, P = sp.dims("M N P")
+seen = []
+
+
+@sp.kernel
+def picked(pages: Tensor[f32, P, N], table: Tensor[i32, M], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        y[m, n] = sp.minimum(pages[table[m], n], 1.0)
+
+
+def made(random, shape):
+    print("made", *shape.values())
+    return {"pages": random.standard_normal((shape["P"], shape["N"]), np.float32),
+            "table": random.integers(0, max(1, shape["P"]), shape["M"]).astype(np.int32),
+            "y": np.zeros((shape["M"], shape["N"]), np.float32)}
+
+
+def one(random, shape):
+    return {"pages": made(random, shape)["pages"]}
+
+
+def wide(random, shape):
+    return made(random, shape) | {"table": np.zeros(shape["M"])}
+
+
+def fails(random, shape):
+    return 1 // 0
+'''
+
+
+def test_check_with_arguments_of_the_user(sapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "paged.py"
+    path.write_text(PICKED, encoding="utf-8")
+    options = ("--arguments", "made", "--shape", "P=3,N=33,M=7", "--shape", "P=1,N=1,M=1", "--runs", "3")
+    outcome = sapper("check", f"{path}:picked", *options)
+    assert outcome.status == 0 and "picked: right in 3 cases" in outcome.out
+    made = [line for line in outcome.err.splitlines() if line.startswith("made")]
+    assert made == ["made 1 1 1", "made 3 33 7", "made 1 1 1"]
+    assert "right in 4 cases" in sapper("check", str(path), "--arguments", "made", "--runs", "4").out
+    assert "right in 2 cases" in sapper("check", "softmax", "--shape", "M=3,N=4", "--runs", "2").out
+    monkeypatch.setitem(rows._SAME, "min", "max")
+    outcome = sapper("check", f"{path}:picked", *options)
+    again = "--seed 0 --runs 3 --arguments made --shape P=3,N=33,M=7 --shape P=1,N=1,M=1"
+    assert outcome.status == 1 and f"again  sapper check {path}:picked {again}" in outcome.out
+
+
+@pytest.mark.parametrize(("options", "status", "message"), [
+    (("--arguments", "one"), 1, "a dict of pages; expected a dict with a value for each parameter of picked: pages, t"),
+    (("--arguments", "wide"), 1, "found:    dtype f64\n  expected: dtype i32"),
+    (("--arguments", "fails"), 1, "paged.py:32: fails of {"),
+    (("--arguments", "nobody"), 2, "nobody: found no such name; expected a function at the top level"),
+    (("--arguments", "np"), 2, "np: found a module; expected a function"),
+    (("--shape", "M=3"), 2, "--shape: found M=3; expected also an extent of P, N"),
+    (("--shape", "M=3,Q=3"), 2, "--shape: found 'Q'; expected dimensions of picked: P, N, M"),
+], ids=lambda value: "-".join(value) if isinstance(value, tuple) else "")
+def test_check_tells_what_is_wrong_with_arguments(sapper, tmp_path: Path, options, status: int, message: str) -> None:
+    """Of the function that makes them, or of the command line; never as a fault of the kernel."""
+    path = tmp_path / "paged.py"
+    path.write_text(PICKED, encoding="utf-8")
+    outcome = sapper("check", str(path), *options)
+    assert outcome.status == status and message in outcome.err and "WRONG" not in outcome.out
+
+
+def test_check_takes_arguments_for_files_only(sapper) -> None:
+    outcome = sapper("check", "softmax", "--arguments", "made")
+    assert outcome.status == 2 and "found a function 'made' for softmax, which is no file" in outcome.err
+    outcome = sapper("check", "--library", "--shape", "M=3")
+    assert outcome.status == 2 and "expected a kernel of your own with them" in outcome.err
 
 
 def test_check_of_the_library(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
