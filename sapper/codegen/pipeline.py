@@ -162,6 +162,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     from ..lane.float8 import expand_float8
     from ..lane.fuse import fuse
     from ..lane.math import expand_math
+    from ..lane.scaled_words import scale_words
     from ..lane.split_dots import split_dots
     from .compile import rules_of
 
@@ -175,6 +176,8 @@ def expand_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "expand_float8")
     split_dots(lane, legal)
     _trace(lane, "split_dots")
+    if "dot4_u8i8" not in legal and scale_words(lane):
+        _trace(lane, "scale_words")
     _verify_lane(lane)
     return lane
 

@@ -266,6 +266,9 @@ def _lane_load(gathered: bool) -> Rule:
         beside = op.attributes.get("beside")
         if beside is not None and (beside not in (1, -1) or op.attributes.get("masked")):
             check.fail(f"beside = {beside}, masked = {bool(op.attributes.get('masked'))}", "1 or -1, and no mask")
+        bits = op.attributes.get("bits")
+        if bits is not None and not (dtype is b32 and 0 <= check.attribute(op, "bits", int) < 1 << 32):
+            check.fail(f"bits = {bits} of {dtype}", "32 bits, unsigned, of b32")
         check.results(op, MEMORY_ROWS[dtype])
 
     return rule

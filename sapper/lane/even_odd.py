@@ -26,7 +26,7 @@ _JOINING = frozenset({"add", "mul"})
 """Of two rows of which one is the other with lanes exchanged, these give lanes that are the same after the exchange. Of
 min and max, which of two zeros it is, or whether NaN, depends on the order of the operands."""
 
-_PASSED_BY_LOADS = frozenset({name for name, row in LANE_OPS.rows.items() if row.pure and not row.blocks}) | {
+PASSED_BY_LOADS = frozenset({name for name, row in LANE_OPS.rows.items() if row.pure and not row.blocks}) | {
     "load", "load_splat", "gather", "s_load", "prefetch"}
 _SIDES = 2
 DEPTH = 100
@@ -92,7 +92,7 @@ def _pairs(block: Block, name: str, lanes: int) -> list[_Pair]:
                 found.append((op, others.pop(disp + row_bytes)))
             else:
                 others[disp] = op
-        elif op.name not in _PASSED_BY_LOADS or (name == "store" and not LANE_OPS.rows[op.name].pure):
+        elif op.name not in PASSED_BY_LOADS or (name == "store" and not LANE_OPS.rows[op.name].pure):
             waiting = {}
     return found
 

@@ -256,6 +256,7 @@ def _build_load(program: Program, op: Op) -> Step:
     address, mask = program.address(op, 0)
     kind, row = ELEMENTS[op.attributes["dtype"]], ROW_OF_ELEMENTS[op.attributes["dtype"]]
     result, lanes, size_bytes = program.slot(op.result), program.lanes, kind.itemsize
+    bits = op.attributes.get("bits")
 
     def load(e: list[Any]) -> None:
         at = address(e)
@@ -269,6 +270,8 @@ def _build_load(program: Program, op: Op) -> Step:
         else:
             raw = whole.view(kind)
         value = raw.astype(row)
+        if bits is not None and (value.view(np.uint32) & np.uint32(~bits & 0xFFFFFFFF)).any():
+            raise LaneError(f"{at_op(op)}: found {value.view(np.uint32)}; expected no bits but {bits:#x}")
         e[result] = value if mask is None else np.where(e[mask], value, row.type(0))
 
     return load

@@ -134,9 +134,10 @@ LANE_OPS = OpTable("lane", [
     OpSpec("zip", (2, 2), (2, 2), doc="a, b -> low, high: element i of a and then of b, for all i; what unzip undoes"),
     # Memory. Memory dtype -> row: f32 and narrower floats -> f32; f64 -> f64; i8, u8, i16, i32, bool -> i32;
     # i64 -> i64; b32.
-    OpSpec("load", (1, 3), attributes=("dtype",), optional=(*_ADDRESS, "masked", "beside"), pure=False,
+    OpSpec("load", (1, 3), attributes=("dtype",), optional=(*_ADDRESS, "masked", "beside", "bits"), pure=False,
            doc="consecutive elements, one a lane; `beside`: as many elements behind them (1), or before them (-1), are "
-               "read as well, by another load, and may be touched by this one; never with a mask"),
+               "read as well, by another load, and may be touched by this one; never with a mask; `bits`, of b32: all "
+               "that may be set in a lane"),
     OpSpec("load_splat", (1, 2), attributes=("dtype",), optional=_ADDRESS, pure=False,
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,

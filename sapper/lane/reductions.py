@@ -6,7 +6,7 @@ hand fits is that one (by_hand.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
@@ -23,6 +23,9 @@ from .state import Access, Open, row_dtype
 
 FEWEST_JOINED = 4
 """Rows whose lanes are joined together: log2(lanes) rounds for one take as many shuffles as for all of them."""
+
+OPERANDS_AND_PRODUCT = 4
+"""Registers beside those of sums: for two operands that span the lanes, one that is spread over them, and a product."""
 
 SUM_BLOCK = 32768
 """Elements that are summed by themselves where there may be many more."""
@@ -69,6 +72,7 @@ class Reductions(Staging):
     """Emits the reductions of walks. errors_before: operand -> where its errors are kept (WalkChoice.errors_first)."""
 
     errors_before: dict[Value, Access]
+    unpacked_places: Mapping[Value, object]
 
     def widen_here(self, load: Op) -> None:
         raise NotImplementedError("control knows what is kept")
@@ -240,19 +244,23 @@ class Reductions(Staging):
             self.widen_here(choice.widened_here)
         self._unpack(accumulators, carried)
         pieces = list(enumerate(self._coordinates(walk.reduced)))
+        in_turn = self._sums_in_turn(choice, accumulators)
         in_streams = bool(self.requests.row_streams) and choice.parted is not None
         if in_streams or (choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1):
             # What is read together is used up before the next is.
             places = [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
         else:
-            places = [(number, inner, *pair) for number, inner in pieces for pair in self._by_point(accumulators)]
+            groups = [[a] for a in accumulators] if in_turn else [accumulators]
+            places = [(number, inner, *pair) for some in groups for number, inner in pieces
+                      for pair in self._by_point(some)]
         terms = [op for op in choice.prefetched if self.panels_of(op) is None and choice.lane not in walk.reduced]
         for place, (number, inner, a, point) in enumerate(places):
             axes = a.op.result.type.axes  # type: ignore[union-attr]
             at = {**inner, **dict(zip(axes, point, strict=True))}
             for op in (a.op, *a.also):
                 self._accumulate(a, op, point, number % a.slots, at, walk)
-            if place + 1 == len(places) or places[place + 1][0] != number:
+            if (place + 1 == len(places) or places[place + 1][0] != number) and not (
+                    in_turn and a is not accumulators[-1]):
                 for op in terms:
                     self._prefetch_ahead(op, walk, inner)
         for _, inner in pieces:
@@ -275,6 +283,17 @@ class Reductions(Staging):
             self._prefetch_tile_after(op, choice.order[-1], choice.reduced[0])
         self._roots(walk.inner, walk)
         return [v for a in accumulators for v in a.carried()]
+
+    def _sums_in_turn(self, choice: WalkChoice, accumulators: list[Accumulator]) -> bool:
+        """Whether the sums of short packed products, which are unrolled, are made one after the other: registers do not
+        hold all of them at once, and no two read the same rows, or what is unpacked of the same."""
+        if self.packing is None or any(choice.counts[a] != self.open[a].extent for a in choice.reduced) or (
+                sum(len(a.rows) for a in accumulators) + OPERANDS_AND_PRODUCT <= self.facts.vector_registers):
+            return False
+        read = [{v for op in (a.op, *a.also) for v in op.operands} for a in accumulators]
+        apart = set().union(*read)
+        return len(apart) == sum(map(len, read)) and all(
+            v in self.unpacked_places or (v.op is not None and v.op.name == "load") for v in apart)
 
     @staticmethod
     def _by_point(accumulators: list[Accumulator]) -> list[tuple[Accumulator, tuple[int, ...]]]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import ROW_B32, ROW_F32, ROW_I32, DType, RowType, bf16, i8, u8
+from .even_odd import PASSED_BY_LOADS
 
 ALL_BITS = (1 << 32) - 1
 ONES = 0x00010001
@@ -32,6 +33,9 @@ UPPER_HALF = -0x10000
 
 BYTE_DOTS = {"dot4_u8i8": (u8, i8), "dot4_i8i8": (i8, i8), "dot4_u8u8": (u8, u8)}
 """Products of bytes, and of which those are."""
+
+
+LOADS = frozenset({"load", "load_splat"})
 
 
 def fits(low: int, high: int) -> bool:
@@ -54,6 +58,8 @@ def _bits_of(value: Value, known: dict[Value, int]) -> int:
         return int(op.attributes["value"]) & ALL_BITS
     if op.name == "bitcast":
         return bits_of(op.operands[0], known)
+    if op.name in LOADS:
+        return 0xFF if op.attributes["dtype"] is u8 else int(op.attributes.get("bits", ALL_BITS))
     if op.name == "and":
         return bits_of(op.operands[0], known) & bits_of(op.operands[1], known)
     if op.name in ("or", "xor"):
@@ -133,14 +139,24 @@ class _Splitter:
             self.wanted[value].append(dtype)
 
     def write(self, block: Block) -> None:
-        """The ops of a block, and of those in it, anew."""
+        """The ops of a block, and of those in it, anew. What is loaded and sums of words are added to is loaded where
+        they are: a register less is held till then."""
         ops: list[Op] = []
+        late: dict[Value, Op] = {}
+        totals = {found.total for found in self.sums.values()}
         for value in block.arguments:
             if value in self.wanted:
                 self.widen(value, ops)
         for op in block.ops:
             for inner in op.blocks:
                 self.write(inner)
+            if op.name in LOADS and op.result in totals:
+                late[op.result] = op
+                continue
+            held = self.sums.get(op)
+            wanted = list(late) if op.name not in PASSED_BY_LOADS else [
+                *op.operands] if held is None else [held.total] if held.last is op else []
+            ops += [late.pop(value) for value in wanted if value in late]
             if op.name == "fma2_bf16":
                 self.split_bf16(op, ops)
             elif op.name in BYTE_DOTS and self.of_bytes:

@@ -20,6 +20,7 @@ from sapper.targets.x86_64.target import TARGETS
 from sapper.targets.x86_64.tiles import configuration
 from sapper.tile.schedule import Schedule
 from tests.lane.run_lane import argument_words, dims_of, specialize
+from tests.lane.test_interpret import program
 from tests.lane.test_packed import ORDERS, PRODUCTS, arguments_of, expected_of
 from tests.strategies import examples
 
@@ -80,6 +81,14 @@ def test_rows_of_avx2(target, mnemonic) -> None:
     arguments = arguments_of("nn", types, 5, 16, 8)
     assert mnemonic in run_rows(PRODUCTS["nn", types].tile_ir(), arguments, TARGETS[target])
     np.testing.assert_array_equal(arguments["c"], expected_of("nn", arguments))
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_what_is_added_to_nothing_is_no_addition(start: int) -> None:
+    text = (f"%t: row<i32> = splat_const {{value = {start}}}\n%a: row<b32> = load %a_data {{dtype = :b32}}\n"
+            "%d: row<i32> = dot2_i16 %t, %a, %a\nstore %d, %a_data {dtype = :i32}")
+    code = compile_lane(program(text, 8, ("a.data",)), TARGETS["v3"])
+    assert ("vpaddd" in {item.row.mnemonic for item in code.machine.body if hasattr(item, "row")}) == bool(start)
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(2, 37, 11), (29, 98, 6)])

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function
 from sapper.ir.types import ROW_I32
-from sapper.ir.verifier import verify
+from sapper.ir.verifier import VerificationError, verify
 from sapper.lane.interpret import bind_arguments, run
+from sapper.lane.memory import LaneError
 from sapper.lane.ops import LANE_OPS
 from sapper.lane.split_dots import bits_of, pair_range, split_dots
 from tests.strategies import examples
@@ -159,3 +160,42 @@ def test_bits_follow_shifts_and_masks() -> None:
     found = [bits_of(op.result, {}) for op in function.walk() if op.results and op.result.type == ROW_I32]
     every = (1 << 32) - 1
     assert found == [every, word(0x0F), every >> 4, word(0x0F), word(0x3C), word(0x3F), every]
+
+
+@pytest.mark.parametrize("between", ["", "store %o, %y_data {dtype = :i32, disp = 32}\n"], ids=["nothing", "a store"])
+def test_what_sums_of_words_are_added_to_is_loaded_late(between: str) -> None:
+    """Not past a store, which may be to the same place."""
+    text = ("%o: row<i32> = splat_const {value = 15}\n%t: row<i32> = load_splat %c_data {dtype = :i32}\n"
+            f"%p: row<i32> = load_splat %c_data {{dtype = :i32, disp = 4}}\n{between}%b: row<b32> = bitcast %o\n"
+            "%a: row<b32> = load %a_data {dtype = :b32}\n%x: row<b32> = and %a, %b\n"
+            "%q: row<i32> = dot4_u8i8 %t, %x, %a\n%r: row<i32> = dot4_u8i8 %q, %x, %a\n"
+            "%s: row<i32> = add %r, %p\nstore %s, %y_data {dtype = :i32}")
+    function = program(text, LANES, ("a.data", "c.data", "y.data"))
+    split_dots(function, NOTHING)
+    verify(function, LANE_OPS)
+    order = [op.name for op in function.walk()]
+    assert order[:order.index("pairs_u8i8")].count("load_splat") == (2 if between else 1)
+    assert order.count("load_splat") == 2
+
+
+def test_bits_of_what_is_loaded_are_what_the_load_says() -> None:
+    text = ("%a: row<b32> = load %a_data {dtype = :b32, bits = 252645135}\n%u: row<i32> = load %a_data {dtype = :u8}\n"
+            "%i: row<i32> = load %a_data {dtype = :i8}\n%b: row<b32> = bitcast %i\n"
+            "store %a, %y_data {dtype = :b32}\nstore %u, %y_data {dtype = :i32}\nstore %b, %y_data {dtype = :b32}")
+    function = program(text, LANES, ("a.data", "y.data"))
+    verify(function, LANE_OPS)
+    found = [bits_of(op.results[0], {}) for op in function.walk() if op.name == "load"]
+    assert found == [word(0x0F), 0xFF, (1 << 32) - 1]
+    arrays = {"a": np.full(4 * LANES, 0x0F, np.uint8), "y": np.zeros(LANES, np.int32)}
+    run(function, *bind_arguments(function, arrays))
+    arrays["a"][5] = 0x10
+    with pytest.raises(LaneError, match="expected no bits but 0xf0f0f0f"):
+        run(function, *bind_arguments(function, arrays))
+
+
+@pytest.mark.parametrize("wrong", [
+    "dtype = :i32, bits = 15", "dtype = :b32, bits = -1", "dtype = :b32, bits = 4294967296",
+])
+def test_bits_are_those_of_32(wrong: str) -> None:
+    with pytest.raises(VerificationError, match="32 bits, unsigned, of b32"):
+        program(f"%a: row<{'i32' if 'i32' in wrong else 'b32'}> = load %a_data {{{wrong}}}", LANES, ("a.data",))

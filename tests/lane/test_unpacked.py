@@ -94,6 +94,65 @@ def test_others_unpack_as_they_read(weights: Any, facts: dict[str, Any], hints: 
     assert not unpacking_loops(lowered(weights, replace(MACHINES[16], **facts), MANY | hints))
 
 
+@pytest.mark.parametrize(("weights", "rows", "worth"), [(low, 512, True), (low, 8, False), (six_bits, 8, True)])
+def test_parts_of_dot_products_leave_less_time_for_unpacking(weights: Any, rows: int, worth: bool) -> None:
+    """Where no instruction multiplies bytes; with whatever bits the weights were stored, these are known."""
+    facts = replace(MACHINES[8], fma_per_cycle=2.0, split_dots=frozenset({"dot4_u8i8"}))
+    lane = lowered(weights, facts, MANY | {"M": rows})
+    assert bool(unpacking_loops(lane)) == worth
+    stored = {op.attributes["bits"] for op in ops_in(lane, "load") if "bits" in op.attributes}
+    assert stored == ({{low: 0x0F0F0F0F, six_bits: 0x3F3F3F3F}[weights]} if worth else set())
+
+
+def make_two_scales(second: int) -> Any:
+    """second: the half of x that the upper bits meet; the lower ones meet half 0."""
+    @kernel(name="two_scales")
+    def two_scales(q: Tensor[u8, P, B, 4, LANES, SLOT], x: Tensor[i8, B, M, 2, 4, SLOT],
+                   scale: Tensor[u8, P, B, 2, LANES], y: Tensor[f32, M, P, LANES]):
+        for p, m in tiles(P, M):
+            l = whole(LANES)
+            acc = zeros(m, p, l, dtype=f32)
+            for b in each(B):
+                w, s = whole(4), whole(SLOT)
+                packed, left = q[p, b, w, l, s], x[b, m, 0, w, s]
+                right = left if second == 0 else x[b, m, second, w, s]
+                low, high = (packed & 15) @ left, (packed >> 4) @ right
+                acc += (low * scale[p, b, 0, l].to(i32) + high * scale[p, b, 1, l].to(i32)).to(f32)
+            y[m, p, l] = acc
+
+    return two_scales
+
+
+def most_at_once(loop: Op) -> int:
+    """The most sums of dot products of a loop that are begun and not ended."""
+    dots = [op for op in loop.walk() if op.name == "dot4_u8i8"]
+    begun, most = 0, 0
+    ends = {op.result for op in dots} - {op.operands[0] for op in dots}
+    for op in dots:
+        begun += op.operands[0].op not in dots
+        most = max(most, begun)
+        begun -= op.result in ends
+    return most
+
+
+@pytest.mark.parametrize(("registers", "second", "at_once"), [(16, 1, 8), (32, 1, 16), (16, 0, 16)])
+@pytest.mark.parametrize("rows", [3, 64])
+def test_sums_that_registers_do_not_hold_are_made_in_turn(registers: int, second: int, at_once: int, rows: int) -> None:
+    """Four rows by two vectors, each with two sums, where these read nothing in common that would be held."""
+    random = np.random.default_rng(rows)
+    arguments = {"q": hostile(random, u8, 2, 3, 4, LANES, SLOT), "x": hostile(random, i8, 3, rows, 2, 4, SLOT),
+                 "scale": hostile(random, u8, 2, 3, 2, LANES), "y": np.full((rows, 2, LANES), np.nan, np.float32)}
+    facts = replace(MACHINES[8], vector_registers=registers, fma_per_cycle=2.0, split_dots=frozenset({"dot4_u8i8"}))
+    function = reduce_loops(make_two_scales(second).tile_ir())
+    lane = run_lane(function, arguments, Schedule(tile={"m": 4}), facts, specialize(function, arguments, {"M": 64}))
+    rows_loop = next(op for op in ops_in(lane, "loop") if op.attributes["label"] == "m")
+    assert most_at_once(rows_loop) == at_once
+    x, q, scale = (arguments[name].astype(np.int64) for name in ("x", "q", "scale"))
+    expected = sum(np.einsum("pbwls,bmws,pbl->mpl", part, x[:, :, h * second], scale[:, :, h])
+                   for h, part in enumerate((q & 15, q >> 4)))
+    np.testing.assert_array_equal(arguments["y"], expected)
+
+
 @settings(max_examples=examples(30))
 @given(p=st.integers(0, 3), b=st.integers(0, 3), m=st.integers(0, 30), words=st.integers(1, 4),
        lanes=st.sampled_from([4, 8, 16]), halves=st.integers(1, 2), tile=st.sampled_from([{}, {"p": 2, "m": 3}]),

@@ -12,6 +12,7 @@ from typing import Any
 from ...ir.nodes import Op, Value
 from .select_common import Key, OwnConstants, Rule
 from .select_lanes import bring
+from .select_masks import is_zero
 
 _EVEN_BYTES: Key = ("s", 4, 0x00FF00FF)
 
@@ -76,7 +77,11 @@ def dot_words(s: Any, op: Op) -> None:
     bits = s.facts.bits4
     if s.is_memory(a) and not s.is_memory(b):
         a, b = b, a
-    last, first, products = _whole(s, b), s.vector(a), s.new("vec")
+    last, first = _whole(s, b), s.vector(a)
+    if is_zero(s, total):
+        s.emit(f"vpmaddwd.{bits}", s.define(op.results[0]), first, last)
+        return
+    products = s.new("vec")
     s.emit(f"vpmaddwd.{bits}", products, first, last)
     added = s.vector(total)
     s.emit(f"vpaddd.{bits}", s.define(op.results[0]), added, products)

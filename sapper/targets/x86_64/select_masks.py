@@ -102,10 +102,10 @@ def select(s: Any, op: Op) -> None:
     suffix = "ps" if dtype.bits == 32 else "pd"
     if not s.facts.opmask:
         on = s.vector(mask) if dtype.bits == 32 else wide_mask(s, mask)
-        if _is_zero(s, b):
+        if is_zero(s, b):
             row = s.vector(a)
             s.emit(f"vand{suffix}.{bits}", s.define(result), on, row)
-        elif _is_zero(s, a):
+        elif is_zero(s, a):
             row = s.vector(b)
             s.emit(f"vandn{suffix}.{bits}", s.define(result), on, row)
         else:
@@ -113,7 +113,7 @@ def select(s: Any, op: Op) -> None:
             s.emit(f"vblendv{suffix}.{bits}", s.define(result), first, second, on)
         return
     on = s.vector(mask)
-    if _is_zero(s, b):
+    if is_zero(s, b):
         row = s.vector(a)
         s.emit_masked(f"vmova{suffix}.{bits}", on, True, s.define(result), row)
         return
@@ -125,7 +125,7 @@ def select(s: Any, op: Op) -> None:
         s.emit_masked(f"vblendm{suffix}.{bits}", on, False, register, other, row)
 
 
-def _is_zero(s: Any, value: Value) -> bool:
+def is_zero(s: Any, value: Value) -> bool:
     op = value.op
     return op is not None and op.name == "splat_const" and bool(constant_key(s, value) == ZERO4)
 
