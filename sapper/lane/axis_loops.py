@@ -43,14 +43,15 @@ class WalkChoice:
     elements are narrower than a row's and read for many rows: they are copied as well.
     by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
+    deep: such a block is copied from pieces of rows for more panels than stay there, and these are walked one by one.
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
     tile_ahead: loads of rows that a sequential loop keeps a tile of, whose next tile is asked for meanwhile.
     widened_here: the one whose rows this walk widens to scratch memory as it meets them.
     block_ahead: staged operands of which what the next block of panels is copied from is asked for meanwhile.
-    tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. few: what is
-    chosen instead, as the kernel runs, where there are fewer rows than `fewest`. bound: how they serve it where the
-    columns are.
+    tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. bound: how
+    they serve it where the columns are. few: what is chosen instead, as the kernel runs, where there are fewer rows
+    than `fewest`.
     run: neighbours along the lane axis that a lane takes together (runs.py).
     depth_block: where not 0, all rows meet so many steps of the depth before any meets the next, and their sums pass
     from one block to the next through scratch memory. row_pieces: how many pieces of rows meet each block.
@@ -72,6 +73,7 @@ class WalkChoice:
     by_hand: Fit | None = None
     widened: list[Op] = field(default_factory=list)
     blocked: bool = False
+    deep: bool = False
     rows_here: list[Op] = field(default_factory=list)
     rows_ahead: list[Op] = field(default_factory=list)
     tile_ahead: list[Op] = field(default_factory=list)

@@ -24,7 +24,8 @@ class Range:
     over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them. once: a task has
     one index of them, or one tile, and needs no loop. forward: it surely does not end before it begins. body: of the
     nest, where the range is its last one. fixed: the extent, where it is a number though the start is none. tails: how
-    many coordinates a loop takes at once of what is left, before single ones."""
+    many coordinates a loop takes at once of what is left, before single ones. panels: the matrices that are copied for
+    each piece (nest_panels.py)."""
 
     start: Scalar
     stop: Scalar
@@ -43,6 +44,7 @@ class Range:
     body: Block | None = None
     fixed: int | None = None
     tails: tuple[int, ...] = ()
+    panels: tuple[Value, ...] = ()
 
 
 def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:

@@ -11,6 +11,7 @@ a file each:
     nest_lanes.py          lanes of nests, and products in blocks
     residents.py           axes that stay in registers
     nests.py               nests of parallel loops
+    nest_panels.py         what all rows of a nest read, copied a few columns at a time
     tasks.py               parallel loops as tasks
     carried.py             sequential loops, branches, and what they carry
     stream_prefetches.py   memory that such loops ask for early
@@ -40,6 +41,7 @@ from .axis_loops import WalkChoice
 from .extents import hint
 from .late import LateWalk
 from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
+from .nest_panels import NestPanels
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .tasks import TaskLowering
@@ -130,7 +132,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(TaskLowering, UnpackedOperands, WidenedRows, OrderedLowering):
+class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedLowering):
     """Emits a function: its parts, their blocks, and the walks and control ops of these."""
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
@@ -150,6 +152,7 @@ class Lowering(TaskLowering, UnpackedOperands, WidenedRows, OrderedLowering):
         self.unpacked_places = {}
         self.sequential_tiles = {}
         self.stage_memory = {}
+        self.panel_memory = {}
         self.chunked = frozenset()
         self.scratch_sizes = []
         self.scratch_end = 0
@@ -389,6 +392,10 @@ class Lowering(TaskLowering, UnpackedOperands, WidenedRows, OrderedLowering):
             plan = plan_block(body, self.wholes)
             late = self._late(ranges, body, plan) if len(chain) == 1 else None
             self._residents(ranges, body, plan, late is not None)
+            panels = self.panels_of_nest(ranges, body) if late is None else []
+            if panels:
+                ranges.sort(key=lambda r: not r.lane)
+                ranges[0].panels = tuple(panels)
             ranges[-1].body = body
             if late is not None and all(r.axis is None or (r.resident == 1 and not r.lane) for r in ranges):
                 ranges[-1].late = LateWalk(body, plan, late)

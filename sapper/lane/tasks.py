@@ -391,10 +391,18 @@ class TaskLowering(NestLowering):
         """Rows of a contraction that one task stages at most."""
         if r.axis is None or r.resident or self.matrix_walk is not None or self.chain is not None:
             return 0
+        if self.requests.rows_end_to_end and self._meets_few(r.axis):
+            return 0
         contracts = [op for op in self.function.walk() if op.name == "contract"]
         if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]
             return STAGED_ROWS_CAP
         return 0
+
+    def _meets_few(self, axis: str) -> bool:
+        """Whether the columns along an axis meet few rows, of which alone copies are made."""
+        op = next(op for op in self.function.walk() if op.name == "tiles" and axis in op.attributes["axes"])
+        others = [n for n, other in enumerate(op.attributes["axes"]) if other != axis]
+        return bool(others) and all(self._extent_hint(*op.operands[2 * n:2 * n + 2]) <= FEW_ROWS for n in others)
 
 
 def _depends(value: Value, other: Value) -> bool:

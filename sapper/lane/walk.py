@@ -25,7 +25,7 @@ from .axis_loops import Carried, WalkChoice
 from .prefetches import FEW_ROWS
 from .reductions import Accumulator, Reductions
 from .slots import PAIR
-from .staging import BLOCK_PANELS
+from .staging import BLOCK_PANELS, DEEP_BLOCKS
 from .state import Access, Capacity, Open, Scalar
 from .tile_registers import emit_walk
 
@@ -54,30 +54,39 @@ class WalkLowering(Reductions):
                 self._walk(walk, choice)
 
     def _walk_few(self, walk: Walk, choice: WalkChoice, few: WalkChoice) -> None:
-        """Both ways of a walk that stores all that it makes: on vectors where fewer rows than are worth tiles."""
-        assert choice.tiles is not None
-        rows = self.value(self.open[choice.tiles.rows].extent)
+        """Both ways of a walk that stores all that it makes: where fewer rows than are worth tiles, or another
+        order of the walk, are there, and else."""
+        few_axis = choice.order[-1] if choice.tiles is None else choice.tiles.rows
+        rows = self.value(self.open[few_axis].extent)
         are_few = self.emit(self.depth_of(rows), "s_cmp", [rows, self.value(choice.fewest)], S64, cond="lt")
 
-        def on_vectors() -> None:
+        def on_vectors(chosen: WalkChoice) -> None:
             kept, self.stage_memory = self.stage_memory, {}     # of other sizes
-            with self.packed(few.packing):
-                self._walk(walk, few)
+            with self.packed(chosen.packing):
+                self._walk(walk, chosen)
             self.stage_memory = kept
 
-        self.fork(are_few, on_vectors, lambda: emit_walk(self, walk, choice))
+        def many() -> None:
+            if choice.tiles is None:
+                on_vectors(choice)
+            else:
+                emit_walk(self, walk, choice)
+
+        self.fork(are_few, lambda: on_vectors(few), many)
 
     def _walk(self, walk: Walk, choice: WalkChoice) -> None:
         self.paired, self.lane_run = self.paired_axes(walk), choice.run
         pending = list(choice.staged)
-        order = [*choice.order, choice.order[0]] if choice.blocked else choice.order
+        order = choice.order
+        if choice.blocked:
+            order = [order[0], *order] if choice.deep else [*order, order[0]]
 
         def outer(k: int) -> None:
             axis = order[k] if k < len(order) else None
             for op in list(pending):
                 if k < 2 and op in choice.rows_here:
                     continue
-                if axis is None or axis not in op.result.type.axes:  # type: ignore[union-attr]
+                if axis is None or axis not in op.result.type.axes or (choice.deep and k == 1):  # type: ignore[union-attr]
                     pending.remove(op)
                     self._stage(op, walk, choice)
             if axis is None:
@@ -187,12 +196,12 @@ class WalkLowering(Reductions):
 
     def _block_columns(self, choice: WalkChoice, lane: str) -> Scalar:
         """Columns of a block: of as many panels as fill half of the second cache, or half of that where what becomes
-        the next ones is asked for meanwhile."""
+        the next ones is asked for meanwhile, or more, where these are walked one by one."""
         width = choice.counts[lane] * self.lanes
         (depth_axis,) = choice.reduced
         panel_bytes = self.mul(self._panel_depth(depth_axis), width * 4 * sum(
             lane in op.result.type.axes for op in choice.staged))  # type: ignore[union-attr]
-        room_bytes = self.block_bytes // (2 if choice.block_ahead else 1)
+        room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1) // (2 if choice.block_ahead else 1)
         fitting = self.scalar("s_floordiv", room_bytes, self.scalar("s_max", panel_bytes, 1))
         return self.mul(self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1), width)
 

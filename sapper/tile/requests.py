@@ -31,7 +31,9 @@ class Requests(NamedTuple):
     read; 0: rows lie side by side, or come one by one. short_row_streams: the same where half of the first cache
     surely holds the vector; 0: half as many. again: each line of these, and of what few rows meet while arithmetic
     keeps up, is asked for again and again; else these streams are not asked for at all, as the processor sees them
-    coming, and all else once.
+    coming, and all else once. rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns
+    before any meets the next ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer
+    columns at a time.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
@@ -51,6 +53,7 @@ class Requests(NamedTuple):
     row_streams: int = 0
     short_row_streams: int = 0
     again: bool = True
+    rows_end_to_end: int = 0
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2

@@ -15,15 +15,16 @@ from sapper import Tensor, dims, f32, i8, i32, kernel, tiles, u8, whole, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.nodes import Block, Function
 from sapper.kernels import library
+from sapper.lane.lower import lower
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import Requests
-from sapper.tile.schedule import Facts, Schedule
+from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
 from tests.strategies import examples
 
-from .run_lane import run_lane, specialize
+from .run_lane import evaluate, run_lane, specialize
 from .test_lower import recorded
 
 LIBRARY = {k.name: k for k in library()}
@@ -165,10 +166,88 @@ def test_bytes_that_are_joined_meet_four_rows(rows: int, met: int) -> None:
 @pytest.mark.parametrize(("rows", "bytes_"), [(1, 16 << 10), (4, 4 << 10)])
 def test_a_single_row_has_its_sums_in_half_of_the_first_cache(rows: int, bytes_: int) -> None:
     """So that pieces of rows are long; several have theirs in a part of the second."""
-    facts = replace(facts_of(TARGETS["zen3"]), l1_bytes=32 << 10, l2_bytes=256 << 10)
+    facts = replace(IN_PIECES, l1_bytes=32 << 10, l2_bytes=256 << 10)
     lane = run_plain("matmul_nn_f32", rows, 64, 128, facts)
     steps = {op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "n"}
     assert max(steps) * 4 == bytes_
+
+
+END_TO_END = facts_of(TARGETS["zen3"])
+IN_PIECES = replace(END_TO_END, requests=END_TO_END.requests._replace(rows_end_to_end=0))
+
+
+def depth_steps(lane: Function) -> set[int]:
+    """How many rows of the matrix the loops go by that have one over the columns inside."""
+    return {op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "k"
+            and any(inner.attributes.get("label") == "n" for inner in op.blocks[0].ops)}
+
+
+@pytest.mark.parametrize("name", ["matmul_nn_f32", "matmul_nn_bf16"])
+@pytest.mark.parametrize(("rows", "steps", "in_pieces"), [(1, {8}, {16}), (3, {8, 64}, {64}), (9, {8, 64}, {64}),
+                                                          (16, {64}, {64})])
+def test_few_meet_as_many_rows_of_the_matrix_as_the_processor_follows(name: str, rows: int, steps: set[int],
+                                                                      in_pieces: set[int]) -> None:
+    """How many there are is known as the kernel runs; more than four pass too many sums through memory."""
+    for columns, depth in ((40, 131), (150, 70), (64, 7)):
+        assert depth_steps(run_plain(name, rows, columns, depth, END_TO_END)) == steps
+    assert depth_steps(run_plain(name, rows, 40, 131, IN_PIECES)) == in_pieces
+
+
+def test_bytes_that_few_meet_are_read_in_one_way() -> None:
+    """A single vector's from end to end: two slots of four rows."""
+    assert depth_steps(run_plain("matmul_nn_i8", 1, 70, 131, END_TO_END)) == {2}
+    assert depth_steps(run_plain("matmul_nn_i8", 3, 70, 131, END_TO_END)) == {16}
+
+
+@pytest.mark.parametrize(("rows", "workers", "facts", "total"), [
+    (1, 1, END_TO_END, 1), (3, 1, END_TO_END, 1), (3, 2, END_TO_END, 4), (64, 1, END_TO_END, 5), (1, 1, IN_PIECES, 5),
+])
+def test_a_task_has_rows_from_end_to_end(rows: int, workers: int, facts: Facts, total: int) -> None:
+    """Else it has as many columns at most as operands of so many rows are copied for."""
+    function = reduce_loops(LIBRARY["matmul_nn_f32"].kernel.tile_ir())
+    canonicalize(function)
+    classes = {"M": DimClass(1 if rows == 1 else 8 if rows <= 16 else 64), "N": DimClass(2048, 64), "K": DimClass(2048)}
+    lane = lower(function, Schedule(), facts, Specialization(classes))
+    known: dict[object, int] = {"workers": workers} | {
+        3 + place: {"dim.M": rows, "dim.N": 8192, "dim.K": 100}.get(slot, 0)
+        for place, slot in enumerate(lane.attributes["slots"])}
+    (tasks,) = [op for op in lane.walk() if op.name == "tasks"]
+    assert evaluate(tasks.operands[0], known) == total
+
+
+def run_deep(name: str, rows: int, columns: int, depth: int, facts: Facts, workers: int = 1) -> Function:
+    """A product of many rows, where half of the second cache has room for a panel of the typical depth, or for more."""
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    canonicalize(function)
+    arguments = entry.make_arguments(np.random.default_rng(2), {"M": rows, "N": columns, "K": depth})
+    specialization = specialize(function, arguments, {"M": 128, "N": 512, "K": 64})
+    lane = run_lane(function, arguments, None, facts, specialization, workers)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    return lane
+
+
+PANEL_BYTES = 64 * 16 * 4
+ONE_PANEL, MANY_PANELS = (replace(END_TO_END, l2_bytes=2 * panels * PANEL_BYTES) for panels in (1, 8))
+
+
+@pytest.mark.parametrize(("rows", "columns", "depth", "workers"), [
+    (40, 150, 64, 1), (35, 64, 131, 1), (70, 17, 30, 2), (64, 200, 300, 1), (30, 90, 7, 3)])
+def test_deep_panels_are_copied_together_and_walked_one_by_one(rows: int, columns: int, depth: int,
+                                                               workers: int) -> None:
+    lane = run_deep("matmul_nn_f32", rows, columns, depth, ONE_PANEL, workers)
+    assert in_blocks(lane, ("n", "n", "m", "k"))
+    lane = run_deep("matmul_nn_f32", rows, columns, depth, MANY_PANELS, workers)
+    assert in_blocks(lane, ("n", "m", "n", "k")) and not in_blocks(lane, ("n", "n", "m", "k"))
+
+
+@pytest.mark.parametrize(("name", "facts"), [
+    ("matmul_nn_f32", replace(facts_of(TARGETS["zen4"]), l2_bytes=2 * 2 * PANEL_BYTES)),    # two lines of each row
+    ("matmul_nt_f32", ONE_PANEL),       # rows along the depth
+    ("matmul_nn_bf16", ONE_PANEL),      # widened
+], ids=["two lines", "along the depth", "widened"])
+def test_other_panels_are_walked_by_blocks_that_stay_in_the_second_cache(name: str, facts: Facts) -> None:
+    assert not in_blocks(run_deep(name, 40, 150, 64, facts), ("n", "n", "m", "k"))
 
 
 @kernel
