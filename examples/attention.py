@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, exp, f32, full, tiles, where, whole, zeros
+from sapper import Tensor, each, exp, f32, full, i32, tiles, where, whole, zeros
 
 from . import Example, empty, normal
 
@@ -50,6 +50,20 @@ def window_attention(
                 acc = acc * fade + weight @ v[h, s, d]
                 top = higher
             y[h, t, d] = acc / total
+
+
+@sp.kernel
+def listed_attention(
+    q: Tensor[f32, T, H, D], cache: Tensor[f32, S, D], listed: Tensor[i32, T, N], y: Tensor[f32, T, H, D],
+):
+    """To the positions that a token lists, or fewer: a negative one is none. All heads share a cache, whose rows are
+    keys and values (sparse attention of DeepSeek-V3.2)."""
+    for t in each(T):
+        h, d, n = whole(H), whole(D), whole(N)
+        place = sp.maximum(listed[t, n], 0)
+        score = where(listed[t, n] >= 0, (q[t, h, d] @ cache[place, d]) * 0.125, LOWEST)
+        weight = exp(score - max(score, over=n))
+        y[t, h, d] = (weight @ cache[place, d]) / sum(weight, over=n)
 
 
 @sp.kernel
@@ -119,6 +133,11 @@ def _window_reference(q, k, v, slope, window):
     return _biased_reference(q, k, v, _window_bias(q.shape[1], slope, window))
 
 
+def _listed_reference(q, cache, listed):
+    score = np.where(listed[:, None] >= 0, q @ cache[listed].swapaxes(1, 2) * np.float32(0.125), np.float32(LOWEST))
+    return (_softmax(score) @ cache[listed],)
+
+
 def _gradient_reference(q, k, v, dy):
     weight = _softmax(q @ k.swapaxes(-1, -2) * np.float32(0.125))
     dweight = dy @ v.swapaxes(-1, -2)
@@ -140,6 +159,14 @@ def _torch_window(q, k, v, slope, window):
 
     bias = torch.from_numpy(_window_bias(q.shape[1], slope.numpy(), window))
     return _torch_biased(q[None], k[None], v[None], bias[None])[0]
+
+
+def _torch_listed(q, cache, listed):
+    import torch
+
+    rows = cache[listed.clamp(min=0)]
+    score = (q @ rows.transpose(1, 2) * 0.125).masked_fill(listed[:, None] < 0, LOWEST)
+    return torch.softmax(score, -1) @ rows
 
 
 def _torch_gradient(q, k, v, dy):
@@ -168,6 +195,12 @@ EXAMPLES = [
         np.float32(2) ** -np.arange(1, s["H"] + 1, dtype=np.float32), s["window"], empty(s["H"], s["T"], s["D"])),
         _window_reference, {"H": 8, "T": 512, "D": 64, "window": 256}, {"H": 2, "T": 70, "D": 20, "window": 9},
         _torch_window),
+    Example(listed_attention, lambda random, s: (
+        normal(random, s["T"], s["H"], s["D"]), normal(random, s["S"], s["D"]), np.stack(
+            [random.permutation(s["S"])[:s["N"]] - np.where(np.arange(s["N"]) % 5 == 4, s["S"], 0)
+             for _ in range(s["T"])]).astype(np.int32), empty(s["T"], s["H"], s["D"])),
+        _listed_reference, {"T": 16, "H": 16, "D": 128, "S": 4096, "N": 512},
+        {"T": 3, "H": 5, "D": 21, "S": 40, "N": 33}, _torch_listed),
     Example(gradient_of_queries, lambda random, s: (
         *(normal(random, s["H"], s[n], s["D"]) for n in "TSST"), empty(s["H"], s["T"], s["D"])),
         _gradient_reference, {"H": 4, "T": 256, "S": 256, "D": 64}, {"H": 2, "T": 19, "S": 37, "D": 21},

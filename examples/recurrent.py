@@ -84,6 +84,22 @@ def gru(x: Tensor[f32, T, B, 3, H], u: Tensor[f32, 3, H, H], y: Tensor[f32, T, B
                 y[t, b, h] = (1.0 - keep) * new + keep * y[t - 1, b, h]
 
 
+@sp.kernel
+def delta_rule(
+    q: Tensor[f32, T, H, D], k: Tensor[f32, T, H, D], v: Tensor[f32, T, H, E], rate: Tensor[f32, T, H],
+    fade: Tensor[f32, T, H], y: Tensor[f32, T, H, E],
+):
+    """A state that fades, and in which what a key finds moves towards its value (Gated DeltaNet, arXiv:2412.06464)."""
+    for h in each(H):
+        for e in tiles(E):
+            d = whole(D)
+            state = zeros(d, e, dtype=f32)
+            for t in range(T):
+                state = state * exp(fade[t, h])
+                state = state + k[t, h, d] * (rate[t, h] * (v[t, h, e] - k[t, h, d] @ state))
+                y[t, h, e] = q[t, h, d] @ state
+
+
 def _recurrence_reference(a, b):
     y = np.empty_like(b)
     h = np.zeros(b.shape[1], np.float32)
@@ -125,6 +141,16 @@ def _gru_reference(x, u):
     return (np.stack(y),)
 
 
+def _delta_reference(q, k, v, rate, fade):
+    state, y = np.zeros((q.shape[1], q.shape[2], v.shape[2]), np.float32), np.empty_like(v)
+    for t in range(len(q)):
+        state = state * np.exp(fade[t])[:, None, None]
+        wanted = rate[t][:, None] * (v[t] - np.einsum("hd,hde->he", k[t], state))
+        state = state + k[t][:, :, None] * wanted[:, None]
+        y[t] = np.einsum("hd,hde->he", q[t], state)
+    return (y,)
+
+
 def _torch_recurrence(a, b):
     import torch
 
@@ -150,6 +176,18 @@ def _torch_lstm(x, h, c, w, u, bias):
     start, forget, cell, out = (torch.addmm(bias[n], x, w[n]).addmm_(h, u[n]) for n in range(4))
     state = torch.sigmoid(forget) * c + torch.sigmoid(start) * torch.tanh(cell)
     return torch.sigmoid(out) * torch.tanh(state), state
+
+
+def _torch_delta(q, k, v, rate, fade):
+    import torch
+
+    state, y = q.new_zeros(q.shape[1], q.shape[2], v.shape[2]), torch.empty_like(v)
+    for t in range(len(q)):
+        state = state * torch.exp(fade[t])[:, None, None]
+        wanted = rate[t][:, None] * (v[t] - (k[t][:, None] @ state)[:, 0])
+        state = torch.baddbmm(state, k[t][:, :, None], wanted[:, None])
+        y[t] = (q[t][:, None] @ state)[:, 0]
+    return y
 
 
 def _torch_gru(x, u):
@@ -185,4 +223,9 @@ EXAMPLES = [
         normal(random, s["T"], s["B"], 3, s["H"]), 0.1 * normal(random, 3, s["H"], s["H"]),
         empty(s["T"], s["B"], s["H"])),
         _gru_reference, {"T": 32, "B": 16, "H": 128}, {"T": 4, "B": 3, "H": 21}, _torch_gru),
+    Example(delta_rule, lambda random, s: (
+        *(normal(random, s["T"], s["H"], s["D"]) / np.float32(s["D"]) ** 0.5 for _ in range(2)),
+        normal(random, s["T"], s["H"], s["E"]), random.random((s["T"], s["H"]), np.float32),
+        -random.random((s["T"], s["H"]), np.float32), empty(s["T"], s["H"], s["E"])),
+        _delta_reference, {"T": 256, "H": 4, "D": 64, "E": 64}, {"T": 5, "H": 2, "D": 13, "E": 21}, _torch_delta),
 ]

@@ -24,6 +24,21 @@ def layer_norm_gradient(x: Tensor[f32, M, N], dy: Tensor[f32, M, N], gain: Tenso
 
 
 @sp.kernel
+def rms_norm_gradient(
+    x: Tensor[f32, M, N], dy: Tensor[f32, M, N], gain: Tensor[f32, N], dx: Tensor[f32, M, N], dgain: Tensor[f32, N],
+):
+    """And of the gain, to which all rows add: `0 * m` says that each of them does."""
+    for n in tiles(N):
+        dgain[n] = 0.0
+    for m in tiles(M):
+        n = whole(N)
+        scale = sp.rsqrt(sum(x[m, n] * x[m, n], over=n) / float(N) + 1e-6)
+        d = dy[m, n] * gain[n]
+        dx[m, n] = scale * (d - x[m, n] * (scale * scale * sum(d * x[m, n], over=n) / float(N)))
+        dgain[n + 0 * m] += dy[m, n] * x[m, n] * scale
+
+
+@sp.kernel
 def cross_entropy_gradient(logits: Tensor[f32, M, N], label: Tensor[i32, M], dlogits: Tensor[f32, M, N]):
     for m in tiles(M):
         n = whole(N)
@@ -83,6 +98,11 @@ def _layer_norm_reference(x, dy, gain):
     return (scale * (d - d.mean(1, keepdims=True) - normed * (d * normed).mean(1, keepdims=True)),)
 
 
+def _rms_norm_reference(x, dy, gain):
+    scale, d = 1 / np.sqrt((x * x).mean(1, keepdims=True) + 1e-6), dy * gain
+    return scale * (d - x * scale * scale * (d * x).mean(1, keepdims=True)), (dy * x * scale).sum(0)
+
+
 def _cross_entropy_reference(logits, label):
     powers = np.exp(logits - logits.max(1, keepdims=True))
     found = powers / powers.sum(1, keepdims=True)
@@ -117,6 +137,13 @@ def _torch_layer_norm(x, dy, gain):
         dy, x, list(gain.shape), mean, scale, gain, gain, [True, False, False])[0]
 
 
+def _torch_rms_norm(x, dy, gain):
+    import torch
+
+    scale, d = torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-6), dy * gain
+    return scale * (d - x * scale * scale * (d * x).mean(1, keepdim=True)), (dy * x * scale).sum(0)
+
+
 def _torch_cross_entropy(logits, label):
     import torch
 
@@ -135,6 +162,10 @@ EXAMPLES = [
         normal(random, s["M"], s["N"]), normal(random, s["M"], s["N"]), normal(random, s["N"]),
         empty(s["M"], s["N"])),
         _layer_norm_reference, {"M": 512, "N": 1024}, {"M": 3, "N": 61}, _torch_layer_norm),
+    Example(rms_norm_gradient, lambda random, s: (
+        normal(random, s["M"], s["N"]), normal(random, s["M"], s["N"]), normal(random, s["N"]),
+        empty(s["M"], s["N"]), empty(s["N"])),
+        _rms_norm_reference, {"M": 512, "N": 1024}, {"M": 3, "N": 61}, _torch_rms_norm, results=2),
     Example(cross_entropy_gradient, lambda random, s: (
         normal(random, s["M"], s["N"]), random.integers(0, s["N"], s["M"], np.int32), empty(s["M"], s["N"])),
         _cross_entropy_reference, {"M": 64, "N": 8192}, {"M": 3, "N": 61}, _torch_cross_entropy),

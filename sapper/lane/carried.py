@@ -7,6 +7,7 @@ nothing reads the old value later, and to which the new one is copied where some
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
@@ -160,27 +161,32 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         return results
 
     def _in_place(self, body: Block, argument: Value, out: Value, kept: frozenset[int]) -> bool:
-        """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
+        """Whether the new value may overwrite the old one point by point: nothing else reads the old one later, but for
+        sums in the same walk, if that comes to each point once. What walks before have kept is not made again."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
         plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.is_bounded)
         seen = False
+        made: set[Value] = set()
         for item in plan.items:
             if isinstance(item, Walk):
                 roots = item.roots()
-                reads = [r for r in roots if self._reaches(r, argument, body)]
+                reads = [r for r in roots if self._reaches(r, argument, body, made)]
                 if seen and reads:
                     return False
                 if out in [r for r in roots if isinstance(r, Value)]:
                     seen = True
-                    if any(isinstance(r, Op) and r.name != "store" for r in reads):
+                    once = out in item.inner and set(item.axes) == set(axes_of(out))
+                    if not once and any(isinstance(r, Op) and r.name != "store" for r in reads):
                         return False
+                made |= {r for r in roots if isinstance(r, Value) and r is not out}
             elif seen and any(argument in inner.operands for inner in item.walk()):
                 return False
         return seen
 
     @staticmethod
-    def _reaches(root: Op | Value, argument: Value, body: Block) -> bool:
+    def _reaches(root: Op | Value, argument: Value, body: Block, made: Collection[Value]) -> bool:
+        """Whether a root is made of the argument, but for what is made by then."""
         members = set(body.ops)
         stack = list(root.operands) if isinstance(root, Op) else list(root.op.operands if root.op else [])
         visited: set[Value] = set()
@@ -188,7 +194,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
             v = stack.pop()
             if v is argument:
                 return True
-            if v in visited or v.op is None or v.op not in members or v.op.name in LATE:
+            if v in visited or v in made or v.op is None or v.op not in members or v.op.name in LATE:
                 continue
             visited.add(v)
             stack += v.op.operands

@@ -8,6 +8,7 @@ products lie in scratch memory (docs/schedules.md, "Nests").
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
@@ -107,11 +108,29 @@ class NestLanes(ScratchLowering):
             found.update(self._steps_of(op))
         walked = {r.axis: r.hint for r in ranges if r.axis is not None and r.hint > 1}
         best = max(found, key=lambda axis: (found[axis], walked.get(axis, 0)), default=None)
+        if best is not None and best not in walked:
+            best = self._lanes_of_state(best, walked.keys(), found, body) or best
         if best not in walked or self.schedule.lane not in (None, best):
             return None
         gathers = nested and found.keys() <= walked.keys() and not (
             self.facts.many_workers or self._loops_along_memory(body))
         return best if found[best] > 0 or gathers else None
+
+    @staticmethod
+    def _lanes_of_state(inner: str, walked: Collection[str], found: Mapping[str, int], body: Block) -> str | None:
+        """The axis of a nest to which an axis inside leaves the lanes, though more lies side by side along that one:
+        where loops carry a state over both, sum it along the inner one, and read nothing that spans both. Each lane has
+        sums of its own then, and what lies along the inner axis is read an element for all lanes. Measured on a Zen 3,
+        gated delta rule of 4 heads, 64 x 64, 256 tokens: 8.2 and 1.6 ms."""
+        ops = [op for outer in body.ops for op in outer.walk()]
+        states = {a for op in ops if op.name in ("each", "tiles") for v in op.results
+                  if inner in axes_of(v) for a in axes_of(v) if a in walked and found[a] > 0}
+        sums = any(op.name in ("contract", "reduce") and inner in op.attributes["over"]
+                   and states.intersection(axes_of(op.result)) for op in ops)
+        spanned = [{a for v in op.operands[1:] for a in axes_of(v)} for op in ops if op.name in ("load", "store")]
+        if len(states) != 1 or not sums or any(inner in axes and states & axes for axes in spanned):
+            return None
+        return states.pop()
 
     def _steps_of(self, op: Op) -> dict[str, int]:
         """Of each axis that an access goes along: 1 if its neighbours are neighbours in memory, 0 if they lie near each

@@ -115,6 +115,7 @@ class NestLowering(ResidentLowering, LateLowering):
 
         def at(iv: Value, n: int, mask: Value | None, rest: bool = False) -> None:
             self.levels[-1].iterations = -(-r.hint // size)
+            assert not r.lane or not any(b.lane for b in self.bound.values()), "lanes hold one axis"
             self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop, hint=r.hint,
                                      rest=rest)
             body()

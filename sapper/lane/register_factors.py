@@ -73,6 +73,9 @@ FEW_AT_ONCE = 4
 """How many of few rows meet a matrix whose rows lie along the depth at once, where there are 16 registers: what comes
 from memory comes once for so many."""
 
+OVERWRITTEN_VECTORS = 4
+"""Vectors at once of a state that is made anew in place, where registers are few."""
+
 STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
 by row, 19.8 by two, and 22.4 by four."""
@@ -282,6 +285,8 @@ class RegisterFactors(WalkLowering):
                     # loop over tiles: there are many of them); enough independent chains where it is. By 2 where
                     # memory bounds the walk and gives a line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+                    if lane in self.bound:
+                        unrolled = self._overwritten_at_once(walk, fixed) or unrolled
                     at_once = prod(counts[a] for a in outer if a != lane)
                     if self.requests.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
                         unrolled = LINES_AT_ONCE // at_once
@@ -326,8 +331,16 @@ class RegisterFactors(WalkLowering):
                     counts |= {outer[-1]: streams, lane: max(1, counts[lane] * 2 // streams)}
         elif loops:
             last = loops[-1]
-            counts[last] = self._fit(last, 4, False)
+            counts[last] = self._fit(last, self._overwritten_at_once(walk, fixed) or 4, False)
         return counts
+
+    def _overwritten_at_once(self, walk: Walk, fixed: int) -> int:
+        """Of how many coordinates at once a walk makes a state anew that loops carry in memory, in lanes that are held
+        (fixed: vectors of them), where registers are few: all of its rows are computed before any is stored. 0: of as
+        many as any other walk. Measured on a Zen 3, gated delta rule of 64 x 64, 4 vectors by 4, 2 and 1 in us: 1275,
+        1016 and 717."""
+        overwrites = any(isinstance(root, Value) and root in self.carried_buffers for root in walk.inner)
+        return max(1, OVERWRITTEN_VECTORS // fixed) if overwrites and fixed > 1 and self.sixteen_registers else 0
 
     def _rows_of_short_vectors(self, walk: Walk, lane: str, outer: list[str], wide: int) -> dict[str, int]:
         """Where the lane axis is shorter than what is computed at once (wide: how many times), so many coordinates of

@@ -75,6 +75,9 @@ class ResidentLowering(NestLanes):
         self.chunked |= chunks.keys()
         if across is not None:
             sums |= self._sums_across(across, ranges, plan)
+        carrying = {r.axis for r in ranges
+                    if nested and r.axis is not None and self._carries_contractions(r.axis, plan)}
+        by_lane = self._lane_of_nest(ranges, plan, carrying, across, nested)
         for r in ranges if self.chain is None and self.matrix_walk is None else ():
             if r.axis is None:
                 continue
@@ -84,9 +87,7 @@ class ResidentLowering(NestLanes):
             if r.axis in chunks:
                 r.resident, r.walked = self.schedule.tile.get(r.axis, chunks[r.axis]), True
                 continue
-            carries = nested and self._carries_contractions(r.axis, plan)
-            lane = r.axis == self.schedule.lane or (self.schedule.lane is None and (
-                (carries and r.hint >= self.lanes) or (nested and self._lists_by_lane(r, plan)) or r.axis == across))
+            lane = r.axis == self.schedule.lane or (self.schedule.lane is None and r.axis == by_lane)
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and (len(plan.items) > 1 or r.axis == across)
                 if lane and not r.lane and not nested:
@@ -96,7 +97,7 @@ class ResidentLowering(NestLanes):
                     size = self.lanes * (sums.get(across) or self._vectors_of_nest(r, plan))
                 elif r.lane:
                     size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
-                elif carries and not any(other.lane or other.resident > 1 for other in ranges):
+                elif r.axis in carrying and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
                 else:
                     size = sums.get(r.axis) or (1 if late else self._rows_that_wait(r, plan))
@@ -107,6 +108,15 @@ class ResidentLowering(NestLanes):
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
                                         f"{self.lanes} lanes, or another lane axis")
+
+    def _lane_of_nest(self, ranges: list[Range], plan: Plan, carrying: set[str], across: str | None, nested: bool
+                      ) -> str | None:
+        """The one axis of a nest that lies across the lanes, if one does: of those that would the longest, of equals
+        the innermost. carrying: over which loops inside carry contractions. across, nested: of `_residents`."""
+        found = [r for r in ranges if r.axis is not None and (
+            r.axis == across or (r.axis in carrying and r.hint >= self.lanes)
+            or (nested and self._lists_by_lane(r, plan)))]
+        return max(reversed(found), key=lambda r: r.hint).axis if found else None
 
     def _rows_that_wait(self, r: Range, plan: Plan) -> int:
         """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes

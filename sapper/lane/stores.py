@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.nodes import Op, Value
 from ..ir.types import DType, TileType, bool_
+from ..tile.affine import Affine, affine
 from ..tile.plan import Walk, axes_of
 from ..tile.sums import is_join
 from .joins import Joins
@@ -182,7 +183,24 @@ class Stores(Joins):
             return bound.count * (self.lanes if bound.lane else 1)
         if isinstance(o.extent, int):
             return o.extent
-        if o.capacity is None:
+        capacity = o.capacity or self._walked_dimension(axis)
+        if capacity is None:
             raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
                                 "it must be kept in scratch memory; walk it with tiles(...)", value.op)
-        return o.capacity
+        return capacity
+
+    def _walked_dimension(self, axis: str) -> Capacity | None:
+        """The extent of a tensor that an axis of `whole` walks, which is then no longer, whatever its range is made of:
+        one that is read or written, in the block that brings the axis, at an index that is the axis by itself."""
+        for op in self.function.walk():
+            for block in op.blocks:
+                if not any(inner.name == "whole" and inner.attributes["axis"] == axis for inner in block.ops):
+                    continue
+                for access in block.ops:
+                    if access.name in ("load", "store") and access.operands[0].op is None:
+                        indices = access.operands[1 if access.name == "load" else 2:]
+                        dims = access.operands[0].type.dims  # type: ignore[union-attr]
+                        for dim, index in zip(dims, indices, strict=True):
+                            if affine(index) == Affine(axes={axis: 1}):
+                                return Capacity(dim) if isinstance(dim, int) else Capacity(1, (dim,))
+        return None

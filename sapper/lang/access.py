@@ -47,6 +47,15 @@ class Access:
         self.scopes = scopes
 
 
+class Offset:
+    """The place of an axis in its range: the coordinate less the first one."""
+
+    __slots__ = ("axis",)
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+
+
 class Update:
     """A statement like `out[i] += x`, which reads and writes one element. join: the op that it joins x with; block:
     where it stands; load: what it reads. Where an element may be met again, it becomes a store that joins."""
@@ -66,6 +75,7 @@ class Accesses(Views):
         super().__init__(*arguments)
         self.accesses: list[Access] = []
         self.requirements: dict[tuple[Any, ...], int] = {}
+        self.offsets: dict[Axis, Offset] = {}
         self.scopes: tuple[LoopScope, ...] = ()
 
     def load(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]) -> Value:
@@ -80,8 +90,8 @@ class Accesses(Views):
         return result
 
     def store(self, tensor: Value, items: Sequence[Any], value: Any, node: Any, item_nodes: Sequence[Any],
-              value_node: Any) -> None:
-        """tensor[items] = value"""
+              value_node: Any, adds: bool = False) -> None:
+        """tensor[items] = value. adds: it is what is there, joined with a value."""
         if not is_tensor(tensor):
             self.fail("subscript", "only a tensor's elements can be assigned", node, self.describe(tensor), "a tensor",
                       "make a new tile with where(...)")
@@ -101,13 +111,21 @@ class Accesses(Views):
         lacking = [axis for axis in axes_of(value) if axis not in spanned]
         if lacking:
             names = ", ".join(lacking)
+            mend = f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})"
+            if adds and item_nodes and all(self.is_tiled(axis) for axis in lacking):
+                first, *others = [self.text(item) for item in item_nodes]
+                first = " + ".join([first, *(f"0 * {axis}" for axis in lacking)])
+                mend = f"to add every value along {names}, write {tensor.name}[{', '.join([first, *others])}]"
             self.fail("store-axes", f"the stored value spans {names}, the index of {tensor.name} does not", node,
                       f"{value.type} stored at an index that spans [{', '.join(spanned)}]",
-                      "an index that spans all axes of the value",
-                      f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})")
+                      "an index that spans all axes of the value", mend)
         self.at(node)
         op = self.builder.add("store", [tensor, value, *values])
         self.check_scatter(self.record(op, True, forms, spanned, node))
+
+    def is_tiled(self, axis: str) -> bool:
+        loop = self.axes[axis].loop
+        return loop is not None and loop.kind == "tiles"
 
     def record(self, op: Op, store: bool, forms: list[Affine], spanned: tuple[str, ...], node: Any) -> Access:
         wholes = [self.axes[name] for name in spanned if self.axes[name].loop is None]
@@ -158,11 +176,28 @@ class Accesses(Views):
 
     def spread_of(self, symbol: Any) -> int | None:
         """Last minus first value of what a symbol walks, at most, if known."""
-        bounds = self.range_of(symbol)
+        bounds = self.range_of(symbol.axis if isinstance(symbol, Offset) else symbol)
         if bounds is None:
             return None
-        widest = extreme(bounds[1].plus(bounds[0], -1), self.range_of, True)
-        return None if widest.terms else max(widest.constant - 1, 0)
+        widest = [extreme(extent, self.range_of, True) for extent in self.bounds_of(bounds[1].plus(bounds[0], -1))]
+        return min((max(form.constant - 1, 0) for form in widest if not form.terms), default=None)
+
+    def bounds_of(self, form: Affine) -> list[Affine]:
+        """Forms that a form is at most: itself, and with an operand in place of a minimum that is added."""
+        found = [form]
+        for symbol, coefficient in form.terms.items():
+            op = symbol.op if isinstance(symbol, Value) else None
+            if op is not None and op.name == "min" and coefficient == 1:
+                found += [form.plus(Affine(0, {symbol: -1})).plus(self.form_of(part)) for part in op.operands]
+        return found
+
+    def from_start(self, form: Affine, varies: Callable[[Any], bool]) -> Affine:
+        """The form with an axis whose range starts elsewhere in other iterations as that start and the place in it."""
+        for axis, coefficient in list(form.terms.items()):
+            if isinstance(axis, Axis) and any(map(varies, axis.start.terms)):
+                place = self.offsets.setdefault(axis, Offset(axis))
+                form = form.plus(Affine(0, {axis: -1, place: 1}).plus(axis.start), coefficient)
+        return form
 
     def dim_form(self, value: Any, node: Any) -> Affine:
         """The affine form of an int, Dim, DimExpression or integer scalar, dimensions kept by name."""
@@ -367,11 +402,16 @@ class Accesses(Views):
         def varies(symbol: Any) -> bool:
             if isinstance(symbol, str):
                 return False
-            return isinstance(symbol, Axis) or bool(axes_of(symbol)) or self.level_of(symbol) >= loop.level
+            return isinstance(symbol, (Axis, Offset)) or bool(axes_of(symbol)) or self.level_of(symbol) >= loop.level
 
         if any(self.is_apart(form, second, varies) for form, second in zip(forms, others, strict=True)):
             return None
-        return fixed_when_meeting(forms, others, varies, self.spread_of)
+        fixed = fixed_when_meeting([self.from_start(form, varies) for form in forms],
+                                   [self.from_start(form, varies) for form in others], varies, self.spread_of)
+        if fixed is not None:       # an axis is where its start and the place from there are
+            fixed |= {place.axis for place in fixed if isinstance(place, Offset) and all(
+                symbol in fixed or not varies(symbol) for symbol in place.axis.start.terms)}
+        return fixed
 
     def dimensions_alike(self, tensor: Value, other: Value) -> int:
         """How many of the first dimensions of two views of one memory are the same ones."""

@@ -73,8 +73,9 @@ class Elementwise(Operands):
             narrow, wide = (b_node, left) if left.kind == "f" else (a_node, right)
         else:
             narrow, wide = (a_node, right) if left.bits < right.bits else (b_node, left)
-        if wide.kind == "x":
-            mend = f"write {self.text(narrow)}.to(i32)"
+        if wide.kind == "x":        # a coordinate takes the other's type, or what is computed would be an index
+            small, coordinate = (left, b_node) if narrow is a_node else (right, a_node)
+            mend = f"write {self.text(coordinate)}.to({small.name})"
         else:
             mend = f"write {self.text(narrow)}.to({wide.name})"
         self.fail("dtype-mix", f"{what} mixes {left.name} and {right.name}", node, f"{left.name} and {right.name}",

@@ -227,9 +227,9 @@ class Frontend(Calls):
         before = self.load(tensor, items, target, nodes)
         read = self.accesses[-1]
         after = self.apply(node.op, before, self.evaluate(node.value), node, target, node.value)
-        self.store(tensor, items, after, target, nodes, node.value)
-        join = JOINS.get(type(node.op))
-        if join is not None and dtype_of(tensor) != bool_:
+        join = JOINS.get(type(node.op)) if dtype_of(tensor) != bool_ else None
+        self.store(tensor, items, after, target, nodes, node.value, adds=join is not None)
+        if join is not None:
             read.update = self.accesses[-1].update = Update(join, self.builder.block, read)
 
     # Control.

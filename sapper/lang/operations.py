@@ -149,10 +149,13 @@ class Operations(Elementwise):
         """Reducing over the axis of a loop gives one tile's part; unless the loop carries it on, it is lost."""
         loop = axis.loop
         if loop is not None and not loop.carries:
-            self.fail(kind, f"{what} over axis {axis.name} of a loop that carries no value", node,
-                      f"{what} over {axis.name}: the part of one tile, whose size the schedule picks",
-                      "an axis of `whole`, or a loop that accumulates",
-                      f"take {axis.name} = whole(...), or carry the result: acc += ... in the loop over {axis.name}")
+            name = next((own for own, bound in self.frame.env.items() if bound is axis), axis.name)
+            mend = f"take {name} = whole(...), or carry the result: acc += ... in the loop over {name}"
+            if what == "@":
+                mend += f"; for a product for each {name}, write sum(a * b, over=...)"
+            self.fail(kind, f"{what} over axis {name} of a loop that carries no value", node,
+                      f"{what} over {name}: the part of one tile, whose size the schedule picks",
+                      "an axis of `whole`, or a loop that accumulates", mend)
 
     def contract(self, a: Any, b: Any, node: Any, a_node: Any, b_node: Any) -> Value:
         """a @ b: the sum of products over the axes that both span."""

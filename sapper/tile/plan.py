@@ -470,7 +470,8 @@ class _Planner:
         return [w for w in self.items if isinstance(w, Walk)]
 
     def _keep_shared(self) -> None:
-        """A costly value that several walks read is kept by the first of them, or before it, if that has more axes."""
+        """A costly value that several walks read is kept by the first of them, or before it, if that has more axes; and
+        so is one that a single walk would make again and again."""
         for op in reversed(self.block.ops):
             if len(op.results) != 1 or op.blocks or op.name in LATE:
                 continue
@@ -480,7 +481,7 @@ class _Planner:
             if self.cost(value) <= KEEP_COST or not all(map(self.is_bounded, value.type.axes)):
                 continue
             readers = [w for w in self._walks() if any(value in self.needs(r) for r in w.roots())]
-            if len(readers) < 2:
+            if len(readers) < 2 and not (readers and self._is_made_again(value, readers[0])):
                 continue
             first = readers[0]
             axes = set(axes_of(value))
@@ -495,6 +496,16 @@ class _Planner:
                 continue
             self.kept.add(value)
             self.closures.clear()
+
+    def _is_made_again(self, value: Value, walk: Walk) -> bool:
+        """Whether a walk makes a value anew for each row, as it sums the axes of the value in each, where the rows are
+        an axis of `whole`: a decay of columns, in sums of all rows of a state. (What is but multiplied in products is
+        packed for them.)"""
+        axes = set(axes_of(value))
+        rows = set(walk.outer) - axes
+        made = [*(op for op in walk.reductions if op.name == "reduce"), *walk.inner]
+        return bool(rows & self.wholes) and axes < set(walk.axes) and bool(axes.intersection(walk.reduced)) and any(
+            value in self.needs(root) for root in made)
 
     def _keep_reductions(self) -> None:
         """The result of a reduction that others than its walk read is kept, after the elementwise ops that follow."""

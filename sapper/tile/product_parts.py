@@ -6,7 +6,7 @@ which matrix instructions take, and all workers share it. What passes between li
 
     a product              its rows and columns are tiles; with it goes what is made of its elements one by one
     what spans no row      once, before (the squares of centres)
-    all the rest           sums, maxima and what is made of these, for the same rows as before
+    all the rest           sums, maxima and what is made of these, for the rows, or columns, that they span
 
 Holds: the meaning is the same. A loop stays where loops in order are inside, where a store joins what is in memory, and
 where it loads a tensor that it stores to.
@@ -133,7 +133,12 @@ class _Nest:
                     self._place([op], self._partner(op) or _Loop(axes_of(op.result), op))
             for op in left:
                 self._join(op, products)
-            self._place([op for op in left if op not in products], _Loop(tuple(self.tiles.attributes["axes"])))
+            rest: dict[tuple[str, ...], _Loop] = {}
+            for op in left:
+                if op not in products:
+                    spanned = union_of_axes([*op.operands, *op.results])
+                    tiled = tuple(axis for axis in self.tiles.attributes["axes"] if axis in spanned)
+                    self._place([op], rest.setdefault(tiled, _Loop(tiled)))
             before, left = left, [op for op in left if op not in self.placed]
             if len(left) == len(before):
                 return False

@@ -163,6 +163,30 @@ def nearest_of_all(x: Tensor[f32, M, D], centre: Tensor[f32, N, D], place: Tenso
         place[m, k] = found.to(i32)
 
 
+@kernel
+def heads_of_one_cache(q: Tensor[f32, T, M, D], k: Tensor[f32, N, D], v: Tensor[f32, N, D], y: Tensor[f32, T, M, D]):
+    """Scores over tokens and heads are carried over both."""
+    for t, m in tiles(T, M):
+        d = whole(D)
+        top, total, acc = zeros(t, m, dtype=f32), zeros(t, m, dtype=f32), zeros(t, m, d, dtype=f32)
+        for n in tiles(N):
+            score = q[t, m, d] @ k[n, d]
+            higher = maximum(top, max(score, over=n))
+            weight, fade = exp(score - higher), exp(top - higher)
+            total = total * fade + sum(weight, over=n)
+            acc = acc * fade + weight @ v[n, d]
+            top = higher
+        y[t, m, d] = acc / total
+
+
+@kernel
+def largest_of_few(x: Tensor[f32, M, N, D], y: Tensor[f32, M, N, 2]):
+    for m, n in tiles(M, N):
+        d, k = whole(D), whole(2)
+        best, _ = topk(x[m, n, d], k, over=d)
+        y[m, n, k] = best
+
+
 def normal(*extents: int) -> np.ndarray:
     return np.random.default_rng(sum(extents)).standard_normal(extents, dtype=np.float32)
 
@@ -395,6 +419,23 @@ def test_powers_that_a_product_and_a_sum_read_are_computed_once() -> None:
     computing = [loop for loop in lane.walk() if loop.name == "loop" and any(
         op.name == "exp" for op in loop.blocks[0].ops)]
     assert [loop.attributes["label"] for loop in computing] == ["k", "k"]   # full rows, and what is left of them
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (17, 34), (70, 5), (5, 70), (65, 65)])
+def test_one_axis_of_a_nest_lies_across_the_lanes(tokens: int, heads: int, facts: Facts) -> None:
+    """Also where several would."""
+    hints = {"T": 64, "M": 64, "N": 64, "D": 8}
+    q, k, v = normal(tokens, heads, 9), normal(33, 9), normal(33, 9)
+    arguments = {"q": q, "k": k, "v": v, "y": np.full_like(q, np.nan)}
+    lowered(heads_of_one_cache, arguments, facts, hints=hints)
+    score = q @ k.T
+    weight = np.exp(score - score.max(2, keepdims=True))
+    np.testing.assert_allclose(arguments["y"], weight @ v / weight.sum(2, keepdims=True), rtol=1e-4, atol=1e-5)
+    x = normal(tokens, heads, 7)
+    arguments = {"x": x, "y": np.full((tokens, heads, 2), np.nan, np.float32)}
+    lowered(largest_of_few, arguments, facts, hints=hints)
+    np.testing.assert_array_equal(arguments["y"], -np.sort(-x)[..., :2])
 
 
 def test_a_range_may_begin_anywhere_and_be_of_fixed_length() -> None:

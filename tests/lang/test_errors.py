@@ -33,6 +33,7 @@ from sapper import (
     span,
     sum,
     tiles,
+    u8,
     where,
     whole,
     zeros,
@@ -984,6 +985,17 @@ def store_axes():
     return k
 
 
+@case("store-axes", "write out[n + 0 * m]")
+def sum_at_an_index_that_lacks_the_rows():
+    @kernel
+    def k(a: Tensor[f32, M, N], out: Tensor[f32, N]):
+        for m in tiles(M):
+            n = whole(N)
+            out[n] += a[m, n]  # here
+
+    return k
+
+
 # Contractions.
 
 
@@ -1036,6 +1048,43 @@ def contraction_of_f16_and_bf16():
         for m in tiles(M):
             j = whole(K)
             out[m] = a[m, j] @ b[j]  # here
+
+    return k
+
+
+@case("contract-parallel-axis", "take m = whole(...)")
+def contraction_of_rows_of_both_in_a_second_loop():
+    """The axis is called as it is written, though the name was taken by an axis before; and a product for each row,
+    which may be meant, is written otherwise."""
+    @kernel
+    def k(a: Tensor[f32, M, K], b: Tensor[f32, M, K], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = 0.0
+        for m in tiles(M):
+            j = whole(K)
+            out[m] = a[m, j] @ b[m, j]  # here
+
+    return k
+
+
+@case("contract-parallel-axis", "write sum(a * b, over=...)")
+def contraction_of_rows_of_both():
+    @kernel
+    def k(a: Tensor[f32, M, K], b: Tensor[f32, M, K], out: Tensor[f32, M]):
+        for m in tiles(M):
+            j = whole(K)
+            out[m] = a[m, j] @ b[m, j]  # here
+
+    return k
+
+
+@case("dtype-mix", "write j.to(u8)")
+def shift_by_a_coordinate():
+    @kernel
+    def k(a: Tensor[u8, M], out: Tensor[u8, M]):
+        for m in tiles(M):
+            for j in range(4):
+                out[m] = a[m] >> j  # here
 
     return k
 

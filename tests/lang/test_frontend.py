@@ -753,6 +753,33 @@ def test_split_axes_are_digits():
     assert loop_attributes(overlapping) == [ORDERED, PARALLEL]
 
 
+def test_chunks_are_apart():
+    """Also where the last one ends early, and whichever way they are numbered."""
+    @kernel
+    def k(x: Tensor[f32, M], out: Tensor[f32, M], turned: Tensor[f32, M]):
+        for b in each((M + 7) // 8):
+            m = whole(span(b * 8, min(b * 8 + 8, M)))
+            out[m] = x[m] - max(x[m], over=m)
+        for b in each((M + 7) // 8):
+            for m in tiles(span(0, min(8, M - b * 8))):
+                turned[b * 8 + m] = out[b * 8 + m]
+
+    assert loop_attributes(k) == [PARALLEL, PARALLEL, PARALLEL]
+    x = floats(21)
+    top = np.repeat([part.max() for part in (x[:8], x[8:16], x[16:])], 8)[:21]
+    found = check_meaning(k, x, np.zeros_like(x), np.zeros_like(x))
+    np.testing.assert_array_equal(found[1], x - top)
+    np.testing.assert_array_equal(found[2], x - top)
+
+    @kernel
+    def overlapping(x: Tensor[f32, M], out: Tensor[f32, M]):
+        for b in each(M // 8):
+            m = whole(span(b * 8, min(b * 8 + 9, M)))
+            out[m] = x[m] - max(x[m], over=m)
+
+    assert loop_attributes(overlapping) == [ORDERED]
+
+
 def test_ragged_groups_are_ordered():
     @kernel
     def k(starts: Tensor[i32, B], x: Tensor[f32, M, D], out: Tensor[f32, M, D]):

@@ -120,7 +120,15 @@ def top_p(logits: Tensor[f32, V], p: f32, u: f32, token: Tensor[i32, 1]):
     token[0] = max(where(k == drawn, place, 0), over=k).to(i32)
 
 
-KERNELS = {k.name: k for k in (largest, largest_of_columns, running, down_the_rows, gate, offsets, top_p)}
+@kernel
+def ragged(x: Tensor[f32, M, N], length: Tensor[i32, M], out: Tensor[f32, M, N]):
+    """Memory tells how long the axis is: no longer than the dimension that it walks."""
+    for m in each(M):
+        n = whole(span(0, length[m]))
+        out[m, n] = cumsum(x[m, n], over=n)
+
+
+KERNELS = {k.name: k for k in (largest, largest_of_columns, running, down_the_rows, gate, offsets, top_p, ragged)}
 
 
 def arguments_of(name: str, seed: int) -> dict[str, Any]:
@@ -134,6 +142,8 @@ def arguments_of(name: str, seed: int) -> dict[str, Any]:
         shape = tuple(sizes.get(d, d) for d in type.dims)
         if parameter == "count":
             given[parameter] = rng.integers(0, 9, shape, np.int32)
+        elif parameter == "length":
+            given[parameter] = rng.integers(0, sizes["N"] + 1, shape, np.int32)
         else:
             values = np.round(rng.standard_normal(shape) * 8) / 8  # coarse: there are ties
             if parameter == "x" and seed % 2:

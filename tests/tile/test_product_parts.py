@@ -78,7 +78,15 @@ def gathered(x: Tensor[f32, N, K], row: Tensor[i32, M], w: Tensor[f32, K, N], y:
         y[m, n] = x[row[m], k] @ w[k, n]
 
 
-KERNELS = {two_layers: 2, gated: 3, attention: 3, nearest: 3, masked: 2, gathered: 2}
+@sp.kernel
+def scaled(x: Tensor[f32, M, K], w: Tensor[f32, K, N], scale: Tensor[f32, N], y: Tensor[f32, M, N]):
+    """Both operands are computed, each for its own axis of the loop."""
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = (x[m, k] * sum(x[m, k], over=k)) @ (w[k, n] * scale[n])
+
+
+KERNELS = {two_layers: 2, gated: 3, attention: 3, nearest: 3, masked: 2, gathered: 2, scaled: 3}
 """And how many loops become of each."""
 
 
@@ -128,6 +136,12 @@ def test_the_meaning_is_the_same(k: Kernel) -> None:
         interpret(k.tile_ir(), wanted)
         for name, array in given.items():
             np.testing.assert_allclose(array.astype(np.float64), wanted[name].astype(np.float64), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", KERNELS, ids=lambda k: k.name)
+def test_no_element_is_passed_twice(k: Kernel) -> None:
+    """What spans one axis of a loop over two is not made again along the other one."""
+    interpret(parted(k), arguments_of(k, {"B": 2, "H": 3, "K": 2, "M": 3, "N": 4}), check_races=True)
 
 
 @sp.kernel

@@ -1,0 +1,110 @@
+"""Elements that are computed for products of f32: once, by a loop before, where many rows or columns meet them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sapper.ir.nodes import Function
+from sapper.ir.types import f32, i8, i32
+from sapper.lang.builtins import exp, maximum, tiles, whole
+from sapper.lang.dims import dims
+from sapper.lang.kernel import kernel
+from sapper.lang.tensor import Tensor
+from sapper.tile.schedule import Schedule
+
+from .run_lane import run_lane, specialize
+from .test_nest_lanes import AVX2, AVX512, normal
+
+K, M, N = dims("K M N")
+
+
+@kernel
+def powers(x: Tensor[f32, M, K], w: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = exp(x[m, k]) @ w[k, n]
+
+
+@kernel
+def powers_of_both(x: Tensor[f32, M, K], w: Tensor[f32, N, K], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = maximum(exp(x[m, k]) @ exp(w[n, k]), 0.0)
+
+
+@kernel
+def sums_beside(x: Tensor[f32, M, K], w: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+    """A norm is the rows' own: it stays where rows are held."""
+    for m in tiles(M):
+        k = whole(K)
+        power = exp(x[m, k])
+        for n in tiles(N):
+            y[m, n] = (power / sum(power, over=k)) @ w[k, n]
+
+
+@kernel
+def widened(x: Tensor[f32, M, K], w: Tensor[i8, N, K], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = x[m, k] @ w[n, k].to(f32)
+
+
+@kernel
+def gathered(x: Tensor[f32, M, K], place: Tensor[i32, M], w: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = x[place[m], k] @ w[k, n]
+
+
+def powers_of(lane: Function) -> list[int]:
+    """How many loops stand round each power."""
+    found = []
+
+    def count(ops: list, depth: int) -> None:
+        for op in ops:
+            if op.name == "exp":
+                found.append(depth)
+            for block in op.blocks:
+                count(block.ops, depth + (op.name == "loop"))
+
+    count(lane.body.ops, 0)
+    return found
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 1, 1), (33, 17, 7), (5, 70, 33), (65, 130, 17)])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_elements_are_computed_once(rows: int, columns: int, depth: int, facts: object, workers: int) -> None:
+    x, w = normal(rows, depth), normal(depth, columns)
+    for made, second, wanted in (
+            (powers, w, np.exp(x) @ w), (powers_of_both, np.ascontiguousarray(w.T), np.exp(x) @ np.exp(w)),
+            (sums_beside, w, np.exp(x) / np.exp(x).sum(1, keepdims=True) @ w)):
+        function = made.tile_ir()
+        arguments = {"x": x, "w": second, "y": np.full((rows, columns), np.nan, np.float32)}
+        known = specialize(function, arguments, dict.fromkeys("KMN", 128))
+        lane = run_lane(function, arguments, facts=facts, specialization=known, workers=workers)
+        np.testing.assert_allclose(arguments["y"], wanted, rtol=1e-4, atol=1e-4 * np.sqrt(depth))
+        barriers = sum(op.name == "barrier" for op in lane.walk())
+        assert barriers == {powers: 1, powers_of_both: 2, sums_beside: 0}[made]
+        if made is not sums_beside:      # rows and columns of elements, and no loop over what meets them
+            assert powers_of(lane) and max(powers_of(lane)) <= 2
+
+
+def test_few_rows_and_what_is_but_widened_or_gathered_stay() -> None:
+    """A schedule that names loops speaks of those that are written."""
+    def barriers(made: object, hints: dict[str, int], schedule: Schedule | None = None) -> int:
+        function = made.tile_ir()  # type: ignore[attr-defined]
+        w = np.ones((70, 8) if made is widened else (8, 70), np.int8 if made is widened else np.float32)
+        arguments = {"x": np.ones((40, 8), np.float32), "w": w, "y": np.zeros((40, 70), np.float32)}
+        if made is gathered:
+            arguments["place"] = np.arange(40, dtype=np.int32)
+        lane = run_lane(function, arguments, schedule, AVX2, specialize(function, arguments, hints))
+        np.testing.assert_allclose(arguments["y"], 8 * np.e if made is powers else 8.0, rtol=1e-5)
+        return sum(op.name == "barrier" for op in lane.walk())
+
+    many = dict.fromkeys("KMN", 128)
+    assert barriers(powers, many) == 1
+    assert barriers(powers, many | {"N": 8}) == 0
+    assert barriers(powers, many, Schedule(registers={"m": 4})) == 0
+    assert barriers(widened, many) == barriers(gathered, many) == 0
