@@ -66,10 +66,14 @@ def check(entry: LibraryKernel, shape: dict[str, int], workers: int, level: str 
     assert wrong is None, wrong
 
 
+MOST_VOLUME = 40_000 if FUZZ else 20_000
+"""The product of the extents of a shape for the emulator."""
+
+
 @pytest.mark.parametrize("entry", dealt(LIBRARY, 0, 2), ids=lambda entry: entry.name)
 def test_on_the_emulator(entry: LibraryKernel) -> None:
     """The raggedest of the shapes that a NumPy emulator gets through in a second or two."""
-    shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= 40_000]
+    shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= MOST_VOLUME]
     check(entry, interpreted(entry, shapes[-1]), workers=8)
 
 
@@ -86,7 +90,7 @@ def test_aligned_on_the_emulator(entry: LibraryKernel) -> None:
     """What a call gets whose rows start at multiples of 64 bytes: boxes and matrix instructions; in a search for faults
     also what it gets of others. All levels but sm_90a get what sm_80 gets, or more types; where sm_90a gets the text of
     sm_80, too, it is not run again."""
-    shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= 40_000]
+    shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= MOST_VOLUME]
     arguments = entry.make_arguments(np.random.default_rng(6), whole_rows(entry, interpreted(entry, shapes[-1])))
     signature = Signature(entry.kernel.name, [Parameter.of(*one) for one in entry.kernel.parameters],
                           entry.kernel.options.get("in_place", ()))
