@@ -82,7 +82,7 @@ def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
 
 @pytest.mark.parametrize(("entry", "shape"), CHECKS if FUZZ else CHECKS[::2])
 def test_call(entry: LibraryKernel, shape: dict[str, int], proved_code: None) -> None:
-    """As a user calls it: compiled, or interpreted if SAPPER_INTERPRET=1. Every second shape, and in a search for faults
+    """As a user calls it: compiled, or interpreted if SAPPER_INTERPRET=1. Every second shape, or in a search for faults
     each one."""
     pytest.importorskip("sapper.codegen.pipeline", reason="there is no compiler")
     arguments, expected = arguments_and_expected(entry, shape)
