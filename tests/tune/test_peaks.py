@@ -78,15 +78,15 @@ def test_arithmetic_is_that_of_the_best_instruction() -> None:
     assert [found.arithmetic(p) for p in ("f32", "bf16", "i8")] == [100.0, 3200.0, 400.0]
 
 
-@pytest.mark.parametrize("ahead_bytes", [0, 3072])
+@pytest.mark.parametrize(("ahead_bytes", "places"), [(0, 1), (0, 4), (3072, 1)])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
-def test_every_byte_is_read(target: Any, threads: int, ahead_bytes: int) -> None:
+def test_every_byte_is_read(target: Any, threads: int, ahead_bytes: int, places: int) -> None:
     part = 3 * STREAMS * target.lanes
     data = empty(threads * part)
     data[:] = np.arange(threads * part) % 97
     out = empty(threads * target.lanes)
-    program = read_program(target.lanes, ahead_bytes)
+    program = read_program(target.lanes, ahead_bytes, places)
     Probe(program, target, threads, 1.0, out=out, data=data, part_bytes=4 * part).run(2)
     assert out.reshape(threads, -1).sum(axis=1).tolist() == (2 * data.reshape(threads, -1).sum(axis=1)).tolist()
 
@@ -112,7 +112,7 @@ def test_the_work_of_a_probe_is_what_its_workers_do() -> None:
 def test_programs_are_well_formed_and_keep_their_accumulators_in_registers() -> None:
     lanes = TARGET.lanes
     for program in (arithmetic_program("fma", lanes), arithmetic_program("pairs_u8i8", lanes), read_program(lanes),
-                    read_program(lanes, 3072), copy_program(lanes, True)):
+                    read_program(lanes, 0, 4), read_program(lanes, 3072), copy_program(lanes, True)):
         verify(program, LANE_OPS)
         assert compile_lane(program, TARGET, checked=True).statistics["spills"] == 0
 
