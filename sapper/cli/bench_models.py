@@ -46,8 +46,8 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
 
     settings.report("loading the model")
     try:
-        models = {form: load_model("smollm2", _loaded_as(form))
-                  for base in (BF16, AS_IN_FILE) for form in (base, base + ROUNDED)}
+        models = {form: load_model("smollm2", _loaded_as(form)) for base in (BF16, AS_IN_FILE)
+                  for form in (base, base + ROUNDED) if not _is_left_out("smollm2", form, settings)}
     except (ModelError, ImportError) as error:
         settings.say(f"no model to run: {error}")
         return
@@ -71,15 +71,13 @@ def _of_deepseek(name: str, values: Mapping[str, Any], forms: Sequence[str],
     measured."""
     from ..models.deepseek.config import from_json
     from ..models.deepseek.untrained import untrained
-    from ..models.linear import Workspace
 
     config = from_json(dict(values), "the benchmark")
     with TemporaryDirectory(prefix="sapper-bench-") as folder:
         path: Path | None = None
         for form in forms:
             base = form.removesuffix(ROUNDED)
-            if base not in (BF16, form) and not Workspace(1, 1).packs_pairs():
-                settings.say(f"{name}, {form}, is left out: this processor does not multiply pairs of bf16")
+            if _is_left_out(name, form, settings):
                 continue
             if "llama" in settings.against:
                 if path is not None and path.stem not in (GGUF_TYPES[BF16], GGUF_TYPES[base]):
@@ -97,6 +95,16 @@ def _of_deepseek(name: str, values: Mapping[str, Any], forms: Sequence[str],
 
 def _wants_model(name: str, settings: Settings) -> bool:
     return any(settings.wants(f"{name} {part}") for part in ("prefill", "decode"))
+
+
+def _is_left_out(name: str, form: str, settings: Settings) -> bool:
+    """Whether blocks are to be rounded to bf16, which this processor can't multiply; says so."""
+    from ..models.linear import Workspace
+
+    if form.removesuffix(ROUNDED) in (BF16, form) or Workspace(1, 1).packs_pairs():
+        return False
+    settings.say(f"{name}, {form}, is left out: this processor does not multiply pairs of bf16")
+    return True
 
 
 def _loaded_as(form: str) -> str:

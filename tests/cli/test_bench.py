@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,18 @@ def test_operations_of_a_prompt_count_by_what_makes_their_products() -> None:
             expand = config.layers * config.key_rank * config.heads * (config.key_features + config.value_features)
             assert found["bf16"] == 2 * tokens * expand + attention
             assert found["f32"] == 2 * tokens * 4 * 64
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_rounded_blocks_are_left_out_where_pairs_of_bf16_are_not_multiplied(
+        pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workspace, "packs_pairs", lambda self: pairs)
+    said: list[str] = []
+    left_out = [form for form in ("bf16", "bf16 rounded", "4 bit", "4 bit rounded")
+                if bench_models._is_left_out("smollm2", form, SimpleNamespace(say=said.append))]
+    assert left_out == ([] if pairs else ["4 bit rounded"])
+    assert len(said) == len(left_out)
+    assert set(said) <= {"smollm2, 4 bit rounded, is left out: this processor does not multiply pairs of bf16"}
 
 
 ROUNDS_BLOCKS = Workspace(1, 1).packs_pairs()
