@@ -60,12 +60,3 @@ def _drop_output() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
-
-
-def entry() -> None:
-    """For `python -m sapper.cli.main`."""
-    sys.exit(main())
-
-
-if __name__ == "__main__":
-    entry()

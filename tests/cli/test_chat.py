@@ -74,7 +74,7 @@ def test_a_model_that_is_not_there() -> None:
 
 
 def test_a_pipe_is_read_without_prompts(model: str) -> None:
-    command = [sys.executable, "-m", "sapper.cli.main", "chat", model, "-n", "2", "--context", "256"]
+    command = [sys.executable, "-m", "sapper", "chat", model, "-n", "2", "--context", "256"]
     environment = dict(os.environ, SAPPER_INTERPRET="1")
     done = subprocess.run(command, input="hello\n/quit\nhello\n", capture_output=True, text=True, env=environment,
                           timeout=100)
@@ -91,7 +91,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(model: str) -> None:
     child, terminal = pty.fork()
     if child == 0:  # pragma: no cover
         os.environ["SAPPER_INTERPRET"] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "sapper.cli.main", "chat", model, "--context", "2048"])
+        os.execv(sys.executable, [sys.executable, "-m", "sapper", "chat", model, "--context", "2048"])
     seen = b""
 
     def until(text: bytes, start: int = 0) -> int:

@@ -119,7 +119,7 @@ def test_a_missing_extra_names_the_command_that_brings_it() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    command = f"{sys.executable} -m sapper.cli.main asm softmax | head -n 1"
+    command = f"{sys.executable} -m sapper asm softmax | head -n 1"
     found = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60)
     assert found.stdout == ".intel_syntax noprefix\n"
     assert "Traceback" not in found.stderr

@@ -181,5 +181,5 @@ def test_a_reader_that_went_away_is_no_error(model: Path, tmp_path: Path) -> Non
 
 def run(arguments: list[str], out: Any) -> subprocess.CompletedProcess[bytes]:
     environment = dict(os.environ, SAPPER_INTERPRET="1")
-    return subprocess.run([sys.executable, "-m", "sapper.cli.main", *arguments], stdout=out, stderr=subprocess.PIPE,
+    return subprocess.run([sys.executable, "-m", "sapper", *arguments], stdout=out, stderr=subprocess.PIPE,
                           env=environment, timeout=60, check=False)

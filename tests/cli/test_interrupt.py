@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_ctrl_c(arguments: tuple[str, ...], started: str | None, model: str, tmp_path: Path) -> None:
     """started: what it prints when it is under way; bench, which prints nothing before its table, has then kept the
     first kernel that it compiled."""
-    command = [sys.executable, "-m", "sapper.cli.main", *[a.replace("MODEL", model) for a in arguments]]
+    command = [sys.executable, "-m", "sapper", *[a.replace("MODEL", model) for a in arguments]]
     environment = dict(os.environ, SAPPER_INTERPRET="1" if arguments[0] == "generate" else "")
     if started is None:
         environment["SAPPER_CACHE_DIR"] = str(tmp_path)

@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_signal_stops_it(model: str, number: signal.Signals, busy: bool) -> None:
-    command = [sys.executable, "-m", "sapper.cli.main", "serve", model, "--port", "0", "--slots", "2"]
+    command = [sys.executable, "-m", "sapper", "serve", model, "--port", "0", "--slots", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
