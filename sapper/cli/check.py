@@ -33,11 +33,12 @@ def run_check(
     """
     target = find_target(target_name)
     chosen = parse_schedule(schedule)
+    kernels = library_kernels() if wanted is None else find_kernels(wanted)
     make = None if arguments is None or wanted is None else find_function(wanted, arguments)
     again = "".join(f" --{option} {shlex.quote(value)}" for option, values in (
         ("arguments", [arguments] if arguments else []), ("shape", shapes)) for value in values)
     results = []
-    for found in library_kernels() if wanted is None else find_kernels(wanted):
+    for found in kernels:
         extra: dict[str, Any] = {} if found.entry is None else {
             "make_arguments": found.entry.make_arguments, "shapes": found.entry.check_shapes}
         if make is not None:

@@ -83,12 +83,13 @@ def _in_file(path: str, name: str) -> list[Found]:
 
 
 def find_function(wanted: str, name: str) -> Any:
-    """A function beside the kernels of FILE.py or FILE.py:KERNEL. Raises CommandError."""
+    """A function beside the kernels of FILE.py or FILE.py:KERNEL, which were found before: the file is not imported
+    again. Raises CommandError."""
     path, _, kernel = wanted.rpartition(":")
     file = path if path and not kernel.endswith(".py") else wanted
     if not file.endswith(".py"):
         raise UsageError(f"found a function {name!r} for {wanted}, which is no file; expected FILE.py[:KERNEL]")
-    found = getattr(import_file(Path(file)), name, None)
+    found = getattr(sys.modules[_module_of(Path(file).resolve())[1]], name, None)
     if not callable(found):
         what = "no such name" if found is None else f"a {type(found).__name__}"
         raise UsageError(f"{file}: {name}: found {what}; expected a function at the top level")
