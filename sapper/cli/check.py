@@ -76,7 +76,8 @@ def _maker(found: Found, make: Callable[..., Any]) -> Callable[[Any, Mapping[str
             with redirect_stdout(sys.stderr):
                 made = make(random, dict(shape))
         except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
+            here, *theirs = traceback.extract_tb(error.__traceback__)
+            at = theirs[0] if theirs else here      # the function's line, also where a library raises
             raise CommandError(f"{at.filename}:{at.lineno}: {make.__name__} of {dict(shape)} fails: "
                                f"{type(error).__name__}: {error}") from error
         if not isinstance(made, dict) or set(made) != set(names):
