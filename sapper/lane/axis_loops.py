@@ -7,9 +7,9 @@ carries a mask. `WalkChoice` is what the model (model.py) or a schedule (choices
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
@@ -58,6 +58,7 @@ class WalkChoice:
     column_block: where not 0, so many columns meet it besides before any meets the next. joined_once: of what is
     joined to slots there, the loads that are so before, a piece of the columns at a time, for all pieces of rows.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
+    parts: where not 1 that is the lane axis, of which so many parts have as many vectors each.
     errors_first: the axis of the rows of which it is summed before all else what packed dot products are too large by.
     """
 
@@ -85,6 +86,7 @@ class WalkChoice:
     fewest: int = 0
     bound: TileBlocks | TileSlots | None = None
     parted: str | None = None
+    parts: int = 1
     depth_block: int = 0
     row_pieces: int = 1
     column_block: int = 0
@@ -202,8 +204,19 @@ class AxisLoops(Runs):
         self._loop(axis, self.add(o.offset, self.mul(part, count)), self.add(o.offset, o.extent), 1, False, False, [],
                    body)
 
+    def parted_lanes(self, axis: str, count: int, parts: int, body: Callable[[Carried], Carried]) -> None:
+        """The same of an axis across the lanes: `count // parts` vectors of each of so many parts. Of what is left as
+        many vectors are taken at once."""
+        o, vectors = self.open[axis], count // parts
+        width = vectors * self.lanes
+        part = self.mul(self.scalar("s_floordiv", o.extent, parts * width), width)
+        self._loop(axis, o.offset, self.add(o.offset, part), count, True, False, [], body, part, parts)
+        taken = self.mul(part, parts)
+        self.axis_loop(axis, vectors, True, [], body, replace(
+            o, offset=self.add(o.offset, taken), extent=self.sub(o.extent, taken), divisor=gcd(o.divisor, width)))
+
     def _loop(self, axis: str, start: Scalar, stop: Scalar, count: int, lane: bool, masked: bool, carried: Carried,
-              body: Callable[[Carried], Carried], apart: Scalar = 1) -> Carried:
+              body: Callable[[Carried], Carried], apart: Scalar = 1, parts: int = 1) -> Carried:
         block = Block([S64, *[v.type for v in carried]])
         start_value, stop_value = self.value(start), self.value(stop)
         self.enter(block)
@@ -212,10 +225,10 @@ class AxisLoops(Runs):
         if masked:
             mask = self.emit(self.depth, "mask_first", [self.value(self.sub(stop, counter))], MASK)
         outer = self.bound.get(axis)
-        step = count * self.lanes if lane else count if apart == 1 else 1
+        step = count // parts * self.lanes if lane else count if apart == 1 else 1
         self.steps[counter] = start, step
         self.bound[axis] = Bound(counter, count, lane, mask, self.depth, stop=stop,
-                                 run=self._run_of_piece(count, lane, mask), apart=apart)
+                                 run=self._run_of_piece(count, lane, mask), apart=apart, parts=parts)
         results = body(list(block.arguments[1:]))
         self._restore(axis, outer)
         self.effect("yield", results)

@@ -21,11 +21,11 @@ from .state import Capacity, Open, Scalar
 @dataclass(slots=True)
 class Range:
     """One dimension of a loop nest: an axis of `tiles`, or an index of `each`. resident: how many coordinates a loop
-    over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them. once: a task has
-    one index of them, or one tile, and needs no loop. forward: it surely does not end before it begins. body: of the
-    nest, where the range is its last one. fixed: the extent, where it is a number though the start is none. tails: how
-    many coordinates a loop takes at once of what is left, before single ones. panels: the matrices that are copied for
-    each piece (nest_panels.py)."""
+    over tiles takes at once. parted: each of these from another part of the range. walked: what spans them is in
+    scratch memory, and walks loop over them. once: a task has one index of them, or one tile, and needs no loop.
+    forward: it surely does not end before it begins. body: of the nest, where the range is its last one. fixed: the
+    extent, where it is a number though the start is none. tails: how many coordinates a loop takes at once of what is
+    left, before single ones. panels: the matrices that are copied for each piece (nest_panels.py)."""
 
     start: Scalar
     stop: Scalar
@@ -36,6 +36,7 @@ class Range:
     divisor: int = 1
     capacity: Capacity | None = None
     resident: int = 0
+    parted: bool = False
     lane: bool = False
     late: LateWalk | None = None
     walked: bool = False

@@ -113,11 +113,11 @@ class NestLowering(ResidentLowering, LateLowering):
         size, lanes = r.resident, self.lanes
         count = size // lanes if r.lane else size
 
-        def at(iv: Value, n: int, mask: Value | None, rest: bool = False) -> None:
+        def at(iv: Value, n: int, mask: Value | None, rest: bool = False, apart: Scalar = 1) -> None:
             self.levels[-1].iterations = -(-r.hint // size)
             assert not r.lane or not any(b.lane for b in self.bound.values()), "lanes hold one axis"
             self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop, hint=r.hint,
-                                     rest=rest)
+                                     rest=rest, apart=apart)
             body()
             del self.bound[axis]
 
@@ -132,6 +132,11 @@ class NestLowering(ResidentLowering, LateLowering):
             self.counted(axis, r.start, r.stop, size, walked)
             return
         extent = self.extent_of(r)
+        if r.parted:
+            part = self.scalar("s_floordiv", extent, size)
+            self.counted(axis, r.start, self.add(r.start, part), 1, lambda iv: at(iv, count, None, apart=part))
+            self.counted(axis, self.add(r.start, self.mul(part, size)), r.stop, 1, lambda iv: at(iv, 1, None, True))
+            return
         if size == 1 or r.divisor % size == 0:
             self._full_tiles(r, r.stop, lambda iv: at(iv, count, None))
             return

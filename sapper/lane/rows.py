@@ -496,6 +496,21 @@ class RowEvaluation(State):
         self.tensor_strides[tensor] = strides
         return strides
 
+    def scalar_strides(self, op: Op) -> dict[Value, int]:
+        """By how many bytes a load moves with each index; those of which this is known only as the kernel runs are left
+        out."""
+        total: dict[Value, int] = {}
+        unknown: set[Value] = set()
+        for value, stride in zip(op.operands[1:], self.strides(op.operands[0]), strict=True):
+            form = affine(value)
+            for scalar, coefficient in (form.scalars if form is not None else {}).items():
+                if isinstance(stride, int):
+                    total[scalar] = total.get(scalar, 0) + coefficient * stride
+                else:
+                    unknown.add(scalar)
+        size = element_bytes(op.operands[0].type.dtype)  # type: ignore[union-attr]
+        return {scalar: stride * size for scalar, stride in total.items() if scalar not in unknown}
+
     def _view_strides(self, view: Op) -> list[Scalar]:
         """Element strides of a view: in each group of axes they follow from that of the group's last axis."""
         tensor, *sizes = view.operands

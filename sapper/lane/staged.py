@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Op, Value
@@ -75,7 +76,7 @@ class StagedPanel:
     def _start_address(self, piece: int) -> tuple[list[Value], dict[str, Any]]:
         low = self.lowering
         relative = bool(self.column_bytes)
-        axes: dict[str, Scalar] = {self.lane: i32.size_bytes} if relative or self.in_place is not None else {}
+        axes: dict[str, Scalar] = {self.lane: i32.size_bytes} if relative else {}
         access = Access(self.start_base, piece * self.piece_bytes, axes, i32, relative=relative)
         return low.address(access, {})
 
@@ -124,7 +125,29 @@ class PanelInPlace(StagedPanel):
     def access(self) -> Access:
         return Access(self._base(), 0, {self.depth_axis: self.depth_bytes}, self.memory, relative=True)
 
-    def rest(self, start: Scalar) -> InPlace:
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        low, access = self.lowering, self.access()
+        part, piece = self.part_of(at[self.lane])
+        access.base = low.add(access.base, low.mul(self.part_bytes(), part))
+        access.disp = piece * self.piece_bytes
+        return low.address(access, {self.depth_axis: at[self.depth_axis]})
+
+    def part_of(self, piece: int) -> tuple[int, int]:
+        """The part of the columns (Bound.parts) in which a piece of those bound lies, and which piece it is there."""
+        bound = self.lowering.bound[self.lane]
+        return divmod(piece, bound.count // bound.parts)
+
+    def part_bytes(self) -> Scalar:
+        """From the panel that is bound to that of the next part."""
+        low, bound = self.lowering, self.lowering.bound[self.lane]
+        if bound.parts == 1:
+            return 0
+        return low.mul(low.scalar("s_floordiv", bound.apart, self.panels.width), self.panel_bytes)
+
+    def _start_address(self, piece: int) -> tuple[list[Value], dict[str, Any]]:
+        return self.lowering.address(Access(self.start_base, 0, {self.lane: i32.size_bytes}, i32), {self.lane: piece})
+
+    def rest(self, start: Scalar) -> PanelRest:
         """The elements that fill no slot, from a coordinate of the depth on: the beginnings of the last slots."""
         low = self.lowering
         assert self.in_place is not None
@@ -132,19 +155,23 @@ class PanelInPlace(StagedPanel):
         last = low.mul(low.scalar("s_floordiv", start, self.panels.elements), self.depth_bytes)
         before = low.add(low.mul(low.bound[self.lane].offset, self.slot_bytes), low.mul(start, size))
         base = low.sub(low.add(self._base(), last), before)
-        return InPlace(low, Access(base, 0, {self.lane: self.slot_bytes, self.depth_axis: size}, self.in_place))
+        return PanelRest(self, Access(base, 0, {self.lane: self.slot_bytes, self.depth_axis: size}, self.in_place))
 
 
-class InPlace:
-    """An operand that is read where it lies."""
+class PanelRest:
+    """Elements of a packed tensor that fill no slot, read as if columns were no panels. access: of the bound columns,
+    of the first part."""
 
     in_place = None
 
-    def __init__(self, lowering: Stores, access: Access) -> None:
-        self.lowering, self.access = lowering, access
+    def __init__(self, panel: PanelInPlace, access: Access) -> None:
+        self.panel, self.access = panel, access
 
     def load(self, at: dict[str, int], level: int) -> Value:
-        return self.lowering.fetch_row(self.access, row_dtype(self.access.dtype), at, level, None)
+        panel, low, access = self.panel, self.panel.lowering, self.access
+        part, piece = panel.part_of(at[panel.lane])
+        access = replace(access, base=low.add(access.base, low.mul(panel.part_bytes(), part)))
+        return low.fetch_row(access, row_dtype(access.dtype), {**at, panel.lane: piece}, level, None)
 
 
 class StagedRows:

@@ -76,8 +76,8 @@ class Bound:
     j mod run. narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last.
     stop: where the axis ends, if that is what the mask cuts and it is known. spread: where the coordinates lie instead,
     if they are spread over lanes and registers (chained.py: Spread). hint: of a resident axis, its typical extent.
-    apart: neighbours that are not in lanes lie so many coordinates apart. rest: it is what whole pieces leave of the
-    axis."""
+    apart: neighbours that are not in lanes lie so many coordinates apart; in lanes, each of so many `parts`, of
+    neighbours, does. rest: it is what whole pieces leave of the axis."""
 
     offset: Scalar
     count: int
@@ -91,6 +91,7 @@ class Bound:
     hint: int = 1
     run: int = 1
     apart: Scalar = 1
+    parts: int = 1
     rest: bool = False
 
     def place(self, j: int, lanes: int) -> int:
@@ -334,8 +335,11 @@ class State:
             bound = self.bound[axis]
             j = at.get(axis, 0)
             if bound.lane:
+                if bound.parts > 1:
+                    part, j = divmod(j, bound.count // bound.parts)
+                    moving.append((part, self.mul(bound.apart, coefficient), bound.parts))
                 j = bound.place(j, self.lanes)
-            if bound.apart != 1:
+            if bound.apart != 1 and not bound.lane:
                 moving.append((j, self.mul(bound.apart, coefficient), bound.count))
             elif isinstance(coefficient, int):
                 disp += j * coefficient
@@ -382,7 +386,11 @@ class State:
     def coordinate(self, axis: str, j: int) -> Scalar:
         """Of the element, or of lane 0, at a register coordinate."""
         bound = self.bound[axis]
-        return self.add(bound.offset, bound.place(j, self.lanes) if bound.apart == 1 else self.mul(bound.apart, j))
+        if not bound.lane:
+            return self.add(bound.offset, j if bound.apart == 1 else self.mul(bound.apart, j))
+        part, j = divmod(j, bound.count // bound.parts)
+        place = bound.place(j, self.lanes)
+        return self.add(bound.offset, self.add(self.mul(bound.apart, part), place) if part else place)
 
     def _row_of_eight(self, base: Scalar, index: Scalar, scale: int, stride: Scalar,
                       j: int) -> tuple[Scalar, Scalar, int]:

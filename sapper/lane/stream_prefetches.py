@@ -16,7 +16,6 @@ from dataclasses import replace
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import i32
-from ..tile.affine import affine
 from ..tile.plan import axes_of
 from .extents import Range
 from .model import Model
@@ -57,7 +56,7 @@ class StreamPrefetches(Model):
         steps: dict[Value, int] = {}
         for op in (inner for one in body.ops for inner in one.walk()):
             if r.counter is not None and op.name == "load" and self._is_resident_row(op):
-                step = self._scalar_strides(op).get(r.counter, 0) * r.step
+                step = self.scalar_strides(op).get(r.counter, 0) * r.step
                 if step > 0:
                     matrix = _viewed(op.operands[0])
                     steps[matrix] = max(step, steps.get(matrix, 0))
@@ -68,8 +67,8 @@ class StreamPrefetches(Model):
         from one end to the other. The processor's own prefetching stops at the end of each page."""
         sums = [inner.result.type.dtype for op in body.ops for inner in op.walk()  # type: ignore[union-attr]
                 if inner.name == "contract"]
-        if not self.facts.software_prefetch or not sums:
-            return
+        if not self.facts.software_prefetch or not sums or any(b.apart != 1 for b in self.bound.values()):
+            return      # what comes from several places the processor follows by itself
         several = any(b.resident and not b.lane and b.count > 1 for b in self.bound.values())
         direct = any(inner.name == "contract" and value.op is not None and value.op.name == "load"
                      and self._is_resident_row(value.op) for inner in body.ops for value in inner.operands)
@@ -77,7 +76,7 @@ class StreamPrefetches(Model):
         for op in body.ops:
             if op.name != "load" or not self._is_resident_row(op):
                 continue
-            access, strides = self.access(op), self._scalar_strides(op)
+            access, strides = self.access(op), self.scalar_strides(op)
             step = strides.pop(r.counter, 0) * r.step if r.counter is not None else 0
             again = max((b.hint // b.count for a, b in self.bound.items()
                          if b.resident and not b.lane and a not in access.axes), default=1)
@@ -136,21 +135,6 @@ class StreamPrefetches(Model):
 
     def _is_resident_row(self, op: Op) -> bool:
         return any(a in self.bound and self.bound[a].lane and self.bound[a].resident for a in axes_of(op.result))
-
-    def _scalar_strides(self, op: Op) -> dict[Value, int]:
-        """By how many bytes a load moves with each index; those of which this is known only as the kernel runs are left
-        out."""
-        total: dict[Value, int] = {}
-        unknown: set[Value] = set()
-        for value, stride in zip(op.operands[1:], self.strides(op.operands[0]), strict=True):
-            form = affine(value)
-            for scalar, coefficient in (form.scalars if form is not None else {}).items():
-                if isinstance(stride, int):
-                    total[scalar] = total.get(scalar, 0) + coefficient * stride
-                else:
-                    unknown.add(scalar)
-        size = element_bytes(op.operands[0].type.dtype)  # type: ignore[union-attr]
-        return {scalar: stride * size for scalar, stride in total.items() if scalar not in unknown}
 
 
 def _viewed(tensor: Value) -> Value:

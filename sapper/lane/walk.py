@@ -103,6 +103,8 @@ class WalkLowering(Reductions):
                     self._column_blocks(choice, axis, lambda: self._depth_blocks(walk, choice, order))
                 elif choice.depth_block and not choice.column_block and k == len(order) - 1:
                     self._depth_blocks(walk, choice, order[-1:])
+                elif axis == choice.parted and choice.parts > 1:
+                    self.parted_lanes(axis, choice.counts[axis], choice.parts, body)
                 elif axis == choice.parted:
                     self.parted_loop(axis, choice.counts[axis], body)
                 elif choice.blocked and k == 0:

@@ -29,11 +29,11 @@ class Requests(NamedTuple):
     with each block, as scales do, so early and into the first cache, and for all else again and again; 0: for all
     of them, as above. row_streams: from how many places at a time the rows of matrices that meet a vector are best
     read; 0: rows lie side by side, or come one by one. short_row_streams: the same where half of the first cache
-    surely holds the vector; 0: half as many. again: each line of these, and of what few rows meet while arithmetic
-    keeps up, is asked for again and again; else these streams are not asked for at all, as the processor sees them
-    coming, and all else once. rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns
-    before any meets the next ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer
-    columns at a time.
+    surely holds the vector; 0: half as many. Without again these are the places of packed panels that a single row
+    meets, too. again: each line of these, and of what few rows meet while arithmetic keeps up, is asked for again and
+    again; else these streams are not asked for at all, as the processor sees them coming, and all else once.
+    rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
+    ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the

@@ -1,0 +1,105 @@
+"""Panels that a single row meets, read from several places at a time (Requests.row_streams, `again` of none)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper import bf16, f32, i8, i32, u8
+from sapper.codegen.pipeline import facts_of, panels_of_kernel
+from sapper.kernels import library
+from sapper.lane.choices import choices
+from sapper.runtime.packed import pack_array
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.canonical import canonicalize
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.requests import Requests
+from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+from tests.strategies import examples
+
+from .run_lane import run_lane, specialize
+from .test_packed import PRODUCTS, arguments_of, expected_of, make_product
+
+ZEN3 = TARGETS["zen3"]
+FOLLOWED = facts_of(ZEN3)
+ASKED = replace(FOLLOWED, requests=FOLLOWED.requests._replace(again=True))
+TYPES = [(f32, f32, f32), (bf16, bf16, f32), (i8, i8, i32), (u8, i8, i32)]
+LIBRARY = {entry.name: entry for entry in library()}
+KERNELS = {types: PRODUCTS.get(("nt", types)) or make_product("nt", *types) for types in TYPES}
+
+
+def product(types, m, n, k, facts=FOLLOWED, seed=0, hint=None):
+    """The lane IR of a product with packed weights, after it ran and was compared."""
+    function = reduce_loops(KERNELS[types].tile_ir())
+    if types[0] is f32:
+        random = np.random.default_rng(seed)
+        arguments = {"a": random.integers(-8, 9, (m, k)).astype(np.float32),
+                     "b": random.integers(-8, 9, (n, k)).astype(np.float32), "c": np.full((m, n), np.nan, np.float32)}
+    else:
+        arguments = arguments_of("nt", types, m, n, k, seed)
+    packed = {"b": pack_array(arguments["b"], types[1], panels_of_kernel(KERNELS[types], "b", ZEN3))}
+    hints = None if hint is None else {"M": m, "N": hint, "K": k}
+    lane = run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, hints),
+                    packed=packed, workers=1 + seed % 2)
+    np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+    return lane
+
+
+@settings(max_examples=examples(40))
+@given(m=st.sampled_from([1, 1, 1, 2, 5]), n=st.integers(1, 300), k=st.integers(0, 40), types=st.sampled_from(TYPES),
+       hint=st.sampled_from([None, 1024]), seed=st.integers(0, 99))
+def test_any_extents(m, n, k, types, hint, seed) -> None:
+    """Small integers, of which all sums are exact: panels that are left, a last one with few columns, slots that are
+    not full, and what turned bytes begin with, all of each part."""
+    product(types, m, n, k, seed=seed, hint=hint)
+
+
+@pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0].name}-{t[1].name}")
+def test_a_single_row_meets_panels_of_four_places(types) -> None:
+    """And nobody asks for them; several rows, or where requests help, meet one panel after the other."""
+    def asks(*arguments):
+        return any(op.name == "prefetch" for op in product(types, *arguments).walk())
+
+    assert not asks(1, 256, 32)
+    assert asks(1, 256, 32, ASKED) and asks(2, 256, 32)
+
+
+def places_of(name: str, facts: Facts, rows: int) -> int:
+    """How many panels of blocks a nest takes at once."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+    canonicalize(function)
+    dims = {"P": DimClass(512, 64), "G": DimClass(32, 16), "B": DimClass(32, 16), "S": DimClass(32, 16),
+            "M": DimClass(rows, 1)}
+    return choices(function, Schedule(), facts, Specialization(dims)).schedule.tile["p"]
+
+
+@pytest.mark.parametrize(("name", "places"), [
+    ("matmul_q4", 4), ("matmul_residual_q8", 4), ("matmul_q4m_128", 4), ("matmul_swiglu_q4", 1), ("matmul_q4k", 1),
+    ("matvec_q8", 1)])
+def test_blocks_of_one_matrix_are_read_in_runs_from_four_places(name: str, places: int) -> None:
+    """Not of two matrices, of super blocks, which are read in pieces, nor where products take longer than memory."""
+    assert places_of(name, FOLLOWED, 1) == places
+    assert places_of(name, FOLLOWED, 8) == 1
+    assert places_of(name, ASKED, 1) == 1
+    assert places_of(name, replace(FOLLOWED, requests=Requests()), 1) == 1
+
+
+@pytest.mark.parametrize("panels", [1, 3, 4, 11, 32])
+def test_panels_of_blocks_that_are_left(panels: int) -> None:
+    entry = LIBRARY["matmul_q4m_by32"]
+    arguments = entry.make_arguments(np.random.default_rng(panels), {"P": panels, "G": 3, "C": 1, "M": 1}).values()
+    function = reduce_loops(entry.kernel.tile_ir())
+    named = dict(zip([v.name for v in function.arguments], arguments, strict=True))
+    expected = run_on(function, {**named, "y": named["y"].copy()}, Facts())
+    found = run_on(function, named, FOLLOWED)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)      # an addition more is fused, or fewer
+
+
+def run_on(function, arguments, facts):
+    hints = {"P": 512, "G": 3, "C": 1, "M": 1}
+    run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, hints))
+    return arguments["y"]
