@@ -546,7 +546,7 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
     flow.changes = changes
     flow.live_in = live_in
     flow.live_out = live_out
-    flow.weight = [8.0 ** min(d, 6) for d in flow.depth]
+    flow.weight = [8.0 ** d for d in flow.depth]
     return flow
 
 

@@ -8,13 +8,16 @@ nothing reads the old value later, and to which the new one is copied where some
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import prod
+from math import lcm, prod
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import S64, RowType, TileType, f32
 from ..tile.plan import LATE, Walk, axes_of, is_scalar_integer, plan_block
 from .extents import Range
 from .nests import NestLowering
+from .prefetches import LINE_BYTES
+from .register_factors import BESIDE_SUMS
+from .residents import RESIDENT_VECTORS
 from .state import Access, Capacity, Open
 from .stream_prefetches import StreamPrefetches
 
@@ -61,6 +64,11 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         known = all(a in self.bound or a in self.open for axes in rows for a in axes)
         if self.facts.many_workers or not rows or not known:
             return SEQUENTIAL_TILE
+        vectors = max((bound.count for bound in self.bound.values() if bound.lane), default=1)
+        if self.sixteen_registers and vectors > RESIDENT_VECTORS:
+            # Whole steps of as many rows as have sums, and whole lines of what is loaded a line at a time.
+            unit = lcm((self.facts.vector_registers - BESIDE_SUMS) // vectors, LINE_BYTES // f32.size_bytes)
+            return max(unit, SEQUENTIAL_TILE // unit * unit)
         product_bytes = f32.size_bytes * max(prod(map(self.extent_hint, axes)) for axes in rows)
         fitting = min(MOST_SEQUENTIAL, r.hint, self.near_bytes // 8 // product_bytes)
         if r.capacity is not None and not r.capacity.dims:

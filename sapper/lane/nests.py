@@ -15,7 +15,7 @@ from ..ir.types import MASK, TileType
 from ..tile.plan import LATE, Late, Plan, Walk, late_walk
 from .extents import Range
 from .late import LateLowering
-from .residents import ResidentLowering
+from .residents import RESIDENT_VECTORS, ResidentLowering
 from .state import Bound, Capacity, Open, Scalar
 
 LATE_VECTORS = 16
@@ -107,7 +107,7 @@ class NestLowering(ResidentLowering, LateLowering):
 
     def _resident(self, r: Range, body: Callable[[], None]) -> None:
         """A loop over tiles whose elements along the axis stay in registers: full tiles, then fewer rows and single
-        ones (or one masked row of lanes)."""
+        ones (of lanes, two vectors and masked ones)."""
         assert r.axis is not None
         axis = r.axis
         size, lanes = r.resident, self.lanes
@@ -146,6 +146,13 @@ class NestLowering(ResidentLowering, LateLowering):
         if isinstance(extent, int) and extent % size == 0:
             return
         if r.lane:
+            if count > RESIDENT_VECTORS:
+                rest = self.sub(r.stop, full)
+                stop = self.add(full, self.sub(rest, self.scalar("s_mod", rest, RESIDENT_VECTORS * lanes)))
+                self.counted(axis, full, stop, RESIDENT_VECTORS * lanes,
+                             partial(at, n=RESIDENT_VECTORS, mask=None, rest=True))
+                full = stop
+
             def masked(iv: Value) -> None:
                 mask = self.emit(self.depth, "mask_first", [self.value(self.sub(r.stop, iv))], MASK)
                 at(iv, 1, mask, True)

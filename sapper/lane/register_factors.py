@@ -84,6 +84,10 @@ STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
 
 
+BESIDE_SUMS = 4
+"""Vector registers that the sums of a contraction leave for its operands."""
+
+
 class RegisterFactors(WalkLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
@@ -210,7 +214,7 @@ class RegisterFactors(WalkLowering):
         outer = [a for a in loops if a in walk.outer]
         if contraction:
             several = len(walk.reductions)
-            budget = max(1, (registers - 4) // (fixed * several))
+            budget = max(1, (registers - BESIDE_SUMS) // (fixed * several))
             rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)
                            and self.open[a].extent != 1),
                           key=lambda a: -self.extent_hint(a))
@@ -267,7 +271,7 @@ class RegisterFactors(WalkLowering):
                     counts[rows[0]] = self._fit(rows[0], few, False, fewest=few)
                     counts[rows[1]] = self._fit(rows[1], FEW_AT_ONCE, False, 2)
                 elif len(rows) > 1:
-                    free = registers - 4 - min(first, 4)
+                    free = registers - BESIDE_SUMS - min(first, 4)
                     second = max(1, free // (first * several))
                     if self._mends_sums():
                         second = max(min(second, 2), (free - 1) // ((first + 1) * several))

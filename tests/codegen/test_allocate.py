@@ -701,6 +701,24 @@ def test_loop_depth_and_ranges() -> None:
     assert ranges.first(total) == 2 * 5 + 1
 
 
+def test_a_loop_weighs_more_than_the_one_around_it_however_deep_it_lies() -> None:
+    """Attention's sums are in a loop in seven others, and went to the frame for what the seventh names."""
+    code = Code()
+    count = code.new("gpr")
+    code.put("mov.64", count, RDI)
+    for depth in range(9):
+        code.label(f"loop{depth}")
+        code.put("add.64", count, Immediate(1))
+    for depth in reversed(range(9)):
+        code.put("sub.64", count, Immediate(1))
+        code.put("jne", LabelReference(f"loop{depth}"))
+    code.put("mov.64", RAX, count)
+    code.put("ret")
+    flow = analyse(code.function(), register_file())
+    weight = dict(zip(flow.depth, flow.weight, strict=True))
+    assert all(weight[depth] < weight[depth + 1] for depth in range(9))
+
+
 def test_allocation_and_check_are_fast() -> None:
     abi = register_file()
     function = register_accumulations(28, 14, copies=False)

@@ -98,6 +98,21 @@ def test_few_heads_meet_many_positions_at_once(heads: int, many_workers: bool, p
     assert choices(function, Schedule(), facts, Specialization({})).schedule.tile["p"] == positions
 
 
+@pytest.mark.parametrize(("name", "static"), [
+    ("attention_f32", {"G": 1, "D": 64}), ("latent_attention_f32", {"D": 32, "S": 16, "V": 32})])
+@pytest.mark.parametrize(("registers", "queries", "positions"), [(32, 16, 64), (16, 32, 48)])
+def test_four_vectors_of_queries_meet_three_positions_where_registers_are_few(
+        name: str, static: dict[str, int], registers: int, queries: int, positions: int) -> None:
+    """Tiles of positions are whole threes then, and whole lines."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir(static))
+    canonicalize(function)
+    facts = replace(PLAIN, lanes=8, vector_registers=registers)
+    told = choices(function, Schedule(), facts, Specialization({})).schedule
+    assert (told.lane, told.tile["t"], told.tile["p"]) == ("t", queries, positions)
+    if positions == 48:
+        assert told.registers["p"] % 3 == 0
+
+
 @pytest.mark.parametrize(("heads", "rows", "facts", "times"), [
     (1, 4, PLAIN, 1), (4, 1, PLAIN, 1), (4, 1, STREAMS, 5),
     (1, 4, replace(PLAIN, fma_per_cycle=1.0), 1), (1, 1, replace(STREAMS, fma_per_cycle=1.0), 5)])
