@@ -39,7 +39,7 @@ def gather(
         code = code_for(kernel, target, chosen, fixed, free)
         why_not, arguments = arguments_for(found, fixed, free) if run else ("switched off", None)
         return outline_facts(found, code.compiled, target, why_not, arguments) | {"static": fixed, "dims": free} \
-            | _by_hand(code)
+            | _by_hand(code) | {"in_order": in_order(kernel, fixed)}
     why_not, profile = "switched off", None
     if run:
         why_not, profile = _profile(found, target, fixed, free, chosen)
@@ -50,10 +50,32 @@ def gather(
     explanation = explain(made.machine, target, made.statistics, None if profile is None else profile.block_counts)
     facts = _facts(explanation, kernel)
     facts["kernel"], facts["static"], facts["dims"] = found.name, fixed, free
-    facts |= _by_hand(code)
+    facts |= _by_hand(code) | {"in_order": in_order(kernel, fixed)}
     facts["ranks"] = _ranks(kernel, target, chosen, fixed, free)
     facts["measured"] = {"missing": why_not} if profile is None else _measured(explanation, profile)
     return facts
+
+
+def in_order(kernel: Any, static: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The loops that one worker runs in order because nothing proves their iterations apart: the line of each, the
+    tensors in which they may meet, and the lines that write to these."""
+    from ..tile.ops import memory_of
+
+    found: list[dict[str, Any]] = []
+
+    def visit(block: Any) -> None:
+        for op in block.ops:
+            if "meets" in op.attributes:
+                stores = [inner for inner in op.walk() if inner.name == "store"]
+                found.append({"line": op.location.line, "meets": {
+                    name: sorted({s.location.line for s in stores if memory_of(s.operands[0]).name == name})
+                    for name in op.attributes["meets"]}})
+            elif not op.attributes.get("parallel"):
+                for inner in op.blocks:
+                    visit(inner)
+
+    visit(kernel.tile_ir(static).body)
+    return found
 
 
 def _by_hand(code: Code) -> dict[str, Any]:
@@ -199,7 +221,7 @@ def print_report(facts: Mapping[str, Any], loop: str | None, everything: bool) -
     console = report_console()
     console.print(f"[bold]{facts['name']}[/] for {facts['target']}: {len(facts['rows'])} instructions, "
                   f"{facts['code_bytes']} bytes; costs of {facts['model']}", soft_wrap=True)
-    for line in by_hand_lines(facts):
+    for line in remarks(facts):
         console.print(line, markup=False, soft_wrap=True)
     console.print(_registers_line(facts), soft_wrap=True)
     for line in measured_lines(facts):
@@ -225,8 +247,8 @@ def print_code(console: Any, facts: Mapping[str, Any], loop: Mapping[str, Any] |
     print_lines(console, facts)
 
 
-def by_hand_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What of the code is by hand, and what is not used."""
+def remarks(facts: Mapping[str, Any]) -> list[str]:
+    """What of the code is by hand, what is not used, and what runs in order for want of a proof."""
     used = [f"by hand: {Piece(**piece)}" for piece in facts["pieces"]]
     for r in facts.get("ranks", ()):
         if r["name"] and r["used"]:
@@ -234,7 +256,17 @@ def by_hand_lines(facts: Mapping[str, Any]) -> list[str]:
             used.append(f"a block would fit: {r['name']}, at least {r['cycles']:.4f} cycles for each {r['unit']} "
                         f"(front end {r['front_end']:.4f}); this code {generated['cycles']:.4f} "
                         f"({generated['front_end']:.4f})")
-    return used + [f"{name} is not used: {reason}" for name, reason in facts["not_by_hand"].items()]
+    used += [f"{name} is not used: {reason}" for name, reason in facts["not_by_hand"].items()]
+    for loop in facts["in_order"]:
+        met = " and ".join(f"{name} ({_lines(lines)})" for name, lines in loop["meets"].items())
+        used.append(f"line {loop['line']}: this loop runs in order, on one worker, as nothing proves that its "
+                    f"iterations are apart in {met}. If none touches what another writes, walk it with each(..., "
+                    "disjoint=True); or index a view, in which what differs is an axis of its own")
+    return used
+
+
+def _lines(lines: list[int]) -> str:
+    return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))}"
 
 
 def _registers_line(facts: Mapping[str, Any]) -> str:

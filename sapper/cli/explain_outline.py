@@ -12,7 +12,7 @@ from typing import Any
 
 from .console import console as report_console
 from .errors import CommandError
-from .explain import by_hand_lines, measured_lines, print_code, sources_of, span
+from .explain import measured_lines, print_code, remarks, sources_of, span
 from .explain_emulated import Emulated, emulate_call, near_letters
 from .kernels import Found
 
@@ -135,7 +135,7 @@ def print_outline(facts: Mapping[str, Any], loop: str | None, everything: bool) 
     console = report_console()
     console.print(f"[bold]{facts['name']}[/] for {facts['target']}: {len(facts['rows'])} instructions of text",
                   soft_wrap=True)
-    for line in (*by_hand_lines(facts), registers_line(facts), *bank_lines(facts), *assembled_lines(facts),
+    for line in (*remarks(facts), registers_line(facts), *bank_lines(facts), *assembled_lines(facts),
                  *measured_lines(facts)):
         console.print(line, markup=False, soft_wrap=True)
     console.print()

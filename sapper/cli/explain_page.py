@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .explain import by_hand_lines, measured_lines
+from .explain import measured_lines, remarks
 from .explain_outline import assembled_lines, bank_lines, registers_line
 
 _PLACE = "__FACTS__"
@@ -51,7 +51,7 @@ def _register_view(facts: Mapping[str, Any]) -> View:
     return View(
         f"for {facts['target']}: {len(facts['rows']):,} instructions, {facts['code_bytes']:,} bytes; registers wanted "
         f"at once: {wanted}; {facts['statistics'].get('spills', 0)} spills; costs of {facts['model']}",
-        [*by_hand_lines(facts), *measured_lines(facts)],
+        [*remarks(facts), *measured_lines(facts)],
         [(title, [loop[key] for loop in loops]) for title, key in (
             ("ports", "port_cycles"), ("latency", "latency_cycles"), ("front end", "front_end_cycles"))],
         ("Ports", [loop["ports"] for loop in loops]),
@@ -65,7 +65,7 @@ def _outline_view(facts: Mapping[str, Any]) -> View:
     return View(
         f"for {facts['target']}: {len(facts['rows']):,} instructions of text; {registers_line(facts)}; costs: "
         f"{facts['model']}, of an SM, a pass of one warp",
-        [*by_hand_lines(facts), *bank_lines(facts), *assembled_lines(facts), *measured_lines(facts)],
+        [*remarks(facts), *bank_lines(facts), *assembled_lines(facts), *measured_lines(facts)],
         [("issue", [loop["units"]["issue"] for loop in loops]),
          ("busiest unit", [max(unit.values(), default=0.0) for unit in units])],
         ("Units", [loop["units"] for loop in loops]), [("registers", "wanted")],

@@ -129,8 +129,8 @@ def _tile_store(check: Checker, op: Op) -> None:
     if value.dtype != tensor.dtype:
         check.fail(f"a value of {value.dtype} for {tensor}", f"{tensor.dtype}")
     if "join" in op.attributes:
-        sums = check.one_of(op, "join", ("add", "max", "min", "and", "or", "xor")) == "add"
-        _computes(check, value.dtype, "fiu" if sums else "iu", "numbers" if sums else "integers")
+        bits = check.one_of(op, "join", ("add", "max", "min", "and", "or", "xor")) in ("and", "or", "xor")
+        _computes(check, value.dtype, "iu" if bits else "fiu", "integers" if bits else "numbers")
     axes = union_of_axes(indices)
     for axis in value.axes:
         if axis not in axes:

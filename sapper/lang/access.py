@@ -20,6 +20,7 @@ from .affine import Affine, extreme, fixed_when_meeting
 from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
 from .dims import Dim, DimExpression, nested
 from .errors import KernelError
+from .strides import Product, Strides, factors_of
 from .views import Views
 
 
@@ -57,8 +58,9 @@ class Offset:
 
 
 class Update:
-    """A statement like `out[i] += x`, which reads and writes one element. join: the op that it joins x with; block:
-    where it stands; load: what it reads. Where an element may be met again, it becomes a store that joins."""
+    """A statement like `out[i] += x` or `out[i] = maximum(out[i], x)`, which reads and writes one element. join: the
+    op that it joins x with; block: where it stands; load: what it reads. Where an element may be met again, it becomes
+    a store that joins."""
 
     __slots__ = ("block", "join", "load")
 
@@ -77,6 +79,7 @@ class Accesses(Views):
         self.requirements: dict[tuple[Any, ...], int] = {}
         self.offsets: dict[Axis, Offset] = {}
         self.scopes: tuple[LoopScope, ...] = ()
+        self.strides = Strides(self.form_of, self.static, self.dim_expressions)
 
     def load(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]) -> Value:
         """tensor[items]"""
@@ -90,8 +93,8 @@ class Accesses(Views):
         return result
 
     def store(self, tensor: Value, items: Sequence[Any], value: Any, node: Any, item_nodes: Sequence[Any],
-              value_node: Any, adds: bool = False) -> None:
-        """tensor[items] = value. adds: it is what is there, joined with a value."""
+              value_node: Any, joins: bool = False) -> None:
+        """tensor[items] = value. joins: it may be what is there, joined with a value."""
         if not is_tensor(tensor):
             self.fail("subscript", "only a tensor's elements can be assigned", node, self.describe(tensor), "a tensor",
                       "make a new tile with where(...)")
@@ -112,10 +115,10 @@ class Accesses(Views):
         if lacking:
             names = ", ".join(lacking)
             mend = f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})"
-            if adds and item_nodes and all(self.is_tiled(axis) for axis in lacking):
+            if joins and item_nodes and all(self.is_tiled(axis) for axis in lacking):
                 first, *others = [self.text(item) for item in item_nodes]
                 first = " + ".join([first, *(f"0 * {axis}" for axis in lacking)])
-                mend = f"to add every value along {names}, write {tensor.name}[{', '.join([first, *others])}]"
+                mend = f"to take every value along {names}, write {tensor.name}[{', '.join([first, *others])}]"
             self.fail("store-axes", f"the stored value spans {names}, the index of {tensor.name} does not", node,
                       f"{value.type} stored at an index that spans [{', '.join(spanned)}]",
                       "an index that spans all axes of the value", mend)
@@ -176,7 +179,8 @@ class Accesses(Views):
 
     def spread_of(self, symbol: Any) -> int | None:
         """Last minus first value of what a symbol walks, at most, if known."""
-        bounds = self.range_of(symbol.axis if isinstance(symbol, Offset) else symbol)
+        bounds = None if isinstance(symbol, Product) else self.range_of(
+            symbol.axis if isinstance(symbol, Offset) else symbol)
         if bounds is None:
             return None
         widest = [extreme(extent, self.range_of, True) for extent in self.bounds_of(bounds[1].plus(bounds[0], -1))]
@@ -309,7 +313,8 @@ class Accesses(Views):
         return any(self.depends(s, variable, loop) for bound in bounds for s in bound.terms)
 
     def finish_loop(self, loop: LoopScope, first: int) -> dict[str, Any]:
-        """The attributes parallel, ordered and repeats of a loop whose accesses begin at self.accesses[first]."""
+        """The attributes parallel, ordered (meets: by which tensors) and repeats of a loop whose accesses begin at
+        self.accesses[first]."""
         if loop.kind == "range" or (loop.carries and loop.kind == "each"):
             return {"parallel": False}
         if loop.kind == "tiles":
@@ -320,7 +325,8 @@ class Accesses(Views):
             by_tensor.setdefault(self.memory_of(access.tensor), []).append(access)
             if access.store:
                 written.add(self.memory_of(access.tensor))
-        ordered = asserted = False
+        asserted = False
+        meets: dict[str, None] = {}
         repeats: set[Any] = set()
         for tensor, accesses in by_tensor.items():
             if tensor not in written:
@@ -342,13 +348,13 @@ class Accesses(Views):
                         continue
                     if loop.kind == "tiles":
                         self.hazard(access, other, loop, fixed)
-                    ordered = True
+                    meets[tensor.name] = None
         if loop.carries:
             return {"parallel": False}
         if asserted:
             return {"parallel": True, "asserted": True}
-        if ordered:
-            return {"parallel": False, "ordered": True}
+        if meets:
+            return {"parallel": False, "ordered": True, "meets": list(meets)}
         names = [axis.name for axis in loop.variables if axis in repeats]
         return {"parallel": True, "repeats": names} if names else {"parallel": True}
 
@@ -377,8 +383,8 @@ class Accesses(Views):
         update, op = store.update, store.op
         assert update is not None
         made, read = op.operands[1].op, update.load.op
-        assert made is not None and made.operands[0] is read.result
-        value = made.operands[1]
+        assert made is not None
+        (value,) = (operand for operand in made.operands if operand is not read.result)
         if made.name == "sub":
             made.name, made.operands = "neg", [value]
             value = made.results[0]
@@ -406,12 +412,28 @@ class Accesses(Views):
 
         if any(self.is_apart(form, second, varies) for form, second in zip(forms, others, strict=True)):
             return None
-        fixed = fixed_when_meeting([self.from_start(form, varies) for form in forms],
-                                   [self.from_start(form, varies) for form in others], varies, self.spread_of)
+        fixed = self.agreeing([self.from_start(form, varies) for form in forms],
+                              [self.from_start(form, varies) for form in others], varies)
         if fixed is not None:       # an axis is where its start and the place from there are
             fixed |= {place.axis for place in fixed if isinstance(place, Offset) and all(
-                symbol in fixed or not varies(symbol) for symbol in place.axis.start.terms)}
+                factor in fixed or not varies(factor) for symbol in self.strides.expanded(place.axis.start).terms
+                for factor in factors_of(symbol))}
         return fixed
+
+    def agreeing(self, forms: list[Affine], others: list[Affine], varies: Callable[[Any], bool]) -> set[Any] | None:
+        """What two accesses at these places agree in when they meet, None if they never do."""
+        forms, others = self.strides.apart([self.strides.expanded(form) for form in forms],
+                                           [self.strides.expanded(form) for form in others], varies, self.ranges_of)
+        return fixed_when_meeting(forms, others, lambda symbol: any(map(varies, factors_of(symbol))), self.spread_of)
+
+    def ranges_of(self, symbol: Any) -> list[tuple[Affine, Affine]]:
+        """Ranges that what a symbol walks lies in."""
+        bounds = self.range_of(symbol.axis if isinstance(symbol, Offset) else symbol)
+        if bounds is None:
+            return []
+        if isinstance(symbol, Offset):
+            return [(Affine(0), extent) for extent in self.bounds_of(bounds[1].plus(bounds[0], -1))]
+        return [(bounds[0], stop) for stop in self.bounds_of(bounds[1])]
 
     def dimensions_alike(self, tensor: Value, other: Value) -> int:
         """How many of the first dimensions of two views of one memory are the same ones."""
@@ -448,9 +470,9 @@ class Accesses(Views):
                 names, tensor = ", ".join(lacking), access.tensor.name
                 self.fail_at(access, "write-race",
                              f"every iteration along {names} writes the same elements of {tensor}",
-                             f"a value added to {tensor} at an index that does not span {names}",
+                             f"a value joined with {tensor} at an index that does not span {names}",
                              "an index that spans all axes of the loops over tiles around it",
-                             f"walk {names} with each(...), or add up over {names} before")
+                             f"walk {names} with each(...), or reduce over {names} before")
 
     def check_race(self, access: Access, loop: LoopScope) -> None:
         if access.guards != loop.guards or access.join is not None:
@@ -476,7 +498,7 @@ class Accesses(Views):
 
         if not wholes:
             return
-        fixed = fixed_when_meeting(access.forms, access.forms, varies, self.spread_of)
+        fixed = self.agreeing(access.forms, access.forms, varies)
         if fixed is not None and not all(axis in fixed for axis in wholes):
             names = ", ".join(axis.name for axis in wholes)
             tensor = access.tensor.name
@@ -493,11 +515,12 @@ class Accesses(Views):
         tensor = access.tensor.name
         names = ", ".join(loop.names)
         if access.join is not None or other.join is not None:
-            plain = other if other.join is None else access
+            plain, join = (other, access.join) if other.join is None else (access, other.join)
             kind, what = ("write-race", "stored to") if plain.store else ("read-after-write", "read")
-            self.fail_at(plain, kind, f"{tensor} is added to and {what}, and iterations along {names} may meet",
-                         f"{tensor} {what} where only some of the values may have been added",
-                         f"no other access to what is added to in the loop along {names}",
+            doing, done = ("added to", "added") if join == "add" else ("updated", "taken")
+            self.fail_at(plain, kind, f"{tensor} is {doing} and {what}, and iterations along {names} may meet",
+                         f"{tensor} {what} where only some of the values may have been {done}",
+                         f"no other access to what is {doing} in the loop along {names}",
                          f"use {tensor} after the loop, or walk {names} with each(...)")
         if access is other:
             depth = access.scopes.index(loop) + 1

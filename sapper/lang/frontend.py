@@ -13,7 +13,7 @@ from typing import Any
 
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, index
-from .access import Update
+from .access import Access, Update
 from .affine import Affine
 from .bindings import Axis, LoopRange, LoopScope, Span, dtype_of, is_tensor, is_tile
 from .calls import Calls
@@ -41,9 +41,8 @@ STATEMENT_MENDS: dict[str, str] = {
 }
 
 
-JOINS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "add", ast.BitAnd: "and", ast.BitOr: "or",
-                                        ast.BitXor: "xor"}
-"""Of augmented assignments that may meet an element again: the op that joins their values."""
+JOINS = {"add": "add", "sub": "add", **{name: name for name in ("max", "min", "and", "or", "xor")}}
+"""Of ops of an element and a value, by which an element may be met again: the op that joins values."""
 
 
 class Retry(Exception):
@@ -178,7 +177,15 @@ class Frontend(Calls):
                 not any(isinstance(e, ast.Starred) for e in given.elts)):
             value: Any = tuple([self.evaluate(e, target) for e, target in zip(given.elts, first.elts, strict=True)])
         else:
+            known = len(self.accesses)
             value = self.evaluate(given, first)
+            if isinstance(first, ast.Subscript) and len(node.targets) == 1:
+                written = ast.unparse(first)
+                reads = [a for a in self.accesses[known:] if not a.store and ast.unparse(a.node) == written]
+                items, nodes = self.subscript_items(first)
+                self.store(self.evaluate(first.value), items, value, first, nodes, given, joins=bool(reads))
+                self.note_update(reads)
+                return
         for target in node.targets:
             self.assign_to(target, value, node.value)
 
@@ -227,10 +234,25 @@ class Frontend(Calls):
         before = self.load(tensor, items, target, nodes)
         read = self.accesses[-1]
         after = self.apply(node.op, before, self.evaluate(node.value), node, target, node.value)
-        join = JOINS.get(type(node.op)) if dtype_of(tensor) != bool_ else None
-        self.store(tensor, items, after, target, nodes, node.value, adds=join is not None)
-        if join is not None:
-            read.update = self.accesses[-1].update = Update(join, self.builder.block, read)
+        self.store(tensor, items, after, target, nodes, node.value, joins=True)
+        self.note_update([read])
+
+    def note_update(self, reads: list[Access]) -> None:
+        """Of a store just made, whether it joins a value with the element that it writes. reads: the loads of that
+        element in its statement."""
+        store, block = self.accesses[-1], self.builder.block
+        made = store.op.operands[1].op
+        join = None if made is None else JOINS.get(made.name)
+        if made is None or join is None or dtype_of(store.tensor) == bool_ or made not in block.ops:
+            return
+        used = [value for outer in block.ops for op in outer.walk() for value in op.operands]
+        for read in reads:
+            loaded = read.op.result
+            places = made.operands[:1] if made.name == "sub" else made.operands
+            if loaded in places and read.tensor is store.tensor and read.op in block.ops and (
+                    used.count(loaded) == used.count(made.result) == 1):
+                read.update = store.update = Update(join, block, read)
+                return
 
     # Control.
 

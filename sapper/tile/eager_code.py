@@ -4,7 +4,8 @@ Enters: a Python function. Leaves: a code object of the same lines, file, names 
 does is what the author wrote, except where Python's numbers are not the language's:
 
 - `x.to(dtype)` and `x.bits(dtype)` also work where x is a Python number;
-- `out[i] += x` is one operation, as an element that i names twice has both values added;
+- `out[i] += x`, `out[i] = maximum(out[i], x)` and the like are one operation, as an element that i names twice is
+  joined with both values;
 - a number that a loop carries (`count = 0` before it, `count += 1` in it), that an if merges, or that `a if c else b`
   chooses is known at run time only, so it is a scalar without a dtype, and computes in i32 or f32.
 """
@@ -30,7 +31,7 @@ _made: dict[tuple[CodeType, str], CodeType] = {}
 def code_of(function: FunctionType) -> CodeType:
     """The rewritten code of a function, or its own where the source cannot be read. It expects four builtins, named
     WEAKEN (a number to a scalar without a dtype), METHOD (object, method name, arguments), LOCALS and UPDATE (object,
-    indices, name of an operator of Python, value)."""
+    indices, a function or the name of an operator of Python, value, whether it is the first operand)."""
     original = function.__code__
     key = (original, original.co_filename)
     made = _made.get(key)
@@ -114,6 +115,21 @@ class _Rewriter(ast.NodeTransformer):
         update = _call(UPDATE, [target.value, target.slice, name, node.value], node)
         return ast.copy_location(ast.Expr(update), node)
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        """`out[i] = f(out[i], x)` and `out[i] = out[i] + x`, with the operands in either order, as an update."""
+        written = ast.unparse(node.targets[0])
+        same = [ast.unparse(operand) == written for operand in _operands(node.value)]
+        self.generic_visit(node)
+        target, value, operands = node.targets[0], node.value, _operands(node.value)
+        if not isinstance(target, ast.Subscript) or len(node.targets) > 1 or not any(same) or any(
+                isinstance(n, ast.Slice) for n in ast.walk(target.slice)):
+            return node
+        by = value.func if isinstance(value, ast.Call) else ast.Constant(type(value.op).__name__)  # type: ignore[attr-defined]
+        turned = not same[0]
+        given = [by, operands[not turned], ast.Constant(turned)]
+        made = _call(UPDATE, [target.value, target.slice, *(ast.copy_location(part, target) for part in given)], node)
+        return ast.copy_location(ast.Expr(made), node)
+
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         self.generic_visit(node)
         return _call(WEAKEN, [node], node)
@@ -125,6 +141,13 @@ class _Rewriter(ast.NodeTransformer):
             name = ast.copy_location(ast.Constant(target.attr), target)
             return _call(METHOD, [target.value, name, *node.args], node)
         return node
+
+
+def _operands(node: ast.expr) -> list[ast.expr]:
+    """Of an operation on two values."""
+    if isinstance(node, ast.BinOp):
+        return [node.left, node.right]
+    return node.args if isinstance(node, ast.Call) and len(node.args) == 2 and not node.keywords else []
 
 
 def _call(name: str, arguments: list[ast.expr], like: ast.expr | ast.stmt) -> ast.Call:

@@ -111,12 +111,14 @@ def _method(value: Any, name: str, *arguments: Any) -> Any:
     return getattr(value, name)(*arguments)
 
 
-def _update(value: Any, indices: Any, name: str, other: Any) -> None:
-    """value[indices] += other, or another operator, named as Python's ast does."""
+def _update(value: Any, indices: Any, by: Any, other: Any, turned: bool = False) -> None:
+    """value[indices] = by(value[indices], other). by: a function, or the name of an operator in Python's ast. turned:
+    the operands change places."""
+    operator = OPERATORS[by] if isinstance(by, str) else by
     if isinstance(value, TensorView):
-        value.update(indices, OPERATORS[name], other)
+        value.update(indices, operator, other, turned)
     else:
-        value[indices] = OPERATORS[name](value[indices], other)
+        value[indices] = operator(other, value[indices]) if turned else operator(value[indices], other)
 
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {

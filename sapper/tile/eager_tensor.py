@@ -13,17 +13,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..ir.types import TensorType, bool_, index
+from ..lang import builtins as language
 from ..lang import context
 from . import races, semantics
 from .eager_place import author_place, fail
 from .eager_values import Operators, Tile, as_dtype, as_tile, scalar_index, whole_number
 from .semantics import Array, Axes
 
-_JOINS: dict[Callable[[Any, Any], Any], str] = {
+JOINS: dict[Any, str] = {
     python_operator.add: "add", python_operator.sub: "add", python_operator.and_: "and", python_operator.or_: "or",
-    python_operator.xor: "xor",
+    python_operator.xor: "xor", language.maximum: "max", language.max: "max", language.minimum: "min",
+    language.min: "min",
 }
-"""Of operators by which an element may be updated several times in one statement: the op that joins the values."""
+"""Of functions by which an element may be updated several times in one statement: the op that joins the values."""
 
 
 class TensorView(Operators):
@@ -102,12 +104,12 @@ class TensorView(Operators):
                  f"axes {', '.join(lost)}", f"axes among {', '.join(axes) or 'none'}",
                  "index with them, or reduce them first")
 
-    def update(self, indices: Any, operator: Callable[[Any, Any], Any], value: Any) -> None:
+    def update(self, indices: Any, operator: Callable[[Any, Any], Any], value: Any, turned: bool = False) -> None:
         """self[indices] = operator(self[indices], value), but that an element that several indices name is joined with
-        the values of all of them."""
-        after = operator(self[indices], value)
+        the values of all of them. turned: the operands change places."""
+        after = operator(value, self[indices]) if turned else operator(self[indices], value)
         where, axes = self._indices(indices, "store")
-        name = _JOINS.get(operator)
+        name = None if turned and operator is python_operator.sub else JOINS.get(operator)
         flat = np.ravel_multi_index(np.broadcast_arrays(*where), self.array.shape) if where and self.array.size else ()
         if name is None or self.dtype is bool_ or np.unique(flat).size == np.size(flat):
             self[indices] = after

@@ -53,7 +53,7 @@ TILE_OPS = OpTable("tile", [
     OpSpec("store", (2, None), (0, 0), optional=("join",), pure=False,
            doc="tensor, value, one integer value for each dimension; the indices span all axes of the value; join "
                "(add | max | min | and | or | xor): an element becomes what this op makes of it and all values for it, "
-               "in any order; max, min and bits of integers only"),
+               "in any order; bits of integers only"),
     # Elementwise.
     *[OpSpec(name, (1, 1), doc=_DOC.get(name, name)) for name in (*UNARY, *UNARY_FLOAT)],
     *[OpSpec(name, (2, 2), doc=_DOC.get(name, name))
@@ -90,15 +90,16 @@ TILE_OPS = OpTable("tile", [
            doc="what all workers do together or, if parallel is false, the first one alone; the next part begins when "
                "it is complete. Sibling parts may bring an axis of the same name"),
     # Control. Block arguments and yields carry values.
-    OpSpec("tiles", (2, None), (0, None), attributes=("axes", "parallel"), optional=("ordered", "repeats"), blocks=1,
-           pure=False,
-           doc="start, stop for each axis, then initial carried values; block arguments are the carried values; "
-               "repeats: the axes along which stores that join may meet an element again"),
-    OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"), optional=("asserted", "ordered", "step"),
+    OpSpec("tiles", (2, None), (0, None), attributes=("axes", "parallel"), optional=("meets", "ordered", "repeats"),
            blocks=1, pure=False,
+           doc="start, stop for each axis, then initial carried values; block arguments are the carried values; "
+               "meets: names of the tensors for whose sake it is ordered, as its iterations are not proved to be apart "
+               "there; repeats: the axes along which stores that join may meet an element again"),
+    OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"),
+           optional=("asserted", "meets", "ordered", "step"), blocks=1, pure=False,
            doc="start, stop for each of `count` indices, then initial carried values; block arguments are the "
                "indices (index scalars), then the carried values; step (a positive int, default 1); asserted: it is "
-               "parallel because its author says so"),
+               "parallel because its author says so; meets: as of tiles"),
     OpSpec("if", (1, 1), (0, None), blocks=2, pure=False, doc="scalar bool; both blocks yield the results"),
     OpSpec("yield", (0, None), (0, 0), pure=False, doc="ends a block"),
 ])

@@ -57,7 +57,7 @@ def rounds(op: Op) -> bool:
     type = op.operands[1].type if op.name == "store" else op.results[0].type
     assert isinstance(type, TileType)
     if not type.dtype.is_float or op.name == "store":
-        return type.dtype.is_float and "join" in op.attributes
+        return type.dtype.is_float and op.attributes.get("join") == "add"
     if op.name == "mul":
         return type.dtype in (f32, f64)
     if op.name == "asm":
@@ -83,8 +83,9 @@ def fusible(function: Function) -> set[Value]:
 
 def depends_on_order(op: Op) -> bool:
     """Whether the result of an op may differ if comparisons of 0.0 with -0.0 come in another order."""
-    type = op.operands[0].type if op.operands else None
-    extreme = op.name in ("reduce", "scan") and op.attributes["kind"] != "sum"
+    type = op.operands[op.name == "store"].type if op.operands else None
+    extreme = op.attributes.get("join") in ("max", "min") if op.name == "store" else (
+        op.name in ("reduce", "scan") and op.attributes["kind"] != "sum")
     return extreme and isinstance(type, TileType) and type.dtype.is_float
 
 
@@ -152,7 +153,8 @@ class RandomRounding:
     def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
         if op.name == "store":
             size, count = operands
-            return self._joined(op, size, count, result)
+            return self._joined(op, size, count, result) if op.attributes["join"] == "add" else (
+                self._either_zero(result, op.operands[1].type.dtype))  # type: ignore[union-attr]
         type = op.results[0].type
         assert isinstance(type, TileType)
         if op.name in ("reduce", "scan") and op.attributes["kind"] != "sum":
@@ -293,6 +295,9 @@ class RandomRounding:
         assert isinstance(type, TileType) and isinstance(target, TileType)
         if not type.dtype.is_float or not operand.size:
             return result
+        return self._either_zero(result, dtype)
+
+    def _either_zero(self, result: Array, dtype: DType) -> Array:
         if dtype.is_float:
             sign = np.copysign(1.0, self._random.uniform(-1.0, 1.0, result.shape))
             result = np.where(result == 0, semantics.cast(sign * 0.0, dtype), result)

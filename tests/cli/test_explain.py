@@ -34,6 +34,21 @@ def normal(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
         e = exp(x[m, n])
         y[m, n] = e / sp.sum(e, over=n)
 '''
+SCATTERS = """
+import sapper as sp
+from sapper import Tensor, each, f32, i32, tiles
+
+M, N, V = sp.dims("M N V")
+
+
+@sp.kernel
+def scatter(x: Tensor[f32, M, N], place: Tensor[i32, M], y: Tensor[f32, V, N], z: Tensor[f32, M]):
+    for m in each(M):
+        z[m] = x[m, 0]
+    for m in each(M):
+        for n in tiles(N):
+            y[place[m], n] = x[m, n]
+"""
 HOST = next((name for name in ("v4", "v3") if name in RUNNABLE), None)
 NEEDS_HOST = pytest.mark.skipif(platform.machine() != "x86_64" or HOST is None, reason="runs x86-64 code")
 
@@ -105,6 +120,20 @@ def test_the_terminal_shows_all_parts(file: str, capfd: pytest.CaptureFixture[st
 def test_an_unknown_loop_is_refused(file: str, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capfd, "explain", file, "--target", "v3", "--no-run", "--loop", "nowhere")
     assert status == 2 and "found no loop 'nowhere'; expected one of: " in err and not out
+
+
+@pytest.mark.parametrize("name", ["v3", "sm_80"])
+def test_a_loop_that_nothing_proves_parallel_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+                                                     ) -> None:
+    path = tmp_path / "user_scatter.py"
+    path.write_text(SCATTERS, encoding="utf-8")
+    _, out, _ = run(capfd, "explain", f"{path}:scatter", "--target", name, "--no-run")
+    first = SCATTERS.splitlines().index("    for m in each(M):") + 1
+    assert f"line {first + 2}: this loop runs in order, on one worker" in out and f"y (line {first + 4})" in out
+    assert out.count("runs in order") == 1 and "disjoint=True" in out
+    path = tmp_path / "user_asserted.py"
+    path.write_text(SCATTERS.replace("each(M):\n        for", "each(M, disjoint=True):\n        for"), encoding="utf-8")
+    assert "runs in order" not in run(capfd, "explain", f"{path}:scatter", "--target", name, "--no-run")[1]
 
 
 def test_times_are_readable() -> None:

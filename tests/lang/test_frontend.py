@@ -753,6 +753,53 @@ def test_split_axes_are_digits():
     assert loop_attributes(overlapping) == [ORDERED, PARALLEL]
 
 
+def test_strides_that_are_dimensions_are_the_base_of_digits():
+    R, ROWS = N // M, (N + K - 1) // K
+
+    @kernel
+    def heads_of_groups(a: Tensor[f32, K, N], b: Tensor[f32, M], out: Tensor[f32, K, N]):
+        for k, m in each(K, M):
+            for r in tiles(R):
+                out[k, m * (N // M) + r] = a[k, m * R + r]
+
+    @kernel
+    def three(a: Tensor[f32, M, N, K], out: Tensor[f32, D]):
+        for m, n, k in tiles(M, N, K):
+            out[m * (K * N) + n * K + k] = a[m, n, k]
+
+    @kernel
+    def pairs(a: Tensor[f32, M, N], out: Tensor[f32, D]):
+        for m, n in tiles(M, N // 2):
+            out[m * N + 2 * n] = -a[m, 2 * n + 1]
+            out[m * N + 2 * n + 1] = a[m, 2 * n]
+
+    @kernel
+    def chunks(a: Tensor[f32, N], b: Tensor[f32, K], out: Tensor[f32, N]):
+        for p in each(ROWS):
+            for n in tiles(span(p * K, sp.minimum(p * K + K, N))):
+                out[n] = a[n]
+
+    @kernel
+    def one_too_long(a: Tensor[f32, M, N], out: Tensor[f32, K]):
+        for m in each(M):
+            for n in tiles(N + 1):
+                out[m * N + n] = a[m, 0]
+
+    @kernel
+    def another_stride(a: Tensor[f32, M, N], out: Tensor[f32, K]):
+        for m in each(M):
+            for n in tiles(N):
+                out[m * M + n] = a[m, n]
+
+    assert loop_attributes(heads_of_groups) == loop_attributes(chunks) == [PARALLEL, PARALLEL]
+    assert loop_attributes(three) == loop_attributes(pairs) == [PARALLEL]
+    assert loop_attributes(one_too_long) == loop_attributes(another_stride) == [ORDERED, PARALLEL]
+    a = floats(2, 6)
+    np.testing.assert_array_equal(check_meaning(chunks, a[0], floats(4), np.zeros(6, np.float32))[2], a[0])
+    np.testing.assert_array_equal(check_meaning(pairs, a, np.zeros(12, np.float32))[1].reshape(2, 3, 2)[..., 1],
+                                  a[:, ::2])
+
+
 def test_chunks_are_apart():
     """Also where the last one ends early, and whichever way they are numbered."""
     @kernel

@@ -90,3 +90,48 @@ def test_proofs(source: str) -> None:
         results.append(out)
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0], err_msg=source)
+
+
+EXTENTS = st.sampled_from(["A", "B", "A // B", "B // 2", "A - 1", "4"])
+STRIDES = st.sampled_from(["A", "B", "(A // B)", "1", "2", "A * B", "(A + 1)", "2 * B", "4"])
+
+
+@st.composite
+def strided_programs(draw: st.DrawFn) -> str:
+    """Indices whose strides are dimensions."""
+    lines = ["@kernel", "def k(a: Tensor[i32, A], b: Tensor[i32, B], out: Tensor[i32, 400]):"]
+    names = ["p", "q", "r"][:draw(st.integers(2, 3))]
+    indent = "    "
+    for at, name in enumerate(names):
+        extent = draw(EXTENTS)
+        if at and "each" in lines[-1] and draw(st.booleans()):
+            start = f"{names[at - 1]} * ({extent})"
+            extent = f"span({start}, minimum({start} + {extent}, {draw(EXTENTS)}))"
+        lines.append(f"{indent}for {name} in {draw(st.sampled_from(['tiles', 'each', 'each']))}({extent}):")
+        indent += "    "
+    for _ in range(draw(st.integers(1, 2))):
+        terms = [f"{name} * {draw(STRIDES)}" for name in names]
+        lines.append(f"{indent}out[{' + '.join([*terms, str(draw(st.integers(0, 3)))])}] = "
+                     f"{draw(st.sampled_from(names))}.to(i32)")
+    return "\n".join(lines) + "\n"
+
+
+@settings(max_examples=examples(150))
+@given(strided_programs(), st.sampled_from([(3, 2), (1, 4), (4, 1), (6, 3), (5, 2), (2, 6)]))
+def test_proofs_with_strides(source: str, extents: tuple[int, int]) -> None:
+    try:
+        function = kernel_of("A, B = dims('A B')\n" + source).tile_ir()
+    except KernelError as error:
+        assert error.kind in ("write-race", "out-of-bounds", "bad-range"), str(error)
+        return
+    results = []
+    for size in (None, 1, 2):
+        out = np.full(400, -1, np.int32)
+        given = {"a": np.zeros(extents[0], np.int32), "b": np.zeros(extents[1], np.int32), "out": out}
+        try:
+            interpret(function, given, size, check_races=True)
+        except IndexError:
+            return
+        results.append(out)
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0], err_msg=source)

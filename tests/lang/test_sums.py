@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import KernelError, Tensor, each, f32, i32, kernel, tiles, whole
+from sapper import KernelError, Tensor, each, f32, i32, kernel, maximum, tiles, whole
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import VerificationError, verify
 from sapper.runtime.check import check_kernel
@@ -75,6 +75,82 @@ def test_what_is_a_sum() -> None:
     assert loops(in_turn)[0]["ordered"]
 
 
+def test_updates_written_out() -> None:
+    """Element and value on either side, by a function or an operator: the same as an augmented assignment."""
+    @kernel
+    def largest(x: Tensor[f32, N], at: Tensor[i32, N], out: Tensor[f32, V], low: Tensor[f32, V]):
+        for n in tiles(N):
+            out[at[n]] = maximum(x[n], out[at[n]])
+            low[at[n]] = min(low[at[n]], x[n])
+
+    @kernel
+    def bits(x: Tensor[i32, N], at: Tensor[i32, N], out: Tensor[i32, V], total: Tensor[i32, V]):
+        for n in tiles(N):
+            out[at[n]] = x[n] | out[at[n]]
+            total[at[n]] = total[at[n]] - x[n]
+
+    @kernel
+    def along(x: Tensor[f32, M, N], out: Tensor[f32, M]):
+        for m, n in tiles(M, N):
+            out[m + 0 * n] = maximum(out[m + 0 * n], x[m, n])
+
+    assert (joins(largest), joins(bits), joins(along)) == (["max", "min"], ["or", "add"], ["max"])
+    assert [loop["repeats"] for k in (largest, bits, along) for loop in loops(k)] == [["n"], ["n"], ["n"]]
+    random = np.random.default_rng(0)
+    at, x = random.integers(0, 5, 40).astype(np.int32), random.standard_normal(40).astype(np.float32)
+    top, low, both, total = np.zeros(6), np.zeros(6), np.zeros(6, np.int32), np.zeros(6, np.int32)
+    whole = (x * 9).astype(np.int32)
+    for f, made, values in ((np.maximum, top, x), (np.minimum, low, x), (np.bitwise_or, both, whole),
+                            (np.subtract, total, whole)):
+        f.at(made, at, values)
+    for run in (run_eager, lambda k, given, size: interpret(k.tile_ir(), given, size, check_races=True),
+                lambda k, given, size: k(**given)):
+        for size in (None, 3):
+            given = {"x": x, "at": at, "out": np.zeros(6, np.float32), "low": np.zeros(6, np.float32)}
+            run(largest, given, size)
+            np.testing.assert_array_equal([given["out"], given["low"]], [top.astype(np.float32),
+                                                                         low.astype(np.float32)])
+            given = {"x": whole, "at": at, "out": np.zeros(6, np.int32), "total": np.zeros(6, np.int32)}
+            run(bits, given, size)
+            np.testing.assert_array_equal([given["out"], given["total"]], [both, total])
+            given = {"x": x.reshape(4, 10), "out": np.zeros(4, np.float32)}
+            run(along, given, size)
+            np.testing.assert_array_equal(given["out"], np.maximum(x.reshape(4, 10).max(axis=1), 0))
+
+
+def test_what_is_no_update() -> None:
+    """An element less than which a value is taken the other way round, another element, another op."""
+    @kernel
+    def turned(x: Tensor[f32, N], at: Tensor[i32, N], out: Tensor[f32, V]):
+        for n in tiles(N):
+            out[at[n]] = x[n] - out[at[n]]
+
+    @kernel
+    def product(x: Tensor[f32, N], at: Tensor[i32, N], out: Tensor[f32, V]):
+        for n in tiles(N):
+            out[at[n]] = out[at[n]] * x[n]
+
+    @kernel
+    def beside(x: Tensor[f32, N], at: Tensor[i32, N], out: Tensor[f32, V]):
+        for n in tiles(N):
+            out[at[n]] = maximum(out[at[n] + 1], x[n])
+
+    def doubled(value: Any) -> Any:
+        return maximum(value, value + value)
+
+    @kernel
+    def twice(at: Tensor[i32, N], out: Tensor[f32, V]):
+        for n in tiles(N):
+            out[at[n]] = doubled(out[at[n]])
+
+    for k in (turned, product, beside, twice):
+        with pytest.raises(KernelError):
+            k.tile_ir()
+    at, out = np.array([1, 0], np.int32), np.array([3.0, 5.0], np.float32)
+    run_eager(turned, {"x": np.array([1.0, 2.0], np.float32), "at": at, "out": out})
+    np.testing.assert_array_equal(out, [2.0 - 3.0, 1.0 - 5.0])
+
+
 def test_what_is_none() -> None:
     @kernel
     def apart(x: Tensor[f32, M, N], out: Tensor[f32, M, N]):
@@ -98,7 +174,7 @@ def test_text_and_verifier() -> None:
     text = print_function(function)
     assert 'join = "add"' in text and 'repeats = ["p", "r"]' in text
     assert print_function(parse_function(text, {"tile": TILE_OPS})) == text
-    for before, after in (('join = "add"', 'join = "mul"'), ('join = "add"', 'join = "max"'), ('["p", "r"]', '["q"]')):
+    for before, after in (('join = "add"', 'join = "mul"'), ('join = "add"', 'join = "or"'), ('["p", "r"]', '["q"]')):
         with pytest.raises(VerificationError):
             verify(parse_function(text.replace(before, after), {"tile": TILE_OPS}), TILE_OPS)
 

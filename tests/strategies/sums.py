@@ -1,4 +1,4 @@
-"""Random kernels that add to elements which they may meet again."""
+"""Random kernels that add to elements which they may meet again, or join them with values by another op."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sums(draw: st.DrawFn, dtypes: tuple[str, ...] = FLOATS + INTEGERS) -> tuple[
     dtype = draw(st.sampled_from(dtypes))
     values = ["x[m, n]", "x[m, n] * x[m, 0]", "y[m]", "-y[m]"]
     values += ["exp(x[m, n])", "2.0"] if dtype in FLOATS else ["1", "3"]
-    operators = ["+", "-"] if dtype in FLOATS else ["+", "-", "+", "&", "|", "^"]
+    operators = ["+", "-", "maximum"] if dtype in FLOATS else ["+", "-", "+", "&", "|", "^", "maximum", "minimum"]
     operator = draw(st.sampled_from(operators))
     loop = draw(st.sampled_from(LOOPS))
     indent = "    " * (len(loop) + 1)
@@ -37,7 +37,12 @@ def sums(draw: st.DrawFn, dtypes: tuple[str, ...] = FLOATS + INTEGERS) -> tuple[
             st.tuples(st.sampled_from(ALONG_M), st.sampled_from(ALONG_N)),
             st.tuples(st.sampled_from(ALONG_BOTH), st.sampled_from((*ALONG_N, "3", "p[m, n]")))))
         index = f"{row}, {column}" if draw(st.booleans()) else f"{column}, {row}"
-        lines.append(f"{indent}out[{index}] {operator}= {draw(st.sampled_from(values))}")
+        value = draw(st.sampled_from(values))
+        update = f"{operator}(out[{index}], {value})" if operator.isalpha() else f"out[{index}] {operator} {value}"
+        if operator.isalpha() and draw(st.booleans()):
+            update = f"{operator}({value}, out[{index}])"
+        whole = operator.isalpha() or draw(st.booleans())
+        lines.append(f"{indent}out[{index}] = {update}" if whole else f"{indent}out[{index}] {operator}= {value}")
     head = ("V, W = dims('V W')\n@kernel\n"
             f"def k(x: Tensor[{dtype}, M, N], y: Tensor[{dtype}, M], t: Tensor[i32, M], r: Tensor[i32, N],\n"
             f"      u: Tensor[i64, M], p: Tensor[u8, M, N], z: Tensor[{dtype}, M, N], out: Tensor[{dtype}, V, W]):\n")
