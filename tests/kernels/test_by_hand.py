@@ -153,13 +153,13 @@ def test_the_proof_finds_the_one_value_that_differs() -> None:
 
 
 @pytest.mark.parametrize("name, every", [("f32 14x32", 97), ("bf16 14x32", 83), ("f32 6x16", 43), ("row sum", 7),
-                                         ("embedding", 1), ("codebook", 2), ("bf16 tiles", 19 if FUZZ else 37),
-                                         ("i8 tiles", 19 if FUZZ else 37)])
+                                         ("embedding", 1), ("codebook", 2), ("bf16 tiles", 19), ("i8 tiles", 19)])
 def test_planted_errors_are_found(name: str, every: int) -> None:
     """A sample of all mutants, evenly over the text."""
     kernel, made, trials = tried(name)
     chosen = list(mutants(made.assembly))[::every]
     assert len(chosen) >= 8
+    chosen = chosen if FUZZ else chosen[::2]
     assert not [str(m) for m in by_hand.survivors(kernel, made, chip_of(name), chosen, trials)]
 
 
