@@ -2,7 +2,8 @@
 
 In: a loader's matrices. Out: `DenseHeads`, `KeyBlocks` and `ValueBlocks`. Holds: of a prompt keys and values are made
 by rows [heads * features, rank] in f32 or bf16; those in blocks are widened to bf16 for a moment, in memory that all
-layers share. One token's queries are absorbed, and what they find is projected, by the matrices as they are held: by
+layers share; but values where the processor has no products of bf16, which are slower than those of 8 bits. One
+token's queries are absorbed, and what they find is projected, by the matrices as they are held: by
 blocks in products of 8 bits.
 """
 
@@ -58,6 +59,13 @@ class Keys(Heads, Protocol):
 
 
 class Values(Heads, Protocol):
+    @property
+    def quantises(self) -> bool:
+        """Whether `expand` makes them of a prompt, in products of 8 bits."""
+
+    def expand(self, latents: Rows, y: Rows, work: Workspace) -> Steps:
+        """The values y [rows, heads * features] of latent vectors in f32."""
+
     def project(self, x: Vectors, y: Vectors, work: Workspace) -> Steps:
         """What each head found, from the latent space: x [rows, heads * rank], y [rows, heads * features]."""
 
@@ -85,6 +93,13 @@ class DenseHeads:
     @property
     def size(self) -> int:
         return self.weights.size
+
+    @property
+    def quantises(self) -> bool:
+        return False
+
+    def expand(self, latents: Rows, y: Rows, work: Workspace) -> Steps:
+        raise NotImplementedError("plain values are made by `rows`")
 
     def rows(self, rounded: bool, work: Workspace) -> tuple[Array, Steps]:
         return self.weights.reshape(-1, self.weights.shape[2]), []
@@ -161,6 +176,13 @@ class KeyBlocks(_BlockHeads):
 @dataclass(frozen=True, slots=True)
 class ValueBlocks(_BlockHeads):
     """Values whose weights [heads, features, rank] are in blocks along the latent space."""
+
+    @property
+    def quantises(self) -> bool:
+        return self.together.quantises
+
+    def expand(self, latents: Rows, y: Rows, work: Workspace) -> Steps:
+        return self.together.apply_rows("matmul_nt", latents, [], [y], work)
 
     def project(self, x: Vectors, y: Vectors, work: Workspace) -> Steps:
         return self._multiply(x, y, work)
