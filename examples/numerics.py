@@ -9,7 +9,7 @@ from sapper import Tensor, each, exp, f32, f64, i32, span, tiles, u8, where, who
 
 from . import Example, empty, normal
 
-J, K, M, N, P = sp.dims("J K M N P")
+E, J, K, M, N, P = sp.dims("E J K M N P")
 STEPS = 50
 
 
@@ -99,6 +99,24 @@ def histogram(x: Tensor[i32, N], count: Tensor[i32, M]):
         count[x[n]] += 1
 
 
+@sp.kernel
+def smallest_labels(left: Tensor[i32, E], right: Tensor[i32, E], label: Tensor[i32, N], smallest: Tensor[i32, N]):
+    """A step towards the connected parts of a graph: of each node and its neighbours."""
+    for n in tiles(N):
+        smallest[n] = label[n]
+    for e in tiles(E):
+        smallest[left[e]] = sp.minimum(smallest[left[e]], label[right[e]])
+        smallest[right[e]] = sp.minimum(smallest[right[e]], label[left[e]])
+
+
+@sp.kernel
+def heat_on_a_torus(x: Tensor[f32, M, N], rate: f32, y: Tensor[f32, M, N]):
+    """A step of it: what leaves on one side comes in on the other."""
+    for m, n in tiles(M, N):
+        beside = x[m, (n + 1) % N] + x[m, (n - 1) % N] + x[(m + 1) % M, n] + x[(m - 1) % M, n]
+        y[m, n] = x[m, n] + rate * (beside - 4.0 * x[m, n])
+
+
 def _gravity_reference(x, mass):
     between = x[:, None, :] - x[:, :, None]
     square = (between * between).sum(0) + np.float32(0.01)
@@ -140,6 +158,18 @@ def _complex_reference(a_re, a_im, b_re, b_im):
     return a_re @ b_re - a_im @ b_im, a_re @ b_im + a_im @ b_re
 
 
+def _labels_reference(left, right, label):
+    smallest = label.copy()
+    np.minimum.at(smallest, left, label[right])
+    np.minimum.at(smallest, right, label[left])
+    return (smallest,)
+
+
+def _torus_reference(x, rate):
+    beside = sum(np.roll(x, step, axis) for axis in (0, 1) for step in (-1, 1))
+    return (x + np.float32(rate) * (beside - 4 * x),)
+
+
 def _torch_gravity(x, mass):
     import torch
 
@@ -176,6 +206,16 @@ def _torch_complex(a_re, a_im, b_re, b_im):
     return torch.view_as_real(torch.complex(a_re, a_im) @ torch.complex(b_re, b_im)).unbind(-1)
 
 
+def _torch_labels(left, right, label):
+    left, right = left.long(), right.long()
+    smallest = label.scatter_reduce(0, left, label[right], "amin")
+    return smallest.scatter_reduce_(0, right, label[left], "amin")
+
+
+def _torch_torus(x, rate):
+    return x + rate * (x.roll(1, 0) + x.roll(-1, 0) + x.roll(1, 1) + x.roll(-1, 1) - 4 * x)
+
+
 EXAMPLES = [
     Example(gravity, lambda random, s: (
         normal(random, 3, s["N"]), random.random(s["N"], np.float32), empty(3, s["N"])),
@@ -209,4 +249,10 @@ EXAMPLES = [
         empty(s["M"], dtype=np.int32)),
         lambda x: (np.bincount(x).astype(np.int32),), {"M": 64, "N": 65536}, {"M": 21, "N": 1000},
         lambda x: x.bincount()),
+    Example(smallest_labels, lambda random, s: (
+        *(random.integers(0, s["N"], s["E"], np.int32) for _ in range(2)),
+        random.permutation(s["N"]).astype(np.int32), empty(s["N"], dtype=np.int32)),
+        _labels_reference, {"E": 65536, "N": 4096}, {"E": 70, "N": 21}, _torch_labels),
+    Example(heat_on_a_torus, lambda random, s: (normal(random, s["M"], s["N"]), 0.1, empty(s["M"], s["N"])),
+            _torus_reference, {"M": 512, "N": 512}, {"M": 5, "N": 37}, _torch_torus),
 ]

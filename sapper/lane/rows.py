@@ -609,29 +609,40 @@ class RowEvaluation(State):
         return self._fetch(access, op.result, at, level, mask) if row is None else row
 
     def _picked_row(self, op: Op, access: Access, at: dict[str, int], level: int, mask: Value | None) -> Value | None:
-        """The row of a gather from a table that fits a register, held in one; or None. The kernel must not store to it,
-        and it lies in one piece."""
+        """The row of a gather from a table that fits two registers, held in these; or None. The kernel must not store
+        to it, and it lies in one piece."""
         if not self.facts.picks or len(access.gathers) != 1 or any(access.axes.values()) or access.near:
             return None
         tensor, (index, step) = op.operands[0], access.gathers[0]
         dims = tensor.type.dims  # type: ignore[union-attr]
         size = dims[op.operands[1:].index(index)]
         dtype = op.result.type.dtype  # type: ignore[union-attr]
-        if (not isinstance(size, int) or size > self.lanes or step != element_bytes(access.dtype)
+        if (not isinstance(size, int) or size > 2 * self.lanes or step != element_bytes(access.dtype)
                 or dtype not in (f32, i32, bf16, f16, i8, u8, i16) or memory_of(tensor) in self.stored):
             return None
         depth = self.depth_of(access.base)
         memo = self.levels[depth].memo
-        key = ("table", access.base, access.disp, access.dtype, size)
-        if key not in memo:
-            operands, attributes = self.address(Access(access.base, access.disp, {}, access.dtype), {})
-            inside = [self.emit(depth, "mask_first", [self.value(size)], MASK)] if size < self.lanes else []
-            memo[key] = self.emit(depth, "load", [*operands, *inside], RowType(row_dtype(dtype)), dtype=access.dtype,
-                                  masked=bool(inside), **attributes)
+
+        def table(first: int) -> Value:
+            key = ("table", access.base, access.disp, access.dtype, size, first)
+            if key not in memo:
+                here = Access(access.base, access.disp + first * step, {}, access.dtype)
+                operands, attributes = self.address(here, {})
+                some = size - first < self.lanes
+                inside = [self.emit(depth, "mask_first", [self.value(size - first)], MASK)] if some else []
+                memo[key] = self.emit(depth, "load", [*operands, *inside], RowType(row_dtype(dtype)),
+                                      dtype=access.dtype, masked=some, **attributes)
+            found: Value = memo[key]
+            return found
+
         places = self.row(index, at)
         if places.type == RowType(i64):
             places = self.emit(level, "cvt", [places], ROW_I32)
-        row: Value = self.emit(level, "pick", [memo[key], places], memo[key].type)
+        row: Value = self.emit(level, "pick", [table(0), places], table(0).type)
+        if size > self.lanes:       # a pick takes the index modulo the lanes
+            early = self.emit(level, "cmp", [places, self.constant(self.lanes, i32)], MASK, cond="lt")
+            late = self.emit(level, "pick", [table(self.lanes), places], row.type)
+            row = self.emit(level, "select", [early, row, late], row.type)
         if mask is not None:
             zero = self.constant(0.0 if dtype.is_float else 0, row_dtype(dtype))
             row = self.emit(level, "select", [mask, row, zero], row.type)

@@ -217,7 +217,7 @@ class _Nest:
                 top.value("sub", [stop, start]) for start, stop in ranges])
         for loop in self.loops:
             made.append(self._write(loop))
-            _rename(made[-1], taken)
+            rename_axes(made[-1], taken)
         return made
 
     def _write(self, loop: _Loop) -> Op:
@@ -295,8 +295,8 @@ def axes_brought(op: Op) -> list[str]:
     return list(op.attributes["axes"]) if op.name == "tiles" else [op.attributes["axis"]] if op.name == "whole" else []
 
 
-def _rename(loop: Op, taken: set[str]) -> None:
-    """Give axes names that no others have."""
+def rename_axes(loop: Op, taken: set[str]) -> None:
+    """Give the axes that a loop brings names that no others have."""
     names = {}
     for axis in (axis for op in loop.walk() for axis in axes_brought(op)):
         names[axis] = next(name for n in count() if (name := f"{axis}_{n}" if n else axis) not in taken)
@@ -304,12 +304,12 @@ def _rename(loop: Op, taken: set[str]) -> None:
     for op in loop.walk():
         for key, named in op.attributes.items():
             if key in ("axes", "over"):
-                op.attributes[key] = [names[axis] for axis in named]
+                op.attributes[key] = [names.get(axis, axis) for axis in named]
             elif key == "axis":
-                op.attributes[key] = names[named]
+                op.attributes[key] = names.get(named, named)
         for value in op.results:
             if isinstance(value.type, TileType):
-                value.type = TileType(value.type.dtype, tuple(names[axis] for axis in value.type.axes))
+                value.type = TileType(value.type.dtype, tuple(names.get(axis, axis) for axis in value.type.axes))
 
 
 def _copied(op: Op, values: dict[Value, Value]) -> Op:

@@ -11,7 +11,23 @@ import sapper.targets.x86_64.select as rules
 from sapper.codegen.machine import Instruction, Label, MachineFunction, Memory
 from sapper.codegen.select import SelectionError, select
 from sapper.ir.nodes import Block, Builder, Function, Op, Value
-from sapper.ir.types import MASK, ROW_B32, ROW_F32, ROW_F64, ROW_I32, S64, b32, bf16, f16, f32, f64
+from sapper.ir.types import (
+    MASK,
+    ROW_B32,
+    ROW_F32,
+    ROW_F64,
+    ROW_I32,
+    S64,
+    DType,
+    RowType,
+    b32,
+    bf16,
+    f16,
+    f32,
+    f64,
+    i32,
+    u8,
+)
 from sapper.lane.ops import LANE_OPS, MATH
 from sapper.targets.x86_64.target import TARGETS, Target
 
@@ -299,3 +315,15 @@ def test_row_of_integers_from_a_scalar_needs_one_broadcast() -> None:
     function, b, (p, n, _, _) = start()
     b.add("store", [b.value("splat", [n], ROW_I32), p], dtype=f32)
     assert names(select(function, rules, V4))["vpbroadcastd.general.512"] == 1
+
+
+@pytest.mark.parametrize(("dtype", "count", "moved"), [(u8, 4, "vmovd.to_vec"), (bf16, 2, "vmovd.to_vec"),
+                                                       (bf16, 4, "vmovq"), (u8, 3, "vpinsrb")])
+def test_so_many_narrow_elements_are_loaded_at_once(dtype: DType, count: int, moved: str) -> None:
+    """The first lanes of a row, where no opmask can say which: as one number, if they are 4 or 8 bytes."""
+    function, b, (base, place, *_) = start(lanes=8)
+    mask = b.value("mask_first", [b.value("s_const", [], S64, value=count)], MASK)
+    row = b.value("load", [base, mask], RowType(i32 if dtype is u8 else f32), dtype=dtype, masked=True, disp=0)
+    b.add("store", [row, place], dtype=f32 if dtype is bf16 else i32, masked=False, disp=0, streaming=False)
+    found = names(select(function, rules, V3))
+    assert found["vpinsrb"] == (8 if moved == "vpinsrb" else 0) and found[moved]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import Tensor, f32, i8, i32, tiles, u8
+from sapper import Tensor, bf16, f32, i8, i32, tiles, u8
 from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
 from sapper.lane.tables import LARGEST_OFFSET
 from sapper.runtime.check import check_kernel
@@ -94,11 +94,20 @@ def by_rows(w: Tensor[i32, M, N], books: Tensor[f32, M, 8], y: Tensor[f32, M, N]
         y[m, n] = books[m, w[m, n] & 7]
 
 
-@pytest.mark.parametrize(("kernel", "chips"), [(codebook, [ZEN4]), (eight, [V3, ZEN4])], ids=["i8", "f32"])
-def test_a_table_that_fits_a_register_is_picked_from(kernel: Any, chips: list[Any]) -> None:
-    for chip in (V3, ZEN4):
+@sp.kernel
+def twenty(w: Tensor[i32, N], book: Tensor[bf16, 20], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = book[sp.minimum(sp.maximum(w[n], 0), 19)].to(f32)
+
+
+@pytest.mark.parametrize(("kernel", "picks"), [(codebook, (2, 1)), (eight, (1, 1)), (twenty, (0, 2))],
+                         ids=["i8", "f32", "bf16"])
+def test_a_table_that_fits_two_registers_is_picked_from(kernel: Any, picks: tuple[int, int]) -> None:
+    """picks: for each row, with 8 lanes and with 16."""
+    for chip, count in zip((V3, ZEN4), picks, strict=True):
         names = names_of(kernel, chip)
-        assert (names["pick"] > 0) == (chip in chips) and (names["gather"] > 0) == (chip not in chips)
+        assert (names["pick"] > 0) == (count > 0) != (names["gather"] > 0)
+        assert count < 2 or (names["pick"] % 2 == 0 and names["select"] >= names["pick"] // 2)
         assert check_kernel(kernel, chip, runs=6).finding is None
     assert not names_of(codebook, ZEN4)["and"]  # the index is taken modulo the lanes
     assert "pick" not in names_of(kernel, target("sm_80"))
@@ -106,7 +115,7 @@ def test_a_table_that_fits_a_register_is_picked_from(kernel: Any, chips: list[An
 
 def test_what_is_no_such_table_is_gathered() -> None:
     @sp.kernel
-    def longer(w: Tensor[i32, N], book: Tensor[f32, 17], y: Tensor[f32, N]):
+    def longer(w: Tensor[i32, N], book: Tensor[f32, 33], y: Tensor[f32, N]):
         for n in tiles(N):
             y[n] = book[w[n] & 15]
 

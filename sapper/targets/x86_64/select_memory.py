@@ -150,6 +150,10 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> No
 def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
     """Elements of 1 or 2 bytes at consecutive places, only those that are on; the others are 0."""
     register = s.new("vec")
+    count = s.constant_of(mask.op.operands[0]) if mask.op is not None and mask.op.name == "mask_first" else None
+    if count is not None and count * size in (4, 8):
+        s.emit("vmovd.to_vec" if count * size == 4 else "vmovq", register, memory)
+        return register
     s.emit("vxorps.128", register, register, register)
     letter = "b" if size == 1 else "w"
     for_each_lane(s, mask, lambda lane: s.emit(f"vpinsr{letter}", register, register, moved(s, memory, lane * size),
