@@ -59,6 +59,7 @@ class WalkChoice:
     joined to slots there, the loads that are so before, a piece of the columns at a time, for all pieces of rows.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
     parts: where not 1 that is the lane axis, of which so many parts have as many vectors each.
+    depth_parts: where not 0 the depth is parted, and each of so many parts has a step at a time.
     errors_first: the axis of the rows of which it is summed before all else what packed dot products are too large by.
     """
 
@@ -87,6 +88,7 @@ class WalkChoice:
     bound: TileBlocks | TileSlots | None = None
     parted: str | None = None
     parts: int = 1
+    depth_parts: int = 0
     depth_block: int = 0
     row_pieces: int = 1
     column_block: int = 0
@@ -197,12 +199,15 @@ class AxisLoops(Runs):
     def parted_loop(self, axis: str, count: int, body: Callable[[Carried], Carried]) -> None:
         """Run `body` with `axis` bound to `count` coordinates of its open extent, which is parted among them: the next
         ones are their neighbours. What is left is taken one by one."""
+        self.parted_depth(axis, count, [], body)
+
+    def parted_depth(self, axis: str, count: int, carried: Carried, body: Callable[[Carried], Carried]) -> Carried:
+        """The same, threading carried values through."""
         o = self.open[axis]
         part = self.scalar("s_floordiv", o.extent, count)
-        stop = self.add(o.offset, part)
-        self._loop(axis, o.offset, stop, count, False, False, [], body, part)
-        self._loop(axis, self.add(o.offset, self.mul(part, count)), self.add(o.offset, o.extent), 1, False, False, [],
-                   body)
+        carried = self._loop(axis, o.offset, self.add(o.offset, part), count, False, False, carried, body, part)
+        taken = self.add(o.offset, self.mul(part, count))
+        return self._loop(axis, taken, self.add(o.offset, o.extent), 1, False, False, carried, body)
 
     def parted_lanes(self, axis: str, count: int, parts: int, body: Callable[[Carried], Carried]) -> None:
         """The same of an axis across the lanes: `count // parts` vectors of each of so many parts. Of what is left as

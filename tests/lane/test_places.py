@@ -1,4 +1,4 @@
-"""Panels that a single row meets, read from several places at a time (Requests.row_streams, `again` of none)."""
+"""What a single row meets, read from several places at a time (Requests.row_streams, where nothing is asked again)."""
 
 from __future__ import annotations
 
@@ -97,6 +97,45 @@ def test_panels_of_blocks_that_are_left(panels: int) -> None:
     expected = run_on(function, {**named, "y": named["y"].copy()}, Facts())
     found = run_on(function, named, FOLLOWED)
     np.testing.assert_allclose(found, expected, rtol=1e-6)      # an addition more is fused, or fewer
+
+
+@settings(max_examples=examples(20))
+@given(name=st.sampled_from(["expert_matvec_f32", "expert_matvec_swiglu_bf16"]), width=st.integers(1, 70),
+       depth=st.integers(0, 30), seed=st.integers(0, 99))
+def test_the_depth_comes_from_several_places(name, width, depth, seed) -> None:
+    """Steps that are left, and pieces of a row of which some are not whole."""
+    entry = LIBRARY[name]
+    shape = {"E": 3, "K": 2, "B": 2, "I": depth, "L": width}
+    arguments = dict(zip([v.name for v in entry.kernel.tile_ir().arguments],
+                         entry.make_arguments(np.random.default_rng(seed), shape).values(), strict=True))
+    plain, found = ({**arguments, "y": arguments["y"].copy()} for _ in range(2))
+    run_lane(reduce_loops(entry.kernel.tile_ir()), plain, facts=Facts())
+    run_lane(reduce_loops(entry.kernel.tile_ir()), found, facts=FOLLOWED)
+    # Sums of at most 30 products of about 1 in another order, each rounded to 2^-24.
+    np.testing.assert_allclose(found["y"], plain["y"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["expert_matvec_f32", "expert_matvec_swiglu_bf16"])
+def test_nobody_asks_for_what_comes_from_several_places(name: str) -> None:
+    entry = LIBRARY[name]
+    arguments = dict(zip([v.name for v in entry.kernel.tile_ir().arguments], entry.make_arguments(
+        np.random.default_rng(0), {"E": 2, "K": 1, "B": 1, "I": 16, "L": 32}).values(), strict=True))
+
+    def asks(facts):
+        lane = run_lane(reduce_loops(entry.kernel.tile_ir()), {**arguments}, facts=facts)
+        return any(op.name == "prefetch" for op in lane.walk())
+
+    assert asks(ASKED) and not asks(FOLLOWED)
+
+
+@pytest.mark.parametrize(("typical", "vectors"), [(64, 4), (2048, 6)])
+def test_a_piece_is_at_most_half_of_a_short_axis(typical: int, vectors: int) -> None:
+    """Else few extents of its class have a whole one, and the others are walked by single vectors."""
+    function = reduce_loops(LIBRARY["expert_matvec_swiglu_f32"].kernel.tile_ir())
+    canonicalize(function)
+    dims = {"E": DimClass(16, 16), "B": DimClass(32, 16), "K": DimClass(6, 1), "I": DimClass(1024, 64),
+            "L": DimClass(typical, 16)}
+    assert choices(function, Schedule(), FOLLOWED, Specialization(dims)).schedule.registers["l"] == vectors
 
 
 def run_on(function, arguments, facts):
