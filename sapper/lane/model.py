@@ -13,7 +13,7 @@ from functools import cached_property
 from math import gcd, prod
 
 from ..ir.nodes import Op, Value
-from ..ir.types import TileType, bf16, f32, u8
+from ..ir.types import TileType, bf16, bool_, f32, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import LATE, Walk, axes_of
@@ -809,7 +809,7 @@ class Model(RegisterFactors):
         staged = []
         for reduction in walk.reductions:
             for value in reduction.operands:
-                while value.op is not None and value.op.name == "cast":
+                while value.op is not None and value.op.name == "cast" and value not in self.buffers:
                     value = value.op.operands[0]
                 op = value.op
                 if (op is None or op.name != "load" or op in staged or not self._wants_stage(op) or value in self.rows
@@ -817,7 +817,11 @@ class Model(RegisterFactors):
                     continue
                 axes = set(value.type.axes)  # type: ignore[union-attr]
                 open_axes = {a for a in axes if a in self.open}
-                if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
+                # Of an axis that a nest holds at several coordinates there would be a copy for each.
+                several = any(a in self.bound and (self.bound[a].lane or self.bound[a].count > 1) for a in axes)
+                is_mask = value.type.dtype is bool_  # type: ignore[union-attr]
+                if (is_mask or value in self.buffers or depth_axis not in axes or several
+                        or open_axes - {depth_axis, lane, row_axis}):
                     continue
                 columns = self.stages_columns(op, row_axis, counts)
                 # Where nobody knows how many rows there may be, those at hand are copied, if for several panels.

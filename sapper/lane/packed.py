@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import FLOAT8, ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32, i8, i16, i32, u8
 from ..tile.affine import affine
+from ..tile.plan import axes_of
 from ..tile.schedule import Facts, Panels
 from .joined_rows import JoinedRows
 from .rows import LoweringError
@@ -193,7 +194,9 @@ class PackedRows(JoinedRows):
     # Rows.
 
     def operand_row(self, op: Op, at: dict[str, int]) -> Value:
-        """The row of a load that a contraction reads: of slots where the walk is packed."""
+        """The row of a load that a contraction reads: of slots where the walk is packed. An axis that a nest holds at
+        one coordinate may be missing in `at`."""
+        at = {**dict.fromkeys(axes_of(op.result), 0), **at}
         if self.packing is None:
             return self.row(op.result, at)
         return self.slot_row(op.result, at, op.result in self.packing.turned)

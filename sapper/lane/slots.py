@@ -101,7 +101,7 @@ class KeptSlots(PackedRows):
             depth, held = self.slot_axes[value], self.buffers[value]
             access = Access(held.base, held.disp, {**held.axes, depth: self.mul(held.axes[depth], PAIR)}, b32,
                             relative=True)
-            memo[key] = self.fetch_row(access, b32, at, level, None, padded=True)
+            memo[key] = self.fetch_row(access, b32, at, level, self.lane_mask(axes_of(value)), padded=True)
         found: Value = memo[key]
         return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..ir.nodes import Op
-from ..ir.types import MASK, ROW_I32, S64, RowType, i32, i64, u8
+from ..ir.types import MASK, ROW_I32, S64, RowType, i4, i32, i64, u8
 from ..tile.plan import Walk
 from ..tile.schedule import Panels
 from .axis_loops import Carried, WalkChoice
@@ -236,8 +236,10 @@ class Staging(Prefetches):
                     offset = self.scalar("s_min", self.add(outer.offset, i), last)
                     self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
                 operands, attributes = self.address(access, {lane: i if last is None else 0})
-                rows.append(self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype), dtype=access.dtype,
-                                      masked=bool(tail), **attributes))
+                row = self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype), dtype=access.dtype,
+                                masked=bool(tail), **attributes)
+                # The byte in which an i4 lies may hold more than its bits.
+                rows.append(self.wrap(row, i4, self.depth) if op.result.type.dtype is i4 else row)  # type: ignore[union-attr]
             self.bound[lane] = outer
             self.bound[depth_axis] = Bound(inner.offset, lanes, False, None, inner.depth)
             for i, row in enumerate(self.transposed(rows, self.depth)):     # the panel is deep enough for whole squares

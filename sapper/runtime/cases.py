@@ -11,6 +11,7 @@ which iterations store that are asserted to be disjoint are all different.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy
 
-from ..ir.nodes import Function, Value
+from ..ir.nodes import Block, Function, Value
 from ..ir.types import Dim, DType, TensorType, TileType
 from ..lang.dims import evaluate_nested, names_in
 from ..tile.interpret import interpret
@@ -48,6 +49,7 @@ _DIMS = {
     "ones": (1,), "small": (2, 3, 5, 7), "ragged": (15, 17, 31, 33, 18), "large": (65, 70, 100, 129),
     "round": (16, 32, 64, 128),
 }
+_LONG = ("ragged", "large", "round")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +197,18 @@ def cases(
     dims = list(dict.fromkeys(
         d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
     ))
-    plan = _plan(runs)
+    plan, pairs = _plan(runs), pairs_of_dims(function, dims)
+    pairs = [*pairs[-1:], *pairs[:-1]]      # the first pair then has the first large extents
     ordered = sorted(shapes, key=lambda shape: _volume(shape.values()))
     for at, (extents, layout, hostile, fixed) in enumerate(plan):
         random = numpy.random.default_rng([seed, at])
         if ordered:
             shape = dict(ordered[at % len(ordered)])
         else:
-            shape = _draw_dims(random, dims, extents)
+            kept: tuple[str, ...] = ()
+            if pairs and extents in _LONG:
+                kept, pairs = pairs[0], [*pairs[1:], pairs[0]]
+            shape = _draw_dims(random, dims, extents, kept)
             for dim, factor in (divisible or {}).items():
                 shape[dim] = -(-shape[dim] // factor) * factor
             _make_whole(shape, function)
@@ -352,11 +358,30 @@ def _volume(extents: Any) -> int:
     return volume
 
 
-def _draw_dims(random: numpy.random.Generator, dims: list[str], extents: str) -> dict[str, int]:
+def pairs_of_dims(function: Function, dims: list[str]) -> list[tuple[str, ...]]:
+    """Dimensions two of which the loops over tiles of a nest walk, or else any two. Which of both lies across the lanes
+    shows only where both are long."""
+    found: dict[tuple[str, ...], None] = {}
+
+    def visit(block: Block, around: tuple[str, ...]) -> None:
+        for op in block.ops:
+            ends = [v.op for v in op.operands[1:2 * len(op.attributes["axes"]):2]] if op.name == "tiles" else []
+            walked = tuple(end.attributes["name"] for end in ends if end is not None and end.name == "dim")
+            inside = tuple(dict.fromkeys((*around, *walked)))
+            found.update(dict.fromkeys(itertools.combinations(inside, 2)))
+            for inner in op.blocks:
+                visit(inner, inside)
+
+    visit(function.body, ())
+    return list(found) or list(itertools.combinations(dims, 2))
+
+
+def _draw_dims(random: numpy.random.Generator, dims: list[str], extents: str, kept: tuple[str, ...]) -> dict[str, int]:
+    """kept: which stay as long as they are drawn where all together are too many points."""
     pool = _DIMS["small" if extents == "zero" else extents]
     shape = {dim: int(random.choice(pool)) for dim in dims}
     while _volume(shape.values()) > LARGE_VOLUME:
-        widest = max(shape, key=lambda dim: shape[dim])
+        widest = max(shape, key=lambda dim: (dim not in kept and shape[dim] > 2, shape[dim]))
         shape[widest] = shape[widest] // 2 + 1
     if extents == "zero" and dims:
         shape[dims[int(random.integers(len(dims)))]] = 0

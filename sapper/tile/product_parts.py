@@ -142,6 +142,8 @@ class _Nest:
             before, left = left, [op for op in left if op not in self.placed]
             if len(left) == len(before):
                 return False
+        if not all(loop.tiled for loop in self.loops):
+            return False        # a sum that all elements share spans no axis: its loop would walk none
         return bool(products) and len(self.loops) > 1 and all(
             value.type.dtype is not bool_ for value in self.passed())  # type: ignore[union-attr]
 
@@ -156,9 +158,13 @@ class _Nest:
         return fixed
 
     def _place(self, ops: list[Op], loop: _Loop) -> None:
-        """Those of the ops, in order, that are not placed, and whose operands are, become the loop's."""
+        """Those of the ops, in order, that are not placed, and whose operands are, in no loop after this one, become
+        its own."""
         for op in ops:
             if op not in self.placed and all(v.op in self.placed or v.op not in self.fixed for v in op.operands):
+                homes = [self.home[v] for v in op.operands if v in self.home]
+                if loop in self.loops and any(self.loops.index(home) > self.loops.index(loop) for home in homes):
+                    continue
                 if loop not in self.loops:
                     self.loops.append(loop)
                 loop.ops.append(op)

@@ -24,7 +24,7 @@ from sapper.targets.x86_64.detect import FEATURE_BITS, host
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.rounding import expect
-from tests.strategies import assert_expected, kernels, reject_unbuildable
+from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 
 from . import library_kernels as source
 from .c_caller import Loaded, in_child
@@ -249,7 +249,7 @@ def test_only_code_with_tiles_needs_them() -> None:
     assert "avx512_bf16" in spelled and "amx" not in spelled
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=kernels(), seed=st.integers(0, 1000), machine=st.sampled_from(MACHINES), workers=st.integers(1, 2),
        special=st.booleans(), plain=st.booleans())
 def test_random_kernels(tmp_path_factory, case, seed, machine, workers, special, plain) -> None:

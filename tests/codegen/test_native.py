@@ -79,7 +79,7 @@ def test_lines_that_are_loaded_whole_end_with_their_rows(machine, rows, depth, s
     assert entry.compare(arguments, expected) is None
 
 
-@settings(max_examples=examples(60))
+@settings(max_examples=examples(40))
 @given(case=kernels(), seed=st.integers(0, 1000), machine=st.sampled_from(MACHINES), threads=st.integers(1, 3),
        hint=st.sampled_from([None, 1, 7, 40, 1000, 20000]))
 def test_random_kernels(case, seed, machine, threads, hint) -> None:

@@ -187,6 +187,20 @@ def largest_of_few(x: Tensor[f32, M, N, D], y: Tensor[f32, M, N, 2]):
         y[m, n, k] = best
 
 
+@kernel
+def sums_of_rows_held(x: Tensor[f32, T, C], w: Tensor[f32, M, T, D], y: Tensor[f32, K, M, C, D, N]):
+    """An operand of the product inside spans, beside what it is summed over and what lies across the lanes, rows that
+    the nest holds, several at once."""
+    for k in each(K):
+        for m, n in tiles(M, N):
+            d = whole(D)
+            for c in tiles(C):
+                acc = zeros(m, c, d, dtype=f32)
+                for t in tiles(T):
+                    acc -= x[t, c] @ w[m, t, d]
+                y[k, m, c, d, n] = acc
+
+
 def normal(*extents: int) -> np.ndarray:
     return np.random.default_rng(sum(extents)).standard_normal(extents, dtype=np.float32)
 
@@ -436,6 +450,21 @@ def test_one_axis_of_a_nest_lies_across_the_lanes(tokens: int, heads: int, facts
     arguments = {"x": x, "y": np.full((tokens, heads, 2), np.nan, np.float32)}
     lowered(largest_of_few, arguments, facts, hints=hints)
     np.testing.assert_array_equal(arguments["y"], -np.sort(-x)[..., :2])
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("rows", [1, 3, 5, 16, 33])
+@pytest.mark.parametrize("turned", [False, True])
+def test_operands_may_span_rows_that_a_nest_holds(turned: bool, rows: int, facts: Facts) -> None:
+    """They were copied as if there were one row."""
+    x, w = normal(9, 5), normal(rows, 9, 18)
+    if turned:
+        w = np.ascontiguousarray(w.swapaxes(1, 2)).swapaxes(1, 2)
+    for hint in (2, 40):
+        arguments = {"x": x, "w": w, "y": np.full((1, rows, 5, 18, 17), np.nan, np.float32)}
+        lowered(sums_of_rows_held, arguments, facts, hints={"K": 1, "M": hint, "N": 40, "C": 40, "T": 40, "D": 40})
+        np.testing.assert_allclose(arguments["y"], np.broadcast_to(
+            -np.einsum("tc,mtd->mcd", x, w)[None, ..., None], arguments["y"].shape), rtol=1e-4, atol=1e-5)
 
 
 def test_a_range_may_begin_anywhere_and_be_of_fixed_length() -> None:

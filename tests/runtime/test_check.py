@@ -16,7 +16,7 @@ from sapper.codegen.machine import Instruction, Memory, Register
 from sapper.kernels import find
 from sapper.lane import math, rows, simplify
 from sapper.runtime import check as check_module
-from sapper.runtime.cases import IntegerUse, arguments_of_shape, cases, copy_of, integer_uses
+from sapper.runtime.cases import IntegerUse, arguments_of_shape, cases, copy_of, integer_uses, pairs_of_dims
 from sapper.runtime.check import STATIONS, check_kernel
 from sapper.targets import target
 from sapper.targets.x86_64 import select as rules
@@ -24,7 +24,7 @@ from sapper.targets.x86_64.instructions import ROWS
 from sapper.tile import canonical
 from sapper.tile.interpret import interpret
 
-M, N, K = sp.dims("M N K")
+D, M, N, K, T = sp.dims("D M N K T")
 
 
 @sp.kernel
@@ -321,6 +321,30 @@ def test_cases_are_the_same_for_the_same_seed_and_have_all_kinds() -> None:
     assert any(c.static for c in first) and any(not c.small for c in first)
     assert all(np.isnan(c.arguments["y"]).all() for c in first)
     assert [c.label for c in cases(clipped, function, 4, 12)] != [c.label for c in first]
+
+
+@sp.kernel
+def heads_of_one_cache(q: Tensor[f32, T, M, D], k: Tensor[f32, N, D], y: Tensor[f32, T, M, D]):
+    for t, m in tiles(T, M):
+        d = sp.whole(D)
+        acc = sp.zeros(t, m, d, dtype=f32)
+        for n in tiles(N):
+            acc += sp.exp(q[t, m, d] @ k[n, d]) @ k[n, d]
+        y[t, m, d] = acc
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_two_axes_of_a_nest_are_long_together(seed: int) -> None:
+    """Whatever the others are cut to: which of them lies across the lanes shows only so. Those of the outermost loop
+    are twice as long as any register has lanes, and more."""
+    function = heads_of_one_cache.tile_ir()
+    assert pairs_of_dims(function, ["T", "M", "D", "N"]) == [("T", "M"), ("T", "N"), ("M", "N")]
+    assert pairs_of_dims(part.tile_ir(), ["N"]) == []
+    shapes = [{"T": q.shape[0], "M": q.shape[1], "N": k.shape[0]} for q, k in (
+        (case.arguments["q"], case.arguments["k"]) for case in cases(heads_of_one_cache, function, seed, 12))]
+    for a, b in ("TM", "TN", "MN"):
+        assert any(shape[a] >= 15 and shape[b] >= 15 for shape in shapes)
+    assert any(min(shape["T"], shape["M"]) >= 65 for shape in shapes)
 
 
 @pytest.mark.parametrize("view", [

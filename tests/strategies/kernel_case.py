@@ -29,7 +29,8 @@ class TensorSpec:
     """A tensor parameter.
 
     dims: names, or static sizes. role: "data", "output" (also read, perhaps), or "index": integers from 0 up to, but
-    without, the extent `below`; "length": up to and with it; "places": as "index", and no two are equal.
+    without, the extent `below`; "length": up to and with it; "starts": likewise, rising, from 0 to it; "places": as
+    "index", and no two are equal.
     """
 
     name: str
@@ -45,7 +46,8 @@ class KernelCase:
 
     name: the kernel's name in it. tensors, scalars: parameters. derived: extents that follow from others, as
     (dimension, base, factor, offset): dimension = base * factor + offset. positive: dimensions that may not be empty.
-    features: what it uses, for choosing and for statistics.
+    features: what it uses, for choosing and for statistics. extents: of all dimensions, where they are no matter of the
+    seed.
     """
 
     source: str
@@ -55,6 +57,7 @@ class KernelCase:
     derived: tuple[tuple[str, str, int, int], ...] = ()
     positive: frozenset[str] = frozenset()
     features: frozenset[str] = field(default=frozenset())
+    extents: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
         return f"KernelCase({self.name}: {', '.join(sorted(self.features))})\n{self.source}"
@@ -73,6 +76,8 @@ class KernelCase:
 
     def sizes(self, seed: int) -> dict[str, int]:
         """An extent for each dimension."""
+        if self.extents:
+            return dict(self.extents)
         rng = np.random.default_rng(seed)
         derived = {dimension for dimension, *_ in self.derived}
         names = list(dict.fromkeys(
@@ -103,6 +108,9 @@ class KernelCase:
             if tensor.role in ("index", "length"):
                 limit = sizes[tensor.below] + (tensor.role == "length")
                 values = rng.integers(0, max(1, limit), shape)
+            elif tensor.role == "starts":
+                values = np.sort(rng.integers(0, sizes[tensor.below] + 1, shape))
+                values[0], values[-1] = 0, sizes[tensor.below]
             elif tensor.role == "places":
                 values = rng.permutation(sizes[tensor.below])[:math.prod(shape)].reshape(shape)
             else:

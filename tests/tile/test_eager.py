@@ -26,6 +26,7 @@ from sapper.tile.interpret import interpret
 from sapper.tile.rounding import expect
 from tests.strategies import assert_agree, assert_expected, examples, kernels
 from tests.strategies.generate import reject_unbuildable
+from tests.strategies.nests import TILE_SIZES, nests
 
 M, N, K = dims("M N K")
 BF16 = ml_dtypes.bfloat16
@@ -63,6 +64,20 @@ def test_random_kernels_of_integers_are_exact_and_race_free(case, seed):
     interpret(function, second, check_races=True)
     for tensor in case.tensors:
         np.testing.assert_array_equal(first[tensor.name], second[tensor.name])
+
+
+@given(nests(), st.integers(0, 2**32 - 1))
+@settings(max_examples=examples(8))
+def test_kernels_as_users_write_them_agree_with_their_tile_ir_and_do_not_race(case, seed):
+    kernel = case.load()
+    function = kernel.tile_ir()
+    arguments = case.make_arguments(seed, hostile=False)
+    expected = expect(function, arguments, seed=seed, tile_sizes=TILE_SIZES)
+    given_to_eager, given_to_ir = copied(arguments), copied(arguments)
+    eager.run(kernel, given_to_eager, 9)
+    assert_expected(given_to_eager, expected, repr(case))
+    interpret(function, given_to_ir, check_races=True)
+    assert_expected(given_to_ir, expected, repr(case))
 
 
 @kernel

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sapper as sp
 from sapper import Tensor, bf16, each, exp, f32, i32, max, maximum, sum, tiles, where, whole, zeros
@@ -19,8 +21,13 @@ from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.product_parts import part_products
 from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.rounding import expect
 from sapper.tile.semantics import numpy_dtype
+from tests.strategies import KernelCase, assert_expected, examples
+from tests.strategies.nests import TILE_SIZES, nests
 
+FEW_POINTS = 500
+"""Of nests that are run one element of a loop at a time."""
 B, H, K, M, N = sp.dims("B H K M N")
 
 
@@ -86,7 +93,17 @@ def scaled(x: Tensor[f32, M, K], w: Tensor[f32, K, N], scale: Tensor[f32, N], y:
         y[m, n] = (x[m, k] * sum(x[m, k], over=k)) @ (w[k, n] * scale[n])
 
 
-KERNELS = {two_layers: 2, gated: 3, attention: 3, nearest: 3, masked: 2, gathered: 2, scaled: 3}
+@sp.kernel
+def sums_of_sums(u: Tensor[f32, B, M, H], z: Tensor[f32, M, H], x: Tensor[f32, M, K], w: Tensor[f32, K, N],
+                 y: Tensor[f32, B, M, N]):
+    """A sum over what follows a sum that spans fewer axes, though another one of its own axes is made before."""
+    for b, m, n in tiles(B, M, N):
+        k, h = whole(K), whole(H)
+        first, shared = sum(u[b, m, h], over=h), sum(z[m, h], over=h)
+        y[b, m, n] = x[m, k] @ w[k, n] + first + sum(u[b, m, h] * shared, over=h)
+
+
+KERNELS = {two_layers: 2, gated: 3, attention: 3, nearest: 3, masked: 2, gathered: 2, scaled: 3, sums_of_sums: 6}
 """And how many loops become of each."""
 
 
@@ -144,11 +161,32 @@ def test_no_element_is_passed_twice(k: Kernel) -> None:
     interpret(parted(k), arguments_of(k, {"B": 2, "H": 3, "K": 2, "M": 3, "N": 4}), check_races=True)
 
 
+@settings(max_examples=examples(80))
+@given(case=nests(FEW_POINTS), seed=st.integers(0, 1000))
+def test_kernels_as_users_write_them(case: KernelCase, seed: int) -> None:
+    """Whatever becomes of their products: the meaning is the same, and no element is passed twice."""
+    kernel = case.load()
+    arguments = case.make_arguments(seed, hostile=False)
+    expected = expect(kernel.tile_ir(), arguments, tile_sizes=TILE_SIZES)
+    interpret(parted(kernel), arguments, check_races=True)
+    assert_expected(arguments, expected, repr(case))
+
+
 @sp.kernel
 def alone(x: Tensor[f32, M, K], w: Tensor[f32, K, N], y: Tensor[f32, M, N]):
     for m, n in tiles(M, N):
         k = whole(K)
         y[m, n] = maximum(x[m, k] @ w[k, n], 0.0)
+
+
+@sp.kernel
+def scaled_by_all(x: Tensor[f32, M, K], scale: Tensor[f32, K], w: Tensor[f32, K, N], gain: Tensor[f32, N],
+                  v: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    """What all rows share spans no axis: a loop of its own would walk none."""
+    for m, n in tiles(M, N):
+        k = whole(K)
+        v[m, n] = (x[m, k] + 1.0) @ (w[k, n] * gain[n])
+        y[m, n] = (x[m, k] * sum(scale[k] * scale[k], over=k)) @ w[k, n]
 
 
 @sp.kernel
@@ -169,7 +207,7 @@ def on_itself(x: Tensor[f32, M, K], w: Tensor[f32, K, K], v: Tensor[f32, K, K], 
         y[m, n] = maximum(x[m, k] @ w[k, h], 0.0) @ v[h, n]
 
 
-@pytest.mark.parametrize("k", [alone, in_order, on_itself], ids=lambda k: k.name)
+@pytest.mark.parametrize("k", [alone, in_order, on_itself, scaled_by_all], ids=lambda k: k.name)
 def test_others_stay(k: Kernel) -> None:
     assert len(loops_of(parted(k))) == 1
 

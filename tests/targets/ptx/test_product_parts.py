@@ -193,3 +193,22 @@ def test_the_model_s_schedule_written_out_is_followed() -> None:
     made = choices(function, Schedule(), facts, known)
     assert loops(made.schedule) == loops(Schedule()) > 0 == loops(Schedule(matrix=False))
     assert made.product is None
+
+
+@sp.kernel
+def scaled_by_all(x: Tensor[f32, M, K], scale: Tensor[f32, K], w: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+    """What all rows share spans no axis: a loop of its own would walk none."""
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = (x[m, k] * sum(scale[k] * scale[k], over=k)) @ w[k, n]
+
+
+@pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
+def test_what_all_rows_share_spans_no_axis(level: str) -> None:
+    random = np.random.default_rng(0)
+    x, scale, w = (random.standard_normal(shape, dtype=np.float32) for shape in ((33, 17), (17,), (17, 20)))
+    y = np.full((33, 20), np.nan, np.float32)
+    code = compile_kernel(scaled_by_all, {}, dict.fromkeys(("x", "scale", "w", "y"), "contiguous"),
+                          dict.fromkeys(("M", "K", "N"), (2**31 - 1, 1)), targets.target(level), None)
+    emulate.run(scaled_by_all, x, scale, w, y, target=level, workers=9, code=code)
+    np.testing.assert_allclose(y, (x * (scale * scale).sum()) @ w, rtol=1e-4, atol=1e-4)

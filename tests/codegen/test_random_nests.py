@@ -1,0 +1,52 @@
+"""Kernels of the forms that users write, drawn (tests/strategies/nests.py), as machine code, and as the lane IR that it
+is selected from for processors that this one may not be."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper.codegen.pipeline import facts_of, finish_lane
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.canonical import canonicalize
+from sapper.tile.moved import move_as_integers
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.rounding import expect
+from tests.lane.run_lane import run_lane, specialize
+from tests.strategies import KernelCase, assert_expected, examples
+from tests.strategies.nests import TILE_SIZES, hints, nests
+
+from .run_native import RUNNABLE, run_native
+
+FOREIGN = ("zen4", "sapphirerapids", "v4")
+"""With packed dot products of bf16 and bytes, tile registers too, and neither."""
+
+MEDIUM = 5000
+FEW_POINTS = 2000
+"""Of nests that are run, and of those that are interpreted row by row."""
+
+
+@settings(max_examples=examples(16))
+@given(case=nests(MEDIUM), seed=st.integers(0, 1000), machine=st.sampled_from(RUNNABLE), threads=st.integers(1, 2),
+       guess=st.integers(0, 2**32 - 1))
+def test_machine_code(case: KernelCase, seed: int, machine: str, threads: int, guess: int) -> None:
+    kernel = case.load()
+    arguments = case.make_arguments(seed, hostile=False)
+    expected = expect(kernel.tile_ir(), arguments, tile_sizes=TILE_SIZES)
+    run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads, hints(case, guess))
+    assert_expected(arguments, expected, repr(case))
+
+
+@settings(max_examples=examples(32))
+@given(case=nests(FEW_POINTS), seed=st.integers(0, 1000), machine=st.sampled_from(FOREIGN), workers=st.integers(1, 3),
+       guess=st.integers(0, 2**32 - 1))
+def test_lanes(case: KernelCase, seed: int, machine: str, workers: int, guess: int) -> None:
+    kernel, target = case.load(), TARGETS[machine]
+    arguments = case.make_arguments(seed, hostile=False)
+    expected = expect(kernel.tile_ir(), arguments, tile_sizes=TILE_SIZES)
+    function = reduce_loops(kernel.tile_ir())
+    canonicalize(function)
+    move_as_integers(function)
+    run_lane(function, arguments, None, facts_of(target), specialize(function, arguments, hints(case, guess)), workers,
+             passes=lambda lane: finish_lane(lane, target))
+    assert_expected(arguments, expected, repr(case))

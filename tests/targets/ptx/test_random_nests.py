@@ -1,0 +1,42 @@
+"""Kernels of the forms that users write, drawn (tests/strategies/nests.py), as PTX on the emulator: races, reads of
+what nobody wrote, and bounds are looked for."""
+
+from __future__ import annotations
+
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from sapper import emulate
+from sapper.codegen.pipeline import compile_kernel
+from sapper.lane.rehearse import AsyncError
+from sapper.targets import target
+from sapper.tile.rounding import expect
+from tests.lane.run_lane import specialize
+from tests.strategies import KernelCase, assert_expected, examples
+from tests.strategies.nests import TILE_SIZES, hints, nests
+
+FEW_POINTS = 1000
+LARGE = 2**31 - 1
+"""A class of extents from which code for many is made."""
+
+
+@settings(max_examples=examples(12))
+@given(case=nests(FEW_POINTS), seed=st.integers(0, 1000), level=st.sampled_from(["sm_80", "sm_90a", "sm_90a"]),
+       lazy=st.booleans(), large=st.integers(0, 2**32 - 1))
+def test_emulated(case: KernelCase, seed: int, level: str, lazy: bool, large: int) -> None:
+    """large: which extents the code takes for large, whatever they are."""
+    kernel = case.load()
+    arguments = case.make_arguments(seed, hostile=False, strided=False)
+    expected = expect(kernel.tile_ir(), arguments, tile_sizes=TILE_SIZES)
+    known = specialize(kernel.tile_ir(), arguments)
+    guessed = hints(case, large)
+    try:
+        code = compile_kernel(kernel, {}, known.strides, {
+            dim: (LARGE if guessed[dim] > 100 else 128, kind.divisor) for dim, kind in known.dims.items()},
+            target(level), None)
+    except AsyncError:
+        # Products of few rows and columns whose sums are stored turned, `o[n, m]`, are not proved free of races, and
+        # so refused: an error, no wrong result.
+        reject()
+    emulate.run(kernel, *arguments.values(), target=level, workers=5, code=code, options=emulate.Options(lazy=lazy))
+    assert_expected(arguments, expected, repr(case))
