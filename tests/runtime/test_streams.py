@@ -118,7 +118,7 @@ def test_the_largest_of_several_is_the_stream() -> None:
     program = Program([(add.vector_add, small), (add.vector_add, [small[2], *small[:2]]), (entry.kernel, operands)],
                       threads=2, static=True)
     launch = launches_of(program)[2]
-    stream, (((*_, at_once),),) = launch.stream, launch.compiled.tasks
+    stream, at_once = launch.stream, launch.compiled.tasks[0][0][2]
     quants = max((array for array in operands if isinstance(array, np.ndarray)), key=lambda array: array.nbytes)
     assert stream is not None and (stream.address, stream.bytes) == (quants.ctypes.data, quants.nbytes)
     assert stream.granules == 60 // at_once and launches_of(program)[0].ahead == 2
