@@ -20,7 +20,7 @@ LARGE = 2**31 - 1
 """A class of extents from which code for many is made."""
 
 
-@settings(max_examples=examples(12))
+@settings(max_examples=examples(8))
 @given(case=nests(FEW_POINTS), seed=st.integers(0, 1000), level=st.sampled_from(["sm_80", "sm_90a", "sm_90a"]),
        lazy=st.booleans(), large=st.integers(0, 2**32 - 1))
 def test_emulated(case: KernelCase, seed: int, level: str, lazy: bool, large: int) -> None:
