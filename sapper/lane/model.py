@@ -212,7 +212,8 @@ class Model(RegisterFactors):
         tiles = self._tiles(walk, lane) if by_hand is None else None
         if tiles is None:
             choice = self._choose_vectors(walk, loops, lane, contraction, by_hand)
-            if choice.column_block and choice.packing is None and self.requests.rows_end_to_end and (
+            if choice.column_block and len(choice.order) > 1 and choice.packing is None and (
+                    self.requests.rows_end_to_end) and (
                     self.least_rows(choice.order[1]) <= FEW_AT_ONCE < self.rows_hint(choice.order[1])):
                 choice.few, choice.fewest = self._end_to_end(choice, FEW_AT_ONCE), FEW_AT_ONCE + 1
             return choice
@@ -411,12 +412,14 @@ class Model(RegisterFactors):
             step_bytes = sum(found.width * found.elements * element_bytes(self.access(op).dtype)
                              for op, found in panels.items())
             depth_block = max(1, self.block_bytes // DEPTH_BLOCKS // step_bytes // self.lanes) * self.lanes
-        if len(order) == 2 and order[0] == lane and not staged_panels and self.reads_in_blocks(walk, order[1], lane):
+        few = order[1] if len(order) == 2 else None
+        if lane is not None and order[:1] == [lane] and len(order) <= 2 and not staged_panels and (
+                self.reads_in_blocks(walk, few, lane)):
             prefetched = self.matrices(walk, lane)
-            if self.slot_elements == SLOT_BYTES and self.least_rows(order[1]) > counts[order[1]]:
+            if few is not None and self.slot_elements == SLOT_BYTES and self.least_rows(few) > counts[few]:
                 joined_once = prefetched
             width = counts[lane] * self.lanes
-            single = self.rows_hint(order[1]) == 1 and self.extent_hint(lane) > width
+            single = (few is None or self.rows_hint(few) == 1) and self.extent_hint(lane) > width
             depth_block = (SINGLE_DEPTH_ROWS if single else DEPTH_ROWS) // self.slot_elements
             room_bytes = self.block_bytes // 2 // FEW_ROWS
             if single:
@@ -432,8 +435,8 @@ class Model(RegisterFactors):
                             rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead, parted=parted,
                             depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
                             joined_once=joined_once)
-        if column_block and self.rows_end_to_end(order[1]):
-            return self._end_to_end(choice, self.rows_hint(order[1]))
+        if column_block and self.rows_end_to_end(few):
+            return self._end_to_end(choice, 1 if few is None else self.rows_hint(few))
         return self._depth_from_places(walk, self._from_places(choice, panels))
 
     def _from_places(self, choice: WalkChoice, panels: dict[Op, Panels]) -> WalkChoice:

@@ -399,10 +399,10 @@ class TaskLowering(NestLowering):
         return 0
 
     def _meets_few(self, axis: str) -> bool:
-        """Whether the columns along an axis meet few rows, of which alone copies are made."""
+        """Whether the columns along an axis meet few rows, of which alone copies are made, or one that has no axis."""
         op = next(op for op in self.function.walk() if op.name == "tiles" and axis in op.attributes["axes"])
         others = [n for n, other in enumerate(op.attributes["axes"]) if other != axis]
-        return bool(others) and all(self._extent_hint(*op.operands[2 * n:2 * n + 2]) <= FEW_ROWS for n in others)
+        return all(self._extent_hint(*op.operands[2 * n:2 * n + 2]) <= FEW_ROWS for n in others)
 
 
 def _depends(value: Value, other: Value) -> bool:

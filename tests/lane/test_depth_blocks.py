@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
-from sapper import Tensor, dims, f32, i8, i32, kernel, tiles, u8, whole, zeros
+from sapper import Kernel, Tensor, bf16, dims, each, f32, i8, i32, kernel, tiles, u8, whole, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.nodes import Block, Function
 from sapper.kernels import library
@@ -191,6 +192,41 @@ def test_few_meet_as_many_rows_of_the_matrix_as_the_processor_follows(name: str,
     for columns, depth in ((40, 131), (150, 70), (64, 7)):
         assert depth_steps(run_plain(name, rows, columns, depth, END_TO_END)) == steps
     assert depth_steps(run_plain(name, rows, 40, 131, IN_PIECES)) == in_pieces
+
+
+@kernel
+def columns_of(x: Tensor[f32, K], w: Tensor[f32, K, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        acc = zeros(n, dtype=f32)
+        for k in tiles(K):
+            acc += x[k] @ w[k, n]
+        y[n] = acc
+
+
+@kernel
+def absorbed(x: Tensor[f32, M, K], w: Tensor[bf16, M, K, N], y: Tensor[f32, M, N]):
+    for m in each(M):
+        n, k = whole(N), whole(K)
+        y[m, n] = x[m, k] @ w[m, k, n].to(f32)
+
+
+@pytest.mark.parametrize("made", [columns_of, absorbed], ids=lambda made: made.name)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_vector_without_an_axis_of_rows_meets_them_from_end_to_end(made: Kernel, workers: int) -> None:
+    """As a row of a matrix does; elsewhere, and where a page has several rows, a few columns meet all of the depth."""
+    function = reduce_loops(made.tile_ir())
+    canonicalize(function)
+    for columns, depth in ((70, 131), (1, 1)):
+        random = np.random.default_rng(columns)
+        batch = () if made is columns_of else (2,)
+        x, w = (random.integers(-4, 5, (*batch, *extents)) for extents in ((depth,), (depth, columns)))
+        arguments = {"x": x.astype(np.float32), "w": w.astype(np.float32 if made is columns_of else bfloat16),
+                     "y": np.full((*batch, columns), np.nan, np.float32)}
+        for facts, typical, steps in ((END_TO_END, 4096, {8}), (END_TO_END, 256, set()), (IN_PIECES, 4096, set())):
+            specialization = specialize(function, arguments, {"M": 2, "N": typical, "K": 512})
+            lane = run_lane(function, arguments, None, facts, specialization, workers)
+            np.testing.assert_array_equal(arguments["y"], (x[..., None, :] @ w)[..., 0, :])     # exact in f32
+            assert depth_steps(lane) == steps
 
 
 def test_bytes_that_few_meet_are_read_in_one_way() -> None:
