@@ -56,8 +56,7 @@ class BoxedStores(FragmentStores):
 
     @staticmethod
     def _turns_sums(root: Op | Value, found: MatrixWalk) -> bool:
-        """Whether a store goes along the rows of the tile: its lanes then read the sums of each other's columns, at
-        places that the rehearsal of waits (rehearse.py) does not follow."""
+        """Whether a store goes along the rows of the tile: a warp of a group has 16 of them, for 32 lanes."""
         if not isinstance(root, Op) or root.name != "store":
             return False
         form = affine(root.operands[-1])

@@ -17,8 +17,9 @@ a cluster all are.
 
 Threads of control depend on scalars alone, so that one order of events stands for all. Loops in which nobody waits are
 run once, their counters as intervals; those that only start copies, as often as they say; the others a few rounds only,
-which suffice to use every stage again. What is not seen that way: faults that come only after more rounds, or from
-scalars that memory holds.
+which suffice to use every stage again. Lanes that a mask turns off touch nothing, where it is made of known scalars and
+of the lanes' numbers; where memory holds it, or it is off in all of them, any may be on. What is not seen that way:
+faults that come only after more rounds, or from scalars that memory holds.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Row(NamedTuple):
 
 class Form(NamedTuple):
     """What an ordinary access of near memory always has. base, offset: of its address, the offset times `scale`;
-    rows: it is a row, in which the bits of `flip` are inverted. size_bytes: of all lanes, but for the offset."""
+    rows: it is a row, in which the bits of `flip` are inverted. lane_bytes, lanes: each lane's, and how many of them
+    lie side by side from there on. mask: of the lanes that touch memory, None for all."""
 
     base: Value
     offset: Value | None
@@ -110,21 +112,21 @@ class Form(NamedTuple):
     flip: int
     disp: int
     scale: int
-    size_bytes: int
-    masked: bool
+    lane_bytes: int
+    lanes: int
+    mask: Value | None
     writes: bool
 
     @staticmethod
     def of(op: Op, lanes: int) -> Form:
         known = op.attributes
         at = ADDRESS_AT.get(op.name, 0)
-        size_bytes = 16 if op.name in _MATRICES else bytes_of_lane(op)
+        lane_bytes = 16 if op.name in _MATRICES else bytes_of_lane(op)
         rows = op.name in ("gather", "scatter", *_MATRICES) or bool(known.get("gathered"))
-        if op.name in ("load", "load_run", "store", "store_run") and not rows:
-            size_bytes *= lanes
+        beside = lanes if op.name in ("load", "load_run", "store", "store_run") and not rows else 1
         offset = op.operands[at + 1] if rows or known.get("indexed") else None
         return Form(op.operands[at], offset, rows, known.get("flip", 0), known.get("disp", 0), known.get("scale", 1),
-                    size_bytes, bool(known.get("masked")), op.name in _WRITES)
+                    lane_bytes, beside, op.operands[-1] if known.get("masked") else None, op.name in _WRITES)
 
 
 @dataclass(slots=True, eq=False)
@@ -314,6 +316,7 @@ class _Rehearsal:
                           if isinstance(v.type, ScalarType)])
                 elif op.name == "store_run":
                     want(op.operands[:2 if op.attributes.get("gathered") else 1])
+                    want(op.operands[-1:] if op.attributes.get("masked") else [])
                 elif op.name == "store_matrix":
                     want(op.operands[:2])
                 elif op.name in _WRITES and op.name != "s_store":
@@ -348,6 +351,7 @@ class _Rehearsal:
             for number, steps in list(running.items()):
                 waits_at = next(steps, None)
                 if waits_at is None:
+                    self.flush(self.warps[number])
                     del running[number]
                     stuck.pop(number, None)
                     moved = True
@@ -486,6 +490,8 @@ class _Rehearsal:
             if _all_ints(operands):
                 return None if op.name in ("s_floordiv", "s_mod") and not operands[1] else function(*operands)
             return _corners(op.name, function, *operands)
+        # An interval of one number, as the counter of a loop's only round is.
+        operands = [v[0] if not isinstance(v, int | Row) and v[0] == v[1] else v for v in operands]
         if op.name == "splat":
             return self.splat(operands[0]) if isinstance(operands[0], int) else None
         if op.results[0].type not in (ROW_I32, MASK) or not all(isinstance(v, (int, Row)) for v in operands):
@@ -598,21 +604,28 @@ class _Rehearsal:
             form = self.forms[op] = Form.of(op, self.lanes)
         base = values.get(form.base)
         known = _bounds(base)
+        mask = None if form.mask is None else values.get(form.mask)
+        if mask is not None and not mask.high:
+            mask = None     # off everywhere with the extents of the example; with others any lane may be on
+        first, last = 0, form.lanes - 1
+        if mask is not None and last:
+            first, last = map(int, np.flatnonzero(mask.lanes)[[0, -1]])
         offset: Any = (0, 0)
         if form.offset is not None:
             offset = values.get(form.offset)
-            if form.rows:
-                if offset is not None:
-                    offset = self._flipped(offset, base, form.flip) if form.flip and isinstance(base, int) else (
-                        offset.low, offset.high)
-            else:
+            if not form.rows:
                 offset = _bounds(offset)
+            elif offset is not None:
+                if mask is not None:
+                    offset = Row.of(offset.lanes[mask.lanes])
+                offset = self._flipped(offset, base, form.flip) if form.flip and isinstance(base, int) else (
+                    offset.low, offset.high)
         if known is not None and offset is not None:
-            low = known[0] + offset[0] * form.scale + form.disp
-            high = known[1] + offset[1] * form.scale + form.disp + form.size_bytes
+            low = known[0] + offset[0] * form.scale + form.disp + first * form.lane_bytes
+            high = known[1] + offset[1] * form.scale + form.disp + (last + 1) * form.lane_bytes
         else:
             low, high = self._all_near(warp)
-        if form.masked:     # lanes that are off touch nothing
+        if form.mask is not None and mask is None:      # lanes that are off touch nothing
             high = min(high, self._all_near(warp)[1])
         writes = form.writes
         held = warp.held
@@ -621,10 +634,10 @@ class _Rehearsal:
         else:
             self.flush(warp)
             warp.held = op, low, high, writes
-        if op.name == "s_store" and high - low == form.size_bytes:
+        if op.name == "s_store" and high - low == form.lane_bytes:
             self.words[low] = values.get(op.operands[0])
         elif op.name == "s_load":
-            values[op.results[0]] = self.words.get(low) if high - low == form.size_bytes else None
+            values[op.results[0]] = self.words.get(low) if high - low == form.lane_bytes else None
 
     def _flipped(self, offset: Row, base: int, flip: int) -> Interval:
         """The extremes of offsets from a base when bits of the addresses are inverted."""

@@ -131,7 +131,10 @@ class ResidentLowering(NestLanes):
     def _lane_of_nest(self, ranges: list[Range], plan: Plan, carrying: set[str], across: str | None, nested: bool
                       ) -> str | None:
         """The one axis of a nest that lies across the lanes, if one does: of those that would the longest, of equals
-        the innermost. carrying: over which loops inside carry contractions. across, nested: of `_residents`."""
+        the innermost; none where a nest around has them. carrying: over which loops inside carry contractions. across,
+        nested: of `_residents`."""
+        if any(b.lane for b in self.bound.values()):
+            return None
         found = [r for r in ranges if r.axis is not None and (
             r.axis == across or (r.axis in carrying and r.hint >= self.lanes)
             or (nested and self._lists_by_lane(r, plan)))]

@@ -467,6 +467,25 @@ def test_operands_may_span_rows_that_a_nest_holds(turned: bool, rows: int, facts
             -np.einsum("tc,mtd->mcd", x, w)[None, ..., None], arguments["y"].shape), rtol=1e-4, atol=1e-5)
 
 
+@kernel
+def lists_in_a_nest(x: Tensor[f32, N, D], y: Tensor[f32, N, M]):
+    for m in tiles(M):
+        for n in tiles(N):
+            d, k = whole(D), whole(3)
+            best, _ = topk(x[n, d] * 2.0, k, over=d)
+            y[n, m] = sum(best, over=k)
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["AVX-512", "AVX2"])
+@pytest.mark.parametrize("hint", [16, 1024])
+def test_lists_go_row_by_row_where_a_nest_around_has_the_lanes(facts: Facts, hint: int) -> None:
+    x = normal(37, 7)
+    arguments = {"x": x, "y": np.full((37, 21), np.nan, np.float32)}
+    lowered(lists_in_a_nest, arguments, facts, hints={"M": 64, "N": hint, "D": 7})
+    largest = 2 * np.sort(x, axis=1)[:, -3:].sum(1)
+    np.testing.assert_allclose(arguments["y"], np.broadcast_to(largest[:, None], (37, 21)), rtol=1e-5, atol=1e-5)
+
+
 def test_a_range_may_begin_anywhere_and_be_of_fixed_length() -> None:
     x = normal(24)
     arguments = {"x": x, "y": np.zeros_like(x)}

@@ -143,6 +143,75 @@ def test_planted_faults_with_groups_of_copies(fault: str) -> None:
     assert any(re.search(re.escape(message), str(found)) for found in rehearse(function)), rehearse(function)
 
 
+COLUMN = """lane func @column() {lanes = 32, slots = [], warps = 2, near_bytes = 4096} {
+  %warp: s64 = warp
+  %near: s64 = near_memory
+  %each: s64 = s_const {value = 1024}
+  %before: s64 = s_mul %warp, %each
+  %own: s64 = s_add %near, %before
+  %zeros: row<f32> = splat_const {value = 0.0}
+  STORES
+  %iota: row<i32> = iota
+  %offsets: row<i32> = shl %iota {amount = 6}
+  %first: s64 = s_const {value = 0}
+  %rows: s64 = s_const {value = ROWS}
+  %starts: row<i32> = splat_const {value = START}
+  loop %first, %rows {step = 32, label = "m"} (%row: s64) {
+    %left: s64 = s_sub %rows, %row
+    %before_end: mask = mask_first %left
+    %from_start: mask = cmp %iota, %starts {cond = "ge"}
+    %inside: mask = mask_and %before_end, %from_start
+    ACCESS
+    yield
+  }
+}
+"""
+"""Each of two warps stores 16 rows of 64 bytes, and then has a column of rows START to ROWS, or such elements of its
+last row."""
+GATHER = "%values: row<f32> = gather %own, %offsets, %inside {dtype = :f32, disp = 60, masked = true, near = true}"
+SCATTER = "scatter %zeros, %own, %offsets, %inside {dtype = :f32, disp = 60, masked = true, near = true}"
+LOAD = "%values: row<f32> = load %own, %inside {dtype = :f32, disp = 960, masked = true, near = true}"
+STORE = "store %zeros, %own, %inside {dtype = :f32, disp = 960, masked = true, near = true}"
+
+
+def column(rows: int, start: int, access: str, stored_bytes: int = 1024, warps: int = 2) -> list[str]:
+    stores = [f"store %zeros, %own {{dtype = :f32, disp = {at}, near = true}}" for at in range(0, stored_bytes, 128)]
+    text = COLUMN.replace("STORES", "\n  ".join(stores)).replace("ACCESS", access).replace("START", str(start))
+    function = parse_function(text.replace("ROWS", str(rows)), {"lane": LANE_OPS})
+    function.attributes["warps"] = warps
+    return [str(fault) for fault in rehearse(function)]
+
+
+@pytest.mark.parametrize(("rows", "start"), [(16, 0), (5, 0), (16, 15)])
+@pytest.mark.parametrize("access", [GATHER, SCATTER, LOAD, STORE])
+def test_lanes_that_are_off_touch_nothing(rows: int, start: int, access: str) -> None:
+    assert column(rows, start, access) == []
+
+
+@pytest.mark.parametrize(("rows", "start"), [(17, 0), (17, 16), (32, 0), (32, 31)])
+def test_one_lane_too_many(rows: int, start: int) -> None:
+    for access, name in ((GATHER, "gather"), (LOAD, "load")):
+        assert f"store: found a write over what may still be read ({name})" in column(rows, start, access)
+    for access in (SCATTER, STORE):
+        assert any("found a write over a write" in fault for fault in column(rows, start, access))
+
+
+def test_a_mask_that_is_off_everywhere_may_be_on_with_other_extents() -> None:
+    assert "store: found a write over what may still be read (gather)" in column(16, 16, GATHER)
+
+
+def test_lanes_beyond_near_memory() -> None:
+    """Of four warps the last one's 17th row."""
+    assert "gather: found bytes 3132 to 4160 of 4096 of near memory" in column(17, 0, GATHER, warps=4)
+    assert column(16, 0, GATHER, warps=4) == []
+
+
+def test_lanes_read_what_was_written() -> None:
+    """Four rows, of which the last access before the end reads five."""
+    assert column(4, 0, GATHER, 256) == []
+    assert column(5, 4, GATHER, 256) == ["gather: found bytes that nobody wrote"]
+
+
 def test_one_warp_has_nobody_to_wait_for() -> None:
     function = Function("empty", "lane")
     function.attributes = {"lanes": 32, "slots": []}

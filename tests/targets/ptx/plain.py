@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sapper as sp
-from sapper import Tensor, bf16, f16, f32, tiles, zeros
+from sapper import Tensor, bf16, f16, f32, tiles, whole, zeros
 
 M, N, K = sp.dims("M N K")
 
@@ -25,6 +25,15 @@ def both_rounded(a: Tensor[f32, K, M], b: Tensor[f32, K, N], c: Tensor[f16, M, N
         for k in tiles(K):
             acc += a[k, m].to(f16) @ b[k, n].to(f16)
         c[m, n] = acc.to(f16)
+
+
+@sp.kernel
+def gated_columns(x: Tensor[f32, M, K], gate: Tensor[bf16, N, K], up: Tensor[bf16, N, K], y: Tensor[f32, N, M]):
+    """The rows of a tile lie in the lanes of its stores, and of few rows a warp has fewer than there are lanes. Two
+    products with one left operand can't have theirs the other way round."""
+    for m in tiles(M):
+        n, k = whole(N), whole(K)
+        y[n, m] = (x[m, k] @ gate[n, k]) * (x[m, k] @ up[n, k])
 
 
 KERNELS = (rounded, both_rounded)

@@ -16,7 +16,7 @@ from sapper.tile.interpret import interpret
 from sapper.tile.schedule import DimClass, Specialization
 
 from .kernels import bf16_nn, bf16_nt, f16_tn, gated
-from .plain import both_rounded, rounded
+from .plain import both_rounded, gated_columns, rounded
 from .test_matrix import lowered
 
 NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
@@ -35,7 +35,8 @@ def arguments_of(kernel: Any, extents: dict[str, int]) -> dict[str, np.ndarray]:
     (rounded, {"M": 96, "N": 160, "K": 144}, "b"), (rounded, {"M": 131, "N": 77, "K": 101}, ""),
     (both_rounded, {"M": 130, "N": 70, "K": 99}, ""), (bf16_nn, {"M": 65, "N": 131, "K": 67}, ""),
     (bf16_nt, {"M": 100, "N": 99, "K": 75}, ""), (f16_tn, {"M": 67, "N": 70, "K": 130}, ""),
-    (gated, {"M": 70, "N": 90, "K": 93}, "")], ids=lambda v: getattr(v, "name", None))
+    (gated, {"M": 70, "N": 90, "K": 93}, ""), (gated_columns, {"M": 70, "N": 37, "K": 60}, "")],
+    ids=lambda v: getattr(v, "name", None))
 def test_on_the_emulator(kernel: Any, extents: dict[str, int], aligned: str, level: str) -> None:
     """Eager and lazy: with races, uninitialised reads and bounds checked."""
     for lazy in (False, True):
