@@ -196,13 +196,9 @@ class AxisLoops(Runs):
             carried = self._loop(axis, start, stop, 1, False, False, carried, body)
         return carried
 
-    def parted_loop(self, axis: str, count: int, body: Callable[[Carried], Carried]) -> None:
+    def parted_loop(self, axis: str, count: int, carried: Carried, body: Callable[[Carried], Carried]) -> Carried:
         """Run `body` with `axis` bound to `count` coordinates of its open extent, which is parted among them: the next
-        ones are their neighbours. What is left is taken one by one."""
-        self.parted_depth(axis, count, [], body)
-
-    def parted_depth(self, axis: str, count: int, carried: Carried, body: Callable[[Carried], Carried]) -> Carried:
-        """The same, threading carried values through."""
+        ones are their neighbours. What is left is taken one by one. Values are threaded through."""
         o = self.open[axis]
         part = self.scalar("s_floordiv", o.extent, count)
         carried = self._loop(axis, o.offset, self.add(o.offset, part), count, False, False, carried, body, part)
@@ -210,8 +206,8 @@ class AxisLoops(Runs):
         return self._loop(axis, taken, self.add(o.offset, o.extent), 1, False, False, carried, body)
 
     def parted_lanes(self, axis: str, count: int, parts: int, body: Callable[[Carried], Carried]) -> None:
-        """The same of an axis across the lanes: `count // parts` vectors of each of so many parts. Of what is left as
-        many vectors are taken at once."""
+        """The same of an axis across the lanes, carrying nothing: `count // parts` vectors of each of so many parts. Of
+        what is left as many vectors are taken at once."""
         o, vectors = self.open[axis], count // parts
         width = vectors * self.lanes
         part = self.mul(self.scalar("s_floordiv", o.extent, parts * width), width)

@@ -16,7 +16,7 @@ from ..ir.nodes import Op, Value
 from ..ir.types import TileType, bf16, bool_, f32, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
-from ..tile.plan import LATE, Walk, axes_of
+from ..tile.plan import LATE, Walk, axes_of, ops_behind
 from ..tile.schedule import Panels, ScheduleError
 from ..tile.sums import is_join
 from .axis_loops import WalkChoice
@@ -166,12 +166,10 @@ class Model(RegisterFactors):
 
     def _loads_behind(self, value: Value) -> list[Op]:
         """The loads that a value is computed from, as far as it is not kept."""
-        op = value.op
-        if op is None or op.blocks or op.name in LATE or value in self.buffers or value in self.rows:
-            return []
-        if op.name == "load":
-            return [op]
-        return [load for v in op.operands if isinstance(v.type, TileType) for load in self._loads_behind(v)]
+        def ends(v: Value) -> bool:
+            return v.op is None or bool(v.op.blocks) or v.op.name in LATE or v in self.buffers or v in self.rows
+
+        return [op for op in ops_behind(value, ends) if op.name == "load"]
 
     def _lies_as_slots(self, value: Value, depth: str) -> bool:
         """Whether a value is read from memory in which neighbours along an axis are neighbours, and spans no lanes."""

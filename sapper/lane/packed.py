@@ -61,43 +61,51 @@ def constant_behind(value: Value) -> int | None:
     return int(value.op.attributes["value"]) if value.op is not None and value.op.name == "const" else None
 
 
-def possible_bits(value: Value) -> int:
-    """The bits that an element of a value, computed from bytes on slots, may have."""
+def possible_bits(value: Value, known: dict[Value, int] | None = None) -> int:
+    """The bits that an element of a value, computed from bytes on slots, may have. known: of values looked at before,
+    as several ops may read one."""
+    known = {} if known is None else known
     op = value.op
-    if op is None or op.name not in ("and", "or", "xor", "shl", "shr"):
-        return 0xFF
-    left, right = (possible_bits(v) if (n := constant_behind(v)) is None else n & 0xFF for v in op.operands)
-    if op.name == "and":
-        return left & right
-    if op.name in ("or", "xor"):
-        return left | right
-    return left >> right if op.name == "shr" else left << right & 0xFF
+    if value not in known:
+        if op is None or op.name not in ("and", "or", "xor", "shl", "shr"):
+            return 0xFF
+        left, right = (possible_bits(v, known) if (n := constant_behind(v)) is None else n & 0xFF for v in op.operands)
+        known[value] = (left & right if op.name == "and" else left | right if op.name in ("or", "xor")
+                        else left >> right if op.name == "shr" else left << right & 0xFF)
+    return known[value]
 
 
 def slot_loads(value: Value) -> list[Op] | None:
-    """The loads that an operand is computed from on slots: itself, or by `SLOTWISE` ops from bytes; else None."""
+    """The loads that an operand is computed from on slots, each once: itself, or by `SLOTWISE` ops from bytes; else
+    None."""
+    found: dict[Op, None] = {}
+    waiting, seen = [value], {value}
+    while waiting:
+        one = waiting.pop()
+        if one.op is not None and one.op.name == "load":
+            found[one.op] = None
+            continue
+        operands = _slot_operands(one)
+        if operands is None:
+            return None
+        waiting += [v for v in reversed(operands) if v not in seen]
+        seen.update(operands)
+    return list(found)
+
+
+def _slot_operands(value: Value) -> list[Value] | None:
+    """What a value is made of by an op that is done on slots of bytes; None if it is by no such op."""
     op, dtype = value.op, value.type.dtype  # type: ignore[union-attr]
-    if op is None:
-        return None
-    if op.name == "load":
-        return [op]
-    if dtype not in (i8, u8):
+    if op is None or dtype not in (i8, u8):
         return None
     if op.name == "cast" and op.operands[0].type.dtype in (i8, u8):  # type: ignore[union-attr]
-        return slot_loads(op.operands[0])
+        return op.operands[:1]
     if op.name not in SLOTWISE or (op.name == "shr" and dtype is i8):
         return None
     if op.name in ("shl", "shr"):
         amount = constant_behind(op.operands[1])
-        return slot_loads(op.operands[0]) if amount is not None and 0 <= amount < 8 else None
-    found: list[Op] = []
-    for operand in op.operands:
-        if constant_behind(operand) is None:
-            loads = slot_loads(operand)
-            if loads is None:
-                return None
-            found += loads
-    return found
+        return op.operands[:1] if amount is not None and 0 <= amount < 8 else None
+    return [v for v in op.operands if constant_behind(v) is None]
 
 
 def load_behind(value: Value) -> Op | None:

@@ -248,7 +248,7 @@ class Reductions(Staging):
             if choice.by_hand is not None:
                 by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
             if choice.depth_parts and part is None:
-                return self.parted_depth(axis, choice.depth_parts, carried, within)
+                return self.parted_loop(axis, choice.depth_parts, carried, within)
             carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within,
                                                 part)
             if self.packing is None or part is not None:

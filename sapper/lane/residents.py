@@ -12,10 +12,10 @@ from itertools import pairwise
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import TileType, bf16, i32
+from ..ir.types import bf16, i32
 from ..tile.affine import affine
 from ..tile.ops import memory_of
-from ..tile.plan import Plan, Walk, axes_of, plan_block
+from ..tile.plan import Plan, Walk, axes_of, ops_behind, plan_block
 from ..tile.schedule import ScheduleError
 from .extents import Range
 from .nest_lanes import MOST_ROWS, OPERAND_REGISTERS, NestLanes
@@ -63,14 +63,7 @@ one for 6 of 64."""
 
 def unpacking_of(value: Value) -> int:
     """Operations that make a vector of a value of what is loaded."""
-    made = value.op
-    return 0 if made is None or made.name in ("load", "const") else 1 + sum(map(unpacking_of, made.operands))
-
-
-def _loads_behind(op: Op) -> list[Op]:
-    """The loads that the operands of an op are computed from, where that is by plain arithmetic."""
-    made = [value.op for value in op.operands if value.op is not None and isinstance(value.type, TileType)]
-    return [load for one in made for load in ([one] if one.name == "load" else _loads_behind(one))]
+    return sum(op.name not in ("load", "const") for op in ops_behind(value))
 
 
 class ResidentLowering(NestLanes):
@@ -155,7 +148,8 @@ class ResidentLowering(NestLanes):
                 other.axis is not None and other.hint > 1 for other in ranges if other is not r):
             return 1
         products = [op for op in loops[0].walk() if op.name == "contract"]
-        loads = [load for op in products for load in _loads_behind(op) if r.axis in axes_of(load.result)]
+        loads = [op for product in products for v in product.operands for op in ops_behind(v)
+                 if op.name == "load" and r.axis in axes_of(op.result)]
         one = len({memory_of(load.operands[0]) for load in loads}) == 1
         exact = all(op.result.type.dtype is i32 for op in products)  # type: ignore[union-attr]
         return places if one and exact and all(self._is_run(load, loops[0]) for load in loads) else 1

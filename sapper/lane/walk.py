@@ -106,7 +106,7 @@ class WalkLowering(Reductions):
                 elif axis == choice.parted and choice.parts > 1:
                     self.parted_lanes(axis, choice.counts[axis], choice.parts, body)
                 elif axis == choice.parted:
-                    self.parted_loop(axis, choice.counts[axis], body)
+                    self.parted_loop(axis, choice.counts[axis], [], body)
                 elif choice.blocked and k == 0:
                     self._panel_blocks(choice, axis, lambda: body([]))
                 else:

@@ -205,6 +205,21 @@ def axes_of(value: Value) -> tuple[str, ...]:
     return value.type.axes
 
 
+def ops_behind(value: Value, ends: Callable[[Value], bool] = lambda _: False) -> list[Op]:
+    """The ops that a value is computed from, through tiles, each once though several may read it; loads, and what ends
+    says, are where it stops: the latter are left out."""
+    found: dict[Op, None] = {}
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if one.op is None or one.op in found or ends(one):
+            continue
+        found[one.op] = None
+        if one.op.name != "load":
+            waiting += [v for v in reversed(one.op.operands) if isinstance(v.type, TileType)]
+    return list(found)
+
+
 def is_scalar_integer(value: Value) -> bool:
     """Such values are computed at once, where they are defined, as 64-bit scalars."""
     t = value.type

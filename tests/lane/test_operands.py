@@ -28,6 +28,7 @@ MIXES = [("i8", "i4", "i8"), ("u8", "i4", "i8"), ("i8", "bool_", "i8"), ("f32", 
          ("bf16", "i4", "bf16"), ("bf16", "bool_", "bf16"), ("bf16", "f8e4m3", "bf16"), ("f32", "u8", "f32"),
          ("f16", "i8", "f16")]
 """The left operand, what the right one is stored as, and multiplied as."""
+NUMPY = {"f32": np.float32, "i8": np.int8, "u8": np.uint8, "i32": np.int32}
 
 
 @kernel
@@ -82,3 +83,23 @@ def test_slots_that_are_read_along_another_axis_end_with_their_rows(extents: tup
                                                                     ) -> None:
     """Lanes past the edge gathered what lies behind the memory of the slots."""
     agrees(rows_of_slots, dict(zip("MNKHP", extents, strict=True)), "zen4", dict(zip("MNKHP", hints, strict=True)))
+
+
+@pytest.mark.parametrize("target", ["zen3", "zen4"])
+@pytest.mark.parametrize(("left", "right", "result", "step", "total"), [
+    ("f32", "f32", "f32", "t * t - t * 0.5", 7.5), ("i8", "u8", "i32", "(t & 15) | (t >> 1)", 15)])
+def test_an_operand_of_which_all_is_read_twice(left: str, right: str, result: str, step: str, total: float,
+                                               target: str) -> None:
+    """Each of its steps is looked at once: as often as there are ways to it would be 2^40 times and more."""
+    body = "        t = b[n, k]\n" + f"        t = {step}\n" * 40
+    source = (f"{HEADER}K, N, V = dims('K N V')\n\n\n@kernel\ndef k(a: Tensor[{left}, V, K], b: Tensor[{right}, N, K], "
+              f"o: Tensor[{result}, V, N]):\n    for h, n in tiles(V, N):\n        k = whole(K)\n{body}"
+              "        o[h, n] = a[h, k] @ t\n")
+    function = reduce_loops(KernelCase(source, "k", ()).load().tile_ir())
+    canonicalize(function)
+    value = 1.5 if right == "f32" else 3     # 1.5 * 1.5 - 0.75 = 1.5, and 3 | 1 = 3
+    arguments = {"a": np.ones((3, 5), NUMPY[left]), "b": np.full((4, 5), value, NUMPY[right]),
+                 "o": np.zeros((3, 4), NUMPY[result])}
+    run_lane(function, arguments, facts=facts_of(TARGETS[target]),
+             specialization=specialize(function, arguments, dict.fromkeys("NKV", 64)))
+    np.testing.assert_array_equal(arguments["o"], np.full((3, 4), total))

@@ -59,13 +59,6 @@ class Keys(Heads, Protocol):
 
 
 class Values(Heads, Protocol):
-    @property
-    def quantises(self) -> bool:
-        """Whether `expand` makes them of a prompt, in products of 8 bits."""
-
-    def expand(self, latents: Rows, y: Rows, work: Workspace) -> Steps:
-        """The values y [rows, heads * features] of latent vectors in f32."""
-
     def project(self, x: Vectors, y: Vectors, work: Workspace) -> Steps:
         """What each head found, from the latent space: x [rows, heads * rank], y [rows, heads * features]."""
 
@@ -93,13 +86,6 @@ class DenseHeads:
     @property
     def size(self) -> int:
         return self.weights.size
-
-    @property
-    def quantises(self) -> bool:
-        return False
-
-    def expand(self, latents: Rows, y: Rows, work: Workspace) -> Steps:
-        raise NotImplementedError("plain values are made by `rows`")
 
     def rows(self, rounded: bool, work: Workspace) -> tuple[Array, Steps]:
         return self.weights.reshape(-1, self.weights.shape[2]), []
@@ -179,9 +165,11 @@ class ValueBlocks(_BlockHeads):
 
     @property
     def quantises(self) -> bool:
+        """Whether `expand` is there, in products of 8 bits."""
         return self.together.quantises
 
     def expand(self, latents: Rows, y: Rows, work: Workspace) -> Steps:
+        """The values y [rows, heads * features] of a prompt's latent vectors in f32."""
         return self.together.apply_rows("matmul_nt", latents, [], [y], work)
 
     def project(self, x: Vectors, y: Vectors, work: Workspace) -> Steps:

@@ -29,7 +29,7 @@ from ..linear import Matrix, Steps, Workspace, in_blocks
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
-from .heads import Values
+from .heads import ValueBlocks
 from .weights import AttentionWeights, DeepseekWeights, DenseWeights, IndexWeights, LayerWeights, MixtureWeights
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ class Session(BaseSession):
         return [*steps, *self._meet(one, layer, position),
                 *self._multiply("matmul_nt_residual", mixed, [one.output], x, y)]
 
-    def _expand_quantised(self, values: Values, latents: Array, part: Array) -> Steps:
+    def _expand_quantised(self, values: ValueBlocks, latents: Array, part: Array) -> Steps:
         """The values of all positions, of latent vectors that are widened, as rows that are looked up, and quantised as
         what one token finds is. 512 tokens on two threads of a Zen 3, 8 layers of 16 heads of 128 x 512 in Q4_0: 23 ms
         in place of 48, weights widened to bf16."""
@@ -436,7 +436,7 @@ class Session(BaseSession):
         turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
         steps = self._compress(one, layer, position, rows)
         for heads, part in zip((one.keys, one.values), expanded, strict=True):
-            if heads is one.values and heads.quantises and not self._work.packs_pairs():
+            if isinstance(heads, ValueBlocks) and heads.quantises and not self._work.packs_pairs():
                 steps += self._expand_quantised(heads, latents, part)
                 continue
             weights, more = heads.rows(self._attends_rounded, self._work)
