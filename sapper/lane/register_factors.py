@@ -660,10 +660,12 @@ class RegisterFactors(WalkLowering):
                 if o.divisor % (count * self.lanes) == 0:
                     return count
                 typical = -(-o.hint // self.lanes)
+                if self.facts.many_workers or 2 * count <= typical:
+                    return min(count, typical)
                 # A piece as long as the axis may be, or nearly, would fit few extents: most would be walked by single
                 # vectors. But for what its class has at least.
-                half = max(1, typical // 2, o.divisor // self.lanes)
-                return min(count, typical if self.facts.many_workers or 2 * count <= typical else half)
+                half = typical // 2 if count >= typical else -(-typical // 2)
+                return min(count, max(1, half, o.divisor // self.lanes))
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
             count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
