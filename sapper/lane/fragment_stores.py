@@ -58,18 +58,6 @@ class FragmentStores(SpreadLowering):
 
     # What the stores are.
 
-    def axis_along(self, op: Op) -> str | None:
-        """The axis along which a load or a store goes through memory, where that is plain to see."""
-        tensor, indices = op.operands[0], op.operands[1 + (op.name == "store"):]
-        forms = [affine(v) for v in indices]
-        last = forms[-1]
-        if last is None or any(form is None for form in forms) or not (self.in_lines(tensor) or (
-                tensor.op is None and self.stride_classes.get(tensor.name, "contiguous") == "contiguous")):
-            return None
-        axis = next(iter(last.axes), None)
-        others = [a for form in forms[:-1] if form is not None for a in form.axes]
-        return axis if last.axes == {axis: 1} and not last.scalars and axis not in others else None
-
     def granule(self, store: Op, columns: str, most: int) -> int:
         """So many columns, a power of two, are inside or outside together, from any multiple of their number on, and
         lie in memory at a multiple of their bytes, up to RUN_BYTES. (Rows of a few bytes count as aligned, too, but not

@@ -440,6 +440,10 @@ class MatrixLowering(DepthShares):
         if len(axes) != 1 or len(kinds) > 1:
             return None
         ((rows, columns),) = axes
+        alike = plain or _dtype_of(left[0]) is _dtype_of(right[0])
+        if len(walk.reductions) == 1 and not scaled and alike and self._stored_along(rows, walk):
+            # The same product of its operands the other way round: stores go along the columns of its sums.
+            rows, columns, left, right = columns, rows, right, left
         if any(self._extent_of(axis, axis == depth or self._starts_pieces(axis, (*left, *right))) < FEWEST
                for axis in (rows, columns, depth)):
             return None
@@ -449,6 +453,11 @@ class MatrixLowering(DepthShares):
         if split and len(right) > 1 and (planes[1] > 1 or self._turns(found)):
             return None         # what near memory and registers hold of three operands is too narrow
         return found
+
+    def _stored_along(self, axis: str, walk: Walk) -> bool:
+        """Whether all that follows the walk's sums are stores that go along an axis."""
+        return bool(walk.after) and all(isinstance(root, Op) and root.name == "store" and self.axis_along(root) == axis
+                                        for root in walk.after)
 
     @staticmethod
     def _together_along(depth: str, *loads: Op) -> bool:

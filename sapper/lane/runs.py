@@ -130,6 +130,18 @@ class Runs(Pairs):
         return tensor.name in self.specialization.aligned \
             and self.stride_classes.get(tensor.name, "contiguous") == "contiguous"
 
+    def axis_along(self, op: Op) -> str | None:
+        """The axis along which a load or a store goes through memory, where that is plain to see."""
+        tensor, indices = op.operands[0], op.operands[1 + (op.name == "store"):]
+        forms = [affine(v) for v in indices]
+        last = forms[-1]
+        if last is None or any(form is None for form in forms) or not (self.in_lines(tensor) or (
+                tensor.op is None and self.stride_classes.get(tensor.name, "contiguous") == "contiguous")):
+            return None
+        axis = next(iter(last.axes), None)
+        others = [a for form in forms[:-1] if form is not None for a in form.axes]
+        return axis if last.axes == {axis: 1} and not last.scalars and axis not in others else None
+
     # Loads and stores.
 
     def _run_along(self, access: Access) -> int:

@@ -110,12 +110,15 @@ def lower(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[f32, M, N]):
 
 
 @sp.kernel
-def turned(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, M]):
+def turned(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], up: Tensor[bf16, N, K], c: Tensor[bf16, N, M]):
+    """Two products with one left operand."""
     for m, n in tiles(M, N):
-        acc = zeros(m, n, dtype=f32)
+        g = zeros(m, n, dtype=f32)
+        u = zeros(m, n, dtype=f32)
         for k in tiles(K):
-            acc += a[m, k] @ b[n, k]
-        c[n, m] = acc.to(bf16)
+            g += a[m, k] @ b[n, k]
+            u += a[m, k] @ up[n, k]
+        c[n, m] = (g + u).to(bf16)
 
 
 @sp.kernel

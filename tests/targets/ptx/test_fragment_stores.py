@@ -91,7 +91,7 @@ def low_bytes(a: Tensor[i8, M, K], b: Tensor[i8, N, K], c: Tensor[i8, M, N]):
 WAYS = {
     (bf16_nn, True): "as it is", (bf16_nn, False): "near memory", (bf16_nt, True): "shuffles",
     (bf16_nt, False): "near memory", (f16_tn, True): "as it is", (gated, True): "near memory",
-    (turned_f32, True): "as it is", (turned_bf16, True): "as it is", (both, True): "as it is and shuffles",
+    (turned_f32, True): "as it is", (turned_bf16, True): "shuffles", (both, True): "as it is and shuffles",
     (in_place, True): "near memory",
 }
 """By kernel, and whether all tensors are aligned. Words fill sectors; gates are computed in a loop."""

@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sapper import emulate, targets
+import sapper as sp
+from sapper import Tensor, bf16, emulate, f32, targets, tiles, whole, zeros
 from sapper.codegen.pipeline import Compiled, compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
@@ -207,6 +208,56 @@ def is_caught(change: Callable[[str], str]) -> bool:
 
 def test_without_a_fault_nothing_is_caught() -> None:
     assert not is_caught(lambda text: text)
+
+
+M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def by_rows(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, M]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += b[n, k] @ a[m, k]
+        c[n, m] = acc.to(bf16)
+
+
+@sp.kernel
+def by_columns(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, M]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += a[m, k] @ b[n, k]
+        c[n, m] = acc.to(bf16)
+
+
+@sp.kernel
+def f32_by_rows(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, N, M]):
+    for m in tiles(M):
+        n, k = whole(N), whole(K)
+        c[n, m] = abs(b[k, n] @ a[m, k])
+
+
+@sp.kernel
+def f32_by_columns(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, N, M]):
+    for m in tiles(M):
+        n, k = whole(N), whole(K)
+        c[n, m] = abs(a[m, k] @ b[k, n])
+
+
+@pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(("way", "other"), [(by_rows, by_columns), (f32_by_rows, f32_by_columns)],
+                         ids=lambda k: k.name)
+def test_a_product_has_its_operands_as_its_sums_are_stored(way: Any, other: Any, level: str) -> None:
+    """Whichever comes first in the source: it is the same program, but for the order of ops."""
+    target, known = targets.target(level), specialization(way)
+    ways = [to_lane(kernel.tile_ir(), Schedule(), facts_of(target), known) for kernel in (way, other)]
+    assert ways[0].attributes == ways[1].attributes
+    assert len({tuple(sorted(str(op.attributes) + op.name for op in lane.walk())) for lane in ways}) == 1
+    arguments = arguments_of(other, {"M": 80, "N": 48, "K": 64})
+    wanted = expected(other, arguments)
+    emulate.run(other, *arguments.values(), target=level, workers=2, aligned="abc")
+    assert_near(arguments["c"], wanted)
 
 
 def test_what_the_matrix_instructions_do_not_take() -> None:
