@@ -59,7 +59,8 @@ class WalkChoice:
     joined to slots there, the loads that are so before, a piece of the columns at a time, for all pieces of rows.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
     parts: where not 1 that is the lane axis, of which so many parts have as many vectors each.
-    depth_parts: where not 0 the depth is parted, and each of so many parts has a step at a time.
+    depth_parts: where not 0 the depth is parted, and each of so many parts has a step at a time, which are a
+    depth_block, if there are any.
     errors_first: the axis of the rows of which it is summed before all else what packed dot products are too large by.
     """
 
@@ -240,12 +241,12 @@ class AxisLoops(Runs):
         return list(op.results)
 
     def _bind(self, axis: str, offset: Scalar, count: int, lane: bool, mask: Value | None, carried: Carried,
-              body: Callable[[Carried], Carried], narrow: bool = False) -> Carried:
+              body: Callable[[Carried], Carried], narrow: bool = False, apart: Scalar = 1) -> Carried:
         """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
         self.enter_again()
         outer = self.bound.get(axis)
         self.bound[axis] = Bound(offset, count, lane, mask, self.depth, narrow=narrow,
-                                 run=self._run_of_piece(count, lane, mask))
+                                 run=self._run_of_piece(count, lane, mask), apart=apart)
         results = body(carried)
         self._restore(axis, outer)
         self.leave()

@@ -478,8 +478,10 @@ class Model(RegisterFactors):
         assert choice.lane is not None
         width = choice.counts[choice.lane] * self.lanes
         columns = max(1, self.block_bytes // 4 // most // (LANE_BYTES * width)) * width
-        return replace(choice, depth_block=max(1, self.requests.rows_end_to_end // self.slot_elements),
-                       column_block=columns)
+        rows, parts = max(1, self.requests.rows_end_to_end // self.slot_elements), self.requests.row_streams
+        if most > 1 or not self.parts_depth or rows < parts:
+            return replace(choice, depth_block=rows, column_block=columns)
+        return replace(choice, depth_block=parts, depth_parts=parts, column_block=columns, prefetched=[])
 
     def _row_pieces(self, lane: str | None, counts: dict[str, int], order: list[str], panels: dict[Op, Panels]) -> int:
         """Into how many pieces few rows are parted that meet a block of packed panels' depth before any meets the next;

@@ -249,6 +249,8 @@ class Reductions(Staging):
                 by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
             if choice.depth_parts and part is None:
                 return self.parted_loop(axis, choice.depth_parts, carried, within)
+            if part is not None and part.apart != 1:
+                return self._bind(axis, part.offset, choice.depth_parts, False, None, carried, within, apart=part.apart)
             carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within,
                                                 part)
             if self.packing is None or part is not None:

@@ -88,9 +88,6 @@ BESIDE_SUMS = 4
 """Vector registers that the sums of a contraction leave for its operands."""
 
 
-SHORT_ROW_BYTES = 2048
-"""Rows of a matrix [in, out], of which a page has at least two: a processor then finds the next ones by itself."""
-
 
 class RegisterFactors(WalkLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
@@ -518,14 +515,11 @@ class RegisterFactors(WalkLowering):
         if joined and (not self.facts.interleaves or len(walk.reductions) > 1):
             return False
         if axis is None and lane is not None:
-            # Measured on a Zen 3 alone, from end to end: a vector by 4096 x 4096 in f32 5.6 and 3.8 ms, in bf16 4.4 and
-            # 2.2; by 128 x 512 in bf16, of which a page has four rows, 11.0 and 9.6 GB/s.
+            # Measured on a Zen 3 alone, from four places (parts_depth), in GB/s, a few columns and all rows, and so: a
+            # vector by 128 x 512, 16 matrices, in f32 15 and 22, in bf16 11 and 19; sums of 8192 x 1024 8 and 21.
             others = any(a in self.bound or (a in self.open and a != lane) for a in walk.outer)
-            products = all(r.name == "contract" for r in walk.reductions)
-            if others or not products or self.packing is not None or not self.requests.rows_end_to_end:
-                return False
-            if any(self.extent_hint(lane) * element_bytes(self.access(op).dtype) <= SHORT_ROW_BYTES
-                   for op in self.reads(walk) if lane in axes_of(op.result)):
+            sums = all(r.attributes.get("kind", "sum") == "sum" for r in walk.reductions)
+            if others or not sums or self.packing is not None or not self.parts_depth:
                 return False
         return (lane in self.open and not self._takes_whole_rows([axis] if axis else [], 1, lane)
                 and self.extent_hint(lane) >= LONG_LINES * self._line_vectors(walk, lane) * self.lanes
@@ -541,6 +535,12 @@ class RegisterFactors(WalkLowering):
         and by 8 rows, 2, 4, 8 and 12 vectors of f32 6.7 and 4.7, 7.1 and 5.5, 9.1 and 11.7, 13.0 and 19.9 (NumPy 8, 7,
         8 and 10): more of these pass too many sums through memory."""
         return self.requests.rows_end_to_end if axis is None or self.rows_hint(axis) <= FEW_AT_ONCE else 0
+
+    @property
+    def parts_depth(self) -> bool:
+        """Whether the rows of a matrix [in, out] that a single vector meets from end to end come from several places
+        of it, each read on from there."""
+        return bool(self.requests.rows_end_to_end and self.requests.row_streams) and not self.requests.again
 
     def rows_hint(self, axis: str) -> int:
         """Typical extent of an axis of which a task has all; what its class has at least, where that is more."""

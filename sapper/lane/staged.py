@@ -211,17 +211,24 @@ class StagedRows:
             inside = low.sub(row_start, low.mul(block, self.count))
             base = low.add(low.add(self.base, low.mul(low.mul(low.mul(self.depth_extent, size), self.count), block)),
                            low.mul(inside, lanes * size))
-        depth_start = low.sub(depth.offset, low.open[self.depth_axis].offset)
+        step, depth_start = self.depth_step(at[self.depth_axis])
         if depth.lane:
             index = low.mul(depth_start, self.count * size)
-            disp = at[self.depth_axis] * lanes * self.count * size
+            disp = step * lanes * self.count * size
         else:
             whole = low.scalar("s_and", depth_start, -lanes)
             inside = low.scalar("s_and", depth_start, lanes - 1)
             index = low.add(low.mul(whole, self.count * size), low.mul(inside, size))
-            disp = at[self.depth_axis] * size
+            disp = step * size
         disp += at[self.row_axis] * lanes * size
         return low.memory_operands(base, index, 1, disp)
+
+    def depth_step(self, j: int) -> tuple[int, Scalar]:
+        """Register coordinate j of the depth as steps from one that is bound, and that one, counted from the first."""
+        depth, first = self.lowering.bound[self.depth_axis], self.lowering.open[self.depth_axis].offset
+        if depth.lane or depth.apart == 1:
+            return j, self.lowering.sub(depth.offset, first)
+        return 0, self.lowering.sub(self.lowering.coordinate(self.depth_axis, j), first)
 
     def load(self, at: dict[str, int], level: int) -> Value:
         operands, attributes = self.address(at)
@@ -266,12 +273,13 @@ class StagedColumns(StagedRows):
     def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes
         vector_bytes = low.lanes * size
-        row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
+        row = low.bound[self.row_axis]
         start = low.sub(row.offset, low.open[self.row_axis].offset)
         block = low.scalar("s_floordiv", start, self.count)
         base = low.add(self.base, low.mul(low.mul(self.depth_extent, vector_bytes), block))
         if row.count != self.count and not row.lane:
             base = low.add(base, low.mul(low.sub(start, low.mul(block, self.count)), size))
-        index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), vector_bytes)
-        disp = at[self.depth_axis] * vector_bytes + (0 if row.lane else at[self.row_axis] * size)
+        step, depth_start = self.depth_step(at[self.depth_axis])
+        index = low.mul(depth_start, vector_bytes)
+        disp = step * vector_bytes + (0 if row.lane else at[self.row_axis] * size)
         return low.memory_operands(base, index, 1, disp)

@@ -104,7 +104,7 @@ class Bound:
 @dataclass(slots=True)
 class Open:
     """Axis still to be walked. hint: a typical extent; divisor: the extent is a multiple of it. origin: where scratch
-    memory over it begins, if not at its offset. once: a tile has all of it."""
+    memory over it begins, if not at its offset. once: a tile has all of it. apart: neighbours lie so far apart."""
 
     offset: Scalar
     extent: Scalar
@@ -113,6 +113,7 @@ class Open:
     capacity: Capacity | None = None
     origin: Scalar | None = None
     once: bool = False
+    apart: Scalar = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,7 +302,7 @@ class WalkLowering(Reductions):
                         a.rows[key] = self.emit(self.depth, "add", [row, a.rows[key]], row.type)
 
         def block(start: Value) -> None:
-            part = Open(start, size, size, size, None)
+            part = Open(start, size, size, size, None, apart=apart)
 
             def piece(accumulators: list[Accumulator]) -> None:
                 add_to(accumulators, part)
@@ -323,7 +323,12 @@ class WalkLowering(Reductions):
 
         over_pieces(keep)
         end = self.add(depth.offset, self.sub(depth.extent, self.scalar("s_mod", depth.extent, size)))
-        self.counted(depth_axis, depth.offset, end, size, block)
+        apart: Scalar = 1
+        if choice.depth_parts:
+            apart = self.scalar("s_floordiv", depth.extent, size)
+            self.counted(depth_axis, depth.offset, self.add(depth.offset, apart), 1, block)
+        else:
+            self.counted(depth_axis, depth.offset, end, size, block)
         rest = Open(end, self.sub(self.add(depth.offset, depth.extent), end), depth.hint, gcd(depth.divisor, size))
         over_pieces(last, rest)
 

@@ -87,11 +87,11 @@ def _contraction(loop: Op, taken: set[str]) -> list[Op] | None:
             made.append(Op("index", [], [TileType(index, (axis,))], {"axis": axis}, None, one.location))
             values[counter] = made[-1].result
     for op in (*inside, term):
-        made.append(_spread(op, values, around if op is term else []))
+        made.append(spread(op, values, around if op is term else []))
     return made if all(set(around) <= set(axes_of(v)) and is_read(v) for v in made[-1].operands) else None
 
 
-def _spread(op: Op, values: dict[Value, Value], over: list[str]) -> Op:
+def spread(op: Op, values: dict[Value, Value], over: list[str]) -> Op:
     """The same op of values that span more axes. over: what it contracts besides."""
     operands = [values.get(v, v) for v in op.operands]
     attributes = dict(op.attributes)

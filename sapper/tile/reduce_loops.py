@@ -2,30 +2,46 @@
 
 Enters tile IR; leaves tile IR in which `for k in tiles(K): acc += sum(x, over=k)` (and `a @ b`, max, min) is one
 `reduce` or `contract` over k, brought into scope by `whole`; `acc += a @ b + c @ d` becomes two, that are added after.
-The schedule may then block the reductions as it likes: nothing in the kernel says how.
+So is `for k in each(K): acc += x[k, n]`, and of products of two elements, `acc += a[m, k] * b[k, n]`, a sum over k.
+The schedule may then block the reductions as it likes: nothing in the kernel says how. Holds: the meaning is the same,
+but for the order of sums.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import count
+
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import TileType
+from ..ir.types import TileType, f32, f64, i32, index
+from .loop_products import spread
+from .plan import axes_of
+from .product_parts import axes_brought
 
 _COMBINE = {"add": "sum", "max": "max", "min": "min"}
+
+SHORT_LOOP = 64
+"""Loops over indices that are known to have fewer passes are left: a window's, or channels of a pixel, of which other
+loops go along memory."""
 
 
 def reduce_loops(function: Function) -> Function:
     """Rewrite in place, innermost loops first; returns the function."""
-    _block(function.body, function)
+    _block(function.body, function, ())
     return function
 
 
-def _block(block: Block, function: Function) -> None:
+def _block(block: Block, function: Function, tiled: Collection[str]) -> None:
+    """tiled: the axes of a loop over tiles that the block is the body of, where no other loop in order is around."""
     position = 0
     while position < len(block.ops):
         op = block.ops[position]
         for nested in op.blocks:
-            _block(nested, function)
+            parallel = op.name == "tiles" and op.attributes["parallel"]
+            _block(nested, function, op.attributes["axes"] if parallel else ())
         replacement = _as_reductions(op) if op.name == "tiles" and op.results else None
+        if op.name == "each" and op.results and all(set(axes_of(v)) <= set(tiled) for v in op.results):
+            replacement = _as_sums(op, function)
         if replacement is not None:
             ops, values = replacement
             block.ops[position:position + 1] = ops
@@ -79,6 +95,72 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
     wholes = [Op("whole", [bounds[2 * i], bounds[2 * i + 1]], (), {"axis": axis}, None, op.location)
               for i, axis in enumerate(axes)]
     return [*wholes, *[o for o in body.ops if o not in dropped], *tail], values
+
+
+def _as_sums(op: Op, function: Function) -> tuple[list[Op], list[Value]] | None:
+    """A loop over one index that adds elements of tensors, or products of two, to what it carries: each is summed."""
+    body, (first, last) = op.blocks[0], op.operands[:2]
+    if len(body.arguments) != 1 + len(op.results) or op.attributes.get("step", 1) != 1 or any(
+            o.blocks for o in body.ops) or not _is_long(first, last):
+        return None
+    counter, terminator = body.arguments[0], body.terminator
+    assert terminator is not None
+    taken = {axis for other in function.walk() for axis in axes_brought(other)}
+    axis = next(name for n in count() if (name := f"{counter.name}_{n}" if n else counter.name) not in taken)
+    along = Op("index", [], [TileType(index, (axis,))], {"axis": axis}, None, op.location)
+    made = [Op("whole", [first, last], (), {"axis": axis}, None, op.location), along]
+    values, spread_over = [], {counter: along.result}
+    terms: list[tuple[Value, Value]] = []
+    for argument, out in zip(body.arguments[1:], terminator.operands, strict=True):
+        total = out.op
+        if total is None or total.name != "add" or total not in body.ops or argument not in total.operands or any(
+                argument in o.operands for o in body.ops if o is not total):
+            return None
+        (term,) = (v for v in total.operands if v is not argument) if total.operands[0] is not total.operands[1] else (
+            argument,)
+        if not _is_element_or_product(term, counter) or term.type.dtype not in (f32, f64, i32):  # type: ignore[union-attr]
+            return None
+        terms.append((out, term))
+    added = {out.op for out, _ in terms}
+    made += [spread(o, spread_over, []) for o in body.ops if o is not terminator and o not in added]
+    for (out, term), start in zip(terms, op.operands[2:], strict=True):
+        summed = spread_over[term]
+        axes = tuple(a for a in axes_of(summed) if a != axis)
+        assert isinstance(out.type, TileType)
+        location = out.op.location if out.op is not None else op.location
+        made.append(Op("reduce", [summed], [TileType(out.type.dtype, axes)], {"kind": "sum", "over": [axis]}, None,
+                       location))
+        if not (_is_zero(start) and axes == out.type.axes):
+            made.append(Op("add", [start, made[-1].result], [out.type], {}, None, location))
+        values.append(made[-1].result)
+    return made, values
+
+
+def _is_long(first: Value, last: Value) -> bool:
+    """Whether a loop goes along all of a dimension, which is not known to be short. Others may have ends in reverse."""
+    if last.op is None or not _is_zero(first):
+        return False
+    return last.op.name == "dim" or (last.op.name == "const" and last.op.attributes["value"] >= SHORT_LOOP)
+
+
+def _is_element_or_product(value: Value, counter: Value) -> bool:
+    """Whether a value is an element of a tensor at the counter of a loop, or a product of two such."""
+    op = value.op
+    if op is not None and op.name == "mul":
+        return all(_is_element(v, counter) for v in op.operands)
+    return _is_element(value, counter)
+
+
+def _is_element(value: Value, counter: Value) -> bool:
+    """Whether a value is loaded, but for a cast, where one index is a loop's counter and the others are of tiles."""
+    op = value.op
+    while op is not None and op.name == "cast":
+        op = op.operands[0].op
+    if op is None or op.name != "load":
+        return False
+    others = [v for v in op.operands[1:] if v is not counter]
+    return len(others) + 2 == len(op.operands) and all(
+        v.op is not None and (v.op.name in ("index", "const", "dim")) for v in others)
 
 
 def _joined(out: Value, name: str, members: set[Op], uses: dict[Value, int]) -> tuple[list[Op], list[Value]]:

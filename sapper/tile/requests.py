@@ -33,7 +33,8 @@ class Requests(NamedTuple):
     meets, too. again: each line of these, and of what few rows meet while arithmetic keeps up, is asked for again and
     again; else these streams are not asked for at all, as the processor sees them coming, and all else once.
     rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
-    ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time.
+    ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
+    vector meets rows from row_streams places, without again.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the

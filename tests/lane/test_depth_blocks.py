@@ -184,11 +184,12 @@ def depth_steps(lane: Function) -> set[int]:
 
 
 @pytest.mark.parametrize("name", ["matmul_nn_f32", "matmul_nn_bf16"])
-@pytest.mark.parametrize(("rows", "steps", "in_pieces"), [(1, {8}, {16}), (3, {8, 64}, {64}), (9, {8, 64}, {64}),
+@pytest.mark.parametrize(("rows", "steps", "in_pieces"), [(1, {1}, {16}), (3, {8, 64}, {64}), (9, {8, 64}, {64}),
                                                           (16, {64}, {64})])
 def test_few_meet_as_many_rows_of_the_matrix_as_the_processor_follows(name: str, rows: int, steps: set[int],
                                                                       in_pieces: set[int]) -> None:
-    """How many there are is known as the kernel runs; more than four pass too many sums through memory."""
+    """How many there are is known as the kernel runs; more than four pass too many sums through memory. A single one
+    meets a row of each part of the matrix in each step."""
     for columns, depth in ((40, 131), (150, 70), (64, 7)):
         assert depth_steps(run_plain(name, rows, columns, depth, END_TO_END)) == steps
     assert depth_steps(run_plain(name, rows, 40, 131, IN_PIECES)) == in_pieces
@@ -213,7 +214,8 @@ def absorbed(x: Tensor[f32, M, K], w: Tensor[bf16, M, K, N], y: Tensor[f32, M, N
 @pytest.mark.parametrize("made", [columns_of, absorbed], ids=lambda made: made.name)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_vector_without_an_axis_of_rows_meets_them_from_end_to_end(made: Kernel, workers: int) -> None:
-    """As a row of a matrix does; elsewhere, and where a page has several rows, a few columns meet all of the depth."""
+    """As a row of a matrix does, from several places of it, whatever its rows' length; elsewhere a few columns meet all
+    of the depth."""
     function = reduce_loops(made.tile_ir())
     canonicalize(function)
     for columns, depth in ((70, 131), (1, 1)):
@@ -222,7 +224,7 @@ def test_a_vector_without_an_axis_of_rows_meets_them_from_end_to_end(made: Kerne
         x, w = (random.integers(-4, 5, (*batch, *extents)) for extents in ((depth,), (depth, columns)))
         arguments = {"x": x.astype(np.float32), "w": w.astype(np.float32 if made is columns_of else bfloat16),
                      "y": np.full((*batch, columns), np.nan, np.float32)}
-        for facts, typical, steps in ((END_TO_END, 4096, {8}), (END_TO_END, 256, set()), (IN_PIECES, 4096, set())):
+        for facts, typical, steps in ((END_TO_END, 4096, {1}), (END_TO_END, 256, {1}), (IN_PIECES, 4096, set())):
             specialization = specialize(function, arguments, {"M": 2, "N": typical, "K": 512})
             lane = run_lane(function, arguments, None, facts, specialization, workers)
             np.testing.assert_array_equal(arguments["y"], (x[..., None, :] @ w)[..., 0, :])     # exact in f32

@@ -14,7 +14,7 @@ from examples.statistics import softmax_of_columns
 from sapper.ir.nodes import Function
 from sapper.ir.types import f32, i8, i32
 from sapper.kernels import library
-from sapper.lang.builtins import each, exp, maximum, minimum, span, tiles, topk, where, whole, zeros
+from sapper.lang.builtins import abs, each, exp, maximum, minimum, span, tiles, topk, where, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -61,12 +61,16 @@ def differences(x: Tensor[f32, M, T], y: Tensor[f32, M, N]):
 
 
 @kernel
-def outer_sums(a: Tensor[f32, K, M], b: Tensor[f32, K, N], y: Tensor[f32, M, N]):
+def distances(a: Tensor[f32, K, M], b: Tensor[f32, K, N], y: Tensor[f32, M, N]):
     for m, n in tiles(M, N):
         acc = zeros(m, n, dtype=f32)
         for k in range(K):
-            acc += a[k, m] * b[k, n]
+            acc += abs(a[k, m] - b[k, n])
         y[m, n] = acc
+
+
+def distances_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(a[:, :, None] - b[:, None, :]).sum(0)
 
 
 @kernel
@@ -295,8 +299,8 @@ def test_loops_hold_as_many_sums_as_there_are_registers(shape: tuple[int, int, i
     k, m, n = shape
     a, b = normal(k, m), normal(k, n)
     arguments = {"a": a, "b": b, "y": np.full((m, n), np.nan, np.float32)}
-    lane = lowered(outer_sums, arguments, facts, hints={"K": 64, "M": 64, "N": 256})
-    np.testing.assert_allclose(arguments["y"], a.T @ b, rtol=1e-5, atol=1e-5)
+    lane = lowered(distances, arguments, facts, hints={"K": 64, "M": 64, "N": 256})
+    np.testing.assert_allclose(arguments["y"], distances_of(a, b), rtol=1e-5, atol=1e-5)
     carried = max(len(op.results) for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "each")
     most = facts.vector_registers - 6
     assert most / 2 < carried <= most
@@ -308,8 +312,8 @@ def test_what_is_left_of_rows_of_sums_is_taken_together(rows: int, tiles_of: lis
     """By fours and twos: a single row reads as much of the other operand. None that a divisor rules out."""
     a, b = normal(3, rows), normal(3, 64)
     arguments = {"a": a, "b": b, "y": np.full((rows, 64), np.nan, np.float32)}
-    lane = lowered(outer_sums, arguments, AVX512, hints={"K": 64, "M": 64, "N": 256})
-    np.testing.assert_allclose(arguments["y"], a.T @ b, rtol=1e-5, atol=1e-5)
+    lane = lowered(distances, arguments, AVX512, hints={"K": 64, "M": 64, "N": 256})
+    np.testing.assert_allclose(arguments["y"], distances_of(a, b), rtol=1e-5, atol=1e-5)
     assert steps(lane, "m") == tiles_of
 
 
@@ -515,8 +519,8 @@ def test_any_extents(facts: Facts, k: int, m: int, n: int, d: int, hint: int) ->
     hints = dict.fromkeys("KMNDTC", hint)
     a, b = normal(k, m), normal(k, n)
     arguments = {"a": a, "b": b, "y": np.full((m, n), np.nan, np.float32)}
-    lowered(outer_sums, arguments, facts, hints=hints)
-    np.testing.assert_allclose(arguments["y"], a.T @ b, rtol=1e-4, atol=1e-5)
+    lowered(distances, arguments, facts, hints=hints)
+    np.testing.assert_allclose(arguments["y"], distances_of(a, b), rtol=1e-4, atol=1e-5)
     x, v, w = normal(m, k), normal(k, d), normal(d, n)
     arguments = {"x": x, "v": v, "w": w, "y": np.full((m, n), np.nan, np.float32)}
     lowered(two_layers, arguments, facts, hints=hints)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, f32, tiles, zeros
+from sapper import Tensor, bf16, each, f32, tiles, whole, zeros
 from sapper.ir.verifier import verify
+from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
@@ -120,3 +121,114 @@ def test_accumulation_of_several(kernel, loops: int) -> None:
     assert sum(op.name == "tiles" for op in function.walk()) == 1 + loops
     interpret(function, {**given, "c": after})
     np.testing.assert_array_equal(before, after)    # sums of small integers are exact in any order
+
+
+@sp.kernel
+def by_indices(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32)
+        for k in each(K):
+            total += a[m, k] * b[k, n]
+        c[m, n] = sp.exp(total)
+
+
+@sp.kernel
+def turned_by_indices(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    """The product has its axes in the order (n, m)."""
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32) + 0.5
+        for k in range(K):
+            total += b[k, n] * a[m, k]
+        c[m, n] = total
+
+
+@sp.kernel
+def two_sums(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        rows, columns = zeros(m, dtype=f32), zeros(n, dtype=f32)
+        for k in range(K):
+            rows += a[m, k]
+            columns += b[k, n]
+        c[m, n] = rows * columns
+
+
+@pytest.mark.parametrize(("kernel", "sums"), [(by_indices, ["contract"]), (turned_by_indices, ["contract"]),
+                                              (two_sums, ["reduce", "reduce"])])
+@pytest.mark.parametrize("k", [0, 1, 5])
+def test_loops_over_indices_that_add_elements_are_sums(kernel, sums: list[str], k: int) -> None:
+    function = kernel.tile_ir()
+    rng = np.random.default_rng(0)
+    given = {"a": rng.integers(-4, 5, (3, k)).astype(np.float32),      # exact, however it is added
+             "b": rng.integers(-4, 5, (k, 4)).astype(np.float32)}
+    before, after = np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32)
+    interpret(function, {**given, "c": before})
+    reduce_loops(function)
+    canonicalize(function)
+    verify(function, TILE_OPS)
+    assert not any(op.name == "each" for op in function.walk())
+    assert [op.name for op in function.walk() if op.name in ("reduce", "contract")] == sums
+    interpret(function, {**given, "c": after})
+    np.testing.assert_array_equal(before, after)
+
+
+@sp.kernel
+def window(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N - 4):
+        total = zeros(m, n, dtype=f32)
+        for k in each(K):
+            total += a[m, k] * b[0, n + k]
+        c[m, n] = total
+
+
+@sp.kernel
+def short(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32)
+        for k in each(3):
+            total += a[m, k] * b[k, n]
+        c[m, n] = total
+
+
+@sp.kernel
+def from_one(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32)
+        for k in range(1, K):
+            total += a[m, k] * b[k, n]
+        c[m, n] = total
+
+
+@sp.kernel
+def carried_twice(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total, largest = zeros(m, n, dtype=f32), zeros(n, dtype=f32)
+        for k in each(K):
+            largest = sp.maximum(largest, b[k, n])
+            total += a[m, k] * b[k, n]
+        c[m, n] = total * largest
+
+
+@sp.kernel
+def part_of_a_tile(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n = whole(N)
+        total = zeros(m, n, dtype=f32)
+        for k in each(K):
+            total += a[m, k] * b[k, n]
+        c[m, n] = total
+
+
+@sp.kernel
+def rounded(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=bf16)
+        for k in each(K):
+            total += b[k, n].to(bf16)
+        c[m, n] = total.to(f32) + a[m, 0]
+
+
+@pytest.mark.parametrize("kernel", [window, short, from_one, carried_twice, part_of_a_tile, rounded])
+def test_other_loops_over_indices_stay(kernel) -> None:
+    function = kernel.tile_ir()
+    reduce_loops(function)
+    assert any(op.name == "each" for op in function.walk())
