@@ -97,13 +97,14 @@ def _walk(pending: list[Op]) -> Iterator[Op]:
 
 
 class Block:
-    """Arguments and a list of ops."""
+    """Arguments and a list of ops. same: which argument stands for all that may be one memory (Function.unite)."""
 
-    __slots__ = ("arguments", "ops")
+    __slots__ = ("arguments", "ops", "same")
 
     def __init__(self, types: tuple[Type, ...] | list[Type] = ()) -> None:
         self.arguments = [Value(t, self) for t in types]
         self.ops: list[Op] = []
+        self.same: dict[Value, Value] | None = None
 
     @property
     def terminator(self) -> Op | None:
@@ -134,6 +135,15 @@ class Function:
         value = Value(type, self.body, name)
         self.body.arguments.append(value)
         return value
+
+    def unite(self) -> None:
+        """Note which arguments may be one memory, as the attribute in_place says: pairs of their names."""
+        by_name = {value.name: value for value in self.arguments}
+        same = {value: value for value in self.arguments}
+        for pair in self.attributes.get("in_place", ()):
+            one, other = (same[by_name[name]] for name in pair)
+            same = {value: one if place is other else place for value, place in same.items()}
+        self.body.same = same
 
     def walk(self) -> Iterator[Op]:
         """Every op, in order; what an op holds is looked at when the op has been given out."""

@@ -533,6 +533,8 @@ class _Parser:
         self.expect("(")
         self.arguments(function.body)
         function.attributes = self.attributes()
+        if "in_place" in function.attributes:
+            function.unite()
         function.location = self.location()
         self.block(function.body, table)
         if self.tokens[self.at][0] != "end":

@@ -19,7 +19,7 @@ from math import gcd
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_I32, DType, TensorType, TileType, b32, f32, i32
 from ..tile.affine import affine
-from ..tile.ops import memory_of
+from ..tile.ops import place_of
 from ..tile.plan import COSTLY, Walk, axes_of
 from ..tile.schedule import Panels
 from ..tile.semantics import ELEMENTWISE
@@ -161,7 +161,7 @@ class FragmentStores(SpreadLowering):
 
     def _is_read(self, store: Op) -> bool:
         """Whether what it stores is loaded somewhere: a lane must then not store what another one still reads."""
-        return any(op.name == "load" and memory_of(op.operands[0]) is memory_of(store.operands[0])
+        return any(op.name == "load" and place_of(op.operands[0]) is place_of(store.operands[0])
                    for op in self.function.walk())
 
     def ways_of_sums(self, walk: Walk, found: MatrixWalk, high: int, wide: int) -> list[Way]:

@@ -17,7 +17,7 @@ from math import prod
 
 from ..ir.nodes import Op, Value
 from ..ir.types import S64, bf16, i64
-from ..tile.ops import memory_of
+from ..tile.ops import place_of
 from ..tile.plan import Walk, axes_of
 from .carried import CarriedLowering
 from .extents import Range
@@ -98,5 +98,5 @@ class KeptTiles(CarriedLowering):
         return found
 
     def _is_stored(self, tensor: Value) -> bool:
-        memory = memory_of(tensor)
-        return any(op.name == "store" and memory_of(op.operands[0]) is memory for op in self.function.walk())
+        place = place_of(tensor)
+        return any(op.name == "store" and place_of(op.operands[0]) is place for op in self.function.walk())

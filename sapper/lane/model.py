@@ -123,11 +123,6 @@ class Model(RegisterFactors):
         """How many loads read each tensor."""
         return Counter(memory_of(op.operands[0]) for op in self.function.walk() if op.name == "load")
 
-    @cached_property
-    def written(self) -> set[Value]:
-        """The tensors that are written."""
-        return {memory_of(op.operands[0]) for op in self.function.walk() if op.name == "store"}
-
     def _fits_near(self, contraction: Op, value: Value) -> bool:
         """Whether a value that is computed for a contraction has room in the caches of a core, typically, and an axis
         besides the contracted ones to go across the lanes as it is computed."""
@@ -196,6 +191,8 @@ class Model(RegisterFactors):
         panels = self._panels(walk)
         if panels:
             lane = self._columns(panels)
+            if bound_lane not in (None, lane):      # a nest around has the lanes, and a vector has but one axis
+                self._refuse_panels(panels)
         elif lane is None and loops:
             # A slot's neighbours are to come from two rows.
             free = [a for a in loops if a not in self.paired_axes(walk)]
@@ -910,7 +907,7 @@ class Model(RegisterFactors):
         found = []
         for op in self.reads(walk):
             access, memory = self.access(op), memory_of(op.operands[0])
-            again = self.readers[memory] > 1 or memory in self.written
+            again = self.readers[memory] > 1 or memory in self.stored
             plain = set(access.axes) == {rows, lane} and not access.gathers and not again
             if plain and access.axes[lane] == element_bytes(access.dtype):
                 found.append(op)

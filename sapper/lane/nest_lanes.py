@@ -96,16 +96,13 @@ class NestLanes(ScratchLowering):
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
         along any axis inside; None where there is none, or lanes are taken. nested: there are loops inside, whose
         values take a lane each, even if their elements are gathered, unless an axis inside may."""
-        if any(b.lane for b in self.bound.values()) or any(
+        if any(b.lane for b in self.bound.values()) or self.reads_panels(body) or any(
                 r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
             return None
         found: Counter[str] = Counter()
         for op in (inner for outer in body.ops for inner in outer.walk()):
-            if op.name not in ("load", "store"):
-                continue
-            if isinstance(self.stride_classes.get(memory_of(op.operands[0]).name), Panels):
-                return None
-            found.update(self._steps_of(op))
+            if op.name in ("load", "store"):
+                found.update(self._steps_of(op))
         walked = {r.axis: r.hint for r in ranges if r.axis is not None and r.hint > 1}
         best = max(found, key=lambda axis: (found[axis], walked.get(axis, 0)), default=None)
         if best is not None and best not in walked:
@@ -115,6 +112,11 @@ class NestLanes(ScratchLowering):
         gathers = nested and found.keys() <= walked.keys() and not (
             self.facts.many_workers or self._loops_along_memory(body))
         return best if found[best] > 0 or gathers else None
+
+    def reads_panels(self, body: Block) -> bool:
+        """Whether a packed tensor is read in a nest: the columns of its panels lie across the lanes."""
+        return any(op.name == "load" and isinstance(self.stride_classes.get(memory_of(op.operands[0]).name), Panels)
+                   for outer in body.ops for op in outer.walk())
 
     @staticmethod
     def _lanes_of_state(inner: str, walked: Collection[str], found: Mapping[str, int], body: Block) -> str | None:

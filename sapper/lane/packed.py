@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import FLOAT8, ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32, i8, i16, i32, u8
 from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import axes_of
 from ..tile.schedule import Facts, Panels
 from .joined_rows import JoinedRows
@@ -402,29 +403,47 @@ PANEL_VECTORS = 2
 def panels_for(function: Function, name: str, facts: Facts) -> Panels:
     """How a tensor of a canonical tile IR function lies best for the contractions that read it.
 
-    Raises LoweringError where it is no matrix, or something else than a contraction reads it.
+    Raises LoweringError where it is no matrix, something else than a contraction reads it, or it is stored to.
     """
     found: set[Panels] = set()
-    loads = [op for op in function.walk() if op.name == "load" and op.operands[0].name == name]
+    reached = [op for op in function.walk() if op.name in ("load", "store") and memory_of(op.operands[0]).name == name]
+    if any(op.name == "store" for op in reached):
+        raise LoweringError(f"tensor {name}: found a store to it; expected that the kernel only reads it; mend: pass "
+                            "it as it is")
+    loads = [op for op in reached if op.operands[0].op is None]     # and not by way of a view
     contracted: set[Op] = set()
     for op in function.walk():
         for value in op.operands if op.name == "contract" else ():
             load = load_behind(value)
             if load is None or load not in loads or len(load.operands) != 3:
                 continue
-            contracted.add(load)
-            axes = [next(iter(form.axes), None) if form is not None else None
-                    for form in (affine(index) for index in load.operands[1:])]
+            axes = [plain_axis(function, index) for index in load.operands[1:]]
             (over,) = op.attributes["over"] if len(op.attributes["over"]) == 1 else (None,)
-            if over in axes:
+            if over is not None and over in axes and None not in axes:
+                contracted.add(load)
                 depth = axes.index(over)
                 dot = dot_for(op, facts)
                 elements = 1 if dot is None or dot is FMA2_BF16 else dot.elements
                 found.add(Panels(1 - depth, depth, PANEL_VECTORS * facts.lanes, elements))
-    if len(found) != 1 or contracted != set(loads):
-        raise LoweringError(f"tensor {name}: found {len(loads)} reads of it; expected that each is the operand of a "
-                            "contraction over one of its two dimensions, the same for all; mend: pass it as it is")
+    if len(found) != 1 or contracted != set(reached):
+        raise LoweringError(f"tensor {name}: found {len(reached)} reads of it; expected that each is the operand of a "
+                            "contraction over one of its two dimensions, the same for all, indexed by plain axes from "
+                            "0 on; mend: pass it as it is")
     return found.pop()
+
+
+def plain_axis(function: Function, index: Value) -> str | None:
+    """The axis that an index is by itself, if its range begins at 0."""
+    form = affine(index)
+    if form is None or form.constant or form.scalars or list(form.axes.values()) != [1]:
+        return None
+    (axis,) = form.axes
+    for op in function.walk():
+        axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes.get("axis")]
+        if op.name in ("tiles", "whole") and axis in axes:
+            start = op.operands[2 * axes.index(axis)].op
+            return axis if start is not None and start.name == "const" and start.attributes["value"] == 0 else None
+    return None
 
 
 def dot_for(contraction: Op, facts: Facts) -> Dot | None:

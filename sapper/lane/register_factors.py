@@ -12,10 +12,10 @@ from typing import NoReturn
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, index
-from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Specialization
 from ..tile.sums import is_join
+from .packed import plain_axis
 from .prefetches import LINE_BYTES, LONG_LINES
 from .state import Capacity, element_bytes
 from .walk import WalkLowering
@@ -170,22 +170,10 @@ class RegisterFactors(WalkLowering):
 
     def _panel_axes(self, op: Op, panels: Panels) -> tuple[str, str]:
         """The axes of the columns and of the depth, each of which indexes its dimension alone and begins at 0."""
-        axes = []
-        for dimension in (panels.columns, panels.depth):
-            form = affine(op.operands[1 + dimension])
-            found = list(form.axes.items()) if form is not None and not form.constant and not form.scalars else []
-            if len(found) != 1 or found[0][1] != 1 or not self._begins_at_zero(found[0][0]):
-                self._refuse_panels({op: panels})
-            axes.append(found[0][0])
-        return axes[0], axes[1]
-
-    def _begins_at_zero(self, axis: str) -> bool:
-        for op in self.function.walk():
-            axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes.get("axis")]
-            if op.name in ("tiles", "whole") and axis in axes:
-                start = op.operands[2 * axes.index(axis)].op
-                return start is not None and start.name == "const" and start.attributes["value"] == 0
-        return False
+        columns, depth = (plain_axis(self.function, op.operands[1 + at]) for at in (panels.columns, panels.depth))
+        if columns is None or depth is None:
+            self._refuse_panels({op: panels})
+        return columns, depth
 
     def panel_width(self, axis: str | None) -> int:
         """Tasks along the columns of panels take whole ones."""

@@ -85,7 +85,7 @@ class ResidentLowering(NestLanes):
             sums |= self._sums_across(across, ranges, plan)
         carrying = {r.axis for r in ranges
                     if nested and r.axis is not None and self._carries_contractions(r.axis, plan)}
-        by_lane = self._lane_of_nest(ranges, plan, carrying, across, nested)
+        by_lane = None if self.reads_panels(body) else self._lane_of_nest(ranges, plan, carrying, across, nested)
         for r in ranges if self.chain is None and self.matrix_walk is None else ():
             if r.axis is None:
                 continue

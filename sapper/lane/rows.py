@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import (
@@ -42,7 +42,7 @@ from ..ir.types import (
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
 from ..tile.coarse import coarse
-from ..tile.ops import memory_of
+from ..tile.ops import memory_of, place_of
 from ..tile.plan import LATE
 from ..tile.schedule import Facts, LoweringError, Panels, StrideClass
 from ..tile.signs import never_positive
@@ -514,6 +514,8 @@ class RowEvaluation(State):
     def _view_strides(self, view: Op) -> list[Scalar]:
         """Element strides of a view: in each group of axes they follow from that of the group's last axis."""
         tensor, *sizes = view.operands
+        if isinstance(self.stride_classes.get(memory_of(tensor).name), Panels):
+            self._refuse_packed(tensor, view)
         before, after = tensor.type.dtype.size_bytes, view.result.type.dtype.size_bytes  # type: ignore[union-attr]
         packed = before != after  # then the tensor is contiguous
         old, extents = self.strides(tensor), [self.integer(size) for size in sizes]
@@ -595,8 +597,7 @@ class RowEvaluation(State):
         if staged is not None:
             return staged.load(at, level)  # type: ignore[no-any-return]
         if isinstance(self.stride_classes.get(op.operands[0].name), Panels):
-            raise LoweringError(f"found a packed tensor, {op.operands[0].name}, that is read otherwise than by a "
-                                "contraction; expected plain memory; mend: pass the array itself", op)
+            self._refuse_packed(op.operands[0], op)
         access = self._at_scalars(self.access(op), op, at)
         for found in (self.square_row, self.pair_row):
             row = found(op, access, at, level)
@@ -607,6 +608,10 @@ class RowEvaluation(State):
         if row is None:
             row = self.window_row(op, access, at, level, mask)
         return self._fetch(access, op.result, at, level, mask) if row is None else row
+
+    def _refuse_packed(self, tensor: Value, op: Op) -> NoReturn:
+        raise LoweringError(f"found a packed tensor, {memory_of(tensor).name}, that is read otherwise than by a "
+                            "contraction; expected plain memory; mend: pass the array itself", op)
 
     def _picked_row(self, op: Op, access: Access, at: dict[str, int], level: int, mask: Value | None) -> Value | None:
         """The row of a gather from a table that fits two registers, held in these; or None. The kernel must not store
@@ -655,8 +660,9 @@ class RowEvaluation(State):
 
     @cached_property
     def stored(self) -> frozenset[Value]:
-        """The memory that the function stores to."""
-        return frozenset(memory_of(op.operands[0]) for op in self.function.walk() if op.name == "store")
+        """The memory that the function stores to, or may by another name."""
+        places = {place_of(op.operands[0]) for op in self.function.walk() if op.name == "store"}
+        return frozenset((*places, *(tensor for tensor in self.function.arguments if place_of(tensor) in places)))
 
     def square_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
         """The row of a load that is read in squares (sapper/lane/squares.py), or None."""

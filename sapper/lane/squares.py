@@ -16,7 +16,7 @@ from functools import cache
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, RowType, bf16, bool_, i4, i32
-from ..tile.ops import memory_of
+from ..tile.ops import place_of
 from .layout import Exchange, Layout, Step, convert
 from .slots import KeptSlots
 from .state import Access, Bound, element_bytes, row_dtype
@@ -104,7 +104,7 @@ class Squares(KeptSlots):
     def stores_squares(self, op: Op, access: Access) -> bool:
         """Whether a store is made of squares, and nothing that it changes is read here."""
         return self._square(op, access) is not None and all(
-            load.name != "load" or memory_of(load.operands[0]) is not memory_of(op.operands[0])
+            load.name != "load" or place_of(load.operands[0]) is not place_of(op.operands[0])
             for load in self.function.walk())
 
     def store_square(self, op: Op, access: Access, at: dict[str, int], rows: list[Value], streaming: bool) -> None:

@@ -93,7 +93,8 @@ class Staging(Prefetches):
 
     def panels_of(self, op: Op) -> Panels | None:
         """The panels in which a load's tensor was packed."""
-        found = self.stride_classes.get(op.operands[0].name)
+        tensor = op.operands[0]
+        found = self.stride_classes.get(tensor.name) if tensor.op is None else None
         return found if isinstance(found, Panels) else None
 
     def stages_columns(self, op: Op, row_axis: str, counts: Mapping[str, int]) -> bool:

@@ -97,6 +97,10 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
         if right.op is None or right.op.name != "load" or right in model.buffers or right in model.rows \
                 or model.access(right.op).gathers:
             return "the operand that spans the columns is not read as it lies in a tensor"
+        panels = model.panels_of(right.op)
+        if panels is not None and panels.elements != dot.elements:
+            return f"{right.op.operands[0].name} is packed in slots of {panels.elements} elements, a tile has " \
+                   f"{dot.elements}"
         lefts.append(left)
         rights.append(right.op)
         dots.add(dot)

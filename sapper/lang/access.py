@@ -424,7 +424,19 @@ class Accesses(Views):
         """What two accesses at these places agree in when they meet, None if they never do."""
         forms, others = self.strides.apart([self.strides.expanded(form) for form in forms],
                                            [self.strides.expanded(form) for form in others], varies, self.ranges_of)
-        return fixed_when_meeting(forms, others, lambda symbol: any(map(varies, factors_of(symbol))), self.spread_of)
+        wholes: list[Affine] = []
+        while True:
+            fixed = fixed_when_meeting([*forms, *wholes], [*others, *wholes],
+                                       lambda symbol: any(map(varies, factors_of(symbol))), self.spread_of)
+            if fixed is None:
+                return None
+            symbols = dict.fromkeys(symbol for form in (*forms, *wholes) for symbol in form.terms)
+            made = [whole for whole in self.strides.wholes(
+                symbol for symbol in symbols if symbol in fixed or not any(map(varies, factors_of(symbol))))
+                if whole not in wholes]
+            if not made:
+                return fixed
+            wholes += made
 
     def ranges_of(self, symbol: Any) -> list[tuple[Affine, Affine]]:
         """Ranges that what a symbol walks lies in."""

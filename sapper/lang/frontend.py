@@ -99,6 +99,7 @@ class Frontend(Calls):
             function.attributes["requires"] = rows
         if kernel.options.get("in_place"):
             function.attributes["in_place"] = [list(pair) for pair in kernel.options["in_place"]]
+            function.unite()
         used = {operand for op in function.walk() for operand in op.operands}
         head: list[Op] = []
         for op in reversed(self.prelude):

@@ -1,14 +1,16 @@
 """Indices with strides that are dimensions, taken apart: `g * S + r` names an element of its own for each g and r < S.
+And indices that are digits, put together: where `x // 4` and `x % 4` are the same, x is.
 
 Enters: the affine forms of two accesses. Leaves: forms that are equal where those are, with one symbol less in a term:
 of `stride * a + b`, where all that b walks is shorter than the stride, a and b by themselves (a number written in
-digits, of a base that is not known). Holds: dimensions are named by strings and never differ between two accesses; a
-product of symbols is a Product, of which there is one for the same symbols; integers do not wrap.
+digits, of a base that is not known); what digits make out. Holds: equal quotients, and rests, are one symbol;
+dimensions are named by strings and never differ between two accesses; a product of symbols is a Product, of which there
+is one for the same symbols; integers do not wrap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import gcd
 from typing import Any
 
@@ -43,6 +45,7 @@ class Strides:
         self._order: dict[Any, int] = {}
         self._products: dict[tuple[Any, ...], Product] = {}
         self._values: dict[Value, Affine] = {}
+        self._divided: dict[tuple[Any, ...], Affine] = {}
         self._quotients: dict[str, tuple[Affine, int]] = {}
 
     def expanded(self, form: Affine) -> Affine:
@@ -63,6 +66,9 @@ class Strides:
             elif op is not None and op.name == "mul":
                 left, right = (self.expanded(self._form_of(operand)) for operand in op.operands)
                 made = self.times(left, right)
+            elif op is not None and op.name in ("floordiv", "mod"):
+                key = op.name, *(_key(self.expanded(self._form_of(operand))) for operand in op.operands)
+                made = self._divided.setdefault(key, Affine(0, {value: 1}))
             else:
                 made = Affine(0, {value: 1})
             self._values[value] = made
@@ -99,6 +105,40 @@ class Strides:
                          key=lambda factor: self._order.setdefault(factor, len(self._order)))
         key = tuple(factors)
         return key[0] if len(key) == 1 else self._products.setdefault(key, Product(key))
+
+    def wholes(self, known: Iterable[Any]) -> list[Affine]:
+        """What symbols that are known make out as its digits: x where `x // 8`, `x // 2 % 4` and `x % 2` are known."""
+        parts: dict[Any, tuple[Affine, list[tuple[Any, Any]]]] = {}
+        for symbol in known:
+            whole, low, high = self._digits(Affine(0, {symbol: 1}))
+            parts.setdefault(_key(whole), (whole, []))[1].append((low, high))
+        made = []
+        for whole, ranges in parts.values():
+            reached: list[Any] = [None]
+            for bound in reached:
+                reached += [low for low, high in ranges if high == bound and low not in reached]
+            if 1 in reached and (1, None) not in ranges:
+                made.append(whole)
+        return made
+
+    def _digits(self, form: Affine) -> tuple[Affine, Any, Any]:
+        """A form as `whole // low % (high // low)`: whole, low and high, which is None where nothing is cut off above.
+        A bound is a number above 0, or the key of a form."""
+        symbol = form.single
+        op = symbol.op if isinstance(symbol, Value) else None
+        if op is None or op.name not in ("floordiv", "mod"):
+            return form, 1, None
+        number, divisor = (self.expanded(self._form_of(operand)) for operand in op.operands)
+        by = _key(divisor) if divisor.terms else divisor.constant
+        if by in (0, 1) or (isinstance(by, int) and by < 0):
+            return form, 1, None
+        whole, low, high = self._digits(number)
+        if (low, high) != (1, None) and not (isinstance(low, int) and isinstance(by, int) and (
+                high is None or (isinstance(high, int) and high // low % by == 0))):
+            whole, low, high = number, 1, None      # its digits are not among those of the whole
+        if op.name == "mod":
+            return whole, low, low * by if low != 1 else by
+        return whole, low * by if low != 1 else by, high
 
     def apart(self, first: Sequence[Affine], second: Sequence[Affine], varies: Varies, ranges_of: RangesOf
               ) -> tuple[list[Affine], list[Affine]]:
@@ -158,6 +198,10 @@ class Strides:
                 whole, divisor = self._quotients[symbol]        # a quotient times its divisor is the whole at most
                 form = form.plus(Affine(0, {symbol: -coefficient})).plus(whole, coefficient // divisor)
         return not form.terms and form.constant < 0
+
+
+def _key(form: Affine) -> tuple[Any, ...]:
+    return form.constant, frozenset(form.terms.items())
 
 
 def factors_of(symbol: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TensorType
-from .ops import BINARY, BINARY_FLOAT, UNARY, memory_of
+from .ops import BINARY, BINARY_FLOAT, UNARY, place_of
 from .signs import never_negative
 
 MOVED = {"load", "cast", "bitcast", *UNARY, *BINARY, *BINARY_FLOAT}
@@ -55,7 +55,7 @@ def _invariant(loop: Op, ranges: _Ranges) -> list[Op]:
     """The ops of the body of a loop that may stand before it and that a contraction multiplies, in their order."""
     body = loop.blocks[0]
     members = set(body.ops)
-    stored = {memory_of(op.operands[0]) for op in loop.walk() if op.name == "store"}
+    stored = {place_of(op.operands[0]) for op in loop.walk() if op.name == "store"}
     axes = set(loop.attributes["axes"] if loop.name == "tiles" else ())
     axes |= {op.attributes["axis"] for op in body.ops if op.name == "whole"}
     arguments = set(body.arguments)
@@ -68,7 +68,7 @@ def _invariant(loop: Op, ranges: _Ranges) -> list[Op]:
                 may[value] = value not in arguments
             elif op.name == "index":
                 may[value] = op.attributes["axis"] not in axes
-            elif op.name == "load" and (memory_of(op.operands[0]) in stored or not ranges.is_inside(op)):
+            elif op.name == "load" and (place_of(op.operands[0]) in stored or not ranges.is_inside(op)):
                 may[value] = False
             else:
                 may[value] = op.name in MOVED | {"const"} and all(map(stays_same, op.operands))

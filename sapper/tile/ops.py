@@ -6,7 +6,7 @@ spans the union of the operands' axes, in order of first appearance. Integer ari
 
 from __future__ import annotations
 
-from ..ir.nodes import Value
+from ..ir.nodes import Block, Value
 from ..ir.ops import OpSpec, OpTable
 
 UNARY_FLOAT = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
@@ -35,6 +35,14 @@ def memory_of(tensor: Value) -> Value:
     while tensor.op is not None and tensor.op.name == "view":
         tensor = tensor.op.operands[0]
     return tensor
+
+
+def place_of(tensor: Value) -> Value:
+    """One tensor for all whose elements may be the same memory: views of it, and arguments that a call may give in its
+    place (@kernel(in_place=...))."""
+    memory = memory_of(tensor)
+    owner = memory.owner
+    return owner.same.get(memory, memory) if isinstance(owner, Block) and owner.same else memory
 
 
 TILE_OPS = OpTable("tile", [

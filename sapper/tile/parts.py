@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, bf16, f16, f32, i32, index
-from .ops import memory_of
+from .ops import place_of
 from .plan import COSTLY, LATE
 from .schedule import LoweringError
 
@@ -105,14 +105,14 @@ class _Top:
         for op, at in self.position.items():
             for inner in op.walk():
                 if inner.name == "store":
-                    self.stores.setdefault(memory_of(inner.operands[0]), []).append(at)
+                    self.stores.setdefault(place_of(inner.operands[0]), []).append(at)
 
     def local(self, value: Value) -> Op | None:
         return value.op if value.op in self.position else None
 
     def is_overwritten(self, load: Op, until: int) -> bool:
         """Whether what a load reads may change before position `until`."""
-        return any(self.position[load] < at < until for at in self.stores.get(memory_of(load.operands[0]), ()))
+        return any(self.position[load] < at < until for at in self.stores.get(place_of(load.operands[0]), ()))
 
     def range_of(self, axis: str) -> tuple[Value, Value]:
         start, stop = self.wholes[axis].operands

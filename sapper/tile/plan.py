@@ -25,7 +25,7 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import TileType, bool_, f32
 from ..lang.affine import Affine, fixed_when_meeting
 from .affine import affine
-from .ops import memory_of
+from .ops import place_of
 from .requests import KEPT, READ_AGAIN
 
 COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
@@ -111,8 +111,8 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
     if len(stores) < len(late.inner):
         return None
     streaming = all(map(streams, stores))
-    loaded = {memory_of(op.operands[0]) for op in block.ops if op.name == "load"}
-    stored = {memory_of(op.operands[0]) for op in block.ops if op.name == "store"}
+    loaded = {place_of(op.operands[0]) for op in block.ops if op.name == "load"}
+    stored = {place_of(op.operands[0]) for op in block.ops if op.name == "store"}
     if loaded & stored:
         return None
     rows: list[Value] = []
@@ -234,9 +234,9 @@ def early_scalars(block: Block) -> list[Value]:
     found: list[Value] = []
     for op in block.ops:
         if op.blocks or op.name == "store":
-            stored |= {memory_of(inner.operands[0]) for inner in op.walk() if inner.name == "store"}
+            stored |= {place_of(inner.operands[0]) for inner in op.walk() if inner.name == "store"}
         waits = (op.blocks or op.name in LATE or any(v in late for v in op.operands)
-                 or (op.name == "load" and memory_of(op.operands[0]) in stored))
+                 or (op.name == "load" and place_of(op.operands[0]) in stored))
         for result in op.results:
             if waits:
                 late.add(result)
@@ -273,7 +273,7 @@ class _Planner:
         self.accesses: dict[Value, list[Op]] = {}
         for op in block.ops:
             if op.name in ("load", "store"):
-                self.accesses.setdefault(memory_of(op.operands[0]), []).append(op)
+                self.accesses.setdefault(place_of(op.operands[0]), []).append(op)
         self.costly = [op for op in block.ops if (op.name in COSTLY and op.name not in LATE)
                        or (op.name == "load" and any(map(self._gathers, op.operands[1:])))]
         self.closures.clear()  # they end at what is kept, which is nothing yet
@@ -428,8 +428,9 @@ class _Planner:
         """Whether two accesses of one memory may touch the same element at two different points of a walk."""
         first, second = (op.operands[1 if op.name == "load" else 2:] for op in (access, other))
         wholes = {a for v in (*first, *second) for a in axes_of(v)} & self.wholes
-        if access.operands[0] is not other.operands[0]:
-            return True
+        tensors = access.operands[0], other.operands[0]
+        if tensors[0] is not tensors[1] and any(tensor.op is not None for tensor in tensors):
+            return True         # of two views nothing is known; two arguments in one place have the same strides
         if not wholes or first == second:  # a store alone meets itself nowhere: the front end asks for that
             return False
         fixed = fixed_when_meeting(self._forms(first), self._forms(second), lambda symbol: symbol in wholes,
@@ -451,19 +452,19 @@ class _Planner:
         stores = [r for r in walk.roots() if isinstance(r, Op) and r.name == "store"]
         loads = [op for op in (self.local(v) for v in needs) if op is not None and op.name == "load"] if stores else []
         for store in stores:
-            memory = memory_of(store.operands[0])
-            if any(memory_of(load.operands[0]) is memory and (
+            memory = place_of(store.operands[0])
+            if any(place_of(load.operands[0]) is memory and (
                     self.position[load] > self.position[store] or self.may_meet(load, store)) for load in loads):
                 return True
         if not isinstance(root, Op) or root.name != "store":
             return False
-        memory = memory_of(root.operands[0])
+        memory = place_of(root.operands[0])
         before = [op for op in self.accesses[memory] if self.position[op] < self.position[root]]
         if not before:
             return False
         needed = frozenset().union(*[self.needs(r) for r in walk.roots()])
         results = {r.result for r in walk.reductions}
-        first = min((self.position[s] for s in stores if memory_of(s.operands[0]) is memory), default=None)
+        first = min((self.position[s] for s in stores if place_of(s.operands[0]) is memory), default=None)
         for op in before:
             if op.name == "store":
                 if op in stores and self.may_meet(op, root):
@@ -571,7 +572,7 @@ class _Planner:
         loads = [op for op in (self.local(v) for v in needed) if op is not None and op.name == "load"]
         stores = [(store, self.position[item if isinstance(item, Op) else store])
                   for item in self.items[index:] if loads for store in self._stores(item)]
-        return not any(memory_of(store.operands[0]) is memory_of(load.operands[0]) and at < self.position[load]
+        return not any(place_of(store.operands[0]) is place_of(load.operands[0]) and at < self.position[load]
                        for load in loads for store, at in stores)
 
     @staticmethod
@@ -586,7 +587,7 @@ class _Planner:
         while loaded and index < len(self.items):
             item = self.items[index]
             stores = self._stores(item)
-            may_overwrite = any(memory_of(store.operands[0]) in loaded for store in stores)
+            may_overwrite = any(place_of(store.operands[0]) in loaded for store in stores)
             found = next((load for load in (self._loads_after(index) if may_overwrite else ())
                           if any(self._overwrites(item, store, load, index) for store in stores)), None)
             if found is None:
@@ -597,7 +598,7 @@ class _Planner:
             self.items.insert(index, Walk(axes_of(found.result), (), [], [found.result]))
 
     def _overwrites(self, item: Walk | Op, store: Op, load: Op, index: int) -> bool:
-        if memory_of(store.operands[0]) is not memory_of(load.operands[0]):
+        if place_of(store.operands[0]) is not place_of(load.operands[0]):
             return False
         if isinstance(item, Op):
             return self.position[load] < self.position[item]

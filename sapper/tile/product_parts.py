@@ -23,7 +23,7 @@ from ..ir.checker import union_of_axes
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TileType, bool_, f32, i32, index
 from .affine import affine
-from .ops import memory_of
+from .ops import place_of
 from .parts import Writer, copy_op
 from .plan import LATE, ORDERED, axes_of
 from .sums import is_join
@@ -60,10 +60,8 @@ def _nest(top: Op, function: Function) -> list[Op]:
     if any(op.blocks and (op.name != "tiles" or not op.attributes["parallel"]) for op in ops) or any(
             is_join(op) or op.name in (*ORDERED, "buffer", "view") for op in ops):
         return []
-    pairs = function.attributes.get("in_place", [])
-    stored = {memory_of(op.operands[0]).name for op in ops if op.name == "store"}
-    stored |= {name for pair in pairs if stored.intersection(pair) for name in pair}
-    loaded = {memory_of(op.operands[0]).name for op in top.walk() if op.name == "load"}
+    stored = {place_of(op.operands[0]) for op in ops if op.name == "store"}
+    loaded = {place_of(op.operands[0]) for op in top.walk() if op.name == "load"}
     return [] if stored & loaded else loops
 
 

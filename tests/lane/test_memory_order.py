@@ -11,7 +11,9 @@ from sapper import (
     argmax,
     bf16,
     bool_,
+    cumsum,
     each,
+    emulate,
     exp,
     f32,
     i32,
@@ -24,11 +26,17 @@ from sapper import (
     whole,
     zeros,
 )
+from sapper.codegen.pipeline import facts_of, finish_lane
 from sapper.ir.nodes import Op
 from sapper.lang.kernel import Kernel
 from sapper.runtime.check import check_kernel
+from sapper.targets.x86_64.detect import host
+from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.canonical import canonicalize
 from sapper.tile.plan import Walk, plan_block
+from sapper.tile.reduce_loops import reduce_loops
+
+from .run_lane import run_lane
 
 M, N, B = sp.dims("M N B")
 
@@ -346,3 +354,54 @@ def pairs(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
 def test_only_what_may_meet_is_kept() -> None:
     assert items_of(pairs) == [["x", "x", "y"]]
     assert items_of(turned_in_place) == [["kept"], ["o", "y"]]
+
+
+@kernel(in_place=[("out", "x")])
+def read_before(x: Tensor[f32, M, N], w: Tensor[f32, N, B], out: Tensor[f32, M, N], y: Tensor[f32, M, B],
+                low: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n, b = whole(N), whole(B)
+        row = x[m, n]
+        out[m, n] = cumsum(row, over=n)
+        y[m, b] = row @ w[n, b]
+        low[m, n] = row - max(row, over=n)
+
+
+@kernel(in_place=[("out", "x")])
+def read_after(x: Tensor[f32, M, N], out: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        before = x[m, n]
+        out[m, n] = before + 1.0
+        y[m, n] = x[m, n] * before
+
+
+@pytest.mark.parametrize("target", ["v3", "v4", "sm_80"])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 70), (5, 4), (1, 1)])
+@pytest.mark.parametrize("static", [False, True])
+def test_tensors_in_one_place(target: str, rows: int, columns: int, static: bool) -> None:
+    """Of two tensors that may be one, what was read stays what it was, and what is read sees what was written."""
+    random = np.random.default_rng(0)
+    x = random.integers(-9, 9, (rows, columns)).astype(np.float32)          # sums are exact
+    w = random.integers(-9, 9, (columns, 5)).astype(np.float32)
+    one, two = x.copy(), x.copy()
+    given = {"x": one, "w": w, "out": one, "y": np.zeros((rows, 5), np.float32), "low": np.zeros_like(x)}
+    run_in_place(read_before, given, target, static)
+    np.testing.assert_array_equal(one, np.cumsum(x, axis=1))
+    np.testing.assert_array_equal(given["y"], x @ w)
+    np.testing.assert_array_equal(given["low"], x - x.max(axis=1, keepdims=True))
+    given = {"x": two, "out": two, "y": np.zeros_like(x)}
+    run_in_place(read_after, given, target, static)
+    np.testing.assert_array_equal(two, x + 1)
+    np.testing.assert_array_equal(given["y"], (x + 1) * x)
+
+
+def run_in_place(k: Kernel, arguments: dict[str, np.ndarray], target: str, static: bool) -> None:
+    if target == "sm_80":
+        emulate.run(k, *arguments.values(), target=target)
+    elif TARGETS[target].features <= host().features:
+        k(**arguments, static=static, target=target)
+    else:
+        function = reduce_loops(k.tile_ir())
+        canonicalize(function)
+        run_lane(function, arguments, None, facts_of(TARGETS[target]),
+                 passes=lambda lane: finish_lane(lane, TARGETS[target]))

@@ -107,6 +107,30 @@ def test_panels_that_packed_dot_products_read_serve_tiles(types, m, k) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
+@kernel
+def less_by_one(a: Tensor[bf16, M, K], b: Tensor[bf16, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        c[m, n] = (a[m, k] - 1.0) @ b[k, n]
+
+
+def test_panels_without_slots_serve_no_tiles() -> None:
+    """What meets a computed operand is packed element by element."""
+    target = TARGETS["sapphirerapids"]
+    function = reduce_loops(less_by_one.tile_ir())
+    arguments = arguments_of("nn", (bf16, bf16, f32), 33, 40, 31)
+    packed = {"b": pack_array(arguments["b"], bf16, panels_of_kernel(less_by_one, "b", target))}
+    assert packed["b"].panels.elements == 1
+    hinted = specialize(function, arguments, dict.fromkeys("MNK", 64))
+    made = run_lane(function, arguments, None, facts_of(target), hinted, packed=packed)
+    assert not tiles_in(made)
+    want = (arguments["a"].astype(np.float32) - 1.0) @ arguments["b"].astype(np.float32)     # small integers: exact
+    np.testing.assert_array_equal(arguments["c"], want)
+    with pytest.raises(ScheduleError, match="b is packed in slots of 1 elements, a tile has 2"):
+        run_lane(reduce_loops(less_by_one.tile_ir()), arguments, Schedule(matrix=True), facts_of(target), hinted,
+                 packed=packed)
+
+
 def test_sums_that_are_stored_as_they_are_go_straight_to_the_tensor() -> None:
     """From whole pieces: those of the last rows and columns, and those with something to do, pass by near memory."""
     function = reduce_loops(PRODUCTS["nt", PAIRS[-1]].tile_ir())

@@ -753,6 +753,58 @@ def test_split_axes_are_digits():
     assert loop_attributes(overlapping) == [ORDERED, PARALLEL]
 
 
+def test_digits_make_out_what_they_are_of():
+    """Where `x // 4` and `x % 4` are the same, x is."""
+    @kernel
+    def blocks(a: Tensor[f32, M, N], out: Tensor[f32, D, K, 4, 3]):
+        for m, n in tiles(M, N):
+            out[m // 4, n // 3, m % 4, n % 3] = a[m, n]
+
+    @kernel
+    def four_digits(a: Tensor[f32, M], out: Tensor[f32, D, 2, 2, 4]):
+        for m in tiles(M):
+            out[m // 16, m // 8 % 2, m % 2, m % 8 // 2] = a[m]
+
+    @kernel
+    def of_a_dimension(a: Tensor[f32, M, N], out: Tensor[f32, D, K, N]):
+        for m, n in tiles(M, N):
+            out[m // K, m % K, n] = a[m, n]
+            out[m // K, m % K, n] = a[m, n] + out[m // K, m % K, n]
+
+    @kernel
+    def of_a_sum(a: Tensor[f32, M, N], out: Tensor[f32, D, 4]):
+        for m in each(M):
+            for n in tiles(3):
+                out[(3 * m + n) // 4, (3 * m + n) % 4] = a[m, n + 0]
+
+    @kernel
+    def one_lost(a: Tensor[f32, M], out: Tensor[f32, D, 2, 4]):
+        for m in each(M):
+            out[m // 16, m // 8 % 2, m % 4] = a[m]
+
+    @kernel
+    def bases_apart(a: Tensor[f32, M], out: Tensor[f32, D, 4]):
+        for m in each(M):
+            out[m // 8, m % 4] = a[m]
+
+    @kernel
+    def rests_of_others(a: Tensor[f32, M], out: Tensor[f32, D, 3, 4]):
+        for m in each(M):
+            out[m // 8, m % 8 // 3, m % 3] = a[m]
+
+    assert loop_attributes(blocks) == loop_attributes(four_digits) == loop_attributes(of_a_dimension) == [PARALLEL]
+    assert loop_attributes(of_a_sum) == [PARALLEL, PARALLEL]
+    assert loop_attributes(one_lost) == loop_attributes(bases_apart) == loop_attributes(rests_of_others) == [ORDERED]
+    a = floats(10, 7)
+    padded = np.zeros((12, 9), np.float32)
+    padded[:10, :7] = a
+    found = check_meaning(blocks, a, np.zeros((3, 3, 4, 3), np.float32))[1]
+    np.testing.assert_array_equal(found, padded.reshape(3, 4, 3, 3).transpose(0, 2, 1, 3))
+    a = floats(32)
+    found = check_meaning(four_digits, a, np.zeros((2, 2, 2, 4), np.float32))[1]
+    np.testing.assert_array_equal(found, a.reshape(2, 2, 4, 2).transpose(0, 1, 3, 2))
+
+
 def test_strides_that_are_dimensions_are_the_base_of_digits():
     R, ROWS = N // M, (N + K - 1) // K
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import Tensor, bf16, f32, i8, i32, kernel, tiles, u8, zeros
+from sapper import Schedule, Tensor, bf16, exp, f32, full, i8, i32, kernel, maximum, tiles, u8, whole, zeros
 from sapper.lane.rows import LoweringError
 from sapper.runtime.errors import ArgumentError
 from sapper.runtime.packed import packed_empty
 from tests.lane.test_packed import arguments_of, expected_of, make_product
 from tests.strategies import examples
 
-M, N, K = sp.dims("M N K")
+M, N, K, V = sp.dims("M N K V")
 TYPES = ((f32, f32, f32), (f32, bf16, f32), (bf16, bf16, f32), (i8, i8, i32), (u8, i8, i32), (u8, u8, i32))
 PRODUCTS = {(order, types): make_product(order, *types) for order in ("nn", "nt", "tt") for types in TYPES}
 
@@ -141,6 +141,66 @@ def looked_up(token: Tensor[i32, M], w: Tensor[f32, N, K], y: Tensor[f32, M, N],
         row[m, k] = w[token[m], k]
 
 
+@kernel
+def attention(q: Tensor[f32, M, K], k: Tensor[f32, N, K], v: Tensor[f32, N, V], out: Tensor[f32, M, V]):
+    for m in tiles(M):
+        d, c = whole(K), whole(V)
+        low, total = full(m, value=-1e30, dtype=f32), zeros(m, dtype=f32)
+        mass = zeros(m, c, dtype=f32)
+        for n in tiles(N):
+            score = q[m, d] @ k[n, d]
+            high = maximum(low, sp.max(score, over=n))
+            weight, fade = exp(score - high), exp(low - high)
+            total = total * fade + sp.sum(weight, over=n)
+            mass = mass * fade + weight @ v[n, c]
+            low = high
+        out[m, c] = mass / total
+
+
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize(("m", "n", "k", "v"), [(5, 7, 3, 5), (64, 40, 16, 64), (1, 40, 16, 64)])
+def test_columns_of_panels_lie_across_the_lanes_of_a_nest(name, m, n, k, v) -> None:
+    """And not its rows, for which scores would be plain vectors."""
+    random = np.random.default_rng(0)
+    q, keys, values = (random.standard_normal(shape).astype(np.float32) for shape in ((m, k), (n, k), (n, v)))
+    given = {"q": q, "k": keys, "v": values, "out": np.zeros((m, v), np.float32)}
+    weights = np.exp((scores := q.astype(np.float64) @ keys.T) - scores.max(axis=1, keepdims=True))
+    want = weights / weights.sum(axis=1, keepdims=True) @ values
+    packed = {name: sp.pack(attention, name, given[name])}
+    attention(**given | packed)
+    # Sums of at most 40 products of f32, and as many weights with 8 ulp of error in each (tests/strategies/agree.py).
+    np.testing.assert_allclose(given["out"], want, rtol=1e-4, atol=1e-5)
+    if m > 1:
+        with pytest.raises(LoweringError, match=rf"found {name} packed in .*; expected a tensor that is packed"):
+            attention(**given | packed, schedule=Schedule(lane="m"))
+
+
+@kernel
+def apart(x: Tensor[f32, M, K], w: Tensor[f32, N, V], y: Tensor[f32, M, N]):
+    """Every third element of w is read."""
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = x[m, k] @ w[n, 3 * k + 1]
+
+
+@kernel
+def viewed(x: Tensor[f32, M, K], w: Tensor[f32, N, K], y: Tensor[f32, M, N]):
+    """The odd elements of w are contracted."""
+    pairs = w.view(N, K // 2, 2)
+    for m, n in tiles(M, N):
+        k = whole(K // 2)
+        y[m, n] = x[m, k + 0] @ pairs[n, k, 1]
+
+
+@kernel
+def stored(x: Tensor[f32, M, K], w: Tensor[f32, N, K], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = x[m, k] @ w[n, k]
+    for n, k in tiles(N, K):
+        w[n, k] = 0.0
+
+
 def test_errors() -> None:
     product, floats = PRODUCTS["nt", (i8, i8, i32)], PRODUCTS["nt", (f32, f32, f32)]
     weights = np.zeros((5, 8), np.int8)
@@ -150,6 +210,15 @@ def test_errors() -> None:
         sp.pack(product, "b", weights.astype(np.float32))
     with pytest.raises(LoweringError, match=r"w: found 3 reads of it; expected that each is the operand"):
         sp.pack(looked_up, "w", np.zeros((5, 8), np.float32))
+    with pytest.raises(LoweringError, match=r"w: found 1 reads of it; .* indexed by plain axes from 0 on"):
+        sp.pack(apart, "w", np.zeros((5, 8), np.float32))
+    with pytest.raises(LoweringError, match=r"w: found 1 reads of it; expected that each is the operand"):
+        sp.pack(viewed, "w", np.zeros((5, 8), np.float32))
+    with pytest.raises(LoweringError, match=r"w: found a store to it; expected that the kernel only reads it"):
+        sp.pack(stored, "w", np.zeros((5, 8), np.float32))
+    with pytest.raises(LoweringError, match=r"found a packed tensor, w, that is read otherwise than by a contraction"):
+        viewed(np.zeros((2, 8), np.float32), sp.pack(floats, "b", np.zeros((5, 8), np.float32)),
+               np.zeros((2, 5), np.float32))
     packed = sp.pack(product, "b", weights)
     with pytest.raises(ArgumentError, match="K = 8"):
         product(np.zeros((2, 7), np.int8), packed, np.zeros((2, 5), np.int32))
