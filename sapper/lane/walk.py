@@ -240,7 +240,10 @@ class WalkLowering(Reductions):
             self.open[lane] = Open(start, extent, min(o.hint, size), gcd(o.divisor, size), Capacity(size))
             body()
 
-        self.counted(lane, o.offset, self.add(o.offset, o.extent), size, block)
+        if isinstance(o.extent, int) and o.extent <= size:
+            body()      # its length stays known
+        else:
+            self.counted(lane, o.offset, self.add(o.offset, o.extent), size, block)
         self.open[lane] = o
 
     def _depth_blocks(self, walk: Walk, choice: WalkChoice, axes: list[str]) -> None:

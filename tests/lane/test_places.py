@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import bf16, f32, i8, i32, u8
+from sapper import Tensor, bf16, dims, f32, i8, i32, kernel, tiles, u8, whole
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.kernels import library
 from sapper.lane.choices import choices
@@ -22,6 +22,7 @@ from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
 from tests.strategies import examples
 
 from .run_lane import run_lane, specialize
+from .test_lower import recorded
 from .test_packed import PRODUCTS, arguments_of, expected_of, make_product
 
 ZEN3 = TARGETS["zen3"]
@@ -143,3 +144,55 @@ def run_on(function, arguments, facts):
     hints = {"P": 512, "G": 3, "C": 1, "M": 1}
     run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, hints))
     return arguments["y"]
+
+
+G, P, D = dims("G P D")
+
+
+@kernel
+def scores(q: Tensor[f32, G, D], keys: Tensor[f32, P, D], y: Tensor[f32, G, P]):
+    for p in tiles(P):
+        g, d = whole(G), whole(D)
+        y[g, p] = q[g, d] @ keys[p, d]
+
+
+@kernel
+def mixed(w: Tensor[f32, G, P], values: Tensor[f32, P, D], y: Tensor[f32, G, D]):
+    for g in tiles(G):
+        p, d = whole(P), whole(D)
+        y[g, d] = w[g, p] @ values[p, d]
+
+
+def heads(made, count, positions, features, facts=FOLLOWED):
+    """The lane IR of a product of heads that share keys or values, after it ran and was compared."""
+    function = reduce_loops(made.tile_ir({"G": count, "D": features}))
+    canonicalize(function)
+    random = np.random.default_rng(positions)
+    extents = {"G": count, "P": positions, "D": features}
+    arguments = {name: random.integers(-8, 9, [extents[d] for d in t.dims]).astype(np.float32)
+                 for name, t in made.parameters}
+    arguments["y"][:] = np.nan
+    lane = run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, {"P": 4096}))
+    left, right, _ = arguments.values()
+    np.testing.assert_array_equal(arguments["y"], left @ (right.T if made is scores else right))    # exact in f32
+    return lane
+
+
+@pytest.mark.parametrize(("count", "facts", "apart"), [(2, FOLLOWED, True), (4, FOLLOWED, True), (13, FOLLOWED, False),
+                                                       (4, ASKED, False)])
+def test_keys_that_few_heads_share_come_from_several_places(count: int, facts: Facts, apart: bool) -> None:
+    """All heads in one step, with a key from each place; of 13 registers do not hold all."""
+    for positions in (1, 3, 40, 131):
+        loops = [op for op in heads(scores, count, positions, 64, facts).walk() if op.attributes.get("label") == "p"]
+        assert (loops[0].attributes["step"] == 1) == apart
+
+
+@pytest.mark.parametrize(("features", "in_order"), [(64, True), (128, True), (576, False)])
+def test_short_values_that_few_heads_share_are_asked_for_in_the_order_of_memory(
+        features: int, in_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line in each step, a block ahead; rows of more than half a page are streams by themselves."""
+    asked, early = recorded(monkeypatch, "load")
+    heads(mixed, 4, 64, features)
+    assert (asked == sorted(set(asked))) == in_order
+    if in_order:
+        assert sum(early.values()) >= (64 - 8) * features * 4 // 64
