@@ -159,14 +159,40 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         for value, buffer in copies:
             self._copy(value, buffer)
         results: list[Value] = []
-        for out, place, at_all in zip(outs, places, points, strict=True):
+        for argument, out, place, at_all in zip(arguments, outs, places, points, strict=True):
             if place == "scalar":
                 results.append(self.value(self.integer(out)))
             elif place == "rows":
+                for step in self._steps(argument, out, body):
+                    for at in at_all:
+                        self.row(step, at)
                 results += [self.row(out, at) for at in at_all]
         for out in outs:
             self.carried_buffers.pop(out, None)
         return results
+
+    @staticmethod
+    def _steps(argument: Value, out: Value, body: Block) -> list[Value]:
+        """The values between a carried one and the next that something is added to in turn (`acc += a * x`, and again,
+        and again). Each is made at all places before the one that follows: what several places read for it, as a weight
+        or a row of an image, then need not stay in a register until the last place is done with it all. None where
+        walks make what is added: it lies ready for all places then."""
+        members, seen = set(body.ops), set[Value]()
+        if any(op.blocks or op.name in LATE for op in body.ops):
+            return []
+
+        def path(value: Value) -> list[Value] | None:
+            if value is argument:
+                return []
+            op = value.op
+            if op is None or op not in members or op.name not in ("add", "sub", "max", "min") or value in seen or (
+                    axes_of(value) != axes_of(argument)):
+                return None
+            seen.add(value)
+            found = (path(operand) for operand in op.operands)
+            return next(([*before, value] for before in found if before is not None), None)
+
+        return (path(out) or [])[:-1]
 
     def _in_place(self, body: Block, argument: Value, out: Value, kept: frozenset[int]) -> bool:
         """Whether the new value may overwrite the old one point by point: nothing else reads the old one later, but for

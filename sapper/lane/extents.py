@@ -6,8 +6,11 @@ and divisors for choices, bounds for the size of scratch memory, `Range`s.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
+from types import MappingProxyType
 
 from ..ir.nodes import Block, Value
 from ..tile.affine import affine
@@ -48,9 +51,12 @@ class Range:
     panels: tuple[Value, ...] = ()
 
 
-def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:
-    """(typical value, divisor, bound for scratch memory) of an index scalar."""
+def hint(value: Value, specialization: Specialization,
+         stops: Mapping[Value, Value] = MappingProxyType({})) -> tuple[int, int, Capacity | None]:
+    """(typical value, divisor, bound for scratch memory) of an index scalar. stops: where counters of loops end."""
     op = value.op
+    if value in stops:
+        return 256, 1, hint(stops[value], specialization, stops)[2]
     if op is not None and op.name == "const":
         c = int(op.attributes["value"])
         return c, _power_in(c), Capacity(c)
@@ -59,7 +65,7 @@ def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capaci
         dim = specialization.dims.get(name, DimClass())
         return dim.hint, dim.divisor, Capacity(1, (name,))
     if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
-        (a, of_a, most_a), (b, of_b, most_b) = (hint(v, specialization) for v in op.operands)
+        (a, of_a, most_a), (b, of_b, most_b) = (hint(v, specialization, stops) for v in op.operands)
         # Where typical values make no difference, as of a loop's counter, the first one bounds it.
         difference = a - b if a > b else a
         known = {"min": min(a, b), "add": a + b, "sub": difference, "mul": a * b, "floordiv": a // max(1, b)}
@@ -86,6 +92,8 @@ def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
         return min((c for c in (a, b) if c is not None), key=lambda c: len(c.dims), default=None)
     if name in ("sub", "floordiv"):
         return a
+    if name == "add" and a is not None and b is not None and not a.dims and not b.dims:
+        return Capacity(a.constant + b.constant)
     if name == "mul" and a is not None and b is not None:
         return Capacity(a.constant * b.constant, (*a.dims, *b.dims))
     return None
@@ -95,7 +103,13 @@ class ExtentLowering(ChainPairLowering):
     """Knows the extents of axes, and opens axes."""
 
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
-        return hint(value, self.specialization)
+        return hint(value, self.specialization, self._stops)
+
+    @cached_property
+    def _stops(self) -> dict[Value, Value]:
+        """Where each counter of a loop ends."""
+        return {counter: stop for op in self.function.walk() if op.name == "each" for counter, stop in zip(
+            op.blocks[0].arguments, op.operands[1:2 * op.attributes["count"]:2], strict=False)}
 
     def _range(self, start: Value, stop: Value) -> Range:
         first, last = self.integer(start), self.integer(stop)

@@ -37,6 +37,7 @@ from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars,
 from ..tile.product_parts import axes_brought, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from ..tile.sums import share_sums
+from ..tile.unroll import unroll
 from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
 from .extents import hint
@@ -148,6 +149,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
             part_nests(function)
         else:
             part_wraps(function)
+            unroll(function)
         hoist_operands(function)
         if facts.many_workers and not as_it_is:
             self._prepare_products(function, schedule, facts, specialization, lanes)

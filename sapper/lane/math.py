@@ -18,7 +18,7 @@ from collections.abc import Callable
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import MASK, ROW_F32, ROW_F64, ROW_I32, ROW_I64, RowType, Type
 from . import polynomials
-from .tables import use_tables
+from .tables import tabulate, use_tables
 
 EXPANDABLE = frozenset({
     "exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt", "scale_exponent", "round", "floor",
@@ -69,6 +69,9 @@ _FORMATS = {
 _LN2_PARTS = {ROW_F32: polynomials.LN2_F32, ROW_F64: polynomials.LN2_F64}
 _HALF_PI_PARTS = {ROW_F32: polynomials.HALF_PI_F32, ROW_F64: polynomials.HALF_PI_F64}
 
+
+LEAST_OPS, LEAST_OPS_BY_HALVES = 4, 8
+"""Ops on four bits that a lookup takes the place of: it is one instruction, by halves four, and wants registers."""
 
 ERF_TABLE_LIMIT = 3.875 - 2.0**-22
 """The greatest f32 that is nearer to 15 / 4 than to 16 / 4."""
@@ -586,10 +589,14 @@ def expand_math(function: Function, legal: frozenset[str]) -> int:
     """Expand, in place, every op of EXPANDABLE that is not in `legal`; how many there were.
 
     legal: names of the lane ops that the target has instructions for, those for one type only as `exp2.f32`. Where
-    `lookup` is one, small integers become floats by it (tables.py).
+    `lookup` is one, small integers become floats by it (tables.py). `lookup_by_halves`: that is one, of several
+    instructions.
     """
     if "lookup" in legal:
         use_tables(function)
+        tabulate(function, LEAST_OPS)
+    elif "lookup_by_halves" in legal:
+        tabulate(function, LEAST_OPS_BY_HALVES)
     emitter = _Emitter(legal)
     wanted = EXPANDABLE - legal
     count = _expand_block(function.body, wanted, emitter, legal) if wanted else 0

@@ -1,16 +1,22 @@
 """Tables of 16 floats in a register, where a lane takes one by the low four bits of an index.
 
 Enters: a lane function, for a target that has `lookup`. Leaves: the same, where a 4-bit integer that becomes a float is
-looked up: a shift and a lookup in place of two shifts, or a shift and a mask, and a conversion. Holds: the same bits;
-what is no longer used is left to simplify.py. `pick`, a lookup in a table that the kernel was given, has an index that
-need not be cut to the bits that it takes, either.
+looked up: a shift and a lookup in place of two shifts, or a shift and a mask, and a conversion. So is a float that much
+is computed for from such an integer alone, as the e2m1 of MXFP4 is from its code: the table is worked out here. Holds:
+the same bits; what is no longer used is left to simplify.py. `pick`, a lookup in a table that the kernel was given, has
+an index that need not be cut to the bits that it takes, either.
 """
 
 from __future__ import annotations
 
-from ..ir.nodes import Function, Op, Value
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..ir.nodes import Block, Function, Op, Value
 from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, rewrite
-from ..ir.types import ROW_F32, ROW_I32
+from ..ir.types import MASK, ROW_F32, ROW_I32, u8
+from .arithmetic import Array, pure_function
 
 WORD_BITS, INDEX_BITS = 32, 4
 SIGNED = tuple(float(n - 16 if n > 7 else n) for n in range(16))
@@ -88,3 +94,123 @@ _RULES = RuleSet([
     Rule("nibble-to-float", ("cvt",), _nibble),
     Rule("index-of-pick", ("pick",), _index),
 ])
+
+
+# Functions of four bits.
+
+_FUNCTIONS = frozenset({
+    "add", "sub", "mul", "min", "max", "neg", "abs", "and", "or", "xor", "not", "shl", "shr", "sar", "cmp", "select",
+    "mask_and", "mask_or", "mask_xor", "mask_not", "bitcast", "cvt", "fma",
+})
+
+
+def tabulate(function: Function, least: int) -> int:
+    """Look up, in place, what at least so many ops compute from a 4-bit integer and constants; how often."""
+    functions, count = _Functions(), 0
+    users: dict[Value, list[Op]] = {}
+    for op in function.walk():
+        for value in op.operands:
+            users.setdefault(value, []).append(op)
+    for block in list(_blocks(function.body)):
+        for place, op in enumerate(block.ops):
+            source = functions.source(op.results[0]) if [v.type for v in op.results] == [ROW_F32] else None
+            if source is None or source is op.results[0]:
+                continue
+            value = op.results[0]
+            if all(user.results and functions.source(user.results[0]) is source for user in users.get(value, ())):
+                continue    # a part of such a function, or of no use
+            behind = functions.behind(value, source)
+            computed = sum(made.name != "splat_const" for made in behind)
+            table = functions.table(behind, source) if computed >= least else None
+            if table is not None:
+                made = Op("lookup", [_masked(source, 1 << INDEX_BITS) or source], [ROW_F32], {"table": table}, None,
+                          op.location)
+                made.results[0] = value     # the value stays, so nothing that uses it has to change
+                value.move_to(made)
+                block.ops[place] = made
+                count += 1
+    return count
+
+
+def _blocks(block: Block) -> Iterator[Block]:
+    yield block
+    for op in block.ops:
+        for inner in op.blocks:
+            yield from _blocks(inner)
+
+
+class _Functions:
+    """Which values are functions of one integer of four bits."""
+
+    def __init__(self) -> None:
+        self.sources: dict[Value, Value | None] = {}
+        self.bounds: dict[Value, int | None] = {}
+
+    def source(self, value: Value) -> Value | None:
+        """The 4-bit integer that a value is computed from, with constants; itself, if it is one made of something
+        else; else None."""
+        if value not in self.sources:
+            op = value.op
+            made = op is not None and op.name in _FUNCTIONS and value.type in (ROW_F32, ROW_I32, MASK)
+            found: set[Value | None] = set()
+            for operand in op.operands if op is not None and made else ():
+                if operand.op is None or operand.op.name != "splat_const":
+                    found.add(self.source(operand))
+            if len(found) == 1 and None not in found:
+                (self.sources[value],) = found
+            else:
+                bound = self.bound(value) if value.type == ROW_I32 else None
+                self.sources[value] = value if bound is not None and bound < 1 << INDEX_BITS and (
+                    _constant_of(value) is None) else None
+        return self.sources[value]
+
+    def bound(self, value: Value) -> int | None:
+        """What an integer that is never negative is at most, if that is plain."""
+        if value not in self.bounds:
+            op, most = value.op, None
+            inner = [self.bound(v) if v.type == ROW_I32 else None for v in op.operands] if op is not None else []
+            known = [bound for bound in inner if bound is not None]
+            if op is None:
+                pass
+            elif op.name == "splat_const":
+                number = _constant_of(value)
+                most = number if number is not None and number >= 0 else None
+            elif op.name in ("load", "load_splat") and op.attributes["dtype"] is u8:
+                most = 255
+            elif op.name == "and" and known:
+                most = min(known)
+            elif op.name == "select" and len(known) == 2:
+                most = max(known)
+            elif op.name == "pick":
+                most = inner[0]
+            elif op.name in ("shr", "sar") and "amount" in op.attributes and known:
+                most = known[0] >> op.attributes["amount"]
+            self.bounds[value] = most
+        return self.bounds[value]
+
+    def behind(self, value: Value, source: Value) -> list[Op]:
+        """The ops between, constants among them, what others read first."""
+        found: dict[Op, None] = {}
+
+        def visit(v: Value) -> None:
+            if v is not source and v.op is not None and v.op not in found:
+                for operand in v.op.operands:
+                    visit(operand)
+                found[v.op] = None
+
+        visit(value)
+        return list(found)
+
+    @staticmethod
+    def table(ops: list[Op], source: Value) -> tuple[float, ...] | None:
+        """What the last of the ops gives for each integer; None where that is no number."""
+        lanes = 1 << INDEX_BITS
+        known: dict[Value, Array] = {source: np.arange(lanes, dtype=np.int32)}
+        with np.errstate(all="ignore"):
+            for op in ops:
+                function = pure_function(op, lanes)
+                if function is None:
+                    return None
+                known[op.result] = function(*(known[v] for v in op.operands))
+        row = known[ops[-1].result]
+        return tuple(map(float, row)) if np.isfinite(row).all() else None

@@ -4,7 +4,8 @@ Enters a canonical tile function. Leaves: of a loop that is not parallel, loads 
 in it multiplies, and that are the same in all of its iterations, stand before it: so the model may keep them in the
 form in which the loop reads them (the queries of attention). Holds: the meaning is the same. A loop that is empty at
 run time would not have loaded them, so only loads move whose indices are surely inside the tensor whenever the loop is
-reached; nothing moves past a store to the same memory.
+reached: by their ranges, or as what stands beside the loop or around it uses them for the same extent (`y[t, d]` after
+a loop that reads `q[t, d]`, of a `t` whose range memory says). Nothing moves past a store to the same memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TensorType
 from .ops import BINARY, BINARY_FLOAT, UNARY, place_of
+from .plan import axes_of
 from .signs import never_negative
 
 MOVED = {"load", "cast", "bitcast", *UNARY, *BINARY, *BINARY_FLOAT}
@@ -20,15 +22,22 @@ MOVED = {"load", "cast", "bitcast", *UNARY, *BINARY, *BINARY_FLOAT}
 Bounds = dict[str, tuple[Value, Value]]
 """Start and stop of each axis in scope."""
 
+Used = frozenset[tuple[object, object, frozenset[str]]]
+"""Indices that lie in a dimension, as something uses them whatever loops do: axis or scalar, extent, and the axes but
+for which nothing is used."""
+
 
 def hoist_operands(function: Function) -> None:
     """In place, inner loops first: what no loop changes leaves all of them."""
-    _block(function.body, {}, {})
+    _block(function.body, {}, {}, frozenset())
 
 
-def _block(block: Block, axes: Bounds, counters: dict[Value, tuple[Value, Value]]) -> None:
-    """axes, counters: the ranges in scope where the block begins."""
+def _block(block: Block, axes: Bounds, counters: dict[Value, tuple[Value, Value]], used: Used) -> None:
+    """axes, counters: the ranges in scope where the block begins. used: by the blocks around it."""
     axes = dict(axes)
+    used |= {(_key(index), extent, frozenset(a for i in op.operands[_first_index(op):] for a in axes_of(i)))
+             for op in block.ops if op.name in ("load", "store")
+             for index, extent in zip(op.operands[_first_index(op):], _extents(op.operands[0]), strict=True)}
     position = 0
     while position < len(block.ops):
         op = block.ops[position]
@@ -43,9 +52,9 @@ def _block(block: Block, axes: Bounds, counters: dict[Value, tuple[Value, Value]
             counted |= {op.blocks[0].arguments[n]: (op.operands[2 * n], op.operands[2 * n + 1])
                         for n in range(op.attributes["count"])}
         for nested in op.blocks:
-            _block(nested, inner, counted)
+            _block(nested, inner, counted, used)
         if op.name in ("tiles", "each") and not op.attributes["parallel"]:
-            moved = _invariant(op, _Ranges(axes, counters))
+            moved = _invariant(op, _Ranges(axes, counters, used))
             op.blocks[0].ops[:] = [o for o in op.blocks[0].ops if o not in moved]
             block.ops[position - 1:position - 1] = moved
             position += len(moved)
@@ -89,20 +98,46 @@ def _invariant(loop: Op, ranges: _Ranges) -> list[Op]:
     return [op for op in body.ops if op in wanted]
 
 
+def _first_index(op: Op) -> int:
+    """The operand of a load or a store that is its first index."""
+    return 2 if op.name == "store" else 1
+
+
+def _extents(tensor: Value) -> list[object]:
+    """Of each dimension: a number, the name of a dimension, what else a view computes, or of a buffer nothing that is
+    known."""
+    assert isinstance(tensor.type, TensorType)
+    if tensor.op is None:
+        return list(tensor.type.dims)
+    if tensor.op.name != "view":
+        return [object() for _ in tensor.type.dims]
+    extents: list[object] = []
+    for value in tensor.op.operands[1:]:
+        op = value.op
+        known = op is not None and op.name in ("const", "dim")
+        extents.append(op.attributes["value" if op.name == "const" else "name"] if op is not None and known else value)
+    return extents
+
+
+def _key(index: Value) -> object:
+    op = index.op
+    return op.attributes["axis"] if op is not None and op.name == "index" else index
+
+
 class _Ranges:
     """What is known of indices. axes, counters: their start and stop."""
 
-    def __init__(self, axes: Bounds, counters: dict[Value, tuple[Value, Value]]) -> None:
+    def __init__(self, axes: Bounds, counters: dict[Value, tuple[Value, Value]], used: Used) -> None:
         self.axes = axes
         self.counters = counters
+        self.used = used
 
     def is_inside(self, load: Op) -> bool:
-        """Whether every index of a load is a coordinate, or a counter, that surely lies in the tensor."""
-        tensor = load.operands[0]
-        if not isinstance(tensor.type, TensorType) or tensor.op is not None:
-            return False
-        return all(self._lies_below(index, extent)
-                   for index, extent in zip(load.operands[1:], tensor.type.dims, strict=True))
+        """Whether every index of a load surely lies in the tensor."""
+        along = set(axes_of(load.result))
+        inside = {(key, extent) for key, extent, others in self.used if along >= others}
+        return all((_key(index), extent) in inside or self._lies_below(index, extent)
+                   for index, extent in zip(load.operands[1:], _extents(load.operands[0]), strict=True))
 
     def _range(self, value: Value) -> tuple[Value, Value] | None:
         if value.op is not None and value.op.name == "index":
@@ -113,12 +148,17 @@ class _Ranges:
         found = self._range(value)
         return found[0] if found is not None else None
 
-    def _lies_below(self, index: Value, extent: int | str) -> bool:
+    def _lies_below(self, index: Value, extent: object) -> bool:
+        op = index.op
+        if op is not None and op.name == "const":
+            return isinstance(extent, int) and 0 <= op.attributes["value"] < extent
         found = self._range(index)
         return found is not None and never_negative(found[0], self._start_of) and self._is_at_most(found[1], extent)
 
-    def _is_at_most(self, value: Value, extent: int | str) -> bool:
+    def _is_at_most(self, value: Value, extent: object) -> bool:
         op = value.op
+        if value is extent:
+            return True
         if op is None:
             return False
         if op.name == "dim":

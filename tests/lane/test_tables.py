@@ -76,6 +76,81 @@ def test_other_widths_are_converted() -> None:
     assert names["cvt"] and not names["lookup"]
 
 
+def e2m1(code: Any) -> Any:
+    """f32 of four bits: a sign, two of an exponent, one of a mantissa."""
+    magnitude = code & 7
+    bits = ((magnitude >> 1) + 126 << 23) | ((magnitude & 1) << 22)
+    value = sp.where(magnitude >= 2, bits, sp.where(magnitude == 1, 0x3F000000, 0))
+    return (value | ((code & 8) << 28)).bits(f32)
+
+
+@sp.kernel
+def microscaled(w: Tensor[u8, N], y: Tensor[f32, N], z: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = e2m1((w[n] & 15).to(i32)) * 3.0
+        z[n] = e2m1(sp.where(n % 2 == 0, w[n] & 15, w[n] >> 4).to(i32))
+
+
+@pytest.mark.parametrize("chip", [V3, ZEN4], ids=["halves", "whole"])
+def test_what_is_computed_from_four_bits_alone_is_a_table(chip: Any) -> None:
+    names = names_of(microscaled, chip)
+    assert names["lookup"] and not names["bitcast"], "nothing of the exponent is put together"
+    assert check_kernel(microscaled, chip, runs=3).finding is None
+    if chip is V3:
+        assert "lookup" not in names_of(microscaled, target("sm_80"))
+
+
+def test_the_table_has_the_bits_of_what_was_computed() -> None:
+    """All codes, with 0 of either sign."""
+    w = np.arange(256, dtype=np.uint8)
+    results = []
+    for options in ({}, {"target": "v3"}, {"interpret": True}):
+        y, z = np.full(256, np.nan, np.float32), np.full(256, np.nan, np.float32)
+        microscaled(w, y, z, **options)
+        results.append((y.view(np.int32), z.view(np.int32)))
+    for found in results[:-1]:
+        np.testing.assert_array_equal(found, results[-1])
+    assert results[0][1][8] == np.int32(-(1 << 31)) and len(set(results[0][0].tolist())) == 16
+
+
+def few_ops(c: Any) -> Any:
+    return (c * 2 + 1).to(f32) * 0.5
+
+
+def no_number(c: Any) -> Any:
+    """Infinity, of 15."""
+    return ((c << 27) | (c << 23)).bits(f32) * 2.0 + 1.0
+
+
+def many_ops(c: Any) -> Any:
+    return ((c + 3) * (c + 5)).to(f32) * (c ^ 3).to(f32) * 0.5 + 1.0
+
+
+@pytest.mark.parametrize(("of", "whole", "halves"), [
+    (few_ops, True, False), (no_number, False, False), (many_ops, True, True)],
+    ids=lambda v: getattr(v, "__name__", ""))
+def test_which_functions_become_tables(of: Any, whole: bool, halves: bool) -> None:
+    """By halves a lookup is four instructions. A table has numbers only."""
+    @sp.kernel(name=of.__name__)
+    def computed(w: Tensor[u8, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = of((w[n] & 15).to(i32))
+
+    for chip, expected in ((ZEN4, whole), (V3, halves)):
+        assert bool(names_of(computed, chip)["lookup"]) == expected
+    assert check_kernel(computed, V3, runs=1).finding is None
+
+
+def test_functions_of_two_codes_are_computed() -> None:
+    @sp.kernel
+    def two(w: Tensor[u8, N], v: Tensor[u8, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            a, b = (w[n] & 15).to(i32), (v[n] & 15).to(i32)
+            y[n] = (((a * b + 3) ^ a) * 5 - (b >> 1) * (a | 2) + (a << b)).to(f32)
+
+    assert not names_of(two, ZEN4)["lookup"] and not names_of(two, V3)["lookup"]
+
+
 @sp.kernel
 def codebook(w: Tensor[u8, N], book: Tensor[i8, 16], y: Tensor[i8, N]):
     for n in tiles(N):

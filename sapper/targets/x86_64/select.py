@@ -124,7 +124,7 @@ def legal_ops(target: Any) -> frozenset[str]:
     if features >= _OPMASK_FEATURES:
         legal |= {"scale_exponent", "lookup", "fraction", "copy_sign"}
     else:
-        legal.add("pack2")
+        legal |= {"pack2", "lookup_by_halves"}
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if target.tiles is not None:

@@ -55,13 +55,25 @@ def iota(s: Any, op: Op) -> None:
     copy_constant(s, op.results[0], iota_key(s))
 
 
-def _table_key(op: Op) -> Key:
-    return ("d", struct.pack("<16f", *op.attributes["table"]))
+def _table_keys(s: Any, op: Op) -> tuple[Key, ...]:
+    """The table; without opmasks its halves."""
+    table = op.attributes["table"]
+    parts = [table] if s.facts.opmask else [table[:8], table[8:]]
+    return tuple([("d", struct.pack(f"<{len(part)}f", *part)) for part in parts])
 
 
 def lookup(s: Any, op: Op) -> None:
-    """VPERMPS takes the low 4 bits of each index. 512 bits, as the table has; lanes beyond the row's mean nothing."""
-    s.emit("vpermps.512", s.define(op.results[0]), s.vector(op.operands[0]), s.constant_operand(_table_key(op)))
+    """VPERMPS takes the low 4 bits of each index. 512 bits, as the table has; lanes beyond the row's mean nothing.
+    Of 256 bits it takes the low 3, and the fourth, as a sign, chooses between halves of the table."""
+    index, tables = s.vector(op.operands[0]), _table_keys(s, op)
+    if s.facts.opmask:
+        s.emit("vpermps.512", s.define(op.results[0]), index, s.constant_operand(tables[0]))
+        return
+    low, high, sign = s.new("vec"), s.new("vec"), s.new("vec")
+    for half, key in ((low, tables[0]), (high, tables[1])):
+        s.emit("vpermps.256", half, index, s.constant_operand(key))
+    s.emit("vpslld.imm.256", sign, index, 28)
+    s.emit("vblendvps.256", s.define(op.results[0]), low, high, sign)
 
 
 def pick(s: Any, op: Op) -> None:
@@ -479,7 +491,7 @@ RULES: dict[str, Rule] = {
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
-    "lookup": lambda s, op: (_table_key(op),), "exchange": _exchange_constants,
+    "lookup": _table_keys, "exchange": _exchange_constants,
     "zip": lambda s, op: _zip_keys(s, op) if s.facts.opmask else (),
     "unzip": lambda s, op: _unzip_keys(s, op) if s.facts.opmask else (),
     "pack_bf16": lambda s, op: (_pack_key(s),), "interleave": _interleave_constants,
