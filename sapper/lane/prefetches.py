@@ -186,6 +186,9 @@ class Prefetches(Stores):
         if self.requests.row_streams and choice.parted is not None:
             if self.asks_again:
                 self._prefetch_along_rows(op, axis, depth_axis, STREAMS_AHEAD_BYTES, self.requests.stream_level)
+            elif any(self.bound[other].count > 1 for other in choice.order if other != axis) and not (
+                    self.are_short_rows(op, axis, depth_axis)):
+                self._prefetch_along_rows(op, axis, depth_axis, (self.requests.long_row_ahead_bytes,), 1)
             return
         if self.lies_in_pieces(op, axis, depth_axis):
             self._prefetch_pieces(op, axis, depth_axis)

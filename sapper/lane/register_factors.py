@@ -604,22 +604,6 @@ class RegisterFactors(WalkLowering):
                     and not self.lies_in_pieces(op, outer[0], lane or "") for op in matrices)
         return matrices if along else []
 
-    def _meets_known_few(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> bool:
-        """Whether rows of one matrix, along the lanes in memory, meet so few others that all of these are held, as many
-        as they are: scores of heads that share keys. They are then read from several places, too, where the processor
-        follows these by itself. Measured on a Zen 3, from memory, 8192 rows of 128 that 4 others meet, three at once,
-        in GB/s, neighbours and from three places: f32 17 and 26, bf16 13.7 and 15.6, where arithmetic bounds them. Not
-        of a tile of a loop in order, whose streams would be short."""
-        if self.requests.again or not self.requests.row_streams or walk.reduced != (lane,) or not order:
-            return False
-        axis, *others = order
-        matrices = [op for op in self.reads(walk) if {axis, lane} <= set(axes_of(op.result))]
-        return (len(matrices) == 1 and counts[axis] > 1 and axis not in self.sequential_tiles
-                and all(r.name == "contract" for r in walk.reductions)
-                and not isinstance(self.open[axis].extent, int) and self._lies_along_lanes(matrices[0], lane or "")
-                and all(self.open[a].extent == counts[a] for a in others)
-                and all(self.bound[a].count == 1 for a in walk.outer if a in self.bound))
-
     def _vector_bytes(self, op: Op) -> int:
         """What a load reads for one vector."""
         return element_bytes(self.access(op).dtype) * self.slot_elements * self.lanes
@@ -646,13 +630,36 @@ class RegisterFactors(WalkLowering):
         4 to 16 rows each, 70: what the processor asks for behind each piece is for nothing."""
         if self._row_streams(walk, lane):
             return order[0] if order else None
-        if self._meets_known_few(walk, lane, counts, order):
+        if prefetched and self._come_from_places(walk, lane, counts, order):
             return order[0]
         if len(order) != 1 or len(prefetched) != 1 or self.requests.stream_level != 1 or lane not in walk.reduced:
             return None
         single = all(self.bound[axis].count == 1 for axis in walk.outer if axis in self.bound)
         long = self._row_bytes(walk, order[0], lane, False) > self.facts.l1_bytes // 2
         return order[0] if single and long and counts[order[0]] > 1 else None
+
+    def _come_from_places(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> bool:
+        """Whether the rows of a matrix that few others meet at once, in dot products along the lanes, come from as many
+        places of it, where the processor follows these by itself. Their results then do not lie side by side: not where
+        much is made of each, nor of bytes, which come in pairs. Measured on a Zen 3, by neighbours and so, from memory,
+        in GB/s, one thread and two: f32 of 4096 x 4096, 2 rows 24 and 27, 35 and 43, 4 rows 20 and 25, 32 and 40, 8
+        rows 10.4 and 13.4, 13 and 15.5; of 1536 x 576, 4 rows 14 and 24, 26 and 30; bf16 of 4096 x 4096, 2 rows 18.5
+        and 20, 27 to 33 and 32, 4 rows 16.6 and 17, 27 and 29; i8, 4 rows 12.6 and 10.7; 16 rows of f32 60 and 62
+        GFLOP/s, 77 and 88.
+
+        Rows that end before what is asked for ahead do, without requests, where the others are as many as are known and
+        held, as heads that share keys: of 8192 rows of 128 that 4 others meet, one thread, f32 17 and 26, bf16 13.7 and
+        15.6, where arithmetic bounds them."""
+        if self.requests.again or not self.requests.row_streams or len(order) != 2 or lane not in walk.reduced:
+            return False
+        axis, other = order
+        if self.slot_elements == SLOT_BYTES or axis in self.sequential_tiles or counts[axis] < 2:
+            return False
+        if self._row_bytes(walk, axis, lane) <= self.requests.long_row_ahead_bytes:
+            return self.open[other].extent == counts[other] and all(
+                self.bound[a].count == 1 for a in walk.outer if a in self.bound)
+        made = self.costs(Walk(walk.outer, (), [], [], walk.after), set()) * prod(counts[axis] for axis in order)
+        return not self.bound and made <= UNROLLED_INSTRUCTIONS // 2
 
     def _row_bytes(self, walk: Walk, axis: str, lane: str | None, along: bool = True) -> int:
         """Bytes, typically, that a walk along the lanes reads for each coordinate of an axis; or else for all of it."""

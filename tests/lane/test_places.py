@@ -69,6 +69,35 @@ def test_a_single_row_meets_panels_of_four_places(types) -> None:
     assert asks(1, 256, 32, ASKED) and asks(2, 256, 32)
 
 
+def rows_of_few(name: str, rows: int, columns: int, depth: int, facts: Facts = FOLLOWED) -> tuple[set[int], bool]:
+    """The steps of loops over rows of a matrix as it is, which few meet, after the product ran and was compared; and
+    whether memory is asked for."""
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    canonicalize(function)
+    arguments = entry.make_arguments(np.random.default_rng(rows), {"M": rows, "N": columns, "K": depth})
+    specialization = specialize(function, arguments, {"M": 8, "N": 2048, "K": 2048})
+    lane = run_lane(function, arguments, facts=facts, specialization=specialization, workers=1 + rows % 2)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    loops = [op for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "n"]
+    return {op.attributes["step"] for op in loops}, any(op.name == "prefetch" for op in lane.walk())
+
+
+@pytest.mark.parametrize(("name", "together"), [
+    ("matmul_nt_f32", 3), ("matmul_nt_bf16_bf16", 2), ("matmul_nt_residual_f32", 3)])
+@pytest.mark.parametrize(("columns", "depth"), [(9, 40), (10, 17), (2, 8), (0, 8), (7, 0)])
+def test_rows_that_few_meet_come_from_as_many_places(name: str, together: int, columns: int, depth: int) -> None:
+    """Of each part of the rows the next one in each step, and requests along these. Else neighbours are together."""
+    for rows in (1, 2, 4, 7):
+        assert rows_of_few(name, rows, columns, depth) == ({1}, True)
+    assert together in rows_of_few(name, 4, columns, depth, ASKED)[0]
+
+
+@pytest.mark.parametrize("name", ["matmul_nt_gelu_f32", "matmul_nt_i8"])
+def test_rows_are_neighbours_where_much_is_made_of_results_or_these_are_of_bytes(name: str) -> None:
+    assert max(rows_of_few(name, 4, 9, 40)[0]) > 1
+
+
 def places_of(name: str, facts: Facts, rows: int) -> int:
     """How many panels of blocks a nest takes at once."""
     function = reduce_loops(LIBRARY[name].kernel.tile_ir())
