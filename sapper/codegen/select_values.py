@@ -51,6 +51,7 @@ class SelectedValues:
         self.registers: dict[Value, VirtualRegister] = {}
         self.register_count = 0
         self.label_count = 0
+        self.labels: set[str] = set()
         # What the scan finds. names: of all ops that there are.
         self.names: set[str] = set()
         self.alias: dict[Value, Value] = {}
@@ -92,7 +93,11 @@ class SelectedValues:
 
     def new_label(self, stem: str) -> str:
         self.label_count += 1
-        return f".{stem}{self.label_count}"
+        name = f".{stem}{self.label_count}"
+        while name in self.labels:      # of the axes x2 and x22
+            name += "_"
+        self.labels.add(name)
+        return name
 
     def new(self, kind: str) -> VirtualRegister:
         self.register_count += 1

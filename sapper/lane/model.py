@@ -13,7 +13,7 @@ from functools import cached_property
 from math import gcd, prod
 
 from ..ir.nodes import Op, Value
-from ..ir.types import TileType, bf16, bool_, f32, u8
+from ..ir.types import TileType, bf16, bool_, f32, i8, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import LATE, Walk, axes_of, ops_behind
@@ -336,6 +336,10 @@ class Model(RegisterFactors):
                     columns, depth = self._panel_axes(load, panels)
                     if walk.reduced != (depth,) or depth not in self.open or columns not in self.open:
                         self._refuse_panels({load: panels})
+                    if panels.elements > 1 and self.open[depth].offset != 0 and (
+                            self.sequential_tiles.get(depth, 1) % panels.elements
+                            or load.result.type.dtype in (i8, u8)):  # type: ignore[union-attr]
+                        self._refuse_panels({load: panels})     # a piece ends in a slot, or has no sum of its own
                     found[load] = panels
         return found
 

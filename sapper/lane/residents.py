@@ -93,7 +93,7 @@ class ResidentLowering(NestLanes):
                 r.resident, r.walked = CHUNK_TILES * self.lanes, True
                 continue
             if r.axis in chunks:
-                r.resident, r.walked = self.schedule.tile.get(r.axis, chunks[r.axis]), True
+                r.resident, r.walked = self._whole_panels(r.axis, chunks[r.axis]), True
                 continue
             lane = r.axis == self.schedule.lane or (self.schedule.lane is None and r.axis == by_lane)
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
@@ -120,6 +120,15 @@ class ResidentLowering(NestLanes):
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
                                         f"{self.lanes} lanes, or another lane axis")
+
+    def _whole_panels(self, axis: str, size: int) -> int:
+        """How much of an axis is taken at once: so much, or as the schedule says. No vectors reach from one panel of a
+        packed tensor into the next."""
+        width, forced = self.panel_width(axis), self.schedule.tile.get(axis)
+        if forced is not None and forced % width:
+            raise ScheduleError(f"schedule of {self.function.name}: tile of {axis} is {forced}, but the columns of a "
+                                f"packed tensor lie along it; expected a multiple of {width}")
+        return -(-size // width) * width if forced is None else forced
 
     def _lane_of_nest(self, ranges: list[Range], plan: Plan, carrying: set[str], across: str | None, nested: bool
                       ) -> str | None:

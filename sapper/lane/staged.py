@@ -91,7 +91,8 @@ class StagedPanel:
 
 
 class PanelInPlace(StagedPanel):
-    """The panels of a packed tensor, which need no copy: a piece of the lane axis lies in one of them."""
+    """The panels of a packed tensor, which need no copy: a piece of the lane axis lies in one of them. before_bytes: of
+    what a piece of the depth leaves out before it."""
 
     def __init__(self, lowering: Stores, op: Op, panels: Panels, lane: str, depth_axis: str) -> None:
         super().__init__(lowering, lowering.slot(f"{op.operands[0].name}.data"), depth_axis, lane,
@@ -108,6 +109,9 @@ class PanelInPlace(StagedPanel):
         self.piece_bytes = low.lanes * self.slot_bytes
         self.panel_bytes = low.mul(low.ceil_div(depth, panels.elements), panels.width * self.slot_bytes)
         self.start_base = low.add(self.base, low.mul(low.ceil_div(columns, panels.width), self.panel_bytes))
+        o = low.open[depth_axis] if low.packing is None else low.packing.elements
+        origin = o.offset if o.origin is None else o.origin
+        self.before_bytes = low.mul(low.scalar("s_floordiv", origin, panels.elements), self.depth_bytes)
 
     @property
     def depth_bytes(self) -> int:
@@ -123,7 +127,8 @@ class PanelInPlace(StagedPanel):
         return base
 
     def access(self) -> Access:
-        return Access(self._base(), 0, {self.depth_axis: self.depth_bytes}, self.memory, relative=True)
+        base = self.lowering.add(self._base(), self.before_bytes)
+        return Access(base, 0, {self.depth_axis: self.depth_bytes}, self.memory, relative=True)
 
     def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
         low, access = self.lowering, self.access()

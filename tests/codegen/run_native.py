@@ -50,13 +50,13 @@ def run_compiled(function: Function, compiled: CompiledKernel, arguments: dict[s
 
 
 def run_native(function: Function, arguments: dict[str, Any], target: Target, threads: int = 1,
-               hints: dict[str, int] | None = None, schedule: Schedule | None = None) -> None:
+               hints: dict[str, int] | None = None, schedule: Schedule | None = None, in_place: tuple = ()) -> None:
     """Compile for these arguments, and run."""
     types = [(value, value.type) for value in function.arguments]
     made, compiled = compile_checked(function, specialize(function, arguments, hints), target, schedule)
     for value, type in types:       # what is only moved is compiled as integers of its size (tile/moved.py)
         value.type = type
-    run_compiled(function, compiled, arguments, threads, text=made.text)
+    run_compiled(function, compiled, arguments, threads, in_place=in_place, text=made.text)
 
 
 def threads_of(name: str) -> int:

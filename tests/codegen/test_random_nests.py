@@ -3,7 +3,7 @@ is selected from for processors that this one may not be."""
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sapper.codegen.pipeline import facts_of, finish_lane
@@ -12,9 +12,10 @@ from sapper.tile.canonical import canonicalize
 from sapper.tile.moved import move_as_integers
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
+from sapper.tile.schedule import LoweringError
 from tests.lane.run_lane import run_lane, specialize
 from tests.strategies import KernelCase, assert_expected, examples
-from tests.strategies.nests import TILE_SIZES, hints, nests
+from tests.strategies.nests import TILE_SIZES, hints, nests, packed
 
 from .run_native import RUNNABLE, run_native
 
@@ -33,20 +34,26 @@ def test_machine_code(case: KernelCase, seed: int, machine: str, threads: int, g
     kernel = case.load()
     arguments = case.make_arguments(seed, hostile=False)
     expected = expect(kernel.tile_ir(), arguments, tile_sizes=TILE_SIZES)
-    run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads, hints(case, guess))
-    assert_expected(arguments, expected, repr(case))
+    run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads, hints(case, guess), in_place=case.in_place)
+    assert_expected(arguments, case.settled(expected), repr(case))
 
 
 @settings(max_examples=examples(32))
 @given(case=nests(FEW_POINTS), seed=st.integers(0, 1000), machine=st.sampled_from(FOREIGN), workers=st.integers(1, 3),
-       guess=st.integers(0, 2**32 - 1))
-def test_lanes(case: KernelCase, seed: int, machine: str, workers: int, guess: int) -> None:
+       guess=st.integers(0, 2**32 - 1), packs=st.booleans())
+def test_lanes(case: KernelCase, seed: int, machine: str, workers: int, guess: int, packs: bool) -> None:
+    """packs: what may be packed is; where the kernel does more with it than panels serve, it is refused."""
     kernel, target = case.load(), TARGETS[machine]
     arguments = case.make_arguments(seed, hostile=False)
     expected = expect(kernel.tile_ir(), arguments, tile_sizes=TILE_SIZES)
     function = reduce_loops(kernel.tile_ir())
     canonicalize(function)
     move_as_integers(function)
-    run_lane(function, arguments, None, facts_of(target), specialize(function, arguments, hints(case, guess)), workers,
-             passes=lambda lane: finish_lane(lane, target))
-    assert_expected(arguments, expected, repr(case))
+    matrices = packed(case, function, arguments, target) if packs else {}
+    try:
+        run_lane(function, arguments, None, facts_of(target), specialize(function, arguments, hints(case, guess)),
+                 workers, passes=lambda lane: finish_lane(lane, target), packed=matrices)
+    except LoweringError:
+        assume(not matrices)
+        raise
+    assert_expected(arguments, case.settled(expected), repr(case))

@@ -134,6 +134,20 @@ def test_loop_is_guarded_unless_it_provably_runs_and_aligned() -> None:
     assert guards("constant") == guards("max") == 0
 
 
+def test_labels_of_axes_whose_names_end_in_digits_are_apart() -> None:
+    """The fourth label of x22 is not the 24th of x2."""
+    function, b, (p, n, _, _) = start()
+    zero = b.value("s_const", [], S64, value=0)
+    for axis in ["x22"] * 10 + ["x2"] * 30:
+        loop = Op("loop", [zero, n], [], {"step": 1, "label": axis}, [Block([S64])])
+        b.block.ops.append(loop)
+        inner = Builder(loop.blocks[0])
+        inner.add("s_store", [loop.blocks[0].arguments[0], p], dtype=f64)
+        inner.add("yield", [])
+    labels = Counter(i.name for i in select(function, rules, V4).body if isinstance(i, Label))
+    assert len(labels) >= 40 and max(labels.values()) == 1
+
+
 def test_inner_block_of_a_blocked_loop_needs_no_guard() -> None:
     """for i in range(0, n, 8): for j in range(i, min(i + 8, n))."""
     function, b, (p, n, _, _) = start()

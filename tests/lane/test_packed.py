@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, sum, tiles, u8, whole, zeros
+from sapper import Tensor, bf16, dims, each, exp, f32, i8, i32, kernel, max, maximum, sum, tiles, u8, whole, zeros
+from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.lane.packed import DOTS
+from sapper.lane.rows import LoweringError
+from sapper.runtime.packed import pack_array
+from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule
@@ -227,3 +231,32 @@ def test_sums_wrap() -> None:
                  "c": np.zeros((1, 2), np.int32)}
     assert dots_in(run_lane(function, arguments, facts=MACHINES[16]))
     assert (arguments["c"] == k * 128 * 128 - 2**32).all()
+
+
+@kernel
+def faded(a: Tensor[bf16, M, K], b: Tensor[bf16, K, N], c: Tensor[f32, M, N]):
+    """As attention: what is summed so far fades with the largest element, where a piece has a larger one."""
+    for m in tiles(M):
+        n = whole(N)
+        total, high = zeros(m, n, dtype=f32), zeros(m, dtype=f32)
+        for k in tiles(K):
+            higher = maximum(high, max(a[m, k].to(f32), over=k))
+            total = total * exp(high - higher) + a[m, k] @ b[k, n]      # of ones: fades once, while it is 0
+            high = higher
+        c[m, n] = total
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_loop_takes_pieces_of_the_depth_of_panels(rows) -> None:
+    target = TARGETS["zen4"]
+    random = np.random.default_rng(0)
+    b = random.integers(-8, 9, (300, 40)).astype(ml_dtypes.bfloat16)
+    arguments = {"a": np.ones((rows, 300), ml_dtypes.bfloat16), "b": b, "c": np.zeros((rows, 40), np.float32)}
+    packed = {"b": pack_array(b, bf16, panels_of_kernel(faded, "b", target))}
+    assert packed["b"].panels.elements == 2
+    for schedule in (None, Schedule(tile={"k": 16})):
+        arguments["c"][...] = np.nan
+        run_lane(reduce_loops(faded.tile_ir()), arguments, schedule, facts_of(target), packed=packed)
+        np.testing.assert_array_equal(arguments["c"], np.tile(b.astype(np.float32).sum(axis=0), (rows, 1)))
+    with pytest.raises(LoweringError, match="found b packed in 32 columns and 2 elements along dimension 0"):
+        run_lane(reduce_loops(faded.tile_ir()), arguments, Schedule(tile={"k": 3}), facts_of(target), packed=packed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from sapper import Schedule, Tensor, bf16, exp, f32, full, i8, i32, kernel, maxi
 from sapper.lane.rows import LoweringError
 from sapper.runtime.errors import ArgumentError
 from sapper.runtime.packed import packed_empty
+from sapper.tile.schedule import ScheduleError
 from tests.lane.test_packed import arguments_of, expected_of, make_product
 from tests.strategies import examples
 
@@ -170,9 +172,33 @@ def test_columns_of_panels_lie_across_the_lanes_of_a_nest(name, m, n, k, v) -> N
     attention(**given | packed)
     # Sums of at most 40 products of f32, and as many weights with 8 ulp of error in each (tests/strategies/agree.py).
     np.testing.assert_allclose(given["out"], want, rtol=1e-4, atol=1e-5)
+    given["out"][...] = np.nan
+    attention(**given | packed, schedule=Schedule(tile={"n": 4}))       # pieces of the depth of v
+    np.testing.assert_allclose(given["out"], want, rtol=1e-4, atol=1e-5)
     if m > 1:
         with pytest.raises(LoweringError, match=rf"found {name} packed in .*; expected a tensor that is packed"):
             attention(**given | packed, schedule=Schedule(lane="m"))
+
+
+@kernel
+def column_by_column(x: Tensor[f32, M, K], w: Tensor[bf16, N, K], y: Tensor[f32, M, N]):
+    for n in tiles(N):
+        for m in tiles(M):
+            k = whole(K)
+            y[m, n] = w[n, k] @ x[m, k]
+
+
+@pytest.mark.parametrize("n", [59, 66, 73, 80, 200])
+@pytest.mark.parametrize("static", [False, True])
+def test_no_piece_of_a_nest_spans_two_panels(n, static) -> None:
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-9, 9, (rows, 3)).astype(np.float32) for rows in (4, n))
+    y = np.zeros((4, n), np.float32)
+    packed = sp.pack(column_by_column, "w", w.astype(ml_dtypes.bfloat16))
+    column_by_column(x, packed, y, static=static)
+    np.testing.assert_array_equal(y, x @ w.T)
+    with pytest.raises(ScheduleError, match="tile of n is 3, but the columns of a packed tensor lie along it"):
+        column_by_column(x, packed, y, static=static, schedule=Schedule(tile={"n": 3}))
 
 
 @kernel

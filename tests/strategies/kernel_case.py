@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +48,7 @@ class KernelCase:
     name: the kernel's name in it. tensors, scalars: parameters. derived: extents that follow from others, as
     (dimension, base, factor, offset): dimension = base * factor + offset. positive: dimensions that may not be empty.
     features: what it uses, for choosing and for statistics. extents: of all dimensions, where they are no matter of the
-    seed.
+    seed. in_place: pairs (output, data) for which one array may be given: each element is read before it is written.
     """
 
     source: str
@@ -58,6 +59,7 @@ class KernelCase:
     positive: frozenset[str] = frozenset()
     features: frozenset[str] = field(default=frozenset())
     extents: tuple[tuple[str, int], ...] = ()
+    in_place: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
         return f"KernelCase({self.name}: {', '.join(sorted(self.features))})\n{self.source}"
@@ -73,6 +75,10 @@ class KernelCase:
         namespace: dict[str, Any] = {"__name__": f"random_kernel_{digest}"}
         exec(compile(self.source, file, "exec"), namespace)
         return namespace[self.name]
+
+    def settled(self, expected: Mapping[str, Any]) -> dict[str, Any]:
+        """What is expected of tensors but for those that an output may have taken the place of."""
+        return {name: one for name, one in expected.items() if name not in [data for _, data in self.in_place]}
 
     def sizes(self, seed: int) -> dict[str, int]:
         """An extent for each dimension."""
@@ -117,6 +123,9 @@ class KernelCase:
                 values = random_values(rng, shape, tensor.dtype, hostile and tensor.role == "data")
             values = np.asarray(values).astype(numpy_dtype(tensor.dtype))
             arguments[tensor.name] = lay_out(rng, values, tensor.role != "output") if strided else values
+        for output, data in self.in_place:
+            if rng.random() < 0.75:
+                arguments[output] = arguments[data] = arguments[data].copy()
         for name, dtype, role in self.scalars:
             if role:
                 arguments[name] = int(rng.integers(0, sizes[role] + 1))

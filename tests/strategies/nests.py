@@ -11,13 +11,18 @@ rounding are tight and an element that is wrong, or not written, shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from sapper.codegen.pipeline import facts_of
+from sapper.ir.nodes import Function
 from sapper.ir.types import DTYPES, DType, f32, i32
+from sapper.lane.packed import panels_for
+from sapper.runtime.packed import Packed, pack_array
+from sapper.tile.schedule import LoweringError
 
 from .generate import HEADER
 from .kernel_case import KernelCase, TensorSpec
@@ -80,6 +85,7 @@ class Writer:
         self.outputs: list[tuple[str, DType, tuple[str, ...]]] = []
         self.layers = False
         self.replaceable: list[tuple[str, DType, frozenset[str]]] = []
+        self.in_place: list[tuple[str, str]] = []
         self.features: set[str] = set()
         self.counter = 0
 
@@ -571,9 +577,9 @@ class Writer:
                  and names == {axis.name for axis in order}
                  and sum(one.split("[")[0] in line for line in self.lines) == 1]
         if again and self.chance(30):
+            one = self.choose(again)
             self.features.add("in place")
             self.tensors.pop()
-            one = self.choose(again)
             self.line(f"{one} {operator} {text}")
             self.replaceable = [entry for entry in self.replaceable if entry[0] != one]
             return
@@ -592,8 +598,22 @@ class Writer:
         if order and not any(dim.isdigit() for dim in dims):
             self.stored.append((name, dtype, dims))
 
+    def replaced(self) -> None:
+        """An output that may be the array that it is made of, which is used after that, too."""
+        self.features.add("one array")
+        axes, dtype = list(self.scope), DTYPES[self.choose(("f32", "f32", "bf16", "i32"))]
+        dims = tuple(_extent(axis.dim) for axis in axes) or (1,)
+        indices = ", ".join(axis.name for axis in axes) or "0"
+        data, output = self.fresh("t"), self.fresh("o")
+        self.tensors += [TensorSpec(data, dtype, dims), TensorSpec(output, dtype, dims, "output")]
+        self.in_place.append((output, data))
+        value = self.name_value(f"{data}[{indices}]", dtype, [axis.name for axis in self.spans()])
+        self.line(f"{output}[{indices}] = {value.text} * {'0.5' if dtype.is_float else '3'}")
+
     def finish_block(self, before: int) -> None:
         """Store one or two of what the block made, the last of it most likely."""
+        if self.chance(10):
+            self.replaced()
         own = self.values[before:] or self.values
         if not own:
             axes = [axis.name for axis in self.spans()]
@@ -704,10 +724,12 @@ class Writer:
         parameters = [f"{t.name}: Tensor[{', '.join([t.dtype.name, *map(str, t.dims)])}]" for t in self.tensors]
         parameters += [f"{name}: {dtype.name}" for name, dtype, _ in self.scalars]
         source = "\n".join([
-            HEADER.rstrip("\n"), f"{', '.join(names)} = dims(\"{' '.join(names)}\")", "", "@kernel",
+            HEADER.rstrip("\n"), f"{', '.join(names)} = dims(\"{' '.join(names)}\")", "",
+            f"@kernel(in_place={self.in_place})" if self.in_place else "@kernel",
             f"def random_kernel({', '.join(parameters)}):", *self.lines, ""])
         return KernelCase(source, "random_kernel", tuple(self.tensors), tuple(self.scalars),
-                          features=frozenset(self.features), extents=tuple(sorted(sizes.items())))
+                          features=frozenset(self.features), extents=tuple(sorted(sizes.items())),
+                          in_place=tuple(self.in_place))
 
 
 def _extent(dim: str | int) -> str | int:
@@ -720,10 +742,23 @@ def hints(case: KernelCase, guess: int) -> dict[str, int]:
     return {dim: int(random.choice(GUESSES)) for dim, _ in case.extents}
 
 
+def packed(case: KernelCase, function: Function, arguments: Mapping[str, Any], target: Any) -> dict[str, Packed]:
+    """What of the arguments of a canonical function may be packed (sapper.pack), in its panels."""
+    found = {}
+    for tensor in case.tensors:
+        if len(tensor.dims) == 2:
+            try:
+                panels = panels_for(function, tensor.name, facts_of(target))
+            except LoweringError:
+                continue
+            found[tensor.name] = pack_array(np.ascontiguousarray(arguments[tensor.name]), tensor.dtype, panels)
+    return found
+
+
 @st.composite
 def nests(draw: Any, most_points: int = MOST_POINTS) -> KernelCase:
     """Random kernels of the forms that users write."""
     return Writer(lambda options: draw(st.sampled_from(options)), most_points).kernel()
 
 
-__all__ = ["TILE_SIZES", "Writer", "hints", "nests"]
+__all__ = ["TILE_SIZES", "Writer", "hints", "nests", "packed"]
