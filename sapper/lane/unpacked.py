@@ -84,8 +84,10 @@ class UnpackedOperands(CarriedLowering):
         def may_be(value: Value, contraction: Op) -> bool:
             inside = set(axes_of(value)) - self.bound.keys()
             unsigned = [v for v in contraction.operands if v.type.dtype is u8]  # type: ignore[union-attr]
-            return unsigned == [value] and r.axis not in inside and inside <= known and all(
-                self._fills_vectors(self._whole_hint(axis)) for axis in inside - set(contraction.attributes["over"]))
+            lanes = inside - set(contraction.attributes["over"])
+            return unsigned == [value] and r.axis not in inside and inside <= known and (
+                self.schedule.lane is None or self.schedule.lane in lanes) and all(
+                self._fills_vectors(self._whole_hint(axis)) for axis in lanes)
 
         visit(r.body)
         del visit   # it holds itself, and so all that it reads

@@ -68,9 +68,9 @@ def grouped_expected(arguments: dict[str, Any]) -> np.ndarray:
     return expected
 
 
-def lowered(weights: Any, facts: Facts, hints: dict[str, int]) -> Function:
+def lowered(weights: Any, facts: Facts, hints: dict[str, int], schedule: Schedule | None = None) -> Function:
     function = reduce_loops(make_blocks(weights, u8).tile_ir())
-    return lower(function, Schedule(), facts, specialize(function, arguments_of(u8, 4, 4, 512), hints))
+    return lower(function, schedule or Schedule(), facts, specialize(function, arguments_of(u8, 4, 4, 512), hints))
 
 
 def unpacking_loops(lane: Function) -> list[Op]:
@@ -92,6 +92,11 @@ def test_rows_in_registers_meet_what_was_unpacked() -> None:
 ], ids=["little to unpack", "two dot products in a cycle", "no dot products", "few rows"])
 def test_others_unpack_as_they_read(weights: Any, facts: dict[str, Any], hints: dict[str, int]) -> None:
     assert not unpacking_loops(lowered(weights, replace(MACHINES[16], **facts), MANY | hints))
+
+
+@pytest.mark.parametrize(("lane", "unpacked"), [("l", True), ("w", False)])
+def test_a_schedule_that_has_other_lanes_unpacks_as_it_reads(lane: str, unpacked: bool) -> None:
+    assert bool(unpacking_loops(lowered(six_bits, MACHINES[16], MANY, Schedule(lane=lane)))) == unpacked
 
 
 @pytest.mark.parametrize(("weights", "rows", "worth"), [(low, 512, True), (low, 8, False), (six_bits, 8, True)])
