@@ -23,7 +23,7 @@ from ..ir.types import TensorType, TileType, bf16, f32
 from ..lang.by_hand import PIECES
 from ..tile import semantics
 from ..tile.interpret import interpret
-from ..tile.ops import memory_of
+from ..tile.ops import place_of
 from .by_hand import Trace, expectation, run_workers, signature_of, verify
 from .cases import Case, boundary_cases, integer_uses
 
@@ -38,7 +38,7 @@ def prove_pieces(kernel: Any, target: Any, schedule: Any = None) -> dict[str, Pr
     found: dict[str, Proof] = {}
     function = kernel.tile_ir()
     named = set(getattr(schedule, "assembly", ()) or ())
-    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
+    stored = {place_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     for op in function.walk():
         for piece, immediates, types, meaning in _uses(op, named):
             *inputs, result = types
@@ -61,7 +61,7 @@ def _key(value: Value, stored: set[Value]) -> Any:
     """Equal of values that are computed alike: those that a piece gets may be one. stored: tensors that are written, so
     that two loads may differ."""
     op = value.op
-    if op is None or op.blocks or len(op.results) != 1 or (op.name == "load" and memory_of(op.operands[0]) in stored):
+    if op is None or op.blocks or len(op.results) != 1 or (op.name == "load" and place_of(op.operands[0]) in stored):
         return value
     return op.name, repr(sorted(op.attributes.items(), key=str)), *(_key(v, stored) for v in op.operands)
 

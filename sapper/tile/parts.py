@@ -79,6 +79,7 @@ def _copy_function(function: Function) -> Function:
     values: dict[Value, Value] = {}
     for argument in function.arguments:
         values[argument] = made.add_argument(argument.name, argument.type)
+    made.unite()
     made.body.ops = [copy_op(op, values) for op in function.body.ops]
     return made
 

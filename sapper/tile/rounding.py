@@ -23,7 +23,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, bf16, f32, f64
 from . import semantics
 from .interpret import interpret
-from .ops import memory_of
+from .ops import place_of
 from .semantics import Array
 
 FUNCTION_ULPS = 4
@@ -101,12 +101,12 @@ def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
         for op in block.ops:
             if op.name == "store":
                 for source in op.operands[1:]:
-                    spread(source, memory_of(op.operands[0]))
+                    spread(source, place_of(op.operands[0]))
                 if any(holds(op) for holds in starts):
-                    inexact.add(memory_of(op.operands[0]))
+                    inexact.add(place_of(op.operands[0]))
                 continue
             if op.name == "load":
-                for source in (memory_of(op.operands[0]), *op.operands[1:]):
+                for source in (place_of(op.operands[0]), *op.operands[1:]):
                     spread(source, op.result)
                 continue
             for inner in op.blocks:

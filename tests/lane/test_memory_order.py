@@ -375,6 +375,19 @@ def read_after(x: Tensor[f32, M, N], out: Tensor[f32, M, N], y: Tensor[f32, M, N
         y[m, n] = x[m, n] * before
 
 
+@kernel(in_place=[("out", "x")])
+def read_before_in_parts(x: Tensor[f32, M, N], w: Tensor[f32, N, B], out: Tensor[f32, M, N], y: Tensor[f32, M, B],
+                         low: Tensor[f32, M, N]):
+    """Two loops that workers share, one after the other."""
+    for m in tiles(M):
+        n, b = whole(N), whole(B)
+        row = x[m, n]
+        out[m, n] = cumsum(row, over=n)
+        y[m, b] = row @ w[n, b]
+    for m, n in tiles(M, N):
+        low[m, n] = x[m, n]
+
+
 @pytest.mark.parametrize("target", ["v3", "v4", "sm_80"])
 @pytest.mark.parametrize(("rows", "columns"), [(3, 70), (5, 4), (1, 1)])
 @pytest.mark.parametrize("static", [False, True])
@@ -389,6 +402,11 @@ def test_tensors_in_one_place(target: str, rows: int, columns: int, static: bool
     np.testing.assert_array_equal(one, np.cumsum(x, axis=1))
     np.testing.assert_array_equal(given["y"], x @ w)
     np.testing.assert_array_equal(given["low"], x - x.max(axis=1, keepdims=True))
+    one = x.copy()
+    given = {"x": one, "w": w, "out": one, "y": np.zeros((rows, 5), np.float32), "low": np.zeros_like(x)}
+    run_in_place(read_before_in_parts, given, target, static)
+    np.testing.assert_array_equal(given["low"], np.cumsum(x, axis=1))
+    np.testing.assert_array_equal(given["y"], x @ w)
     given = {"x": two, "out": two, "y": np.zeros_like(x)}
     run_in_place(read_after, given, target, static)
     np.testing.assert_array_equal(two, x + 1)

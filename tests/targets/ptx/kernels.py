@@ -46,4 +46,13 @@ def gated(x: Tensor[bf16, M, K], gate: Tensor[bf16, N, K], up: Tensor[bf16, N, K
         y[m, n] = g / (1.0 + exp(-g)) * u
 
 
+@sp.kernel
+def turned_bf16(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, M]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += a[m, k] @ b[n, k]
+        c[n, m] = acc.to(bf16)
+
+
 KERNELS = (bf16_nn, bf16_nt, f16_tn, gated)

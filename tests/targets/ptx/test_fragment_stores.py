@@ -23,7 +23,7 @@ from sapper.targets.ptx import assembler
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
-from .kernels import bf16_nn, bf16_nt, f16_tn, gated
+from .kernels import bf16_nn, bf16_nt, f16_tn, gated, turned_bf16
 from .left_out import missed, replaced
 from .test_matrix import arguments_of, assert_near, expected
 from .ways_table import lines
@@ -38,15 +38,6 @@ def turned_f32(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[f32, N, M
         for k in tiles(K):
             acc += a[m, k] @ b[n, k]
         c[n, m] = acc
-
-
-@sp.kernel
-def turned_bf16(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, M]):
-    for m, n in tiles(M, N):
-        acc = zeros(m, n, dtype=f32)
-        for k in tiles(K):
-            acc += a[m, k] @ b[n, k]
-        c[n, m] = acc.to(bf16)
 
 
 @sp.kernel
