@@ -101,7 +101,7 @@ def _as_sums(op: Op, function: Function) -> tuple[list[Op], list[Value]] | None:
     """A loop over one index that adds elements of tensors, or products of two, to what it carries: each is summed."""
     body, (first, last) = op.blocks[0], op.operands[:2]
     if len(body.arguments) != 1 + len(op.results) or op.attributes.get("step", 1) != 1 or any(
-            o.blocks for o in body.ops) or not _is_long(first, last):
+            o.blocks or o.name in ("store", "whole") for o in body.ops) or not _is_long(first, last):
         return None
     counter, terminator = body.arguments[0], body.terminator
     assert terminator is not None

@@ -227,8 +227,43 @@ def rounded(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
         c[m, n] = total.to(f32) + a[m, 0]
 
 
-@pytest.mark.parametrize("kernel", [window, short, from_one, carried_twice, part_of_a_tile, rounded])
+@sp.kernel
+def prefixes(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    """Each sum so far is of use."""
+    for n in tiles(N):
+        total = zeros(n, dtype=f32)
+        for k in each(K):
+            total += b[k, n]
+            b[k, n] = total
+        c[0, n] = total + a[0, 0]
+
+
+@sp.kernel
+def stored_beside(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    """The last of many stores to one place counts."""
+    for n in tiles(N):
+        total = zeros(n, dtype=f32)
+        for k in each(K):
+            total += b[k, n]
+            b[0, n] = b[k, n] + a[0, k]
+        c[0, n] = total
+
+
+@pytest.mark.parametrize("kernel", [
+    window, short, from_one, carried_twice, part_of_a_tile, rounded, prefixes, stored_beside])
 def test_other_loops_over_indices_stay(kernel) -> None:
     function = kernel.tile_ir()
     reduce_loops(function)
     assert any(op.name == "each" for op in function.walk())
+
+
+@pytest.mark.parametrize("kernel", [prefixes, stored_beside])
+def test_what_is_stored_in_a_loop_of_sums_stays_in_order(kernel) -> None:
+    random = np.random.default_rng(0)
+    given = {"a": random.integers(-4, 5, (3, 70)).astype(np.float32),
+             "b": random.integers(-4, 5, (70, 33)).astype(np.float32), "c": np.zeros((3, 33), np.float32)}
+    wanted = {name: value.copy() for name, value in given.items()}
+    kernel(*wanted.values(), interpret=True)
+    kernel(*given.values())
+    for name, value in given.items():
+        np.testing.assert_array_equal(value, wanted[name])      # small integers: sums are exact
