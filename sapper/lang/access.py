@@ -116,7 +116,10 @@ class Accesses(Views):
             names = ", ".join(lacking)
             mend = f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})"
             if joins and item_nodes and all(self.is_tiled(axis) for axis in lacking):
-                first, *others = [self.text(item) for item in item_nodes]
+                first, others = self.text(item_nodes[0]), map(ast.unparse, item_nodes[1:])
+                narrow = values[0].type.dtype       # type: ignore[union-attr]
+                if narrow is not index and narrow.size_bytes < 4:
+                    first = f"{first}.to(i32)"
                 first = " + ".join([first, *(f"0 * {axis}" for axis in lacking)])
                 mend = f"to take every value along {names}, write {tensor.name}[{', '.join([first, *others])}]"
             self.fail("store-axes", f"the stored value spans {names}, the index of {tensor.name} does not", node,

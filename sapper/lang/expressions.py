@@ -87,7 +87,7 @@ class Expressions(Accesses):
         except SourceUnavailable:
             if caller is not None:
                 self.fail("source-unavailable", f"the source of {function.__name__} cannot be read", call_node,
-                          code.co_filename, "a Python source file", "define the function in a file")
+                          code.co_filename, "a Python source file", "define the function in a file, with def")
             raise KernelError("source-unavailable", f"the source of {function.__name__} cannot be read",
                               Location(code.co_filename, code.co_firstlineno), code.co_filename,
                               "a Python source file", "define the kernel in a file") from None

@@ -70,6 +70,8 @@ def _parse(function: FunctionType) -> ParsedFunction:
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines or first > len(lines):
         raise SourceUnavailable(code.co_filename)
+    if code.co_name == "<lambda>":
+        return _parse_lambda(code, lines)
     try:
         return _parse_lines(code, lines[first - 1 : _last_line(code)], first)
     except SyntaxError:
@@ -93,13 +95,26 @@ def _parse_lines(code: CodeType, lines: list[str], first: int) -> ParsedFunction
     else:
         tree = ast.parse(text)
         offset = first - 1
-    wanted = code.co_name
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == wanted:
-            return ParsedFunction(node, code.co_filename, offset, 0, lines)
-        if isinstance(node, ast.Lambda) and wanted == "<lambda>":
+        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
             return ParsedFunction(node, code.co_filename, offset, 0, lines)
     raise SourceUnavailable(code.co_filename)
+
+
+def _parse_lambda(code: CodeType, lines: list[str]) -> ParsedFunction:
+    """Its lines alone may be no Python (one entry of a list), and may hold others: columns tell which it is."""
+    try:
+        tree = ast.parse("".join(lines))
+    except SyntaxError as error:
+        raise SourceUnavailable(code.co_filename) from error
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno]
+    if len(found) > 1:
+        spans = set(code.co_positions())
+        found = [node for node in found if
+                 (node.body.lineno, node.body.end_lineno, node.body.col_offset, node.body.end_col_offset) in spans]
+    if len(found) != 1:
+        raise SourceUnavailable(code.co_filename)
+    return ParsedFunction(found[0], code.co_filename, 0, 0, lines)
 
 
 def _last_line(code: CodeType) -> int:

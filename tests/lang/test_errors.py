@@ -996,6 +996,26 @@ def sum_at_an_index_that_lacks_the_rows():
     return k
 
 
+@case("store-axes", r"write out[at[n].to(i32) + 0 * m, 0]")
+def sum_at_places_of_bytes_that_lack_the_rows():
+    @kernel
+    def k(a: Tensor[f32, M, N], at: Tensor[u8, N], out: Tensor[f32, K, 1]):
+        for m, n in tiles(M, N):
+            out[at[n], 0] += a[m, n]  # here
+
+    return k
+
+
+@case("store-axes", r"write out[(at[n] // 2).to(i32) + 0 * m]")
+def sum_at_halved_places_of_bytes_that_lack_the_rows():
+    @kernel
+    def k(a: Tensor[f32, M, N], at: Tensor[i8, N], out: Tensor[f32, K]):
+        for m, n in tiles(M, N):
+            out[at[n] // 2] += a[m, n]  # here
+
+    return k
+
+
 # Contractions.
 
 

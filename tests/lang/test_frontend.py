@@ -346,6 +346,25 @@ def test_inlining():
     np.testing.assert_allclose(out, total * (a.max(1) - a.min(1))[:, None] + 3, rtol=1e-4, atol=1e-5)
 
 
+def test_lambdas_of_one_line_and_in_lists_of_several():
+    negated, doubled = lambda t: -t, lambda t: t * 2.0
+    others = {"more": lambda t: t + 1.0, "less": lambda t: t - 1.0,
+              "long": (lambda t:
+                       t * 3.0), "within": lambda t: (lambda s: s * s)(t)}
+
+    def make(of):
+        @kernel
+        def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+            for m in tiles(M):
+                out[m] = of(a[m])
+
+        return k
+
+    a = floats(5)
+    for of in (negated, doubled, *others.values()):
+        np.testing.assert_array_equal(check_meaning(make(of), a, np.zeros_like(a))[1], of(a))
+
+
 def test_kernel_called_by_a_kernel_is_inlined():
     @kernel
     def k(a: Tensor[f32, M, N], out: Tensor[f32, M, N]):
