@@ -54,15 +54,17 @@ _LONG = ("ragged", "large", "round")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One call. label: how it was drawn. arguments: by name, in order. static: dims to be compiled in.
+    """One call. label: how it was drawn. arguments: by name, in order; two names may have one array. static: dims to be
+    compiled in.
 
-    small: it may be run element by element.
+    small: it may be run element by element. packed: it is also made with packed matrices, where the kernel takes them.
     """
 
     label: str
     arguments: Arguments
     static: frozenset[str] = frozenset()
     small: bool = True
+    packed: bool = False
 
 
 @dataclass(slots=True)
@@ -223,18 +225,34 @@ def cases(
         static = frozenset(d for d in dims if fixed and random.random() < 0.6)
         if at % 3:      # what calls get; and the code for any extents
             static |= kernel.specialise
-        label = ", ".join([
-            " ".join(f"{name}={extent}" for name, extent in shape.items()) or "no dimensions",
-            layout,
-            *(["hostile values"] if hostile else []),
-            *([f"static {' '.join(sorted(static))}"] if static else []),
-        ])
         arranged = {
             name: _arrange(value, "contiguous" if name in contiguous else layout, name in traits.stored)
             if isinstance(value, numpy.ndarray) else value
             for name, value in arguments.items()
         }
-        yield Case(label, arranged, static, _volume(shape.values()) <= SMALL_VOLUME)
+        joined = [] if at % 3 == 1 else _join(kernel, arguments, arranged)
+        label = ", ".join([
+            " ".join(f"{name}={extent}" for name, extent in shape.items()) or "no dimensions",
+            layout,
+            *(["hostile values"] if hostile else []),
+            *([f"static {' '.join(sorted(static))}"] if static else []),
+            *joined,
+        ])
+        yield Case(label, arranged, static, _volume(shape.values()) <= SMALL_VOLUME, at % 3 == 1)
+
+
+def _join(kernel: Any, arguments: Arguments, arranged: Arguments) -> list[str]:
+    """Let both tensors of each pair of `in_place` be one array, with the values of what is read; in words, which.
+
+    arguments: the values. arranged: them as they are laid out; changed."""
+    joined = []
+    for output, source in kernel.options.get("in_place", ()):
+        mine, theirs = arranged[output], arranged[source]
+        if mine.shape == theirs.shape and mine.dtype == theirs.dtype and mine.strides == theirs.strides:
+            mine[...] = arguments[source]
+            arranged[source] = mine
+            joined.append(f"{output} is {source}")
+    return joined
 
 
 def arguments_of_shape(kernel: Any, function: Function, shape: Mapping[str, int], seed: int = 0,
@@ -274,7 +292,7 @@ def arguments_of_shape(kernel: Any, function: Function, shape: Mapping[str, int]
 def _is_inside(function: Function, arguments: Arguments) -> bool:
     """Whether a call touches no element that is not there."""
     try:
-        interpret(function, {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()})
+        interpret(function, copies_of(arguments))
     except OutOfBounds:
         return False
     return True
@@ -455,7 +473,7 @@ def _fitting(
                 shape[dim] = max(shape[dim], math.prod(shape[d] if isinstance(d, str) else d for d in types[name].dims))
     arguments = _draw_arguments(kernel, traits, numpy.random.default_rng(seed), shape)
     for attempt in range(_ATTEMPTS):
-        trial = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}
+        trial = copies_of(arguments)
         try:
             interpret(function, trial)
             break
@@ -538,6 +556,13 @@ def _arrange(values: Array, layout: str, stored: bool) -> Array:
     arranged: Array = numpy.ndarray(shape, values.dtype, memory.data, offset, strides)
     arranged[...] = values
     return arranged
+
+
+def copies_of(arguments: Mapping[str, Any]) -> Arguments:
+    """Arguments in memory of their own, strides kept. What was one array is one."""
+    made: dict[int, Array] = {}
+    return {name: made[id(value)] if id(value) in made else made.setdefault(id(value), copy_of(value))
+            if isinstance(value, numpy.ndarray) else value for name, value in arguments.items()}
 
 
 def copy_of(values: Array) -> Array:

@@ -21,17 +21,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy
 
 from ..assembly.prove import Proof
 from ..ir.nodes import Function
+from ..ir.types import DType
 from ..tile.rounding import Expectation, expect
+from ..tile.schedule import LoweringError, Panels
 from ..tile.semantics import OutOfBounds
 from .arguments import Binding, Parameter, Signature, fill_words
-from .cases import Arguments, Case, MakeArguments, cases, copy_of
+from .cases import Arguments, Case, MakeArguments, cases, copies_of
 from .compiled import CompiledKernel
+from .packed import Packed, pack_array
 
 PROOF = "proof"
 LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native", PROOF, "by hand, interpreted",
@@ -261,7 +265,7 @@ class _Checker:
         )
         self.made: dict[Any, _Made] = {}
         self.widen: Callable[[], None] = lambda: None
-        self.workers = 0
+        self.workers = self.turns = 0
         from ..targets.x86_64.detect import UnsupportedCPU, host
 
         if target.assembler_allocates:
@@ -339,7 +343,7 @@ class _Checker:
     ) -> None:
         for widened in (False, True):
             wrong = [text for name, e in expected.items()
-                     if name in found and (text := e.mismatch(found[name])) is not None]
+                     if isinstance(found.get(name), numpy.ndarray) and (text := e.mismatch(found[name])) is not None]
             if not wrong:
                 return
             if not widened:
@@ -361,20 +365,20 @@ class _Checker:
         from ..tile.ops import TILE_OPS
         from ..tile.reduce_loops import reduce_loops
 
-        given = _copies(arguments)
+        given = copies_of(arguments)
         with self.station("front end"):
             verify(function, TILE_OPS)
             eager.run(self.kernel, given)
         self.compare("front end", given, expected, " (source run by Python against tile IR)")
         self.passed("front end")
         for size in (1, 3, 8) if case.small else (16, 33):
-            given = _copies(arguments)
+            given = copies_of(arguments)
             with self.station("tile sizes"):
                 interpret(function, given, size)
             self.compare("tile sizes", given, expected, f" (tiles of {size})")
         self.passed("tile sizes")
         if case.small:
-            given = _copies(arguments)
+            given = copies_of(arguments)
             with self.station("parallel loops"):
                 interpret(function, given, check_races=True)
             self.compare("parallel loops", given, expected)
@@ -384,7 +388,7 @@ class _Checker:
             reduce_loops(canonical)
             canonicalize(canonical)
             verify(canonical, TILE_OPS)
-            given = _copies(arguments)
+            given = copies_of(arguments)
             interpret(canonical, given)
         self.compare("canonical", given, expected)
         self.passed("canonical")
@@ -392,9 +396,39 @@ class _Checker:
     # ---- lane IR and code
 
     def lane_stations(self, case: Case, arguments: Arguments, expected: Mapping[str, Expectation]) -> None:
+        self.lanes_and_code(case, arguments, expected)
+        if case.packed and self.schedule is None and self.panels:
+            self.turns += 1
+            names = list(self.panels)
+            if at := self.turns % (len(names) + 1):     # one of them, or all
+                names = [names[at - 1]]
+            packed = {name: pack_array(arguments[name], *self.panels[name]) for name in names}
+            try:
+                self.lanes_and_code(case, {**arguments, **packed}, expected, f" ({', '.join(packed)} packed)")
+            except LoweringError as error:      # what one loop reads as panels another may not
+                self.report.skipped[f"{', '.join(packed)} packed"] = str(error)
+
+    @cached_property
+    def panels(self) -> dict[str, tuple[DType, Panels]]:
+        """The matrices that calls may pass packed."""
+        from ..codegen.pipeline import panels_of_kernel
+        from ..lang.errors import KernelError
+
+        found = {}
+        for parameter in self.signature.parameters:
+            try:
+                if parameter.dims is not None and len(parameter.dims) == 2:
+                    found[parameter.name] = (
+                        parameter.dtype, panels_of_kernel(self.kernel, parameter.name, self.target))
+            except (LoweringError, KernelError):        # it is not only contracted
+                continue
+        return found
+
+    def lanes_and_code(self, case: Case, arguments: Arguments, expected: Mapping[str, Expectation],
+                       note: str = "") -> None:
         from .specialise import specialise
 
-        given = _copies(arguments)
+        given = copies_of(arguments)
         binding = self.signature.bind(tuple(given.values()))
         key = specialise(self.signature, binding, case.static)
         made = self.made.get(key)
@@ -402,22 +436,24 @@ class _Checker:
             made = self.made[key] = _Made(self, key)
         self.signature.check_stores(binding, made.stored)
         for station, program in made.lanes[-1:] if self.brief else made.lanes:
-            given = _copies(arguments)
+            given = copies_of(arguments)
             with self.station(station):
                 self.interpret_lanes(program, given, made.stored)
-            self.compare(station, given, expected, f" ({self.workers} workers)" if self.workers > 1 else "")
+            self.compare(station, given, expected,
+                         note + (f" ({self.workers} workers)" if self.workers > 1 else ""))
             self.passed(station)
         if self.emulate is not None and not any(view.extent[0] for view in binding.tensors.values()):
-            given = _copies(arguments)
+            given = copies_of(arguments)
             with self.station("emulator"):
                 self.emulate(self.kernel, *given.values(), target=self.target.name, schedule=self.schedule or {},
                              static=case.static, workers=self.workers, trial=False)
-            self.compare("emulator", given, expected)
+            self.compare("emulator", given, expected, note)
             self.passed("emulator")
         if self.native:
             wrong = self.run_native(made.code, binding, expected)
             if wrong is not None:
-                raise _Wrong(*made.bisect(binding, expected, wrong))
+                station, message = made.bisect(binding, expected, wrong)
+                raise _Wrong(station, message + note)
             self.passed("native")
 
     def interpret_lanes(self, program: Any, given: Arguments, stored: tuple[str, ...]) -> None:
@@ -432,9 +468,12 @@ class _Checker:
         shared = scratch_bytes(attributes.get("shared_scratch", ()), binding.dims)
         scratch = memory.allocate("scratch", each * self.workers + shared)
         sync = memory.allocate("sync block", 1024)
+        written = {id(given[name]) for name in stored}
         for name, value in given.items():
-            if isinstance(value, numpy.ndarray):
-                value.flags.writeable = name in stored
+            if isinstance(value, Packed):
+                memory.add_array(name, value.data)
+            elif isinstance(value, numpy.ndarray):
+                value.flags.writeable = id(value) in written
                 memory.add_array(name, value)
         words = [scratch, each, sync, *fill_words(self.signature, attributes["slots"], binding)]
         program.run(numpy.array([wrap64(w) for w in words], numpy.int64), memory, self.workers)
@@ -473,7 +512,7 @@ class _Made:
             name: DimClass(pipeline.HINTS.get(bound, pipeline.LARGE), divisor)
             for name, (bound, divisor) in key.dim_classes
         }
-        with checker.station("lower"):
+        with checker.station("lower", *[LoweringError] * key.has_packed):
             lane = pipeline.to_lane(function, checker.schedule or Schedule(), pipeline.facts_of(target),
                                     Specialization(classes, dict(key.unit_strides), frozenset(key.aligned)))
             verify(lane, LANE_OPS)
@@ -554,11 +593,6 @@ class _Made:
             if found is not None:
                 return station, found
         return "peephole", wrong
-
-
-def _copies(arguments: Arguments) -> Arguments:
-    """Arguments in memory of their own, strides kept."""
-    return {name: copy_of(v) if isinstance(v, numpy.ndarray) else v for name, v in arguments.items()}
 
 
 def _tuples(nested: Any) -> Any:

@@ -340,7 +340,7 @@ def _wide(array: Array) -> Array:
 
 def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed: int = 0, slack: float = 3.0,
            tile_sizes: Sequence[int | None] = (1, None, 3, 8)) -> dict[str, Expectation]:
-    """Run a kernel without touching the arguments; what each tensor must hold afterwards.
+    """Run a kernel without touching the arguments; what each tensor must hold afterwards. One array may have two names.
 
     runs: how many runs with random rounding; each has its own tile size, in turn from tile_sizes (1 takes long for
     large tensors). slack: what the spread is multiplied by, since a few runs seldom meet the worst case. The bound of
@@ -353,7 +353,8 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
     tensors = {value.name: value for value in function.tensors()}
 
     def once(tile_size: int | None, perturb: RandomRounding | None) -> dict[str, Array]:
-        copies = {name: np.array(given) if name in tensors else given for name, given in arguments.items()}
+        made = {id(given): np.array(given) for name, given in arguments.items() if name in tensors}
+        copies = {name: made.get(id(given), given) for name, given in arguments.items()}
         interpret(function, copies, tile_size, perturb=perturb)
         return {name: copies[name] for name in tensors}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, bf16, each, f32, i32, span, tiles
+from sapper import Tensor, bf16, each, f32, i32, span, tiles, whole
 from sapper.codegen import allocate as allocate_module
 from sapper.codegen import peephole as peephole_module
 from sapper.codegen import schedule as schedule_module
@@ -16,8 +16,17 @@ from sapper.codegen.machine import Instruction, Memory, Register
 from sapper.kernels import find
 from sapper.lane import math, rows, simplify
 from sapper.runtime import check as check_module
-from sapper.runtime.cases import IntegerUse, arguments_of_shape, cases, copy_of, integer_uses, pairs_of_dims
+from sapper.runtime.cases import (
+    IntegerUse,
+    arguments_of_shape,
+    cases,
+    copies_of,
+    copy_of,
+    integer_uses,
+    pairs_of_dims,
+)
 from sapper.runtime.check import STATIONS, check_kernel
+from sapper.runtime.packed import pack_array
 from sapper.targets import target
 from sapper.targets.x86_64 import select as rules
 from sapper.targets.x86_64.instructions import ROWS
@@ -383,6 +392,46 @@ def test_rows_asserted_to_be_disjoint_get_places_of_their_own() -> None:
         places = case.arguments["place"]
         assert len(set(places.tolist())) == len(places) <= len(case.arguments["out"])
     assert check_kernel(scatter, target("v3"), runs=3).ok
+
+
+@sp.kernel
+def product(a: Tensor[f32, M, K], b: Tensor[f32, K, N], out: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        out[m, n] = a[m, k] @ b[k, n]
+
+
+def test_matrices_are_packed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = check_kernel(product)
+    assert report.ok, report
+    assert report.passed["simplify"] > report.passed["canonical"]       # once more where something was packed
+    monkeypatch.setattr(check_module, "pack_array", lambda array, *layout: pack_array(array + 1, *layout))
+    found = check_kernel(product).finding
+    assert found is not None
+    assert found.station == "lower" and "packed)" in found.message
+    assert "packed" not in str(check_kernel(clipped).skipped)
+
+
+@pytest.mark.parametrize("in_place", [(), (("out", "x"),)])
+def test_what_may_be_one_array_is_one_in_some_cases(in_place: tuple[tuple[str, str], ...]) -> None:
+    """Each row less the first of its elements, which is 0 in what is stored."""
+    @sp.kernel(in_place=in_place)
+    def less(x: Tensor[f32, M, N], out: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            out[m, n] = x[m, n] - x[m, 0]
+
+    drawn = list(cases(less, less.tile_ir(), 0, 12))
+    assert any(case.arguments["x"] is case.arguments["out"] for case in drawn) == bool(in_place)
+    for case in drawn:
+        if case.arguments["x"] is case.arguments["out"]:
+            assert not np.isnan(case.arguments["x"]).any() or "hostile" in case.label       # what is read is there
+            assert "out is x" in case.label
+            made = copies_of(case.arguments)
+            assert made["x"] is made["out"] and made["x"] is not case.arguments["x"]
+    found = check_kernel(less).finding
+    assert (found is not None) == bool(in_place)
+    if found is not None:
+        assert "out is x" in found.case
 
 
 def test_time_that_others_use_is_not_counted() -> None:

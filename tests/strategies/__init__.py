@@ -1,9 +1,9 @@
 """Hypothesis strategies of random kernels, and comparisons whose tolerance follows from the arithmetic."""
 
-from .agree import assert_agree, assert_expected, tolerance
+from .agree import assert_agree, assert_expected, assert_meaning, tolerance
 from .amount import FUZZ, examples
 from .generate import kernels, reject_unbuildable
 from .kernel_case import KernelCase, TensorSpec
 
-__all__ = ["FUZZ", "KernelCase", "TensorSpec", "assert_agree", "assert_expected", "examples", "kernels",
-           "reject_unbuildable", "tolerance"]
+__all__ = ["FUZZ", "KernelCase", "TensorSpec", "assert_agree", "assert_expected", "assert_meaning", "examples",
+           "kernels", "reject_unbuildable", "tolerance"]

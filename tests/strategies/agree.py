@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sapper.ir.nodes import Function
 from sapper.ir.types import DType
-from sapper.tile.rounding import Expectation, ulp
+from sapper.tile.rounding import Expectation, expect, ulp
+
+from .kernel_case import KernelCase
 
 
 def tolerance(dtype: DType, reduction_length: int = 1, function_ulps: int = 4) -> float:
@@ -56,3 +59,17 @@ def assert_expected(actual: Mapping[str, Any], expectations: Mapping[str, Expect
     wrong = [text for name, expectation in expectations.items()
              if (text := expectation.mismatch(actual[name])) is not None]
     assert not wrong, "\n".join([*wrong, note])
+
+
+def assert_meaning(case: KernelCase, function: Function, given: Mapping[str, Any], left: Mapping[str, Any],
+                   tile_sizes: Sequence[int | None]) -> None:
+    """Assert that a run on arguments like `given` left what the kernel means.
+
+    In a few runs with random rounding the moves of a short sum may cancel in each: what is wrong then is asked again.
+    """
+    expected = case.settled(expect(function, given, tile_sizes=tile_sizes))
+    if any(one.mismatch(left[name]) is not None for name, one in expected.items()):
+        more = expect(function, given, runs=16, seed=1000, tile_sizes=tile_sizes)
+        for name, one in expected.items():
+            np.maximum(one.bound, more[name].bound, out=one.bound)
+    assert_expected(left, expected, repr(case))

@@ -166,7 +166,7 @@ class Writer:
             name, dims = self.choose(known)
             by_dim = {axis.dim: axis.name for axis in wanted}
             return f"{name}[{', '.join(by_dim[dim] for dim in dims)}]"
-        others = self.some(self.of_kind("each", "range"), 60)
+        others = [axis for axis in self.some(self.of_kind("each", "range"), 60) if axis not in wanted]
         entries: list[tuple[str, str | int]] = []
         left = self.shuffled([*wanted, *others]) if self.chance(60) else [*others, *wanted]
         while left:
@@ -467,6 +467,34 @@ class Writer:
         if outer is not None:
             self.close(outer, before)
 
+    def written_out(self) -> None:
+        """Sums and largest elements index by index, perhaps stored as they grow."""
+        self.features.add("written out")
+        axes = self.state_axes()
+        dtype = DTYPES[self.choose(("f32", "f32", "bf16", "i32", "f64"))]
+        total = f32 if dtype.name == "bf16" else dtype
+        states = [self.state(axes, total) for _ in range(self.choose((1, 1, 2)))]
+        before = len(self.values)
+        dims, ranges = self.walk()
+        walked = self.open(dims, "range" if dims == ranges and self.chance(20) else "each", ranges)
+        along = walked[0].name
+        of_left = self.some(axes, 50)
+        of_right = [axis for axis in axes if axis not in of_left]
+        a = self.convert(self.operand([along, *of_left], dtype), dtype, total)
+        for state in states:
+            b = self.operand([along, *of_right, *self.some(of_left, 20)], dtype)
+            text = f"{a} * {self.convert(b, dtype, total)}"
+            kind = self.choose(("+=", "+=", "+=", "-=", "sum", "max"))
+            if kind == "max":
+                self.line(f"{state.text} = maximum({state.text}, {text})")
+            elif kind == "sum":
+                self.line(f"{state.text} = {text} + {state.text}")
+            else:
+                self.line(f"{state.text} {kind} {text}")
+        if self.chance(25):
+            self.store(self.choose(states))
+        self.close(walked, before)
+
     def softmax(self) -> None:
         """Scores whose sum of powers goes along, and what they weigh."""
         self.features.add("softmax along")
@@ -544,7 +572,7 @@ class Writer:
         if self.layers:
             kinds += ["product", "product"]
         else:
-            kinds += ["reduction", "sums", "sums", *(["softmax", "recurrence"] if level else [])]
+            kinds += ["reduction", "sums", "sums", "written_out", *(["softmax", "recurrence"] if level else [])]
         if level:
             kinds.append("inner")
         kind = self.choose(kinds)
