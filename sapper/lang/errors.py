@@ -23,6 +23,7 @@ KINDS: dict[str, str] = {
     "carried-kind": "a name that is not a tile or scalar is assigned in a loop and used again",
     "chained-comparison": "a < b < c on tiles",
     "constant-arithmetic": "arithmetic on constants fails",
+    "constant-changed": "what a kernel closes over is not what it was at its first call",
     "contract-dtype": "@ on element types that have no product",
     "contract-no-shared-axis": "@ on two tiles that share no axis",
     "contract-parallel-axis": "@ contracts an axis of a loop that carries nothing",

@@ -78,7 +78,6 @@ class Kernel:
         self.by_hand: list[ByHand] = []
         self.refused_by_hand = False
         self._digest: str | None = None
-        self._tile_ir: dict[tuple[tuple[str, int], ...], Function] = {}
 
     def _check_options(self) -> None:
         """Raise KernelError for an option that there is not, or a pair of in_place that names no two tensors."""
@@ -113,6 +112,17 @@ class Kernel:
 
             self._digest = digest(self)
         return self._digest
+
+    def check_constants(self) -> None:
+        """Raise KernelError if what the kernel closes over is no longer what it was at the first call: code for other
+        extents would mean something else, and be kept by the name of what it was."""
+        from .digest import digest
+
+        if digest(self) != self.source_digest():
+            place = Location(self.source_file, self.source_line, 1, 1)
+            raise KernelError("constant-changed", f"what {self.name} closes over has changed since its first call",
+                              place, "another constant or function", "the same in all calls, as it is compiled in",
+                              "define the kernel anew, or make what changes a parameter")
 
     def assembly(
         self, *, family: str = "x86_64", features: str = "", contiguous: str = "",

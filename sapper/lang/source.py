@@ -70,8 +70,6 @@ def _parse(function: FunctionType) -> ParsedFunction:
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines or first > len(lines):
         raise SourceUnavailable(code.co_filename)
-    if code.co_name == "<lambda>":
-        return _parse_lambda(code, lines)
     try:
         return _parse_lines(code, lines[first - 1 : _last_line(code)], first)
     except SyntaxError:
@@ -79,7 +77,11 @@ def _parse(function: FunctionType) -> ParsedFunction:
     try:
         block, first = inspect.getsourcelines(function)
         return _parse_lines(code, block, max(first, 1))
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError):
+        pass  # a lambda may be one entry of a list of many lines
+    try:
+        return _parse_lines(code, lines, 1)
+    except SyntaxError as error:
         raise SourceUnavailable(code.co_filename) from error
 
 
@@ -95,26 +97,23 @@ def _parse_lines(code: CodeType, lines: list[str], first: int) -> ParsedFunction
     else:
         tree = ast.parse(text)
         offset = first - 1
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
-            return ParsedFunction(node, code.co_filename, offset, 0, lines)
-    raise SourceUnavailable(code.co_filename)
-
-
-def _parse_lambda(code: CodeType, lines: list[str]) -> ParsedFunction:
-    """Its lines alone may be no Python (one entry of a list), and may hold others: columns tell which it is."""
-    try:
-        tree = ast.parse("".join(lines))
-    except SyntaxError as error:
-        raise SourceUnavailable(code.co_filename) from error
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno]
-    if len(found) > 1:
-        spans = set(code.co_positions())
-        found = [node for node in found if
-                 (node.body.lineno, node.body.end_lineno, node.body.col_offset, node.body.end_col_offset) in spans]
-    if len(found) != 1:
+    found: list[ast.AST] = []
+    if code.co_name == "<lambda>":
+        lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+        found += lambdas if len(lambdas) == 1 else [node for node in lambdas if _is_lambda(node, code, offset)]
+    else:
+        found += [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == code.co_name]
+    if not found:
         raise SourceUnavailable(code.co_filename)
-    return ParsedFunction(found[0], code.co_filename, 0, 0, lines)
+    return ParsedFunction(found[0], code.co_filename, offset, 0, lines)
+
+
+def _is_lambda(node: ast.Lambda, code: CodeType, offset: int) -> bool:
+    """Whether a lambda is that of a code object, among others of its lines: columns tell. offset: between lines of the
+    tree and of the file."""
+    body = node.body
+    span = body.lineno + offset, (body.end_lineno or 0) + offset, body.col_offset, body.end_col_offset
+    return node.lineno + offset == code.co_firstlineno and span in code.co_positions()
 
 
 def _last_line(code: CodeType) -> int:

@@ -376,6 +376,7 @@ class Launcher:
         return compiled
 
     def _compile(self, specialisation: Specialisation, schedule: Any, target: Any) -> CompiledKernel:
+        self.kernel.check_constants()
         result = configuration().compile_kernel(
             self.kernel,
             static_dims=dict(specialisation.static_dims),

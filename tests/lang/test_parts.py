@@ -8,6 +8,7 @@ import sys
 import textwrap
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sapper as sp
@@ -316,6 +317,28 @@ def test_digest_is_kept():
         out[0] = 1.0
 
     assert k.source_digest() is k.source_digest()
+
+
+def test_constants_that_change_after_the_first_call():
+    """Code is kept on disk by what they were at first."""
+    factor = 2.0
+
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = a[m] * factor
+
+    few, many = np.ones(3, np.float32), np.ones(3000, np.float32)
+    k(few, few.copy())
+    factor = 5.0
+    k(few, out := few.copy())
+    assert out.tolist() == [2.0] * 3
+    with pytest.raises(KernelError, match="closes over has changed") as caught:
+        k(many, many.copy())
+    assert caught.value.kind == "constant-changed"
+    factor = 2.0
+    k(many, out := many.copy())
+    assert set(out.tolist()) == {2.0}
 
 
 # The Kernel object.
