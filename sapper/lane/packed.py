@@ -420,15 +420,25 @@ def panels_for(function: Function, name: str, facts: Facts) -> Panels:
             axes = [plain_axis(function, index) for index in load.operands[1:]]
             (over,) = op.attributes["over"] if len(op.attributes["over"]) == 1 else (None,)
             if over is not None and over in axes and None not in axes:
-                contracted.add(load)
                 depth = axes.index(over)
+                columns = axes[1 - depth]
+                if sum(columns in axes_of(v) for v in op.operands) > 1:
+                    continue        # of a batch, not of the result alone
+                contracted.add(load)
                 dot = dot_for(op, facts)
                 elements = 1 if dot is None or dot is FMA2_BF16 else dot.elements
                 found.add(Panels(1 - depth, depth, PANEL_VECTORS * facts.lanes, elements))
+    met = {v for load in contracted for v in load.results}
+    for op in function.walk():
+        behind = load_behind(op.operands[0]) if op.name == "cast" else None
+        if op.name == "cast" and behind in contracted:
+            met.update(op.results)
+        elif op.name != "contract" and not met.isdisjoint(op.operands):
+            contracted.clear()      # something else is made of it, too
     if len(found) != 1 or contracted != set(reached):
         raise LoweringError(f"tensor {name}: found {len(reached)} reads of it; expected that each is the operand of a "
-                            "contraction over one of its two dimensions, the same for all, indexed by plain axes from "
-                            "0 on; mend: pass it as it is")
+                            "contraction over one of its two dimensions, the same for all, and of nothing else, "
+                            "indexed by plain axes from 0 on; mend: pass it as it is")
     return found.pop()
 
 

@@ -227,6 +227,24 @@ def stored(x: Tensor[f32, M, K], w: Tensor[f32, N, K], y: Tensor[f32, M, N]):
         w[n, k] = 0.0
 
 
+@kernel
+def read_again(x: Tensor[f32, M, K], w: Tensor[f32, N, K], y: Tensor[f32, M, N], z: Tensor[f32, N, K]):
+    """What is contracted is stored elsewhere, too."""
+    for n in tiles(N):
+        k = whole(K)
+        row = w[n, k]
+        for m in tiles(M):
+            y[m, n] = x[m, k] @ row
+        z[n, k] = row * 2.0
+
+
+@kernel
+def squared(w: Tensor[f32, N, K], y: Tensor[f32, N]):
+    for n in tiles(N):
+        k = whole(K)
+        y[n] = sum(w[n, k] * w[n, k], over=k)
+
+
 def test_errors() -> None:
     product, floats = PRODUCTS["nt", (i8, i8, i32)], PRODUCTS["nt", (f32, f32, f32)]
     weights = np.zeros((5, 8), np.int8)
@@ -240,6 +258,9 @@ def test_errors() -> None:
         sp.pack(apart, "w", np.zeros((5, 8), np.float32))
     with pytest.raises(LoweringError, match=r"w: found 1 reads of it; expected that each is the operand"):
         sp.pack(viewed, "w", np.zeros((5, 8), np.float32))
+    for other in (read_again, squared):
+        with pytest.raises(LoweringError, match=r"w: found \d reads of it; .* and of nothing else"):
+            sp.pack(other, "w", np.zeros((5, 8), np.float32))
     with pytest.raises(LoweringError, match=r"w: found a store to it; expected that the kernel only reads it"):
         sp.pack(stored, "w", np.zeros((5, 8), np.float32))
     with pytest.raises(LoweringError, match=r"found a packed tensor, w, that is read otherwise than by a contraction"):
