@@ -46,6 +46,8 @@ class WalkChoice:
     deep: such a block is copied from pieces of rows for more panels than stay there, and these are walked one by one.
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
+    reread: staged or packed operands whose panels many rows meet, piece after piece, and which are asked into the first
+    cache meanwhile.
     tile_ahead: loads of rows that a sequential loop keeps a tile of, whose next tile is asked for meanwhile.
     widened_here: the one whose rows this walk widens to scratch memory as it meets them.
     block_ahead: staged operands of which what the next block of panels is copied from is asked for meanwhile.
@@ -80,6 +82,7 @@ class WalkChoice:
     rows_here: list[Op] = field(default_factory=list)
     rows_ahead: list[Op] = field(default_factory=list)
     tile_ahead: list[Op] = field(default_factory=list)
+    reread: list[Op] = field(default_factory=list)
     widened_here: Op | None = None
     block_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None

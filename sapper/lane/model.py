@@ -400,6 +400,7 @@ class Model(RegisterFactors):
             rows_ahead = [op for op in self._rows_ahead(walk, order[1], staged)
                           if self.is_contiguous(self.access(op), order[1], walk.reduced[0])]
         tile_ahead = self._tile_ahead(walk, order, reduced) if by_hand is None else []
+        reread = self._reread(lane, counts, order, reduced, staged) if by_hand is None else []
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         deep = blocked and by_hand is None and not rows_here and self._is_deep(lane, counts, reduced, staged)
@@ -431,8 +432,8 @@ class Model(RegisterFactors):
             if parted is None else (None, None)
         choice = WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                             by_hand=by_hand, widened=widened, blocked=blocked, deep=deep, rows_here=rows_here,
-                            rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead, parted=parted,
-                            depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
+                            rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead, reread=reread,
+                            parted=parted, depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
                             joined_once=joined_once)
         if column_block and self.rows_end_to_end(few):
             return self._end_to_end(choice, 1 if few is None else self.rows_hint(few))
@@ -515,6 +516,16 @@ class Model(RegisterFactors):
         return [op for op in staged if lane in axes_of(op.result) and self.panels_of(op) is None
                 and list(self.access(op).axes) == [lane, reduced[0]] and not self.access(op).gathers
                 and self.is_whole_rows(self.access(op), lane, reduced[0])]
+
+    def _reread(self, lane: str | None, counts: dict[str, int], order: list[str], reduced: list[str],
+                staged: list[Op]) -> list[Op]:
+        """The operands that come from the second cache again and again, as many rows meet panels that fill more than
+        half of the first (Requests.reread_ahead_bytes)."""
+        if not self.requests.reread_ahead_bytes or lane is None or not order or order[-1] == lane or len(reduced) != 1:
+            return []
+        panel_bytes = self.extent_hint(reduced[0]) * counts[lane] * self.lanes * sum(
+            self.operand_dtype(op).size_bytes for op in staged if lane in axes_of(op.result))
+        return staged if self.extent_hint(order[-1]) >= STAGE_ROWS and panel_bytes > self.near_bytes // 2 else []
 
     def _squared(self, walk: Walk, op: Op, loops: list[str], lane: str | None) -> str | None:
         """The axis along which a load or store goes through squares of registers that are transposed."""

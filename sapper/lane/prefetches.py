@@ -493,6 +493,13 @@ class Prefetches(Stores):
             for line in range(0, piece_bytes, 64):
                 self.effect("prefetch", operands, level=self.requests.stream_level, disp=disp + line, **attributes)
 
+    def _prefetch_reread(self, panel: StagedPanel, step: dict[str, int]) -> None:
+        """Ask a step of a panel, and so of the one that follows it in a block, from the second cache into the first."""
+        operands, attributes = self.address(panel.access(), {panel.depth_axis: step[panel.depth_axis]})
+        disp = attributes.pop("disp") + self.requests.reread_ahead_bytes
+        for line in range(0, panel.piece_bytes * self.bound[panel.lane].count, LINE_BYTES):
+            self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
+
     def _prefetch_rows(self, op: Op, panel: StagedPanel) -> None:
         """Ask for the rows of memory that are copied COPY_AHEAD_STEPS steps of the depth later: they are far apart."""
         access = self.operand_access(op)

@@ -285,6 +285,9 @@ class Reductions(Staging):
                     in_turn and a is not accumulators[-1]):
                 for op in terms:
                     self._prefetch_ahead(op, walk, inner)
+                for op in choice.reread:
+                    if isinstance(panel := self.staged[op], StagedPanel):
+                        self._prefetch_reread(panel, inner)
         for _, inner in pieces:
             for a in accumulators:
                 self._add_errors(a, inner)
@@ -297,6 +300,8 @@ class Reductions(Staging):
             staged = self.staged.get(op)
             if choice.blocked and isinstance(staged, StagedRows):
                 staged.prefetch_next()
+            if op in choice.reread and isinstance(staged, StagedRows):
+                staged.prefetch_ahead(self.requests.reread_ahead_bytes)
         for op in choice.block_ahead:
             self._prefetch_next_block(op, choice)
         for op in choice.rows_ahead:

@@ -245,17 +245,24 @@ class StagedRows:
 
     def prefetch_next(self) -> None:
         """Ask for as much of the next block of rows as is read of this one."""
+        self._prefetch(self.lowering.add(self.row_start(), self.count), 0, 2)
+
+    def prefetch_ahead(self, ahead_bytes: int) -> None:
+        """Ask for as much of this block as is read of it, so far ahead, into the first cache."""
+        self._prefetch(self.row_start(), ahead_bytes, 1)
+
+    def _prefetch(self, start: Scalar, ahead_bytes: int, level: int) -> None:
+        """start: the first row of a block."""
         low = self.lowering
         row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
         if row.count != self.count or depth.lane:
             return
-        start = low.add(low.sub(row.offset, low.open[self.row_axis].offset), self.count)
         block = low.mul(self.depth_extent, self.step_bytes)
         base = low.add(self.base, low.mul(block, low.scalar("s_floordiv", start, self.count)))
         index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), self.step_bytes)
-        for line in range(0, depth.count * self.step_bytes, 64):
+        for line in range(ahead_bytes, ahead_bytes + depth.count * self.step_bytes, 64):
             operands, attributes = low.memory_operands(base, index, 1, line)
-            low.effect("prefetch", operands, level=2, **attributes)
+            low.effect("prefetch", operands, level=level, **attributes)
 
 
 class StagedRowsHere(StagedRows):

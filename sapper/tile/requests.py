@@ -36,6 +36,9 @@ class Requests(NamedTuple):
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
     vector meets rows from row_streams places, without again.
 
+    reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
+    not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough.
+
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
     cache that it is asked into, where 1 makes those stores wait on some processors. late_stores: which rows
@@ -55,6 +58,7 @@ class Requests(NamedTuple):
     short_row_streams: int = 0
     again: bool = True
     rows_end_to_end: int = 0
+    reread_ahead_bytes: int = 0
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2

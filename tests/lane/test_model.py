@@ -293,6 +293,30 @@ def test_long_rows_are_asked_for_as_near_as_the_target_says(typical: int, along:
     assert (asked == plain) == (not along)
 
 
+@pytest.mark.parametrize(("name", "rows", "depth", "asked"), [
+    ("matmul_nn_f32", 512, 1024, True), ("matmul_nt_f32", 512, 1024, True), ("matmul_tn_f32", 512, 1024, True),
+    ("matmul_nt_i8", 512, 1024, True), ("matmul_nn_f32", 512, 64, False), ("matmul_nn_f32", 4, 1024, False)])
+def test_what_many_rows_meet_again_is_asked_into_the_first_cache(name: str, rows: int, depth: int, asked: bool) -> None:
+    """Each line of a step of a panel once, and of the rows beside it; not of panels that stay there."""
+    plain = replace(PLAIN, dots=frozenset({"dot4_u8i8"}))
+    facts = replace(plain, requests=Requests(reread_ahead_bytes=1024))
+    extents = {"M": (rows, rows), "N": (2048, 64), "K": (depth, depth)}
+    before = Counter(a["level"] for a in prefetches(name, plain, **extents))
+    found = prefetches(name, facts, **extents)
+    assert bool(Counter(a["level"] for a in found) - before) == asked
+    if asked:
+        function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+        canonicalize(function)
+        classes = {dim: DimClass(*known) for dim, known in extents.items()}
+        lowered = lower(function, Schedule(), facts, Specialization(classes))
+        loop = max((op for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "k"),
+                   key=lambda op: sum(inner.name in ("fma", "dot4_u8i8") for inner in op.blocks[0].ops))
+        requests = [(op.operands, op.attributes["disp"]) for op in loop.blocks[0].ops
+                    if op.name == "prefetch" and op.attributes["level"] == 1]
+        loads = [(op.operands, op.attributes["disp"]) for op in loop.blocks[0].ops if op.name == "load"]
+        assert loads and all((operands, disp + 1024) in requests for operands, disp in loads)
+
+
 @pytest.mark.parametrize(("rows", "copied"), [(8, False), (512, True)])
 def test_packed_bf16_is_widened_as_it_is_read_by_few_rows(rows: int, copied: bool) -> None:
     """Several pieces of them take less than to store it widened; of many rows, which meet it again and again, more."""

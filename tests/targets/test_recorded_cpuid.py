@@ -1,9 +1,9 @@
 """The target of processors whose CPUID was recorded: what their leaves say, also where a hypervisor replaced the model.
 
-Sources: the Granite Rapids, the Zen 3 and the Zen 5 in virtual machines were recorded with detect.py; the others are of
-libcpuid's tests (github.com/anrieff/libcpuid, tests/intel/core_11th_gen/rocket-lake-i7.test, tests/intel/core_10th_gen/
-ice-lake-xeon-d.test, tests/amd/zen4/epyc-genoa.test, tests/amd/zen5/amd-ryzen-ai-9-hx-370-with-radeon-890m.test), whose
-XCR0 is what leaf 13 allows.
+Sources: the Granite Rapids, the Cascade Lake, the Zen 3 and the Zen 5 in virtual machines were recorded with detect.py;
+the others are of libcpuid's tests (github.com/anrieff/libcpuid, tests/intel/core_11th_gen/rocket-lake-i7.test,
+tests/intel/core_10th_gen/ice-lake-xeon-d.test, tests/amd/zen4/epyc-genoa.test,
+tests/amd/zen5/amd-ryzen-ai-9-hx-370-with-radeon-890m.test), whose XCR0 is what leaf 13 allows.
 """
 
 from __future__ import annotations
@@ -48,6 +48,17 @@ DUMPS = {
         80000000 0: 80000008 00000000 00000000 00000000
         80000001 0: 00000000 00000000 00000121 2c100800
         xcr0: 000000e7""",
+    "Cascade Lake (Xeon in a virtual machine)": """
+        00000000 0: 00000016 756e6547 6c65746e 49656e69
+        00000001 0: 00050657 01020800 fffa3203 1f8bfbff
+        00000004 0: 04000121 01c0003f 0000003f 00000000
+        00000004 1: 04000122 01c0003f 0000003f 00000000
+        00000004 2: 04000143 03c0003f 000003ff 00000000
+        00000004 3: 04004163 0280003f 0000cfff 00000005
+        00000007 0: 00000000 d19f67eb 0000081c bc000400
+        80000000 0: 80000008 00000000 00000000 00000000
+        80000001 0: 00000000 00000000 00000121 2c100800
+        xcr0: 000002ff""",
     "Zen 4 (EPYC 9124)": """
         00000000 0: 00000010 68747541 444d4163 69746e65
         00000001 0: 00a10f11 00200800 7efa320b 178bfbff
@@ -96,6 +107,7 @@ DUMPS = {
         8000001d 3: 0001c163 03c0003f 00003fff 00000001
         xcr0: 000002e7""",
 }
+CASCADE_LAKE = "Cascade Lake (Xeon in a virtual machine)"
 ZEN_3, ZEN_4 = "Zen 3 (EPYC in a virtual machine)", "Zen 4 (EPYC 9124)"
 ZEN_5, MOBILE_ZEN_5 = "Zen 5 (EPYC in a virtual machine)", "Zen 5 of a mobile processor (Ryzen AI 9 HX 370)"
 
@@ -126,6 +138,7 @@ def recorded(dump: str, model: int | None = None) -> detect.Host:
     ("Granite Rapids that shows the model of a Rocket Lake", "graniterapids", (48, 2048, 480 << 10)),
     ("Rocket Lake (Core i7-11700K)", "v4", (48, 512, 16 << 10)),
     ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server", (48, 1280, 10 << 10)),
+    (CASCADE_LAKE, "cascadelake", (32, 1024, 36608)),
     (ZEN_3, "zen3", (32, 512, 32 << 10)),
     (ZEN_4, "zen4", (32, 1024, 16 << 10)),
     (ZEN_5, "zen5", (48, 1024, 32 << 10)),
@@ -135,13 +148,15 @@ def test_recorded_processors_get_the_row_of_their_core(name: str, target: str, c
     chosen = detect.choose_target(recorded(DUMPS[name]))
     assert chosen.name == target
     assert (chosen.l1_bytes, chosen.l2_bytes, chosen.l3_bytes) == tuple(kib << 10 for kib in caches_kib)
-    assert ({"avx512_vnni", "avx512_vbmi"} <= chosen.features) == (name != ZEN_3)
+    assert chosen.has("avx512_vnni") == (name != ZEN_3)
+    assert chosen.has("avx512_vbmi") == (name not in (CASCADE_LAKE, ZEN_3))
     assert chosen.has("avx512_bf16") == (target in ("graniterapids", "zen4", "zen5"))
 
 
 @pytest.mark.parametrize(("name", "target"), [
     ("Granite Rapids that shows the model of a Rocket Lake", "graniterapids"),
     ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server"),
+    (CASCADE_LAKE, "cascadelake"),
     (ZEN_3, "zen3"),
     (ZEN_4, "zen4"),
     (ZEN_5, "zen5"),
@@ -154,6 +169,13 @@ def test_a_core_that_lacks_a_feature_of_its_row_keeps_the_row_without_it() -> No
     found = recorded(DUMPS["Granite Rapids that shows the model of a Rocket Lake"], model=0xAD)
     chosen = detect.choose_target(found._replace(features=found.features - {"avx512_bf16", "prefetchi"}))
     assert chosen.name == "graniterapids" and not chosen.has("avx512_bf16") and chosen.has("avx512_vnni")
+
+
+def test_a_skylake_has_what_a_cascade_lake_has_but_its_products_of_bytes() -> None:
+    found = recorded(DUMPS[CASCADE_LAKE])
+    chosen = detect.choose_target(found._replace(features=found.features - {"avx512_vnni"}))
+    assert chosen.name == "skylake-avx512" and not chosen.has("avx512_vnni")
+    assert chosen.requests == detect.choose_target(found).requests
 
 
 def test_a_zen_5_that_shows_the_model_of_a_zen_4_is_known_by_its_features() -> None:

@@ -29,7 +29,7 @@ def ins(name: str, *operands: object) -> Instruction:
 
 def test_known_targets_have_consistent_facts() -> None:
     assert set(targets.known_targets()) >= {"v3", "v4", "zen3", "zen4", "zen5", "sapphirerapids", "icelake-server",
-                                            "skylake-avx512", "haswell"}
+                                            "cascadelake", "skylake-avx512", "haswell"}
     assert set(targets.known_targets()) == set(TARGETS) | set(GPUS)
     for name in TARGETS:
         found = targets.target(name)

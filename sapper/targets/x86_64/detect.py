@@ -213,6 +213,8 @@ MICROARCHITECTURES = [
     Microarchitecture("v4", "GenuineIntel", 6, frozenset({0x66, 0x7D, 0x7E, 0x8C, 0x8D, 0xA7})),
     Microarchitecture("icelake-server", "GenuineIntel", 6, frozenset({0x6A, 0x6C}),
                       frozenset({"avx512_vbmi2", "avx512_vnni"})),
+    # It shows the model of a Skylake-SP.
+    Microarchitecture("cascadelake", "GenuineIntel", 6, frozenset(), frozenset({"avx512_vnni"})),
     Microarchitecture("skylake-avx512", "GenuineIntel", 6, frozenset({0x55})),
     Microarchitecture("alderlake", "GenuineIntel", 6,
                       frozenset({0x97, 0x9A, 0xAA, 0xAC, 0xB5, 0xB7, 0xBA, 0xBF, 0xC5, 0xC6}), frozenset({"avx_vnni"})),
