@@ -521,9 +521,9 @@ class Model(RegisterFactors):
                 staged: list[Op]) -> list[Op]:
         """The operands that come from the second cache again and again, as many rows meet panels that fill more than
         half of the first (Requests.reread_ahead_bytes)."""
-        if not self.requests.reread_ahead_bytes or lane is None or not order or order[-1] == lane or len(reduced) != 1:
+        if not (self.requests.reread_ahead_bytes and staged and lane and order) or order[-1] == lane or len(reduced) != 1:
             return []
-        panel_bytes = self.extent_hint(reduced[0]) * counts[lane] * self.lanes * sum(
+        panel_bytes = self.extent_hint(reduced[0]) * counts.get(lane, 1) * self.lanes * sum(
             self.operand_dtype(op).size_bytes for op in staged if lane in axes_of(op.result))
         return staged if self.extent_hint(order[-1]) >= STAGE_ROWS and panel_bytes > self.near_bytes // 2 else []
 
