@@ -452,8 +452,9 @@ class Model(RegisterFactors):
                      for a in (*self.bound, *choice.order[1:]))
         if not single or any(found.width != choice.counts[lane] * self.lanes for found in panels.values()):
             return choice
+        asked = list(panels) if self.requests.places_ahead_bytes else []
         return replace(choice, counts={**choice.counts, lane: choice.counts[lane] * parts}, parted=lane, parts=parts,
-                       prefetched=[], staged=list(panels), rows_here=[], blocked=False, deep=False, block_ahead=[])
+                       prefetched=asked, staged=list(panels), rows_here=[], blocked=False, deep=False, block_ahead=[])
 
     def _depth_from_places(self, walk: Walk, choice: WalkChoice) -> WalkChoice:
         """Rows of a matrix, one after the other in memory, each of which is a term of the sums for a single row: from

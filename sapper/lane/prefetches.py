@@ -186,9 +186,11 @@ class Prefetches(Stores):
         if self.requests.row_streams and choice.parted is not None:
             if self.asks_again:
                 self._prefetch_along_rows(op, axis, depth_axis, STREAMS_AHEAD_BYTES, self.requests.stream_level)
-            elif any(self.bound[other].count > 1 for other in choice.order if other != axis) and not (
-                    self.are_short_rows(op, axis, depth_axis)):
-                self._prefetch_along_rows(op, axis, depth_axis, (self.requests.long_row_ahead_bytes,), 1)
+            elif any(self.bound[other].count > 1 for other in choice.order if other != axis):
+                if not self.are_short_rows(op, axis, depth_axis):
+                    self._prefetch_along_rows(op, axis, depth_axis, (self.requests.long_row_ahead_bytes,), 1)
+            elif self.requests.places_ahead_bytes:
+                self._prefetch_along_rows(op, axis, depth_axis, (self.requests.places_ahead_bytes,), 1)
             return
         if self.lies_in_pieces(op, axis, depth_axis):
             self._prefetch_pieces(op, axis, depth_axis)
@@ -476,11 +478,19 @@ class Prefetches(Stores):
 
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk, choice: WalkChoice) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of
-        each page."""
+        each page. Or those of several places, each for itself."""
         if self.depth_part is not None:
             self._prefetch_next_part(panel, choice, self.depth_part)
             return
         steps = self.bound[panel.depth_axis].count
+        if choice.parts > 1:
+            lane = self.bound[panel.lane]
+            for step, piece in product(range(steps), range(lane.count)):
+                if piece % (lane.count // lane.parts) * panel.piece_bytes % LINE_BYTES == 0:
+                    operands, attributes = panel.address({panel.depth_axis: step, panel.lane: piece})
+                    disp = attributes.pop("disp") + self.requests.places_ahead_bytes
+                    self.effect("prefetch", operands, level=1, disp=disp, **attributes)
+            return
         access = panel.access()
         piece_bytes = panel.piece_bytes * self.bound[panel.lane].count
         multiply_adds = prod(self.bound[axis].count for axis in walk.outer)

@@ -32,6 +32,8 @@ class Requests(NamedTuple):
     surely holds the vector; 0: half as many. Without again these are the places of packed panels that a single row
     meets, too. again: each line of these, and of what few rows meet while arithmetic keeps up, is asked for again and
     again; else these streams are not asked for at all, as the processor sees them coming, and all else once.
+    places_ahead_bytes: without again, how early rows that a single one meets are asked for all the same, once and into
+    the first cache, where the processor brings those that it sees coming only as far as the second; 0: not at all.
     rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
     vector meets rows from row_streams places, without again.
@@ -57,6 +59,7 @@ class Requests(NamedTuple):
     row_streams: int = 0
     short_row_streams: int = 0
     again: bool = True
+    places_ahead_bytes: int = 0
     rows_end_to_end: int = 0
     reread_ahead_bytes: int = 0
     row_requests: int = 3

@@ -272,6 +272,9 @@ def test_streams_that_the_processor_sees_coming_are_not_asked_for(typical: int, 
     unasked = replace(PLAIN, requests=Requests(row_streams=4, short_row_streams=4, again=False))
     assert chosen("matvec_bf16", unasked, **extents).registers["n"] == streams
     assert prefetches("matvec_bf16", unasked, **extents) == []
+    once = replace(unasked, requests=unasked.requests._replace(places_ahead_bytes=1024))
+    asked = prefetches("matvec_bf16", once, **extents)
+    assert {(a["disp"] // 64 * 64, a["level"]) for a in asked} == {(1024, 1)} and len(asked) >= streams
     assert prefetches("matvec_bf16", STREAMS, **extents)
 
 

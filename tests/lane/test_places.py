@@ -27,6 +27,7 @@ from .test_packed import PRODUCTS, arguments_of, expected_of, make_product
 
 ZEN3 = TARGETS["zen3"]
 FOLLOWED = facts_of(ZEN3)
+ONCE = replace(FOLLOWED, requests=FOLLOWED.requests._replace(places_ahead_bytes=1024))
 ASKED = replace(FOLLOWED, requests=FOLLOWED.requests._replace(again=True))
 TYPES = [(f32, f32, f32), (bf16, bf16, f32), (i8, i8, i32), (u8, i8, i32)]
 LIBRARY = {entry.name: entry for entry in library()}
@@ -61,12 +62,18 @@ def test_any_extents(m, n, k, types, hint, seed) -> None:
 
 @pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0].name}-{t[1].name}")
 def test_a_single_row_meets_panels_of_four_places(types) -> None:
-    """And nobody asks for them; several rows, or where requests help, meet one panel after the other."""
+    """And nobody asks for them; several rows, or where requests help, meet one panel after the other. Where each line
+    is asked for once, a step of the depth asks for some of all four, into the first cache."""
     def asks(*arguments):
         return any(op.name == "prefetch" for op in product(types, *arguments).walk())
 
     assert not asks(1, 256, 32)
     assert asks(1, 256, 32, ASKED) and asks(2, 256, 32)
+    lane = product(types, 1, 256, 32, ONCE)
+    loops = [[op for op in loop.blocks[0].ops if op.name == "prefetch"] for loop in lane.walk() if loop.name == "loop"]
+    most = max(loops, key=len)
+    assert most and {op.attributes["level"] for op in most} == {1}
+    assert len({(*op.operands, op.attributes["disp"]) for op in most}) == len(most) >= 4
 
 
 def rows_of_few(name: str, rows: int, columns: int, depth: int, facts: Facts = FOLLOWED) -> tuple[set[int], bool]:

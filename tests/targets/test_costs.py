@@ -62,8 +62,8 @@ def test_every_row_is_in_one_class_of_intels_cores() -> None:
         assert len(classes) == (0 if family in UNCLASSED else 1), family
 
 
-@pytest.mark.parametrize("name", ["v3", "v4", "haswell", "skylake-avx512", "icelake-server", "sapphirerapids",
-                                  "graniterapids"])
+@pytest.mark.parametrize("name", ["v3", "v4", "haswell", "skylake-avx512", "cascadelake", "icelake-server",
+                                  "sapphirerapids", "graniterapids"])
 def test_every_row_has_figures_on_intels_cores(name: str) -> None:
     core = model_of(target(name))
     ports = {f"p{n}" for n in range(12)} | {"tiles"}
