@@ -100,7 +100,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,
                  split_dots=target.dots - rules_of(target).legal_ops(target),
                  float8_rows=target.float8_rows, picks=target.picks, interleaves=target.interleaves,
-                 moves=target.moves, joins=target.joins,
+                 shared_pipes=target.shared_pipes, moves=target.moves, joins=target.joins,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from math import gcd
 from types import MappingProxyType
 
-from ..ir.nodes import Block, Value
+from ..ir.nodes import Block, Op, Value
 from ..tile.affine import affine
 from ..tile.schedule import DimClass, Specialization
 from ..tile.signs import never_negative
@@ -28,7 +28,9 @@ class Range:
     scratch memory, and walks loop over them. once: a task has one index of them, or one tile, and needs no loop.
     forward: it surely does not end before it begins. body: of the nest, where the range is its last one. fixed: the
     extent, where it is a number though the start is none. tails: how many coordinates a loop takes at once of what is
-    left, before single ones. panels: the matrices that are copied for each piece (nest_panels.py)."""
+    left, before single ones. panels: the matrices that are copied for each piece (nest_panels.py).
+    blocked: the matrices whose panels it counts, if it is walked in blocks for the second cache: the loops inside it go
+    around the walk of each block."""
 
     start: Scalar
     stop: Scalar
@@ -49,6 +51,7 @@ class Range:
     fixed: int | None = None
     tails: tuple[int, ...] = ()
     panels: tuple[Value, ...] = ()
+    blocked: tuple[Op, ...] = ()
 
 
 def hint(value: Value, specialization: Specialization,

@@ -7,16 +7,18 @@ axes are open, and walks loop over them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import gcd
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, TileType
+from ..tile.affine import affine
 from ..tile.plan import LATE, Late, Plan, Walk, late_walk
 from .extents import Range
 from .late import LateLowering
 from .residents import RESIDENT_VECTORS, ResidentLowering
-from .state import Bound, Capacity, Open, Scalar
+from .state import Bound, Capacity, Open, Scalar, element_bytes
 
 LATE_VECTORS = 16
 """Vectors of a row from which it pays to store it beside the arithmetic of the next one. Measured on a Zen 5, us for
@@ -93,10 +95,44 @@ class NestLowering(ResidentLowering, LateLowering):
             self._loops(ranges, k + 1, body)
             self.open.pop(r.axis, None)
             return
+        if r.blocked:
+            self._blocks_of_panels(ranges, k, body)
+            return
         if r.late is not None:
             self.late_rows(r.axis, r.start, r.stop, r.late)
             return
         self._resident(r, lambda: self._loops(ranges, k + 1, body))
+
+    def _blocks_of_panels(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
+        """Loops over blocks of as many panels as fill half of the second cache, over the ranges inside, and over the
+        panels of a block: what a few rows have stays in the first cache for all of these."""
+        r = ranges[k]
+        assert r.axis is not None
+        size = r.resident
+        pieces = self.scalar("s_floordiv", self.block_bytes, self.scalar(
+            "s_max", self.mul(self._panel_bytes(r), size), 1))
+        columns = self.mul(self.scalar("s_max", pieces, 1), size)
+
+        def block(number: Value) -> None:
+            start = self.add(r.start, self.mul(number, columns))
+            stop = self.scalar("s_min", self.add(start, columns), r.stop)
+            inside = replace(r, start=start, stop=stop, blocked=(), fixed=None, divisor=gcd(r.divisor, size))
+            self._loops([*ranges[:k], *ranges[k + 1:], inside], k, body)
+
+        blocks = self.scalar("s_floordiv", self.sub(self.add(self.extent_of(r), columns), 1), columns)
+        self.counted(r.axis, 0, blocks, 1, block)
+
+    def _panel_bytes(self, r: Range) -> Scalar:
+        """Of all matrices whose panels a range counts, one panel of each."""
+        assert r.axis is not None
+        total: Scalar = 0
+        for op in r.blocked:
+            size = element_bytes(op.operands[0].type.dtype)  # type: ignore[union-attr]
+            for index, stride in zip(op.operands[1:], self.strides(op.operands[0]), strict=True):
+                form = affine(index)
+                if form is not None and r.axis in form.axes:
+                    total = self.add(total, self.mul(stride, form.axes[r.axis] * size))
+        return total
 
     def _with_counter(self, r: Range, iv: Value, ranges: list[Range], k: int,
                       body: Callable[[list[Value]], list[Value]]) -> None:

@@ -115,6 +115,7 @@ class ResidentLowering(NestLanes):
                     if size == 1 and (places := self._places_of_nest(r, ranges, plan)) > 1:
                         size, r.parted = places, True
                 r.resident = self.schedule.tile.get(r.axis, size)
+                r.blocked = self._blocked(r, ranges, plan) if r.axis in sums else ()
                 r.tails = TAILS_OF_SUMS if across is not None and r.axis in sums else (FEWER_ROWS,)
                 if r.lane and r.resident % self.lanes:
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
@@ -144,14 +145,16 @@ class ResidentLowering(NestLanes):
 
     def _places_of_nest(self, r: Range, ranges: list[Range], plan: Plan) -> int:
         """From how many places at a time a nest reads the panels of a matrix that a single row meets in one loop over
-        its blocks, where the processor follows several streams by itself (Requests.row_streams). Of two matrices there
-        are two streams already, super blocks are read in pieces, and products of f32 take longer than memory.
+        its blocks, where the processor follows several streams by itself (Requests.row_streams) and blocks are not
+        asked for at a distance of their own. Of two matrices there are two streams already, super blocks are read in
+        pieces, and products of f32 take longer than memory.
 
         Measured on a Zen 3, 14336 x 4096 from memory, in GB/s by one place, two and four, one thread and two: Q4_0
         16.4, 18.7, 20.7 and 20.0, 26.4, 35.2; Q4_1 15.8, 21.5, 21.3 and 25.5, 32.7, 30.8; Q8_0 16.8, 18.4, 21.2 and
         25.7, 35.0, 37.8; gate and up of Q4_0 19.0, 17.0, 13.8; Q4_K 13.7, 14.3, 14.5, Q6_K
-        15.8, 16.7, 14.2."""
-        places = 0 if self.requests.again else self.requests.short_row_streams
+        15.8, 16.7, 14.2. On a Cascade Lake, in percent of what plain reads reach, by one place that is asked for and
+        by eight that are not: Q4_0 106 and 102, Q4_1 108 and 96, Q8_0 108 and 106."""
+        places = 0 if self.requests.again or self.requests.block_ahead_bytes else self.requests.short_row_streams
         loops = [item for item in plan.items if isinstance(item, Op) and item.blocks]
         if not places or len(loops) != 1 or loops[0].name != "each" or r.hint < 2 * places or any(
                 other.axis is not None and other.hint > 1 for other in ranges if other is not r):
@@ -237,12 +240,30 @@ class ResidentLowering(NestLanes):
             few = MOST_ROWS if wide else 2 * MOST_ROWS
             pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > few else 1
             unpacking = [unpacking_of(v) for op in contractions for v in op.operands if lanes & set(axes_of(v))]
-            if self.facts.fma_per_cycle < 2 and sum(unpacking) >= MUCH_UNPACKING * len(unpacking):
+            scarce = self.facts.fma_per_cycle < 2 or self.facts.shared_pipes
+            if scarce and sum(unpacking) >= MUCH_UNPACKING * len(unpacking):
                 pieces = 1
+            together = self.requests.rows_together
+            if together and any(r.axis in rows and r.divisor == together > r.hint for r in ranges):
+                return dict.fromkeys(columns, 1) | dict.fromkeys(rows, together)
             found = {a: min(pieces, hints[a]) for a in columns}
             most = max(1, min(MOST_ROWS, most) // prod(found.values()))
             return found | dict.fromkeys(rows, most if many > 2 * MOST_ROWS else -(-many // -(-many // most)))
         return {}
+
+    def _blocked(self, r: Range, ranges: list[Range], plan: Plan) -> tuple[Op, ...]:
+        """The loads of the matrices in panels that a range counts, if many rows meet each and these are asked for
+        (Requests.next_rows). Not where panels are unpacked once for all rows (unpacked.py)."""
+        inside = ranges[next(i for i, other in enumerate(ranges) if other is r) + 1:]
+        if not self.requests.next_rows or len(inside) != 1 or inside[0].hint <= 2 * MOST_ROWS:
+            return ()
+        unpacking = [unpacking_of(v) for item in plan.items if isinstance(item, Op) for op in item.walk()
+                     if op.name == "contract" for v in op.operands if r.axis in axes_of(v)]
+        if self.facts.shared_pipes and sum(unpacking) >= MUCH_UNPACKING * len(unpacking):
+            return ()
+        loads = {memory_of(op.operands[0]): op for item in plan.items if isinstance(item, Op) for op in item.walk()
+                 if op.name == "load" and r.axis in axes_of(op.result) and inside[0].axis not in axes_of(op.result)}
+        return tuple(loads.values())
 
     def _sums_at_once(self, loop: Op) -> int:
         """Sums that a loop holds while it contracts: those that it carries, or that a loop inside does, and those that

@@ -511,6 +511,16 @@ class RowEvaluation(State):
         size = element_bytes(op.operands[0].type.dtype)  # type: ignore[union-attr]
         return {scalar: stride * size for scalar, stride in total.items() if scalar not in unknown}
 
+    def scalar_step(self, op: Op, scalar: Value) -> Scalar:
+        """By how many bytes a load, none of whose indices is gathered, moves with an index."""
+        step: Scalar = 0
+        for value, stride in zip(op.operands[1:], self.strides(op.operands[0]), strict=True):
+            form = affine(value)
+            coefficient = form.scalars.get(scalar, 0) if form is not None else 0
+            if coefficient:
+                step = self.add(step, self.mul(stride, coefficient))
+        return self.mul(step, element_bytes(op.operands[0].type.dtype))  # type: ignore[union-attr]
+
     def _view_strides(self, view: Op) -> list[Scalar]:
         """Element strides of a view: in each group of axes they follow from that of the group's last axis."""
         tensor, *sizes = view.operands

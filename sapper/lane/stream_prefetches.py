@@ -13,13 +13,14 @@ longer than memory. The distances below were measured on a Zen 4 in another mach
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import i32
 from ..tile.plan import axes_of
 from .extents import Range
 from .model import Model
-from .prefetches import LINE_BYTES, NEAR_AHEAD_BYTES, STREAMS_AHEAD_BYTES
+from .prefetches import FEW_ROWS, LINE_BYTES, NEAR_AHEAD_BYTES, STREAMS_AHEAD_BYTES
 from .scratch import PAGE_BYTES
 from .state import element_bytes
 
@@ -90,7 +91,7 @@ class StreamPrefetches(Model):
                 ahead, level = PIECES_AHEAD_BYTES, 2
             if self.requests.block_ahead_bytes:
                 ahead, level = self.requests.block_ahead_bytes, 2
-                if not several and self.requests.stream_level == 1:
+                if not several and (self.requests.block_level or self.requests.stream_level) == 1:
                     ahead, level = self._share_bytes(op), 1
             if several and self.requests.block_rows_ahead_bytes:
                 ahead, level = self.requests.block_rows_ahead_bytes, self.requests.stream_level
@@ -110,6 +111,37 @@ class StreamPrefetches(Model):
                     if (operands[-1], line) not in asked:
                         asked.add((operands[-1], line))
                         self.effect("prefetch", operands, level=level, disp=line, **attributes)
+        if self.requests.next_rows:
+            self._prefetch_next_rows_of(body)
+
+    def _prefetch_next_rows_of(self, body: Block) -> None:
+        """Ask for what the many rows that weights meet have in the next pass of the loop that moves them, into the
+        first cache: the groups of a row lie as far apart as all rows are long, where the processor sees no stream."""
+        spans: dict[tuple[Value, ...], list[tuple[int, int, dict[str, Any]]]] = {}
+        for op in body.ops:
+            if op.name != "load" or self._is_resident_row(op) or self.access(op).gathers:
+                continue
+            rows = tuple(a for a in axes_of(op.result) if a in self.bound and self.bound[a].count > 1
+                         and not self.bound[a].lane and self.bound[a].hint > FEW_ROWS)
+            steps = [self.scalar_step(op, loop.counter) for _, loop in reversed(self.streaming_loops)
+                     if loop.counter is not None and rows]
+            step = next((step for step in steps if not isinstance(step, int) or step >= PAGE_BYTES), None)
+            if step is None:
+                continue
+            access = self.access(op)
+            there = replace(access, base=self.add(access.base, step),
+                            axes={a: access.axes[a] for a in rows if a in access.axes})
+            for at in self._coordinates(rows):
+                operands, attributes = self.address(there, at)
+                first = attributes.pop("disp")
+                spans.setdefault(tuple(operands), []).append(
+                    (first, first + self._reach_bytes(op, LINE_BYTES), attributes))
+        for place, parts in spans.items():
+            asked = -LINE_BYTES
+            for first, end, attributes in sorted(parts, key=lambda part: part[:2]):
+                for byte in range(max(first, asked + LINE_BYTES), end, LINE_BYTES):
+                    self.effect("prefetch", list(place), level=1, disp=byte, **attributes)
+                    asked = byte
 
     def _share_bytes(self, op: Op) -> int:
         """How far ahead a matrix is asked for where all that the outermost loop over matrices reads, each as early as

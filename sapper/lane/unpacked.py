@@ -66,8 +66,8 @@ class UnpackedOperands(CarriedLowering):
     def _worth_unpacking(self, r: Range) -> frozenset[Value]:
         """The operands of the contractions inside that typically meet several tiles of rows, if they take much."""
         split = "dot4_u8i8" in self.facts.split_dots
-        if r.body is None or r.lane or r.hint < 2 * r.resident or self.facts.many_workers or (
-                self.facts.fma_per_cycle >= 2 and not split):
+        beside = self.facts.fma_per_cycle >= 2 and not self.facts.shared_pipes     # it has pipes of its own
+        if r.body is None or r.lane or r.hint < 2 * r.resident or self.facts.many_workers or (beside and not split):
             return frozenset()
         found: dict[Value, int] = {}
         known: set[str] = set()     # axes of whose extents it is known what they are

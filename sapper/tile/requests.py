@@ -21,7 +21,8 @@ class Requests(NamedTuple):
     panel_ahead_bytes: how early packed panels are, if arithmetic keeps up; 0: as stream_ahead_bytes says.
     block_ahead_bytes: how early weights in blocks are, into the second cache, and by a single row all of them
     together, into that of stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several
-    rows, each of the weights by itself, into that of stream_level; 0: as block_ahead_bytes says.
+    rows, each of the weights by itself, into that of stream_level; 0: as block_ahead_bytes says. block_level: the cache
+    that a single row asks for blocks into; 0: stream_level.
     long_row_ahead_bytes: how early each of several rows at once is, along itself and into the first cache, where half
     of that has no room for the next rows; 0: 2 KiB where the first cache takes streams, else the next rows are asked
     for.
@@ -36,7 +37,9 @@ class Requests(NamedTuple):
     the first cache, where the processor brings those that it sees coming only as far as the second; 0: not at all.
     rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
-    vector meets rows from row_streams places, without again.
+    vector meets rows from row_streams places, without again. next_rows: what many rows that meet weights in blocks have
+    in the next pass is asked for, into the first cache. rows_together: if it is known that there are so many, all of
+    them meet each block at once, though registers do not hold their sums.
 
     reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
     not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough.
@@ -54,6 +57,7 @@ class Requests(NamedTuple):
     panel_ahead_bytes: int = 0
     block_ahead_bytes: int = 0
     block_rows_ahead_bytes: int = 0
+    block_level: int = 0
     scales_ahead_bytes: int = 0
     long_row_ahead_bytes: int = 0
     row_streams: int = 0
@@ -61,6 +65,8 @@ class Requests(NamedTuple):
     again: bool = True
     places_ahead_bytes: int = 0
     rows_end_to_end: int = 0
+    next_rows: bool = False
+    rows_together: int = 0
     reread_ahead_bytes: int = 0
     row_requests: int = 3
     stream_requests: int = 3

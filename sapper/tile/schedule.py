@@ -146,7 +146,8 @@ class Facts:
     that are best read from memory at once. family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none. picks: a lane may take any other of
     the same register by an index, in one instruction, so that small tables stay in registers. interleaves: bytes of
-    four rows become slots of four in few instructions. moves: what it takes to bring elements to other lanes, where
+    four rows become slots of four in few instructions. shared_pipes: whatever computes with vectors takes the pipes of
+    multiply-adds. moves: what it takes to bring elements to other lanes, where
     lanes are threads. joins: what is joined with an element of memory in one step, whichever worker comes first, as the
     op and the element type.
     """
@@ -177,6 +178,7 @@ class Facts:
     features: frozenset[str] = frozenset()
     picks: bool = False
     interleaves: bool = False
+    shared_pipes: bool = False
     moves: Moves | None = None
     joins: frozenset[tuple[str, DType]] = frozenset()
 

@@ -641,6 +641,17 @@ def test_a_row_asks_for_all_its_matrices_together_into_a_first_cache_that_takes_
     assert {a["level"] for a in asked} == {2} and min(a["disp"] for a in asked) == 8192
 
 
+def test_a_row_may_ask_for_blocks_into_the_first_cache_and_for_streams_into_the_second() -> None:
+    into_first = replace(PLAIN, requests=Requests(block_ahead_bytes=8192, block_level=1))
+    for name, levels in (("expert_matmul_q4k", {1}), ("expert_matmul_swiglu_q4", {1}), ("matvec_f32", {2})):
+        dims = {"E": (18, 1), "K": (6, 1), "P": (48, 1), "G": (8, 1), "S": (4, 1)}
+        vectors = {"N": (2048, 64), "K": (2048, 64)}
+        asked = prefetches(name, into_first, **(vectors if name.startswith("matvec") else dims))
+        assert {a["level"] for a in asked} == levels
+    asked = prefetches("matmul_q4", into_first, P=(512, 1), G=(32, 1), M=(16, 1), C=(16, 1))
+    assert {a["level"] for a in asked} >= {2}
+
+
 def test_blocks_that_several_rows_meet_are_asked_for_by_another_distance() -> None:
     """Of a target that says which, into the cache that takes streams. What is left of several rows are single ones."""
     known = Requests(block_ahead_bytes=6144, block_rows_ahead_bytes=10240, stream_level=1)
@@ -648,6 +659,43 @@ def test_blocks_that_several_rows_meet_are_asked_for_by_another_distance() -> No
     asked = prefetches("matmul_q4", facts, P=(512, 1), G=(32, 1), C=(4, 1), M=(4, 1))
     assert {a["level"] for a in asked} == {1}
     assert max(a["disp"] for a in asked) == 10240 + 192 and min(a["disp"] for a in asked) < 6144
+
+
+@pytest.mark.parametrize(("name", "group", "at_once"), [
+    ("matmul_q4", 128, 6), ("matmul_q4m_by32", 32, 6), ("matmul_q6k", 256, 4)])
+def test_a_target_may_have_rows_that_meet_blocks_ask_for_their_next_groups(name: str, group: int, at_once: int) -> None:
+    """Each of the rows that are met at once, as these lie; few rows stay in the caches."""
+    def asked(rows: int, next_rows: bool) -> Counter[tuple[int, int]]:
+        facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), fma_per_cycle=2.0, requests=Requests(next_rows=next_rows))
+        deep = {"S" if name.endswith("k") else "G": (32, 1)}
+        return Counter((a["level"], a["disp"]) for a in prefetches(
+            name, facts, P=(512, 1), C=(rows, 1), M=(rows, 1), **deep))
+
+    more = asked(512, True) - asked(512, False)
+    assert {level for level, _ in more} == {1}
+    assert {place for _, place in more}.issuperset(range(0, at_once * group, max(group, 64)))
+    assert asked(16, True) == asked(16, False)
+
+
+@pytest.mark.parametrize(("name", "panels", "rows", "cache"), [
+    ("matmul_q4", 5, 47, 8 << 10), ("matmul_swiglu_q8", 5, 38, 8 << 10), ("matmul_residual_q4m", 7, 45, 1 << 20),
+    ("matmul_q4k", 5, 41, 16 << 10)])
+def test_rows_that_ask_for_their_next_groups_meet_blocks_of_panels(name: str, panels: int, rows: int, cache: int
+                                                                   ) -> None:
+    """Each tile of rows all panels of a block, before the next tile does, as long as half of the second cache has room
+    for these; whatever is left of rows and of panels."""
+    facts = replace(PLAIN, l2_bytes=cache, dots=frozenset({"dot4_u8i8"}), fma_per_cycle=2.0,
+                    requests=Requests(next_rows=True))
+    deep = {"S" if name.endswith("k") else "G": 2}
+    shape = {"P": panels, "C": rows, "M": rows, **deep}
+    arguments = LIBRARY[name].make_arguments(np.random.default_rng(1), shape)
+    expected = LIBRARY[name].reference(arguments)
+    classes = Specialization({dim: DimClass(512 if dim in "CM" else extent) for dim, extent in shape.items()})
+    lowered = run_lane(reduce_loops(LIBRARY[name].kernel.tile_ir()), arguments, facts=facts, specialization=classes)
+    assert LIBRARY[name].compare(arguments, expected) is None
+    around = [op for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "m"]
+    assert around and all(any(inner.name == "loop" and inner.attributes["label"] == "p" for inner in op.walk())
+                          for op in around)
 
 
 @pytest.mark.parametrize(("name", "block"), [
@@ -672,6 +720,14 @@ def test_rows_of_blocks_are_as_many_as_sums_of_the_inner_loop_leave_room_for(
     dims: dict[str, tuple[int, int]] = {"P": (512, 1), "C": (512, 1), "M": (512, 1)}
     dims |= {"H": (1024, 64), "A": (16, 1), "B": (16, 1), "G": (16, 1), "S": (16, 1)}
     assert chosen(name, facts, **dims).tile == tile
+
+
+@pytest.mark.parametrize(("dims", "tile"), [((8, 16), {"p": 1, "m": 16}), ((8, 1), {"p": 1, "m": 8}),
+                                            ((512, 16), {"p": 2, "m": 6})])
+def test_a_target_may_have_sixteen_rows_meet_blocks_at_once(dims: tuple[int, int], tile: dict[str, int]) -> None:
+    """Where it is known that there are so many: a multiple of 16 that is no larger."""
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), fma_per_cycle=2.0, requests=Requests(rows_together=16))
+    assert chosen("matmul_q8", facts, P=(512, 1), C=dims, M=dims, G=(16, 1)).tile == tile
 
 
 def test_short_vectors_that_share_what_is_unpacked_are_computed_together() -> None:

@@ -94,6 +94,11 @@ def test_others_unpack_as_they_read(weights: Any, facts: dict[str, Any], hints: 
     assert not unpacking_loops(lowered(weights, replace(MACHINES[16], **facts), MANY | hints))
 
 
+def test_where_unpacking_takes_pipes_of_dot_products_two_in_a_cycle_meet_what_was_unpacked() -> None:
+    facts = replace(MACHINES[16], fma_per_cycle=2.0, shared_pipes=True)
+    assert unpacking_loops(lowered(six_bits, facts, MANY)) and not unpacking_loops(lowered(low, facts, MANY))
+
+
 @pytest.mark.parametrize(("lane", "unpacked"), [("l", True), ("w", False)])
 def test_a_schedule_that_has_other_lanes_unpacks_as_it_reads(lane: str, unpacked: bool) -> None:
     assert bool(unpacking_loops(lowered(six_bits, MACHINES[16], MANY, Schedule(lane=lane)))) == unpacked

@@ -56,6 +56,7 @@ class Target:
     picks: bool = False
     """A shuffle needs all lanes, and is as slow as a read of shared memory."""
     interleaves: bool = False
+    shared_pipes: bool = False
     moves: Moves = MOVES
     matrix_group: MatrixGroup | None = None
     tiles: None = None
