@@ -339,6 +339,8 @@ def _lane_s_store(check: Checker, op: Op) -> None:
 
 def _lane_prefetch(check: Checker, op: Op) -> None:
     check.one_of(op, "level", (1, 2, 3), 1)
+    if "write" in op.attributes:
+        check.attribute(op, "write", bool)
     _memory(check, op, 0)
 
 

@@ -20,7 +20,7 @@ from .ops import LANE_OPS
 _LANE_BY_LANE = frozenset({
     "add", "sub", "mul", "div", "fma", "min", "max", "neg", "abs", "sqrt", "round", "floor", "ceil", "trunc", "select",
     "cmp", "mask_and", "mask_or", "mask_xor", "mask_not", "bitcast", "shl", "shr", "sar", "and", "or", "xor", "not",
-    "cvt", "round_to", "copy_sign",
+    "cvt", "round_to", "copy_sign", "scale_exponent", "fraction", "lookup",
 })
 _JOINING = frozenset({"add", "mul"})
 """Of two rows of which one is the other with lanes exchanged, these give lanes that are the same after the exchange. Of

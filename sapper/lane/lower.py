@@ -381,10 +381,11 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
         self.asking = []
         if late is not None:
             self.asking = [late.host]
-        elif self.facts.software_prefetch and any(op.name == "store" and self.streams(op) for op in block.ops):
-            storing = [w for w in walks if any(isinstance(root, Op) and self.streams(root) for root in w.inner)]
-            # Once is enough where memory is read line by line: at best while results leave.
-            self.asking = storing if self.requests.line_by_line and storing else walks
+        elif self.facts.software_prefetch and any(
+                op.name == "store" and self.goes_to_memory(op) for op in block.ops):
+            storing = [w for w in walks if any(isinstance(root, Op) and self.goes_to_memory(root) for root in w.inner)]
+            # Where once is enough, it is best while results leave.
+            self.asking = storing if self.requests.once and storing else walks
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items if late is None else plan.items[:-1]
         for item, following in zip(items, [*items, None][1:], strict=True):

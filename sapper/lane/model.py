@@ -100,6 +100,13 @@ class Model(RegisterFactors):
         source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
         return source.op is not None and source.op.name == "load" and source.type.dtype.bits < 32  # type: ignore[union-attr]
 
+    def multiplies_wide(self, value: Value) -> bool:
+        """Whether a value is kept for products alone, of f32 elements, where to widen it takes a multiply-add's place.
+        """
+        users = self.users.get(value, ())
+        return self.facts.shared_pipes and "fma2_bf16" in self.facts.dots and bool(users) and all(
+            user.name == "contract" for user in users)
+
     def _slot_depth(self, contraction: Op) -> str | None:
         """The axis along which a contraction that holds lanes of its result takes slots of bf16, or None: where the
         target lacks the dot product, or an operand is neither slots in memory nor a value of its own."""
@@ -522,7 +529,7 @@ class Model(RegisterFactors):
                 staged: list[Op]) -> list[Op]:
         """The operands that come from the second cache again and again, as many rows meet panels that fill more than
         half of the first (Requests.reread_ahead_bytes)."""
-        if not (self.requests.reread_ahead_bytes and staged and lane and order) or order[-1] == lane or len(reduced) != 1:
+        if not self.requests.reread_ahead_bytes or lane is None or order[-1:] in ([], [lane]) or len(reduced) != 1:
             return []
         panel_bytes = self.extent_hint(reduced[0]) * counts.get(lane, 1) * self.lanes * sum(
             self.operand_dtype(op).size_bytes for op in staged if lane in axes_of(op.result))

@@ -18,9 +18,9 @@ from ..ir.types import ROW_F32, RowType, bf16
 _CARRIES = frozenset({
     "add", "sub", "mul", "div", "fma", "min", "max", "neg", "abs", "sqrt", "round", "floor", "ceil", "trunc", "select",
     "shuffle_xor", "broadcast_lane", "exchange", "unzip", "zip", "pick", "fma2_bf16", "splat_const", "round_to", "loop",
-    "if",
+    "if", "scale_exponent", "fraction", "copy_sign", "lookup",
 })
-"""Ops whose results are NaN only by their operands, or are the NaN without lower bits."""
+"""Ops whose results are NaN only by their operands, or are the NaN without lower bits. (Tables have no other.)"""
 
 _LOADS = frozenset({"load", "load_splat", "gather"})
 LOW_BITS = 16

@@ -167,7 +167,8 @@ LANE_OPS = OpTable("lane", [
            doc="value, base, offsets (row<i32>): an element of memory becomes what the op `kind` (add | max | min | "
                "and | or | xor) makes of it and the value, in one step for each lane, whichever lane or worker comes "
                "first; only where the target has it (Facts.joins)"),
-    OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level"), pure=False, doc="hint; level 1, 2 or 3"),
+    OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level", "write"), pure=False,
+           doc="hint; level 1, 2 or 3; `write`: to be written"),
     # Packed dot products.
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "
                                  "product added with one rounding; denormals are zero on the way in and out"),

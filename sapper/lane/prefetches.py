@@ -10,10 +10,13 @@ from dataclasses import replace
 from itertools import product
 from math import prod
 
-from ..ir.nodes import Op
+from ..ir.nodes import Op, Value
 from ..ir.types import S64, b32
+from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import Walk, axes_of
 from ..tile.requests import Requests
+from ..tile.sums import is_join
 from .axis_loops import WalkChoice
 from .staged import StagedPanel
 from .state import Access, Open, Scalar, element_bytes
@@ -77,6 +80,10 @@ one to five in both pieces 0.84, 0.80, 0.86, 0.96 and 1.08, and 1.00 by five in 
 one, two and five 1.54, 1.56 and 2.11, of bf16 2.59, 2.87 and 3.01. It was one into the first cache for i8: 4, 8 and 16
 rows 1.12, 1.50 and 2.04."""
 
+LONG_STORED_ROWS = 4
+"""How many times as long as lines are asked for ahead, to be written, rows are where that may be in vain at the end of
+each."""
+
 SLOW_STEPS = 1 / 8
 """Multiply-adds for each byte of a panel below which it is read as fast as memory gives it. It is then asked for as
 near as the target says (stream_ahead_bytes): the processor asks for what is further by itself as long as it sees some
@@ -126,13 +133,20 @@ class Prefetches(Stores):
     next_block: Scalar | None = None
     depth_part: Open | None = None
 
+    def goes_to_memory(self, op: Op) -> bool:
+        raise NotImplementedError("the model decides")
+
+    def typical_bytes(self, tensor: Value) -> int:
+        raise NotImplementedError("the model knows the extents")
+
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, ask for what the next rows will read, or, where nothing is held for a row,
         for what lies further: memory and arithmetic then work at the same time, instead of in turns. The processor's
         own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or not any(asking is walk for asking in self.asking):
             return
-        first = 1 + (len(self.asking) > 1 and any(isinstance(root, Op) and self.streams(root) for root in walk.inner))
+        stores = any(isinstance(root, Op) and self.goes_to_memory(root) for root in walk.inner)
+        first = 1 + (len(self.asking) > 1 and stores)
         for op in self.block_loads:
             axes = op.result.type.axes  # type: ignore[union-attr]
             access = self.access(op)
@@ -147,7 +161,7 @@ class Prefetches(Stores):
             if any(a not in self.bound for a in axes) or not (rows or set(axes) == set(walk.outer)):
                 continue
             wanted = self.requests.row_requests if rows else self.requests.stream_requests
-            requests = 1 if self.requests.line_by_line else -(-wanted // len(self.asking))
+            requests = 1 if self.requests.once else -(-wanted // len(self.asking))
             ahead = self._ahead(access.axes[rows[0]], self.bound[rows[0]].count) if rows else self._stream_ahead_bytes
             assert isinstance(stride, int)
             piece_bytes = self.bound[choice.lane].count * self.lanes * self.slot_elements * stride
@@ -158,16 +172,59 @@ class Prefetches(Stores):
                 for line in range(0, piece_bytes, 64):
                     self.effect("prefetch", operands, level=self.requests.request_level, disp=disp + line, **attributes)
 
+    def request_stores(self, roots: list[Op | Value]) -> None:
+        """Ask for lines that a walk will store to (Requests.store_ahead_bytes), as far as they follow one another. What
+        is stored goes in order, and so waits for each line that is not there.
+
+        On a Cascade Lake, one thread, GB/s of a copy in memory and in the last cache: plain stores 8.0 and 11.4, past
+        the caches 8.7, with reads asked for 9.3 and 12.8, past the caches 9.7 to 10.1; lines to be written asked for 1,
+        2, 4 and 8 KiB ahead, and reads, 12.0, 12.0, 11.8, 12.1 and 22.1, 19.8, 22.4, 22.9; two threads in memory: plain
+        15.9, past the caches 17.2 to 20.0, so 23.0."""
+        ahead = self.requests.store_ahead_bytes
+        stores = [root for root in roots if isinstance(root, Op) and not is_join(root)] if ahead else []
+        for op in stores:
+            access = self.access(op)
+            lane = next((a for a in access.axes if a in self.bound and self.bound[a].lane), None)
+            if lane is None or self.bound[lane].mask is not None or access.gathers or self.streams(op):
+                continue
+            stride = element_bytes(access.dtype)
+            if self.pair_stride(access, lane) and (place := self.place_in_pair(op, stores)) is not None:
+                stride *= 2
+                if place[1]:
+                    continue
+            long = self.extent_hint(lane) * stride >= LONG_STORED_ROWS * ahead
+            if access.axes[lane] != stride or not (long or self._rows_follow(op, lane)):
+                continue
+            if self.typical_bytes(op.operands[0]) <= 2 * self.near_bytes:
+                continue
+            axes = tuple(a for a in access.axes if a in self.bound and a != lane)
+            piece_bytes = self.bound[lane].count * self.lanes * self.slot_elements * stride
+            for at in self._coordinates(axes):
+                operands, attributes = self.address(access, {**at, lane: 0})
+                disp = attributes.pop("disp")
+                for line in range(0, piece_bytes, LINE_BYTES):
+                    self.effect("prefetch", operands, level=1, write=True, disp=disp + ahead + line, **attributes)
+
+    def _rows_follow(self, op: Op, lane: str) -> bool:
+        """Whether a store along the lanes goes on, behind the end of a row, with what lies there in memory."""
+        tensor, _, *indices = op.operands
+        if len(indices) == 1:
+            return True
+        rows = [axis for axis in self.bound if axis != lane and axis in self.access(op).axes]
+        others = [set(form.axes) - {lane} for index in indices if (form := affine(index)) is not None]
+        near = next(filter(None, reversed(others)), set())      # what the last index has in which there is another axis
+        return self.stride_classes.get(memory_of(tensor).name) == "contiguous" and bool(rows) and rows[-1] in near
+
     @property
     def _stream_ahead_bytes(self) -> int:
-        if self.requests.line_by_line:
+        if self.requests.once:
             return self.requests.stream_ahead_bytes
         return NEAR_AHEAD_BYTES if self.requests.stream_requests == 1 else STREAM_AHEAD_BYTES
 
     def _ahead(self, stride: Scalar, count: int) -> Scalar:
         """How far ahead the nearest rows are asked for: whole rows, as far as a part of the second cache has room."""
         step = self.mul(self.scalar("s_max", stride, 1), count)
-        least_bytes = self.requests.stream_ahead_bytes if self.requests.line_by_line else STREAM_AHEAD_BYTES
+        least_bytes = self.requests.stream_ahead_bytes if self.requests.once else STREAM_AHEAD_BYTES
         rows = self.scalar("s_floordiv", self.add(step, least_bytes - 1), step)
         return self.scalar("s_min", self.mul(step, rows), self.block_bytes // 4)
 

@@ -308,6 +308,7 @@ class Reductions(Staging):
             self._prefetch_rows_after(op, choice.order[-1], choice.reduced[0] if choice.reduced else None)
         for op in choice.tile_ahead:
             self._prefetch_tile_after(op, choice.order[-1], choice.reduced[0])
+        self.request_stores(walk.inner)
         self._roots(walk.inner, walk)
         return [v for a in accumulators for v in a.carried()]
 

@@ -7,11 +7,12 @@ A `Schedule` overrides each.
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 from typing import NoReturn
 
 from ..ir.nodes import Function, Op, Value
-from ..ir.types import TileType, bf16, index
+from ..ir.types import TensorType, TileType, bf16, index
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Specialization
 from ..tile.sums import is_join
@@ -741,12 +742,30 @@ class RegisterFactors(WalkLowering):
     # Stores past the caches.
 
     def _streaming_tensors(self) -> set[str]:
-        """Tensors that are written, never read, and, as the call promises, aligned and too large for the caches."""
+        """Tensors that are stored past the caches: results, unless such are asked for to be written."""
         if self.schedule.streaming is not None:
             return set(self.schedule.streaming)
+        return set() if self.requests.store_ahead_bytes else set(self._large_results)
+
+    @cached_property
+    def _large_results(self) -> frozenset[str]:
+        """Tensors that are written, never read, and, as the call promises, aligned and too large for the caches."""
         loaded = {op.operands[0].name for op in self.function.walk() if op.name == "load" or is_join(op)}
-        return {t.name for t in self.function.tensors() if t.name in self.specialization.aligned - loaded}
+        return frozenset(t.name for t in self.function.tensors() if t.name in self.specialization.aligned - loaded)
 
     def streams(self, op: Op) -> bool:
         name = op.operands[0].name
         return op.operands[0].op is None and name in self.streaming_tensors and name in self.specialization.aligned
+
+    def goes_to_memory(self, op: Op) -> bool:
+        """Whether a store is of a large result, past the caches or asked for to be written."""
+        name = op.operands[0].name
+        return self.streams(op) or (
+            bool(self.requests.store_ahead_bytes) and op.operands[0].op is None and name in self._large_results)
+
+    def typical_bytes(self, tensor: Value) -> int:
+        """Size of a tensor, or of a view of it, by the typical extents of its dimensions."""
+        t = tensor.type
+        assert isinstance(t, TensorType)
+        return t.dtype.size_bytes * prod(
+            dim if isinstance(dim, int) else self.specialization.dims.get(dim, DimClass()).hint for dim in t.dims)

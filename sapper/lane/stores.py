@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..ir.nodes import Op, Value
-from ..ir.types import DType, TileType, bool_
+from ..ir.types import DType, TileType, bf16, bool_
 from ..tile.affine import Affine, affine
 from ..tile.plan import Walk, axes_of
 from ..tile.sums import is_join
@@ -125,6 +125,7 @@ class Stores(Joins):
         bound, rows, buffers = self.bound, self.rows, self.buffers
         self.bound = {**bound, **{a: replace(bound[a], depth=self.depth) for a in host.axes}, **behind.bound}
         self.rows, self.buffers = {**rows, **behind.rows}, {**buffers, **behind.buffers}
+        self.request_stores(behind.walk.inner)
         self._roots(behind.walk.inner)
         self.bound, self.rows, self.buffers = bound, rows, buffers
         self.leave()
@@ -140,6 +141,9 @@ class Stores(Joins):
     def streams(self, op: Op) -> bool:
         raise NotImplementedError("the model decides")
 
+    def request_stores(self, roots: list[Op | Value]) -> None:
+        raise NotImplementedError("the target says how")
+
     def kept_access(self, value: Value) -> Access | None:
         """Where a value that is kept lies in scratch memory; None where registers keep it."""
         if all(a not in self.open for a in axes_of(value)):
@@ -149,10 +153,14 @@ class Stores(Joins):
         return self.pending_buffers[value]
 
     def kept_dtype(self, value: Value) -> DType:
-        """Of the elements of a kept value: what was loaded is widened once, not each time that the copy is read."""
+        """Of the elements of a kept value: what was loaded is widened once, not each time that the copy is read. So is
+        what was rounded to bf16 for a product of f32, where that would be beside multiply-adds in the same pipes."""
         dtype: DType = value.type.dtype  # type: ignore[union-attr]
         loaded = value.op is not None and value.op.name == "load" and dtype is not bool_
-        return row_dtype(dtype) if loaded else dtype
+        return row_dtype(dtype) if loaded or (dtype is bf16 and self.multiplies_wide(value)) else dtype
+
+    def multiplies_wide(self, value: Value) -> bool:
+        raise NotImplementedError("the model knows the target")
 
     def _keep(self, value: Value, at: dict[str, int], row: Value) -> None:
         t = value.type

@@ -218,6 +218,7 @@ class WalkLowering(Reductions):
             self._finish_piece(walk, choice, accumulators)
         else:
             self._prefetch_next_rows(walk, choice)
+            self.request_stores(walk.inner)
             self._roots(walk.inner, walk)
 
     def _finish_piece(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator]) -> None:

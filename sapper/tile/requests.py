@@ -49,6 +49,9 @@ class Requests(NamedTuple):
     cache that it is asked into, where 1 makes those stores wait on some processors. late_stores: which rows
     that much is computed for are best stored a row behind, beside the arithmetic of the next one, in the caches too
     (tile/plan.py): none, those that are kept (KEPT), or also those that are read again for that (READ_AGAIN).
+
+    store_ahead_bytes: how early lines are asked for, to be written, that walks store one after the other, if twice the
+    first cache has no room for all of them. None goes past the caches then. 0: no line is.
     """
 
     stream_ahead_bytes: int = 2 << 10
@@ -72,6 +75,13 @@ class Requests(NamedTuple):
     stream_requests: int = 3
     request_level: int = 2
     late_stores: int = 0
+    store_ahead_bytes: int = 0
+
+    @property
+    def once(self) -> bool:
+        """Whether each line of what is read beside large results is asked for once, stream_ahead_bytes ahead or more:
+        where memory is best read line by line, or lines are asked for to be written."""
+        return self.line_by_line or self.store_ahead_bytes > 0
 
 
 USUAL = Requests()

@@ -55,8 +55,8 @@ class Peaks:
     tile_bf16_flops, tile_int8_ops: of the products of tiles, None where the CPU has none. int8_products: the lane op
     that int8_ops is of: without dot products of four bytes those of two, which products of whole bytes don't reach, as
     their sums don't fit it. read: level -> bytes read per
-    second. copy, copy_streaming: bytes read and written per second, in DRAM, with ordinary stores and with such as go
-    past the caches. level_bytes: how much a level holds, for all workers.
+    second. copy, copy_streaming: bytes read and written per second, in DRAM, with ordinary stores and with such as
+    large results leave by (copy_probe). level_bytes: how much a level holds, for all workers.
     """
 
     threads: int
@@ -274,8 +274,9 @@ def read_program(lanes: int, ahead_bytes: int = 0, places: int = 1) -> Function:
     return program.function
 
 
-def copy_program(lanes: int, streaming: bool) -> Function:
-    """`repeats` times a copy of the worker's part of `data` to that of `out`."""
+def copy_program(lanes: int, streaming: bool, store_ahead_bytes: int = 0) -> Function:
+    """`repeats` times a copy of the worker's part of `data` to that of `out`. store_ahead_bytes: how early lines are
+    asked for to be written, and others twice as early to be read; 0 for not at all."""
     program = Program("peak_copy", lanes, "repeats", "out", "data", "part_bytes")
     part = program.argument["part_bytes"]
     row_bytes = 4 * lanes
@@ -290,6 +291,10 @@ def copy_program(lanes: int, streaming: bool) -> Function:
         for i, value in enumerate(loads):
             b.add("store", [value, target, offset], dtype=f32, scale=1, disp=i * row_bytes, indexed=True,
                   streaming=streaming)
+        for line in range(0, COPY_ROWS * row_bytes, LINE_BYTES) if store_ahead_bytes else ():
+            b.add("prefetch", [source, offset], level=2, scale=1, disp=line + 2 * store_ahead_bytes, indexed=True)
+            b.add("prefetch", [target, offset], level=1, write=True, scale=1, disp=line + store_ahead_bytes,
+                  indexed=True)
         return []
 
     def again(_: Value, __: list[Value]) -> list[Value]:
@@ -345,15 +350,17 @@ def read_probe(size_bytes: int, threads: int, target: Any, memory: bool = False)
 
 
 def copy_probe(size_bytes: int, threads: int, target: Any, streaming: bool) -> Probe:
-    """Bytes read and written, together, by a copy from a buffer of size_bytes to another."""
+    """Bytes read and written, together, by a copy from a buffer of size_bytes to another. streaming: by such stores as
+    the target's large results leave by: past the caches, or to lines that are asked for to be written."""
     from ..runtime.buffers import empty
 
     part = _part_bytes(size_bytes, threads, COPY_ROWS * target.lanes * 4)
     data, out = empty(part * threads // 4), empty(part * threads // 4)
     data.fill(1.0)
     out.fill(0.0)
-    return Probe(copy_program(target.lanes, streaming), target, threads, 2.0 * part * threads, out=out, data=data,
-                 part_bytes=part)
+    ahead_bytes = target.requests.store_ahead_bytes if streaming else 0
+    return Probe(copy_program(target.lanes, streaming and not ahead_bytes, ahead_bytes), target, threads,
+                 2.0 * part * threads, out=out, data=data, part_bytes=part)
 
 
 def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None] | None = None) -> Peaks:

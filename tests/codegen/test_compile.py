@@ -840,6 +840,14 @@ def test_streaming_stores_and_prefetch(target: Target) -> None:
         assert "sfence" in code.text and "prefetcht1" in code.text
 
 
+@pytest.mark.parametrize(("features", "name"), [({"prfchw"}, "prefetchw"), (set(), "prefetcht0")])
+def test_a_line_is_asked_for_to_be_written(features: set[str], name: str) -> None:
+    target = BOTH[0]._replace(features=BOTH[0].features - {"prfchw"} | features)
+    program = Program(target.lanes, {"a": sample("f32", target.lanes, 2)})
+    program.builder.add("prefetch", [program.values["a"]], level=1, write=True, disp=64)
+    assert name in program.check(target).text
+
+
 @settings(max_examples=examples(60))
 @given(st.data())
 def test_random_programs(data: st.DataObject) -> None:

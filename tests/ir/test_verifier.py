@@ -267,6 +267,7 @@ LANE_FAULTS = [
     ("%r: s64 = s_load %s {dtype = :f32}", "f32", "i8"),
     ("s_store %f, %s {dtype = :i32}", "row<f32>", "s64"),
     ("prefetch %s {level = 4}", "level = 4", "1, 2, 3"),
+    ("prefetch %s {write = 1}", "write", "bool"),
     ("%r: row<f32> = dot2_bf16 %f, %b, %f", "row<f32>)", "row<b32>)"),
     ("%r: row<b32> = widen_bytes %b {dtype = :i16, odd = true}", "i16", "i8, u8"),
     ("%r: row<i32> = dot2_i16 %f, %b, %b", "row<f32>", "row<i32>"),

@@ -11,17 +11,18 @@ import pytest
 from sapper.codegen.pipeline import facts_of, finish_lane
 from sapper.ir.nodes import Function
 from sapper.ir.types import bf16, f32
+from sapper.kernels import find
 from sapper.lang.builtins import sum, tiles, whole
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
-from sapper.targets.x86_64.target import TARGETS
+from sapper.targets.x86_64.target import TARGETS, Target
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Schedule
 
 from .run_lane import run_lane
 
-AVX2 = TARGETS["v3"]
+AVX2, AVX512 = TARGETS["v3"], TARGETS["v4"]
 M, N = dims("M N")
 
 
@@ -68,10 +69,10 @@ def numbers(*shape: int) -> np.ndarray:
     return x
 
 
-def lowered(function: Function, arguments: dict[str, Any], vectors: int) -> list[str]:
+def lowered(function: Function, arguments: dict[str, Any], vectors: int, target: Target = AVX2) -> list[str]:
     with np.errstate(all="ignore"):
-        lane = run_lane(reduce_loops(function), arguments, Schedule(registers={"n": vectors}), facts_of(AVX2),
-                        passes=lambda lane: finish_lane(lane, AVX2))
+        lane = run_lane(reduce_loops(function), arguments, Schedule(registers={"n": vectors}), facts_of(target),
+                        passes=lambda lane: finish_lane(lane, target))
     return [op.name for op in lane.walk()]
 
 
@@ -80,15 +81,32 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     assert same.all()
 
 
+@pytest.mark.parametrize("target", [AVX2, AVX512], ids=lambda t: t.name)
 @pytest.mark.parametrize("vectors", [1, 2, 4])
 @pytest.mark.parametrize("extent", [16, 37, 64, 100])
-def test_elementwise_rows(extent: int, vectors: int) -> None:
+def test_elementwise_rows(extent: int, vectors: int, target: Target) -> None:
     x, gain = numbers(3, extent), numbers(extent)
     y = np.zeros_like(x)
-    names = lowered(product.tile_ir(), {"x": x, "gain": gain, "y": y}, vectors)
+    names = lowered(product.tile_ir(), {"x": x, "gain": gain, "y": y}, vectors, target)
     with np.errstate(all="ignore"):
         assert_same(y, (x.astype(np.float32) * gain.astype(np.float32)).astype(ml_dtypes.bfloat16))
     assert ("pack2" in names) == (vectors > 1)
+
+
+@pytest.mark.parametrize("target", [AVX2, AVX512], ids=lambda t: t.name)
+@pytest.mark.parametrize("name", ["swiglu_bf16", "gelu_bf16"])
+def test_functions_of_each_lane(name: str, target: Target) -> None:
+    """Their tables and powers of two, too."""
+    entry = find(name)
+    arguments = entry.make_arguments(np.random.default_rng(1), {"M": 3, "N": 100})
+    expected = entry.reference(arguments)
+    assert "pack2" in lowered(entry.kernel.tile_ir(), arguments, 4, target)
+    assert entry.compare(arguments, expected) is None
+
+
+def test_an_instruction_that_rounds_takes_rows_in_order() -> None:
+    x = np.ones((2, 128), ml_dtypes.bfloat16)
+    assert "pack2" not in lowered(product.tile_ir(), {"x": x, "gain": x[0], "y": np.zeros_like(x)}, 4, TARGETS["zen4"])
 
 
 def test_a_sum_along_the_lanes_is_the_same_in_all() -> None:

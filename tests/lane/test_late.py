@@ -3,6 +3,7 @@ results stay the same."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sapper.ir.nodes import Function, Op
 from sapper.ir.types import f32, i32
 from sapper.kernels import library
 from sapper.lane import interpret
+from sapper.lane.lower import lower
 from sapper.lang.builtins import argmax, each, exp, max, sum, tiles, where, whole
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -23,7 +25,7 @@ from sapper.tile.canonical import canonicalize
 from sapper.tile.plan import Late, late_walk, plan_block
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import KEPT, READ_AGAIN, Requests
-from sapper.tile.schedule import Facts
+from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
 
 from .run_lane import run_lane, specialize
 
@@ -261,3 +263,42 @@ def test_each_line_is_asked_for_at_a_distance(name: str, facts: Facts, requests:
     # All but the first and the last rows: a line is asked for up to three distances ahead.
     far = 3 * np.maximum(ahead, 4 * n) // 64
     assert len(lines) > 2 * far + 100 and (lines[far:-far] == requests).all()
+
+
+WRITTEN = replace(AVX512, requests=Requests(store_ahead_bytes=1024))
+
+
+@pytest.mark.parametrize("name", ["softmax", "rms_norm", "layer_norm", "gelu", "softmax_bf16", "rope_interleaved"])
+@pytest.mark.parametrize("late", [0, 1])
+def test_lines_are_asked_for_to_be_written(name: str, late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each but the first KiB, before it is stored to, once or as often as it has pieces; nothing goes past the caches.
+    What is read is asked for once."""
+    entry = LIBRARY[name]
+    shape = {"T": 64, "H": 8, "R": 64, "position": 0} if "rope" in name else {"M": 68, "N": 1024}
+    arguments = {k: aligned(v) if isinstance(v, np.ndarray) else v
+                 for k, v in entry.make_arguments(np.random.default_rng(1), shape).items()}
+    asked: list[int] = []
+    read: list[int] = []
+
+    def record(program: interpret.Program, op: Op) -> Any:
+        address, _ = program.address(op, 0)
+        places = asked if op.attributes.get("write") else read
+        return lambda environment: places.append(address(environment))
+
+    monkeypatch.setitem(interpret._BUILDERS, "prefetch", record)
+    facts = replace(WRITTEN, requests=WRITTEN.requests._replace(late_stores=late))
+    lane = run_streaming(reduce_loops(entry.kernel.tile_ir()), arguments, facts)
+    assert not any(op.attributes.get("streaming") for op in lane.walk())
+    (result,) = (v for k, v in arguments.items() if k in ("y", "out"))
+    lines = np.bincount((np.array(asked) - np.min(asked)) // 64)
+    assert len(lines) == result.nbytes // 64 and 1 <= lines.min() <= lines.max() <= 2
+    assert name in ("softmax_bf16", "rope_interleaved") or Counter(read).most_common(1)[0][1] == 1
+
+
+def test_small_results_are_not_asked_for_to_be_written() -> None:
+    function = reduce_loops(LIBRARY["gelu"].kernel.tile_ir())
+    canonicalize(function)
+    for rows, asks in ((16, False), (64, True)):
+        dims = {"M": DimClass(rows, 1), "N": DimClass(512, 64)}
+        lane = lower(function, Schedule(), WRITTEN, Specialization(dims, dict.fromkeys("xy", "contiguous")))
+        assert any(op.attributes.get("write") for op in lane.walk()) == asks

@@ -63,3 +63,18 @@ def test_of_what_is_not_known() -> None:
     function, b = start([])
     b.value("splat", [b.value("arg", [], S64, slot=1)], ROW_F32)
     assert not short_nans(function)
+
+
+@pytest.mark.parametrize("name", ["scale_exponent", "copy_sign"])
+@pytest.mark.parametrize(("dtype", "short"), [(bf16, True), (f32, False)])
+def test_of_powers_and_signs(name: str, dtype: DType, short: bool) -> None:
+    function, b = start(["x.data"])
+    row = b.value("load", [b.value("arg", [], S64, slot=3)], ROW_F32, dtype=dtype)
+    b.value("fraction", [b.value(name, [row, row], ROW_F32)], ROW_F32)
+    assert short_nans(function) == short
+
+
+def test_of_a_table() -> None:
+    function, b = start([])
+    b.value("lookup", [b.value("iota", [], ROW_I32)], ROW_F32, table=(1.0,) * 16)
+    assert short_nans(function)

@@ -91,14 +91,15 @@ def test_every_byte_is_read(target: Any, threads: int, ahead_bytes: int, places:
     assert out.reshape(threads, -1).sum(axis=1).tolist() == (2 * data.reshape(threads, -1).sum(axis=1)).tolist()
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("streaming", "ahead_bytes"), [(False, 0), (True, 0), (False, 1024)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_every_byte_is_copied(threads: int, streaming: bool) -> None:
+def test_every_byte_is_copied(threads: int, streaming: bool, ahead_bytes: int) -> None:
     part = 5 * COPY_ROWS * TARGET.lanes
     data, out = empty(threads * part + 16), empty(threads * part + 16)
     data[:] = np.arange(len(data))
     out.fill(-1.0)
-    Probe(copy_program(TARGET.lanes, streaming), TARGET, threads, 1.0, out=out, data=data, part_bytes=4 * part).run(1)
+    Probe(copy_program(TARGET.lanes, streaming, ahead_bytes), TARGET, threads, 1.0, out=out, data=data,
+          part_bytes=4 * part).run(1)
     assert (out[: threads * part] == data[: threads * part]).all()
     assert (out[threads * part :] == -1.0).all()
 
@@ -112,7 +113,8 @@ def test_the_work_of_a_probe_is_what_its_workers_do() -> None:
 def test_programs_are_well_formed_and_keep_their_accumulators_in_registers() -> None:
     lanes = TARGET.lanes
     for program in (arithmetic_program("fma", lanes), arithmetic_program("pairs_u8i8", lanes), read_program(lanes),
-                    read_program(lanes, 0, 4), read_program(lanes, 3072), copy_program(lanes, True)):
+                    read_program(lanes, 0, 4), read_program(lanes, 3072), copy_program(lanes, True),
+                    copy_program(lanes, False, 1024)):
         verify(program, LANE_OPS)
         assert compile_lane(program, TARGET, checked=True).statistics["spills"] == 0
 

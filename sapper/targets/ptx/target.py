@@ -56,7 +56,6 @@ class Target:
     picks: bool = False
     """A shuffle needs all lanes, and is as slow as a read of shared memory."""
     interleaves: bool = False
-    shared_pipes: bool = False
     moves: Moves = MOVES
     matrix_group: MatrixGroup | None = None
     tiles: None = None
@@ -119,6 +118,11 @@ class Target:
     def requests(self) -> Requests:
         """Nothing is asked for early."""
         return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1)
+
+    @property
+    def shared_pipes(self) -> bool:
+        """Conversions have pipes of their own."""
+        return False
 
     @property
     def rounded_at_once(self) -> int:

@@ -107,9 +107,9 @@ class Facts:
 
     @cached_property
     def short_nans(self) -> bool:
-        """Whether rounding to bf16 needs no care of NaN. With opmasks that is one operation under a mask, always done.
-        """
-        return not self.opmask and short_nans(self.function)
+        """Whether rounding to bf16 needs no care of NaN. Where an instruction rounds, other ways are rare, and always
+        take care."""
+        return "avx512_bf16" not in self.features and short_nans(self.function)
 
 
 def facts_of(s: Any, target: Any) -> Facts:
@@ -124,7 +124,9 @@ def legal_ops(target: Any) -> frozenset[str]:
     if features >= _OPMASK_FEATURES:
         legal |= {"scale_exponent", "lookup", "fraction", "copy_sign"}
     else:
-        legal |= {"pack2", "lookup_by_halves"}
+        legal.add("lookup_by_halves")
+    if "avx512_bf16" not in features:
+        legal.add("pack2")
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if target.tiles is not None:

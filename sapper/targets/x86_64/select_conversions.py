@@ -97,14 +97,17 @@ def concat_bf16(s: Any, op: Op) -> None:
 
 
 def pack2(s: Any, op: Op) -> None:
-    """Two rows of f32 rounded to bf16 in the halves of slots. What lies below the upper ones the blend cuts off."""
+    """Two rows of f32 rounded to bf16 in the halves of slots. What lies below the upper ones is cut off."""
     if op.attributes["dtype"].name != "bf16":
         raise ValueError(f"{s.location or s.function.name}: pack2 to {op.attributes['dtype'].name}: found no row for "
                          "it; expected bf16; mend: store the rows one by one")
     low, high = (round_bfloat16(s, s.vector(value)) for value in op.operands)
-    moved = s.new("vec")
-    s.emit(f"vpsrld.imm.{s.facts.bits4}", moved, low, 16)
-    s.emit(f"vpblendw.{s.facts.bits4}", s.define(op.results[0]), moved, high, 0xAA)
+    moved, made = s.new("vec"), s.define(op.results[0])
+    s.emit(f"vpsrld.imm.{s.facts.bits4}", made if s.facts.opmask else moved, low, 16)
+    if s.facts.opmask:
+        s.emit(f"vpternlogd.{s.facts.bits4}", made, high, s.constant_operand(_BF16_MASK), 0xF8)  # made | high & mask
+    else:
+        s.emit(f"vpblendw.{s.facts.bits4}", made, moved, high, 0xAA)
 
 
 def round_bfloat16(s: Any, row: Any) -> Any:
@@ -160,7 +163,7 @@ def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
     if name != "bf16" or op.attributes.get("exact") or op.attributes.get("denormals"):
         return ()  # What is rare takes them from memory.
     keys = _BF16_KEYS[:2] if s.facts.short_nans else _BF16_KEYS
-    return (*keys, _BF16_MASK) if op.name == "round_to" else keys
+    return (*keys, _BF16_MASK) if op.name == "round_to" or (op.name == "pack2" and s.facts.opmask) else keys
 
 
 RULES: dict[str, Rule] = {

@@ -371,6 +371,9 @@ def scatter(s: Any, op: Op) -> None:
 
 
 def prefetch(s: Any, op: Op) -> None:
+    if op.attributes.get("write") and "prfchw" in s.facts.features:
+        s.emit("prefetchw", s.address(op, 0))
+        return
     s.emit(f"prefetcht{op.attributes.get('level', 1) - 1}", s.address(op, 0))
 
 

@@ -41,7 +41,6 @@ class Target(NamedTuple):
     asks: fields of `requests` that are not as usual (measured). rounded_at_once: vectors of a piece that much
     arithmetic makes and an instruction rounds to bf16, not row after row (measured; lane/register_factors.py).
     interleaves: bytes of four rows are better joined to slots by unpacking than widened one by one (measured).
-    shared_pipes: whatever computes with vectors of this width takes the pipes of multiply-adds.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Target(NamedTuple):
     asks: tuple[tuple[str, int], ...]
     rounded_at_once: int
     interleaves: bool
-    shared_pipes: bool
 
     @property
     def requests(self) -> "Requests":
@@ -101,6 +99,12 @@ class Target(NamedTuple):
         """Packed dot products; without an instruction for them, by several (lane/split_dots.py)."""
         bf16 = {"avx512f", "avx512vl", "avx512_bf16"} <= self.features
         return frozenset({"dot2_bf16" if bf16 else "fma2_bf16", "dot4_u8i8"})
+
+    @property
+    def shared_pipes(self) -> bool:
+        """Of 512 bits Intel's cores compute on ports 0 and 5, which both multiply (Skylake-SP to Ice Lake-SP); those
+        that came later have instructions for bf16, and so do others that have AVX-512."""
+        return self.vector_bits == 512 and not self.has("avx512_bf16")
 
     @property
     def picks(self) -> bool:
@@ -165,8 +169,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
         fma_latency: int, add_latency: int, load_latency: int, core: str = "",
-        asks: dict[str, int] | None = None, rounded_at_once: int = 4, interleaves: bool = False,
-        shared_pipes: bool = False) -> Target:
+        asks: dict[str, int] | None = None, rounded_at_once: int = 4, interleaves: bool = False) -> Target:
     """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -174,13 +177,13 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
-                  tuple((asks or {}).items()), rounded_at_once, interleaves, shared_pipes)
+                  tuple((asks or {}).items()), rounded_at_once, interleaves)
 
 
 _SKYLAKE_SP_ASKS = {"long_row_ahead_bytes": 1 * KIB, "row_streams": 8, "short_row_streams": 8, "again": False,
                     "places_ahead_bytes": 1 * KIB, "reread_ahead_bytes": 1 * KIB,
                     "block_ahead_bytes": 8 * KIB, "block_rows_ahead_bytes": 32 * KIB, "block_level": 1,
-                    "next_rows": True, "rows_together": 16}
+                    "next_rows": True, "rows_together": 16, "store_ahead_bytes": 1 * KIB, "late_stores": 1}
 """Measured on a Cascade Lake, which is a Skylake-SP with VNNI. One thread reads 64 MiB at 11.3 GB/s as one stream, 11.9
 as two, 12.1 to 12.3 as three to eight, 12.5 as eight with a request for each line; five requests take a fifth away."""
 _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
@@ -207,10 +210,10 @@ TARGETS: dict[str, Target] = {
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
         cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
             4, 8),
-        cpu("cascadelake", V4_FEATURES | {"avx512_vnni"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 2, 1, 4, 4, 8,
-            "skylake-avx512", _SKYLAKE_SP_ASKS, shared_pipes=True),
-        cpu("skylake-avx512", V4_FEATURES, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8, asks=_SKYLAKE_SP_ASKS,
-            shared_pipes=True),
+        cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 2, 1, 4, 4, 8,
+            "skylake-avx512", _SKYLAKE_SP_ASKS),
+        cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8,
+            asks=_SKYLAKE_SP_ASKS),
         # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
         cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 3, 2, 4, 3, 7,
             "sapphirerapids"),
