@@ -320,6 +320,14 @@ def test_what_many_rows_meet_again_is_asked_into_the_first_cache(name: str, rows
         assert loads and all((operands, disp + 1024) in requests for operands, disp in loads)
 
 
+def test_a_product_of_one_row_of_lanes_asks_for_nothing_again() -> None:
+    """Scores of heads in the lanes, with rows of a cache that lie where they are."""
+    facts = replace(PLAIN, requests=Requests(reread_ahead_bytes=1024))
+    extents = {dim: (128, 64) for dim in "HCSPB"}
+    assert prefetches("latent_attention_decode_f32", facts, **extents) == prefetches(
+        "latent_attention_decode_f32", PLAIN, **extents)
+
+
 @pytest.mark.parametrize(("rows", "copied"), [(8, False), (512, True)])
 def test_packed_bf16_is_widened_as_it_is_read_by_few_rows(rows: int, copied: bool) -> None:
     """Several pieces of them take less than to store it widened; of many rows, which meet it again and again, more."""
