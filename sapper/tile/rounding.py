@@ -185,6 +185,13 @@ class RandomRounding:
         exact = (values == 0) | ~np.isfinite(values.astype(np.float64))
         return np.asarray(np.where(exact, values, semantics.cast(np.asarray(moved), dtype)))
 
+    def _beyond(self, shape: tuple[int, ...]) -> Array:
+        """What becomes of sums that may overflow on the way: of some runs, the same everywhere. An order of terms is
+        one for many sums, and the largest of those that go each another way were always the same."""
+        ways = np.array([np.inf, -np.inf, np.nan])
+        way = self._seed % (len(ways) + 1)
+        return self._random.choice(ways, shape) if way == len(ways) else np.full(shape, ways[way])
+
     def _unrounded(self, op: Op, operands: list[Array], product: Array) -> Array:
         """What is rounded to an infinity, or to 0, is something smaller, or larger, inside a sum."""
         type = op.results[0].type
@@ -241,7 +248,7 @@ class RandomRounding:
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
         moved = np.where(np.isfinite(scale), moved, wide)
         if spoilt is not None:
-            moved = np.where(spoilt, self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
+            moved = np.where(spoilt, self._beyond(result.shape), moved)
         if inside is f32:  # a partial sum of finite terms may overflow, also where the others are infinite
             finite, settled = scale, np.isnan(scale)
             if not np.isfinite(scale).all():
@@ -249,8 +256,7 @@ class RandomRounding:
                 # Infinities of both signs, in any order.
                 settled = np.isnan(total([np.where(np.isfinite(x), np.sign(x), x) for x in (
                     given.astype(np.float64) for given in operands)]))
-            moved = np.where(~settled & (finite > _LARGEST["f32"]),
-                             self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
+            moved = np.where(~settled & (finite > _LARGEST["f32"]), self._beyond(result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         return semantics.cast(np.asarray(moved), dtype)
 
@@ -266,7 +272,7 @@ class RandomRounding:
         with np.errstate(all="ignore"):
             moved = total.astype(np.float64) + error * ways
         beyond = np.isfinite(size) & (size + error > _LARGEST[dtype.name])
-        moved = np.where(beyond, self._random.choice([np.inf, -np.inf, np.nan], total.shape), moved)
+        moved = np.where(beyond, self._beyond(total.shape), moved)
         return semantics.cast(np.where(np.isfinite(size), moved, total.astype(np.float64)), dtype)
 
     def _running_sum(self, op: Op, operand: Array, result: Array, type: TileType) -> Array:
@@ -282,8 +288,7 @@ class RandomRounding:
             moved = np.where(np.isfinite(scale), moved, wide)
             if inside is f32:
                 finite = np.cumsum(np.where(np.isfinite(operand), np.abs(operand.astype(np.float64)), 0.0), axis=at)
-                moved = np.where(finite > _LARGEST["f32"], self._random.choice([np.inf, -np.inf, np.nan], result.shape),
-                                 moved)
+                moved = np.where(finite > _LARGEST["f32"], self._beyond(result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         if type.dtype not in (f32, f64):
             return self._move(semantics.cast(np.asarray(moved), type.dtype), type.dtype, 1)

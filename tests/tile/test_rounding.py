@@ -124,8 +124,8 @@ def test_a_product_inside_a_sum_neither_overflows_nor_vanishes():
 
     a, b = np.array([3e38, 3e38, 1e-30, np.inf, 2], np.float32), np.array([3, 3, 1e-30, 2, 3], np.float32)
     c = np.array([-np.inf, -3e38, 2.0**-149, -np.inf, -6], np.float32)
-    zeros = np.zeros(5, np.float32)
-    found = expect(added.tile_ir(), {"a": a, "b": b, "c": c, "alone": zeros, "out": zeros})
+    alone, out = np.zeros((2, 5), np.float32)
+    found = expect(added.tile_ir(), {"a": a, "b": b, "c": c, "alone": alone, "out": out})
     alone, out = found["alone"], found["out"]
     assert np.isnan(out.values[[0, 3]]).all() and np.isposinf(out.values[1])
     fused = np.array([-np.inf, np.inf, 2.0**-148, np.nan, 0], np.float32)
@@ -144,6 +144,19 @@ def test_infinities_of_both_signs_are_nan_whatever_overflows():
     out = expect(summed.tile_ir(), {"a": a, "out": np.zeros(2, np.float32)}, runs=12)["out"]
     assert out.bound[0] == 0 and np.isnan(out.values[0])
     assert np.isinf(out.bound[1])
+
+
+def test_sums_that_overflow_may_all_do_so_the_same_way():
+    """However many there are, the largest may be the least."""
+    @kernel
+    def largest(a: Tensor[f32, N], b: Tensor[f32, M, N], out: Tensor[f32, 1]):
+        m, n = whole(M), whole(N)
+        out[0] = max(a[n] @ b[m, n], over=m)
+
+    a, b = np.array([3e38] * 8 + [-3e38] * 6, np.float32), np.ones((200, 14), np.float32)
+    out = expect(largest.tile_ir(), {"a": a, "b": b, "out": np.zeros(1, np.float32)})["out"]
+    assert np.isposinf(out.values[0])
+    assert out.mismatch(np.array([-np.inf], np.float32)) is None
 
 
 def test_nan_takes_no_part_in_a_maximum():
