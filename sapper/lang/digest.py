@@ -1,7 +1,7 @@
 """A hash of all that a kernel's meaning depends on, without reading its source.
 
-Enters: a Kernel. Leaves: a hex digest over the code objects of its function and of the functions that it calls, and
-over the constants that they reach through globals, closures and attributes. Line numbers and comments do not count.
+Enters: a Kernel. Leaves: a hex digest over the code objects of its function and of the functions that it calls, over
+the constants that they reach through globals, closures and attributes, and over which tensors may be one. Line numbers and comments do not count.
 A change of Python's version changes the digest, since code objects do.
 """
 
@@ -29,6 +29,8 @@ def digest(kernel: Kernel) -> str:
     while True:
         walk = _Walk(names)
         walk.add("kernel", kernel.name, ";".join(f"{name}: {type}" for name, type in kernel.parameters))
+        for pair in kernel.options.get("in_place", ()):
+            walk.add("in place", *pair)
         walk.function(kernel.python_function)
         if len(walk.names) == len(names):
             return walk.hash.hexdigest()

@@ -319,6 +319,21 @@ def test_digest_is_kept():
     assert k.source_digest() is k.source_digest()
 
 
+def test_digest_tells_which_tensors_may_be_one():
+    """Where they may, nothing is read after it is stored by the other name."""
+    def make(**options):
+        @kernel(**options)
+        def k(a: Tensor[f32, M], b: Tensor[f32, M], out: Tensor[f32, M]):
+            for m in tiles(M):
+                out[m] = a[m] + b[m]
+
+        return k.source_digest()
+
+    assert make(in_place=[]) == make() == make(threads=2)
+    assert len({make(), make(in_place=[("out", "a")]), make(in_place=[("out", "b")]),
+                make(in_place=[("out", "a"), ("out", "b")])}) == 4
+
+
 def test_constants_that_change_after_the_first_call():
     """Code is kept on disk by what they were at first."""
     factor = 2.0
