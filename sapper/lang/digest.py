@@ -1,7 +1,8 @@
 """A hash of all that a kernel's meaning depends on, without reading its source.
 
 Enters: a Kernel. Leaves: a hex digest over the code objects of its function and of the functions that it calls, over
-the constants that they reach through globals, closures and attributes, and over which tensors may be one. Line numbers and comments do not count.
+the constants that they reach through globals, closures and attributes, and over which tensors may be one. Line numbers
+and comments do not count.
 A change of Python's version changes the digest, since code objects do.
 """
 
