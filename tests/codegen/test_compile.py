@@ -736,8 +736,8 @@ def test_dot_products(target: Target) -> None:
                               lambda b, v: b.value("pack2", v, ROW_B32, dtype=bf16), [f32, f32], b32)
             code = program.check(target)
             # f32 from memory may be NaN with any bits.
-            opmask = target.mask_kind == "opmask"
-            assert all(name in code.text for name in (("vpternlogd", "vcmpps") if opmask else ("vpblendw", "vblendvps")))
+            wanted = ("vpternlogd", "vcmpps") if target.mask_kind == "opmask" else ("vpblendw", "vblendvps")
+            assert all(name in code.text for name in wanted)
         if "pack_bf16" in legal and lanes <= target.lanes:
             values = [sample("f32", COUNT * lanes, n) for n in (1, 2)]
             program = rowwise(lanes, values, np.zeros(COUNT * lanes, np.uint32),
