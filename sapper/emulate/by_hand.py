@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-import numpy as np
-
 from ..assembly.errors import AssemblyError
 from ..assembly.override import Override
 from ..codegen.machine import Instruction
 from ..runtime.by_hand import expectation, expected_cases
-from ..runtime.cases import Case, copy_of, shaped_cases
+from ..runtime.cases import Case, copies_of, shaped_cases
 from ..targets.ptx.text import item_texts
 from ..tile.rounding import Expectation
 from .errors import DeadlockError, EmulationError, MemoryFault, RaceError
@@ -35,7 +33,7 @@ def verify(kernel: Any, made: Override, target: Any, run: Callable[..., Any], se
     the emulator knows it."""
     passed = 0
     for case, expected in chain(expected_cases(kernel, made.piece, seed, runs), _long_cases(kernel, made.piece, seed)):
-        given = {n: copy_of(v) if isinstance(v, np.ndarray) else v for n, v in case.arguments.items()}
+        given = copies_of(case.arguments)
         try:
             run(kernel, *given.values(), target=target.name, workers=WORKERS, code=made.compiled)
         except EmulationError as error:

@@ -27,7 +27,7 @@ from ..tile.rounding import Expectation, expect
 from ..tile.schedule import Schedule
 from ..tile.semantics import OutOfBounds
 from .arguments import Binding, Parameter, Signature, fill_words
-from .cases import Case, boundary_cases, cases, copy_of
+from .cases import Case, boundary_cases, cases, copies_of
 from .compiled import CompiledKernel
 from .errors import warn_once
 
@@ -175,7 +175,7 @@ def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, i
     signature = signature_of(kernel)
     passed = 0
     for case, expected in expected_cases(kernel, made.piece, seed, runs) if known is None else known:
-        given = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in case.arguments.items()}
+        given = copies_of(case.arguments)
         binding = signature.bind(tuple(given.values()))
         try:
             results = (_interpret(made, signature, binding, given, trace or Trace()) if interpreted
