@@ -101,8 +101,7 @@ class Model(RegisterFactors):
         return source.op is not None and source.op.name == "load" and source.type.dtype.bits < 32  # type: ignore[union-attr]
 
     def multiplies_wide(self, value: Value) -> bool:
-        """Whether a value is kept for products alone, of f32 elements, where to widen it takes a multiply-add's place.
-        """
+        """Whether a value is kept for products of f32 alone, where to widen it takes a multiply-add's place."""
         users = self.users.get(value, ())
         return self.facts.shared_pipes and "fma2_bf16" in self.facts.dots and bool(users) and all(
             user.name == "contract" for user in users)

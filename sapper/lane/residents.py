@@ -243,9 +243,6 @@ class ResidentLowering(NestLanes):
             scarce = self.facts.fma_per_cycle < 2 or self.facts.shared_pipes
             if scarce and sum(unpacking) >= MUCH_UNPACKING * len(unpacking):
                 pieces = 1
-            together = self.requests.rows_together
-            if together and any(r.axis in rows and r.divisor == together > r.hint for r in ranges):
-                return dict.fromkeys(columns, 1) | dict.fromkeys(rows, together)
             found = {a: min(pieces, hints[a]) for a in columns}
             most = max(1, min(MOST_ROWS, most) // prod(found.values()))
             return found | dict.fromkeys(rows, most if many > 2 * MOST_ROWS else -(-many // -(-many // most)))

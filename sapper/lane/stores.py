@@ -142,7 +142,7 @@ class Stores(Joins):
         raise NotImplementedError("the model decides")
 
     def request_stores(self, roots: list[Op | Value]) -> None:
-        raise NotImplementedError("the target says how")
+        raise NotImplementedError("prefetching says how")
 
     def kept_access(self, value: Value) -> Access | None:
         """Where a value that is kept lies in scratch memory; None where registers keep it."""

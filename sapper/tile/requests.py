@@ -38,8 +38,7 @@ class Requests(NamedTuple):
     rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
     vector meets rows from row_streams places, without again. next_rows: what many rows that meet weights in blocks have
-    in the next pass is asked for, into the first cache. rows_together: if it is known that there are so many, all of
-    them meet each block at once, though registers do not hold their sums.
+    in the next pass is asked for, into the first cache.
 
     reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
     not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough.
@@ -69,7 +68,6 @@ class Requests(NamedTuple):
     places_ahead_bytes: int = 0
     rows_end_to_end: int = 0
     next_rows: bool = False
-    rows_together: int = 0
     reread_ahead_bytes: int = 0
     row_requests: int = 3
     stream_requests: int = 3

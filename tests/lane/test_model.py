@@ -323,7 +323,7 @@ def test_what_many_rows_meet_again_is_asked_into_the_first_cache(name: str, rows
 def test_a_product_of_one_row_of_lanes_asks_for_nothing_again() -> None:
     """Scores of heads in the lanes, with rows of a cache that lie where they are."""
     facts = replace(PLAIN, requests=Requests(reread_ahead_bytes=1024))
-    extents = {dim: (128, 64) for dim in "HCSPB"}
+    extents = dict.fromkeys("HCSPB", (128, 64))
     assert prefetches("latent_attention_decode_f32", facts, **extents) == prefetches(
         "latent_attention_decode_f32", PLAIN, **extents)
 
@@ -744,14 +744,6 @@ def test_rows_of_blocks_are_as_many_as_sums_of_the_inner_loop_leave_room_for(
     dims: dict[str, tuple[int, int]] = {"P": (512, 1), "C": (512, 1), "M": (512, 1)}
     dims |= {"H": (1024, 64), "A": (16, 1), "B": (16, 1), "G": (16, 1), "S": (16, 1)}
     assert chosen(name, facts, **dims).tile == tile
-
-
-@pytest.mark.parametrize(("dims", "tile"), [((8, 16), {"p": 1, "m": 16}), ((8, 1), {"p": 1, "m": 8}),
-                                            ((512, 16), {"p": 2, "m": 6})])
-def test_a_target_may_have_sixteen_rows_meet_blocks_at_once(dims: tuple[int, int], tile: dict[str, int]) -> None:
-    """Where it is known that there are so many: a multiple of 16 that is no larger."""
-    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), fma_per_cycle=2.0, requests=Requests(rows_together=16))
-    assert chosen("matmul_q8", facts, P=(512, 1), C=dims, M=dims, G=(16, 1)).tile == tile
 
 
 def test_short_vectors_that_share_what_is_unpacked_are_computed_together() -> None:
