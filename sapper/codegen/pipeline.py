@@ -74,17 +74,6 @@ class Compiled:
     shared_scratch: tuple[Any, ...] = ()
 
 
-@dataclass(slots=True)
-class Stages:
-    """The IR at each station, as far as the compilation went."""
-
-    tile: Function | None = None
-    scheduled: Function | None = None
-    lane: Function | None = None
-    machine: Any = None
-    code: bytes | None = None
-
-
 def facts_of(target: Any, by_hand: bool = True) -> Facts:
     """What the model knows of a target. by_hand: pieces of assembly may stand for what they mean."""
     from .compile import rules_of

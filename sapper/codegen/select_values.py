@@ -38,7 +38,6 @@ class SelectedValues:
     def __init__(self, function: Function, rules: Any, target: Any) -> None:
         self.function = function
         self.rules = rules
-        self.target_description = target
         self.lanes: int = function.attributes["lanes"]
         self.body: list[Instruction | Label] = []
         self.constants: dict[str, tuple[int, bytes]] = {}

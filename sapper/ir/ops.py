@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ATTRIBUTE_TYPES = (str, int, float, bool, tuple, list)
-"""What an attribute may hold, so that text can print it and parse it back: these, nested, and DType."""
-
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:

@@ -132,11 +132,6 @@ class GroupLowering(Clusters):
         return [(groups * group.group_rows, wide) for groups, wide in self._shapes(group, found)
                 if not self.narrow or self._takes_scales(group, found, (groups, wide))]
 
-    def near_loads(self) -> list[Op]:
-        """Loads of operands that no register holds: their boxes are copied to near memory."""
-        return [*self.matrix_walk.left, *self.matrix_walk.right] \
-            if self.groups and self.matrix_walk is not None else []
-
     def _takes_scales(self, group: MatrixGroup, found: MatrixWalk, shape: tuple[int, int]) -> bool:
         """Whether all lies along the depth, and each scale is one number for the tile's columns, or rows, or one for
         each row, in every stage."""

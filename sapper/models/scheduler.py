@@ -38,8 +38,8 @@ class Job:
 
     tokens: those made so far, without one that ended it. ending: "" while it runs, then as Generation has it ("end",
     "stop", "length", "context"), or "cancelled" or "failed". told(piece, job): called by the thread of `Scheduler.step`
-    for every token, and once with ending set; piece is text, perhaps "". submitted_at, first_at: of time.monotonic,
-    when it came and when its first token was made.
+    for every token, and once with ending set; piece is text, perhaps "". first_at: of time.monotonic, when its first
+    token was made.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class Job:
         self.tokens: list[int] = []
         self.ending = ""
         self.cancelled = False
-        self.submitted_at = time.monotonic()
         self.first_at = 0.0
         self.slot = -1
         self.fed = 0

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any
 
 Run = Callable[[], Any]
@@ -125,8 +125,3 @@ def _sample(run: Run, count: int, clock: Clock) -> float:
     for _ in range(count):
         run()
     return clock() - start
-
-
-def median_of(run: Run, times: int, clock: Clock = time.perf_counter) -> float:
-    """The median of single calls that cannot be repeated inside a sample, such as a compilation."""
-    return median(_sample(run, 1, clock) for _ in range(times))

@@ -47,7 +47,6 @@ def search(start: Schedule, neighbours: Neighbours, attempt: Try, enough: Callab
         found.best = step.schedule
         found.gained.append(step.label)
         helpful[:] = [step.part, *(part for part in helpful if part != step.part)]
-    return found
 
 
 def _better(found: Found, neighbours: Neighbours, attempt: Try, enough: Callable[[], bool], tried: set[str],

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sapper.tune import measure as measuring
-from sapper.tune.measure import copies_to_be_cold, measure, median_of, rotating, timing_of, turns
+from sapper.tune.measure import copies_to_be_cold, measure, rotating, timing_of, turns
 
 
 class World:
@@ -89,16 +89,6 @@ def test_rotating_goes_round() -> None:
     for _ in range(7):
         run()
     assert log == [0, 1, 2, 0, 1, 2, 0]
-
-
-def test_median_of_single_calls() -> None:
-    world = World()
-    steps = iter([3.0, 1.0, 2.0])
-
-    def run() -> None:
-        world.now += next(steps)
-
-    assert median_of(run, 3, world.clock) == 2.0
 
 
 @pytest.mark.parametrize(("size", "cache", "count"), [(100, 100, 2), (30, 100, 7), (1000, 100, 1), (0, 8, 16)])

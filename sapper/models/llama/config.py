@@ -40,11 +40,6 @@ class LlamaConfig:
         """Query heads for each key/value head."""
         return self.heads // self.kv_heads
 
-    @property
-    def qkv_features(self) -> int:
-        """Rows of the joined query, key and value weights."""
-        return (self.heads + 2 * self.kv_heads) * self.head_features
-
     def check(self, where: str) -> None:
         """Raises ModelError where the numbers do not fit together."""
         if self.heads % self.kv_heads:

@@ -12,8 +12,6 @@ ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
 """General registers that bring the first six integer arguments."""
 RESULT = RAX
 STACK_POINTER = RSP
-CALLER_SAVED = (RAX, RCX, RDX, RSI, RDI, R8, R9, R10, R11)
-"""A call may destroy these; so may it every vector and mask register."""
 CALLEE_SAVED = (RBX, RBP, R12, R13, R14, R15)
 """A function leaves these as it found them."""
 ALLOCATABLE = (RAX, RCX, RDX, RSI, RDI, R8, R9, R10, R11, RBX, RBP, R12, R13, R14, R15)
@@ -22,6 +20,3 @@ MASK_ALLOCATABLE = (1, 2, 3, 4, 5, 6, 7)
 """k0 as an opmask means `no mask`, so it is kept out of allocation."""
 RED_ZONE_BYTES = 128
 STACK_ALIGN_BYTES = 16
-SYSCALL_CLOBBERED = (RAX, RCX, R11)
-SYSCALL_NUMBER = RAX
-SYSCALL_ARGUMENTS = (RDI, RSI, RDX, R10, R8, R9)

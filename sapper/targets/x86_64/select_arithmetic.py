@@ -5,12 +5,11 @@ See select.py. Source: Intel SDM volume 2; the manual's operand order throughout
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 from ...ir.nodes import Op, Value
 from ...ir.types import DType
-from .select_common import FLOAT, INTEGER, ONES, ZERO4, Key, OwnConstants, Rule, bits_of, dtype_of, float32_bits
+from .select_common import FLOAT, INTEGER, ONES, ZERO4, Key, OwnConstants, Rule, bits_of, dtype_of
 from .select_lanes import bring, extract_half, insert_half, join, quarters
 from .select_scalars import divide_scalars
 
@@ -195,12 +194,6 @@ def scale_exponent(s: Any, op: Op) -> None:
     dtype = dtype_of(a)
     last = s.operand(n)
     s.emit(f"vscalef{FLOAT[dtype.name]}.{bits_of(s, dtype)}", s.define(op.results[0]), s.vector(a), last)
-
-
-def _float_key(dtype: DType, number: float) -> Key:
-    if dtype.name == "f32":
-        return ("s", 4, float32_bits(number))
-    return ("s", 8, struct.unpack("<Q", struct.pack("<d", number))[0])
 
 
 def _bitwise(name: str) -> Rule:

@@ -21,7 +21,6 @@ OwnConstants = Callable[[Any, Op], tuple[Key, ...]]
 FLOAT = {"f32": "ps", "f64": "pd"}
 INTEGER = {"i32": "d", "i64": "q", "b32": "d"}
 MIRRORED = {"eq": "eq", "ne": "ne", "lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
-NEGATED = {"eq": "ne", "ne": "eq", "lt": "ge", "gt": "le", "le": "gt", "ge": "lt"}
 ZERO4: Key = ("s", 4, 0)
 ONES: Key = ("s", 4, 0xFFFFFFFF)
 
