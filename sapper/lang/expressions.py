@@ -495,6 +495,8 @@ class Expressions(Accesses):
                 mend = f"write {name}({ast.unparse(node.value)})"
             if name in ("to", "bits"):
                 mend = f"call it: .{name}(dtype)"
+            if name in ("astype", "type", "cast"):
+                mend = f"write {ast.unparse(node.value)}.to(dtype)"
             self.no_attribute(node, base, ("to", "bits", "dtype"), mend)
         if isinstance(base, (Axis, bool, int, float, DimExpression)):
             self.no_attribute(node, base, ("to",), "call it: .to(dtype)" if name == "to" else "")

@@ -102,6 +102,16 @@ def unknown_attribute():
     return k
 
 
+@case("unknown-attribute", "write a[m].to(dtype)")
+def numpys_cast():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = a[m].astype(f32)  # here
+
+    return k
+
+
 @case("unknown-attribute", "no transposing")
 def transposed():
     @kernel
