@@ -121,7 +121,8 @@ class Accesses(Views):
                 if narrow is not index and narrow.size_bytes < 4:
                     first = f"{first}.to(i32)"
                 first = " + ".join([first, *(f"0 * {axis}" for axis in lacking)])
-                mend = f"to take every value along {names}, write {tensor.name}[{', '.join([first, *others])}]"
+                mend = f"reduce the value: sum(..., over={lacking[0]}), or a @ b for its products; to take every " \
+                       f"value along {names}, write {tensor.name}[{', '.join([first, *others])}]"
             self.fail("store-axes", f"the stored value spans {names}, the index of {tensor.name} does not", node,
                       f"{value.type} stored at an index that spans [{', '.join(spanned)}]",
                       "an index that spans all axes of the value", mend)

@@ -995,6 +995,17 @@ def store_axes():
     return k
 
 
+@case("store-axes", "or a @ b for its products")
+def sums_of_products_element_by_element():
+    @kernel
+    def k(a: Tensor[f32, M, K], b: Tensor[f32, K, N], out: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            for k in tiles(K):
+                out[m, n] += a[m, k] * b[k, n]  # here
+
+    return k
+
+
 @case("store-axes", "write out[n + 0 * m]")
 def sum_at_an_index_that_lacks_the_rows():
     @kernel
