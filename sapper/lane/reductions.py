@@ -257,7 +257,7 @@ class Reductions(Staging):
                 return carried
             with self.rest_of_depth() as any_left:
                 if any_left:
-                    plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], by_hand=None)
+                    plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], reread=[], by_hand=None)
                     carried = self._reduce(walk, plain, k, accumulators, carried)
             return carried
         self._prefetch_next_rows(walk, choice)

@@ -18,6 +18,7 @@ from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.requests import Requests
 from sapper.tile.schedule import Facts, Schedule
 from tests.strategies import examples
 
@@ -103,6 +104,17 @@ def test_the_model_packs(order, m, types) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
     plain = run_lane(function, arguments, facts=Facts(lanes=16, vector_registers=32))
     assert not dots_in(plain)
+
+
+@pytest.mark.parametrize("order", ["nn", "nt"])
+def test_elements_that_fill_no_slot_are_read_where_panels_are_asked_for_again(order) -> None:
+    """They meet operands that lie in no panel, of which nothing can be asked for."""
+    types = (i8, i8, i32)
+    facts = replace(MACHINES[16], requests=Requests(reread_ahead_bytes=1024))
+    function, arguments = reduce_loops(PRODUCTS[order, types].tile_ir()), arguments_of(order, types, 40, 100, 67)
+    lane = run_lane(function, arguments, None, facts, specialize(function, arguments, dict.fromkeys("MNK", 8192)))
+    assert any(op.name == "prefetch" for op in lane.walk())
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 
 def test_slots_of_bf16_that_are_no_instruction_serve_where_memory_has_them() -> None:
