@@ -38,6 +38,7 @@ def device(library: EmulatedDriver) -> Iterator[EmulatedDriver]:
     """A fresh device of compute capability 9.0 with two processors."""
     library.reset()
     found.forget()
+    gc.freeze()     # what the test leaves is collected; to walk what was there before would take longer than most tests
     yield library
     gc.collect()
     found.forget()
