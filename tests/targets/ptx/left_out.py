@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from sapper.ir.nodes import Function
@@ -15,23 +14,24 @@ def blocks_of(function: Function) -> list[Any]:
     return [function.body, *(block for op in function.walk() for block in op.blocks)]
 
 
-def missed(made: Callable[[], Function], name: str) -> list[int]:
-    """Which of the ops of that name, each left out by itself of a program that is made anew, the rehearsal does not
-    miss. There is one at least."""
-    found: list[bool] = []
-    while True:
-        lane = made()
-        places = [(b, op) for b in blocks_of(lane) for op in b.ops if op.name == name]
-        if len(found) == len(places):
-            break
-        block, op = places[len(found)]
+def missed(lane: Function, name: str) -> list[int]:
+    """Which of the ops of that name, each left out by itself, the rehearsal does not miss. There is one at least."""
+    places = [(block, op) for block in blocks_of(lane) for op in block.ops if op.name == name]
+    assert places
+    found = []
+    for number, (block, op) in enumerate(places):
+        place = block.ops.index(op)
         taken = dict(zip(op.results, op.operands, strict=True)) if name == "group_wait" else {}
-        for user in lane.walk():        # sums are taken as they are
-            user.operands[:] = [taken.get(v, v) for v in user.operands]
-        block.ops.remove(op)
-        found.append(bool(rehearse(lane)))
-    assert found
-    return [n for n, caught in enumerate(found) if not caught]
+        users = [(user, list(user.operands)) for user in lane.walk() if not taken.keys().isdisjoint(user.operands)]
+        for user, operands in users:    # sums are taken as they are
+            user.operands[:] = [taken.get(v, v) for v in operands]
+        del block.ops[place]
+        if not rehearse(lane):
+            found.append(number)
+        block.ops.insert(place, op)
+        for user, operands in users:
+            user.operands[:] = operands
+    return found
 
 
 def replaced(text: str, pattern: str, by: str, number: int | None) -> str:

@@ -195,8 +195,8 @@ REHEARSED = {"sm_80": ("async_wait", "sync_warps", "async_commit"),
 def test_the_rehearsal_finds_what_is_left_out(level: str, name: str) -> None:
     """Each op of that name, left out by itself; but the end of the batch that the next round's batch takes up, and the
     waits for a turn: who does not wait for it computes the same, out of turn."""
-    missing = missed(lambda: finish_lane(
-        lowered(attention_bf16_64, specialization(), level=level), targets.target(level)), name)
+    lane = finish_lane(lowered(attention_bf16_64, specialization(), level=level), targets.target(level))
+    missing = missed(lane, name)
     harmless = {"group_commit": [1], "signal_wait": [0, 2, 4]} if level == "sm_90a" else {}
     assert missing == harmless.get(name, [])
 

@@ -189,7 +189,7 @@ def test_the_rehearsal_finds_what_is_left_out(name: str) -> None:
     """Each op of that name, left out by itself; but the wait before the first box of the results, as those of the last
     tile have been read, and the arrival after a ragged piece: nothing follows the only one that is rehearsed."""
     harmless = {"store_wait": [2], "signal_arrive": [5]}.get(name, [])
-    assert missed(lambda: finish_lane(lowered(), TARGET), name) == harmless
+    assert missed(finish_lane(lowered(), TARGET), name) == harmless
 
 
 ARRIVAL = r"@%p\d+ mbarrier\.arrive\.shared::cta\.b64 .*;"

@@ -216,7 +216,7 @@ def test_planted_faults_are_caught(fault: str | None) -> None:
 @pytest.mark.parametrize("name", ["sync_warps", "async_wait"])
 def test_the_rehearsal_finds_what_is_left_out(name: str) -> None:
     """No meeting stands between the last products and the stores: the next tile's first one does for both."""
-    assert missed(lambda: lane_of(bf16_nt), name) == []
+    assert missed(lane_of(bf16_nt), name) == []
 
 
 def test_a_lane_does_not_store_what_another_still_reads() -> None:
