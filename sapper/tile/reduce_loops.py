@@ -2,18 +2,20 @@
 
 Enters tile IR; leaves tile IR in which `for k in tiles(K): acc += sum(x, over=k)` (and `a @ b`, max, min) is one
 `reduce` or `contract` over k, brought into scope by `whole`; `acc += a @ b + c @ d` becomes two, that are added after.
-So is `for k in each(K): acc += x[k, n]`, and of products of two elements, `acc += a[m, k] * b[k, n]`, a sum over k.
+So is `for k in each(K): acc += x[k, n]`, and of products of two elements, `acc += a[m, k] * b[k, n]`, a sum over k;
+inside other loops in order only where the innermost alone goes along memory (`acc += g[b, o, q] * x[b, c, q + i]`).
 The schedule may then block the reductions as it likes: nothing in the kernel says how. Holds: the meaning is the same,
 but for the order of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import count
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TileType, f32, f64, i32, index
+from .affine import affine
 from .loop_products import spread
 from .plan import axes_of
 from .product_parts import axes_brought
@@ -27,21 +29,22 @@ loops go along memory."""
 
 def reduce_loops(function: Function) -> Function:
     """Rewrite in place, innermost loops first; returns the function."""
-    _block(function.body, function, ())
+    _block(function.body, function, (), False)
     return function
 
 
-def _block(block: Block, function: Function, tiled: Collection[str]) -> None:
-    """tiled: the axes of a loop over tiles that the block is the body of, where no other loop in order is around."""
+def _block(block: Block, function: Function, tiled: Collection[str], in_order: bool) -> None:
+    """tiled: the axes of the loop over tiles around the block; in_order: loops over indices stand between."""
     position = 0
     while position < len(block.ops):
         op = block.ops[position]
         for nested in op.blocks:
             parallel = op.name == "tiles" and op.attributes["parallel"]
-            _block(nested, function, op.attributes["axes"] if parallel else ())
+            between = op.name == "each"
+            _block(nested, function, op.attributes["axes"] if parallel else tiled if between else (), between)
         replacement = _as_reductions(op) if op.name == "tiles" and op.results else None
         if op.name == "each" and op.results and all(set(axes_of(v)) <= set(tiled) for v in op.results):
-            replacement = _as_sums(op, function)
+            replacement = _as_sums(op, function, in_order)
         if replacement is not None:
             ops, values = replacement
             block.ops[position:position + 1] = ops
@@ -97,8 +100,9 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
     return [*wholes, *[o for o in body.ops if o not in dropped], *tail], values
 
 
-def _as_sums(op: Op, function: Function) -> tuple[list[Op], list[Value]] | None:
-    """A loop over one index that adds elements of tensors, or products of two, to what it carries: each is summed."""
+def _as_sums(op: Op, function: Function, in_order: bool) -> tuple[list[Op], list[Value]] | None:
+    """A loop over one index that adds elements of tensors, or products of two, to what it carries: each is summed.
+    in_order: of `_block`."""
     body, (first, last) = op.blocks[0], op.operands[:2]
     if len(body.arguments) != 1 + len(op.results) or op.attributes.get("step", 1) != 1 or any(
             o.blocks or o.name in ("store", "whole") for o in body.ops) or not _is_long(first, last):
@@ -118,7 +122,8 @@ def _as_sums(op: Op, function: Function) -> tuple[list[Op], list[Value]] | None:
             return None
         (term,) = (v for v in total.operands if v is not argument) if total.operands[0] is not total.operands[1] else (
             argument,)
-        if not _is_element_or_product(term, counter) or term.type.dtype not in (f32, f64, i32):  # type: ignore[union-attr]
+        is_element = _is_along if in_order else _is_element
+        if not _is_element_or_product(term, counter, is_element) or term.type.dtype not in (f32, f64, i32):  # type: ignore[union-attr]
             return None
         terms.append((out, term))
     added = {out.op for out, _ in terms}
@@ -143,20 +148,37 @@ def _is_long(first: Value, last: Value) -> bool:
     return last.op.name == "dim" or (last.op.name == "const" and last.op.attributes["value"] >= SHORT_LOOP)
 
 
-def _is_element_or_product(value: Value, counter: Value) -> bool:
+def _is_element_or_product(value: Value, counter: Value, is_element: Callable[[Value, Value], bool]) -> bool:
     """Whether a value is an element of a tensor at the counter of a loop, or a product of two such."""
     op = value.op
     if op is not None and op.name == "mul":
-        return all(_is_element(v, counter) for v in op.operands)
-    return _is_element(value, counter)
+        return all(is_element(v, counter) for v in op.operands)
+    return is_element(value, counter)
+
+
+def _load_of(value: Value) -> Op | None:
+    """What loads a value, if nothing but a cast follows."""
+    op = value.op
+    while op is not None and op.name == "cast":
+        op = op.operands[0].op
+    return op if op is not None and op.name == "load" else None
+
+
+def _is_along(value: Value, counter: Value) -> bool:
+    """Whether a value is loaded where the last index alone goes with a loop's counter, step by step, and has no axis of
+    tiles: of these none has neighbours that vectors could hold."""
+    op = _load_of(value)
+    forms = [affine(v) for v in op.operands[1:]] if op is not None else []
+    if not forms or any(form is None for form in forms):
+        return False
+    *others, last = forms
+    return last.scalars.get(counter) == 1 and not last.axes and not any(counter in form.scalars for form in others)  # type: ignore[union-attr]
 
 
 def _is_element(value: Value, counter: Value) -> bool:
     """Whether a value is loaded, but for a cast, where one index is a loop's counter and the others are of tiles."""
-    op = value.op
-    while op is not None and op.name == "cast":
-        op = op.operands[0].op
-    if op is None or op.name != "load":
+    op = _load_of(value)
+    if op is None:
         return False
     others = [v for v in op.operands[1:] if v is not counter]
     return len(others) + 2 == len(op.operands) and all(

@@ -152,6 +152,49 @@ def two_sums(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
         c[m, n] = rows * columns
 
 
+B, Q = sp.dims("B Q")
+
+
+@sp.kernel
+def within_others(x: Tensor[f32, B, N, K], g: Tensor[f32, B, M, Q], y: Tensor[f32, M, N, 2]):
+    """The gradient of a window's weights."""
+    for m, n in tiles(M, N):
+        for i in range(2):
+            acc = zeros(m, n, dtype=f32)
+            for b in range(B):
+                for q in range(Q):
+                    acc += g[b, m, q] * x[b, n, q + i]
+            y[m, n, i] = acc
+
+
+@sp.kernel
+def along_tiles(x: Tensor[f32, B, K, N], g: Tensor[f32, B, Q, M], y: Tensor[f32, M, N, 2]):
+    """Axes of tiles go along memory, too."""
+    for m, n in tiles(M, N):
+        for i in range(2):
+            acc = zeros(m, n, dtype=f32)
+            for b in range(B):
+                for q in range(Q):
+                    acc += g[b, q, m] * x[b, q + i, n]
+            y[m, n, i] = acc
+
+
+@pytest.mark.parametrize(("kernel", "sums"), [(within_others, 1), (along_tiles, 0)])
+def test_inside_other_loops_what_goes_along_memory_alone_is_a_sum(kernel, sums: int) -> None:
+    function = kernel.tile_ir()
+    rng = np.random.default_rng(0)
+    across = kernel is along_tiles
+    x, g = rng.integers(-4, 5, (2, 3, 6)).astype(np.float32), rng.integers(-4, 5, (2, 4, 5)).astype(np.float32)
+    given = {"x": x.swapaxes(1, 2) if across else x, "g": g.swapaxes(1, 2) if across else g}
+    y = np.zeros((4, 3, 2), np.float32)
+    reduce_loops(function)
+    canonicalize(function)
+    verify(function, TILE_OPS)
+    assert sum(op.name == "contract" for op in function.walk()) == sums
+    interpret(function, {**{name: np.ascontiguousarray(a) for name, a in given.items()}, "y": y})
+    np.testing.assert_array_equal(y, np.stack([np.einsum("bmq,bnq->mn", g, x[..., i:i + 5]) for i in range(2)], 2))
+
+
 @pytest.mark.parametrize(("kernel", "sums"), [(by_indices, ["contract"]), (turned_by_indices, ["contract"]),
                                               (two_sums, ["reduce", "reduce"])])
 @pytest.mark.parametrize("k", [0, 1, 5])
