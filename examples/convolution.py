@@ -75,6 +75,20 @@ def convolution_gradient(g: Tensor[f32, B, P, Q, O], w: Tensor[f32, 3, 3, C, O],
 
 
 @sp.kernel
+def weights_gradient(x: Tensor[f32, B, C, H, W], g: Tensor[f32, B, O, P, Q], dw: Tensor[f32, O, C, 3, 3]):
+    """Of the weights of convolution_nchw: each tap adds up products of pixels over all images."""
+    for o, c in tiles(O, C):
+        for i in range(3):
+            for j in range(3):
+                acc = zeros(o, c, dtype=f32)
+                for b in range(B):
+                    for p in range(P):
+                        for q in range(Q):
+                            acc += g[b, o, p, q] * x[b, c, p + i, q + j]
+                dw[o, c, i, j] = acc
+
+
+@sp.kernel
 def convolution_i8(
     x: Tensor[i8, B, H, W, C], w: Tensor[i8, O, 3, 3, C], scale: Tensor[f32, O], y: Tensor[i8, B, P, Q, O],
 ):
@@ -155,6 +169,10 @@ def _gradient_reference(g, w):
     return (np.einsum("bhvoij,ijco->bhvc", windows, w, optimize=True),)
 
 
+def _weights_reference(x, g):
+    return (np.einsum("bopq,bcijpq->ocij", g, _windows(x, *g.shape[2:]), optimize=True),)
+
+
 def _i8_reference(x, w, scale):
     windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.float32), (3, 3), axis=(1, 2))
     sums = np.einsum("bpqcij,oijc->bpqo", windows, w.astype(np.float32), optimize=True)    # below 2**24: exact
@@ -220,6 +238,12 @@ def _torch_gradient(g, w):
     return conv_transpose2d(g.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
 
 
+def _torch_weights(x, g):
+    import torch
+
+    return torch.nn.grad.conv2d_weight(x, (g.shape[1], x.shape[1], 3, 3), g)
+
+
 def _torch_i8(x, w, scale):
     """By f32, as PyTorch has no such convolution for CPUs outside of its quantised modules."""
     from torch.nn.functional import conv2d
@@ -263,6 +287,11 @@ EXAMPLES = [
         empty(s["B"], s["P"] + 2, s["Q"] + 2, s["C"])),
         _gradient_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 5, "C": 19, "O": 6},
         _torch_gradient),
+    Example(weights_gradient, lambda random, s: (
+        normal(random, s["B"], s["C"], s["P"] + 2, s["Q"] + 2), normal(random, s["B"], s["O"], s["P"], s["Q"]),
+        empty(s["O"], s["C"], 3, 3)),
+        _weights_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 2, "P": 2, "Q": 19, "C": 3, "O": 5},
+        _torch_weights),
     Example(convolution_i8, lambda random, s: (
         random.integers(-100, 101, (s["B"], s["P"] + 2, s["Q"] + 2, s["C"]), np.int8),
         random.integers(-100, 101, (s["O"], 3, 3, s["C"]), np.int8), random.random(s["O"], np.float32) / 2000,

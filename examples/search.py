@@ -78,6 +78,21 @@ def best_paths(emission: Tensor[f32, T, S], transition: Tensor[f32, S, S], y: Te
     y[s] = score
 
 
+@sp.kernel
+def drawn_tokens(logits: Tensor[f32, B, N], share: f32, chance: Tensor[f32, B], token: Tensor[i32, B]):
+    """Of the 32 likeliest those that have a share of the probability together (top-p, arXiv:1904.09751), and one of
+    these by chance."""
+    for b in tiles(B):
+        n, k = whole(N), whole(32)
+        best, place = sp.topk(logits[b, n], k, over=n)
+        power = exp(best - max(best, over=k))
+        before = sp.cumsum(power, over=k) - power
+        kept = sp.where(before < share * sum(power, over=k), power, 0.0)
+        passed = sp.where(sp.cumsum(kept, over=k) < chance[b] * sum(kept, over=k), 1, 0)
+        drawn = sp.minimum(sum(passed.to(i32), over=k), 31)
+        token[b] = sum(sp.where(k == drawn, place.to(i32), 0), over=k)
+
+
 def _neighbours_reference(x, known):
     closeness = 2 * x @ known.T - (known * known).sum(1)
     return (np.argsort(-closeness, 1, kind="stable")[:, :8].astype(np.int32),)
@@ -136,6 +151,24 @@ def _torch_paths(emission, transition):
     return score
 
 
+def _drawn_reference(logits, share, chance):
+    place = np.argsort(-logits, 1, kind="stable")[:, :32]
+    power = np.exp(np.take_along_axis(logits, place, 1) - logits.max(1, keepdims=True))
+    kept = np.where(np.cumsum(power, 1) - power < share * power.sum(1, keepdims=True), power, 0)
+    drawn = (np.cumsum(kept, 1) < chance[:, None] * kept.sum(1, keepdims=True)).sum(1)
+    return (np.take_along_axis(place, np.minimum(drawn, 31)[:, None], 1)[:, 0].astype(np.int32),)
+
+
+def _torch_drawn(logits, share, chance):
+    import torch
+
+    best, place = logits.topk(32, 1)
+    power = torch.softmax(best, 1)
+    kept = torch.where(power.cumsum(1) - power < share, power, 0)
+    drawn = (kept.cumsum(1) < chance[:, None] * kept.sum(1, keepdim=True)).sum(1, keepdim=True)
+    return place.gather(1, drawn.clamp(max=31))
+
+
 EXAMPLES = [
     Example(nearest_centres, lambda random, s: (
         normal(random, s["M"], s["D"]), normal(random, s["N"], s["D"]), empty(s["M"], dtype=np.int32)),
@@ -160,4 +193,8 @@ EXAMPLES = [
     Example(best_paths, lambda random, s: (
         normal(random, s["T"], s["S"]), normal(random, s["S"], s["S"]), empty(s["S"])),
         _paths_reference, {"T": 128, "S": 64}, {"T": 6, "S": 21}, _torch_paths),
+    Example(drawn_tokens, lambda random, s: (
+        3 * normal(random, s["B"], s["N"]), 0.9, random.random(s["B"], dtype=np.float32),
+        empty(s["B"], dtype=np.int32)),
+        _drawn_reference, {"B": 16, "N": 32768}, {"B": 3, "N": 45}, _torch_drawn),
 ]

@@ -13,7 +13,7 @@ from math import gcd
 from types import MappingProxyType
 
 from ..ir.nodes import Block, Op, Value
-from ..tile.affine import affine
+from ..tile.affine import Affine, affine
 from ..tile.schedule import DimClass, Specialization
 from ..tile.signs import never_negative
 from .chained_pairs import ChainPairLowering
@@ -102,6 +102,33 @@ def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
     return None
 
 
+def _bounds(value: Value, name: str) -> list[Affine]:
+    """Forms of an index scalar and of what it is the largest ("max") or the least of ("min"): all are bounds of it."""
+    op = value.op
+    if op is not None and op.name == name:
+        return [form for operand in op.operands for form in _bounds(operand, name)]
+    if op is not None and op.name in ("add", "sub", "mul"):
+        left, right = op.operands
+        if op.name == "add":
+            return [a.plus(b) for a in _bounds(left, name) for b in _bounds(right, name)]
+        other = affine(right)
+        if op.name == "sub" and other is not None:
+            return [form.plus(other.scaled(-1)) for form in _bounds(left, name)]
+        for factor, one in ((other, left), (affine(left), right)):
+            if op.name == "mul" and factor is not None and factor.is_constant and factor.constant >= 0:
+                return [form.scaled(factor.constant) for form in _bounds(one, name)]
+    form = affine(value)
+    return [] if form is None else [form]
+
+
+def most_between(start: Value, stop: Value) -> Capacity | None:
+    """A bound of the extent of start ... stop that is a number, as of max(first - constant, 0) ... min(first +
+    constant, ...), or None."""
+    known = [between.constant for first in _bounds(start, "max") for last in _bounds(stop, "min")
+             if (between := last.plus(first.scaled(-1))).is_constant]
+    return Capacity(max(0, min(known))) if known else None
+
+
 class ExtentLowering(ChainPairLowering):
     """Knows the extents of axes, and opens axes."""
 
@@ -128,18 +155,13 @@ class ExtentLowering(ChainPairLowering):
                      forward=first == 0 and never_negative(stop))
 
     def most_from(self, start: Value, stop: Value) -> Capacity | None:
-        """A bound of the extent of start ... min(start + constant, ...), or None."""
-        for end in stop.op.operands if stop.op is not None and stop.op.name == "min" else ():
-            parts = end.op.operands if end.op is not None and end.op.name == "add" else []
-            for part, other in zip(parts, reversed(parts), strict=True):
-                if part is start and other.op is not None and other.op.name == "const":
-                    return Capacity(int(other.op.attributes["value"]))
-        return None
+        return most_between(start, stop)
 
     def _extent_hint(self, start: Value, stop: Value) -> int:
         hint = self.hint(stop)[0]
         known = start.op is not None and start.op.name in ("const", "dim")
-        return max(1, hint - self.hint(start)[0]) if known else hint
+        typical, most = max(1, hint - self.hint(start)[0]) if known else hint, self.most_from(start, stop)
+        return typical if most is None else max(1, min(typical, most.constant))
 
     def _whole_hint(self, axis: str) -> int:
         """Typical extent of an axis of `whole`; 0 of any other."""

@@ -16,7 +16,7 @@ from ..ir.nodes import Op, Value
 from ..ir.types import TileType, bf16, bool_, f32, i8, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
-from ..tile.plan import LATE, Walk, axes_of, ops_behind
+from ..tile.plan import COSTLY, LATE, Walk, axes_of, ops_behind
 from ..tile.schedule import Panels, ScheduleError
 from ..tile.sums import is_join
 from .axis_loops import WalkChoice
@@ -70,7 +70,7 @@ class Model(RegisterFactors):
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
         if not lanes and not outside and (
-                self._is_met_by_rows(contraction, value) or self._is_computed_in_block(contraction, value)):
+                self._is_met_by_rows(contraction, value) or self._is_computed_once(contraction, value)):
             return True
         if not lanes and (outside or not self._fits_near(contraction, value)):
             return False
@@ -154,14 +154,16 @@ class Model(RegisterFactors):
         return (axes == tuple(over) and len(loads) > 1 and len(rows) == len(axes_of(contraction.result)) == 1
                 and all(a in self.open and self.is_bounded(a) for a in axes))
 
-    def _is_computed_in_block(self, contraction: Op, value: Value) -> bool:
-        """Whether rows of a block (nest_lanes.py) that meet a matrix are computed, as of a window whose edges are 0: by
-        vectors once, where else each of their elements, spread over the lanes, would be for each piece of columns."""
+    def _is_computed_once(self, contraction: Op, value: Value) -> bool:
+        """Whether rows that meet a matrix are computed, as of a window whose edges are 0 in a block (nest_lanes.py), or
+        by what takes long, as the quotients of a softmax: by vectors once, where else each of their elements, spread
+        over the lanes, would be for each piece of columns."""
         op, axes = value.op, axes_of(value)
         if op is None or op.name in ("load", "cast", *LATE) or op.blocks or value.type.dtype is not f32:  # type: ignore[union-attr]
             return False
         columns = [a for a in axes_of(contraction.result) if a not in axes and a in self.open]
-        return bool(self.chunked & set(axes)) and all(a in self.open and self.is_bounded(a) for a in axes) and (
+        again = bool(self.chunked & set(axes)) or (op.name in COSTLY and not self.facts.many_workers)
+        return again and all(a in self.open and self.has_room(a) for a in axes) and (
             any(self.extent_hint(a) >= self.lanes for a in columns)
             and prod(map(self.extent_hint, axes)) * f32.size_bytes <= self.facts.l2_bytes // 2)
 
@@ -785,7 +787,7 @@ class Model(RegisterFactors):
         return self._wants_stage(op) and any(self.extent_hint(a) >= STAGE_ROWS for a in others)
 
     def _wants_stage(self, op: Op) -> bool:
-        return self.schedule.stage is None or op.operands[0].name in self.schedule.stage
+        return self.schedule.stage is None or memory_of(op.operands[0]).name in self.schedule.stage
 
     def _order(self, walk: Walk, outer: list[str], lane: str | None, contraction: bool) -> list[str]:
         if contraction:
@@ -825,7 +827,8 @@ class Model(RegisterFactors):
         (row_axis,) = loops
         depth_axis = walk.reduced[0]
         # Of few rows only these themselves are worth a copy, as more of them than have addresses are read at once.
-        few = self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS
+        asked = self.schedule.stage is not None
+        few = not asked and self.extent_hint(row_axis) < STAGE_ROWS
         if not self.is_bounded(depth_axis):
             return []
         staged = []
@@ -847,7 +850,8 @@ class Model(RegisterFactors):
                     continue
                 columns = self.stages_columns(op, row_axis, counts)
                 # Where nobody knows how many rows there may be, those at hand are copied, if for several panels.
-                again = self.extent_hint(lane) >= (3 if self.is_bounded(row_axis) else 2) * counts[lane] * self.lanes
+                again = asked or self.extent_hint(lane) >= (
+                    3 if self.is_bounded(row_axis) else 2) * counts[lane] * self.lanes
                 again = again and (self.is_bounded(row_axis) or not columns)
                 # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
                 whole = columns or self.lanes % counts[depth_axis] == 0

@@ -8,7 +8,7 @@ products lie in scratch memory (docs/schedules.md, "Nests").
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
@@ -94,16 +94,21 @@ class NestLanes(ScratchLowering):
 
     def _neighbours(self, ranges: list[Range], plan: Plan, body: Block, nested: bool) -> str | None:
         """The axis of a nest along which most of what its loops and walks read and write lies side by side, more than
-        along any axis inside; None where there is none, or lanes are taken. nested: there are loops inside, whose
-        values take a lane each, even if their elements are gathered, unless an axis inside may."""
+        along any axis inside; None where there is none, or lanes are taken. What has fewer elements than a lane's share
+        of the largest, as a number for each row beside the rows, does not count: gathered, it takes less. nested: there
+        are loops inside, whose values take a lane each, even if their elements are gathered, unless an axis inside
+        may."""
         if any(b.lane for b in self.bound.values()) or self.reads_panels(body) or any(
                 r.axis is not None and self._carries_contractions(r.axis, plan) for r in ranges):
             return None
         found: Counter[str] = Counter()
-        for op in (inner for outer in body.ops for inner in outer.walk()):
-            if op.name in ("load", "store"):
+        hints = {r.axis: r.hint for r in ranges if r.axis is not None}
+        accesses = list(self._accesses(body, 1, hints))
+        most = max((elements for _, elements in accesses), default=0)
+        for op, elements in accesses:
+            if elements * self.lanes >= most:
                 found.update(self._steps_of(op))
-        walked = {r.axis: r.hint for r in ranges if r.axis is not None and r.hint > 1}
+        walked = {axis: extent for axis, extent in hints.items() if extent > 1}
         best = max(found, key=lambda axis: (found[axis], walked.get(axis, 0)), default=None)
         if best is not None and best not in walked:
             best = self._lanes_of_state(best, walked.keys(), found, body) or best
@@ -112,6 +117,17 @@ class NestLanes(ScratchLowering):
         gathers = nested and found.keys() <= walked.keys() and not (
             self.facts.many_workers or self._loops_along_memory(body))
         return best if found[best] > 0 or gathers else None
+
+    def _accesses(self, body: Block, rounds: int, hints: Mapping[str, int]) -> Iterator[tuple[Op, int]]:
+        """Loads and stores, each with how many elements it has in all, typically. hints: extents of the axes walked."""
+        for op in body.ops:
+            if op.name in ("load", "store"):
+                axes = {axis for index in op.operands[1 if op.name == "load" else 2:] for axis in axes_of(index)}
+                yield op, rounds * prod(hints.get(axis) or self._whole_hint(axis) or 1 for axis in axes)
+            ends = op.operands[:2 * op.attributes["count"]] if op.name == "each" else ()
+            inside = rounds * prod(self._extent_hint(*pair) for pair in zip(ends[::2], ends[1::2], strict=True))
+            for block in op.blocks:
+                yield from self._accesses(block, inside, hints)
 
     def reads_panels(self, body: Block) -> bool:
         """Whether a packed tensor is read in a nest: the columns of its panels lie across the lanes."""

@@ -6,6 +6,7 @@ beside this one, for other rows (late.py), comes between."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..ir.nodes import Op, Value
 from ..ir.types import DType, TileType, bf16, bool_
@@ -179,6 +180,12 @@ class Stores(Joins):
             return known
         axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
         lanes_last = sorted(axes, key=lambda pair: pair[0] in self.bound and self.bound[pair[0]].lane)
+        if lanes_last and not any(axis in self.bound and self.bound[axis].lane for axis, _ in axes):
+            # Dot products leave numbers, which may lie in any order: walks that follow shall find full rows.
+            extents = {axis: self.extent_hint(axis) for axis, _ in axes}
+            longest = max(extents, key=lambda axis: extents[axis])
+            if extents[lanes_last[-1][0]] < self.lanes <= extents[longest]:
+                lanes_last.sort(key=lambda pair: pair[0] == longest)
         if value in self.slot_axes:
             return self.allocate_slots(value, lanes_last)
         return self.allocate(value, self.kept_dtype(value), lanes_last)
@@ -191,24 +198,33 @@ class Stores(Joins):
             return bound.count * (self.lanes if bound.lane else 1)
         if isinstance(o.extent, int):
             return o.extent
-        capacity = o.capacity or self._walked_dimension(axis)
+        capacity = o.capacity or self._walked_dimensions.get(axis)
         if capacity is None:
             raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
                                 "it must be kept in scratch memory; walk it with tiles(...)", value.op)
         return capacity
 
-    def _walked_dimension(self, axis: str) -> Capacity | None:
-        """The extent of a tensor that an axis of `whole` walks, which is then no longer, whatever its range is made of:
-        one that is read or written, in the block that brings the axis, at an index that is the axis by itself."""
+    def has_room(self, axis: str) -> bool:
+        """Whether scratch memory may be set aside for a value over an axis, as it is bounded, or no longer than what it
+        walks."""
+        return self.is_bounded(axis) or axis in self._walked_dimensions
+
+    @cached_property
+    def _walked_dimensions(self) -> dict[str, Capacity]:
+        """The extent of a tensor that an axis walks, which is then no longer, whatever its range is made of: one that
+        is read or written, in the block that brings the axis, at an index that is the axis by itself."""
+        found: dict[str, Capacity] = {}
         for op in self.function.walk():
             for block in op.blocks:
-                if not any(inner.name == "whole" and inner.attributes["axis"] == axis for inner in block.ops):
-                    continue
-                for access in block.ops:
+                brought = {*(op.attributes["axes"] if op.name == "tiles" else ()),
+                           *(inner.attributes["axis"] for inner in block.ops if inner.name == "whole")}
+                for access in block.ops if brought else ():
                     if access.name in ("load", "store") and access.operands[0].op is None:
                         indices = access.operands[1 if access.name == "load" else 2:]
                         dims = access.operands[0].type.dims  # type: ignore[union-attr]
                         for dim, index in zip(dims, indices, strict=True):
-                            if affine(index) == Affine(axes={axis: 1}):
-                                return Capacity(dim) if isinstance(dim, int) else Capacity(1, (dim,))
-        return None
+                            form = affine(index)
+                            (axis,) = form.axes if form is not None and len(form.axes) == 1 else ("",)
+                            if axis in brought and form == Affine(axes={axis: 1}):
+                                found.setdefault(axis, Capacity(dim) if isinstance(dim, int) else Capacity(1, (dim,)))
+        return found

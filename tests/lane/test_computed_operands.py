@@ -7,7 +7,7 @@ import pytest
 
 from sapper.ir.nodes import Function
 from sapper.ir.types import f32, i8, i32
-from sapper.lang.builtins import exp, maximum, tiles, whole
+from sapper.lang.builtins import each, exp, maximum, tiles, where, whole
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -16,7 +16,7 @@ from sapper.tile.schedule import Schedule
 from .run_lane import run_lane, specialize
 from .test_nest_lanes import AVX2, AVX512, normal
 
-K, M, N = dims("K M N")
+D, G, H, K, M, N = dims("D G H K M N")
 
 
 @kernel
@@ -108,3 +108,37 @@ def test_few_rows_and_what_is_but_widened_or_gathered_stay() -> None:
     assert barriers(powers, many | {"N": 8}) == 0
     assert barriers(powers, many, Schedule(registers={"m": 4})) == 0
     assert barriers(widened, many) == barriers(gathered, many) == 0
+
+
+@kernel
+def normed_weights(
+    q: Tensor[f32, M, G, H, D], k: Tensor[f32, N, G, D], seen: Tensor[i32, M, N], v: Tensor[f32, N, G, D],
+    y: Tensor[f32, M, G, H, D],
+):
+    """Few queries and heads together: weights that add up to one meet the values."""
+    for g in each(G):
+        m, h, n, d = whole(M), whole(H), whole(N), whole(D)
+        score = where(seen[m, n] != 0, q[m, g, h, d] @ k[n, g, d], -1e9)
+        power = exp(score - max(score, over=n))
+        y[m, g, h, d] = (power / sum(power, over=n)) @ v[n, g, d]
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize(("positions", "heads", "extent"), [(70, 3, 21), (17, 4, 32), (1, 1, 1)])
+def test_quotients_are_made_once_along_the_longest_axis(facts, positions: int, heads: int, extent: int) -> None:
+    """Not anew for each piece of columns, nor across the few heads, along which neighbours are masked lanes."""
+    q, k, v = normal(5, 2, heads, extent), normal(positions, 2, extent), normal(positions, 2, extent)
+    seen = np.tri(5, positions, 3, dtype=np.int32)
+    arguments = {"q": q, "k": k, "seen": seen, "v": v, "y": np.full_like(q, np.nan)}
+    function = normed_weights.tile_ir()
+    hints = {"M": 8, "H": 4, "N": 512, "D": 64, "G": 2}
+    lane = run_lane(function, arguments, None, facts, specialize(function, arguments, hints))
+    score = np.where(seen[:, None, None] != 0, np.einsum("mghd,ngd->mghn", q, k), np.float32(-1e9))
+    power = np.exp(score - score.max(3, keepdims=True))
+    power /= power.sum(3, keepdims=True)
+    np.testing.assert_allclose(arguments["y"], np.einsum("mghn,ngd->mghd", power, v), rtol=1e-4, atol=1e-5)
+    dividing = {op.attributes["label"] for op in lane.walk() if op.name == "loop" and any(
+        inner.name == "div" for inner in op.blocks[0].ops)}
+    assert dividing == {"n"}
+    products = [op for op in lane.walk() if op.name == "loop" and any(i.name == "fma" for i in op.blocks[0].ops)]
+    assert products and not any(inner.name == "div" for op in products for inner in op.walk())

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sapper import Tensor, dims, f32, kernel, span, sum, tiles, whole, zeros
-from sapper.ir.types import TileType, index
-from sapper.lane.extents import hint
+from sapper import Tensor, dims, each, exp, f32, kernel, maximum, minimum, span, tiles, where, whole, zeros
+from sapper.ir.types import TileType, i32, index
+from sapper.lane.extents import hint, most_between
 from sapper.lane.state import Capacity
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Specialization
 
 from .run_lane import run_lane
 
-D, E, T = dims("D E T")
+D, E, P, T = dims("D E P T")
 
 
 @kernel
@@ -59,3 +60,58 @@ def test_a_counter_is_bounded_by_where_its_loop_ends() -> None:
     assert counter.type == TileType(index)
     assert hint(counter, Specialization())[2] is None
     assert hint(counter, Specialization(), {counter: loop.operands[1]})[2] == Capacity(8)
+
+
+@kernel
+def windows(x: Tensor[f32, T, D], reach: i32, y: Tensor[f32, T, D]):
+    """Of this block of eight rows and the two before it, of the next five rows, and of as many as a call says."""
+    for b in each(T // 8):
+        t, d = whole(span(b * 8, b * 8 + 8)), whole(D)
+        j = whole(span(maximum(b - 2, 0) * 8, b * 8 + 8))
+        weight = exp(x[t, d] @ x[j, d])
+        n = whole(span(8 * b, minimum(8 * b + 5, T)))
+        k = whole(span(maximum(b * 8 - reach, 0), b * 8 + 8))
+        y[t, d] = (weight @ x[j, d]) / sum(weight, over=j) + sum(x[n, d], over=n) + sum(x[k, d], over=k)
+
+
+def test_ends_on_both_sides_of_a_place_bound_what_is_between() -> None:
+    function = windows.tile_ir()
+    found = {op.attributes["axis"]: most_between(*op.operands) for op in function.walk() if op.name == "whole"}
+    assert found == {"t": Capacity(8), "d": None, "j": Capacity(24), "n": Capacity(5), "k": None}
+    x = np.random.default_rng(0).standard_normal((40, 9)).astype(np.float32) / 4
+    arguments: dict[str, Any] = {"x": x, "reach": 3, "y": np.zeros_like(x)}
+    lane = run_lane(reduce_loops(function), arguments, facts=Facts(lanes=8, vector_registers=16))
+    for t in range(40):
+        b = t // 8
+        near = x[max(b - 2, 0) * 8:b * 8 + 8]
+        weight = np.exp(near @ x[t])
+        expected = weight @ near / weight.sum() + x[8 * b:8 * b + 5].sum(0) + x[max(8 * b - 3, 0):8 * b + 8].sum(0)
+        np.testing.assert_allclose(arguments["y"][t], expected, rtol=1e-4, atol=1e-4)
+    loops = [op for op in lane.walk() if op.name == "loop" and any(i.name == "fma" for i in op.blocks[0].ops)]
+    assert loops and not any(inner.name == "exp" for op in loops for inner in op.walk())   # they are kept
+
+
+@kernel
+def sequences(q: Tensor[f32, T, D], k: Tensor[f32, T, D], start: Tensor[i32, P], y: Tensor[f32, T, D]):
+    """Attention of sequences that lie one after the other, each to itself."""
+    for b in each(P - 1, disjoint=True):
+        for t in tiles(span(start[b], start[b + 1])):
+            d, s = whole(D), whole(span(start[b], start[b + 1]))
+            score = where(s <= t, q[t, d] @ k[s, d], -1e9)
+            power = exp(score - max(score, over=s))
+            y[t, d] = (power / sum(power, over=s)) @ k[s, d]
+
+
+def test_axes_whose_ends_lie_in_memory_are_no_longer_than_what_they_walk() -> None:
+    """Values over two of them are kept, and their powers are not computed for each that reads them."""
+    start = np.array([0, 1, 1, 20, 37], np.int32)
+    q, k = np.random.default_rng(1).standard_normal((2, 37, 9)).astype(np.float32)
+    arguments: dict[str, Any] = {"q": q, "k": k, "start": start, "y": np.zeros_like(q)}
+    lane = run_lane(reduce_loops(sequences.tile_ir()), arguments, facts=Facts(lanes=8, vector_registers=16), workers=2)
+    for first, last in pairwise(start):
+        score = np.where(np.tri(last - first, dtype=bool), q[first:last] @ k[first:last].T, np.float32(-1e9))
+        power = np.exp(score - score.max(1, keepdims=True, initial=-3e38))
+        np.testing.assert_allclose(arguments["y"][first:last], power / power.sum(1, keepdims=True) @ k[first:last],
+                                   rtol=1e-4, atol=1e-5)
+    loops = [op for op in lane.walk() if op.name == "loop" and any(i.name == "fma" for i in op.blocks[0].ops)]
+    assert not any(inner.name == "exp" for op in loops for inner in op.walk())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.recurrent import recurrence
-from examples.search import nearest_centres
+from examples.search import drawn_tokens, nearest_centres
 from examples.statistics import softmax_of_columns
 from sapper.ir.nodes import Function
 from sapper.ir.types import f32, i8, i32
@@ -454,6 +454,19 @@ def test_one_axis_of_a_nest_lies_across_the_lanes(tokens: int, heads: int, facts
     arguments = {"x": x, "y": np.full((tokens, heads, 2), np.nan, np.float32)}
     lowered(largest_of_few, arguments, facts, hints=hints)
     np.testing.assert_array_equal(arguments["y"], -np.sort(-x)[..., :2])
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_numbers_beside_rows_do_not_take_the_lanes(facts: Facts) -> None:
+    """Rows are read as they lie, not gathered because two numbers of each lie along the rows."""
+    logits, chance = normal(5, 70), np.array([0.01, 0.4, 0.6, 0.9, 0.99], np.float32)
+    arguments = {"logits": logits, "share": 0.9, "chance": chance, "token": np.full(5, -1, np.int32)}
+    lane = lowered(drawn_tokens, arguments, facts, hints={"B": 64, "N": 4096})
+    places = np.argsort(-logits, 1)[:, :32]
+    assert all(token in row for token, row in zip(arguments["token"], places, strict=True))
+    assert arguments["token"][0] == places[0, 0]
+    loads = [op for op in lane.walk() if op.name in ("load", "gather") and op.attributes["dtype"] is f32]
+    assert loads and all(op.name == "load" for op in loads)
 
 
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
