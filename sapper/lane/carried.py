@@ -100,6 +100,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
                 buffers[i] = self._initial_buffer(argument, first)
         for r in ranges:
             if r.axis is not None:
+                self.followed.settable.add(("tile", r.axis))
                 if r.axis not in self.sequential_tiles:
                     chosen = self.schedule.tile.get(r.axis)
                     self.sequential_tiles[r.axis] = chosen or self.sequential_tile(body, r.axis, r)
@@ -199,7 +200,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         sums in the same walk, if that comes to each point once. What walks before have kept is not made again."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
-        plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.is_bounded)
+        plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.has_room)
         seen = False
         made: set[Value] = set()
         for item in plan.items:

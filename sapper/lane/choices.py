@@ -14,6 +14,7 @@ from math import prod
 from ..ir.nodes import Function
 from ..ir.types import f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, bare_name
+from ..tile.ops import memory_of
 from ..tile.plan import Walk
 from ..tile.schedule import Facts, MatrixGroup, Schedule, Specialization
 from .axis_loops import WalkChoice
@@ -93,9 +94,9 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
                 if not choice.on_tiles:
                     registers[axis] = max(registers.get(axis, 1), count)
                 hints[axis] = max(hints.get(axis, 1), self.extent_hint(axis))
-            staged.update(op.operands[0].name for op in choice.staged if not choice.on_tiles)
+            staged.update(memory_of(op.operands[0]).name for op in choice.staged if not choice.on_tiles)
             if not choice.on_tiles and any(reduction.name == "contract" for reduction in walk.reductions):
-                contracted.update(op.operands[0].name for op in self.reads(walk))
+                contracted.update(memory_of(op.operands[0]).name for op in self.reads(walk))
             blocks.update(f"{piece.module}:{piece.name}" for key, piece in CONTRACTIONS.items()
                           if walk.reductions and choice.by_hand is None
                           and isinstance(fit(self, walk, choice.lane, key), Fit))
@@ -120,12 +121,13 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
     parallel: list[str] = []
     for op in function.walk():
         if op.name == "tiles" and op.attributes.get("parallel"):
-            parallel += op.attributes["axes"]
+            parallel += [axis for axis in op.attributes["axes"] if ("chunks", axis) in lowering.followed.settable]
         elif op.name == "tiles":
             for axis in op.attributes["axes"]:
                 tile.setdefault(axis, SEQUENTIAL_TILE)
     if lowering.chain is not None:
         tile.pop(lowering.chain.step, None)     # what it takes at once follows from the target
+    tile = {axis: count for axis, count in tile.items() if ("tile", axis) in lowering.followed.settable}
     registers = {axis: count for axis, count in registers.items() if axis not in on_tiles}
     told = Schedule(
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,

@@ -30,6 +30,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
 from ..tile.hoist import hoist_operands
+from ..tile.interchange import interchange
 from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
@@ -41,6 +42,7 @@ from ..tile.unroll import unroll
 from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
 from .extents import hint
+from .followed import Followed
 from .late import LateWalk
 from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
 from .nest_panels import NestPanels
@@ -145,6 +147,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int, as_it_is: bool = False) -> None:
         share_sums(function, facts.joins, lambda value: hint(value, specialization)[0])
+        interchange(function)
         if facts.many_workers:
             part_nests(function)
         else:
@@ -172,6 +175,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
         self.shared_end = 0
         self.counters = 0
         self.task_counts = []
+        self.followed = Followed()
         if not as_it_is:
             self._check_schedule()
 
@@ -294,6 +298,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
                 self._parallel(part)
             else:
                 self._on_first_worker(lambda part=part: self.block(part))  # type: ignore[misc]
+        self.followed.check(self.function, self.schedule)
         if self.caller_tiles is not None:
             self.effect("tile_release", [self.caller_tiles])
         if self.streaming_tensors & self.specialization.aligned:
@@ -348,10 +353,11 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
         if self.chain is not None and block is self.chain.body:
             self.chained(block)
+            self.followed.on_matrix = True
             return
         self.begin_block(block)
         bound = self._bind_short_axis(block)
-        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand, self.is_bounded), None, top)
+        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand, self.has_room), None, top)
         if bound is not None:
             del self.bound[bound]
 
@@ -397,6 +403,9 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
         if isinstance(item, Walk):
             if self.matrix_walk is not None:
                 self.matrix(item, self.matrix_walk)
+                rows, columns = self.matrix_tile()
+                self.followed.add_product({self.matrix_walk.rows: rows, self.matrix_walk.columns: columns} | (
+                    {self.matrix_walk.depth: self.deep} if self.groups else {}))
             else:
                 self.walk(item)
             self.buffers.update(self.pending_buffers)

@@ -96,6 +96,8 @@ class ResidentLowering(NestLanes):
                 r.resident, r.walked = self._whole_panels(r.axis, chunks[r.axis]), True
                 continue
             lane = r.axis == self.schedule.lane or (self.schedule.lane is None and r.axis == by_lane)
+            if r.axis in plan.crossing or nested or len(plan.items) > 1:
+                self.followed.settable.add(("tile", r.axis))
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and (len(plan.items) > 1 or r.axis == across)
                 if lane and not r.lane and not nested:
@@ -126,6 +128,7 @@ class ResidentLowering(NestLanes):
         """How much of an axis is taken at once: so much, or as the schedule says. No vectors reach from one panel of a
         packed tensor into the next."""
         width, forced = self.panel_width(axis), self.schedule.tile.get(axis)
+        self.followed.settable.add(("tile", axis))
         if forced is not None and forced % width:
             raise ScheduleError(f"schedule of {self.function.name}: tile of {axis} is {forced}, but the columns of a "
                                 f"packed tensor lie along it; expected a multiple of {width}")

@@ -255,6 +255,8 @@ class TaskLowering(NestLowering):
         factors: list[list[object]] = []
         for r, granule in zip(ranges, granules, strict=True):
             chunks = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
+            if r.axis is not None:
+                self.followed.settable.add(("chunks", r.axis))
             if chunks:
                 factors.append([chunks, [], 1])
             elif r.capacity is None:

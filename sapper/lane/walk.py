@@ -22,6 +22,7 @@ from ..ir.nodes import Op, Value
 from ..ir.types import MASK, S64, RowType, i32, u8
 from ..tile.plan import Walk, axes_of
 from .axis_loops import Carried, WalkChoice
+from .followed import Followed
 from .prefetches import FEW_ROWS
 from .reductions import Accumulator, Reductions
 from .slots import PAIR
@@ -37,12 +38,17 @@ class WalkLowering(Reductions):
     """Emits walks: the loops over their outer axes, and in these staging, reductions and stores.
 
     caller_tiles: where tile registers are configured, the address of scratch memory that keeps how they were before.
+    followed: what became of the schedule.
     """
 
     caller_tiles: Value | None = None
+    followed: Followed
 
     def walk(self, walk: Walk) -> None:
         choice = self.choose(walk)
+        for made in (choice, choice.few):
+            if made is not None:
+                self.followed.add(made)
         if choice.few is not None:
             self._walk_few(walk, choice, choice.few)
         elif choice.tiles is not None:

@@ -22,6 +22,14 @@ class ScheduleError(ValueError):
     """A schedule that this kernel, or this target, cannot follow."""
 
 
+class UnfollowedError(ScheduleError):
+    """An entry that nothing in the kernel follows: `registers`, say, and the axis or tensor that it names."""
+
+    def __init__(self, message: str, entry: str, name: str) -> None:
+        super().__init__(message)
+        self.entry, self.name = entry, name
+
+
 class LoweringError(ValueError):
     """A kernel, or a schedule for it, that the lowering can't follow; says where and why."""
 

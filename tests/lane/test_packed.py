@@ -21,6 +21,7 @@ from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import Requests
 from sapper.tile.schedule import Facts, Schedule
 from tests.strategies import examples
+from tests.strategies.schedule import as_far_as_followed
 
 from .run_lane import run_lane, specialize
 
@@ -89,8 +90,9 @@ def test_any_schedule_is_exact(m, n, k, order, types, lanes, lane, rows, stage, 
     function = reduce_loops(PRODUCTS[order, types].tile_ir())
     arguments = arguments_of(order, types, m, n, k, seed)
     hints = None if hint is None else dict.fromkeys("MNK", hint)
-    run_lane(function, arguments, Schedule(lane=lane, registers={"m": rows}, stage=stage),
-             replace(MACHINES[lanes], dots=dots), specialize(function, arguments, hints), workers=1 + seed % 2)
+    as_far_as_followed(Schedule(lane=lane, registers={"m": rows}, stage=stage), lambda schedule: run_lane(
+        function, arguments, schedule, replace(MACHINES[lanes], dots=dots), specialize(function, arguments, hints),
+        workers=1 + seed % 2))
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 

@@ -53,7 +53,7 @@ def test_both_halves_of_the_bytes_share_the_sums() -> None:
 @pytest.mark.parametrize(("form", "hints", "schedule"), [
     ("q4", None, None),                                 # to scale the sums takes longer than to make them
     ("q4_64", {"M": 8}, None),
-    ("q4_64", None, Schedule(registers={"m": 4})),
+    ("q4_64", None, Schedule(matrix=False)),
     ("q4_64", None, Schedule(tile={"m": 12})),
 ])
 def test_the_model_leaves_to_vectors(form, hints, schedule) -> None:

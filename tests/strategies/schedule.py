@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function
-from sapper.tile.schedule import Schedule
+from sapper.tile.schedule import Schedule, UnfollowedError
+
+T = TypeVar("T")
 
 
 def axes_of(function: Function) -> list[str]:
@@ -35,4 +39,17 @@ def draw_schedule(data: Any, function: Function) -> Schedule:
         streaming=data.draw(st.sampled_from([None, some(tensors)])))
 
 
-__all__ = ["draw_schedule"]
+def as_far_as_followed(schedule: Schedule, lowered: Callable[[Schedule], T]) -> T:
+    """What a lowering leaves for a schedule, without the entries that nothing in the kernel follows."""
+    while True:
+        try:
+            return lowered(schedule)
+        except UnfollowedError as error:
+            value = getattr(schedule, error.entry)
+            left = {name: size for name, size in value.items() if name != error.name} if isinstance(value, dict) else \
+                tuple(name for name in value if name != error.name) if isinstance(value, tuple) else None
+            assert left != value
+            schedule = replace(schedule, **{error.entry: left})
+
+
+__all__ = ["as_far_as_followed", "draw_schedule"]

@@ -89,7 +89,7 @@ def test_every_step_is_another_schedule_that_lowers_or_is_refused(name: str) -> 
             verify(lower(function, step.schedule, FACTS, LARGE), LANE_OPS)
         except (ScheduleError, LoweringError):
             refused += 1
-    assert refused <= 2
+    assert refused <= 3
 
 
 def test_registers_are_traded_but_never_far_beyond_what_there_is() -> None:
