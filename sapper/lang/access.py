@@ -498,10 +498,12 @@ class Accesses(Views):
                 continue
             if not any(self.depends(symbol, variable, loop) for form in access.forms for symbol in form.terms):
                 tensor = access.tensor.name
+                in_order = ", walk it with range(...), which runs in order," if loop.kind == "each" else ","
                 self.fail_at(access, "write-race", f"every iteration along {name} writes the same elements of {tensor}",
                              f"a store to {tensor} whose index does not depend on {name}",
                              f"an index that differs for each {name}",
-                             f"index {tensor} with {name}, or carry the value through the loop and store it after it")
+                             f"index {tensor} with {name}{in_order} or carry the value through the loop and store it "
+                             "after it")
 
     def check_scatter(self, access: Access) -> None:
         """One store of axes that no loop walks must write each element once: nothing says in what order it writes."""

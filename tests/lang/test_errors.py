@@ -1510,7 +1510,7 @@ def accumulation_in_memory():
     return k
 
 
-@case("write-race")
+@case("write-race", "range(...)")
 def same_element_in_each():
     @kernel
     def k(a: Tensor[f32, B], out: Tensor[f32, 1]):
