@@ -192,7 +192,7 @@ def test_the_same_bytes_each_time() -> None:
 def test_every_tile_fits_near_memory_and_registers(kernel: Any, shape: tuple[int, int]) -> None:
     groups, columns = shape[0], shape[1] // (2 if kernel is gated else 1)
     if columns < 64:
-        with pytest.raises(UnfollowedError, match="found tiles of .*, as matrix instructions take them"):
+        with pytest.raises(UnfollowedError, match=r"found tiles of .*, as matrix instructions take them"):
             lowered(kernel, {"m": 64 * groups, "n": columns})
         return
     made = compiled(kernel, {"m": 64 * groups, "n": columns})
