@@ -47,8 +47,11 @@ class WalkChoice:
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
     reread: staged or packed operands whose panels many rows meet, piece after piece, and which are asked into the first
-    cache meanwhile.
+    cache meanwhile. rows_again: operands of whose rows, one after the other, pieces of the columns meet a few elements
+    each, again and again, and which are asked there, too.
     tile_ahead: loads of rows that a sequential loop keeps a tile of, whose next tile is asked for meanwhile.
+    rows_later: loads of whole rows that a later walk of a sequential loop meets in the same tile, and which are asked
+    for meanwhile.
     widened_here: the one whose rows this walk widens to scratch memory as it meets them.
     block_ahead: staged operands of which what the next block of panels is copied from is asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. bound: how
@@ -83,6 +86,8 @@ class WalkChoice:
     rows_ahead: list[Op] = field(default_factory=list)
     tile_ahead: list[Op] = field(default_factory=list)
     reread: list[Op] = field(default_factory=list)
+    rows_again: list[Value] = field(default_factory=list)
+    rows_later: list[Op] = field(default_factory=list)
     widened_here: Op | None = None
     block_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None

@@ -11,8 +11,9 @@ from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from math import gcd, prod
+from typing import TYPE_CHECKING
 
-from ..ir.nodes import Op, Value
+from ..ir.nodes import Block, Op, Value
 from ..ir.types import TileType, bf16, bool_, f32, i8, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
@@ -43,6 +44,9 @@ from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles
 from .tile_slots import fit as fit_slots
 
+if TYPE_CHECKING:
+    from .extents import Range
+
 PAIR_COST = 2.0
 """Of an access to every second element, of which another one takes the others: a row, and a permutation."""
 
@@ -61,6 +65,10 @@ Measured on a Zen 3, f32, six rows in place and copied, GFLOP/s of 100: rows of 
 
 
 class Model(RegisterFactors):
+    """streaming_loops: the loops at hand that are not parallel, from the outside inwards, each with its range."""
+
+    streaming_loops: list[tuple[Block, Range]]
+
     # Operands that are kept.
 
     def keeps_operand(self, contraction: Op, value: Value, outside: bool) -> bool:
@@ -408,7 +416,9 @@ class Model(RegisterFactors):
             rows_ahead = [op for op in self._rows_ahead(walk, order[1], staged)
                           if self.is_contiguous(self.access(op), order[1], walk.reduced[0])]
         tile_ahead = self._tile_ahead(walk, order, reduced) if by_hand is None else []
+        rows_later = self._rows_later(walk, lane, counts, order, reduced) if by_hand is None else []
         reread = self._reread(lane, counts, order, reduced, staged) if by_hand is None else []
+        rows_again = self._rows_again(walk, lane, counts, order, reduced) if by_hand is None else []
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         deep = blocked and by_hand is None and not rows_here and self._is_deep(lane, counts, reduced, staged)
@@ -440,8 +450,9 @@ class Model(RegisterFactors):
             if parted is None else (None, None)
         choice = WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                             by_hand=by_hand, widened=widened, blocked=blocked, deep=deep, rows_here=rows_here,
-                            rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead, reread=reread,
-                            parted=parted, depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
+                            rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead,
+                            rows_later=rows_later, reread=reread, rows_again=rows_again, parted=parted,
+                            depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
                             joined_once=joined_once)
         if column_block and self.rows_end_to_end(few):
             return self._end_to_end(choice, 1 if few is None else self.rows_hint(few))
@@ -536,6 +547,26 @@ class Model(RegisterFactors):
             self.operand_dtype(op).size_bytes for op in staged if lane in axes_of(op.result))
         return staged if self.extent_hint(order[-1]) >= STAGE_ROWS and panel_bytes > self.near_bytes // 2 else []
 
+    def _rows_again(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
+                    reduced: list[str]) -> list[Value]:
+        """The operands of rows that lie one after the other, as values of a cache, of which each step takes a few
+        elements for lanes that are held, if the first cache has no room for all of them beside what they meet
+        (Requests.reread_ahead_bytes)."""
+        if not self.requests.reread_ahead_bytes or lane not in self.bound or len(order) != 1 or len(reduced) != 1:
+            return []
+        (columns,), (rows,) = order, reduced
+        found = []
+        for value in dict.fromkeys(v for r in walk.reductions if r.name == "contract" for v in r.operands):
+            access = self.access_of(value)
+            if access is None or access.gathers or lane in access.axes or rows not in access.axes:
+                continue
+            size = element_bytes(access.dtype)
+            if access.axes.get(columns) == size and counts[columns] * size <= LINE_BYTES and (
+                    counts[columns] < self.extent_hint(columns)
+                    and self.extent_hint(rows) * self.extent_hint(columns) * size > self.near_bytes // 4):
+                found.append(value)
+        return found
+
     def _squared(self, walk: Walk, op: Op, loops: list[str], lane: str | None) -> str | None:
         """The axis along which a load or store goes through squares of registers that are transposed."""
         square = None if walk.reductions else self.square_axis(op, self.access(op), lane)
@@ -573,6 +604,28 @@ class Model(RegisterFactors):
                 access = self.access(load)
                 if not access.gathers and self.is_whole_rows(access, order[-1], reduced[0]):
                     found.append(load)
+        return found
+
+    def _rows_later(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
+                    reduced: list[str]) -> list[Op]:
+        """The loads of rows, one after the other in memory, that another contraction in the body of a sequential loop
+        meets in the same tile, as weights that are made of these scores meet values (Requests.reread_ahead_bytes): it
+        reads a few elements of each row at a time, where the processor sees no stream."""
+        if not self.requests.reread_ahead_bytes or lane not in self.bound or len(order) != 1 or len(reduced) != 1:
+            return []
+        (rows,), (depth,) = order, reduced
+        if rows not in self.sequential_tiles or depth not in self.open or not self.streaming_loops:
+            return []
+        contractions = [op for op in self.streaming_loops[-1][0].ops if op.name == "contract"]
+        read = Counter(load_behind(value) for op in contractions for value in op.operands)
+        found = []
+        for load in (load_behind(v) for op in contractions if rows in op.attributes["over"] for v in op.operands):
+            axes = axes_of(load.result) if load is not None and read[load] == 1 else ()
+            if load is None or len(axes) != 2 or axes[0] != rows or axes[1] not in self.open:
+                continue
+            if load.result not in self.buffers and self.is_contiguous(self.access(load), *axes) and (
+                    self.share_of_rows(load, counts[rows], counts[depth], rows, depth)):
+                found.append(load)
         return found
 
     def _blocks(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str], staged: list[Op]) -> bool:

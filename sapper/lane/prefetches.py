@@ -100,6 +100,10 @@ SHORT_ROW_BYTES, SHORT_LINES = 2048, 4
 """Of rows of a matrix [in, out], two to a page and more, no streams by themselves: bytes at most, and at least
 how many lines, where blocks of them are asked for in the order of memory (are_short_rows)."""
 
+ROWS_AGAIN_AHEAD = 8
+"""How many rows ahead those are asked for of which a few elements are met at a time, again and again. On a Cascade Lake
+4 and 16 are within 2 % of it."""
+
 FEW_ROWS = 16
 """Typical number of rows up to which a contraction is bound by memory."""
 
@@ -483,6 +487,26 @@ class Prefetches(Stores):
             operands, attributes = self.memory_operands(block, inside, 1, access.disp + line)
             self.effect("prefetch", operands, level=2, **attributes)
 
+    def share_of_rows(self, op: Op, count: int, steps: int, row_axis: str, depth_axis: str) -> int:
+        """How many bytes of `count` whole rows are asked for in so many steps of a depth, if all are along all of it; 0
+        where these are no lines."""
+        extent, row_bytes = self.open[depth_axis].extent, self.access(op).axes[row_axis]
+        if not isinstance(extent, int) or not isinstance(row_bytes, int):
+            return 0
+        share, rest = divmod(count * steps * row_bytes, extent)
+        return 0 if rest or share % LINE_BYTES else share
+
+    def _prefetch_rows_later(self, op: Op, row_axis: str, depth_axis: str) -> None:
+        """Ask for as much of the rows that are met later as this step reads of those that are met now, in the order of
+        memory."""
+        access, rows, depth = self.access(op), self.bound[row_axis], self.bound[depth_axis]
+        share = self.share_of_rows(op, rows.count, depth.count, row_axis, depth_axis)
+        block = self.add(access.base, self.mul(access.axes[row_axis], rows.offset))
+        inside = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), share // depth.count)
+        for line in range(0, share, LINE_BYTES):
+            operands, attributes = self.memory_operands(block, inside, 1, access.disp + line)
+            self.effect("prefetch", operands, level=2, **attributes)
+
     def is_contiguous(self, access: Access, row_axis: str, depth_axis: str) -> bool:
         """Whether it is known that whole rows follow one another."""
         extent = self.open[depth_axis].extent
@@ -566,6 +590,18 @@ class Prefetches(Stores):
         disp = attributes.pop("disp") + self.requests.reread_ahead_bytes
         for line in range(0, panel.piece_bytes * self.bound[panel.lane].count, LINE_BYTES):
             self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
+
+    def _prefetch_row_again(self, value: Value, columns: str, row_axis: str, row: int) -> None:
+        """Ask for what a step reads of a row of an operand (WalkChoice.rows_again) some rows later: the line of its
+        last element, and, as arrays may begin anywhere in one, of its first, where a step reads as much as a line has.
+        """
+        access = self.access_of(value)
+        assert access is not None
+        count = self.bound[columns].count
+        both = count * element_bytes(access.dtype) == LINE_BYTES and not access.relative
+        for column in (0, count - 1) if both else (count - 1,):
+            operands, attributes = self.address(access, {row_axis: row + ROWS_AGAIN_AHEAD, columns: column})
+            self.effect("prefetch", operands, level=1, **attributes)
 
     def _prefetch_rows(self, op: Op, panel: StagedPanel) -> None:
         """Ask for the rows of memory that are copied COPY_AHEAD_STEPS steps of the depth later: they are far apart."""

@@ -285,6 +285,8 @@ class Reductions(Staging):
                     in_turn and a is not accumulators[-1]):
                 for op in terms:
                     self._prefetch_ahead(op, walk, inner)
+                for value in choice.rows_again:
+                    self._prefetch_row_again(value, choice.order[0], choice.reduced[0], inner[choice.reduced[0]])
                 for op in choice.reread:
                     if isinstance(panel := self.staged[op], StagedPanel):
                         self._prefetch_reread(panel, inner)
@@ -306,6 +308,8 @@ class Reductions(Staging):
             self._prefetch_next_block(op, choice)
         for op in choice.rows_ahead:
             self._prefetch_rows_after(op, choice.order[-1], choice.reduced[0] if choice.reduced else None)
+        for op in choice.rows_later:
+            self._prefetch_rows_later(op, choice.order[-1], choice.reduced[0])
         for op in choice.tile_ahead:
             self._prefetch_tile_after(op, choice.order[-1], choice.reduced[0])
         self.request_stores(walk.inner)

@@ -549,6 +549,15 @@ class RowEvaluation(State):
             found = memo[key] = self._access(op)
         return found
 
+    def access_of(self, value: Value) -> Access | None:
+        """Where the elements of a value lie that is kept, or a load, cast or not; None of others."""
+        if value in self.buffers or value in self.rows:
+            return self.buffers.get(value)
+        op = value.op
+        if op is not None and op.name == "cast":
+            return self.access_of(op.operands[0])
+        return self.access(op) if op is not None and op.name == "load" else None
+
     def home_of(self, op: Op) -> int:
         return self.home.get(op.results[0], 0) if op.results else self.home.get(op, self.depth)  # type: ignore[call-overload]
 

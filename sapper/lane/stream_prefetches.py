@@ -45,12 +45,7 @@ they are asked for as other weights are, which lose by this (25 to 20 GB/s)."""
 
 
 class StreamPrefetches(Model):
-    """Emits prefetches of streams.
-
-    streaming_loops: the loops at hand that are not parallel, from the outside inwards, each with its range.
-    """
-
-    streaming_loops: list[tuple[Block, Range]]
+    """Emits prefetches of streams."""
 
     def _stream_steps(self, body: Block, r: Range) -> dict[Value, int]:
         """The matrices that a loop reads, and how many bytes further its next pass reads each."""

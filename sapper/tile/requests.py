@@ -41,7 +41,8 @@ class Requests(NamedTuple):
     in the next pass is asked for, into the first cache.
 
     reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
-    not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough.
+    not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough. If it does
+    not, so are rows of values (WalkChoice.rows_again, rows_later).
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the

@@ -320,12 +320,30 @@ def test_what_many_rows_meet_again_is_asked_into_the_first_cache(name: str, rows
         assert loads and all((operands, disp + 1024) in requests for operands, disp in loads)
 
 
-def test_a_product_of_one_row_of_lanes_asks_for_nothing_again() -> None:
-    """Scores of heads in the lanes, with rows of a cache that lie where they are."""
-    facts = replace(PLAIN, requests=Requests(reread_ahead_bytes=1024))
-    extents = dict.fromkeys("HCSPB", (128, 64))
-    assert prefetches("latent_attention_decode_f32", facts, **extents) == prefetches(
-        "latent_attention_decode_f32", PLAIN, **extents)
+@pytest.mark.parametrize(("name", "extents", "again", "later"), [
+    ("attention_f32", {"T": (512, 64), "H": (8, 1), "G": (4, 1), "D": (128, 128), "P": (1024, 1)}, 1, 1),
+    ("attention_bf16", {"T": (512, 64), "H": (8, 1), "G": (4, 1), "D": (128, 128), "P": (1024, 1)}, 1, 0),
+    ("attention_f32", {"T": (512, 64), "H": (8, 1), "G": (4, 1), "D": (16, 16), "P": (1024, 1)}, 0, 1),
+    ("latent_attention_decode_f32",
+     {"H": (16, 16), "C": (512, 512), "S": (64, 64), "P": (4096, 1), "B": (32, 1)}, 2, 0),
+])
+def test_values_are_asked_for_before_their_columns_are_met(
+        name: str, extents: dict[str, tuple[int, int]], again: int, later: int) -> None:
+    """Where reread_ahead_bytes says so: some rows ahead into the first cache, by both lines that 16 numbers of an array
+    may lie in; and into the second, beside scores, rows that nothing else reads. Not what stays in the first."""
+    static = {dim: known[0] for dim, known in extents.items() if dim in "GDHCS" and known[0] == known[1]}
+    counts = []
+    for facts in (PLAIN, replace(PLAIN, requests=Requests(reread_ahead_bytes=1024))):
+        function = LIBRARY[name].kernel.tile_ir(static)
+        reduce_loops(function)
+        canonicalize(function)
+        dims = {dim: DimClass(*known) for dim, known in extents.items()}
+        lowered = lower(function, Schedule(), facts, Specialization(dims))
+        counts.append(Counter(op.attributes["level"] for loop in lowered.walk() if loop.name == "loop"
+                              and sum(op.name == "fma" for op in loop.blocks[0].ops) >= 32
+                              for op in loop.blocks[0].ops if op.name == "prefetch"))
+    before, now = counts
+    assert now - before == Counter({level: asked for level, asked in ((1, 2 * again), (2, later)) if asked})
 
 
 @pytest.mark.parametrize(("rows", "copied"), [(8, False), (512, True)])
