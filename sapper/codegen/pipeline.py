@@ -159,7 +159,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     _verify_lane(lane)
     fuse(lane, target.memory_operands)
     _trace(lane, "fuse")
-    expand_math(lane, legal)
+    expand_math(lane, legal, target.slow_underflow)
     _trace(lane, "expand_math")
     expand_float8(lane, legal)
     _trace(lane, "expand_float8")
@@ -178,7 +178,7 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     from ..lane.float8 import join_loads
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
-    from ..lane.strength import reduce_strength, split_blocks
+    from ..lane.strength import point_at_operands, reduce_strength, split_blocks
     from .compile import rules_of
 
     if not target.assembler_allocates:
@@ -195,6 +195,9 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     if not target.assembler_allocates and reduce_strength(lane):
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "reduce_strength")
+    if not target.assembler_allocates and not target.fuses_indexed and point_at_operands(lane):
+        eliminate_dead(lane, LANE_OPS)
+        _trace(lane, "point_at_operands")
     return lane
 
 

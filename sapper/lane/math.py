@@ -85,10 +85,11 @@ def times(factor: float, coefficients: tuple[float, ...]) -> tuple[float, ...]:
 class _Emitter:
     """Emits ops in place of one, for rows of one format."""
 
-    __slots__ = ("coarse", "constants", "format", "head", "legal", "location", "most", "ops")
+    __slots__ = ("coarse", "constants", "format", "head", "legal", "location", "most", "ops", "slow_underflow")
 
-    def __init__(self, legal: frozenset[str]) -> None:
+    def __init__(self, legal: frozenset[str], slow_underflow: bool) -> None:
         self.legal = legal
+        self.slow_underflow = slow_underflow
         self.ops: list[Op] = []
         self.head: list[Op] = []
         self.constants: dict[tuple[bytes, RowType], Value] = {}
@@ -265,8 +266,10 @@ class _Emitter:
     def has_tables(self) -> bool:
         return self.format.is_f32 and {"lookup", "scale_exponent"} <= self.legal
 
-    def exp_by_table(self, x: Value) -> Value:
-        """e**x for exp_low <= x <= exp_high or NaN: x = n ln 2 + r, where n is a multiple of 1/16.
+    def exp_by_table(self, x: Value, low: float | None = None) -> Value:
+        """e**x for exp_low <= x <= exp_high or NaN: x = n ln 2 + r, where n is a multiple of 1/16. low: exp_low, if x
+        may be below it; r is then that of the greater of both, while n is -infinity for -infinity, whose power is 0
+        without underflow.
 
         Its fraction is a place in a table (Tang, "Table-driven implementation of the exponential function", 1989), and
         r is so small that two coefficients are enough. n has 12 bits, so its product with the first part of ln 2 may
@@ -276,7 +279,11 @@ class _Emitter:
         magic = self.constant(f.magic / 16)
         places = self.fma(x, self.constant(1 / math.log(2)), magic)
         n = self.sub(places, magic)
-        r = self.reduced(x, n)
+        if low is None:
+            r = self.reduced(x, n)
+        else:
+            least = round(low * 16 / math.log(2)) / 16
+            r = self.reduced(self.row("max", self.constant(low), x), self.row("max", self.constant(least), n))
         power = self.lookup(places, *polynomials.EXP2_TABLE_F32)
         expm1 = self.fma(self.mul(r, r), self.polynomial(r, polynomials.EXPM1_TABLE_F32), r)
         return self.emit("scale_exponent", [self.fma(power, expm1, power), n], f.row)
@@ -342,6 +349,8 @@ def _exp(e: _Emitter, x: Value) -> Value:
         n, scale, scaled = e.split_exponent(x, 1 / math.log(2), e.most)
         r = e.fma(x, e.constant(1 / math.log(2)), e.emit("neg", [n], f.row))
         return scaled(e.polynomial(r, times(scale, polynomials.EXP2_NEAREST_F32)))
+    if e.slow_underflow and e.has_tables:
+        return e.exp_by_table(x if e.most <= f.exp_high else e.row("min", e.constant(f.exp_high), x), f.exp_low)
     return e.exp_reduced(e.limited(x, f.exp_low, f.exp_high), e.most)
 
 
@@ -585,19 +594,20 @@ def _has(legal: frozenset[str], name: str, row: Type) -> bool:
     return name in legal or f"{name}.{row.dtype.name}" in legal
 
 
-def expand_math(function: Function, legal: frozenset[str]) -> int:
+def expand_math(function: Function, legal: frozenset[str], slow_underflow: bool = False) -> int:
     """Expand, in place, every op of EXPANDABLE that is not in `legal`; how many there were.
 
     legal: names of the lane ops that the target has instructions for, those for one type only as `exp2.f32`. Where
     `lookup` is one, small integers become floats by it (tables.py). `lookup_by_halves`: that is one, of several
-    instructions.
+    instructions. slow_underflow: a result below the normal numbers takes long; that of minus infinity then has none on
+    its way to 0, as it stands for what is masked.
     """
     if "lookup" in legal:
         use_tables(function)
         tabulate(function, LEAST_OPS)
     elif "lookup_by_halves" in legal:
         tabulate(function, LEAST_OPS_BY_HALVES)
-    emitter = _Emitter(legal)
+    emitter = _Emitter(legal, slow_underflow)
     wanted = EXPANDABLE - legal
     count = _expand_block(function.body, wanted, emitter, legal) if wanted else 0
     if emitter.head:

@@ -2,11 +2,12 @@
 
 Enters: a lane function. Leaves: the same stores from the same values. Holds: only 64-bit scalars change, modulo 2^64.
 
-Two steps, for loops without loops inside. `split_blocks`, before `simplify`: where a loop takes its counter apart, as
+Three steps, for loops without loops inside. `split_blocks`, before `simplify`: where a loop takes its counter apart, as
 it does for memory that was copied in blocks (`k & -16`, `k & 15`), it becomes a loop over the blocks and one within
 a block, in which both parts are affine. `reduce_strength`, after it: a product of the counter with a number, and what
 is added to that from outside, is carried and grows by a constant. Where that leaves no reader of the counter, selection
-counts down to 0, and the loop's end is two instructions.
+counts down to 0, and the loop's end is two instructions. `point_at_operands`, for targets on which a multiply-add with
+an index in its address is two operations: a pointer takes the place of a base and the counter.
 
 For targets that give registers themselves; the assembler of PTX does this on its own.
 """
@@ -23,6 +24,9 @@ from .simplify import FIRST, constant
 MOST_CARRIED = 4
 """So many sums at most does a loop carry for this, each in a register of its own from start to end."""
 
+MOST_POINTED = 2
+"""And so many pointers in place of a base and the counter."""
+
 
 def split_blocks(function: Function) -> int:
     """Split loops over blocks, in place; how many."""
@@ -32,6 +36,16 @@ def split_blocks(function: Function) -> int:
 def reduce_strength(function: Function) -> int:
     """Carry what is affine in a counter, in place; how many values are carried now."""
     return sum(_carry(block, op) for block, op in list(_innermost(function.body)))
+
+
+def point_at_operands(function: Function) -> int:
+    """Carry a pointer, in place, where what a loop reads by a base and its counter is an operand of a multiply-add, for
+    targets on which that is two operations. How many pointers are carried now."""
+    users: dict[Value, list[Op]] = {}
+    for op in function.walk():
+        for operand in op.operands:
+            users.setdefault(operand, []).append(op)
+    return sum(_point(block, op, users) for block, op in list(_innermost(function.body)))
 
 
 def _innermost(block: Block) -> Iterator[tuple[Block, Op]]:
@@ -144,6 +158,49 @@ def _carry(block: Block, op: Op) -> int:
         op.operands.append(begins)
         op.results.append(Value(S64, op))
         grows = build.value("s_const", [], S64, value=factors[value] * step)
+        grown.append(Op("s_add", [argument, grows], (S64,), None, None, op.location))
+    body.ops += grown
+    body.ops.append(Op("yield", [*terminator.operands, *(more.result for more in grown)], (), None, None,
+                       terminator.location))
+    place = block.ops.index(op)
+    block.ops[place:place] = before.ops
+    return len(wanted)
+
+
+def _point(block: Block, op: Op, users: dict[Value, list[Op]]) -> int:
+    body = op.blocks[0]
+    counter = body.arguments[0]
+    inside = {result for inner in body.ops for result in inner.results}.union(body.arguments)
+    places: dict[tuple[Value, int], list[Op]] = {}
+    for inner in body.ops:
+        first = FIRST.get(inner.name, -1)
+        if first >= 0 and inner.attributes.get("indexed") and inner.operands[first + 1] is counter and (
+                inner.operands[first] not in inside and inner.operands.count(counter) == 1):
+            places.setdefault((inner.operands[first], inner.attributes.get("scale", 1)), []).append(inner)
+    wanted = {place: ops for place, ops in places.items() if any(
+        inner.name in ("load", "load_splat") and len(users[inner.result]) == 1
+        and users[inner.result][0].name == "fma" for inner in ops)}
+    if not wanted or len(wanted) > MOST_POINTED:
+        return 0
+    before = Block()
+    build = Builder(before, op.location)
+    terminator = body.ops.pop() if body.terminator is not None else Op("yield", [])
+    grown: list[Op] = []
+    for (base, scale), ops in wanted.items():
+        argument = Value(S64, body)
+        body.arguments.append(argument)
+        for inner in ops:
+            first = FIRST[inner.name]
+            inner.operands = [*inner.operands[:first], argument, *inner.operands[first + 2:]]
+            inner.attributes = {**inner.attributes, "indexed": False, "scale": 1}
+        start = op.operands[0]
+        begins = base
+        if constant(start) != 0:
+            begins = build.value("s_mul", [start, build.value("s_const", [], S64, value=scale)], S64)
+            begins = build.value("s_add", [base, begins], S64)
+        op.operands.append(begins)
+        op.results.append(Value(S64, op))
+        grows = build.value("s_const", [], S64, value=scale * op.attributes["step"])
         grown.append(Op("s_add", [argument, grows], (S64,), None, None, op.location))
     body.ops += grown
     body.ops.append(Op("yield", [*terminator.operands, *(more.result for more in grown)], (), None, None,

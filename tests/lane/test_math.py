@@ -29,7 +29,7 @@ def test_these_are_the_ops_that_targets_have(name: str, legal: frozenset[str]) -
     assert legal_ops(target(name)) & (EXPANDABLE | AVX512) == legal
 
 
-def expanded(name: str, dtype: type, legal: frozenset[str], lanes: int, operands: int = 1,
+def expanded(name: str, dtype: type, legal: frozenset[str], lanes: int, operands: int = 1, slow_underflow: bool = False,
              **attributes: float) -> Function:
     row = ROW_F32 if dtype is np.float32 else ROW_F64
     function = Function("f", "lane")
@@ -38,16 +38,17 @@ def expanded(name: str, dtype: type, legal: frozenset[str], lanes: int, operands
     words = [build.value("arg", [], S64, slot=3 + n) for n in range(operands + 1)]
     values = [build.value("load", [w], row, dtype=row.dtype) for w in words[:-1]]
     build.add("store", [build.value(name, values, row, **attributes), words[-1]], dtype=row.dtype)
-    assert expand_math(function, legal) == (name not in legal)
+    assert expand_math(function, legal, slow_underflow) == (name not in legal)
     verify(function, LANE_OPS)
     assert not any(op.name in EXPANDABLE - legal for op in function.walk())
     return function
 
 
-def evaluate(name: str, legal: frozenset[str], *inputs: np.ndarray, **attributes: float) -> np.ndarray:
+def evaluate(name: str, legal: frozenset[str], *inputs: np.ndarray, slow_underflow: bool = False,
+             **attributes: float) -> np.ndarray:
     lanes = 1 << (len(inputs[0]) - 1).bit_length()
     padded = [np.concatenate([x, np.ones(lanes - len(x), x.dtype)]) for x in inputs]
-    function = expanded(name, inputs[0].dtype.type, legal, lanes, len(inputs), **attributes)
+    function = expanded(name, inputs[0].dtype.type, legal, lanes, len(inputs), slow_underflow, **attributes)
     y = np.zeros(lanes, inputs[0].dtype)
     run(function, *bind_arguments(function, {**{f"x{n}": x for n, x in enumerate(padded)}, "y": y}))
     return y[: len(inputs[0])]
@@ -328,3 +329,22 @@ def test_results_keep_their_values_locations_and_nesting() -> None:
 def test_legal_ops_stay() -> None:
     function = expanded("exp", np.float32, EXPANDABLE, 8)
     assert [op.name for op in function.body.ops] == ["arg", "arg", "load", "exp", "store"]
+
+
+@pytest.mark.parametrize("most", [math.inf, 0.0])
+def test_where_underflow_is_slow_masked_powers_have_none(most: float) -> None:
+    """All results are what they were; that of minus infinity is made of a finite number and minus infinity."""
+    x = np.concatenate([
+        np.array([-np.inf, np.inf, np.nan, -3e38, -1e30, -1e6, -200, -104, -103.9, -88, -0.0, 88.7, 90], np.float32),
+        np.random.default_rng(5).uniform(-110, 90, 500).astype(np.float32)])
+    x = x[~(x > most)]
+    plain, slow = (evaluate("exp", AVX512, x, slow_underflow=slow, most=most) for slow in (False, True))
+    assert np.array_equal(plain, slow, equal_nan=True)
+    function = expanded("exp", np.float32, AVX512, 16, slow_underflow=True, most=most)
+    power, exponent = next(op.operands for op in function.walk() if op.name == "scale_exponent")
+    for value, expected in ((power, False), (exponent, True)):
+        kept = next(op for op in function.walk() if op.name == "store")
+        kept.operands[0] = value
+        y = np.zeros(16, np.float32)
+        run(function, *bind_arguments(function, {"x0": np.full(16, -np.inf, np.float32), "y": y}))
+        assert np.isneginf(y).all() == expected and not np.isnan(y).any()

@@ -12,7 +12,7 @@ from sapper.ir.verifier import verify
 from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.ops import LANE_OPS
 from sapper.lane.simplify import simplify
-from sapper.lane.strength import MOST_CARRIED, reduce_strength, split_blocks
+from sapper.lane.strength import MOST_CARRIED, MOST_POINTED, point_at_operands, reduce_strength, split_blocks
 
 HEAD = 'lane func @f() {lanes = 8, slots = ["x.data", "scalar.n"]} {\n' \
        "%x: s64 = arg {slot = 3}\n%n: s64 = arg {slot = 4}\n" \
@@ -156,3 +156,49 @@ def test_what_counts_from_the_base_of_a_pointer_reads_by_it(n: int) -> None:
     by_pointer, by_base, other = (op for op in innermost(carried) if op.name == "s_store")
     assert by_base.operands[1:] == by_pointer.operands[1:2] and not by_base.attributes["indexed"]
     assert other.attributes["indexed"]      # it grows by 4, the pointer by 8
+
+
+@pytest.mark.parametrize("start", ["%c0", "%c2"])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 9, 20])
+def test_an_operand_of_a_multiply_add_is_read_by_a_pointer(n: int, start: str) -> None:
+    """And so is what else counts from its base by as much; what is read for something else, or twice, is left."""
+    body = """
+    %z: row<f32> = splat_const {value = 0.0}
+    %two: row<f32> = splat_const {value = 2.0}
+    %t: row<f32> = loop START, %n, %z {step = 2} (%k: s64, %s: row<f32>) {
+    prefetch %x, %k {level = 1, scale = 4, disp = 128, indexed = true}
+    %a: row<f32> = load_splat %x, %k {dtype = :f32, scale = 4, disp = 0, indexed = true}
+    %b: row<f32> = load_splat %x, %k {dtype = :f32, scale = 4, disp = 4, indexed = true}
+    %c: row<f32> = load_splat %x, %k {dtype = :f32, scale = 8, disp = 0, indexed = true}
+    %u: row<f32> = fma %a, %two, %s
+    %v: row<f32> = fma %b, %b, %u
+    %w: row<f32> = add %c, %v
+    yield %w
+    }
+    store %t, %x {dtype = :f32, masked = false, streaming = false, disp = 0}
+    """
+    results = []
+    for pointed in (False, True):
+        function = parse(body.replace("START", start))
+        if pointed:
+            assert point_at_operands(function) == 1
+            eliminate_dead(function, LANE_OPS)
+            verify(function, LANE_OPS)
+            ops = innermost(function)
+            assert [op.attributes["indexed"] for op in ops if "indexed" in op.attributes] == [False] * 3 + [True]
+        x = np.arange(256, dtype=np.float32)
+        run(function, *bind_arguments(function, {"x": x}, {"n": np.int64(n)}))
+        results.append(x.tolist())
+    assert results[0] == results[1]
+
+
+def test_no_more_pointers_are_carried_than_registers_allow() -> None:
+    bases = range(MOST_POINTED + 1)
+    body = ("%z: row<f32> = splat_const {value = 0.0}\n"
+            + "".join(f"%x{i}: s64 = s_add %x, %c{c}\n" for i, c in zip(bases, (8, 16, 24, 40), strict=False))
+            + "%t: row<f32> = loop %c0, %n, %z {step = 1} (%k: s64, %s0: row<f32>) {\n"
+            + "".join(f"%a{i}: row<f32> = load_splat %x{i}, %k {{dtype = :f32, scale = 4, disp = 0, indexed = true}}\n"
+                      f"%s{i + 1}: row<f32> = fma %a{i}, %z, %s{i}\n" for i in bases)
+            + f"yield %s{len(bases)}\n}}\n"
+            + "store %t, %x {dtype = :f32, masked = false, streaming = false, disp = 0}\n")
+    assert point_at_operands(parse(body)) == 0

@@ -120,6 +120,11 @@ class Target:
         return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1)
 
     @property
+    def slow_underflow(self) -> bool:
+        """Numbers below the normal ones are as quick as others."""
+        return False
+
+    @property
     def shared_pipes(self) -> bool:
         """Conversions have pipes of their own."""
         return False
