@@ -56,10 +56,11 @@ class WalkChoice:
     block_ahead: staged operands of which what the next block of panels is copied from is asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. bound: how
     they serve it where the columns are. few: what is chosen instead, as the kernel runs, where there are fewer rows
-    than `fewest`.
+    than `fewest`, or less of `few_axis`, where that is another axis.
     run: neighbours along the lane axis that a lane takes together (runs.py).
     depth_block: where not 0, all rows meet so many steps of the depth before any meets the next, and their sums pass
-    from one block to the next through scratch memory. row_pieces: how many pieces of rows meet each block.
+    from one block to the next through scratch memory; where `blocked`, so they do for each block of panels, of which as
+    much is copied at a time. row_pieces: how many pieces of rows meet each block.
     column_block: where not 0, so many columns meet it besides before any meets the next. joined_once: of what is
     joined to slots there, the loads that are so before, a piece of the columns at a time, for all pieces of rows.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
@@ -94,6 +95,7 @@ class WalkChoice:
     run: int = 1
     few: WalkChoice | None = None
     fewest: int = 0
+    few_axis: str | None = None
     bound: TileBlocks | TileSlots | None = None
     parted: str | None = None
     parts: int = 1

@@ -26,6 +26,7 @@ from .packed import DOT2_BF16, FMA2_BF16, Dot, Packing, Term, dot_for, load_behi
 from .prefetches import FEW_ROWS, LINE_BYTES
 from .register_factors import (
     ADDRESSED_ROWS,
+    DEEP,
     DEPTH_ROWS,
     FEW_AT_ONCE,
     LANE_BYTES,
@@ -227,6 +228,17 @@ class Model(RegisterFactors):
                     self.requests.rows_end_to_end) and (
                     self.least_rows(choice.order[1]) <= FEW_AT_ONCE < self.rows_hint(choice.order[1])):
                 choice.few, choice.fewest = self._end_to_end(choice, FEW_AT_ONCE), FEW_AT_ONCE + 1
+            if choice.reduced == [lane] and len(choice.order) == 2 and all(isinstance(r, Op) for r in walk.after) and (
+                    self._few_together(choice.order)) and self.least_rows(choice.order[1]) <= FEW_AT_ONCE:
+                self.few_together = False
+                choice.few = self._choose_vectors(walk, loops, lane, contraction, by_hand)
+                self.few_together, choice.fewest = True, FEW_AT_ONCE + 1
+            if choice.blocked and choice.depth_block:
+                self.in_blocks_of_depth = False
+                choice.few = self._choose_vectors(walk, loops, lane, contraction, by_hand)
+                self.in_blocks_of_depth = True
+                elements = 1 if choice.packing is None else choice.packing.dot.elements
+                choice.few_axis, choice.fewest = choice.reduced[0], DEEP * choice.depth_block * elements
             return choice
         choice = self._choose_tiles(walk, tiles)
         if self._may_be_few(walk, tiles):
@@ -423,6 +435,9 @@ class Model(RegisterFactors):
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         deep = blocked and by_hand is None and not rows_here and self._is_deep(lane, counts, reduced, staged)
         depth_block = column_block = 0
+        if blocked and by_hand is None and not rows_here and lane is not None and (
+                steps := self.depth_in_blocks(walk, order[1], lane)):
+            depth_block, deep, block_ahead = steps, False, []
         joined_once: list[Op] = []
         if row_pieces > 1:
             blocked, deep, block_ahead, rows_ahead = False, False, [], []

@@ -253,7 +253,7 @@ class Reductions(Staging):
                 return self._bind(axis, part.offset, choice.depth_parts, False, None, carried, within, apart=part.apart)
             carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within,
                                                 part)
-            if self.packing is None or part is not None:
+            if self.packing is None or part is not None or self.all_depth is not None:
                 return carried
             with self.rest_of_depth() as any_left:
                 if any_left:

@@ -111,7 +111,10 @@ class PanelInPlace(StagedPanel):
         self.start_base = low.add(self.base, low.mul(low.ceil_div(columns, panels.width), self.panel_bytes))
         o = low.open[depth_axis] if low.packing is None else low.packing.elements
         origin = o.offset if o.origin is None else o.origin
-        self.before_bytes = low.mul(low.scalar("s_floordiv", origin, panels.elements), self.depth_bytes)
+        before = low.scalar("s_floordiv", origin, panels.elements)
+        if low.packing is not None:
+            before = low.add(before, low.open[depth_axis].offset)   # in slots, where a block of the depth is open
+        self.before_bytes = low.mul(before, self.depth_bytes)
 
     @property
     def depth_bytes(self) -> int:

@@ -6,8 +6,9 @@ Enters a load and the axis that lies in the lanes; leaves loops that copy it, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import gcd
 
-from ..ir.nodes import Op
+from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_I32, S64, RowType, i4, i32, i64, u8
 from ..tile.plan import Walk
 from ..tile.schedule import Panels
@@ -39,10 +40,11 @@ or more from the one before: products of 2048 x 2048 x 2048 in f32 with a left m
 
 class Staging(Prefetches):
     """stage_memory: scratch memory of each staged operand. task_axes: those of which the task at hand has a piece, if
-    it has pieces of nothing else."""
+    it has pieces of nothing else. all_depth: where the depth is open to a block of it, how it is open to all."""
 
     stage_memory: dict[tuple[str, Op], Scalar]
     task_axes: tuple[str, ...] = ()
+    all_depth: Open | None = None
 
     def _panel_depth(self, depth_axis: str) -> Scalar:
         """Steps of the depth that a panel has room for: transposed squares are stored whole."""
@@ -67,17 +69,25 @@ class Staging(Prefetches):
             if op in choice.rows_here:
                 self.staged[op] = self._stage_rows_here(op, row_axis, depth_axis, choice)
                 return
-            stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
-            self._once_for_rows(op, row_axis, depth_axis, choice, lambda: stage(op, row_axis, depth_axis, choice))
+            self._once_for_rows(op, row_axis, depth_axis, choice)
 
-    def _once_for_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice,
-                       stage: Callable[[], StagedRows]) -> None:
+    def _once_for_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> None:
         """Stage rows, but not where the worker's task before had the same ones: tasks of a product that share its
         columns have all rows, and a worker takes several. A word of its scratch memory says which rows lie there."""
         depth, access = self.open[depth_axis], self.access(op)
+
+        def stage() -> None:
+            place = self.place_of_rows(op, row_axis, depth_axis, choice)
+            if choice.blocked and choice.depth_block:
+                self.blocks_of_depth(choice, lambda _: self._fill(
+                    op, self.place_of_rows(op, row_axis, depth_axis, choice)))
+            else:
+                self._fill(op, place)
+            self.staged[op] = place
+
         same = all(isinstance(s, int) or self.depth_of(s) == 0 for s in (depth.offset, depth.extent))
         if set(self.task_axes) != {row_axis, choice.lane} or not same or access.gathers or self.bound:
-            self.staged[op] = stage()
+            stage()
             return
         word = self.value(self.scratch([(1, 1)], i64))
         self.levels[0].builder.block.ops.append(Op("s_store", [self.value(-1), word], (), {"dtype": i64}))
@@ -86,10 +96,35 @@ class Staging(Prefetches):
         others = self.emit(self.depth, "s_cmp", [there, first], S64, cond="ne")
 
         def copy() -> None:
-            self.staged[op] = stage()
+            stage()
             self.effect("s_store", [first, word], dtype=i64)
 
         self.fork(others, copy, lambda: None)
+
+    def blocks_of_depth(self, choice: WalkChoice, body: Callable[[Scalar], None]) -> None:
+        """Run `body` with the depth open to one block of it after another, and given what is left of it behind the
+        block; once where there is no depth."""
+        (axis,) = choice.reduced
+        whole, size = self.open[axis], choice.depth_block
+        end = self.add(whole.offset, whole.extent)
+
+        def block(start: Value) -> None:
+            left = self.sub(end, start)
+            exact = isinstance(whole.extent, int) and whole.extent % size == 0
+            extent = size if exact else self.scalar("s_min", left, size)
+            self.all_depth = whole
+            self.open[axis] = Open(start, extent, min(whole.hint, size), gcd(whole.divisor, size), Capacity(size))
+            body(self.sub(left, size))
+            self.all_depth = None
+            self.open[axis] = whole
+
+        self.counted(axis, whole.offset, self.scalar("s_max", end, self.add(whole.offset, 1)), size, block)
+
+    def _before_block(self, depth_axis: str, step_bytes: Scalar) -> Scalar:
+        """Bytes of what is staged of the depth before the block of it that is open, a step of all rows taking some."""
+        if self.all_depth is None:
+            return 0
+        return self.mul(self.sub(self.open[depth_axis].offset, self.all_depth.offset), step_bytes)
 
     def panels_of(self, op: Op) -> Panels | None:
         """The panels in which a load's tensor was packed."""
@@ -260,8 +295,11 @@ class Staging(Prefetches):
             self._loop(lane, piece.offset, end, 1, True, False, [], rows_of_squares)
         self.open[lane] = walked
 
-    def _stage_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
-        """All of row_axis and depth: blocks of [count rows][lanes of depth], in the order in which the loops run."""
+    def place_of_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
+        """Where all of row_axis and depth go: blocks of [count rows][lanes of depth], in the order in which the loops
+        run."""
+        if self.stages_columns(op, row_axis, choice.counts):
+            return self._place_of_columns(op, row_axis, depth_axis, choice)
         dtype = self.operand_dtype(op)
         count = choice.counts[row_axis]
         key = ("rows", op)
@@ -269,7 +307,16 @@ class Staging(Prefetches):
             self.stage_memory[key] = self._scratch_of(op, [
                 (self._capacity(row_axis), count), (self._capacity(depth_axis), self.lanes * self.slot_elements)])
         depth_extent = self.round_up(self.open[depth_axis].extent, self.lanes)
-        staged = StagedRows(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
+        before = self._before_block(depth_axis, self.mul(
+            self.round_up(self.open[row_axis].extent, count), dtype.size_bytes))
+        base = self.add(self.stage_memory[key], before)
+        return StagedRows(self, base, row_axis, depth_axis, count, depth_extent, dtype)
+
+    def _fill(self, op: Op, staged: StagedRows) -> None:
+        row_axis, depth_axis = staged.row_axis, staged.depth_axis
+        if isinstance(staged, StagedColumns):
+            self._fill_columns(op, staged)
+            return
 
         def rows(carried: Carried) -> Carried:
             def copy(inner: Carried) -> Carried:
@@ -278,11 +325,10 @@ class Staging(Prefetches):
                 return inner
             return self.axis_loop(depth_axis, 1, True, carried, copy)
 
-        self.axis_loop(row_axis, count, False, [], rows)
-        return staged
+        self.axis_loop(row_axis, staged.count, False, [], rows)
 
     def _stage_rows_here(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
-        """As `_stage_rows`, of the rows that are bound alone: where nobody knows how many there may be."""
+        """As all rows, of those that are bound alone: where nobody knows how many there may be."""
         dtype, count = self.operand_dtype(op), choice.counts[row_axis]
         key = ("rows", op)
         if key not in self.stage_memory:
@@ -298,8 +344,8 @@ class Staging(Prefetches):
         self.axis_loop(depth_axis, 1, True, [], copy)
         return staged
 
-    def _stage_columns(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedColumns:
-        """As `_stage_rows`, of a matrix that is contiguous along the rows' axis: one vector for each step of depth."""
+    def _place_of_columns(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedColumns:
+        """Of a matrix that is contiguous along the rows' axis: one vector for each step of the depth."""
         dtype = self.operand_dtype(op)
         count = choice.counts[row_axis]
         key = ("columns", op)
@@ -310,8 +356,13 @@ class Staging(Prefetches):
             widened = Capacity(c.constant * -(-self.lanes // count), c.dims)
             self.stage_memory[key] = self._scratch_of(
                 op, [(widened, self.lanes), (self._capacity(depth_axis), self.slot_elements)])
-        depth_extent = self.open[depth_axis].extent
-        staged = StagedColumns(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
+        before = self._before_block(depth_axis, self.mul(
+            self.ceil_div(self.open[row_axis].extent, count), self.lanes * dtype.size_bytes))
+        base = self.add(self.stage_memory[key], before)
+        return StagedColumns(self, base, row_axis, depth_axis, count, self.open[depth_axis].extent, dtype)
+
+    def _fill_columns(self, op: Op, staged: StagedColumns) -> None:
+        row_axis, depth_axis, count = staged.row_axis, staged.depth_axis, staged.count
         rows = self.open[row_axis]
 
         def block(carried: Carried) -> Carried:
@@ -330,7 +381,6 @@ class Staging(Prefetches):
             return self._loop(row_axis, rows.offset, stop, count, False, False, carried, block)
 
         self.axis_loop(depth_axis, max(1, COPIED_STEPS // self.slot_elements), False, [], steps)
-        return staged
 
     def _capacity(self, axis: str) -> Capacity | int:
         """Most elements along an axis."""

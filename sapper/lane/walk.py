@@ -26,6 +26,7 @@ from .followed import Followed
 from .prefetches import FEW_ROWS
 from .reductions import Accumulator, Reductions
 from .slots import PAIR
+from .staged import PanelInPlace, StagedRows
 from .staging import BLOCK_PANELS, DEEP_BLOCKS
 from .state import Access, Capacity, Open, Scalar
 from .tile_registers import emit_walk
@@ -38,11 +39,14 @@ class WalkLowering(Reductions):
     """Emits walks: the loops over their outer axes, and in these staging, reductions and stores.
 
     caller_tiles: where tile registers are configured, the address of scratch memory that keeps how they were before.
-    followed: what became of the schedule.
+    followed: what became of the schedule. sum_places: of the walk at hand, where sums are between two blocks of the
+    depth. depth_ends: where the depth is open to a block of it, whether it is the last one.
     """
 
     caller_tiles: Value | None = None
     followed: Followed
+    sum_places: dict[Op, Access]
+    depth_ends: Value | None = None
 
     def walk(self, walk: Walk) -> None:
         choice = self.choose(walk)
@@ -61,8 +65,8 @@ class WalkLowering(Reductions):
 
     def _walk_few(self, walk: Walk, choice: WalkChoice, few: WalkChoice) -> None:
         """Both ways of a walk that stores all that it makes: where fewer rows than are worth tiles, or another
-        order of the walk, are there, and else."""
-        few_axis = choice.order[-1] if choice.tiles is None else choice.tiles.rows
+        order of the walk, or less of the depth than is worth blocks of it, are there, and else."""
+        few_axis = choice.few_axis or (choice.order[-1] if choice.tiles is None else choice.tiles.rows)
         rows = self.value(self.open[few_axis].extent)
         are_few = self.emit(self.depth_of(rows), "s_cmp", [rows, self.value(choice.fewest)], S64, cond="lt")
 
@@ -86,6 +90,10 @@ class WalkLowering(Reductions):
         order = choice.order
         if choice.blocked:
             order = [order[0], *order] if choice.deep else [*order, order[0]]
+        if choice.blocked and choice.depth_block:
+            for op in [op for op in pending if choice.lane not in axes_of(op.result)]:
+                pending.remove(op)
+                self._stage(op, walk, choice)
 
         def outer(k: int) -> None:
             axis = order[k] if k < len(order) else None
@@ -107,14 +115,14 @@ class WalkLowering(Reductions):
 
                 if choice.column_block and k == 0:
                     self._column_blocks(choice, axis, lambda: self._depth_blocks(walk, choice, order))
-                elif choice.depth_block and not choice.column_block and k == len(order) - 1:
+                elif choice.depth_block and not choice.blocked and not choice.column_block and k == len(order) - 1:
                     self._depth_blocks(walk, choice, order[-1:])
                 elif axis == choice.parted and choice.parts > 1:
                     self.parted_lanes(axis, choice.counts[axis], choice.parts, body)
                 elif axis == choice.parted:
                     self.parted_loop(axis, choice.counts[axis], [], body)
                 elif choice.blocked and k == 0:
-                    self._panel_blocks(choice, axis, lambda: body([]))
+                    self._panel_blocks(choice, axis, lambda: self._depth_of_panels(walk, choice, body))
                 else:
                     contracts = any(r.name == "contract" for r in walk.reductions)
                     self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body,
@@ -177,14 +185,15 @@ class WalkLowering(Reductions):
         sizes = (8, 4, 2) if o.hint <= FEW_ROWS else () if self.facts.many_workers else (4, 2)
         return tuple(size for size in sizes if size < count)
 
-    def _panel_blocks(self, choice: WalkChoice, lane: str, body: Callable[[], Carried]) -> None:
+    def _panel_blocks(self, choice: WalkChoice, lane: str, body: Callable[[], object]) -> None:
         """Run `body` with the lane axis open to one block of panels after another."""
         o = self.open[lane]
         size = self._block_columns(choice, lane)
 
         def block(start: Scalar, extent: Scalar) -> None:
             width = choice.counts[lane] * self.lanes
-            self.open[lane] = Open(start, extent, min(o.hint, BLOCK_PANELS * width), gcd(o.divisor, width))
+            capacity = Capacity(BLOCK_PANELS * width) if choice.depth_block else None
+            self.open[lane] = Open(start, extent, min(o.hint, BLOCK_PANELS * width), gcd(o.divisor, width), capacity)
             body()
 
         def numbered(number: Value) -> None:
@@ -207,15 +216,86 @@ class WalkLowering(Reductions):
         the next ones is asked for meanwhile, or more, where these are walked one by one."""
         width = choice.counts[lane] * self.lanes
         (depth_axis,) = choice.reduced
-        panel_bytes = self.mul(self._panel_depth(depth_axis), width * 4 * sum(
+        depth = self._panel_depth(depth_axis)
+        if choice.depth_block:
+            depth = self.scalar("s_min", depth, choice.depth_block)
+        panel_bytes = self.mul(depth, width * 4 * sum(
             lane in op.result.type.axes for op in choice.staged))  # type: ignore[union-attr]
         room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1) // (2 if choice.block_ahead else 1)
         fitting = self.scalar("s_floordiv", room_bytes, self.scalar("s_max", panel_bytes, 1))
         return self.mul(self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1), width)
 
+    def _depth_of_panels(self, walk: Walk, choice: WalkChoice, body: Callable[[Carried], Carried]) -> None:
+        """Run `body` for a block of panels: of all of their depth, or of one block of it after another, between which
+        the sums of all rows are in scratch memory."""
+        if not choice.depth_block:
+            body([])
+            return
+        lane, rows = choice.order
+        self.sum_places = {}
+
+        def clear(carried: Carried) -> Carried:
+            accumulators = self._start_all(walk, choice, 1)
+            for a in accumulators:
+                a.rows = self._zeros(a)
+            self._keep_sums(accumulators, choice.order)
+            return carried
+
+        self.axis_loop(rows, 1, False, [], lambda carried: self.axis_loop(
+            lane, choice.counts[lane], True, carried, clear))
+
+        def block(left: Scalar) -> None:
+            for op, staged in self.staged.items():
+                if isinstance(staged, StagedRows):
+                    self.staged[op] = self.place_of_rows(op, rows, choice.reduced[0], choice)
+            self.depth_ends = self.emit(self.depth, "s_cmp", [self.value(left), self.value(0)], S64, cond="le")
+            body([])
+            self.depth_ends = None
+
+        self.blocks_of_depth(choice, block)
+
+    def _piece_of_depth(self, walk: Walk, choice: WalkChoice, ends: Value) -> None:
+        """What a block of the depth adds to the sums of a piece, and, where the depth ends, what follows them. What
+        sums in panels that were packed begin with is for all of the depth."""
+        accumulators = self._start_all(walk, choice, 1)
+        starts = {a.op: a.rows for a in accumulators if self._starts_in_place(a)}
+        for a in accumulators:
+            a.rows = self._zeros(a) if a.op in starts else a.rows
+        carried = [v for a in accumulators for v in a.carried()]
+        self._unpack(accumulators, self._reduce(walk, choice, 0, accumulators, carried))
+        self._take_errors_off(accumulators)
+        self._add_kept_sums(accumulators)
+        sums = [dict(a.rows) for a in accumulators]
+
+        def finish() -> None:
+            outer = {axis: self.bound[axis] for axis in choice.order}
+            self.bound |= {axis: replace(bound, depth=self.depth) for axis, bound in outer.items()}
+            for a in accumulators:
+                a.errors = {}
+                if a.op in starts:
+                    a.rows = {key: self.emit(self.depth, "add", [row, starts[a.op][key]], row.type)
+                              for key, row in a.rows.items()}
+            self._reduce_rest(walk, choice, accumulators)
+            self._finish_piece(walk, choice, accumulators)
+            self.bound |= outer
+
+        def keep() -> None:
+            for a, rows in zip(accumulators, sums, strict=True):
+                a.rows = rows
+            self._keep_sums(accumulators, choice.order)
+
+        self.fork(ends, finish, keep)
+
+    def _starts_in_place(self, a: Accumulator) -> bool:
+        straight = self.straight_operand(a.op)
+        staged = self.staged.get(straight.op) if straight is not None and straight.op is not None else None
+        return isinstance(staged, PanelInPlace)
+
     def _piece(self, walk: Walk, choice: WalkChoice) -> None:
         """All of the walk at one piece of its outer axes."""
-        if walk.reductions:
+        if walk.reductions and self.depth_ends is not None:
+            self._piece_of_depth(walk, choice, self.depth_ends)
+        elif walk.reductions:
             slots = self._slots(walk, choice)
             accumulators = self._start_all(walk, choice, slots)
             carried = [v for a in accumulators for v in a.carried()]
@@ -258,7 +338,7 @@ class WalkLowering(Reductions):
         after another, and at what is left of it. Between these the sums are in scratch memory."""
         (depth_axis,) = choice.reduced
         depth, size = self.open[depth_axis], choice.depth_block
-        places: dict[Op, Access] = {}
+        self.sum_places = {}
 
         def over_pieces(body: Callable[[list[Accumulator]], None], part: Open | None = None, number: int = 0) -> None:
             def piece(carried: Carried) -> Carried:
@@ -276,40 +356,18 @@ class WalkLowering(Reductions):
             self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], piece, tails=tails)
 
         def keep(accumulators: list[Accumulator]) -> None:
-            for a in accumulators:
-                if a.op not in places:
-                    places[a.op] = self._place_of_sums(a, axes)
-                for (point, _), row in a.rows.items():
-                    at = dict(zip(axes_of(a.op.result), point, strict=True))
-                    operands, attributes = self.address(places[a.op], at)
-                    self.effect("store", [row, *operands], dtype=places[a.op].dtype, masked=False, streaming=False,
-                                **attributes)
-
-        def kept(a: Accumulator) -> dict[tuple[tuple[int, ...], int], Value]:
-            rows = {}
-            for (point, slot), row in a.rows.items():
-                at = dict(zip(axes_of(a.op.result), point, strict=True))
-                operands, attributes = self.address(places[a.op], at)
-                rows[point, slot] = self.emit(self.depth, "load", operands, row.type, dtype=places[a.op].dtype,
-                                              masked=False, **attributes)
-            return rows
-
-        def zero(row: Value) -> Value:
-            assert isinstance(row.type, RowType)
-            return self.constant(0.0 if row.type.dtype.is_float else 0, row.type.dtype)
+            self._keep_sums(accumulators, axes)
 
         def add_to(accumulators: list[Accumulator], part: Open) -> None:
             """Add what a part of the depth makes. What all columns go by has sums of its own: these round less."""
             for a in accumulators:
-                a.rows = {key: zero(row) for key, row in a.rows.items()} if choice.column_block else kept(a)
+                a.rows = self._zeros(a) if choice.column_block else self._kept_sums(a)
             self.depth_part = part
             carried = [v for a in accumulators for v in a.carried()]
             self._unpack(accumulators, self._reduce(walk, choice, 0, accumulators, carried, part))
             self.depth_part = None
             if choice.column_block:
-                for a in accumulators:
-                    for key, row in kept(a).items():
-                        a.rows[key] = self.emit(self.depth, "add", [row, a.rows[key]], row.type)
+                self._add_kept_sums(accumulators)
 
         def block(start: Value) -> None:
             part = Open(start, size, size, size, None, apart=apart)
@@ -324,11 +382,7 @@ class WalkLowering(Reductions):
 
         def last(accumulators: list[Accumulator]) -> None:
             add_to(accumulators, rest)
-            with self.rest_of_depth() if self.packing is not None else nullcontext(False) as any_left:
-                if any_left:
-                    plain = replace(choice, counts={**choice.counts, depth_axis: 1}, prefetched=[])
-                    carried = [v for a in accumulators for v in a.carried()]
-                    self._unpack(accumulators, self._reduce(walk, plain, 0, accumulators, carried))
+            self._reduce_rest(walk, choice, accumulators)
             self._finish_piece(walk, choice, accumulators)
 
         over_pieces(keep)
@@ -341,6 +395,44 @@ class WalkLowering(Reductions):
             self.counted(depth_axis, depth.offset, end, size, block)
         rest = Open(end, self.sub(self.add(depth.offset, depth.extent), end), depth.hint, gcd(depth.divisor, size))
         over_pieces(last, rest)
+
+    def _reduce_rest(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator]) -> None:
+        """Add the elements of the depth that fill no slot."""
+        (depth_axis,) = choice.reduced
+        with self.rest_of_depth() if self.packing is not None else nullcontext(False) as any_left:
+            if any_left:
+                plain = replace(choice, counts={**choice.counts, depth_axis: 1}, prefetched=[], reread=[])
+                carried = [v for a in accumulators for v in a.carried()]
+                self._unpack(accumulators, self._reduce(walk, plain, 0, accumulators, carried))
+
+    # Sums that are in scratch memory between two blocks of the depth.
+
+    def _keep_sums(self, accumulators: list[Accumulator], axes: list[str]) -> None:
+        """axes: those along all of which there is room for sums."""
+        for a in accumulators:
+            if a.op not in self.sum_places:
+                self.sum_places[a.op] = self._place_of_sums(a, axes)
+            place = self.sum_places[a.op]
+            for (point, _), row in a.rows.items():
+                operands, attributes = self.address(place, dict(zip(axes_of(a.op.result), point, strict=True)))
+                self.effect("store", [row, *operands], dtype=place.dtype, masked=False, streaming=False, **attributes)
+
+    def _kept_sums(self, a: Accumulator) -> dict[tuple[tuple[int, ...], int], Value]:
+        rows, place = {}, self.sum_places[a.op]
+        for (point, slot), row in a.rows.items():
+            operands, attributes = self.address(place, dict(zip(axes_of(a.op.result), point, strict=True)))
+            rows[point, slot] = self.emit(self.depth, "load", operands, row.type, dtype=place.dtype, masked=False,
+                                          **attributes)
+        return rows
+
+    def _add_kept_sums(self, accumulators: list[Accumulator]) -> None:
+        for a in accumulators:
+            for key, row in self._kept_sums(a).items():
+                a.rows[key] = self.emit(self.depth, "add", [row, a.rows[key]], row.type)
+
+    def _zeros(self, a: Accumulator) -> dict[tuple[tuple[int, ...], int], Value]:
+        return {key: self.constant(0.0 if row.type.dtype.is_float else 0, row.type.dtype)  # type: ignore[union-attr]
+                for key, row in a.rows.items()}
 
     def _place_of_sums(self, a: Accumulator, walked: list[str]) -> Access:
         """Scratch memory for the sums along all of some axes, at the pieces of the others that are bound."""

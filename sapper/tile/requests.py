@@ -43,6 +43,10 @@ class Requests(NamedTuple):
     reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
     not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough. If it does
     not, so are rows of values (WalkChoice.rows_again, rows_later).
+    few_at_once: so many of few rows meet the rows of a matrix that lie along the depth at once, as far as registers
+    hold the sums, as what each piece of them reads again comes from the second cache slowly; 0: as many as of the
+    matrix. depth_block: so many steps of the depth many rows meet in a block of panels before any meets the next ones,
+    where all of it would have the rows come from the last cache for each panel or two; 0: all, as that is quick.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
@@ -70,6 +74,8 @@ class Requests(NamedTuple):
     rows_end_to_end: int = 0
     next_rows: bool = False
     reread_ahead_bytes: int = 0
+    few_at_once: int = 0
+    depth_block: int = 0
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -376,3 +377,66 @@ def test_what_sums_begin_with_is_added_once() -> None:
     assert in_blocks(lane, ("k", "n", "m", "k"))
     np.testing.assert_array_equal(
         arguments["c"], arguments["a"].astype(np.int32) @ arguments["b"].astype(np.int32) + arguments["d"])
+
+
+MANY = replace(facts_of(TARGETS["cascadelake"]), l2_bytes=2 * 30 * 64 * 4, requests=Requests(depth_block=32))
+"""Rows of 64 steps, and a panel of them, fill half of the second cache."""
+MANY_NAMES = ("matmul_nt_f32", "matmul_nn_f32", "matmul_tn_f32", "matmul_nt_i8", "matmul_nn_i8", "matmul_nt_bf16_bf16",
+              "matmul_nn_bf16", "matmul_nt_gelu_f32", "matmul_nt_residual_f32", "matmul_swiglu_f32")
+
+
+def run_many(name: str, rows: int, columns: int, depth: int, facts: Facts = MANY, packed: bool = False,
+             workers: int = 1, typical: int = 64, schedule: Schedule | None = None, deep: int = 0) -> Function:
+    """A product of more rows than the registers hold, of so many blocks of the depth at least if by blocks; compare it
+    with the reference."""
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    canonicalize(function)
+    arguments = entry.make_arguments(np.random.default_rng(1), {"M": rows, "N": columns, "K": depth})
+    placed = {}
+    if packed:
+        dtype = dict(entry.kernel.parameters)["b"].dtype
+        placed = {"b": pack_array(arguments["b"], dtype, panels_of_kernel(entry.kernel, "b", TARGETS["cascadelake"]))}
+    hints = {"M": 30, "N": 512, "K": 4 * typical if name.endswith("i8") else typical}
+    specialization = specialize(function, arguments, hints)
+    with patch("sapper.lane.model.DEEP", deep):
+        lane = run_lane(function, arguments, schedule, facts, specialization, workers, packed=placed)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    return lane
+
+
+def in_depth_blocks(lane: Function) -> bool:
+    return in_blocks(lane, ("n", "k", "m", "n", "k"))
+
+
+@pytest.mark.parametrize("name", MANY_NAMES)
+@pytest.mark.parametrize(("rows", "columns", "depth", "workers"), [(30, 150, 131, 1), (47, 70, 256, 2), (30, 17, 0, 1)])
+def test_many_rows_meet_one_block_of_the_depth_after_another(name: str, rows: int, columns: int, depth: int,
+                                                             workers: int) -> None:
+    """Whole blocks, such as leave some, or elements that fill no slot, and no depth."""
+    assert in_depth_blocks(run_many(name, rows, columns, depth, workers=workers))
+
+
+@pytest.mark.parametrize("name", ["matmul_nt_f32", "matmul_nt_i8", "matmul_nt_bf16_bf16", "matmul_nt_bf16"])
+@pytest.mark.parametrize("depth", [3, 131])
+def test_many_rows_meet_blocks_of_packed_panels(name: str, depth: int) -> None:
+    assert in_depth_blocks(run_many(name, 30, 150, depth, packed=True))
+
+
+@settings(max_examples=examples(10), deadline=None)
+@given(st.sampled_from(MANY_NAMES), st.integers(1, 60), st.integers(1, 200), st.integers(0, 300), st.integers(1, 3),
+       st.booleans())
+def test_any_of_many_rows(name: str, rows: int, columns: int, depth: int, workers: int, packed: bool) -> None:
+    run_many(name, rows, columns, depth, workers=workers, packed=packed and "nt" in name and "swiglu" not in name)
+
+
+@pytest.mark.parametrize("depth", [60, 64, 131])
+def test_how_deep_it_is_says_the_call(depth: int) -> None:
+    assert in_depth_blocks(run_many("matmul_nt_f32", 30, 70, depth, deep=2))
+
+
+def test_the_depth_is_walked_in_blocks_where_rows_would_come_from_the_last_cache() -> None:
+    assert not in_depth_blocks(run_many("matmul_nt_f32", 30, 150, 131, facts_of(TARGETS["zen4"])))
+    assert not in_depth_blocks(run_many("matmul_nt_f32", 30, 150, 131, replace(MANY, l2_bytes=1 << 20)))
+    assert not in_depth_blocks(run_many("matmul_nt_f32", 30, 150, 131, typical=32))      # one block
+    assert not in_depth_blocks(run_many("matmul_nt_f32", 30, 150, 131, schedule=Schedule(stage=("b",))))

@@ -265,6 +265,37 @@ def test_few_rows_meet_weights_four_at_once_where_registers_are_few(name: str, s
     assert (found["m"], found["n"]) == (4, rows)
 
 
+TOGETHER = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), requests=Requests(few_at_once=8))
+
+
+@pytest.mark.parametrize(("name", "rows", "counts"), [
+    ("matmul_nt_f32", (8, 1), (8, 3)), ("matmul_nt_i8", (8, 16), (8, 3)), ("matmul_nt_f32", (4, 4), None),
+    ("matmul_nt_f32", (512, 64), None), ("matmul_swiglu_f32", (8, 1), None)])
+def test_few_rows_meet_weights_as_many_at_once_as_the_target_says(name: str, rows: tuple[int, int],
+                                                                  counts: tuple[int, int] | None) -> None:
+    extents = {"M": rows, "N": (2048, 64), "K": (1024, 64)}
+    found = chosen(name, TOGETHER, **extents).registers
+    if counts is None:
+        assert found == chosen(name, replace(TOGETHER, requests=Requests()), **extents).registers
+    else:
+        assert (found["m"], found["n"]) == counts
+
+
+@pytest.mark.parametrize("name", ["matmul_nt_f32", "matmul_nt_i8", "matmul_nt_bf16", "matmul_nt_gelu_f32"])
+@pytest.mark.parametrize("rows", [1, 4, 5, 13])
+def test_fewer_rows_have_code_of_their_own(name: str, rows: int) -> None:
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    canonicalize(function)
+    arguments = entry.make_arguments(np.random.default_rng(1), {"M": rows, "N": 23, "K": 75})
+    specialization = specialize(function, arguments, {"M": 8, "N": 2048, "K": 1024})
+    lane = run_lane(function, arguments, facts=TOGETHER, specialization=specialization)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    steps = {op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "m"}
+    assert 8 in steps and 4 in steps
+    assert any(op.name == "if" for op in lane.walk())
+
+
 @pytest.mark.parametrize(("typical", "streams"), [(512, 4), (16384, 4)])
 def test_streams_that_the_processor_sees_coming_are_not_asked_for(typical: int, streams: int) -> None:
     """From as many places as the target says for short vectors, and for long ones."""
