@@ -27,7 +27,6 @@ from .prefetches import FEW_ROWS, LINE_BYTES
 from .register_factors import (
     ADDRESSED_ROWS,
     DEEP,
-    DEPTH_ROWS,
     FEW_AT_ONCE,
     LANE_BYTES,
     MUCH_ARITHMETIC,
@@ -453,7 +452,7 @@ class Model(RegisterFactors):
                 joined_once = prefetched
             width = counts[lane] * self.lanes
             single = (few is None or self.rows_hint(few) == 1) and self.extent_hint(lane) > width
-            depth_block = (SINGLE_DEPTH_ROWS if single else DEPTH_ROWS) // self.slot_elements
+            depth_block = (SINGLE_DEPTH_ROWS if single else self.rows_of_block) // self.slot_elements
             room_bytes = self.block_bytes // 2 // FEW_ROWS
             if single:
                 # Long pieces of rows: where each block has all 4096 columns, not 2048, one row of bf16 by 4096 x 4096

@@ -35,6 +35,8 @@ class Requests(NamedTuple):
     again; else these streams are not asked for at all, as the processor sees them coming, and all else once.
     places_ahead_bytes: without again, how early rows that a single one meets are asked for all the same, once and into
     the first cache, where the processor brings those that it sees coming only as far as the second; 0: not at all.
+    rows_in_blocks: a matrix [in, out] that few rows meet is read in blocks of so many of its rows, a line of each and
+    then the next ones, though two multiply-adds start in a cycle; 0: several lines of each row at once there.
     rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
     vector meets rows from row_streams places, without again. next_rows: what many rows that meet weights in blocks have
@@ -71,6 +73,7 @@ class Requests(NamedTuple):
     short_row_streams: int = 0
     again: bool = True
     places_ahead_bytes: int = 0
+    rows_in_blocks: int = 0
     rows_end_to_end: int = 0
     next_rows: bool = False
     reread_ahead_bytes: int = 0

@@ -143,6 +143,18 @@ def test_only_where_few_rows_meet_them_once() -> None:
     other = replace(IN_MEMORY, fma_per_cycle=2.0)
     assert not in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, other), inside)
     assert in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, replace(other, vector_registers=16)), inside)
+    other = replace(other, requests=Requests(rows_in_blocks=16))
+    assert in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, other), inside)
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES)
+@pytest.mark.parametrize("rows", [1, 4, 9, 16])
+def test_blocks_have_as_many_rows_as_the_target_says(name: str, rows: int) -> None:
+    facts = replace(facts_of(TARGETS["cascadelake"]), l2_bytes=4 * 64 * 64)
+    assert facts.requests.rows_in_blocks == 16
+    elements = 4 if name.endswith("i8") else 1
+    for columns, depth in ((150, 131), (64, 200)):
+        assert 16 // elements in depth_steps(run_plain(name, rows, columns, depth, facts)) or rows == 1
 
 
 @pytest.mark.parametrize("name", PLAIN_NAMES)

@@ -187,6 +187,7 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
 
 _SKYLAKE_SP_ASKS = {"long_row_ahead_bytes": 1 * KIB, "row_streams": 8, "short_row_streams": 8, "again": False,
                     "places_ahead_bytes": 1 * KIB, "reread_ahead_bytes": 1 * KIB, "few_at_once": 8, "depth_block": 512,
+                    "rows_in_blocks": 16, "rows_end_to_end": 16,
                     "block_ahead_bytes": 8 * KIB, "block_rows_ahead_bytes": 32 * KIB, "block_level": 1,
                     "next_rows": True, "store_ahead_bytes": 1 * KIB, "late_stores": 1}
 """Measured on a Cascade Lake, which is a Skylake-SP with VNNI. One thread reads 64 MiB at 11.3 GB/s as one stream, 11.9
@@ -216,9 +217,9 @@ TARGETS: dict[str, Target] = {
         cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
             4, 8),
         cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 2, 1, 4, 4, 8,
-            "skylake-avx512", _SKYLAKE_SP_ASKS, fuses_indexed=False, slow_underflow=True),
+            "skylake-avx512", _SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True),
         cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8,
-            asks=_SKYLAKE_SP_ASKS, fuses_indexed=False, slow_underflow=True),
+            asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True),
         # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
         cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 3, 2, 4, 3, 7,
             "sapphirerapids"),
