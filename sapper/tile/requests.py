@@ -40,7 +40,8 @@ class Requests(NamedTuple):
     rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
     vector meets rows from row_streams places, without again. next_rows: what many rows that meet weights in blocks have
-    in the next pass is asked for, into the first cache.
+    in the next pass is asked for, into the first cache. rows_together: so many of few rows meet each block of such
+    weights at once, though registers do not hold their sums, and what is left of them as many as these do hold.
 
     reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
     not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough. If it does
@@ -76,6 +77,7 @@ class Requests(NamedTuple):
     rows_in_blocks: int = 0
     rows_end_to_end: int = 0
     next_rows: bool = False
+    rows_together: int = 0
     reread_ahead_bytes: int = 0
     few_at_once: int = 0
     depth_block: int = 0

@@ -795,6 +795,36 @@ def test_rows_of_blocks_are_as_many_as_sums_of_the_inner_loop_leave_room_for(
     assert chosen(name, facts, **dims).tile == tile
 
 
+@pytest.mark.parametrize(("name", "rows", "tile"), [
+    ("matmul_q8", (8, 16), {"p": 1, "m": 16}), ("matmul_q4", (8, 1), {"p": 1, "m": 16}),
+    ("matmul_q8", (1, 1), {"p": 1, "m": 1}), ("matmul_q8", (512, 16), {"p": 2, "m": 6})])
+def test_a_target_may_have_sixteen_rows_meet_blocks_at_once(name: str, rows: tuple[int, int],
+                                                            tile: dict[str, int]) -> None:
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), fma_per_cycle=2.0, requests=Requests(rows_together=16))
+    assert chosen(name, facts, P=(512, 1), C=rows, M=rows, G=(16, 1)).tile == tile
+
+
+def test_sums_of_super_blocks_are_too_many_for_sixteen_rows_at_once() -> None:
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), fma_per_cycle=2.0, requests=Requests(rows_together=16))
+    extents = {"P": (512, 1), "C": (8, 1), "M": (8, 1), "S": (16, 1)}
+    assert chosen("matmul_q4k", facts, **extents).tile == chosen(
+        "matmul_q4k", replace(facts, requests=Requests()), **extents).tile
+
+
+@pytest.mark.parametrize("rows", [16, 13, 4, 1])
+def test_what_is_left_of_sixteen_rows_meets_blocks_by_eight_and_four(rows: int) -> None:
+    entry = LIBRARY["matmul_q4"]
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), fma_per_cycle=2.0, requests=Requests(rows_together=16))
+    function = reduce_loops(entry.kernel.tile_ir())
+    canonicalize(function)
+    arguments = entry.make_arguments(np.random.default_rng(1), {"P": 3, "G": 2, "C": rows, "M": rows})
+    specialization = specialize(function, arguments, {"P": 512, "G": 16, "C": 8, "M": 8})
+    lane = run_lane(function, arguments, facts=facts, specialization=specialization)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    steps = [op.attributes["step"] for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == "m"]
+    assert steps == ([16] if rows == 16 else [16, 8, 4, 1])
+
+
 def test_short_vectors_that_share_what_is_unpacked_are_computed_together() -> None:
     """Both halves of a byte, but not words that a scale serves; none where two multiply-adds start in a cycle."""
     extents = {"P": (96, 1), "B": (20, 1)}
