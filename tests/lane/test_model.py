@@ -27,7 +27,7 @@ from sapper.tile.requests import Requests
 from sapper.tile.schedule import DimClass, Facts, Panels, Schedule, Specialization
 from tests.strategies import examples
 
-from .run_lane import run_lane
+from .run_lane import run_lane, specialize
 
 D, H, K, M, N, S = dims("D H K M N S")
 LIBRARY = {k.name: k for k in library()}
