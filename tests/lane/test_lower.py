@@ -16,6 +16,7 @@ from sapper.ir.text import parse_function
 from sapper.ir.types import f32, i8, i32
 from sapper.ir.verifier import verify
 from sapper.kernels import library
+from sapper.kernels.record import LibraryKernel
 from sapper.lane import interpret
 from sapper.lane.choices import choices
 from sapper.lane.lower import lower
@@ -33,7 +34,7 @@ from sapper.tile.rounding import expect
 from sapper.tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from tests.kernels.shapes import interpreted
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
-from tests.strategies.amount import FUZZ
+from tests.strategies.amount import FUZZ, dealt
 from tests.strategies.schedule import as_far_as_followed, draw_schedule
 
 from .run_lane import evaluate, run_lane, specialize
@@ -44,12 +45,12 @@ NARROW = Facts(lanes=4, vector_registers=8, l2_bytes=4096)        # so small tha
 LIBRARY = {k.name: k for k in library()}
 
 
-@pytest.mark.parametrize("facts", [AVX512, NARROW], ids=["16 lanes", "4 lanes"])
-@pytest.mark.parametrize("name", LIBRARY)
-def test_library_kernel(name: str, facts: Facts) -> None:
-    """The first two shapes, of which the wide machine takes one and the narrow one the other; in a search for faults
-    two each."""
-    entry = LIBRARY[name]
+@pytest.mark.parametrize(("entry", "facts"), [
+    pytest.param(entry, facts, id=f"{entry.name}-{facts.lanes} lanes")
+    for place, facts in enumerate((AVX512, NARROW)) for entry in dealt(list(LIBRARY.values()), place, 2)])
+def test_library_kernel(entry: LibraryKernel, facts: Facts) -> None:
+    """Of the first two shapes the wide machine takes one and the narrow one the other, each for half of the kernels; in
+    a search for faults two each, for all."""
     function = reduce_loops(entry.kernel.tile_ir())
     for number, shape in enumerate(entry.check_shapes[facts is NARROW:4 if FUZZ else 2:2]):
         arguments = entry.make_arguments(np.random.default_rng(number), interpreted(entry, shape))

@@ -33,12 +33,12 @@ def texts_of(entry: LibraryKernel) -> tuple[list[str], str]:
 
 @pytest.mark.long
 def test_every_access_is_free_of_conflicts() -> None:
-    """Of kernels that contract: no other has shared memory. Every third one of those of a type, and all in a search
+    """Of kernels that contract: no other has shared memory. Every sixth one of those of a type, and all in a search
     for faults: neighbours differ in what comes before or after the product."""
     proved: dict[str, int] = {}
     contracting = [entry for entry in library()
                    if any(op.name == "contract" for op in entry.kernel.tile_ir().walk())]
-    for entry in dealt(contracting, 0, 3):
+    for entry in dealt(contracting, 0, 6):
         aligned, plain = texts_of(entry)
         for text in (*aligned, plain):
             body = text.split("\n", 2)[2]
@@ -49,4 +49,4 @@ def test_every_access_is_free_of_conflicts() -> None:
                     met = [a for a in met if not a.text.startswith("st.shared.b32") or str(a.proof) != SLOTS]
                 assert met == [], entry.name
                 proved[body] = len(accesses)
-    assert len(proved) > 25 and sum(proved.values()) > 3_000
+    assert len(proved) > 12 and sum(proved.values()) > 1_200

@@ -233,7 +233,7 @@ def test_the_first_loop_computes_no_condition() -> None:
 def test_what_is_not_chained() -> None:
     assert "warps" in lowered(attention_bf16_64, specialization()).attributes
     assert "warps" not in lowered(attention_bf16_64, specialization(aligned=False)).attributes
-    assert "warps" not in lowered(attention_bf16_64, specialization(), Schedule(registers={"t": 4})).attributes
+    assert "warps" not in lowered(attention_bf16_64, specialization(), Schedule(registers={"p": 4})).attributes
     assert "warps" not in lowered(find("attention_bf16").kernel, specialization()).attributes
     assert "warps" not in lowered(attention_bf16_64, specialization(), level="zen4").attributes
 
