@@ -135,19 +135,15 @@ def _carry(block: Block, op: Op) -> int:
     wanted = [value for value in factors if value in multiplied and value in read]
     if not wanted or len(wanted) > MOST_CARRIED:
         return 0
-    before = Block()
-    build = Builder(before, op.location)
+    more = _Carried(block, op)
     known: dict[Value, Value] = {counter: op.operands[0]}
-    terminator = body.ops.pop() if body.terminator is not None else Op("yield", [])
-    grown: list[Op] = []
-    starts = [_at_start(value, known, factors, build) for value in wanted]
+    starts = [_at_start(value, known, factors, more.before) for value in wanted]
     for value, begins in zip(wanted, starts, strict=True):
-        argument = Value(S64, body, value.name)
-        body.arguments.append(argument)
+        argument = more.argument(value.name)
         inside.add(argument)
         base = _only_base(body, value, inside)
         if base is not None:  # the pointer itself: neither base nor index need registers
-            begins = build.value("s_add", [base, begins], S64)
+            begins = more.before.value("s_add", [base, begins], S64)
             for inner in body.ops:
                 if value in inner.operands:
                     first = FIRST[inner.name]
@@ -155,15 +151,8 @@ def _carry(block: Block, op: Op) -> int:
                     inner.attributes = {**inner.attributes, "indexed": False, "scale": 1}
         _address_by(argument, value, body, counter, factors[value])
         _replace(body, value, argument)
-        op.operands.append(begins)
-        op.results.append(Value(S64, op))
-        grows = build.value("s_const", [], S64, value=factors[value] * step)
-        grown.append(Op("s_add", [argument, grows], (S64,), None, None, op.location))
-    body.ops += grown
-    body.ops.append(Op("yield", [*terminator.operands, *(more.result for more in grown)], (), None, None,
-                       terminator.location))
-    place = block.ops.index(op)
-    block.ops[place:place] = before.ops
+        more.carry(argument, begins, factors[value] * step)
+    more.finish()
     return len(wanted)
 
 
@@ -182,13 +171,9 @@ def _point(block: Block, op: Op, users: dict[Value, list[Op]]) -> int:
         and users[inner.result][0].name == "fma" for inner in ops)}
     if not wanted or len(wanted) > MOST_POINTED:
         return 0
-    before = Block()
-    build = Builder(before, op.location)
-    terminator = body.ops.pop() if body.terminator is not None else Op("yield", [])
-    grown: list[Op] = []
+    more = _Carried(block, op)
     for (base, scale), ops in wanted.items():
-        argument = Value(S64, body)
-        body.arguments.append(argument)
+        argument = more.argument()
         for inner in ops:
             first = FIRST[inner.name]
             inner.operands = [*inner.operands[:first], argument, *inner.operands[first + 2:]]
@@ -196,18 +181,44 @@ def _point(block: Block, op: Op, users: dict[Value, list[Op]]) -> int:
         start = op.operands[0]
         begins = base
         if constant(start) != 0:
-            begins = build.value("s_mul", [start, build.value("s_const", [], S64, value=scale)], S64)
-            begins = build.value("s_add", [base, begins], S64)
-        op.operands.append(begins)
-        op.results.append(Value(S64, op))
-        grows = build.value("s_const", [], S64, value=scale * op.attributes["step"])
-        grown.append(Op("s_add", [argument, grows], (S64,), None, None, op.location))
-    body.ops += grown
-    body.ops.append(Op("yield", [*terminator.operands, *(more.result for more in grown)], (), None, None,
-                       terminator.location))
-    place = block.ops.index(op)
-    block.ops[place:place] = before.ops
+            begins = more.before.value("s_mul", [start, more.before.value("s_const", [], S64, value=scale)], S64)
+            begins = more.before.value("s_add", [base, begins], S64)
+        more.carry(argument, begins, scale * op.attributes["step"])
+    more.finish()
     return len(wanted)
+
+
+class _Carried:
+    """Scalars that a loop is made to carry, each of which grows by a constant. before: builds what they begin with, in
+    front of the loop."""
+
+    def __init__(self, block: Block, loop: Op) -> None:
+        body = loop.blocks[0]
+        self.block = block
+        self.loop = loop
+        self.before = Builder(Block(), loop.location)
+        self.terminator = body.ops.pop() if body.terminator is not None else Op("yield", [])
+        self.grown: list[Op] = []
+
+    def argument(self, name: str = "") -> Value:
+        argument = Value(S64, self.loop.blocks[0], name)
+        self.loop.blocks[0].arguments.append(argument)
+        return argument
+
+    def carry(self, argument: Value, begins: Value, step: int) -> None:
+        self.loop.operands.append(begins)
+        self.loop.results.append(Value(S64, self.loop))
+        grows = self.before.value("s_const", [], S64, value=step)
+        self.grown.append(Op("s_add", [argument, grows], (S64,), None, None, self.loop.location))
+
+    def finish(self) -> None:
+        """Put all of it in its place."""
+        body = self.loop.blocks[0]
+        body.ops += self.grown
+        body.ops.append(Op("yield", [*self.terminator.operands, *(op.result for op in self.grown)], (), None, None,
+                           self.terminator.location))
+        place = self.block.ops.index(self.loop)
+        self.block.ops[place:place] = self.before.block.ops
 
 
 def _factor(op: Op, factors: dict[Value, int], inside: set[Value]) -> int | None:
