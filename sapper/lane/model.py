@@ -55,7 +55,6 @@ DEPTH_BLOCKS = 8
 NEAR_ROWS = 8
 """Rows of near memory that are read before the first is used: such a read takes some thirty cycles."""
 
-
 SHARED_SET_ROWS = 4
 """Rows of a matrix that many others meet, read at once where they lie: those a multiple of 4 KiB apart share a set of
 the first cache, which has eight lines or so, and the other operand and what is asked for ahead pass through it too.
@@ -96,6 +95,13 @@ class Model(KeptOperands):
         if bound is not None:
             return WalkChoice(lane, {bound.rows: self.lanes}, [bound.rows], list(walk.reduced), bound=bound)
         by_hand = self._micro_kernel(walk, lane)
+
+        def smaller() -> WalkChoice:
+            self.typical = False
+            choice = self._choose_vectors(walk, loops, lane, contraction, by_hand)
+            self.typical = True
+            return choice
+
         tiles = self._tiles(walk, lane) if by_hand is None else None
         if tiles is None:
             choice = self._choose_vectors(walk, loops, lane, contraction, by_hand)
@@ -105,13 +111,9 @@ class Model(KeptOperands):
                 choice.few, choice.fewest = self._end_to_end(choice, FEW_AT_ONCE), FEW_AT_ONCE + 1
             if choice.reduced == [lane] and len(choice.order) == 2 and all(isinstance(r, Op) for r in walk.after) and (
                     self._few_together(choice.order)) and self.least_rows(choice.order[1]) <= FEW_AT_ONCE:
-                self.few_together = False
-                choice.few = self._choose_vectors(walk, loops, lane, contraction, by_hand)
-                self.few_together, choice.fewest = True, FEW_AT_ONCE + 1
+                choice.few, choice.fewest = smaller(), FEW_AT_ONCE + 1
             if choice.blocked and choice.depth_block:
-                self.in_blocks_of_depth = False
-                choice.few = self._choose_vectors(walk, loops, lane, contraction, by_hand)
-                self.in_blocks_of_depth = True
+                choice.few = smaller()
                 elements = 1 if choice.packing is None else choice.packing.dot.elements
                 choice.few_axis, choice.fewest = choice.reduced[0], DEEP * choice.depth_block * elements
             return choice

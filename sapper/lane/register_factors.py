@@ -84,7 +84,6 @@ by row, 19.8 by two, and 22.4 by four."""
 STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
 
-
 BESIDE_SUMS = 4
 """Vector registers that the sums of a contraction leave for its operands."""
 
@@ -92,13 +91,11 @@ DEEP = 7
 """From how many blocks of the depth on (Requests.depth_block) many rows meet them one by one."""
 
 
-
 class RegisterFactors(WalkLowering):
-    """in_blocks_of_depth: whether many rows may meet the depth in blocks. few_together: whether few rows may meet more
-    of those that they meet at once."""
+    """typical: whether what is chosen is for extents as they typically are; else for fewer rows, or less of the depth,
+    than blocks of it (depth_in_blocks) and more rows at once (_few_together) are for."""
 
-    in_blocks_of_depth = True
-    few_together = True
+    typical = True
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
@@ -389,7 +386,7 @@ class RegisterFactors(WalkLowering):
         along the depth. Measured on a Cascade Lake, 4096 x 4096 from memory, of the time that 6 rows of the matrix by 4
         of the few take, 3 by 8: 8 rows of f32 0.89, bf16 0.82, i8 0.79, 16 rows 0.92, 0.91 and 0.82, 12 rows of f32 by
         4 x 6 0.92. Four rows of f32, and two of bf16, 1.04 and 1.11: fewer have code of their own."""
-        if len(rows) != 2 or self.bound or not self.few_together or self.schedule.registers or (
+        if len(rows) != 2 or self.bound or not self.typical or self.schedule.registers or (
                 self.facts.vector_registers < 32):
             return 0
         return self.requests.few_at_once if FEW_AT_ONCE < self.rows_hint(rows[1]) < STAGE_ROWS else 0
@@ -487,7 +484,7 @@ class RegisterFactors(WalkLowering):
         0: all steps. What is made of the sums is stored, and what rows meet is copied or packed by panels."""
         steps = self.requests.depth_block
         depth = walk.reduced[0] if len(walk.reduced) == 1 else None
-        if not steps or not self.in_blocks_of_depth or depth not in self.open or self.bound or walk.inner:
+        if not steps or not self.typical or depth not in self.open or self.bound or walk.inner:
             return 0
         if not all(isinstance(root, Op) for root in walk.after) or any(r.name != "contract" for r in walk.reductions):
             return 0
