@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
+from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
 from ..tile.loop_products import join_loops
@@ -253,6 +254,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
                    if op.name in ("tiles", "whole") for i, axis in enumerate(axes_brought(op))}
         if all(op.name == "contract" and is_product(op, extents) for op in late):
             part_products(function, typical, is_product, MOST_OPERAND_BYTES)
+        bring_gathered(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
 
     def _check_schedule(self) -> None:
         axes = {a for op in self.function.walk() for a in (

@@ -59,16 +59,28 @@ class NestPanels(NestLowering):
         loads: dict[Value, list[Op]] = {}
         for op in (op for op in inside if op.name == "load"):
             loads.setdefault(memory_of(op.operands[0]), []).append(op)
-        return [tensor for tensor, found in loads.items() if tensor not in self.stored and (
+        changed = {memory_of(op.operands[0]) for op in inside if op.name == "store"}
+        return [tensor for tensor, found in loads.items() if (
+            tensor not in self.stored if tensor.op is None else tensor not in changed) and (
             self.schedule.stage is None or tensor.name in self.schedule.stage) and self._is_panel(
-            tensor, found, across, along)]
+            tensor, found, across, along, [r for r in ranges if r is not across])]
 
-    def _is_panel(self, tensor: Value, loads: list[Op], across: Range, along: set[object]) -> bool:
+    def _is_panel(self, tensor: Value, loads: list[Op], across: Range, along: set[object],
+                  others: list[Range]) -> bool:
         """Whether all loads of a matrix are of neighbours across the lanes, a contraction inside takes each whole, and
-        the caches hold what they read for the piece at hand. along: the axes and counters of loops inside."""
+        the caches hold what they read for the piece at hand. along: the axes and counters of loops inside. What earlier
+        loops made for this nest may also go along its other ranges, if not along all of those that have several rounds.
+        """
         t = tensor.type
         assert isinstance(t, TensorType)
-        if tensor.op is not None or self._unit_dimension(tensor) != len(t.dims) - 1 or t.dtype.bits < 32:
+        if tensor.op is not None:
+            spanned = {s for op in loads for index in op.operands[1:-1] for s in getattr(affine(index), "scalars", ())}
+            own = {r.counter for r in others if r.counter in spanned}
+            if tensor.op.name != "buffer" or prod(
+                    -(-r.hint // max(1, r.resident)) for r in others if r.counter not in own) < 2:
+                return False
+            along = along | own
+        if self._unit_dimension(tensor) != len(t.dims) - 1 or t.dtype.bits < 32:
             return False
         for op in loads:
             *others, last = [affine(index) for index in op.operands[1:]]
@@ -83,12 +95,18 @@ class NestPanels(NestLowering):
                 return False
         if any(isinstance(dim, tuple) for dim in t.dims):    # no bound for its scratch memory
             return False
-        rows = prod(dim if isinstance(dim, int) else self._dim_hint(str(dim)) for dim in t.dims[:-1])
+        rows = prod(self.hint(extent)[0] for extent in tensor.op.operands[:-1]) if tensor.op is not None else prod(
+            dim if isinstance(dim, int) else self._dim_hint(str(dim)) for dim in t.dims[:-1])
         return rows > 1 and rows * across.resident * t.dtype.size_bytes <= ROOM * self.facts.l2_bytes
 
     def _dim_hint(self, name: str) -> int:
         found = self.specialization.dims.get(name)
         return 1024 if found is None else found.hint
+
+    def _bound_of(self, extent: Value) -> Capacity:
+        capacity = self.hint(extent)[2]
+        assert capacity is not None, "memory was set aside for it"
+        return capacity
 
     def _resident(self, r: Range, body: Callable[[], None]) -> None:
         def with_panels() -> None:
@@ -106,7 +124,9 @@ class NestPanels(NestLowering):
         assert isinstance(t, TensorType) and axis is not None
         *dims, _ = t.dims
         size = element_bytes(t.dtype)
-        extents: list[Scalar] = [self.extent(dim) for dim in dims]
+        made = tensor.op    # memory of the kernel's own
+        extents: list[Scalar] = [self.extent(dim) for dim in dims] if made is None else [
+            self.integer(extent) for extent in made.operands[:-1]]
         strides: list[Scalar] = [1]
         step: Scalar = r.resident
         for extent in reversed(extents):
@@ -115,11 +135,13 @@ class NestPanels(NestLowering):
         key = tensor, r.resident
         if key not in self.panel_memory:
             room: list[tuple[Capacity | int, int]] = [
-                (d if isinstance(d, int) else Capacity(1, (str(d),)), 1) for d in dims]
+                (d if isinstance(d, int) else Capacity(1, (str(d),)), 1) for d in dims] if made is None else [
+                (self._bound_of(extent), 1) for extent in made.operands[:-1]]
             self.panel_memory[key] = self.scratch([*room, (r.resident, 1)], t.dtype)
         place = self.panel_memory[key]
-        names = [f"{tensor.name}.{number}" for number in range(len(dims))]
-        source = Access(self.slot(f"{tensor.name}.data"), 0, {
+        name = tensor.name if made is None else f"made{list(self.panel_memory).index(key)}"
+        names = [f"{name}.{number}" for number in range(len(dims))]
+        source = Access(self.slot(f"{tensor.name}.data") if made is None else self.tensor_bases[tensor], 0, {
             name: self.mul(stride, size) for name, stride in zip([*names, axis], self.strides(tensor), strict=True)},
             memory_dtype(t.dtype))
         first = self.sub(place, self.mul(self.bound[axis].offset, size))

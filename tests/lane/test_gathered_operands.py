@@ -1,0 +1,150 @@
+"""Operands that are gathered element by element: made once, before the nest whose products they are of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper import Tensor, dims, each, f32, i32, kernel, maximum, minimum, span, sum, tiles, where, whole, zeros
+from sapper.ir.nodes import Function
+from sapper.tile.schedule import Schedule
+
+from .run_lane import run_lane, specialize
+from .test_nest_lanes import AVX2, AVX512, normal
+
+B, C, N, O, P, T = dims("B C N O P T")
+
+
+@kernel
+def strided(x: Tensor[f32, B, C, T], w: Tensor[f32, O, C, 3], bias: Tensor[f32, O], y: Tensor[f32, B, O, P]):
+    """Every other point of a window whose edges are 0."""
+    for b in each(B):
+        for o, p in tiles(O, P):
+            acc = zeros(o, p, dtype=f32)
+            for i in range(3):
+                t = 2 * p + i - 1
+                for c in tiles(C):
+                    acc += w[o, c, i] @ where((t >= 0) & (t < T), x[b, c, minimum(maximum(t, 0), T - 1)], 0.0)
+            y[b, o, p] = acc + bias[o]
+
+
+@kernel
+def weights_along(x: Tensor[f32, B, C, T], w: Tensor[f32, 3, C, O], bias: Tensor[f32, O], y: Tensor[f32, B, P, O]):
+    """The weights go across the lanes, and what is gathered lies along them, part of the points from the second on."""
+    for b in each(B):
+        for p, o in tiles(span(1, P), O):
+            acc = zeros(p, o, dtype=f32)
+            for i in range(3):
+                t = 2 * p + i - 1
+                for c in tiles(C):
+                    acc += where(t < T, x[b, c, minimum(t, T - 1)], 0.0) @ w[i, c, o]
+            y[b, p, o] = acc + bias[o]
+
+
+@kernel
+def looked_up(x: Tensor[f32, C, T], place: Tensor[i32, P, 3], w: Tensor[f32, O, C, 3], y: Tensor[f32, O, P]):
+    """Places that are data."""
+    for o, p in tiles(O, P):
+        acc = zeros(o, p, dtype=f32)
+        for i in range(3):
+            for c in tiles(C):
+                acc += w[o, c, i] @ x[c, place[p, i]]
+        y[o, p] = acc
+
+
+@kernel
+def changing(x: Tensor[f32, C, T], w: Tensor[f32, O, C, 3], y: Tensor[f32, O, T]):
+    """What is gathered is stored to in the end: it is read where it is."""
+    for o, p in tiles(O, T):
+        acc = zeros(o, p, dtype=f32)
+        for i in range(3):
+            for c in tiles(C):
+                acc += w[o, c, i] @ x[c, minimum(p + i, T - 1)]
+        y[o, p] = acc
+    for c, p in tiles(C, T):
+        x[c, p] = 0.0
+
+
+@kernel
+def guarded(x: Tensor[f32, C, T], count: Tensor[i32, 1], w: Tensor[f32, O, C, 3], y: Tensor[f32, O, T]):
+    """Only as many taps as there are: their end is not known before."""
+    for o, p in tiles(O, T):
+        acc = zeros(o, p, dtype=f32)
+        for i in range(count[0]):
+            for c in tiles(C):
+                acc += w[o, c, i] @ x[c, minimum(p + i, T - 1)]
+        y[o, p] = acc
+
+
+def windows(x: np.ndarray, points: int, step: int, left: int) -> np.ndarray:
+    """[..., points, 3] of the last axis, 0 past its ends."""
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 3)])
+    return np.stack([padded[..., i:i + step * points:step] for i in range(3)], -1)
+
+
+def case(made: Any) -> tuple[dict[str, Any], np.ndarray]:
+    x, w, bias = normal(2, 5, 46), normal(33, 5, 3), normal(33)
+    if made is strided:
+        want = np.einsum("bcpi,oci->bop", windows(x, 23, 2, 1), w) + bias[:, None]
+        return {"x": x, "w": w, "bias": bias, "y": np.full((2, 33, 23), np.nan, np.float32)}, want
+    if made is weights_along:
+        want = np.einsum("bcpi,oci->bpo", windows(x, 23, 2, 1), w) + bias
+        want[:, 0] = -1
+        return {"x": x, "w": np.ascontiguousarray(w.transpose(2, 1, 0)), "bias": bias,
+                "y": np.full((2, 23, 33), -1, np.float32)}, want
+    x = x[0]
+    if made is looked_up:
+        place = np.random.default_rng(1).integers(0, 46, (23, 3)).astype(np.int32)
+        return {"x": x, "place": place, "w": w, "y": np.full((33, 23), np.nan, np.float32)}, np.einsum(
+            "cpi,oci->op", x[:, place], w)
+    want = np.einsum("cpi,oci->op", np.stack([x[:, np.minimum(np.arange(46) + i, 45)] for i in range(3)], 2), w)
+    more = {"count": np.full(1, 3, np.int32)} if made is guarded else {}
+    return {"x": x, **more, "w": w, "y": np.full((33, 46), np.nan, np.float32)}, want
+
+
+def parts_of(lane: Function) -> int:
+    """Loops one after the other, between which workers meet."""
+    return 1 + len([op for op in lane.walk() if op.name == "barrier"])
+
+
+@pytest.mark.parametrize(("made", "facts"), [
+    (strided, AVX512), (strided, AVX2), (weights_along, AVX2), (looked_up, AVX512), (changing, AVX2), (guarded, AVX512),
+], ids=lambda value: getattr(value, "name", ""))
+def test_gathered_once(made: Any, facts: Any) -> None:
+    def parts(schedule: Schedule | None, hints: dict[str, int]) -> int:
+        function, (arguments, want) = made.tile_ir(), case(made)
+        lane = run_lane(function, arguments, schedule, facts, specialize(function, arguments, hints))
+        np.testing.assert_allclose(arguments["y"], want, rtol=1e-4, atol=1e-4)
+        labels.update(op.attributes["label"] for op in lane.walk() if op.name == "loop")
+        return parts_of(lane)
+
+    labels: set[str] = set()
+    large, written = dict.fromkeys("COPT", 128) | {"B": 2}, 2 if made is changing else 1
+    assert parts(None, large) == written + (made not in (changing, guarded))
+    assert ("made0.1" in labels) == (made in (strided, looked_up))     # a few columns at a time, as rows meet them
+    if made is strided:
+        assert parts(None, large | {"O": 8}) == 1      # few rows meet them
+        assert parts(Schedule(tile={"o": 6}), large) == 1
+
+
+@kernel
+def summed(x: Tensor[f32, C, T], w: Tensor[f32, O, C], y: Tensor[f32, O, T], z: Tensor[f32, C]):
+    """A sum elsewhere does not matter."""
+    for o, p in tiles(O, T):
+        c = whole(C)
+        y[o, p] = w[o, c] @ x[c, T - 1 - minimum(p, T - 1)]
+    for c in tiles(C):
+        t = whole(T)
+        z[c] = sum(x[c, t], over=t)
+
+
+def test_beside_sums() -> None:
+    x, w = normal(5, 46), normal(33, 5)
+    arguments = {"x": x, "w": w, "y": np.zeros((33, 46), np.float32), "z": np.zeros(5, np.float32)}
+    function = summed.tile_ir()
+    lane = run_lane(function, arguments, None, AVX512, specialize(function, arguments, dict.fromkeys("COT", 128)))
+    np.testing.assert_allclose(arguments["y"], w @ x[:, ::-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(arguments["z"], x.sum(1), rtol=1e-4, atol=1e-4)
+    assert parts_of(lane) == 3
