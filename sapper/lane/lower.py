@@ -38,6 +38,7 @@ from ..tile.parts import split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
 from ..tile.product_parts import axes_brought, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
+from ..tile.several_depths import loop_over_depths
 from ..tile.sums import share_sums
 from ..tile.unroll import unroll
 from ..tile.wraps import part_wraps
@@ -224,10 +225,10 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
 
     @staticmethod
     def _compute_operands_once(function: Function, schedule: Schedule, specialization: Specialization) -> None:
-        """Have elements that are computed for products of f32 made before these, by a loop of their own, not anew for
-        each piece of rows or columns that they meet. Only where nothing else in the function sums or orders. Measured
-        on a Zen 3, 128 x 1024 x 1024, one thread, in ms: SwiGLU's elements 63 and 3.9, weights of MXFP4 by 64 rows 16.4
-        and 4.9, a maximum with 0 5.8 and 4.0."""
+        """Have elements that are computed, or gathered, for products of f32 made before these, by a loop of their own,
+        not anew for each piece of rows or columns that they meet; and products over several axes as loops. Computed
+        ones only where nothing else in the function sums or orders. Measured on a Zen 3, 128 x 1024 x 1024, one thread,
+        in ms: SwiGLU's elements 63 and 3.9, weights of MXFP4 by 64 rows 16.4 and 4.9, a maximum with 0 5.8 and 4.0."""
         late = [op for op in function.walk() if op.name in LATE]
         if schedule != Schedule(assembly=schedule.assembly, chunks=schedule.chunks) or not late:
             return
@@ -255,6 +256,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
         if all(op.name == "contract" and is_product(op, extents) for op in late):
             part_products(function, typical, is_product, MOST_OPERAND_BYTES)
         bring_gathered(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
+        loop_over_depths(function, extents.__getitem__, STAGE_ROWS)
 
     def _check_schedule(self) -> None:
         axes = {a for op in self.function.walk() for a in (

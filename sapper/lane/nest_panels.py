@@ -66,7 +66,7 @@ class NestPanels(NestLowering):
             tensor, found, across, along, [r for r in ranges if r is not across])]
 
     def _is_panel(self, tensor: Value, loads: list[Op], across: Range, along: set[object],
-                  others: list[Range]) -> bool:
+                  beside: list[Range]) -> bool:
         """Whether all loads of a matrix are of neighbours across the lanes, a contraction inside takes each whole, and
         the caches hold what they read for the piece at hand. along: the axes and counters of loops inside. What earlier
         loops made for this nest may also go along its other ranges, if not along all of those that have several rounds.
@@ -75,9 +75,9 @@ class NestPanels(NestLowering):
         assert isinstance(t, TensorType)
         if tensor.op is not None:
             spanned = {s for op in loads for index in op.operands[1:-1] for s in getattr(affine(index), "scalars", ())}
-            own = {r.counter for r in others if r.counter in spanned}
+            own = {r.counter for r in beside if r.counter in spanned}
             if tensor.op.name != "buffer" or prod(
-                    -(-r.hint // max(1, r.resident)) for r in others if r.counter not in own) < 2:
+                    -(-r.hint // max(1, r.resident)) for r in beside if r.counter not in own) < 2:
                 return False
             along = along | own
         if self._unit_dimension(tensor) != len(t.dims) - 1 or t.dtype.bits < 32:

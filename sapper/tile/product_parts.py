@@ -239,7 +239,7 @@ class _Nest:
             if op in loop.ops:
                 for value in op.operands:
                     self._bring(value, loop, values, ops)
-                ops.append(_copied(op, values))
+                ops.append(copied(op, values))
                 for value in op.results:
                     if value in self.buffers:
                         self._keep(value, values, Writer(ops, op))
@@ -273,7 +273,7 @@ class _Nest:
             return
         for operand in op.operands:
             self._bring(operand, loop, values, ops)
-        ops.append(_copied(op, values))
+        ops.append(copied(op, values))
 
     def _order(self, value: Value) -> tuple[str, ...]:
         """The axes of a value in its buffer: what is made of a product lies as its sums are stored best."""
@@ -316,7 +316,7 @@ def rename_axes(loop: Op, taken: set[str]) -> None:
                 value.type = TileType(value.type.dtype, tuple(names.get(axis, axis) for axis in value.type.axes))
 
 
-def _copied(op: Op, values: dict[Value, Value]) -> Op:
+def copied(op: Op, values: dict[Value, Value]) -> Op:
     """An op on other operands, whose axes may come in another order."""
     made = copy_op(op, values)
     if made.name not in ("index", "full"):
