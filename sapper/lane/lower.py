@@ -32,6 +32,7 @@ from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_n
 from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
+from ..tile.joined_products import part_joined_products
 from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
@@ -257,6 +258,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
             part_products(function, typical, is_product, MOST_OPERAND_BYTES)
         bring_gathered(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
         loop_over_depths(function, extents.__getitem__, STAGE_ROWS)
+        part_joined_products(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
 
     def _check_schedule(self) -> None:
         axes = {a for op in self.function.walk() for a in (

@@ -272,7 +272,9 @@ class _Run:
     def join(self, op: Op, name: str, array: Array, where: tuple[Array, ...], values: Array) -> None:
         elements, total = semantics.joined(name, array, where, values)
         if self.perturb is not None:
-            size = semantics.joined("add", np.abs(array.astype(np.float64)), where, np.abs(values.astype(np.float64)))
+            finite = [np.where(np.isfinite(x), np.abs(x), 0.0) for x in (
+                array.astype(np.float64), values.astype(np.float64))]
+            size = semantics.joined("add", finite[0], where, finite[1])
             count = semantics.joined("add", np.zeros(array.shape), where, np.ones(()))
             total = self.perturb(op, [size[1], count[1]], total)
         array[elements] = total

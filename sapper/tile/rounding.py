@@ -261,7 +261,7 @@ class RandomRounding:
         return semantics.cast(np.asarray(moved), dtype)
 
     def _joined(self, op: Op, size: Array, count: Array, total: Array) -> Array:
-        """As for sums. size: of the magnitudes of what is joined; count: how many values. Sums in memory of narrow
+        """As for sums. size: of the finite magnitudes that are joined; count: how many values. Sums in memory of narrow
         floats are rounded each time. An element moves the same way each time it is joined: else two might cancel."""
         dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
         if not dtype.is_float:
@@ -271,9 +271,8 @@ class RandomRounding:
         ways = np.random.default_rng(self._seed).choice([-1.0, 1.0], total.shape)
         with np.errstate(all="ignore"):
             moved = total.astype(np.float64) + error * ways
-        beyond = np.isfinite(size) & (size + error > _LARGEST[dtype.name])
-        moved = np.where(beyond, self._beyond(total.shape), moved)
-        return semantics.cast(np.where(np.isfinite(size), moved, total.astype(np.float64)), dtype)
+        beyond = ~np.isnan(total) & (size + error > _LARGEST[dtype.name])    # also where the others are infinite
+        return semantics.cast(np.where(beyond, self._beyond(total.shape), moved), dtype)
 
     def _running_sum(self, op: Op, operand: Array, result: Array, type: TileType) -> Array:
         """As for sums, element by element."""

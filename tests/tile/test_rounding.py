@@ -146,6 +146,19 @@ def test_infinities_of_both_signs_are_nan_whatever_overflows():
     assert np.isinf(out.bound[1])
 
 
+def test_values_joined_with_infinities_may_overflow_before():
+    @kernel
+    def joined(a: Tensor[f32, M, N], out: Tensor[f32, M]):
+        for m, n in tiles(M, N):
+            out[m + 0 * n] += a[m, n]
+
+    a = np.array([[3e38, 3e38, -np.inf], [3e38, np.inf, -np.inf], [1, 2, np.inf]], np.float32)
+    out = expect(joined.tile_ir(), {"a": a, "out": np.zeros(3, np.float32)}, runs=12)["out"]
+    assert out.mismatch(np.array([np.nan, np.nan, np.inf], np.float32)) is None     # inf before -inf
+    assert out.mismatch(np.array([-np.inf, np.inf, np.inf], np.float32)) is not None
+    assert out.mismatch(np.array([-np.inf, np.nan, np.nan], np.float32)) is not None
+
+
 def test_sums_that_overflow_may_all_do_so_the_same_way():
     """However many there are, the largest may be the least."""
     @kernel

@@ -1,0 +1,155 @@
+"""Products that are summed at their places: made first, then summed.
+
+Enters: a canonical tile function. Leaves: where all that loops do is to join the elements of a product with memory that
+they meet again and again (a convolution written as a scatter: `y[o, 2 * h + i] += x[c, h] @ w[c, o, i]`), loops before
+them that make the product, rows by columns, in memory of the kernel's own, and a load of it in its place. A walk that
+joins holds no rows and columns of sums at once. Holds: the meaning is the same; what is read is nowhere stored to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import TileType, f32
+from .ops import place_of
+from .parts import Writer
+from .plan import LATE, axes_of
+from .product_parts import axes_brought, copied, rename_axes
+from .sums import is_join
+
+Typical = Callable[[Value], int | None]
+
+
+def part_joined_products(function: Function, typical: Typical, fewest: int, most_bytes: int) -> None:
+    """In place. typical: of an index scalar, None where nothing bounds it before the kernel runs. fewest: the longer of
+    rows and columns. most_bytes: of the memory for a product, typically."""
+    stored = {place_of(op.operands[0]) for op in function.walk() if op.name == "store"}
+    top = {value for op in function.body.ops for value in op.results}
+    for nest in [op for op in function.body.ops if op.name == "tiles"]:
+        found = _found(nest)
+        if found is None:
+            continue
+        loops, block, product = found
+        bounds = {axis: (loop.operands[2 * n], loop.operands[2 * n + 1])
+                  for loop in loops for n, axis in enumerate(loop.attributes["axes"])}
+        wholes = [op for op in block.ops if op.name == "whole"]
+        ranges = [*bounds.values(), *((op.operands[0], op.operands[1]) for op in wholes)]
+        if any(v not in top or typical(v) is None for pair in ranges for v in pair):
+            continue
+        extents = {axis: max(1, (typical(stop) or 0) - (typical(start) or 0)) for axis, (start, stop) in bounds.items()}
+        ops = _behind(product)
+        pair = _rows_and_columns(product, extents)
+        if pair is None or max(extents[axis] for axis in pair) < fewest or set(bounds) != set(axes_of(product.result)):
+            continue
+        if f32.size_bytes * prod(extents.values()) > most_bytes or any(
+                op.name == "load" and place_of(op.operands[0]) in stored for op in ops):
+            continue
+        _part(function, nest, block, product, ops, wholes, bounds, pair)
+
+
+def _found(nest: Op) -> tuple[list[Op], Block, Op] | None:
+    """The loops over tiles, one in the other, the innermost one's block, and the product whose elements it joins."""
+    loops = [nest]
+    while True:
+        block = loops[-1].blocks[0]
+        inside = [op for op in block.ops if op.blocks]
+        if not inside:
+            break
+        if len(inside) > 1 or inside[0].name != "tiles" or any(op.name in ("store", "load", *LATE) for op in block.ops):
+            return None
+        loops += inside
+    products = [op for op in block.ops if op.name in LATE]
+    stores = [op for op in block.ops if op.name == "store"]
+    if not any("repeats" in loop.attributes for loop in loops) or len(products) != 1 or (
+            products[0].name != "contract" or not stores or not all(map(is_join, stores))):
+        return None
+    result = products[0].result.type
+    return (loops, block, products[0]) if isinstance(result, TileType) and result.dtype is f32 else None
+
+
+def _behind(product: Op) -> list[Op]:
+    """The ops that compute the operands of a product, in order, each after what it needs."""
+    found: dict[Op, None] = {}
+
+    def visit(value: Value) -> None:
+        op = value.op
+        if op is not None and axes_of(value) and op not in found:
+            for operand in op.operands[op.name == "load":]:
+                visit(operand)
+            found[op] = None
+
+    for value in product.operands:
+        visit(value)
+    return list(found)
+
+
+def _rows_and_columns(product: Op, extents: dict[str, int]) -> tuple[str, str] | None:
+    """The longest axis of one operand and the axis of the other along which that lies in memory, where one does."""
+    over = set(product.attributes["over"])
+    for value, other in (product.operands, product.operands[::-1]):
+        op = value.op
+        columns = [axis for axis in axes_of(op.operands[-1]) if axis not in over] if (
+            op is not None and op.name == "load" and len(op.operands) > 1) else []
+        rows = [axis for axis in axes_of(other) if axis not in over]
+        if len(columns) == 1 and rows and columns[0] not in rows:
+            return max(rows, key=lambda axis: extents[axis]), columns[0]
+    return None
+
+
+def _part(function: Function, nest: Op, block: Block, product: Op, ops: list[Op], wholes: list[Op],
+          bounds: dict[str, tuple[Value, Value]], pair: tuple[str, str]) -> None:
+    made: list[Op] = []
+    top = Writer(made, product)
+    axes = [axis for axis in bounds if axis != pair[1]] + [pair[1]]
+    buffer = top.buffer(f32, [top.value("sub", [bounds[axis][1], bounds[axis][0]]) for axis in axes])
+    others = [axis for axis in axes if axis not in pair]
+    around = Block([top.number(0).type] * len(others))
+    made.pop()
+    counters = dict(zip(others, around.arguments, strict=True))
+    for axis, counter in counters.items():
+        counter.name = axis
+    body = Block()
+    used = {axis for op in ops for axis in axes_of(op.result)}
+    body.ops += [Op("whole", op.operands, (), dict(op.attributes), None, op.location)
+                 for op in wholes if op.attributes["axis"] in used]
+    values: dict[Value, Value] = {}
+    for op in ops:
+        if op.name == "index" and op.attributes["axis"] in counters:
+            values[op.result] = counters[op.attributes["axis"]]
+        else:
+            body.ops.append(copied(op, values))
+    body.ops.append(copied(product, values))
+    writer = Writer(body.ops, product)
+    places = [writer.value("sub", [counters[axis], bounds[axis][0]]) if axis in counters
+              else writer.places([axis], [bounds[axis][0]])[0] for axis in axes]
+    writer.op("store", [buffer, values[product.result], *places])
+    writer.op("yield", [])
+    loop = Op("tiles", [v for axis in pair for v in bounds[axis]], [], {"axes": list(pair), "parallel": True}, [body],
+              product.location)
+    rename_axes(loop, {axis for op in function.walk() for axis in axes_brought(op)})
+    if others:
+        around.ops += [loop, Op("yield", [], [], {}, None, product.location)]
+        loop = Op("each", [v for axis in others for v in bounds[axis]], [], {"count": len(others), "parallel": True},
+                  [around], product.location)
+    at = function.body.ops.index(nest)
+    function.body.ops[at:at] = [*made, loop]
+    read: list[Op] = []
+    reader = Writer(read, product)
+    value = reader.value("load", [buffer, *reader.places(axes, [bounds[axis][0] for axis in axes])],
+                         TileType(f32, axes_of(product.result)))
+    value.name = product.result.name
+    at = block.ops.index(product)
+    block.ops[at:at + 1] = read
+    for op in block.ops:
+        op.operands = [value if v is product.result else v for v in op.operands]
+    gone = {id(op) for op in (*ops, *wholes)}
+    needed: set[Value] = set()
+    for op in reversed(list(block.ops)):
+        if id(op) in gone and not any(v in needed for v in op.results) and (
+                op.name != "whole" or op.attributes["axis"] not in {
+                    o.attributes["axis"] for o in block.ops if o.name == "index"}):
+            block.ops.remove(op)
+        else:
+            needed.update(op.operands)
