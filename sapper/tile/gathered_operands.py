@@ -83,7 +83,7 @@ class _Operand:
         for block, product, operand in self.users:
             ops: list[Op] = []
             reader = Writer(ops, product)
-            read = reader.value("load", [buffer, *self._at(reader, {})], TileType(f32, axes_of(self.value)))
+            read = reader.value("load", [buffer, *self._at(reader, {})], TileType(f32, tuple(axes)))
             block.ops[block.ops.index(product):block.ops.index(product)] = ops
             product.operands[operand] = read
 

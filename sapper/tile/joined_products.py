@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+from ..ir.checker import union_of_axes
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TileType, f32
 from .ops import place_of
@@ -138,12 +139,18 @@ def _part(function: Function, nest: Op, block: Block, product: Op, ops: list[Op]
     read: list[Op] = []
     reader = Writer(read, product)
     value = reader.value("load", [buffer, *reader.places(axes, [bounds[axis][0] for axis in axes])],
-                         TileType(f32, axes_of(product.result)))
+                         TileType(f32, tuple(axes)))
     value.name = product.result.name
     at = block.ops.index(product)
     block.ops[at:at + 1] = read
+    changed = {product.result}
     for op in block.ops:
-        op.operands = [value if v is product.result else v for v in op.operands]
+        if changed.intersection(op.operands):       # its axes come in another order
+            op.operands = [value if v is product.result else v for v in op.operands]
+            for result in op.results:
+                assert isinstance(result.type, TileType)
+                result.type = TileType(result.type.dtype, union_of_axes(op.operands))
+                changed.add(result)
     gone = {id(op) for op in (*ops, *wholes)}
     needed: set[Value] = set()
     for op in reversed(list(block.ops)):
