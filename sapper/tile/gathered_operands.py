@@ -116,7 +116,8 @@ class _Finder:
         bounds = dict(bounds)
         pairs = list(zip(op.operands[::2], op.operands[1::2], strict=False))
         names = op.attributes["axes"] if op.name == "tiles" else op.blocks[0].arguments[:op.attributes["count"]]
-        bounds |= dict(zip(names, pairs, strict=False))
+        if op.attributes.get("step", 1) == 1:   # what a longer step leaves out may be gathered from nowhere, too
+            bounds |= dict(zip(names, pairs, strict=False))
         block = op.blocks[0]
         for inner in block.ops:
             if inner.name == "whole":

@@ -27,7 +27,7 @@ def part_joined_products(function: Function, typical: Typical, fewest: int, most
     """In place. typical: of an index scalar, None where nothing bounds it before the kernel runs. fewest: the longer of
     rows and columns. most_bytes: of the memory for a product, typically."""
     stored = {place_of(op.operands[0]) for op in function.walk() if op.name == "store"}
-    top = {value for op in function.body.ops for value in op.results}
+    top = {value for op in function.body.ops for value in op.results} | set(function.arguments)
     for nest in [op for op in function.body.ops if op.name == "tiles"]:
         found = _found(nest)
         if found is None:
@@ -40,9 +40,12 @@ def part_joined_products(function: Function, typical: Typical, fewest: int, most
         if any(v not in top or typical(v) is None for pair in ranges for v in pair):
             continue
         extents = {axis: max(1, (typical(stop) or 0) - (typical(start) or 0)) for axis, (start, stop) in bounds.items()}
-        ops = _behind(product)
+        ops = _behind(product, top)
         pair = _rows_and_columns(product, extents)
-        if pair is None or max(extents[axis] for axis in pair) < fewest or set(bounds) != set(axes_of(product.result)):
+        if pair is None or max(extents[axis] for axis in pair) < fewest:
+            continue
+        if set(bounds) != set(axes_of(product.result)) or {*product.attributes["over"]} != {
+                op.attributes["axis"] for op in wholes}:
             continue
         if f32.size_bytes * prod(extents.values()) > most_bytes or any(
                 op.name == "load" and place_of(op.operands[0]) in stored for op in ops):
@@ -70,13 +73,13 @@ def _found(nest: Op) -> tuple[list[Op], Block, Op] | None:
     return (loops, block, products[0]) if isinstance(result, TileType) and result.dtype is f32 else None
 
 
-def _behind(product: Op) -> list[Op]:
-    """The ops that compute the operands of a product, in order, each after what it needs."""
+def _behind(product: Op, top: set[Value]) -> list[Op]:
+    """The ops in a nest that compute the operands of a product, in order, each after what it needs."""
     found: dict[Op, None] = {}
 
     def visit(value: Value) -> None:
         op = value.op
-        if op is not None and axes_of(value) and op not in found:
+        if op is not None and value not in top and op not in found:
             for operand in op.operands[op.name == "load":]:
                 visit(operand)
             found[op] = None

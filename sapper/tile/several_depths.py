@@ -21,7 +21,7 @@ from .product_parts import copied
 
 def loop_over_depths(function: Function, extent_of: Callable[[str], int], fewest: int) -> None:
     """In place. extent_of: an axis, typically. fewest: rows and columns from which on it is worth it."""
-    blocks = [function.body]
+    blocks = [inner for op in function.body.ops for inner in op.blocks]
     while blocks:
         block = blocks.pop()
         blocks += [inner for op in block.ops for inner in op.blocks]
@@ -79,8 +79,8 @@ def _loop(function: Function, block: Block, product: Op, depth: str, bounds: Map
     for op in function.walk():
         if op is not loop:
             op.operands = [loop.result if v is product.result else v for v in op.operands]
-    used = {op.attributes["axis"] for op in function.walk() if op.name == "index" and any(
-        op.result in user.operands for user in function.walk())}
+    operands = {value for op in function.walk() for value in op.operands}
+    used = {op.attributes["axis"] for op in function.walk() if op.name == "index" and op.result in operands}
     block.ops[:] = [op for op in block.ops if op.name != "whole" or op.attributes["axis"] not in bounds or (
         op.attributes["axis"] in used)]
 

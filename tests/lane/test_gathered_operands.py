@@ -148,3 +148,23 @@ def test_beside_sums() -> None:
     np.testing.assert_allclose(arguments["y"], w @ x[:, ::-1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(arguments["z"], x.sum(1), rtol=1e-4, atol=1e-4)
     assert parts_of(lane) == 3
+
+
+@kernel
+def every_other_tap(x: Tensor[f32, C, T], w: Tensor[f32, O, C, 5], y: Tensor[f32, O, P]):
+    """Between the taps there may be nothing to read."""
+    for o, p in tiles(O, P):
+        acc = zeros(o, p, dtype=f32)
+        for i in range(0, 5, 2):
+            for c in tiles(C):
+                acc += w[o, c, i] @ x[c, minimum(p, T - 1) + (i % 2) * T]
+        y[o, p] = acc
+
+
+def test_steps_leave_counters_out() -> None:
+    x, w = normal(5, 46), normal(33, 5, 5)
+    arguments = {"x": x, "w": w, "y": np.zeros((33, 46), np.float32)}
+    function = every_other_tap.tile_ir()
+    lane = run_lane(function, arguments, None, AVX512, specialize(function, arguments, dict.fromkeys("COPT", 128)))
+    np.testing.assert_allclose(arguments["y"], w[:, :, ::2].sum(2) @ x, rtol=1e-4, atol=1e-4)
+    assert parts_of(lane) == 1

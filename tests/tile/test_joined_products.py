@@ -36,6 +36,15 @@ def combined(x: Tensor[f32, P, C], w: Tensor[f32, C, W], token: Tensor[i32, P], 
 
 
 @kernel
+def scaled(x: Tensor[f32, P, C], w: Tensor[f32, C, W], gain: Tensor[f32, 1], token: Tensor[i32, P],
+           y: Tensor[f32, E, W]):
+    """A number that is read in the loop."""
+    for p, v in tiles(P, W):
+        c = whole(C)
+        y[token[p], v] += (gain[0] * x[p, c]) @ w[c, v]
+
+
+@kernel
 def own_rows(x: Tensor[f32, P, C], w: Tensor[f32, C, W], y: Tensor[f32, P, W]):
     """Each element once: nothing is met again."""
     for p, v in tiles(P, W):
@@ -53,8 +62,9 @@ def of_itself(x: Tensor[f32, E, W], w: Tensor[f32, W, W], token: Tensor[i32, E],
         x[p, v] = 0.0
 
 
-@pytest.mark.parametrize(("made", "loops"), [(transposed, 2), (combined, 2), (own_rows, 1), (of_itself, 2)],
-                         ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(("made", "loops"), [
+    (transposed, 2), (combined, 2), (scaled, 2), (own_rows, 1), (of_itself, 2),
+], ids=lambda value: getattr(value, "name", ""))
 def test_made_before(made: Any, loops: int) -> None:
     def top() -> list[str]:
         return [op.name for op in function.body.ops if op.blocks]
