@@ -37,7 +37,7 @@ from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
-from ..tile.product_parts import axes_brought, part_products
+from ..tile.product_parts import axes_brought, lift_extents, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from ..tile.several_depths import loop_over_depths
 from ..tile.sums import share_sums
@@ -255,6 +255,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
         extents = {axis: hint(op.operands[2 * i + 1], specialization)[0] for op in function.walk()
                    if op.name in ("tiles", "whole") for i, axis in enumerate(axes_brought(op))}
         if all(op.name == "contract" and is_product(op, extents) for op in late):
+            lift_extents(function)
             part_products(function, typical, is_product, MOST_OPERAND_BYTES)
         bring_gathered(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
         loop_over_depths(function, extents.__getitem__, STAGE_ROWS)

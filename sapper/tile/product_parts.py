@@ -28,6 +28,8 @@ from .parts import Writer, copy_op
 from .plan import LATE, ORDERED, axes_of
 from .sums import is_join
 
+EXTENT_OPS = frozenset({"add", "sub", "mul", "floordiv", "mod", "min", "max"})
+
 Typical = Callable[[Value], int | None]
 """A typical value of an index scalar; None where nothing bounds it before the kernel runs."""
 
@@ -46,6 +48,30 @@ def part_products(function: Function, typical: Typical, is_product: IsProduct, m
                 at = body.ops.index(op)
                 body.ops[at:at + 1] = []
                 body.ops[at:at] = nest.write({axis for left in function.walk() for axis in axes_brought(left)})
+
+
+def lift_extents(function: Function) -> None:
+    """Have index scalars that are made of dimensions and numbers, as K // 2 is, before the loops that they are in."""
+    top = {value for op in function.body.ops for value in op.results}
+    for nest in [op for op in function.body.ops if op.blocks]:
+        lifted: list[Op] = []
+        blocks = list(nest.blocks)
+        while blocks:
+            block = blocks.pop()
+            for op in block.ops:
+                blocks += op.blocks
+                if op.name in EXTENT_OPS and not axes_of(op.result) and _tile(op.result).dtype is index and (
+                        top.issuperset(op.operands)):
+                    lifted.append(op)
+                    top.add(op.result)
+        gone = {id(op) for op in lifted}
+        blocks = list(nest.blocks) if lifted else []
+        while blocks:
+            block = blocks.pop()
+            block.ops[:] = [op for op in block.ops if id(op) not in gone]
+            blocks += [inner for op in block.ops for inner in op.blocks]
+        at = function.body.ops.index(nest)
+        function.body.ops[at:at] = lifted
 
 
 def _nest(top: Op, function: Function) -> list[Op]:

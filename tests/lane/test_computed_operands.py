@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sapper.ir.nodes import Function
-from sapper.ir.types import f32, i8, i32
+from sapper.ir.types import f32, i8, i32, u8
 from sapper.lang.builtins import each, exp, maximum, tiles, where, whole
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -108,6 +108,25 @@ def test_few_rows_and_what_is_but_widened_or_gathered_stay() -> None:
     assert barriers(powers, many | {"N": 8}) == 0
     assert barriers(powers, many, Schedule(registers={"m": 4})) == 0
     assert barriers(widened, many) == barriers(gathered, many) == 0
+
+
+@kernel
+def nibbles(x: Tensor[f32, M, K], w: Tensor[u8, N, K // 2], y: Tensor[f32, M, N]):
+    """The depth is an extent that is computed in the loop."""
+    for m, n in tiles(M, N):
+        k = whole(K // 2)
+        pair = w[n, k].to(i32)
+        y[m, n] = x[m, 2 * k] @ ((pair & 15) - 8).to(f32) + x[m, 2 * k + 1] @ ((pair >> 4) - 8).to(f32)
+
+
+def test_halves_of_bytes() -> None:
+    x, w = normal(30, 18), np.random.default_rng(2).integers(0, 256, (35, 9), np.uint8)
+    arguments = {"x": x, "w": w, "y": np.zeros((30, 35), np.float32)}
+    function = nibbles.tile_ir()
+    lane = run_lane(function, arguments, None, AVX2, specialize(function, arguments, dict.fromkeys("KMN", 128)))
+    wide = np.stack([(w & 15).astype(np.int32) - 8, (w >> 4).astype(np.int32) - 8], 2).reshape(35, 18)
+    np.testing.assert_allclose(arguments["y"], x @ wide.T, rtol=1e-4, atol=1e-4)
+    assert [op.name for op in lane.walk()].count("barrier") >= 1
 
 
 @kernel
