@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
+from ..tile.chained_axes import keep_columns_whole
 from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
@@ -237,6 +238,8 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
         def typical(value: Value) -> int | None:
             typical, _, most = hint(value, specialization)
             return None if most is None else typical
+
+        keep_columns_whole(function, typical)
 
         def is_computed(value: Value) -> bool:
             """What is but gathered is copied for the product as it is."""
