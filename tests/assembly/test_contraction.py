@@ -277,6 +277,7 @@ def test_a_schedule_that_names_none() -> None:
         compiled(product, ZEN4, Schedule(assembly=("f32_1x1",)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_by_itself_it_is_right_at_every_station(piece: Contraction, chip: Any) -> None:
     report = check_micro_kernel(piece, host_target() if runs_on(piece) and chip is ZEN4 else chip)

@@ -124,6 +124,7 @@ def test_a_full_cache_evicts_and_nothing_is_lost(model: Loaded) -> None:
         assert (job.tokens, job.ending) == (wanted.tokens, wanted.stop)
 
 
+@pytest.mark.sampled(2)
 def test_architectures_agree_with_their_sessions(checkpoint: Loaded) -> None:
     scheduler = Scheduler(checkpoint, checkpoint.batch(2, 160))
     jobs = [Job(prompt, limit, GREEDY) for prompt, limit in zip(prompts(checkpoint, 3, 90, 20), (30, 10, 20),

@@ -78,6 +78,7 @@ def test_right_kernels_pass(kernel: Any) -> None:
     assert report.to_json()["ok"] is True
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["softmax", "matvec_bf16", "attention_decode_f32", "top_k"])
 def test_library_kernels_pass(name: str) -> None:
     entry = find(name)

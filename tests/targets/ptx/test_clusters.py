@@ -102,6 +102,7 @@ def counted_with_scales(schedule: Schedule, extents: dict[str, int], workers: in
     return result.counters
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "schedule", "extents"), [
     (bf16_nn, ROWS, {"M": 144, "N": 160, "K": 336}), (bf16_nt, COLUMNS, {"M": 80, "N": 304, "K": 144}),
@@ -248,6 +249,7 @@ OF_ROWS = "the rank is left in the descriptor"
 """No fault where all lies along the depth: the field that it falls into is not read then (PTX ISA, "Strides")."""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("fault", "kernel"), [
     *((fault, bf16_nn) for fault in FAULTS), *((fault, block_scaled) for fault in FAULTS if fault != OF_ROWS)],
     ids=lambda value: getattr(value, "name", value))

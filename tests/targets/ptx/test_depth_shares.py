@@ -156,6 +156,7 @@ def test_on_the_emulator(level: str, kernel: Any, schedule: Schedule, lazy: bool
     assert counters.instructions.get(RELEASE, 0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_f32", "matmul_tn_bf16", "matmul_nt_bias_gelu_f32",
                                   "matmul_nt_residual_bf16", "matmul_swiglu_bf16"])
 def test_products_of_the_library(name: str) -> None:
@@ -225,6 +226,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str, level: str) -> None:
@@ -256,6 +258,7 @@ def test_lanes_meet_around_the_flag(level: str) -> None:
 # The rehearsal.
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_lowering_makes_is_right(level: str, kernel: Any) -> None:

@@ -91,6 +91,7 @@ def test_lane_ir(kernel: Any) -> None:
 TILES = {"large": {"m": 128, "n": 256}, "one group": {"m": 64, "n": 128}}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kernel", "tile", "lazy"), [
     *((kernel, "large", False) for kernel in KERNELS), *((kernel, "one group", True) for kernel in KERNELS),
     (bf16_nn, "large", True)], ids=lambda value: getattr(value, "name", value))
