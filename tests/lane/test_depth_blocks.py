@@ -437,6 +437,7 @@ def test_many_rows_meet_one_block_of_the_depth_after_another(name: str, rows: in
     assert in_depth_blocks(run_many(name, rows, columns, depth, workers=workers))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["matmul_nt_f32", "matmul_nt_i8", "matmul_nt_bf16_bf16", "matmul_nt_bf16"])
 @pytest.mark.parametrize("depth", [3, 131])
 def test_many_rows_meet_blocks_of_packed_panels(name: str, depth: int) -> None:

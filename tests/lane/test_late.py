@@ -26,6 +26,7 @@ from sapper.tile.plan import Late, late_walk, plan_block
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import KEPT, READ_AGAIN, Requests
 from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+from tests.strategies.amount import examples
 
 from .run_lane import run_lane, specialize
 
@@ -170,7 +171,7 @@ def test_walks_that_can_not_be_late(refused: Any, streamed: tuple[str, ...]) -> 
     assert late_of(reduce_loops(refused.tile_ir()), streamed) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @example("softmax", 3, 320, BESIDE, 1, False)
 @example("softmax_bf16", 3, 333, BESIDE, 2, False)
 @example("layer_norm_bf16", 4, 320, BESIDE, 1, True)

@@ -452,6 +452,7 @@ def test_few_rows_leave_their_columns_to_all_workers(rows: int, hint: int) -> No
         assert evaluate(tasks.operands[0], {"workers": 2, **known}) == 4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_bf16_bf16"])
 def test_a_worker_copies_rows_once_for_all_of_its_tasks_that_share_columns(
         name: str, monkeypatch: pytest.MonkeyPatch) -> None:

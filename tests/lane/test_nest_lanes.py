@@ -20,6 +20,7 @@ from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule, ScheduleError
+from tests.strategies.amount import examples
 
 from .run_lane import run_lane, specialize
 
@@ -527,7 +528,7 @@ def test_workers_share_a_range_of_fixed_length(first: int, workers: int) -> None
         np.testing.assert_allclose(arguments["y"], expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.sampled_from([AVX512, AVX2]), st.integers(0, 9), st.integers(1, 150), st.integers(1, 150), st.integers(1, 40),
        st.sampled_from([1, 40, 256, 1024]))
 def test_any_extents(facts: Facts, k: int, m: int, n: int, d: int, hint: int) -> None:

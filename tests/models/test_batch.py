@@ -218,6 +218,7 @@ def test_smollm2_answers_several_at_once() -> None:
 # ---- pages that are shared
 
 
+@pytest.mark.sampled(2)
 def test_what_begins_alike_is_read_once(checkpoint: Loaded) -> None:
     """Jobs with one beginning, at once and one after the other: the tokens of each alone, fewer tokens fed."""
     batch = checkpoint.batch(3, 250)

@@ -24,6 +24,7 @@ from sapper.lane.memory import Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+from tests.strategies.amount import examples
 
 from .left_out import blocks_of, missed, replaced
 
@@ -87,7 +88,7 @@ def test_results_that_do_not_lie_aligned_are_stored_by_lanes() -> None:
     assert not any(name.endswith("global.shared::cta.bulk_group") for name in counters.instructions)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=examples(5), deadline=None)
 @given(heads=st.integers(17, 140), position=st.integers(0, 700), workers=st.integers(1, 5),
        latent=st.sampled_from([256, 512]), shared=st.sampled_from([64, 128]), lazy=st.booleans())
 def test_any_shape(heads: int, position: int, workers: int, latent: int, shared: int, lazy: bool) -> None:

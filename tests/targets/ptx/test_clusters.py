@@ -24,6 +24,7 @@ from sapper.lane.rehearse import rehearse
 from sapper.targets.ptx import assembler
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, ScheduleError, Specialization
+from tests.strategies.amount import examples
 
 from . import test_narrow as narrow
 from .kernels import KERNELS, bf16_nn, bf16_nt, f16_tn, gated
@@ -156,7 +157,7 @@ def test_shares_of_clusters_in_lane_ir(schedule: Schedule) -> None:
     assert_near(arguments["c"], wanted)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=examples(8))
 @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 300), st.integers(1, 4), st.integers(0, 3),
        st.sampled_from("mn"), st.booleans())
 def test_any_share_of_clusters_gives_the_sums(m: int, n: int, k: int, clusters: int, parts: int, axis: str,
@@ -182,6 +183,7 @@ def test_any_share_of_clusters_gives_the_sums(m: int, n: int, k: int, clusters: 
     assert result.counters.instructions.get(RELEASE, 0) == 2 * 4 * sum(whose.count(t) - 1 for t in set(whose))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "schedule", "extents"), [
     (bf16_nn, Schedule(tile=TILE, stream="k", cluster={"m": 2}), {"M": 208, "N": 160, "K": 336}),

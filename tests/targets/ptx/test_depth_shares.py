@@ -26,6 +26,7 @@ from sapper.targets.ptx.text import FLAGS_AT, SYNC_BYTES
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, ScheduleError, Specialization
+from tests.strategies.amount import examples
 
 from .kernels import KERNELS, bf16_nn, bf16_nt, gated
 from .left_out import replaced
@@ -117,7 +118,7 @@ class Share:
 PRODUCTS = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n64k16\.f32\.bf16\.bf16$")
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=examples(8))
 @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 300), st.integers(1, 9), st.integers(0, 4))
 def test_any_share_gives_the_sums(m: int, n: int, k: int, workers: int, parts: int) -> None:
     """Every (tile, piece) once, whatever the extents and the workers."""
