@@ -162,7 +162,7 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
                  lanes: int, as_it_is: bool = False) -> None:
         share_sums(function, facts.joins, lambda value: hint(value, specialization)[0])
         interchange(function)
-        write_out_short_axes(function, lanes // 2, _lanes_step(facts, specialization),
+        write_out_short_axes(function, lanes // 2, lanes // 4 * facts.many_workers, _lanes_step(facts, specialization),
                              {schedule.lane, *schedule.tile, *schedule.registers, *schedule.order})
         if facts.many_workers:
             part_nests(function)

@@ -28,28 +28,30 @@ Point = tuple[int, ...]
 
 _REFUSED = ("view", "buffer", "asm", "topk")
 _ACROSS = ("reduce", "contract", "scan")
-"""Ops without which a row is as well computed as it lies."""
+"""Ops without which a row is as well computed as it lies, by lanes that are no threads."""
 
 _JOINS = {"sum": "add", "max": "max", "min": "min"}
 _RISES = {"argmax": "gt", "argmin": "lt"}
 
 
-def write_out_short_axes(function: Function, most: int, lanes_step: Callable[[Value, int], bool],
-                         named: Collection[str | None] = ()) -> None:
-    """In place. most: elements that a row may have. lanes_step: whether neighbouring lanes may well be so many elements
-    of a tensor apart. named: axes that stay, as a schedule says what to do with them."""
+def write_out_short_axes(function: Function, most: int, most_apart: int,
+                         lanes_step: Callable[[Value, int], bool], named: Collection[str | None] = ()) -> None:
+    """In place. most: elements that a row may have; most_apart: where none of them meet. lanes_step: whether lanes side
+    by side may well be so many elements of a tensor apart. named: axes that stay, as a schedule says what to do with
+    them."""
     blocks = [function.body]
     while blocks:
         block = blocks.pop()
         for op in block.ops:
-            extents = _short_axes(op, most, lanes_step) if op.name == "tiles" else {}
+            extents = {} if op.name != "tiles" else (
+                _short_axes(op, most, lanes_step, True) or _short_axes(op, most_apart, lanes_step, False))
             if extents and extents.keys().isdisjoint(named):
                 _write_out(op, extents)
             blocks += op.blocks
 
 
-def _short_axes(loop: Op, most: int, lanes_step: Callable[[Value, int], bool]) -> dict[str, range]:
-    """The axes to be written out, and their coordinates."""
+def _short_axes(loop: Op, most: int, lanes_step: Callable[[Value, int], bool], meet: bool) -> dict[str, range]:
+    """The axes to be written out, and their coordinates. meet: only if some op joins elements along one."""
     body, walked = loop.blocks[0].ops, loop.attributes["axes"]
     if not loop.attributes["parallel"] or loop.results or "repeats" in loop.attributes or any(
             op.blocks or op.name in _REFUSED for op in body):
@@ -58,15 +60,15 @@ def _short_axes(loop: Op, most: int, lanes_step: Callable[[Value, int], bool]) -
     around = {axis: _range(*loop.operands[2 * n:2 * n + 2]) for n, axis in enumerate(walked)}
     known = {axis: numbers for axis, numbers in (around | inside).items() if numbers and 1 < len(numbers) <= most}
     left = [axis for axis in walked if axis not in known]
-    if not inside.keys() <= known.keys() or not left or not any(
-            op.name in _ACROSS and not known.keys().isdisjoint(op.attributes["over"]) for op in body):
+    if not inside.keys() <= known.keys() or not left or (meet and not any(
+            op.name in _ACROSS and not known.keys().isdisjoint(op.attributes["over"]) for op in body)):
         return {}
-    pitches = [(op.operands[0], _pitch(op, known, left[-1])) for op in body if op.name in ("load", "store")]
-    steps = [(tensor, pitch) for tensor, pitch in pitches if pitch is not None]
-    if not steps or not all(lanes_step(tensor, pitch) for tensor, pitch in steps):
+    points = {op: math.prod(len(known[axis]) for axis in _spanned(op, known)) for op in body}
+    pitches = {op: _pitch(op, known, left[-1]) for op in body if op.name in ("load", "store")}
+    rows = {op: pitch for op, pitch in pitches.items() if pitch is not None}
+    if not rows or not all(points[op] <= most and lanes_step(op.operands[0], pitch) for op, pitch in rows.items()):
         return {}
-    points = [math.prod(len(known[axis]) for axis in _spanned(op, known)) for op in body]
-    return known if sum(points) <= MOST_OPS else {}
+    return known if sum(points.values()) <= MOST_OPS else {}
 
 
 def _pitch(op: Op, axes: Mapping[str, range], lane: str) -> int | None:

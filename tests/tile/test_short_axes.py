@@ -120,10 +120,10 @@ KERNELS = (softmax, turned, products, boxes, best, totals, bytes_from_the_least,
 
 
 def written_out(of: Any, most: int = 8, lanes_step: Any = lambda _, elements: elements in STRIDES,
-                named: tuple[str, ...] = ()) -> Any:
+                named: tuple[str, ...] = (), most_apart: int = 0) -> Any:
     function = of.tile_ir()
     canonicalize(function)
-    write_out_short_axes(function, most, lanes_step, named)
+    write_out_short_axes(function, most, most_apart, lanes_step, named)
     verify(function, TILE_OPS)
     return function
 
@@ -208,6 +208,11 @@ def beside_a_long_one(x: Tensor[f32, N, 4], w: Tensor[f32, B], y: Tensor[f32, N,
 def test_what_stays(of: Any) -> None:
     """As well computed as it lies; lanes would gather; lanes go along memory already; a long axis is in there."""
     assert any(op.name == "whole" for op in written_out(of).walk())
+
+
+def test_threads_take_rows_whose_elements_do_not_meet() -> None:
+    assert not any(op.name == "whole" for op in written_out(no_sum, most_apart=4).walk())
+    assert any(op.name == "whole" for op in written_out(no_sum, most_apart=3).walk())
 
 
 def test_longer_rows_and_named_axes_stay() -> None:
