@@ -110,18 +110,22 @@ def _write_out(loop: Op, axes: Mapping[str, range]) -> None:
 
 
 class _Elements:
-    """Writes a block for the points of short axes. elements: what has become of values that go along such."""
+    """Writes a block for the points of short axes. elements: what has become of values that go along such. loaded: what
+    was read, by its operands, since anything was stored: an element that is named twice is read once."""
 
     def __init__(self, axes: Mapping[str, range]) -> None:
         self.axes = axes
         self.ops: list[Op] = []
         self.elements: dict[Value, dict[Point, Value]] = {}
+        self.loaded: dict[tuple[Value, ...], Value] = {}
 
     def add(self, op: Op) -> None:
         spanned = _spanned(op, self.axes)
         if not spanned:
             op.operands = [self._at(v, {}) for v in op.operands]
             self.ops.append(op)
+            if op.name == "store":
+                self.loaded.clear()
         elif op.name in ("reduce", "contract"):
             self._joined(op)
         elif op.name == "scan":
@@ -163,7 +167,14 @@ class _Elements:
         if op.name == "full" and types == [TileType(self._type(op.result).dtype)]:
             self._set(op.result, place, operands[0])
             return
+        if op.name == "load" and tuple(operands) in self.loaded:
+            self._set(op.result, place, self.loaded[tuple(operands)])
+            return
         self.ops.append(Op(op.name, operands, types, dict(op.attributes), None, op.location))
+        if op.name == "load":
+            self.loaded[tuple(operands)] = self.ops[-1].result
+        elif op.name == "store":
+            self.loaded.clear()
         for old, new in zip(op.results, self.ops[-1].results, strict=True):
             self._set(old, place, new)
 

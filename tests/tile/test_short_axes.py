@@ -116,7 +116,16 @@ def over_part_of_a_row(x: Tensor[f32, N, 8], y: Tensor[f32, N, 8]):
         y[n, r * 4 + c] = x[n, r * 4 + c] - sum(x[n, r * 4 + c], over=c)
 
 
-KERNELS = (softmax, turned, products, boxes, best, totals, bytes_from_the_least, in_place, over_part_of_a_row)
+@kernel
+def read_after_a_store(x: Tensor[f32, N, 3], y: Tensor[f32, N, 3]):
+    for n in tiles(N):
+        c = whole(3)
+        x[n, c] = x[n, c] - min(x[n, c], over=c)
+        y[n, c] = x[n, c] + max(x[n, c], over=c)
+
+
+KERNELS = (softmax, turned, products, boxes, best, totals, bytes_from_the_least, in_place, over_part_of_a_row,
+           read_after_a_store)
 
 
 def written_out(of: Any, most: int = 8, lanes_step: Any = lambda _, elements: elements in STRIDES,
@@ -213,6 +222,15 @@ def test_what_stays(of: Any) -> None:
 def test_threads_take_rows_whose_elements_do_not_meet() -> None:
     assert not any(op.name == "whole" for op in written_out(no_sum, most_apart=4).walk())
     assert any(op.name == "whole" for op in written_out(no_sum, most_apart=3).walk())
+
+
+def test_what_is_named_twice_is_read_once() -> None:
+    assert sum_of(written_out(softmax), "load") == 8
+    assert sum_of(written_out(read_after_a_store), "load") == 2 * 3
+
+
+def sum_of(function: Any, name: str) -> int:
+    return len([op for op in function.walk() if op.name == name])
 
 
 def test_longer_rows_and_named_axes_stay() -> None:
