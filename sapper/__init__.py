@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         whole,
         zeros,
     )
-    from .lang.dims import Dim, dims
+    from .lang.dims import Dim, cdiv, dims
     from .lang.errors import CallError, KernelError
     from .lang.kernel import Kernel, kernel
     from .lang.tensor import Tensor
@@ -83,7 +83,7 @@ _HOMES = {
     ".ir.types": "f64 f32 f16 bf16 f8e4m3 f8e5m2 i64 i32 i16 i8 i4 u8 bool_",
     ".lang.builtins": "asm tiles each whole span zeros full where maximum minimum abs exp exp2 log log2 sqrt rsqrt "
                       "tanh sigmoid erf sin cos floor ceil round sum max min argmax argmin cumsum cummax cummin topk",
-    ".lang.dims": "Dim dims",
+    ".lang.dims": "Dim cdiv dims",
     ".lang.errors": "CallError KernelError",
     ".lang.kernel": "Kernel kernel",
     ".lang.tensor": "Tensor",
@@ -97,8 +97,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 
 __all__ = [
     "CallError", "Dim", "Kernel", "KernelError", "Program", "Rows", "Schedule", "ScheduleError", "Tensor", "Variable",
-    "abs", "argmax", "argmin", "asm", "bf16", "bool_", "ceil", "cos", "cummax", "cummin", "cumsum", "dims", "each",
-    "empty", "erf", "exp", "exp2",
+    "abs", "argmax", "argmin", "asm", "bf16", "bool_", "cdiv", "ceil", "cos", "cummax", "cummin", "cumsum", "dims",
+    "each", "empty", "erf", "exp", "exp2",
     "f8e4m3", "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16", "i32", "i64", "kernel", "log",
     "log2", "max", "maximum", "min", "minimum", "pack", "prepare", "ptx", "round", "rsqrt", "sigmoid", "sin",
     "span", "sqrt", "sum", "tanh", "tiles", "topk", "u8", "where", "whole", "x86", "zeros",

@@ -17,7 +17,7 @@ from ..codegen.compile import CompiledCode
 from ..codegen.machine import Instruction, MachineFunction, Register
 from ..codegen.pipeline import Compiled, stored_tensors
 from ..codegen.print import print_function
-from ..ir.types import TensorType
+from ..ir.types import Dim, TensorType, spell_nested
 from ..lang.by_hand import ByHand
 from .arguments import Arguments
 from .build import Assembly, Region
@@ -40,6 +40,7 @@ class KernelAssembly(Arguments, Assembly):
 
     scratch_size: (element bytes, axes) of the scratch memory, as Compiled has it. parallel: it asks which worker it is.
     contiguous: tensors that lie in C order in every call. dims: the extents that a call may have, as formulas.
+    computed: quotients and rests of them.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class KernelAssembly(Arguments, Assembly):
     parallel: bool = False
     contiguous: tuple[str, ...] = ()
     dims: Mapping[str, Polynomial] = field(default_factory=dict)
+    computed: dict[Dim, Symbol] = field(default_factory=dict)
 
     def _argument(self, number: int) -> Reg:
         return Reg("gpr", 64, Register(*self.table.ARGUMENTS[number]))
@@ -73,10 +75,20 @@ class KernelAssembly(Arguments, Assembly):
             return Polynomial.of(self.strides.setdefault(slot, Symbol.new(slot, natural=False)))
         return None
 
+    def _extent(self, dim: Dim) -> Polynomial:
+        """Of what is divided nothing is known but that it is a number of its own."""
+        if not isinstance(dim, tuple):
+            return self.dims[dim] if isinstance(dim, str) else Polynomial.of(dim)
+        op, left, right = dim
+        a, b = self._extent(left), self._extent(right)
+        if op in ("add", "sub"):
+            return a + b if op == "add" else a - b
+        return a * b if op == "mul" else Polynomial.of(self.computed.setdefault(dim, Symbol.new(spell_nested(dim))))
+
     def _region(self, name: str) -> Region:
         """The memory of a tensor: all of it in one piece, or an element at each step of its strides."""
         tensor = self.parameter(name, True)
-        extents = [self.dims[d] if isinstance(d, str) else Polynomial.of(d) for d in tensor.dims]
+        extents = [self._extent(d) for d in tensor.dims]
         bytes_ = tensor.dtype.bits // 8
         if name in self.contiguous:
             return Region(name, name in self.stored, prod(extents, start=Polynomial.of(bytes_)))

@@ -207,8 +207,9 @@ def compiled_in(kernel: Any, fixed: dict[str, int], free: dict[str, int]) -> tup
 
 def kernel_dims(kernel: Any) -> list[str]:
     """Symbolic dimensions in order of first appearance."""
-    dims = [d for _, type in kernel.parameters for d in getattr(type, "dims", ()) if isinstance(d, str)]
-    return list(dict.fromkeys(dims))
+    from ..ir.extents import names_of
+
+    return names_of(type for _, type in kernel.parameters)
 
 
 def parse_schedule(text: str | None) -> Any:
@@ -251,13 +252,15 @@ def aligned_on(target: Any, kernel: Any, extents: Mapping[str, int]) -> frozense
     """Contiguous tensors of a call whose rows all start at cache lines, for `compile_kernel`: on a GPU, where every
     allocation does (CUDA C++ Programming Guide, "Device Memory Accesses": 256 bytes), those whose rows are known to
     have whole lines. Of a CPU's nobody knows before the call."""
+    from ..ir.extents import evaluate_nested, names_in
     from ..runtime.specialise import CACHE_LINE_BYTES
 
     if not target.lanes_are_threads:
         return frozenset()
     found = set()
     for name, type in kernel.parameters:
-        dims = [extents.get(d) if isinstance(d, str) else d for d in getattr(type, "dims", ())]
+        dims = [evaluate_nested(d, extents) if all(n in extents for n in names_in(d)) else None
+                for d in getattr(type, "dims", ())]
         row_bytes = None if not dims or dims[-1] is None else dims[-1] * type.dtype.size_bytes
         if len(dims) == 1 or (row_bytes is not None and not row_bytes % CACHE_LINE_BYTES):
             found.add(name)

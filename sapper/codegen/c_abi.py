@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..ir.extents import names_of
 from ..ir.nodes import Location
-from ..ir.types import DType, TensorType
+from ..ir.types import Dim, DType, TensorType
 from ..targets.x86_64.detect import ARCH_REQ_XCOMP_PERM, FEATURE_BITS, SYS_ARCH_PRCTL, TILE_DATA, TILE_STATE
 from ..targets.x86_64.registers import (
     R8,
@@ -159,8 +160,7 @@ class CKernel:
 
 
 def dims_of(parameters: Iterable[tuple[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(d for _, t in parameters if isinstance(t, TensorType) for d in t.dims
-                              if isinstance(d, str)))
+    return names_of(type for _, type in parameters)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -251,28 +251,45 @@ def _status_labels(emit: Listing) -> list[str]:
     return [status for status in STATUS if status in wanted]
 
 
-def _load_extent(emit: Listing, to: int, dim: str | int, where: Callable[[str], Memory]) -> None:
+def _load_extent(emit: Listing, dim: Dim, where: Callable[[str], Memory]) -> None:
+    """An extent into rcx. Of one that is computed rdx is lost, and `where` must not go by rsp."""
     if isinstance(dim, int):
-        emit("mov.32", to, Immediate(dim))
+        emit("mov.32", RCX, Immediate(dim))
+    elif isinstance(dim, str):
+        emit("mov.64", RCX, where(dim))
     else:
-        emit("mov.64", to, where(dim))
+        emit("push", RAX)
+        _compute(emit, dim, where, 1)
+        emit("mov.64", RCX, RAX)
+        emit("pop", RAX)
 
 
-def _compute(emit: Listing, value: Any, where: Callable[[str], Memory]) -> None:
-    """An expression of extents (`lang.dims.nested`; what it divides is not negative) into rax; rcx and rdx are lost."""
+def _compute(emit: Listing, value: Any, where: Callable[[str], Memory], pushed: int = 0) -> None:
+    """An expression of extents (`ir.extents`) into rax; rcx and rdx are lost. `where` must not go by rsp. pushed: words
+    on the stack, which are dropped where it divides by 0, or by less."""
     if not isinstance(value, tuple):
         emit("mov.64", RAX, Immediate(value) if isinstance(value, int) else where(value))
         return
     op, left, right = value
-    _compute(emit, right, where)
+    _compute(emit, right, where, pushed)
     emit("push", RAX)
-    _compute(emit, left, where)
+    _compute(emit, left, where, pushed + 1)
     emit("pop", RCX)
     if op in ("floordiv", "mod"):
+        here = f"divide{len(emit.body)}"
         emit("test.64", RCX, RCX)
-        emit("je", "BAD_EXTENT")
-        emit("xor.32", RDX, RDX)
-        emit("div.64", RCX)
+        emit("jg", here)
+        if pushed:
+            emit("add.64", RSP, Immediate(8 * pushed))
+        emit("jmp", "BAD_EXTENT")
+        emit.label(here)
+        emit("cqo")
+        emit("idiv.64", RCX)
+        emit("test.64", RDX, RDX)   # a rest has the sign of what is divided; rounded down, it has none
+        emit("jns", f"{here}.down")
+        emit("add.64", RDX, RCX)
+        emit("sub.64", RAX, Immediate(1))
+        emit.label(f"{here}.down")
         if op == "mod":
             emit("mov.64", RAX, RDX)
     else:
@@ -290,9 +307,6 @@ def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
 
     def here(holds: str) -> Memory:
         return at(RSP, kernel.field(holds).offset)
-
-    def extent(dim: str) -> Memory:
-        return here(f"dim.{dim}")
 
     emit("push", RBP)
     emit("mov.64", RBP, RSP)
@@ -317,13 +331,14 @@ def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
             number = RAX
             emit("mov.64", RAX, at(RBP, next(stack)))
         emit(f"mov.{8 * place.size_bytes}", at(RSP, place.offset), number)
+    emit("mov.64", RDI, RSP)    # its argument lies in the frame by now
     for name, type in kernel.parameters:
         if isinstance(type, TensorType) and type.dims:
             emit("mov.32", RAX, Immediate(1))
             for position in range(len(type.dims) - 1, -1, -1):
                 emit("mov.64", at(RSP, kernel.field(f"{name}.stride").offset + 8 * position), RAX)
                 if position:
-                    _load_extent(emit, RCX, type.dims[position], extent)
+                    _load_extent(emit, type.dims[position], lambda d: at(RDI, kernel.field(f"dim.{d}").offset))
                     emit("imul.64", RAX, RCX)
     _call(emit, CHECK_CPU)
     emit("test.32", RAX, RAX)
@@ -413,7 +428,7 @@ def _on(kernel: CKernel) -> MachineFunction:
         for dim, coefficient in zip(terms[::2], terms[1::2], strict=True):
             emit("imul.imm.64", RCX, here(f"dim.{dim}"), Immediate(coefficient))
             emit("add.64", RAX, RCX)
-        _load_extent(emit, RCX, dict(kernel.parameters)[name].dims[dimension], lambda d: here(f"dim.{d}"))
+        _load_extent(emit, dict(kernel.parameters)[name].dims[dimension], lambda d: here(f"dim.{d}"))
         emit("cmp.64", RCX, RAX)
         emit("jl", "BAD_EXTENT")
     for number, variant in enumerate(kernel.variants):
@@ -457,13 +472,14 @@ def _check_assumptions(emit: Listing, kernel: CKernel, variant: Variant, label: 
         if pattern == "contiguous" and dims:
             if 0 in dims:
                 continue
-            for dim in dict.fromkeys(d for d in dims if isinstance(d, str)):
-                emit("cmp.64", here(f"dim.{dim}"), Immediate(0))
-                emit("je", f"{label}.{name}")  # strides of a tensor without elements do not matter
+            for dim in dict.fromkeys(d for d in dims if not isinstance(d, int)):
+                _load_extent(emit, dim, lambda d: here(f"dim.{d}"))
+                emit("cmp.64", RCX, Immediate(0))
+                emit("jle", f"{label}.{name}")  # strides of a tensor without elements do not matter
             emit("mov.32", RAX, Immediate(1))
             for position in range(len(dims) - 1, -1, -1):
                 skip = f"{label}.{name}.{position}"
-                _load_extent(emit, RCX, dims[position], lambda d: here(f"dim.{d}"))
+                _load_extent(emit, dims[position], lambda d: here(f"dim.{d}"))
                 emit("cmp.64", RCX, Immediate(1))  # a stride along an extent of 1 does not matter
                 emit("je", skip)
                 emit("cmp.64", RAX, here(f"{name}.stride", 8 * position))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..ir.extents import names_of
 from ..ir.nodes import Location
 from ..ir.types import TensorType
 from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts, needed_features
@@ -92,7 +93,7 @@ def c_kernel(
     """
     types = dict(kernel.parameters)
     tensors = {n: t for n, t in types.items() if isinstance(t, TensorType)}
-    dims = list(dict.fromkeys(d for t in tensors.values() for d in t.dims if isinstance(d, str)))
+    dims = names_of(tensors.values())
     contiguous: dict[str, Any] = dict.fromkeys(tensors, "contiguous")
     requires = _requires(kernel, dict(static or {}), fallback)
     packed = {row[0] for row in requires if row[1] == "contiguous"}

@@ -14,6 +14,7 @@ from typing import Any
 from ..assembly.errors import AssemblyError
 from ..assembly.override import Override
 from ..codegen.machine import Instruction
+from ..ir.extents import names_of
 from ..runtime.by_hand import expectation, expected_cases
 from ..runtime.cases import Case, copies_of, shaped_cases
 from ..targets.ptx.text import item_texts
@@ -53,7 +54,7 @@ def _long_cases(kernel: Any, piece: Any, seed: int) -> Iterator[tuple[Case, Mapp
     """One dimension at a time so long that every warp has several rounds of 32 elements; the others hold two elements,
     or what a piece asks for."""
     function = kernel.tile_ir()
-    dims = list(dict.fromkeys(d for _, t in kernel.parameters for d in getattr(t, "dims", ()) if isinstance(d, str)))
+    dims = names_of(type for _, type in kernel.parameters)
     shapes = [{d: -(-(LONG if d == long else 2) // (factor := piece.divisible.get(d, 1))) * factor for d in dims}
               for long in dims]
     for case in shaped_cases(kernel, function, seed, shapes):

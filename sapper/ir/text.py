@@ -29,7 +29,20 @@ from typing import Any, NoReturn
 
 from .nodes import Block, Function, Location, Op, Value
 from .ops import OpTable
-from .types import DTYPES, MASK, S64, DType, RowType, TensorType, TileRegisterType, TileType, Type, b32
+from .types import (
+    DTYPES,
+    MASK,
+    S64,
+    SYMBOLS,
+    Dim,
+    DType,
+    RowType,
+    TensorType,
+    TileRegisterType,
+    TileType,
+    Type,
+    b32,
+)
 
 _DEPTH_LIMIT = 64
 """Blocks and lists nest no deeper in text; no kernel comes near, and Python's own stack must not decide."""
@@ -200,7 +213,7 @@ _TOKEN = re.compile(
     |(?P<name>[^\W\d]\w*)
     |(?P<number>[0-9][\w.]*(?:(?<=[eE])[+-][0-9]+)?)
     |(?P<string>"(?:[^"\\\n]|\\.)*")
-    |(?P<sign>[-{}()\[\]<>,:=@.?])""",
+    |(?P<sign>//|[-{}()\[\]<>,:=@.?+*%])""",
     re.VERBOSE,
 )
 _INTEGER = re.compile(r"[0-9]+\Z")
@@ -305,6 +318,34 @@ class _Parser:
             self.fail(f"a dtype ({', '.join(_ALL_DTYPES)})", token)
         return found
 
+    def extent(self) -> Dim:
+        """A side, or two with a symbol between them."""
+        token = self.tokens[self.at]
+        left = self.side()
+        op = next((op for op, symbol in SYMBOLS.items() if self.take(symbol)), None)
+        if op is None and isinstance(left, int) and left < 0:
+            self.fail("a dimension's name or size", token)
+        return left if op is None else (op, left, self.side())
+
+    def side(self) -> Dim:
+        """A name, a number, `-side` or `(extent)`."""
+        self.enter()
+        found = self.bare_side()
+        self.depth -= 1
+        return found
+
+    def bare_side(self) -> Dim:
+        if self.take("-"):
+            of = self.side()
+            return -of if isinstance(of, int) else ("sub", 0, of)
+        if self.take("("):
+            found = self.extent()
+            self.expect(")")
+            return found
+        if self.tokens[self.at][0] == "name":
+            return self.next()[1]
+        return self.integer("a dimension's name or size")
+
     def type(self) -> Type:
         if self.take("s64"):
             return S64
@@ -323,14 +364,9 @@ class _Parser:
         if self.take("tensor"):
             self.expect("<")
             dtype = self.dtype()
-            dims: list[str | int] = []
+            dims: list[Dim] = []
             while self.take(","):
-                token = self.tokens[self.at]
-                if token[0] == "name" or token[1] == "?":
-                    self.at += 1
-                    dims.append(token[1])
-                else:
-                    dims.append(self.integer("a dimension's name or size"))
+                dims.append("?" if self.take("?") else self.extent())
             self.expect(">")
             return TensorType(dtype, tuple(dims))
         token = self.tokens[self.at]

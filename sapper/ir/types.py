@@ -7,10 +7,22 @@ stage, a lane-machine scalar, register row or mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Union
+from typing import Any, ClassVar, Union
 
-Dim = Union[str, int]
-"""One extent of a tensor: the name of a symbolic dimension, or a static size."""
+Dim = Union[str, int, tuple[str, "Dim", "Dim"]]
+"""One extent of a tensor: the name of a symbolic dimension, a static size, or what is computed of such: (op, left,
+right), op a key of SYMBOLS."""
+
+SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
+
+
+def spell_nested(value: Any) -> str:
+    """An extent (a list for a tuple is as good), as its author would write it."""
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    op, *sides = value
+    left, right = (f"({spell_nested(s)})" if isinstance(s, (list, tuple)) else str(s) for s in sides)
+    return f"-{right}" if op == "sub" and left == "0" else f"{left} {SYMBOLS[op]} {right}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +104,7 @@ class TensorType:
     dims: tuple[Dim, ...]
 
     def __str__(self) -> str:
-        return f"tensor<{', '.join([self.dtype.name, *map(str, self.dims)])}>"
+        return f"tensor<{', '.join([self.dtype.name, *map(spell_nested, self.dims)])}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ir.extents import names_in
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, TensorType, TileType, f32, i32
 from ..tile.affine import Affine, affine
@@ -121,9 +122,8 @@ class BoxedStores(FragmentStores):
         t = tensor.type
         assert isinstance(t, TensorType)
         self.slot(f"{tensor.name}.data")
-        for dim in t.dims:
-            if isinstance(dim, str):
-                self.slot(f"dim.{dim}")
+        for name in dict.fromkeys(name for dim in t.dims for name in names_in(dim)):
+            self.slot(f"dim.{name}")
         box = [sizes[next(iter(form.axes))] if form.axes else 1 for form in self._forms(op)]
         record: list[object] = [tensor.name, t.dtype.name, list(t.dims), box]
         if record not in self.tensor_maps:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir.extents import names_in, shape_of
 from ..ir.nodes import Op
 from ..ir.types import DTYPES
 from ..lang.by_hand import PRODUCTS
@@ -259,7 +260,8 @@ def _build_tensor_copy(program: Program, op: Op) -> Step:
 
     def tensor_copy(e: list[Any]) -> None:
         worker: Worker = e[0]
-        shape = [dim if isinstance(dim, int) else worker.words[words[f"dim.{dim}"]] for dim in dims]
+        sizes = {name: worker.words[words[f"dim.{name}"]] for dim in dims for name in names_in(dim)}
+        shape = shape_of(dims, sizes)
         inside = np.zeros(box, kind)
         start = e[near] + disp
         places = fragments.swizzled(start + np.arange(inside.nbytes)) - start

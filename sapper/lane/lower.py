@@ -221,7 +221,9 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
             if t.dtype.name not in unit.byte_dtypes or load is None or load.name != "load":
                 return t.dtype.name in dtypes
             name, dims = load.operands[0].name, load.operands[0].type.dims  # type: ignore[union-attr]
-            divisor = dims[-1] if isinstance(dims[-1], int) else specialization.dims.get(dims[-1], DimClass()).divisor
+            last = dims[-1]
+            divisor = last if isinstance(last, int) else \
+                specialization.dims.get(last, DimClass()).divisor if isinstance(last, str) else 1
             return name in specialization.aligned and specialization.strides.get(name, "contiguous") == "contiguous" \
                 and divisor % CHUNK_BYTES == 0 and depth in axes_of(load.operands[-1])
 

@@ -81,7 +81,9 @@ class NestPanels(NestLowering):
                     return False
             if not all(user.name == "contract" for user in self.users.get(op.result, ())):
                 return False
-        rows = prod(dim if isinstance(dim, int) else self._dim_hint(dim) for dim in t.dims[:-1])
+        if any(isinstance(dim, tuple) for dim in t.dims):    # no bound for its scratch memory
+            return False
+        rows = prod(dim if isinstance(dim, int) else self._dim_hint(str(dim)) for dim in t.dims[:-1])
         return rows > 1 and rows * across.resident * t.dtype.size_bytes <= ROOM * self.facts.l2_bytes
 
     def _dim_hint(self, name: str) -> int:
@@ -104,7 +106,7 @@ class NestPanels(NestLowering):
         assert isinstance(t, TensorType) and axis is not None
         *dims, _ = t.dims
         size = element_bytes(t.dtype)
-        extents: list[Scalar] = [dim if isinstance(dim, int) else self.slot(f"dim.{dim}") for dim in dims]
+        extents: list[Scalar] = [self.extent(dim) for dim in dims]
         strides: list[Scalar] = [1]
         step: Scalar = r.resident
         for extent in reversed(extents):
@@ -112,7 +114,8 @@ class NestPanels(NestLowering):
             step = self.mul(step, extent)
         key = tensor, r.resident
         if key not in self.panel_memory:
-            room: list[tuple[Capacity | int, int]] = [(d if isinstance(d, int) else Capacity(1, (d,)), 1) for d in dims]
+            room: list[tuple[Capacity | int, int]] = [
+                (d if isinstance(d, int) else Capacity(1, (str(d),)), 1) for d in dims]
             self.panel_memory[key] = self.scratch([*room, (r.resident, 1)], t.dtype)
         place = self.panel_memory[key]
         names = [f"{tensor.name}.{number}" for number in range(len(dims))]

@@ -820,4 +820,4 @@ class RegisterFactors(WalkLowering):
         t = tensor.type
         assert isinstance(t, TensorType)
         return t.dtype.size_bytes * prod(
-            dim if isinstance(dim, int) else self.specialization.dims.get(dim, DimClass()).hint for dim in t.dims)
+            self.specialization.typical(dim) for dim in t.dims)

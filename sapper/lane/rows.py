@@ -490,7 +490,7 @@ class RowEvaluation(State):
             size: Scalar = 1
             for dim in reversed(t.dims):
                 strides.insert(0, size)
-                size = self.mul(size, dim if isinstance(dim, int) else self.slot(f"dim.{dim}"))
+                size = self.mul(size, self.extent(dim))
         else:
             strides = [1 if unit else self.slot(f"{tensor.name}.stride.{d}") for d, unit in enumerate(pattern)]
         self.tensor_strides[tensor] = strides

@@ -103,8 +103,7 @@ class PanelInPlace(StagedPanel):
         self.in_place = t.dtype
         if low.packing is None:
             self.memory = t.dtype
-        columns, depth = (d if isinstance(d, int) else low.slot(f"dim.{d}")
-                          for d in (t.dims[panels.columns], t.dims[panels.depth]))
+        columns, depth = low.extent(t.dims[panels.columns]), low.extent(t.dims[panels.depth])
         self.slot_bytes = panels.elements * t.dtype.size_bytes
         self.piece_bytes = low.lanes * self.slot_bytes
         self.panel_bytes = low.mul(low.ceil_div(depth, panels.elements), panels.width * self.slot_bytes)

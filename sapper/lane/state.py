@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..ir.nodes import Block, Builder, Location, Op, Value
-from ..ir.types import NARROW_FLOATS, S64, DType, RowType, Type, b32, bool_, f32, f64, i4, i8, i32, i64, index
+from ..ir.types import NARROW_FLOATS, S64, Dim, DType, RowType, Type, b32, bool_, f32, f64, i4, i8, i32, i64, index
 from ..tile.schedule import LoweringError
 
 MOST_VALUES = 1 << 16
@@ -205,6 +205,13 @@ class State:
         return self.depths.get(value, 0)
 
     # Scalars.
+
+    def extent(self, dim: Dim) -> Scalar:
+        """The extent of a tensor's dimension."""
+        if isinstance(dim, tuple):
+            op, left, right = dim
+            return self.scalar(f"s_{op}", self.extent(left), self.extent(right))
+        return dim if isinstance(dim, int) else self.slot(f"dim.{dim}")
 
     def value(self, scalar: Scalar) -> Value:
         """A scalar as an SSA value."""

@@ -142,8 +142,7 @@ class BoundTiles:
         size = element_bytes(tensor.type.dtype)
         end = low.add(low.slot(f"{tensor.name}.data"), size)
         for dim, stride in zip(tensor.type.dims, low.strides(tensor), strict=True):
-            extent = dim if isinstance(dim, int) else low.slot(f"dim.{dim}")
-            end = low.add(end, low.mul(low.mul(low.sub(extent, 1), stride), size))
+            end = low.add(end, low.mul(low.mul(low.sub(low.extent(dim), 1), stride), size))
         return end
 
     def _copy(self, lefts: Sequence[Left], places: Sequence[Scalar],

@@ -15,10 +15,10 @@ from itertools import takewhile
 from typing import Any
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import TensorType, TileType, bool_, index
+from ..ir.types import TensorType, TileType, bool_, index, spell_nested
 from .affine import Affine, extreme, fixed_when_meeting
 from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
-from .dims import Dim, DimExpression, nested
+from .dims import Dim, DimExpression, extent_of, nested
 from .errors import KernelError
 from .strides import Product, Strides, factors_of
 from .views import Views
@@ -229,7 +229,7 @@ class Accesses(Views):
 
     def check_bounds(self, tensor: Value, dimension: int, form: Affine, node: Any) -> None:
         known = self.extents_of(tensor)[dimension]
-        extent = str(known)
+        extent = spell_nested(extent_of(known))
         symbol = form.single
         if symbol is not None and isinstance(node, ast.Name) and tensor not in self.views:
             bounds = self.range_of(symbol) if not isinstance(symbol, str) else None
@@ -238,8 +238,8 @@ class Accesses(Views):
                 name = symbol.name if isinstance(symbol, (Axis, Value)) else str(symbol)
                 self.fail("axis-extent", f"{name} walks {walked}, dimension {dimension} of {tensor.name} is {extent}",
                           node, f"{name} from 0 to {walked}", f"a range of {extent}",
-                          f"walk {extent}, or declare both dimensions {walked}; if part of {extent} is meant, write "
-                          f"{name} + 0")
+                          f"walk {extent}{f', or declare both dimensions {walked}' * isinstance(known, Dim)}; "
+                          f"if part of {extent} is meant, write {name} + 0")
         if (self.guards or self.ragged) and not (form.terms and all(map(self.is_settled, form.terms))):
             return  # a condition or an empty range may keep the index in bounds
         if any(self.is_empty(symbol) for symbol in form.terms):
@@ -264,7 +264,8 @@ class Accesses(Views):
                       if form.terms else "give a smaller index")
         if not excess.terms or self.guards:
             return
-        if tensor in self.views or not all(isinstance(s, str) for s in excess.terms):
+        computed = tensor in self.views or not isinstance(known, (int, Dim))
+        if computed or not all(isinstance(s, str) for s in excess.terms):
             highest, whole = self.spelled(excess.plus(size)), self.spelled(size)
             if highest is not None and whole is not None:
                 self.condition_on(tensor, "inside", highest, whole)

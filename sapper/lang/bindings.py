@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..ir.nodes import Block, Location, Op, Value
-from ..ir.types import DType, TensorType, TileType
+from ..ir.types import Dim, DType, TensorType, TileType
 from .affine import Affine
 from .source import ParsedFunction
 
@@ -134,7 +134,7 @@ def axes_of(value: Value) -> tuple[str, ...]:
     return value.type.axes  # type: ignore[union-attr]
 
 
-def dims_of(value: Value) -> tuple[str | int, ...]:
+def dims_of(value: Value) -> tuple[Dim, ...]:
     """The extents of a tensor."""
     return value.type.dims  # type: ignore[union-attr]
 

@@ -7,22 +7,13 @@ builds a DimExpression, which the compiler folds or computes, and inside one (un
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Union
 
+from ..ir.extents import OPERATORS
+from ..ir.types import SYMBOLS
+from ..ir.types import Dim as Extent
 from . import context
-
-OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-}
-
-
-SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
 
 
 class DimExpression:
@@ -94,10 +85,16 @@ class DimExpression:
         return _combine("mod", other, self)
 
     def __truediv__(self, other: Any) -> Any:
-        return self._value("integer value") / other
+        return self._quotient(self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return other / self._value("integer value")
+        return self._quotient(other, self)
+
+    def _quotient(self, left: Any, right: Any) -> float:
+        if context.current() is None:
+            raise TypeError(f"found {left} / {right}; expected an integer, as extents are; write {left} // {right}, or "
+                            f"cdiv({left}, {right}), which rounds up")
+        return float(left) / float(right)
 
     def __neg__(self) -> Any:
         return _combine("sub", 0, self)
@@ -128,7 +125,8 @@ class DimExpression:
         return hash((self.op, self.left, self.right))
 
     def __repr__(self) -> str:
-        return f"({self.left} {SYMBOLS[self.op]} {self.right})"
+        negative = self.op == "sub" and isinstance(self.left, int) and self.left == 0
+        return f"(-{self.right})" if negative else f"({self.left} {SYMBOLS[self.op]} {self.right})"
 
 
 class Dim(DimExpression):
@@ -173,28 +171,18 @@ def nested(value: DimLike) -> Any:
     return [value.op, nested(value.left), nested(value.right)] if isinstance(value, DimExpression) else value
 
 
-def evaluate_nested(value: Any, sizes: Mapping[str, int]) -> int:
-    """What `nested` wrote, given the extents by name; ZeroDivisionError for a division by an extent of 0."""
-    if isinstance(value, (list, tuple)):
-        op, left, right = value
-        return int(OPERATORS[op](evaluate_nested(left, sizes), evaluate_nested(right, sizes)))
-    return sizes[value] if isinstance(value, str) else int(value)
+def extent_of(value: DimLike) -> Extent:
+    """The same with tuples, as the types of tensors have it."""
+    if isinstance(value, Dim):
+        return value.name
+    return (value.op, extent_of(value.left), extent_of(value.right)) if isinstance(value, DimExpression) else value
 
 
-def names_in(value: Any) -> list[str]:
-    """The dimensions in what `nested` wrote."""
-    if isinstance(value, (list, tuple)):
-        return [name for side in value[1:] for name in names_in(side)]
-    return [value] if isinstance(value, str) else []
-
-
-def spell_nested(value: Any) -> str:
-    """What `nested` wrote, as the author would write it."""
-    if not isinstance(value, (list, tuple)):
-        return str(value)
-    op, *sides = value
-    left, right = (f"({spell_nested(s)})" if isinstance(s, (list, tuple)) else str(s) for s in sides)
-    return f"{left} {SYMBOLS[op]} {right}"
+def expression_of(extent: Extent) -> DimLike:
+    """What `extent_of` is of."""
+    if isinstance(extent, str):
+        return Dim(extent)
+    return extent if isinstance(extent, int) else DimExpression(extent[0], *map(expression_of, extent[1:]))
 
 
 def _resolved(value: DimLike, running: Any) -> int:
@@ -211,6 +199,11 @@ def _combine(op: str, left: Any, right: Any) -> Any:
         if not isinstance(side, (int, DimExpression)) or isinstance(side, bool):
             return NotImplemented
     return DimExpression(op, left, right)
+
+
+def cdiv(a: Any, b: Any) -> Any:
+    """a / b, rounded up: how many blocks of b cover a. Integers, extents or, in a kernel, integer tiles."""
+    return -(-a // b)
 
 
 def dims(names: str) -> Any:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from ..ir.extents import OPERATORS
 from ..ir.nodes import Value
 from ..ir.types import DType, TileType, bf16, bool_, f32, i32, i64, index
 from .bindings import axes_of, dtype_of
-from .dims import OPERATORS
 from .operands import Operands
 
 SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "shl": "<<", "shr": ">>",

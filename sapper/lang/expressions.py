@@ -13,13 +13,14 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+from ..ir.extents import OPERATORS
 from ..ir.nodes import Block, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index
 from . import builtins as surface
 from .access import Accesses
 from .affine import Affine
 from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor, is_tile, near
-from .dims import OPERATORS, DimExpression
+from .dims import DimExpression
 from .elementwise import MOVABLE
 from .errors import KernelError
 from .liveness import analyse

@@ -11,6 +11,7 @@ import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..ir.extents import fixed, names_of
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, index
 from .access import Access, Update
@@ -64,15 +65,10 @@ class Frontend(Calls):
 
     def __init__(self, kernel: Kernel, static: Mapping[str, int]) -> None:
         self.kernel = kernel
-        names: dict[str, None] = {}
-        for _, type in kernel.parameters:
-            if isinstance(type, TensorType):
-                for dim in type.dims:
-                    if isinstance(dim, str):
-                        names[dim] = None
+        names = names_of(type for _, type in kernel.parameters)
         place = Location(kernel.source_file, kernel.source_line)
-        super().__init__(Function(kernel.name, "tile", place), static, list(names))
-        self.function.attributes["dims"] = list(names)
+        super().__init__(Function(kernel.name, "tile", place), static, names)
+        self.function.attributes["dims"] = names
 
     def run(self) -> Function:
         kernel, function = self.kernel, self.function
@@ -90,8 +86,7 @@ class Frontend(Calls):
         if self.static:  # the proofs compared dimensions by name; from here on the fixed ones are numbers
             for value in function.arguments:
                 if isinstance(value.type, TensorType):
-                    value.type = TensorType(dtype_of(value), tuple(
-                        self.static.get(d, d) if isinstance(d, str) else d for d in value.type.dims))
+                    value.type = TensorType(dtype_of(value), tuple(fixed(d, self.static) for d in value.type.dims))
             function.attributes["dims"] = [n for n in self.dim_names if n not in self.static]
         rows = [[*key[:2], constant, *key[2:]] for key, constant in self.requirements.items()]
         rows += self.conditions

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
+from ..ir.extents import names_in, names_of
 from ..ir.nodes import Function, Location
-from ..ir.types import DType, TensorType, TileType, bool_
+from ..ir.types import DType, TensorType, TileType, bool_, spell_nested
 from . import context
 from .by_hand import ByHand
 from .errors import KernelError
@@ -66,18 +67,34 @@ class Kernel:
                 strict=True)
         )
         self.specialise = frozenset(specialise.split())
-        known = [d for _, t in self.parameters if isinstance(t, TensorType) for d in t.dims if isinstance(d, str)]
+        known = self._bound_dims(function)
         for dim in sorted(self.specialise.difference(known)):
             place = Location(self.source_file, self.source_line, 1, 1)
             raise KernelError("unbound-dim", f"kernel {self.name} cannot be specialised for {dim}", place,
                               found=f"no dimension {dim} in its tensors",
-                              expected=f"dimensions of the kernel: {', '.join(dict.fromkeys(known)) or 'it has none'}",
+                              expected=f"dimensions of the kernel: {', '.join(known) or 'it has none'}",
                               mend=f"leave {dim} out of specialise")
         self._check_options()
         self.launcher: Callable[..., Any] = self._first_call
         self.by_hand: list[ByHand] = []
         self.refused_by_hand = False
         self._digest: str | None = None
+
+    def _bound_dims(self, function: FunctionType) -> list[str]:
+        """The dimensions that tensors have for themselves. Raises KernelError for one that is only calculated with."""
+        known = names_of(type for _, type in self.parameters)
+        for parameter, type in self.parameters:
+            for extent in type.dims if isinstance(type, TensorType) else ():
+                for name in names_in(extent):
+                    if name not in known:
+                        raise KernelError(
+                            "unbound-dim", f"no tensor of kernel {self.name} says what {name} is",
+                            _parameter_place(function, parameter),
+                            f"{spell_nested(extent)} as an extent of {parameter}",
+                            f"a tensor of which {name} is an extent by itself: another's may be computed of it then",
+                            f'name this extent: P = dims("P"), {parameter}: Tensor[{type.dtype}, ..., P], and write '
+                            f"{_inverse(extent)} where {name} is meant")
+        return known
 
     def _check_options(self) -> None:
         """Raise KernelError for an option that there is not, or a pair of in_place that names no two tensors."""
@@ -139,11 +156,11 @@ class Kernel:
             if not isinstance(dict(self.parameters).get(tensor), TensorType):
                 raise ValueError(f"assembly of {self.name}: found no tensor {tensor!r}; expected one of "
                                  f"{', '.join(n for n, t in self.parameters if isinstance(t, TensorType))}")
-        dims = [d for _, t in self.parameters if isinstance(t, TensorType) for d in t.dims if isinstance(d, str)]
+        dims = names_of(type for _, type in self.parameters)
         for dim in divisible or {}:
             if dim not in dims:
                 raise ValueError(f"assembly of {self.name}: found no dim {dim!r}; expected one of "
-                                 f"{', '.join(dict.fromkeys(dims))}")
+                                 f"{', '.join(dims)}")
 
         def attach(write: Callable[[Any], None]) -> Callable[[Any], None]:
             self.by_hand.append(ByHand(
@@ -247,6 +264,15 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
                 mend=mend,
             )
     return result
+
+
+def _inverse(extent: Any) -> str:
+    """What an extent's dimension is, P being the extent, where it is calculated with one number."""
+    op, left, right = extent
+    back = {"floordiv": "mul", "mul": "floordiv", "add": "sub", "sub": "add"}.get(op)
+    if back and isinstance(left, str) and isinstance(right, int):
+        return spell_nested((back, "P", right))
+    return spell_nested(("floordiv", "P", left)) if op == "mul" and isinstance(left, int) else "what follows from P"
 
 
 def _parameter_place(function: FunctionType, parameter: str) -> Location:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ..ir.nodes import Builder, Function, Op, Value
-from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index
+from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index, spell_nested
 from .affine import Affine
 from .bindings import Axis, Frame, LoopRange, Span, axes_of, dims_of, dtype_of, near
 from .dims import Dim, DimExpression, evaluate
@@ -208,7 +208,7 @@ class Operands(ABC):
                 return value
             dims = dims_of(value)
             axes = ", ".join(dim.lower() if isinstance(dim, str) else "ijkpqrs"[i % 7] for i, dim in enumerate(dims))
-            walk = f"for {axes} in tiles({', '.join(map(str, dims))})"
+            walk = f"for {axes} in tiles({', '.join(map(spell_nested, dims))})"
             self.fail("tensor-without-index", f"tensor {value.name} is used as a value", node, self.describe(value),
                       "a tile", f"walk it: {walk}, and index {value.name}[{axes}]")
         if isinstance(value, (bool, int, float)):

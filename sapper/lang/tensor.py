@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from ..ir.nodes import Location
-from ..ir.types import DType, TensorType, bool_
-from .dims import Dim, DimExpression
+from ..ir.types import DType, TensorType, bool_, spell_nested
+from .dims import DimExpression, DimLike, extent_of
 from .errors import KernelError
 
 _OURS = {"float": "f32", "float64": "f64", "double": "f64", "float16": "f16", "half": "f16", "bfloat16": "bf16",
@@ -17,28 +17,29 @@ _OURS = {"float": "f32", "float64": "f64", "double": "f64", "float16": "f16", "h
 
 
 class TensorAnnotation:
-    """What `Tensor[f32, M, 4]` gives. dtype, and dims: a Dim or an int for each dimension."""
+    """What `Tensor[f32, M, 4]` gives. dtype, and dims: a Dim, an int or arithmetic on these for each dimension."""
 
     __slots__ = ("dims", "dtype")
 
-    def __init__(self, dtype: DType, dims: tuple[Dim | int, ...]) -> None:
+    def __init__(self, dtype: DType, dims: tuple[DimLike, ...]) -> None:
         self.dtype = dtype
         self.dims = dims
 
     @property
     def type(self) -> TensorType:
         """The IR type: symbolic dims by name."""
-        return TensorType(self.dtype, tuple(d.name if isinstance(d, Dim) else d for d in self.dims))
+        return TensorType(self.dtype, tuple(map(extent_of, self.dims)))
 
     def __repr__(self) -> str:
-        return f"Tensor[{', '.join([self.dtype.name, *map(str, self.dims)])}]"
+        return f"Tensor[{', '.join([self.dtype.name, *map(spell_nested, self.type.dims)])}]"
 
 
 class Tensor:
-    """`Tensor[f32, M, N]` annotates a two-dimensional tensor of f32.
+    """`Tensor[f32, M, N]` annotates a two-dimensional tensor of f32, `Tensor[u8, N, K // 2]` one whose rows are half as
+    long as another tensor's K.
 
-    Raises KernelError (bad-annotation) if the first entry is no dtype, or another is neither a Dim nor a
-    non-negative int.
+    Raises KernelError (bad-annotation) if the first entry is no dtype, or another is neither a non-negative int, a Dim
+    nor arithmetic on them.
     """
 
     def __class_getitem__(cls, items: Any) -> TensorAnnotation:
@@ -48,12 +49,11 @@ class Tensor:
             known = _OURS.get(getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2], "f32")
             raise _error(f"{dtype!r} as the element type", "a dtype of sapper's", f"write Tensor[{known}, M, N]")
         for entry in entries[1:]:
-            if isinstance(entry, Dim) or (isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0):
+            if isinstance(entry, DimExpression) or (
+                    isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0):
                 continue
-            mend = 'name it: M, N = dims("M N")'
-            if isinstance(entry, DimExpression):
-                mend = "give this extent a Dim of its own"
-            raise _error(f"{entry!r} as an extent", "a Dim or an int", mend)
+            raise _error(f"{entry!r} as an extent", "a Dim, an int or arithmetic on them",
+                         'name it: M, N = dims("M N")')
         return TensorAnnotation(dtype, entries[1:])
 
 

@@ -19,7 +19,7 @@ from ..ir.nodes import Block, Value
 from ..ir.types import DType, TensorType, bool_, index
 from .affine import Affine
 from .bindings import dims_of, dtype_of
-from .dims import Dim, DimExpression, evaluate, nested
+from .dims import Dim, DimExpression, evaluate, expression_of, nested
 from .operations import Operations
 
 Extent = int | DimExpression
@@ -130,7 +130,7 @@ class Views(Operations):
 
     def extents_of(self, tensor: Value) -> tuple[Extent, ...]:
         view = self.views.get(tensor)
-        return tuple(Dim(d) if isinstance(d, str) else d for d in dims_of(tensor)) if view is None else view.extents
+        return tuple(map(expression_of, dims_of(tensor))) if view is None else view.extents
 
     def extent_form(self, tensor: Value, dimension: int, node: Any) -> Affine:
         """An extent as an affine form, a dimension by its name."""
@@ -162,6 +162,7 @@ class Views(Operations):
         ratio = Fraction(have.size_bytes, dtype.size_bytes)
         divided: list[DimExpression] = []
         total = product(extents, divided)
+        product([extent for extent in have_extents if extent not in extents], divided)  # counted as if without a rest
         groups = groups_of(have_extents, extents, ratio)
         if groups is None:
             def spelled(these: Sequence[Any]) -> str:

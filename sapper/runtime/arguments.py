@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
-from ..ir.types import DTYPES, Dim, DType, TensorType
-from ..lang.dims import evaluate_nested, names_in, spell_nested
+from ..ir.extents import evaluate_nested, names_in
+from ..ir.types import DTYPES, Dim, DType, TensorType, spell_nested
 from .dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from .errors import ArgumentError
 
@@ -412,10 +412,11 @@ def _scalar_error(kind: str, value: Any, kernel: str, parameter: Parameter, expe
 class Signature:
     """A kernel's parameters and the checks of a call.
 
-    in_place: pairs of names (stored, other) that may be the very same tensor.
+    in_place: pairs of names (stored, other) that may be the very same tensor. computed: positions of tensors that have
+    an extent like K // 2.
     """
 
-    __slots__ = ("in_place", "kernel", "parameters", "positions", "scalar_positions", "tensor_positions")
+    __slots__ = ("computed", "in_place", "kernel", "parameters", "positions", "scalar_positions", "tensor_positions")
 
     def __init__(
         self, kernel: str, parameters: Iterable[Parameter], in_place: Iterable[tuple[str, str]] = ()
@@ -424,6 +425,8 @@ class Signature:
         self.parameters = tuple(parameters)
         self.in_place = frozenset(frozenset(pair) for pair in in_place)
         self.tensor_positions = tuple(i for i, p in enumerate(self.parameters) if p.dims is not None)
+        self.computed = tuple(
+            i for i, p in enumerate(self.parameters) if any(isinstance(d, tuple) for d in p.dims or ()))
         self.scalar_positions = tuple(i for i, p in enumerate(self.parameters) if p.dims is None)
         self.positions = {p.name: i for i, p in enumerate(self.parameters)}
 
@@ -453,6 +456,8 @@ class Signature:
                     f"elements of {view.dtype.name} aligned to {element_bytes} bytes",
                     "pass x.copy()",
                 )
+        for position in self.computed:
+            self._check_computed(tensors[position].shape, parameters[position], dims, dim_source)
         return Binding(tensors, scalars, dims)
 
     def check_count(self, arguments: Sequence[Any]) -> None:
@@ -565,7 +570,7 @@ class Signature:
         declared = parameter.dims or ()
         shape = view.shape
         if len(shape) != len(declared):
-            spelled = ", ".join(map(str, declared))
+            spelled = ", ".join(map(spell_nested, declared))
             raise self._refuse(
                 "rank",
                 parameter,
@@ -578,6 +583,8 @@ class Signature:
                 if size == dim:
                     continue
                 found, expected, mend = f"extent {size}", f"{dim}", "pass an array of that shape"
+            elif isinstance(dim, tuple):
+                continue
             elif dims.setdefault(dim, size) != size:
                 found, expected = f"{dim} = {size}", f"{dim} = {dims[dim]}, as in `{dim_source[dim]}`"
                 mend = "make the shapes agree"
@@ -588,6 +595,21 @@ class Signature:
                 continue
             raise self._refuse("shape", parameter, f"{found} along dimension {position} (shape {shape})", expected,
                                mend)
+
+    def _check_computed(self, shape: tuple[int, ...], parameter: Parameter, dims: dict[str, int],
+                        dim_source: dict[str, str]) -> None:
+        """Extents that are made of those of other tensors."""
+        for position, (size, dim) in enumerate(zip(shape, parameter.dims or (), strict=True)):
+            if not isinstance(dim, tuple):
+                continue
+            try:
+                wanted: object = evaluate_nested(dim, dims)
+            except ZeroDivisionError:
+                wanted = "none, as it divides by 0"
+            if size != wanted:
+                known = ", ".join(f"{n} = {dims[n]} in `{dim_source[n]}`" for n in dict.fromkeys(names_in(dim)))
+                raise self._refuse("shape", parameter, f"extent {size} along dimension {position} (shape {shape})",
+                                   f"{spell_nested(dim)} = {wanted}, where {known}", "make the shapes agree")
 
     def _check_overlap(self, position: int, tensors: dict[int, TensorView]) -> None:
         mine = tensors[position]

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy
 
+from ..ir.extents import evaluate_nested, names_in, names_of, shape_of
 from ..ir.nodes import Block, Function, Value
 from ..ir.types import Dim, DType, TensorType, TileType
-from ..lang.dims import evaluate_nested, names_in
 from ..tile.interpret import interpret
 from ..tile.semantics import OutOfBounds
 from .arguments import integer_range
@@ -196,9 +196,7 @@ def cases(
     """
     traits = _traits(function)
     contiguous += tuple(row[0] for row in function.attributes.get("requires", ()) if row[1] == "contiguous")
-    dims = list(dict.fromkeys(
-        d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
-    ))
+    dims = names_of(type for _, type in kernel.parameters)
     plan, pairs = _plan(runs), pairs_of_dims(function, dims)
     pairs = [*pairs[-1:], *pairs[:-1]]      # the first pair then has the first large extents
     ordered = sorted(shapes, key=lambda shape: _volume(shape.values()))
@@ -304,9 +302,7 @@ def boundary_cases(
     """Cases in which loops and vectors end in every way: first all dimensions together, long enough that each has whole
     steps and a rest, then one at a time at, just below and just above where they end."""
     traits = _traits(function)
-    dims = list(dict.fromkeys(
-        d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
-    ))
+    dims = names_of(type for _, type in kernel.parameters)
     shapes = [{d: _round_up(joint[(at + turn) % len(joint)], divisible.get(d, 1)) for at, d in enumerate(dims)}
               for joint in _JOINT for turn in range(len(joint))]
     for dim in dims:
@@ -344,13 +340,20 @@ def _round_up(value: int, factor: int) -> int:
 
 
 def _make_whole(shape: dict[str, int], function: Function) -> None:
-    """Make extents larger until what views divide has no rest, and what they are indexed with is inside."""
+    """Make extents larger until what views divide has no rest, what they are indexed with is inside, and extents that
+    are computed of others are not negative."""
     rows = [row[1:] for row in function.attributes.get("requires", ()) if row[1] in ("multiple", "inside")]
+    rows += [("inside", -1, dim) for tensor in function.arguments if isinstance(tensor.type, TensorType)
+             for dim in tensor.type.dims if isinstance(dim, tuple)]
     for _ in range(_LARGEST_DIVISOR if rows else 0):
         for kind, left, right in rows:
             for name in names_in(right if kind == "multiple" else left):
                 shape[name] = max(1, shape[name])
-            a, b = evaluate_nested(left, shape), evaluate_nested(right, shape)
+            try:
+                a, b = evaluate_nested(left, shape), evaluate_nested(right, shape)
+            except ZeroDivisionError:
+                shape.update({name: max(1, shape[name]) for name in names_in(right)})
+                continue
             if a % b if kind == "multiple" else a >= b:
                 for name in names_in(left if kind == "multiple" else right)[:1]:
                     shape[name] += 1
@@ -414,7 +417,7 @@ def _draw_arguments(
     for name, type in kernel.parameters:
         use = traits.uses.get(name)
         if isinstance(type, TensorType):
-            extents = tuple(shape[d] if isinstance(d, str) else d for d in type.dims)
+            extents = shape_of(type.dims, shape)
             if name in traits.stored and name not in traits.loaded:
                 arguments[name] = _unwritten(extents, type.dtype)
             else:
@@ -449,7 +452,7 @@ def _draw_values(
     if use is not None and use.divisor:
         low, high = 1, 7
     elif use is not None and use.dims:
-        low, high = 0, max(0, min(high, min(shape[d] if isinstance(d, str) else d for d in use.dims) - 1))
+        low, high = 0, max(0, min(high, min(shape_of(use.dims, shape)) - 1))
         if use.distinct and math.prod(extents) <= high + 1:
             return random.permutation(high + 1)[:math.prod(extents)].reshape(extents).astype(theirs)
     elif use is not None and use.bound:
@@ -470,7 +473,7 @@ def _fitting(
     for name, use in traits.uses.items():
         for dim in use.dims if use.distinct and isinstance(types[name], TensorType) else ():
             if isinstance(dim, str):    # a place for each
-                shape[dim] = max(shape[dim], math.prod(shape[d] if isinstance(d, str) else d for d in types[name].dims))
+                shape[dim] = max(shape[dim], math.prod(shape_of(types[name].dims, shape)))
     arguments = _draw_arguments(kernel, traits, numpy.random.default_rng(seed), shape)
     for attempt in range(_ATTEMPTS):
         trial = copies_of(arguments)

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
-from ..ir.types import DTYPES
+from ..ir.extents import names_in
+from ..ir.types import DTYPES, spell_nested
 from ..lang.errors import CallError
 from . import settings, workers
 from .arguments import (
@@ -185,12 +186,13 @@ class Launch:
                 rows.setdefault(first, argument.count)
         for parameter, argument in given.items():
             for axis, dim in enumerate(parameter.dims or ()):
-                if isinstance(dim, str) and dim in rows and not (
-                        axis == 0 and isinstance(argument, Rows) and argument.count is rows[dim]):
-                    raise ArgumentError("shape", self.signature.kernel, parameter.name,
-                                        f"dimension {axis} ({dim}) of a fixed extent",
-                                        f"rows by the variable {rows[dim].name}, as other tensors have",
-                                        f"pass Rows(x, {rows[dim].name})")
+                for name in names_in(dim):
+                    if name in rows and not (
+                            axis == 0 and isinstance(argument, Rows) and argument.count is rows.get(str(dim))):
+                        raise ArgumentError("shape", self.signature.kernel, parameter.name,
+                                            f"dimension {axis} ({spell_nested(dim)}) of a fixed extent",
+                                            f"rows by the variable {rows[name].name}, as other tensors have",
+                                            f"pass Rows(x, {rows[name].name})")
         return rows
 
     def _places(self, arguments: Sequence[Any], rows: dict[str, Variable]) -> list[Place]:

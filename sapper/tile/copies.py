@@ -20,7 +20,7 @@ from collections.abc import Callable
 from math import prod
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import DType, TensorType, TileType, f32, f64, i32, i64, index
+from ..ir.types import Dim, DType, TensorType, TileType, f32, f64, i32, i64, index
 from .parts import INDEX, Writer, copy_op
 
 COPIES = 8
@@ -45,7 +45,14 @@ def add_copies(function: Function, loop: Op, typical: Callable[[Value], int]) ->
         return
     ops: list[Op] = []
     top = Writer(ops, loop)
-    extents = [top.value("dim", [], name=dim) if isinstance(dim, str) else top.number(dim) for dim in type.dims]
+
+    def extent_of(dim: Dim) -> Value:
+        if isinstance(dim, tuple):
+            op, left, right = dim
+            return top.value(op, [extent_of(left), extent_of(right)])
+        return top.value("dim", [], name=dim) if isinstance(dim, str) else top.number(dim)
+
+    extents = [extent_of(dim) for dim in type.dims]
     bounds = [loop.operands[n:n + 2] for n in range(0, len(loop.operands), 2)]
     if prod(typical(stop) for _, stop in bounds) < FEWEST_TERMS or prod(map(typical, extents)) > MOST_ELEMENTS:
         return

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.extents import evaluate_nested, names_in
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import DType, TensorType, TileType, Type
+from ..ir.types import Dim, DType, TensorType, TileType, Type, spell_nested
 from . import races, semantics
 from .ops import memory_of
 from .semantics import Array, Axes
@@ -47,6 +48,7 @@ def bind_arguments(
     bound: dict[str, Array] = {}
     dims: dict[str, int] = {}
     made_by: dict[str, str] = {}
+    computed: list[tuple[Dim, int, str]] = []
     for name, type in parameters:
         if name not in arguments:
             raise TypeError(f"{kernel}: argument {name!r} is missing")
@@ -61,11 +63,18 @@ def bind_arguments(
             if isinstance(dim, int):
                 if extent != dim:
                     raise ValueError(f"{kernel}: {place} is {extent}; expected {dim}")
+            elif isinstance(dim, tuple):
+                computed.append((dim, extent, place))
             elif dims.setdefault(dim, extent) != extent:
                 raise ValueError(
                     f"{kernel}: {place} is {extent}; expected {dim} = {dims[dim]} (from {made_by[dim]})")
             else:
                 made_by.setdefault(dim, place)
+    for dim, extent, place in computed:
+        wanted = evaluate_nested(dim, dims)
+        if extent != wanted:
+            known = ", ".join(f"{name} = {dims[name]} (from {made_by[name]})" for name in dict.fromkeys(names_in(dim)))
+            raise ValueError(f"{kernel}: {place} is {extent}; expected {spell_nested(dim)} = {wanted}, where {known}")
     return bound, dims
 
 
@@ -77,7 +86,7 @@ def tensor_argument(kernel: str, name: str, expected: TensorType, given: Any) ->
         raise TypeError(f"{kernel}: argument {name} holds {given.dtype}; expected {expected.dtype}")
     if given.ndim != len(expected.dims):
         raise ValueError(f"{kernel}: argument {name} has {given.ndim} dimensions; expected {len(expected.dims)} "
-                         f"({', '.join(map(str, expected.dims))})")
+                         f"({', '.join(map(spell_nested, expected.dims))})")
     return given
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..ir.extents import evaluate_nested, names_in
 from ..ir.nodes import Op
-from ..ir.types import DType
+from ..ir.types import Dim, DType
 from .requests import USUAL, Requests
 
 TASKS_PER_WORKER = 2
@@ -237,6 +238,10 @@ class Specialization:
     dims: dict[str, DimClass] = field(default_factory=dict)
     strides: dict[str, StrideClass] = field(default_factory=dict)
     aligned: frozenset[str] = frozenset()
+
+    def typical(self, extent: Dim) -> int:
+        """Of a tensor's dimension."""
+        return max(0, evaluate_nested(extent, {n: self.dims.get(n, DimClass()).hint for n in names_in(extent)}))
 
 
 @dataclass(frozen=True)

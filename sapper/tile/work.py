@@ -91,6 +91,8 @@ class _Work:
                     if dim == "?":
                         sizes = user.operands[0].op.operands  # type: ignore[union-attr]
                         return _monomial(sizes[len(sizes) - len(tensor.dims) + place])
+                    if isinstance(dim, tuple):
+                        return None
                     return (1.0, (dim,)) if isinstance(dim, str) else (float(dim), ())
             if user.name in ("add", "sub", "cast") and (found := self._indexed(user.result)) is not None:
                 return found

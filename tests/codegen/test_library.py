@@ -34,7 +34,7 @@ MACHINES = [name for name in ("v3", "v4") if name in RUNNABLE]
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or not MACHINES, reason="runs x86-64 code")
 NEEDS_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 NEEDS_BINUTILS = pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
-ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice, source.blocks)
+ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice, source.blocks, source.halves)
 
 
 def build(*wanted, machine: str = "v3", **options) -> Library:
@@ -127,6 +127,15 @@ def test_views_are_checked(loaded: Loaded) -> None:
         assert call("blocks", {"x": x, "out": out[:, :11].copy()}) == "BAD_EXTENT"  # K // 4 columns do not fit
     assert loaded.on("blocks", {"x": np.asfortranarray(x), "out": out}) == "BAD_STRIDE"
     assert loaded.on("blocks", {"x": x, "out": out}, **{"x.data": x.ctypes.data + 1}) == "BAD_POINTER"
+
+
+def test_extents_are_computed(loaded: Loaded) -> None:
+    x, w = np.arange(30, dtype=np.float32).reshape(2, 5, 3), np.full(4, 2, np.float32)
+    for call in (loaded.plain, loaded.on):
+        arguments = {"x": x, "w": w, "out": np.zeros((2, 23), np.float32)}
+        assert call("halves", arguments) == "OK"
+        np.testing.assert_array_equal(arguments["out"][:, :5], x[..., 0] + 2 * x[..., 2])
+        assert call("halves", arguments | {"w": w[:0]}) == "BAD_EXTENT"     # K // 0
 
 
 def test_scratch_memory_is_checked(loaded: Loaded) -> None:

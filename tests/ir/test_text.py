@@ -172,6 +172,8 @@ def test_odd_function_name_and_types() -> None:
     f = Function("<lambda>", "lane")
     f.add_argument("t", TensorType(f32, ()))
     f.add_argument("u", TensorType(bf16, ("M", 4, "N_1")))
+    f.add_argument("c", TensorType(bf16, (("floordiv", "K", 2), ("sub", 0, ("floordiv", ("sub", 0, "K"), 32)),
+                                          ("add", ("mul", 2, "H"), -3), ("mod", -1, "K"))))
     f.add_argument("i", TileType(index, ("m", "k_1")))
     f.add_argument("r", ROW_I32)
     parsed = parse_function(round_trip(f), TABLES)
@@ -204,6 +206,8 @@ def test_print_op_names_hints() -> None:
         ("tile func @f(%a: f32[]) {}", 1, 22, "`]`", "an axis name"),
         ("tile func @f(%a: tensor<f32, M) {}", 1, 31, "`)`", "`>`"),
         ("tile func @f(%a: tensor<f32, -1>) {}", 1, 30, "`-`", "a dimension"),
+        ("tile func @f(%a: tensor<f32, K // >) {}", 1, 35, "`>`", "a dimension"),
+        ("tile func @f(%a: tensor<f32, " + "(" * 100, 1, 94, "`(`", "nesting"),
         ("lane func @f() {x = $}", 1, 21, "'$'", "a token"),
         ("lane func @f() {x = 1, x = 2} {}", 1, 24, "`x`", "once"),
         ("lane func @f() {x = 0x} {}", 1, 21, "`0x`", "a number"),

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...ir.extents import shape_of
 from ...targets.ptx.target import runs_on
 from ...targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES, SYNC_BYTES, most_workers
 from .. import arguments as _arguments
@@ -183,7 +184,7 @@ class DeviceLauncher:
         words = fill_words(signature, compiled.slots, binding)
         maps = []
         for name, dtype, dims, box in compiled.tensor_maps:
-            shape = [binding.dims[dim] if isinstance(dim, str) else dim for dim in dims]
+            shape = shape_of(dims, binding.dims)
             at = binding.tensors[signature.positions[name]].address
             maps.append(encode_map(on, at, dtype, shape, box, SWIZZLE_BYTES))
         return entry, Parameters([0, 0, 0, *words], maps), binding

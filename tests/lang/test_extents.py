@@ -1,0 +1,137 @@
+"""Extents that are computed of others: `Tensor[u8, N, K // 2]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import CallError, KernelError, Tensor, cdiv, emulate, f32, i32, kernel, max, sum, tiles, u8, whole, zeros
+from sapper.ir.text import parse_function, print_function
+from sapper.ir.verifier import verify
+from sapper.tile.eager import run as run_eager
+from sapper.tile.interpret import interpret
+from sapper.tile.ops import TILE_OPS
+
+M, N, K, T, R, H = sp.dims("M N K T R H")
+
+
+@kernel
+def int4_matmul(a: Tensor[f32, M, K], b: Tensor[u8, N, K // 2], scale: Tensor[f32, N, cdiv(K, 8)],
+                c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for h in tiles(K // 2):
+            byte = b[n, h].to(i32)
+            s = scale[n, h // 4]
+            acc += a[m, 2 * h] @ (((byte & 15) - 8).to(f32) * s)
+            acc += a[m, 2 * h + 1] @ (((byte >> 4) - 8).to(f32) * s)
+        c[m, n] = acc
+
+
+@kernel
+def convolve(x: Tensor[f32, T], w: Tensor[f32, R], y: Tensor[f32, T - R + 1]):
+    for t in tiles(T - R + 1):
+        r = whole(R)
+        y[t] = sum(x[t + r] * w[r], over=r)
+
+
+@kernel
+def halves(x: Tensor[f32, M, K // 2, 3], z: Tensor[f32, M, 2 * K], y: Tensor[f32, M, K]):
+    """The middle extent of a contiguous tensor is computed."""
+    pairs = y.view(M, K // 2, 2)
+    for m, i in tiles(M, K // 2):
+        pairs[m, i, 0] = x[m, i, 0] + z[m, i + 0]
+        pairs[m, i, 1] = x[m, i, 2] * z[m, 2 * K - 1 - i]
+
+
+@kernel
+def largest(x: Tensor[f32, M, K], y: Tensor[f32, M, cdiv(K, 8)]):
+    for m, g in tiles(M, cdiv(K, 8)):
+        j = whole(8)
+        k = 8 * g + j
+        y[m, g] = max(sp.where(k < K, x[m, sp.minimum(k, K - 1)], 0.0), over=j)
+
+
+def case(name: str) -> tuple[dict[str, Any], Any]:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((5, 22), np.float32)
+    if name == "int4_matmul":
+        b = rng.integers(0, 256, (7, 11), np.uint8)
+        scale = rng.standard_normal((7, 3), np.float32)
+        w = np.stack([(b & 15).astype(np.int8) - 8, (b >> 4).astype(np.int8) - 8], 2).reshape(7, 22) * scale.repeat(
+            8, 1)[:, :22]
+        return {"a": x, "b": b, "scale": scale, "c": np.zeros((5, 7), np.float32)}, x @ w.T
+    if name == "convolve":
+        return {"x": x[0], "w": x[1, :5], "y": np.zeros(18, np.float32)}, np.correlate(x[0], x[1, :5], "valid")
+    if name == "halves":
+        a, z = rng.standard_normal((5, 11, 3), np.float32), rng.standard_normal((5, 44), np.float32)
+        want = np.stack([a[:, :, 0] + z[:, :11], a[:, :, 2] * z[:, :32:-1]], 2).reshape(5, 22)
+        return {"x": a, "z": z, "y": np.zeros((5, 22), np.float32)}, want
+    padded = np.pad(x, ((0, 0), (0, 2)))
+    return {"x": x, "y": np.zeros((5, 3), np.float32)}, padded.reshape(5, 3, 8).max(2)
+
+
+@pytest.mark.parametrize("k", [int4_matmul, convolve, halves, largest], ids=lambda k: k.name)
+def test_every_station(k: Any) -> None:
+    function = k.tile_ir()
+    verify(function, TILE_OPS)
+    text = print_function(function)
+    assert print_function(parse_function(text, {"tile": TILE_OPS})) == text
+    for run in (lambda a: interpret(function, a, 2), lambda a: run_eager(k, a), lambda a: k(*a.values()),
+                lambda a: k(*a.values(), static=True),
+                lambda a: emulate.run(k, *a.values(), target="sm_80", workers=2)):
+        arguments, wanted = case(k.name)
+        run(arguments)
+        np.testing.assert_allclose(list(arguments.values())[-1], wanted, rtol=1e-4, atol=1e-5)
+    assert k.tile_ir({"K": 22, "T": 22, "R": 5, "M": 5, "N": 7}).attributes["dims"] == []
+
+
+def test_the_call_is_checked() -> None:
+    arguments = case("int4_matmul")[0]
+    wrong = arguments | {"b": arguments["b"][:, :10]}
+    with pytest.raises(CallError, match=r"extent 10 along dimension 1.*\n.*K // 2 = 11, where K = 22 in `a`\n.*agree"):
+        int4_matmul(*wrong.values())
+    with pytest.raises(ValueError, match=r"dimension 1 of b is 10; expected K // 2 = 11, where K = 22 \(from dim"):
+        interpret(int4_matmul.tile_ir(), wrong)
+    with pytest.raises(CallError, match=r"extent 0 .*\n.*\(T - R\) \+ 1 = -1, where T = 3 in `x`, R = 5 in `w`"):
+        convolve(*(np.zeros(n, np.float32) for n in (3, 5, 0)))
+
+
+def test_views_ask_for_quotients_without_a_rest() -> None:
+    """[N, K // 2] has N * K // 2 elements only where K is even."""
+    @kernel
+    def flat(x: Tensor[u8, N, K // 2], w: Tensor[f32, K], y: Tensor[u8, N * K // 2]):
+        all_of_it = x.view(N * K // 2)
+        for i in tiles(N * K // 2):
+            y[i] = all_of_it[i]
+
+    flat(np.zeros((2, 3), np.uint8), np.zeros(6, np.float32), np.zeros(6, np.uint8))
+    with pytest.raises(CallError, match="K to be a multiple of 2"):
+        flat(np.zeros((2, 3), np.uint8), np.zeros(7, np.float32), np.zeros(7, np.uint8))
+
+
+@pytest.mark.parametrize(("extent", "mend"), [
+    (K // 2, r"write P \* 2 where K is meant"), (2 * K, r"write P // 2 where"), (K + 1, "write P - 1 where"),
+    (K - M, "what follows from P where K")])
+def test_a_dimension_that_no_tensor_has_is_refused(extent: Any, mend: str) -> None:
+    with pytest.raises(KernelError, match=mend) as caught:
+        @kernel
+        def f(x: Tensor[f32, M, extent], y: Tensor[f32, M]):
+            for m in tiles(M):
+                y[m] = x[m, 0]
+    assert caught.value.kind == "unbound-dim"
+
+
+def test_an_axis_walks_what_it_indexes() -> None:
+    @kernel
+    def f(x: Tensor[f32, M, K // 2], w: Tensor[f32, K], y: Tensor[f32, M, K]):
+        for m, k in tiles(M, K):
+            y[m, k] = x[m, k]
+
+    with pytest.raises(KernelError, match=r"k walks K, dimension 1 of x is K // 2"):
+        f.tile_ir()
+    with pytest.raises(TypeError, match=r"found K / 2; expected an integer, .* write K // 2, or cdiv\(K, 2\)"):
+        Tensor[f32, K / 2]
