@@ -147,7 +147,8 @@ class Accesses(Views):
         if len(items) != len(type.dims):
             self.fail("rank", f"tensor {tensor.name} has {len(type.dims)} dimensions", node,
                       f"{len(items)} {'index' if len(items) == 1 else 'indices'}", f"{len(type.dims)}: {type}",
-                      "give one index for each dimension")
+                      f"write {tensor.name}[()]" if not type.dims else "leave None out: axes have names, and tiles "
+                      "broadcast by these" if None in items else "give one index for each dimension")
         values: list[Value] = []
         forms: list[Affine] = []
         for dimension, (item, item_node) in enumerate(zip(items, item_nodes, strict=True)):
@@ -236,10 +237,12 @@ class Accesses(Views):
             walked = bounds[1].single if bounds is not None and bounds[0] == Affine(0) else None
             if isinstance(walked, str) and walked != extent:
                 name = symbol.name if isinstance(symbol, (Axis, Value)) else str(symbol)
+                alike = f", or declare both dimensions {walked}" if isinstance(known, Dim) else ""
                 self.fail("axis-extent", f"{name} walks {walked}, dimension {dimension} of {tensor.name} is {extent}",
                           node, f"{name} from 0 to {walked}", f"a range of {extent}",
-                          f"walk {extent}{f', or declare both dimensions {walked}' * isinstance(known, Dim)}; "
-                          f"if part of {extent} is meant, write {name} + 0")
+                          f"write 0 for {name}: an extent of 1 is not stretched, its element is named"
+                          if known == 1 else
+                          f"walk {extent}{alike}; if part of {extent} is meant, write {name} + 0")
         if (self.guards or self.ragged) and not (form.terms and all(map(self.is_settled, form.terms))):
             return  # a condition or an empty range may keep the index in bounds
         if any(self.is_empty(symbol) for symbol in form.terms):

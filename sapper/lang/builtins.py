@@ -7,9 +7,11 @@ they raise RuntimeError.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from . import context
+from .bindings import near
 
 
 def _call(name: str, *arguments: Any, **keywords: Any) -> Any:
@@ -219,5 +221,35 @@ def topk(x: Any, k: Any, *, over: Any) -> Any:
 
 UNARY_NAMES = ("abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
                "floor", "ceil", "round")
+REDUCTIONS = ("sum", "max", "min", "argmax", "argmin")
 NAMES = (*UNARY_NAMES, "asm", "tiles", "each", "whole", "span", "zeros", "full", "where", "maximum", "minimum",
-         "sum", "max", "min", "argmax", "argmin", "cumsum", "cummax", "cummin", "topk")
+         *REDUCTIONS, "cumsum", "cummax", "cummin", "topk")
+
+_WALK = "walk an extent, for n in tiles(N), and index with n"
+_PARTS = "write each part to its place, as out[n] and out[N + n]"
+_CLAMP = "write minimum(maximum(x, low), high)"
+_PRODUCT = "contract by axes of one name: a[m, k] @ b[k, n]"
+ELSEWHERE: dict[str, str] = {
+    "all": "write min(x.to(i32), over=n) != 0", "any": "write max(x.to(i32), over=n) != 0",
+    "arange": "write the axis: in arithmetic n stands for its coordinates", "argsort": "take topk(x, k, over=n)",
+    "cat": _PARTS, "clamp": _CLAMP, "clip": _CLAMP, "concat": _PARTS, "concatenate": _PARTS, "dot": _PRODUCT,
+    "einsum": _PRODUCT, "enumerate": _WALK, "expm1": "write exp(x) - 1.0",
+    "gelu": "write 0.5 * x * (1.0 + erf(0.70710678 * x))", "isinf": "write abs(x) == float('inf')",
+    "isnan": "write x != x",
+    "log1p": "write log(1.0 + x)", "logical_and": "write a & b", "logical_not": "write ~a", "logical_or": "write a | b",
+    "matmul": _PRODUCT, "mean": "write sum(x, over=n) / N.to(f32)", "ones": "write full(n, value=1, dtype=f32)",
+    "permute": "write the axes in another order where the value is stored", "pow": "write exp2(y * log2(x))",
+    "power": "write exp2(y * log2(x))", "relu": "write maximum(x, 0.0)",
+    "reshape": "view the tensor: x.view(M, N // 4, 4)",
+    "sign": "write where(x > 0.0, 1.0, where(x < 0.0, -1.0, 0.0))", "silu": "write x * sigmoid(x)",
+    "softmax": "write e = exp(x - max(x, over=n)), and e / sum(e, over=n)", "sort": "take topk(x, k, over=n)",
+    "square": "write x * x", "stack": _PARTS, "tan": "write sin(x) / cos(x)",
+    "transpose": "write the axes in another order where the value is stored",
+    "var": "write sum(d * d, over=n) / N.to(f32) of d = x - mean", "zip": _WALK,
+}
+"""What functions are called elsewhere, and how a kernel says it."""
+
+
+def likely(name: str, known: Iterable[str], otherwise: str) -> str:
+    """How a kernel says what a name is taken to mean that there is not: a mend."""
+    return ELSEWHERE.get(name) or near(name, known, otherwise)

@@ -70,9 +70,9 @@ class Calls(Expressions):
                           "a function that returns its result", "end it with return ...")
             return result
         if isinstance(function, DType):
+            of = self.text(node.args[0]) if node.args else "x"
             self.fail("not-a-function", f"the dtype {function.name} is no function", node, ast.unparse(node),
-                      "a function",
-                      f"write x.to({function.name}), or full(value=..., dtype={function.name})")
+                      "a function", f"write {of}.to({function.name}), or full(value=..., dtype={function.name})")
         if isinstance(function, BuiltinFunctionType) and getattr(function, "__module__", None) == "math":
             arguments, keywords = self.arguments(node)
             if not keywords and all(isinstance(a, (bool, int, float)) for a in arguments):
@@ -84,8 +84,8 @@ class Calls(Expressions):
                               "arguments that the function is defined for", "compute it outside the kernel")
             known = function.__name__ in surface.NAMES
             self.fail("unsupported-function", f"math.{function.__name__} on a run-time value", node, ast.unparse(node),
-                      "constants", f"use sapper's {function.__name__}" if known else
-                      "write it with sapper's functions, or compute it before the call")
+                      "constants", f"use sapper's {function.__name__}" if known else surface.ELSEWHERE.get(
+                          function.__name__, "write it with sapper's functions, or compute it before the call"))
         if not callable(function) or isinstance(function, (Value, Axis)):
             mend = f"index it: {ast.unparse(target)}[...]" if is_tensor(function) else "drop the brackets"
             self.fail("not-a-function", "this is no function", node, self.describe(function), "a function", mend)
@@ -95,7 +95,7 @@ class Calls(Expressions):
                       "call the kernel with interpret=True, or set SAPPER_INTERPRET=1; take it out when you are done")
         name = ast.unparse(target)
         simple = name.rpartition(".")[2]
-        mend = f"use sapper's {simple}" if simple in surface.NAMES else near(
+        mend = f"use sapper's {simple}" if simple in surface.NAMES else surface.likely(
             simple, surface.NAMES, "write a Python function for it, or compute it before the call")
         self.fail("unsupported-function", f"{name}() has no meaning in a kernel", node, self.describe(function),
                   "functions of sapper, and Python functions with source", mend)

@@ -91,7 +91,8 @@ class Expressions(Accesses):
                           code.co_filename, "a Python source file", "define the function in a file, with def")
             raise KernelError("source-unavailable", f"the source of {function.__name__} cannot be read",
                               Location(code.co_filename, code.co_firstlineno), code.co_filename,
-                              "a Python source file", "define the kernel in a file") from None
+                              "a Python source file", "define the kernel in a file that is imported or run, or in a "
+                              "notebook's cell") from None
         closure = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         local = frozenset((*code.co_varnames, *code.co_cellvars))
         if parsed.live is None:
@@ -123,7 +124,7 @@ class Expressions(Accesses):
                     return getattr(python, name)
             frame = frame.outer
         known = [*self.frame.env, *self.frame.closure, *self.frame.function_globals, *surface.NAMES]
-        mend = near(name, known, "assign it before, or define it outside the kernel")
+        mend = surface.likely(name, known, "assign it before, or define it outside the kernel")
         if name in surface.NAMES:
             mend = f"from sapper import {name}"
         self.fail("unknown-name", f"{name} is not defined", node, name, "a name defined in the kernel or around it",
@@ -448,7 +449,9 @@ class Expressions(Accesses):
         if not is_tensor(base):
             if isinstance(base, (Value, Axis)):
                 self.fail("subscript", "a tile cannot be indexed", node, self.describe(base), "a tensor",
-                          "a tile is used whole: reduce it, or load what is needed from the tensor")
+                          "leave it out: axes have names, and tiles broadcast by these" if any(
+                              isinstance(part, ast.Constant) and part.value is None for part in ast.walk(node.slice))
+                          else "a tile is used whole: reduce it, or load what is needed from the tensor")
             if isinstance(base, (dict, list)):
                 self.fail("unsupported-constant", f"a {type(base).__name__} in a kernel", node.value,
                           ast.unparse(node.value),
@@ -469,7 +472,8 @@ class Expressions(Accesses):
             position = self.evaluate(node.slice)
         if not isinstance(position, int):
             self.fail("tuple", "a tuple is indexed with a run-time value", node.slice, self.describe(position),
-                      "a constant integer", "put the values into a tensor")
+                      "a constant integer", f"walk the tuple, for x in {ast.unparse(node.value)}, or put the values "
+                      "into a tensor")
         if not -len(base) <= position < len(base):
             self.fail("tuple", "a tuple has no such element", node.slice, str(position), f"below {len(base)}",
                       "give a smaller index")
@@ -493,7 +497,9 @@ class Expressions(Accesses):
                 self.no_attribute(node, base, ("shape", "dtype", "view"), mend)
             mend = "axes have names, so a tile needs no transposing" if name in ("T", "transpose") else ""
             if name in surface.NAMES:
-                mend = f"write {name}({ast.unparse(node.value)})"
+                axes = axes_of(base)
+                over = f", over={axes[-1]}" if axes and name in surface.REDUCTIONS else ""
+                mend = f"write {name}({ast.unparse(node.value)}{over})"
             if name in ("to", "bits"):
                 mend = f"call it: .{name}(dtype)"
             if name in ("astype", "type", "cast"):
@@ -510,7 +516,7 @@ class Expressions(Accesses):
     def no_attribute(self, node: ast.Attribute, base: Any, known: Any, mend: str) -> None:
         listed = ", ".join(known) if len(known) < 8 else "an attribute that exists"
         self.fail("unknown-attribute", f"{self.describe(base)} has no attribute {node.attr}", node, node.attr, listed,
-                  mend or near(node.attr, known, "use one of these, or a function of sapper"))
+                  mend or surface.likely(node.attr, known, "use one of these, or a function of sapper"))
 
 
 def separate_comparisons(node: ast.Compare) -> str:

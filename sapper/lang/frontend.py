@@ -506,6 +506,11 @@ class Frontend(Calls):
         have = value.type
         assert isinstance(have, TileType)
         mend = f"start from zeros({', '.join([*have.axes, f'dtype={have.dtype.name}'])}) or full(...)"
+        loops = [self.axes[axis].loop for axis in have.axes]
+        if not type.axes and any(loop is not None and loop.level >= self.level for loop in loops):
+            names = ", ".join(have.axes)
+            over = names if len(loops) == 1 else f"({names})"
+            mend = f"to add up over {names}, reduce what is added: sum(..., over={over})"
         if set(have.axes) == set(type.axes):
             mend = f"write .to({type.dtype.name})"
         elif set(type.axes) < set(have.axes) and type.axes:

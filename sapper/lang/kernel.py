@@ -210,7 +210,10 @@ def kernel(function: Any = None, /, *, name: str | None = None, specialise: str 
             place = Location(caller.f_code.co_filename, caller.f_lineno, 1, 1)
             found = f"{type(function).__name__} {getattr(function, '__name__', repr(function))}"
         raise KernelError("not-a-function", "a kernel is made of a plain function", place, found,
-                          "a function written with def", "write def f(a: Tensor[f32, M], ...): under @kernel")
+                          "a function written with def", "leave one @kernel out" if isinstance(function, Kernel) else
+                          f"put @{type(function).__name__} above @kernel" if isinstance(
+                              function, (staticmethod, classmethod)) else
+                          "write def f(a: Tensor[f32, M], ...): under @kernel")
 
     return make if function is None else make(function)
 
@@ -221,7 +224,9 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
     if code.co_flags & 0x0C or code.co_kwonlyargcount or code.co_posonlyargcount:
         raise KernelError(
             "call-arguments", f"kernel {function.__name__} has parameters that are not plain", place,
-            found="*args, **kwargs, or a bare * or /", expected="named parameters", mend="write them one by one",
+            found="*args, **kwargs, or a bare * or /", expected="named parameters",
+            mend="put @kernel below the other decorators" if hasattr(function, "__wrapped__") else
+            "write them one by one",
         )
     result: dict[str, TensorAnnotation | DType] = {}
     for parameter in code.co_varnames[: code.co_argcount]:
@@ -230,7 +235,8 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
                 "missing-annotation", f"parameter {parameter} of kernel {function.__name__} has no annotation",
                 _parameter_place(function, parameter),
                 found=parameter, expected="Tensor[dtype, dims...] for a tensor, a dtype for a scalar",
-                mend=f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32",
+                mend="leave self out: a kernel in a class is called without the object" if parameter == "self" else
+                f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32",
             )
         annotation = function.__annotations__[parameter]
         if isinstance(annotation, str):  # from __future__ import annotations
@@ -256,6 +262,8 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
             mend = f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32"
             if annotation in (int, float):
                 mend = f"write {parameter}: {'i32' if annotation is int else 'f32'}"
+            if annotation is str:
+                mend = "close over it: a function that makes the kernel has it as a parameter"
             shown = annotation.__name__ if isinstance(annotation, type) else repr(annotation)
             raise KernelError(
                 "bad-annotation", f"parameter {parameter} of kernel {function.__name__} has an unknown annotation",

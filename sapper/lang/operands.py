@@ -145,7 +145,9 @@ class Operands(ABC):
                 if name not in self.dim_names:
                     self.fail("unbound-dim", f"dimension {name} has no value in this kernel", node, f"dimension {name}",
                               f"one of {', '.join(self.dim_names) or 'none: no tensor has a symbolic dimension'}",
-                              near(name, self.dim_names, "give a parameter that dimension, or pass a scalar"))
+                              near(name, self.dim_names, "give a parameter that dimension, or pass a scalar")
+                              if self.frame.caller is None else "dimensions of a kernel go by name in what it calls, "
+                              "too: name them alike, or walk t.shape[0] of a tensor t")
                 op = Op("dim", [], (INDEX,), {"name": name}, None, None)
                 self.prelude.append(op)
                 found = self.dim_values[name] = op.results[0]

@@ -203,7 +203,8 @@ def view_dlpack(value: Any, kernel: str, parameter: Parameter, devices: frozense
             capsule = value.__dlpack__(**options)
     except (BufferError, RuntimeError, ValueError, TypeError) as error:
         raise refuse(
-            "export", f"{type(value).__name__} that refuses to export ({error})", "a plain strided tensor", "x.detach()"
+            "export", f"{type(value).__name__} that refuses to export ({error})", "a plain strided tensor",
+            "x.to_dense()" if "layout" in str(error) else "x.detach()"
         ) from error
     read_only = False
     if _capsule_is_valid(capsule, b"dltensor_versioned"):
@@ -296,7 +297,9 @@ def _in_elements(shape: tuple[int, ...], strides: tuple[int, ...], element_bytes
 
 def dtype_error(kernel: str, parameter: Parameter, found: str) -> ArgumentError:
     expected = parameter.dtype.name
-    mend = f"sp.empty(shape, {expected!r}) and copy, or x.astype({_numpy_spelling(expected)})"
+    theirs = _numpy_spelling(expected)
+    mend = (f"sp.empty(shape, {expected!r}) and copy, or x.astype({theirs}); of PyTorch "
+            f"x.to(torch.{theirs.split('.')[-1]})")
     return ArgumentError("dtype", kernel, parameter.name, f"dtype {found}", f"dtype {expected}", mend)
 
 
@@ -487,7 +490,7 @@ class Signature:
                     parameter,
                     "a read-only array",
                     "a writable one, since the kernel stores to it",
-                    "pass x.copy()",
+                    f"{name} = {name}.copy(), and pass that",
                 )
             if not is_injective(view.shape, view.strides):
                 raise self._refuse(
@@ -495,7 +498,7 @@ class Signature:
                     parameter,
                     f"strides {view.strides} for shape {view.shape}, so that elements share memory",
                     "one place for each element, since the kernel stores to it",
-                    "pass x.copy()",
+                    f"{name} = {name}.copy(), and pass that",
                 )
             self._check_overlap(position, binding.tensors)
 
@@ -630,6 +633,7 @@ class Signature:
                     self.parameters[position],
                     f"memory that overlaps argument `{names[1]}`",
                     "separate memory, since the kernel stores to it",
+                    f"pass another output, or write @kernel(in_place=[{names}])" if _same_place(mine, other) else
                     f"pass a copy of `{names[1]}`, or another output",
                 )
 
