@@ -73,7 +73,16 @@ def hint(value: Value, specialization: Specialization,
         difference = a - b if a > b else a
         known = {"min": min(a, b), "add": a + b, "sub": difference, "mul": a * b, "floordiv": a // max(1, b)}
         divisor = {"mul": max(of_a, of_b), "floordiv": 1}.get(op.name, gcd(of_a, of_b))
-        return max(1, known[op.name]), divisor, _most(op.name, most_a, most_b)
+        most = _most(op.name, most_a, most_b)
+        if op.name == "sub" and not never_negative(op.operands[1]):
+            most = None
+        over = op.operands[0].op
+        if op.name == "floordiv" and over is not None and over.name == "add" and most_b is not None:
+            # A quotient rounded up, (x + c) // d with c below d, is at most x.
+            x, (_, _, most_c) = over.operands[0], hint(over.operands[1], specialization, stops)
+            if most_c is not None and not (most_c.dims or most_b.dims) and most_c.constant < most_b.constant:
+                most = hint(x, specialization, stops)[2]
+        return max(1, known[op.name]), divisor, most
     return 256, 1, None
 
 

@@ -225,6 +225,6 @@ class Stores(Joins):
                         for dim, index in zip(dims, indices, strict=True):
                             form = affine(index)
                             (axis,) = form.axes if form is not None and len(form.axes) == 1 else ("",)
-                            if axis in brought and form == Affine(axes={axis: 1}):
+                            if axis in brought and form == Affine(axes={axis: 1}) and not isinstance(dim, tuple):
                                 found.setdefault(axis, Capacity(dim) if isinstance(dim, int) else Capacity(1, (dim,)))
         return found

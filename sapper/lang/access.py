@@ -235,7 +235,8 @@ class Accesses(Views):
         if symbol is not None and isinstance(node, ast.Name) and tensor not in self.views:
             bounds = self.range_of(symbol) if not isinstance(symbol, str) else None
             walked = bounds[1].single if bounds is not None and bounds[0] == Affine(0) else None
-            if isinstance(walked, str) and walked != extent:
+            if isinstance(walked, str) and walked != extent and not (
+                    type(known) is DimExpression and self.is_inside(form, tensor, dimension, node)):
                 name = symbol.name if isinstance(symbol, (Axis, Value)) else str(symbol)
                 alike = f", or declare both dimensions {walked}" if isinstance(known, Dim) else ""
                 self.fail("axis-extent", f"{name} walks {walked}, dimension {dimension} of {tensor.name} is {extent}",
@@ -277,6 +278,12 @@ class Accesses(Views):
             terms = [part for name, coefficient in sorted(needed.terms.items()) for part in (name, coefficient)]
             key = (tensor.name, dimension, *terms)
             self.requirements[key] = max(needed.constant, self.requirements.get(key, needed.constant))
+
+    def is_inside(self, form: Affine, tensor: Value, dimension: int, node: Any) -> bool:
+        """Whether an index is below the extent whatever dimensions are, as one below E is below E + 1."""
+        size = extreme(self.extent_form(tensor, dimension, node), self.range_of, True)
+        excess = extreme(form, self.range_of, True).plus(size, -1)
+        return excess.constant < 0 and all(isinstance(s, str) and factor < 0 for s, factor in excess.terms.items())
 
     def spelled(self, form: Affine) -> Any:
         """A form of dimensions and what is computed from them as `dims.nested` writes it; None for any other."""

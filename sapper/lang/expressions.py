@@ -318,6 +318,8 @@ class Expressions(Accesses):
     def unary_expression(self, node: ast.UnaryOp) -> Any:
         a = self.evaluate(node.operand)
         if isinstance(node.op, ast.USub):
+            if isinstance(a, DimExpression):
+                return -a
             return self.unary("neg", a, node, node.operand)
         if isinstance(node.op, ast.UAdd):
             return self.operand(a, node.operand)

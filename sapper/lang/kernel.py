@@ -87,13 +87,16 @@ class Kernel:
             for extent in type.dims if isinstance(type, TensorType) else ():
                 for name in names_in(extent):
                     if name not in known:
+                        taken = {n for _, t in self.parameters if isinstance(t, TensorType) for d in t.dims
+                                 for n in names_in(d)}
+                        made = next(n for n in (*"PQRSTUVWXYZ", "EXTENT") if n not in taken)
                         raise KernelError(
                             "unbound-dim", f"no tensor of kernel {self.name} says what {name} is",
                             _parameter_place(function, parameter),
                             f"{spell_nested(extent)} as an extent of {parameter}",
                             f"a tensor of which {name} is an extent by itself: another's may be computed of it then",
-                            f'name this extent: P = dims("P"), {parameter}: Tensor[{type.dtype}, ..., P], and write '
-                            f"{_inverse(extent)} where {name} is meant")
+                            f'name this extent: {made} = dims("{made}"), {parameter}: Tensor[{type.dtype}, ..., '
+                            f"{made}], and write {_inverse(extent, name, made)} where {name} is meant")
         return known
 
     def _check_options(self) -> None:
@@ -274,13 +277,15 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
     return result
 
 
-def _inverse(extent: Any) -> str:
-    """What an extent's dimension is, P being the extent, where it is calculated with one number."""
+def _inverse(extent: Any, name: str, made: str) -> str:
+    """What the dimension `name` is, given the extent `made`, where it is calculated once."""
     op, left, right = extent
     back = {"floordiv": "mul", "mul": "floordiv", "add": "sub", "sub": "add"}.get(op)
-    if back and isinstance(left, str) and isinstance(right, int):
-        return spell_nested((back, "P", right))
-    return spell_nested(("floordiv", "P", left)) if op == "mul" and isinstance(left, int) else "what follows from P"
+    if back and left == name and not isinstance(right, tuple):
+        return spell_nested((back, made, right))
+    if back and op in ("add", "mul") and right == name and not isinstance(left, tuple):
+        return spell_nested((back, made, left))
+    return f"what follows from {made}"
 
 
 def _parameter_place(function: FunctionType, parameter: str) -> Location:

@@ -20,7 +20,7 @@ from ..ir.nodes import Builder, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index, spell_nested
 from .affine import Affine
 from .bindings import Axis, Frame, LoopRange, Span, axes_of, dims_of, dtype_of, near
-from .dims import Dim, DimExpression, evaluate
+from .dims import Dim, DimExpression, evaluate, nested
 from .errors import KernelError
 
 INDEX = TileType(index)
@@ -158,6 +158,7 @@ class Operands(ABC):
         try:
             return evaluate(value, self.static)
         except KeyError:
+            value = _rounded_up(value)
             left, right = (self.dimension(v, node) if isinstance(v, DimExpression) else v
                            for v in (value.left, value.right))
             result: Value | int = self.binary(value.op, left, right, node, node, node)
@@ -303,3 +304,12 @@ class Operands(ABC):
         if form is None:
             form = self.forms[value] = Affine(0, {value: 1})
         return form
+
+
+def _rounded_up(value: DimExpression) -> DimExpression:
+    """-(-a // b) as (a + b - 1) // b, of which no part is negative; others as they are."""
+    match nested(value):
+        case ["sub", 0, ["floordiv", ["sub", 0, _], int(b)]] if b > 0:
+            negative: Any = value.right
+            return DimExpression("floordiv", DimExpression("add", negative.left.right, b - 1), b)
+    return value

@@ -55,6 +55,22 @@ def largest(x: Tensor[f32, M, K], y: Tensor[f32, M, cdiv(K, 8)]):
         y[m, g] = max(sp.where(k < K, x[m, sp.minimum(k, K - 1)], 0.0), over=j)
 
 
+@kernel
+def ragged_sums(x: Tensor[f32, T], start: Tensor[i32, H + 1], y: Tensor[f32, H]):
+    """An axis below H walks an extent of H + 1 by itself: it is inside whatever H is."""
+    for h in tiles(H):
+        s = whole(T)
+        y[h] = sum(sp.where((s >= start[h]) & (s < start[h + 1]), x[s], 0.0), over=s)
+
+
+@kernel
+def running(x: Tensor[f32, 4], w: Tensor[f32, T], y: Tensor[f32, cdiv(T, 8)]):
+    """Kept in memory for as many blocks as there are: a quotient that is rounded up has a bound."""
+    b, c = whole(-(-T // 8)), whole(cdiv(T, 8))
+    s = sp.cumsum(x[b % 4], over=b)
+    y[c] = max(sp.where(b <= c, s, 0.0), over=b)
+
+
 def case(name: str) -> tuple[dict[str, Any], Any]:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((5, 22), np.float32)
@@ -70,11 +86,16 @@ def case(name: str) -> tuple[dict[str, Any], Any]:
         a, z = rng.standard_normal((5, 11, 3), np.float32), rng.standard_normal((5, 44), np.float32)
         want = np.stack([a[:, :, 0] + z[:, :11], a[:, :, 2] * z[:, :32:-1]], 2).reshape(5, 22)
         return {"x": a, "z": z, "y": np.zeros((5, 22), np.float32)}, want
+    if name == "ragged_sums":
+        return {"x": x[0], "start": np.array([3, 3, 20], np.int32), "y": np.zeros(2, np.float32)}, [0, x[0, 3:20].sum()]
+    if name == "running":
+        x = np.array([1, -1, 5, 2], np.float32)
+        return {"x": x, "w": np.zeros(46, np.float32), "y": np.zeros(6, np.float32)}, [1, 1, 5, 7, 8, 8]
     padded = np.pad(x, ((0, 0), (0, 2)))
     return {"x": x, "y": np.zeros((5, 3), np.float32)}, padded.reshape(5, 3, 8).max(2)
 
 
-@pytest.mark.parametrize("k", [int4_matmul, convolve, halves, largest], ids=lambda k: k.name)
+@pytest.mark.parametrize("k", [int4_matmul, convolve, halves, largest, ragged_sums, running], ids=lambda k: k.name)
 def test_every_station(k: Any) -> None:
     function = k.tile_ir()
     verify(function, TILE_OPS)
@@ -86,7 +107,7 @@ def test_every_station(k: Any) -> None:
         arguments, wanted = case(k.name)
         run(arguments)
         np.testing.assert_allclose(list(arguments.values())[-1], wanted, rtol=1e-4, atol=1e-5)
-    assert k.tile_ir({"K": 22, "T": 22, "R": 5, "M": 5, "N": 7}).attributes["dims"] == []
+    assert k.tile_ir({"K": 22, "T": 22, "R": 5, "M": 5, "N": 7, "H": 2}).attributes["dims"] == []
 
 
 def test_the_call_is_checked() -> None:
@@ -115,7 +136,7 @@ def test_views_ask_for_quotients_without_a_rest() -> None:
 
 @pytest.mark.parametrize(("extent", "mend"), [
     (K // 2, r"write P \* 2 where K is meant"), (2 * K, r"write P // 2 where"), (K + 1, "write P - 1 where"),
-    (K - M, "what follows from P where K")])
+    (M + K, "write P - M where K"), (M - K, "what follows from P where K")])
 def test_a_dimension_that_no_tensor_has_is_refused(extent: Any, mend: str) -> None:
     with pytest.raises(KernelError, match=mend) as caught:
         @kernel
