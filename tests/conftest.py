@@ -21,6 +21,7 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import partial
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -45,9 +46,26 @@ settings.load_profile("fuzz" if FUZZ else "suite")
 _numbers = itertools.count()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: what is left for the end is short, and no worker waits for another."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+@pytest.hookimpl(trylast=True)  # of what -k leaves
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of sampled tests a part of their cases. Long tests first: what is left for the end is short, and no worker waits
+    for another."""
+    left_out = set() if FUZZ else _left_out(items)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = sorted((item for item in items if item not in left_out),
+                      key=lambda item: item.get_closest_marker("long") is None)
+
+
+def _left_out(items: list[pytest.Item]) -> set[pytest.Item]:
+    """All but every n-th case of tests marked `sampled(n)`, mixed by a digest of their names: the same in each run."""
+    cases: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is not None:
+            cases.setdefault((item.nodeid.partition("[")[0], marker.args[0]), []).append(item)
+    return {item for (_, step), alike in cases.items()
+            for place, item in enumerate(sorted(alike, key=lambda item: crc32(item.nodeid.encode()))) if place % step}
 
 
 def pytest_collection_finish() -> None:

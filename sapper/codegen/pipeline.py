@@ -195,7 +195,8 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     if not target.assembler_allocates and reduce_strength(lane):
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "reduce_strength")
-    if not target.assembler_allocates and not target.fuses_indexed and point_at_operands(lane):
+    if not target.assembler_allocates and not target.fuses_indexed and point_at_operands(
+            lane, 2 if target.folded_loads else 1):
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "point_at_operands")
     return lane

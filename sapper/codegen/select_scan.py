@@ -24,6 +24,8 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "join",
 """Ops that a load may not be moved over."""
 
 CONSTANTS = frozenset(["s_const", "splat_const"])
+_PRODUCTS = frozenset(["fma", "dot2_bf16", "dot4_u8i8", "dot2_i16"])
+_LOADS = frozenset(["load", "load_splat", "prefetch"])
 _DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "any_zero_bf16", "neg"])
 
 
@@ -190,15 +192,19 @@ class ScannedValues(SelectedValues):
         for op, argument, place in late:
             self.deferred[op.results[0]] = op
             uses_at[argument].append(place)
+        spread = self._spread_in_place([op.results[0] for op in candidates if op.name == "load_splat" and
+                                        folded_uses.get(op.results[0], 0) == uses.get(op.results[0])])
         for op in reversed(candidates):
             value = op.results[0]
             count = uses.get(value, 0)
             if value in self.deferred or not count:
                 continue
             name = op.name
-            if name == "load" or name == "load_splat":
-                if folded_uses.get(value, 0) != count or count > (1 if name == "load" else
-                                                                  self.facts.most_folded_splats):
+            if name == "load":
+                if folded_uses.get(value, 0) != count or count > 1:
+                    continue
+            elif name == "load_splat":
+                if value not in spread:
                     continue
             elif name == "s_add" or name == "s_sub":
                 a, b = op.operands
@@ -221,3 +227,22 @@ class ScannedValues(SelectedValues):
                         insort(uses_at[used], place)
                 if name == "s_add" or name == "s_sub":
                     address_uses[used] = address_uses.get(used, 0) + 1
+
+    def _spread_in_place(self, splats: list[Value]) -> set[Value]:
+        """Of elements that are loaded only to be operands, those that each of their users spreads for itself: with few
+        users, or with two, evenly among all of a block, as many as its products leave loads for. An index in their
+        address would take the instruction that is saved."""
+        facts = self.facts
+        chosen = {value for value in splats if self.uses[value] <= facts.most_folded_splats}
+        pairs: dict[Block, list[Value]] = {}
+        for value in splats if facts.folded_loads else ():
+            op = value.op
+            if value not in chosen and self.uses[value] == 2 and op is not None and not op.attributes.get("indexed"):
+                pairs.setdefault(self.block_of[value], []).append(value)
+        for block, values in pairs.items():
+            names = [op.name for op in block.ops]
+            products, loads = (sum(name in kind for name in names) for kind in (_PRODUCTS, _LOADS))
+            count = min(len(values), max(0, int(products * facts.folded_loads) - loads))
+            chosen.update(value for place, value in enumerate(values)
+                          if place * count // len(values) < (place + 1) * count // len(values))
+        return chosen

@@ -41,6 +41,7 @@ from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars,
 from ..tile.product_parts import axes_brought, lift_extents, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from ..tile.several_depths import loop_over_depths
+from ..tile.short_axes import write_out_short_axes
 from ..tile.sums import share_sums
 from ..tile.unroll import unroll
 from ..tile.wraps import part_wraps
@@ -57,6 +58,7 @@ from .tasks import TaskLowering
 from .tile_bound import dtype_of
 from .unpacked import UnpackedOperands
 from .widened_rows import WidenedRows
+from .windows import PAIR_STRIDES, STRIDES
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -145,6 +147,18 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
+def _lanes_step(facts: Facts, specialization: Specialization) -> Callable[[Value, int], bool]:
+    """Whether neighbouring lanes may well be so many elements of a tensor apart: threads at any distance, others where
+    lanes take elements of rows."""
+    steps = STRIDES if facts.picks else PAIR_STRIDES
+
+    def may(tensor: Value, elements: int) -> bool:
+        return facts.many_workers or (
+            elements in steps and specialization.strides.get(tensor.name, "contiguous") == "contiguous")
+
+    return may
+
+
 class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedLowering):
     """Emits a function: its parts, their blocks, and the walks and control ops of these."""
 
@@ -152,6 +166,8 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
                  lanes: int, as_it_is: bool = False) -> None:
         share_sums(function, facts.joins, lambda value: hint(value, specialization)[0])
         interchange(function)
+        write_out_short_axes(function, lanes // 2, lanes // 4 * facts.many_workers, _lanes_step(facts, specialization),
+                             {schedule.lane, *schedule.tile, *schedule.registers, *schedule.order})
         if facts.many_workers:
             part_nests(function)
         else:

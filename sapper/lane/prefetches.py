@@ -584,11 +584,13 @@ class Prefetches(Stores):
             for line in range(0, piece_bytes, 64):
                 self.effect("prefetch", operands, level=self.requests.stream_level, disp=disp + line, **attributes)
 
-    def _prefetch_reread(self, panel: StagedPanel, step: dict[str, int]) -> None:
-        """Ask a step of a panel, and so of the one that follows it in a block, from the second cache into the first."""
+    def _prefetch_reread(self, panel: StagedPanel, step: dict[str, int], done: int, of: int) -> None:
+        """Ask a step of a panel, and so of the one that follows it in a block, from the second cache into the first:
+        the lines that are due behind product `done` of the step."""
         operands, attributes = self.address(panel.access(), {panel.depth_axis: step[panel.depth_axis]})
         disp = attributes.pop("disp") + self.requests.reread_ahead_bytes
-        for line in range(0, panel.piece_bytes * self.bound[panel.lane].count, LINE_BYTES):
+        lines = range(0, panel.piece_bytes * self.bound[panel.lane].count, LINE_BYTES)
+        for line in lines[(done - 1) * len(lines) // of:done * len(lines) // of]:
             self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
 
     def _prefetch_row_again(self, value: Value, columns: str, row_axis: str, row: int) -> None:

@@ -275,21 +275,23 @@ class Reductions(Staging):
             by_step = choice.lane not in choice.reduced and self.meet_in_turns([a.op for a in accumulators])
             places = [(number, inner, *pair) for some in groups for number, inner in pieces
                       for together in ([[a] for a in some] if by_step else [some]) for pair in self._by_point(together)]
+        reread = [panel for op in choice.reread if isinstance(panel := self.staged[op], StagedPanel)]
         terms = [op for op in choice.prefetched if self.panels_of(op) is None and choice.lane not in walk.reduced]
+        done = [0] * len(pieces)
         for place, (number, inner, a, point) in enumerate(places):
             axes = a.op.result.type.axes  # type: ignore[union-attr]
             at = {**inner, **dict(zip(axes, point, strict=True))}
             for op in (a.op, *a.also):
                 self._accumulate(a, op, point, number % a.slots, at, walk)
+            done[number] += 1
+            for panel in reread:
+                self._prefetch_reread(panel, inner, done[number], len(places) // len(pieces))
             if (place + 1 == len(places) or places[place + 1][0] != number) and not (
                     in_turn and a is not accumulators[-1]):
                 for op in terms:
                     self._prefetch_ahead(op, walk, inner)
                 for value in choice.rows_again:
                     self._prefetch_row_again(value, choice.order[0], choice.reduced[0], inner[choice.reduced[0]])
-                for op in choice.reread:
-                    if isinstance(panel := self.staged[op], StagedPanel):
-                        self._prefetch_reread(panel, inner)
         for _, inner in pieces:
             for a in accumulators:
                 self._add_errors(a, inner)

@@ -81,7 +81,7 @@ class Stores(Joins):
             with self.located(stores[even][0]):
                 self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
         taken = [stores[number] for pair in pairs.items() for number in pair]
-        filled = self.filled_stores(jobs)
+        filled = {n: together for n, together in self.filled_stores(jobs).items() if jobs[n] not in taken}
         done = self.store_runs([] if taken or self.lane_run == 1 else jobs)
         done |= {number for together in filled.values() for number in together}
         for root in roots:

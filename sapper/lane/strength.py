@@ -7,7 +7,7 @@ it does for memory that was copied in blocks (`k & -16`, `k & 15`), it becomes a
 a block, in which both parts are affine. `reduce_strength`, after it: a product of the counter with a number, and what
 is added to that from outside, is carried and grows by a constant. Where that leaves no reader of the counter, selection
 counts down to 0, and the loop's end is two instructions. `point_at_operands`, for targets on which a multiply-add with
-an index in its address is two operations: a pointer takes the place of a base and the counter.
+an index in its address is two operations: a pointer takes the place of a base and the counter, or what grows with it.
 
 For targets that give registers themselves; the assembler of PTX does this on its own.
 """
@@ -25,7 +25,7 @@ MOST_CARRIED = 4
 """So many sums at most does a loop carry for this, each in a register of its own from start to end."""
 
 MOST_POINTED = 2
-"""And so many pointers in place of a base and the counter."""
+"""And so many pointers in place of a base and an index."""
 
 
 def split_blocks(function: Function) -> int:
@@ -38,14 +38,15 @@ def reduce_strength(function: Function) -> int:
     return sum(_carry(block, op) for block, op in list(_innermost(function.body)))
 
 
-def point_at_operands(function: Function) -> int:
-    """Carry a pointer, in place, where what a loop reads by a base and its counter is an operand of a multiply-add, for
-    targets on which that is two operations. How many pointers are carried now."""
+def point_at_operands(function: Function, uses: int = 1) -> int:
+    """Carry a pointer, in place, where what a loop reads by a base and an index that grows is an operand of a
+    multiply-add, for targets on which that is two operations. uses: of how many multiply-adds an element is at most.
+    How many pointers are carried now."""
     users: dict[Value, list[Op]] = {}
     for op in function.walk():
         for operand in op.operands:
             users.setdefault(operand, []).append(op)
-    return sum(_point(block, op, users) for block, op in list(_innermost(function.body)))
+    return sum(_point(block, op, users, uses) for block, op in list(_innermost(function.body)))
 
 
 def _innermost(block: Block) -> Iterator[tuple[Block, Op]]:
@@ -156,36 +157,51 @@ def _carry(block: Block, op: Op) -> int:
     return len(wanted)
 
 
-def _point(block: Block, op: Op, users: dict[Value, list[Op]]) -> int:
+def _point(block: Block, op: Op, users: dict[Value, list[Op]], uses: int) -> int:
     body = op.blocks[0]
-    counter = body.arguments[0]
+    growing = _growing(op)
     inside = {result for inner in body.ops for result in inner.results}.union(body.arguments)
-    places: dict[tuple[Value, int], list[Op]] = {}
+    places: dict[tuple[Value, Value, int], list[Op]] = {}
     for inner in body.ops:
         first = FIRST.get(inner.name, -1)
-        if first >= 0 and inner.attributes.get("indexed") and inner.operands[first + 1] is counter and (
-                inner.operands[first] not in inside and inner.operands.count(counter) == 1):
-            places.setdefault((inner.operands[first], inner.attributes.get("scale", 1)), []).append(inner)
+        if first >= 0 and inner.attributes.get("indexed") and inner.operands[first] not in inside:
+            index = inner.operands[first + 1]
+            if index in growing and inner.operands.count(index) == 1:
+                places.setdefault((inner.operands[first], index, inner.attributes.get("scale", 1)), []).append(inner)
     wanted = {place: ops for place, ops in places.items() if any(
-        inner.name in ("load", "load_splat") and len(users[inner.result]) == 1
-        and users[inner.result][0].name == "fma" for inner in ops)}
+        inner.name in ("load", "load_splat")
+        and len(users[inner.result]) <= (uses if inner.name == "load_splat" else 1)
+        and all(user.name == "fma" for user in users[inner.result]) for inner in ops)}
     if not wanted or len(wanted) > MOST_POINTED:
         return 0
     more = _Carried(block, op)
-    for (base, scale), ops in wanted.items():
+    for (base, index, scale), ops in wanted.items():
+        start, step = growing[index]
         argument = more.argument()
         for inner in ops:
             first = FIRST[inner.name]
             inner.operands = [*inner.operands[:first], argument, *inner.operands[first + 2:]]
             inner.attributes = {**inner.attributes, "indexed": False, "scale": 1}
-        start = op.operands[0]
         begins = base
         if constant(start) != 0:
             begins = more.before.value("s_mul", [start, more.before.value("s_const", [], S64, value=scale)], S64)
             begins = more.before.value("s_add", [base, begins], S64)
-        more.carry(argument, begins, scale * op.attributes["step"])
+        more.carry(argument, begins, scale * step)
     more.finish()
     return len(wanted)
+
+
+def _growing(op: Op) -> dict[Value, tuple[Value, int]]:
+    """The counter of a loop, and what it carries that grows by a constant: what each begins with, and by how much."""
+    body = op.blocks[0]
+    found = {body.arguments[0]: (op.operands[0], int(op.attributes["step"]))}
+    carried = body.terminator.operands if body.terminator is not None else []
+    for argument, begins, grown in zip(body.arguments[1:], op.operands[2:], carried, strict=True):
+        if grown.op is not None and grown.op.name == "s_add" and grown.op.operands[0] is argument:
+            step = constant(grown.op.operands[1])
+            if step is not None:
+                found[argument] = (begins, step)
+    return found
 
 
 class _Carried:

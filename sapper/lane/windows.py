@@ -26,7 +26,10 @@ WINDOW_COST = 3.0
 STRIDES = (2, 3, 4, 6, 8)
 """Of so many elements from lane to lane a row is made of as many loads, and nearly as many permutations."""
 
-FILLED = (2, 3, 4)
+PAIR_STRIDES = (2,)
+"""The same where two rows can only be exchanged elements of (pairs.py)."""
+
+FILLED = STRIDES
 """Of so many rows whose elements lie in turns as many rows are made that are stored."""
 
 PICKED = frozenset({f32, i32, bf16, f16, i8, u8, i16})
@@ -175,23 +178,27 @@ class Windows(NarrowStores):
 
     # Stores.
 
-    def filling_axis(self, op: Op, lane: str | None) -> str | None:
-        """The axis whose elements lie between those that neighbouring lanes store, side by side, and fill what is
-        there."""
+    def _stored_apart(self, op: Op, lane: str | None) -> int | None:
+        """How many elements apart neighbouring lanes store, where rows can be made that fill what lies between."""
         access = self.access(op)
         stride, size = access.axes.get(lane or "", 0), element_bytes(access.dtype)
         dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
-        if lane is None or access.gathers or is_join(op) or not self.facts.picks or dtype not in PICKED:
+        if access.gathers or is_join(op) or not self.facts.picks or dtype not in PICKED:
             return None
-        if not isinstance(stride, int) or stride % size or stride // size not in FILLED:
-            return None
-        for axis, step in access.axes.items():
-            if step == size and axis != lane:
+        apart = stride // size if isinstance(stride, int) and stride % size == 0 else None
+        return apart if apart in FILLED else None
+
+    def filling_axis(self, op: Op, lane: str | None) -> str | None:
+        """The axis whose elements lie between those that neighbouring lanes store, side by side, and fill what is
+        there."""
+        apart, access = self._stored_apart(op, lane), self.access(op)
+        for axis, step in access.axes.items() if apart is not None else ():
+            if step == element_bytes(access.dtype) and axis != lane:
                 bound, o = self.bound.get(axis), self.open.get(axis)
                 if bound is not None:
-                    whole = bound.offset == 0 and bound.count == stride // size and not bound.lane
+                    whole = bound.offset == 0 and bound.count == apart and not bound.lane
                 else:
-                    whole = o is not None and o.offset == 0 and o.extent == stride // size
+                    whole = o is not None and o.offset == 0 and o.extent == apart
                 return axis if whole else None
         return None
 
@@ -201,14 +208,31 @@ class Windows(NarrowStores):
         found = {}
         for number, (op, at, _) in enumerate(jobs):
             lane = next((a for a in at if self.bound[a].lane), None)
-            if not isinstance(op, Op):
+            if not isinstance(op, Op) or lane is None or self._alive(lane) is None:
                 continue
             axis = self.filling_axis(op, lane)
-            if axis is None or lane is None or at[axis] != 0 or self._alive(lane) is None:
-                continue
-            others = [(op, tuple(sorted({**at, axis: place}.items()))) for place in range(self.bound[axis].count)]
-            found[number] = [numbers[other] for other in others]
+            if axis is None:
+                others = [(other, at) for other in self._filled_together(op, lane, jobs)]
+            else:
+                others = [(op, {**at, axis: place}) for place in range(self.bound[axis].count)] * (at[axis] == 0)
+            if others:
+                found[number] = [numbers[other, tuple(sorted(place.items()))] for other, place in others]
         return found
+
+    def _filled_together(self, op: Op, lane: str, jobs: list[tuple[Op | Value, dict[str, int], Value]]) -> list[Op]:
+        """The stores that fill what lies between lanes with this one, which is the first in memory, if they are all
+        that store to the tensor."""
+        apart, access, size = self._stored_apart(op, lane), self.access(op), element_bytes(self.access(op).dtype)
+        memory = memory_of(op.operands[0])
+        alike = {root for root, _, _ in jobs if isinstance(root, Op) and memory_of(root.operands[0]) is memory}
+        if len(alike) != apart:
+            return []
+        places = {}
+        for other in alike:
+            there = self.access(other)
+            if there.base is access.base and there.axes == access.axes and not there.gathers and not is_join(other):
+                places[there.disp - access.disp] = other
+        return [places[n * size] for n in range(apart)] if set(places) == {n * size for n in range(apart)} else []
 
     def store_filled(self, op: Op, at: dict[str, int], rows: list[Value], streaming: bool) -> None:
         """Store what fills a stretch of memory: element n * count + c of it is that of lane n of row c."""

@@ -15,6 +15,7 @@ from sapper.ahead.errors import AheadError
 from sapper.ahead.library import memory_of, plan_model, weights_pieces
 from sapper.ahead.plan import CONSTANT, STATE, TEMPORARY, Model
 from sapper.targets.x86_64.target import target
+from tests.strategies.amount import examples
 
 N = sp.dims("N")
 SIZE = 40
@@ -53,7 +54,7 @@ def vectors(count: int) -> list[Any]:
     return [np.full(SIZE, i, np.float32) for i in range(count)]
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=12))
 def test_temporaries_that_are_alive_together_lie_apart(steps: list[tuple[int, int, int]]) -> None:
     """Random programs: memory that is written and read later is touched by nothing else in between."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sapper.ahead.errors import AheadError
 from sapper.ahead.splits import Splitter, make_splitter
 from sapper.models.tokenizer import SPLITS
+from tests.strategies.amount import examples
 
 tokenizers = pytest.importorskip("tokenizers")
 # Who knows another version of Unicode may see letters where the other one sees nothing yet.
@@ -32,8 +33,9 @@ def words(patterns: tuple[str, ...], text: str) -> list[str]:
     return [word for word, _ in cut.pre_tokenize_str(text)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PATTERNS)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(text=st.text(ALPHABET, max_size=40))
 def test_words_are_those_of_the_tokenizers_library(name: str, text: str) -> None:
     assert splitter(name).split(text) == words(PATTERNS[name], text)

@@ -14,6 +14,7 @@ from sapper.models.load import load_model
 from sapper.models.tokenizer import Tokenizer
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import random_weights, write_gguf
+from tests.strategies.amount import examples
 from tests.weights import find_smollm2
 
 from .built import build
@@ -55,7 +56,7 @@ def words(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return made(tmp_path_factory.mktemp(request.param), {"tokenizer.ggml.pre": request.param})
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(text=st.text(ALPHABET, max_size=60))
 def test_tokens_are_those_of_the_tokenizer(words: tuple[Words, Tokenizer], text: str) -> None:
     built, tokenizer = words
@@ -67,7 +68,7 @@ def test_tokens_are_those_of_the_tokenizer(words: tuple[Words, Tokenizer], text:
     assert b"".join(built.text(token) for token in tokens or []) == text.encode()
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(content=st.binary(max_size=40))
 def test_any_bytes_come_back(words: tuple[Words, Tokenizer], content: bytes) -> None:
     """What is no UTF-8 has tokens too, those of its bytes."""
@@ -84,6 +85,7 @@ def test_limits(words: tuple[Words, Tokenizer]) -> None:
         assert built.text(token) == (tokenizer.token_bytes(token) if 0 <= token < tokenizer.size else b"")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("text", [
     "The quick brown fox jumps over the lazy dog.", "def f(x):\n    return x ** 2  # 1234567890\n",
     "na\u00efve caf\u00e9 \u4e2d\u6587 \U0001f600!",

@@ -23,6 +23,7 @@ from sapper.kernels.by_hand import codebook, contraction, matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.runtime import by_hand
 from sapper.targets.x86_64.target import target
+from tests.strategies.amount import FUZZ
 
 ZEN4 = target("zen4")
 M, N = sp.dims("M N")
@@ -120,7 +121,7 @@ def test_what_is_shown_never_leaves_its_region(name: str) -> None:
             item.location = Location("piece", place + 1, 1, 1)  # so that an error says which instruction it is
     known = list(islice(by_hand.expected_cases(kernel, made.piece), 12))
     tried = 0
-    for mutant in list(mutants(made.assembly))[::23 if name == "f32 6x16" else 4]:
+    for mutant in list(mutants(made.assembly))[::(23 if FUZZ else 46) if name == "f32 6x16" else 4]:
         try:
             inside, _ = shown(mutant.assembly, ZEN4)
         except AssemblyError:

@@ -15,6 +15,7 @@ from sapper.assembly.symbolic import Lanes, NotSymbolic, Number, lanes_of, unkno
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.meaning import execute
 from sapper.tile import semantics
+from tests.strategies.amount import examples
 
 FLAGS = "oszapc"
 COMPUTED = sorted(
@@ -105,7 +106,7 @@ def test_every_row_computes_on_terms_what_it_computes_on_values(mnemonics: str) 
 
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 40), st.integers(0, 2**32 - 1)), min_size=1, max_size=12),
        st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_terms_are_rewritten_to_equal_ones(steps: list[tuple[int, int, int]], x: int, y: int) -> None:
     """Random arithmetic on two words: the value of the term is that of Python's ints; what a term is said to depend on
     is all that it depends on."""

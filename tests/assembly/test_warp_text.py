@@ -22,6 +22,7 @@ from sapper.emulate.by_hand import verify
 from sapper.targets import target
 from sapper.targets.ptx.instructions import TABLE
 from sapper.targets.ptx.text import item_texts
+from tests.strategies.amount import examples
 from tests.strategies.malformed import mutations, refusals
 
 N, = sp.dims("N"),
@@ -235,7 +236,7 @@ def test_a_thousand_malformed_texts() -> None:
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_nonsense_gives_errors_of_its_own(words: list[str]) -> None:
     assembly = WarpAssembly("nonsense", ptx.table)
     with suppress(AssemblyError):

@@ -91,7 +91,7 @@ def test_port_finds_the_loop_of_the_product(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_explain_outlines_the_loops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    call = ("softmax", "--target", "sm_80", "--dims", "M=512,N=512")
+    call = ("softmax", "--target", "sm_80", "--dims", "M=16,N=512")
     facts = json.loads(output(capsys, "explain", *call, "--json"))
     hottest = next(loop for loop in facts["loops"] if loop["hottest"])
     inside = [row["text"] for row in facts["rows"] if hottest["first"] <= row["place"] <= hottest["last"]]

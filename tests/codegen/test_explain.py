@@ -16,6 +16,7 @@ from sapper.codegen.pipeline import compile_kernel
 from sapper.targets import known_targets, target
 from sapper.targets.x86_64.costs import operations_of, uses_of
 from sapper.targets.x86_64.instructions import ROWS
+from tests.strategies.amount import examples
 
 from . import library_kernels as source
 
@@ -127,7 +128,7 @@ def test_operations_of_rows() -> None:
         assert operations_of(ROWS[name]) == count, name
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.dictionaries(st.sets(st.sampled_from(PORTS), min_size=1).map(lambda s: tuple(sorted(s))),
                        st.integers(1, 20).map(float), max_size=6))
 def test_work_is_shared_out_evenly_and_whole(work: dict[tuple[str, ...], float]) -> None:
@@ -145,6 +146,7 @@ def test_work_is_shared_out_evenly_and_whole(work: dict[tuple[str, ...], float])
     assert max(busy.values(), default=0.0) == pytest.approx(worst)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name in known_targets() if not target(name).assembler_allocates])
 @pytest.mark.parametrize("kernel", [source.scale, source.matmul, source.pairs], ids=lambda k: k.name)
 def test_registers_over_time_agree_with_the_text(kernel, name: str) -> None:

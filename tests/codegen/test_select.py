@@ -108,6 +108,21 @@ def test_matmul_loop_v4_with_three_columns_broadcasts_into_a_register() -> None:
         "vmovups.512": 3, "vbroadcastss.512": 8, "vfmadd231ps.512": 24, "add.64": 2, "sub.64": 1, "jg": 1}
 
 
+@pytest.mark.parametrize(("rows", "columns", "spread"), [(14, 2, 2), (4, 2, 2), (2, 2, 2), (6, 4, 6), (3, 1, 0)])
+def test_elements_stay_in_memory_as_far_as_there_are_loads(rows: int, columns: int, spread: int) -> None:
+    """With a load for each multiply-add, as many elements of two as these leave loads for are operands of both; the
+    others, evenly among them, are spread in a register. An element of one product never is, one of four always."""
+    body = inside_loop(matmul(TARGETS["icelake-server"]._replace(folded_loads=1.0), rows, columns))
+    counts = Counter(i.row.name for i in body)
+    in_memory = [isinstance(i.operands[2], Memory) for i in body if "fma" in i.row.name]
+    assert counts["vbroadcastss.512"] == spread
+    assert sum(in_memory) == (rows - spread) * columns
+    if columns == 2:
+        assert counts["vmovups.512"] + spread + sum(in_memory) == rows * columns
+    plain = Counter(i.row.name for i in inside_loop(matmul(TARGETS["icelake-server"], rows, columns)))
+    assert plain["vbroadcastss.512"] == (rows if columns > 1 else 0)
+
+
 def test_matmul_loop_v3() -> None:
     """6 x 16: AVX2 has no broadcast operands."""
     body = inside_loop(matmul(V3, 6, 2))
@@ -309,7 +324,7 @@ def test_selection_depends_on_few_facts() -> None:
     """Any object with these serves as a target: no other fact of a processor is looked up behind its back."""
     function, b, (p, _, _, _) = start()
     b.add("store", [b.value("load", [p], ROW_F32, dtype=bf16), p], dtype=bf16)
-    few = SimpleNamespace(features=V4.features, fma_per_cycle=V4.fma_per_cycle)
+    few = SimpleNamespace(features=V4.features, fma_per_cycle=V4.fma_per_cycle, folded_loads=0.0)
     first, second = (select(function, rules, t) for t in (V4, few))
     assert names(first) == names(second)
 

@@ -8,6 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.strategies.amount import examples
+
 from .test_machine import run
 
 # A program is a list of statements on a word w and the lane t: ("add", n), ("mix",), ("if", n, then, else),
@@ -66,7 +68,7 @@ def step(statements: Any, word: int, lane: int) -> int:
     return word
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(program=PROGRAM, lazy=st.booleans())
 def test_threads_compute_what_they_would_alone(program: Any, lazy: bool) -> None:
     count = iter(range(1_000_000))

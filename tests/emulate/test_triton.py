@@ -40,6 +40,7 @@ def descriptor(array: Any, box: tuple[int, ...]) -> list[Any]:
     return [TensorMap(array, box, swizzle=128), *(np.int32(extent) for extent in array.shape), *strides]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("name", "dtype", "result", "block", "shared_bytes", "transposed"), [
     ("matmul_bf16_sm80", BF16, np.float32, 128, 49152, False),

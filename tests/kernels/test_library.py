@@ -33,6 +33,7 @@ def assert_near(entry: LibraryKernel, arguments: dict, expected: dict) -> None:
     assert wrong is None, wrong
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("entry", "shape"), CHECKS)
 def test_eager(entry: LibraryKernel, shape: dict[str, int]) -> None:
     arguments, expected = arguments_and_expected(entry, shape)
@@ -40,6 +41,7 @@ def test_eager(entry: LibraryKernel, shape: dict[str, int]) -> None:
     assert_near(entry, arguments, expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_eager_does_not_depend_on_the_tile_size(entry: LibraryKernel) -> None:
     shape = entry.check_shapes[len(entry.check_shapes) // 2]
@@ -55,10 +57,9 @@ def raced(entry: LibraryKernel) -> dict[str, int]:
 
 
 def interpreted(entry: LibraryKernel) -> list[dict[str, int]]:
-    """The shape at which races are looked for, and every other one of the others (eager code runs at all of them, and
-    machine code too); in a search for faults all."""
+    """The shape at which races are looked for, and every fourth of the others; in a search for faults all."""
     race = raced(entry)
-    return [race, *[shape for shape in entry.check_shapes if shape != race][::1 if FUZZ else 2]]
+    return [race, *[shape for shape in entry.check_shapes if shape != race][::1 if FUZZ else 4]]
 
 
 @pytest.mark.parametrize(("entry", "shape"), [check(entry, shape) for entry in LIBRARY for shape in interpreted(entry)])
@@ -69,6 +70,7 @@ def test_tile_ir(entry: LibraryKernel, shape: dict[str, int]) -> None:
     assert_near(entry, arguments, expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_tile_ir_does_not_depend_on_the_tile_size(entry: LibraryKernel) -> None:
     shape = entry.check_shapes[len(entry.check_shapes) // 2]
@@ -89,16 +91,17 @@ def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
     assert all(op.attributes["parallel"] for op in loops)
 
 
-@pytest.mark.parametrize(("entry", "shape"), CHECKS if FUZZ else CHECKS[::2])
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(("entry", "shape"), CHECKS)
 def test_call(entry: LibraryKernel, shape: dict[str, int], proved_code: None) -> None:
-    """As a user calls it: compiled, or interpreted if SAPPER_INTERPRET=1. Every second shape, or in a search for faults
-    each one."""
+    """As a user calls it: compiled, or interpreted if SAPPER_INTERPRET=1. tests/codegen calls each kernel at more."""
     pytest.importorskip("sapper.codegen.pipeline", reason="there is no compiler")
     arguments, expected = arguments_and_expected(entry, shape)
     entry.kernel(*arguments.values())
     assert_near(entry, arguments, expected)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_call_under_the_interpreter(entry: LibraryKernel) -> None:
     """A call reaches the interpreter, which `test_tile_ir` runs at every shape."""
@@ -122,6 +125,7 @@ class ZeroNormals(np.random.Generator):
         return np.zeros(size, dtype)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_cases_name_what_they_cost(entry: LibraryKernel) -> None:
     """The floor of each case counts every argument once: a cache only as far as it is filled or written, of a

@@ -26,6 +26,7 @@ from sapper.tile.plan import Late, late_walk, plan_block
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import KEPT, READ_AGAIN, Requests
 from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+from tests.strategies.amount import examples
 
 from .run_lane import run_lane, specialize
 
@@ -170,7 +171,7 @@ def test_walks_that_can_not_be_late(refused: Any, streamed: tuple[str, ...]) -> 
     assert late_of(reduce_loops(refused.tile_ir()), streamed) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @example("softmax", 3, 320, BESIDE, 1, False)
 @example("softmax_bf16", 3, 333, BESIDE, 2, False)
 @example("layer_norm_bf16", 4, 320, BESIDE, 1, True)
@@ -233,6 +234,7 @@ ONCE = replace(AVX512, requests=Requests(line_by_line=True))
 TWICE = replace(AVX512, requests=Requests(row_requests=2, stream_requests=1, request_level=1))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "facts", "requests", "ahead"), [
     ("softmax", AVX512, 3, 1 << 14), ("rms_norm", AVX512, 4, 1 << 14), ("layer_norm", AVX512, 3, 1 << 14),
     ("softmax", ONCE, 1, 1 << 11), ("rms_norm", ONCE, 1, 1 << 11), ("layer_norm", ONCE, 1, 1 << 11),
@@ -268,6 +270,7 @@ def test_each_line_is_asked_for_at_a_distance(name: str, facts: Facts, requests:
 WRITTEN = replace(AVX512, requests=Requests(store_ahead_bytes=1024))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["softmax", "rms_norm", "layer_norm", "gelu", "softmax_bf16", "rope_interleaved"])
 @pytest.mark.parametrize("late", [0, 1])
 def test_lines_are_asked_for_to_be_written(name: str, late: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -452,6 +452,7 @@ def test_few_rows_leave_their_columns_to_all_workers(rows: int, hint: int) -> No
         assert evaluate(tasks.operands[0], {"workers": 2, **known}) == 4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_bf16_bf16"])
 def test_a_worker_copies_rows_once_for_all_of_its_tasks_that_share_columns(
         name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -641,6 +642,7 @@ def test_rows_of_one_step_are_asked_for_ahead(monkeypatch: pytest.MonkeyPatch) -
     assert asked and entry.compare(arguments, expected) is None
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "width"), [
     ("latent_attention_decode_f32", 1), ("latent_attention_decode_rounded", 2)])
 @pytest.mark.parametrize("prefetches", [True, False])
@@ -664,6 +666,7 @@ def test_rows_that_all_lanes_meet_at_once_are_asked_for_ahead(name: str, width: 
     assert len(asked) < 1.3 * lines
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "depth", "line_by_line"), [
     ("matmul_nt_f32", 64, False), ("matmul_nt_bf16_bf16", 128, False), ("matmul_nt_i8", 256, False),
     ("matmul_swiglu_f32", 64, False), ("matmul_nt_f32", 64, True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -331,7 +332,7 @@ def test_long_rows_are_asked_for_as_near_as_the_target_says(typical: int, along:
     ("matmul_nn_f32", 512, 1024, True), ("matmul_nt_f32", 512, 1024, True), ("matmul_tn_f32", 512, 1024, True),
     ("matmul_nt_i8", 512, 1024, True), ("matmul_nn_f32", 512, 64, False), ("matmul_nn_f32", 4, 1024, False)])
 def test_what_many_rows_meet_again_is_asked_into_the_first_cache(name: str, rows: int, depth: int, asked: bool) -> None:
-    """Each line of a step of a panel once, and of the rows beside it; not of panels that stay there."""
+    """Each line of a step of a panel once, between products, and of the rows beside it; not of what stays there."""
     plain = replace(PLAIN, dots=frozenset({"dot4_u8i8"}))
     facts = replace(plain, requests=Requests(reread_ahead_bytes=1024))
     extents = {"M": (rows, rows), "N": (2048, 64), "K": (depth, depth)}
@@ -349,6 +350,10 @@ def test_what_many_rows_meet_again_is_asked_into_the_first_cache(name: str, rows
                     if op.name == "prefetch" and op.attributes["level"] == 1]
         loads = [(op.operands, op.attributes["disp"]) for op in loop.blocks[0].ops if op.name == "load"]
         assert loads and all((operands, disp + 1024) in requests for operands, disp in loads)
+        order = [op.name for op in loop.blocks[0].ops if op.name in ("fma", "dot4_u8i8") or (
+            op.name == "prefetch" and (op.operands, op.attributes["disp"] - 1024) in loads)]
+        assert order.count("prefetch") == len(loads)
+        assert all("prefetch" not in pair or len(set(pair)) == 2 for pair in pairwise(order))
 
 
 @pytest.mark.parametrize(("name", "extents", "again", "later"), [

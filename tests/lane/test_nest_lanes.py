@@ -20,6 +20,7 @@ from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule, ScheduleError
+from tests.strategies.amount import examples
 
 from .run_lane import run_lane, specialize
 
@@ -439,6 +440,7 @@ def test_powers_that_a_product_and_a_sum_read_are_computed_once() -> None:
     assert [loop.attributes["label"] for loop in computing] == ["k", "k"]   # full rows, and what is left of them
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
 @pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (17, 34), (70, 5), (5, 70), (65, 65)])
 def test_one_axis_of_a_nest_lies_across_the_lanes(tokens: int, heads: int, facts: Facts) -> None:
@@ -469,6 +471,7 @@ def test_numbers_beside_rows_do_not_take_the_lanes(facts: Facts) -> None:
     assert loads and all(op.name == "load" for op in loads)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
 @pytest.mark.parametrize("rows", [1, 3, 5, 16, 33])
 @pytest.mark.parametrize("turned", [False, True])
@@ -525,7 +528,7 @@ def test_workers_share_a_range_of_fixed_length(first: int, workers: int) -> None
         np.testing.assert_allclose(arguments["y"], expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.sampled_from([AVX512, AVX2]), st.integers(0, 9), st.integers(1, 150), st.integers(1, 150), st.integers(1, 40),
        st.sampled_from([1, 40, 256, 1024]))
 def test_any_extents(facts: Facts, k: int, m: int, n: int, d: int, hint: int) -> None:

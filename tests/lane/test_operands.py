@@ -58,6 +58,7 @@ def agrees(made: Any, sizes: dict[str, int], target: str, hints: dict[str, int])
     assert_expected(arguments, expected, f"{made.name} on {target} at {sizes}, {hints}")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", ["zen3", "zen4"])
 @pytest.mark.parametrize("order", ["n, k; h, k", "k, n; h, k", "n, k; k, h"])
 @pytest.mark.parametrize("mix", MIXES, ids="-".join)

@@ -12,7 +12,13 @@ from sapper.ir.verifier import verify
 from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.ops import LANE_OPS
 from sapper.lane.simplify import simplify
-from sapper.lane.strength import MOST_CARRIED, MOST_POINTED, point_at_operands, reduce_strength, split_blocks
+from sapper.lane.strength import (
+    MOST_CARRIED,
+    MOST_POINTED,
+    point_at_operands,
+    reduce_strength,
+    split_blocks,
+)
 
 HEAD = 'lane func @f() {lanes = 8, slots = ["x.data", "scalar.n"]} {\n' \
        "%x: s64 = arg {slot = 3}\n%n: s64 = arg {slot = 4}\n" \
@@ -186,6 +192,47 @@ def test_an_operand_of_a_multiply_add_is_read_by_a_pointer(n: int, start: str) -
             verify(function, LANE_OPS)
             ops = innermost(function)
             assert [op.attributes["indexed"] for op in ops if "indexed" in op.attributes] == [False] * 3 + [True]
+        x = np.arange(256, dtype=np.float32)
+        run(function, *bind_arguments(function, {"x": x}, {"n": np.int64(n)}))
+        results.append(x.tolist())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_pointers_for_elements_of_two_multiply_adds(uses: int) -> None:
+    function = parse("""
+    %z: row<f32> = splat_const {value = 0.0}
+    %t: row<f32>, %r: row<f32> = loop %c0, %n, %z, %z {step = 1} (%k: s64, %s: row<f32>, %q: row<f32>) {
+    %a: row<f32> = load_splat %x, %k {dtype = :f32, scale = 4, disp = 0, indexed = true}
+    %u: row<f32> = fma %a, %z, %s
+    %v: row<f32> = fma %a, %s, %q
+    yield %u, %v
+    }
+    store %t, %x {dtype = :f32, masked = false, streaming = false, disp = 0}
+    store %r, %x {dtype = :f32, masked = false, streaming = false, disp = 0}
+    """)
+    assert point_at_operands(function, uses) == uses - 1
+
+
+@pytest.mark.parametrize(("start", "n"), [("%c0", 9), ("%c8", 20)])
+def test_pointers_in_place_of_a_base_and_what_grows_with_the_counter(start: str, n: int) -> None:
+    body = """
+    %z: row<f32> = splat_const {value = 0.0}
+    %t: row<f32>, %e: s64 = loop %c0, %n, %z, START {step = 1} (%k: s64, %s: row<f32>, %i: s64) {
+    %a: row<f32> = load_splat %x, %i {dtype = :f32, scale = 1, disp = 4, indexed = true}
+    %u: row<f32> = fma %a, %a, %s
+    %g: s64 = s_add %i, %c16
+    yield %u, %g
+    }
+    store %t, %x {dtype = :f32, masked = false, streaming = false, disp = 0}
+    """
+    results = []
+    for pointed in (False, True):
+        function = parse(body.replace("START", start))
+        if pointed:
+            assert point_at_operands(function, 2) == 1
+            verify(function, LANE_OPS)
+            assert not any(op.attributes.get("indexed") for op in innermost(function))
         x = np.arange(256, dtype=np.float32)
         run(function, *bind_arguments(function, {"x": x}, {"n": np.int64(n)}))
         results.append(x.tolist())

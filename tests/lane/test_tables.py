@@ -17,6 +17,7 @@ from sapper.lane.tables import LARGEST_OFFSET
 from sapper.runtime.check import check_kernel
 from sapper.targets import target
 from sapper.tile.schedule import DimClass, Schedule, Specialization
+from tests.strategies.amount import examples
 
 M, N, V = sp.dims("M N V")
 V3, ZEN4 = target("v3"), target("zen4")
@@ -42,7 +43,7 @@ def make_nibbles(shift: int, signed: bool) -> Any:
     return nibbles
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(st.integers(0, 28), st.booleans())
 def test_four_bits_become_a_float_by_a_table(shift: int, signed: bool) -> None:
     kernel = make_nibbles(shift, signed)

@@ -22,6 +22,7 @@ from sapper.lane.sink import is_cheap, sink
 from sapper.lane.synchronise import synchronise, unsynchronised
 from sapper.tile.schedule import Facts, Schedule
 from tests.lane.run_lane import run_lane, specialize
+from tests.strategies.amount import examples
 
 GPU = Facts(lanes=32, vector_registers=24, wide_lanes=32, indexed_addresses=False, software_prefetch=False,
             transposes_by_scatter=True, many_workers=True)
@@ -40,6 +41,7 @@ def lane_function(name: str, number: int = -1) -> Function:
 # Synchronising lanes.
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [entry.name for entry in library()])
 def test_every_kernel_is_synchronised(name: str) -> None:
     lane = lane_function(name)
@@ -150,7 +152,7 @@ def test_one_synchronisation_before_a_loop_serves_all_rounds() -> None:
 # Ranges.
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.data())
 def test_scalars_lie_in_their_ranges(data: st.DataObject) -> None:
     """Random scalar programs over two extents and a loop's counter, run for random extents."""

@@ -64,6 +64,7 @@ def test_the_model_takes_tiles_for_many_rows(types) -> None:
         np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("m", [1, 5, 6, 7, 8, 20])
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)

@@ -24,6 +24,7 @@ from sapper.targets.x86_64.detect import host
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts
+from tests.strategies.amount import examples
 
 from ..codegen.run_native import run_native
 from .run_lane import run_lane
@@ -186,6 +187,7 @@ def test_windows_are_rows_and_permutations(name: str, n: int, facts: Facts) -> N
         assert names["pick"] or names["unzip"] or names["zip"] or names["exchange"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("level", ["v3", "v4"])
 @pytest.mark.parametrize("name", NAMES)
 def test_windows_as_machine_code(name: str, level: str) -> None:
@@ -298,7 +300,7 @@ def indices(draw: st.DrawFn) -> list[tuple[str, int]]:
     return draw(st.lists(steps, min_size=1, max_size=3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @example(steps=[("div", 3), ("div", 1)], n=9, facts=FACTS[2])     # all lanes have the first quotient
 @given(steps=indices(), n=st.integers(1, 70), facts=st.sampled_from(FACTS))
 def test_indices_of_many_steps(steps: list[tuple[str, int]], n: int, facts: Facts) -> None:

@@ -588,6 +588,7 @@ def test_a_gguf_file_is_the_same_model(tmp_path: Path, name: str, split: bool) -
     assert_same(session.logits, logits[-1])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("form", "hidden", "other"), [
     ("Q8_0", 32, {}), ("Q4_0", 32, {}), ("Q4_1", 32, {}), ("Q8_0", None, {}), ("Q8_0", 32, {"expert_up": "Q4_0"}),
 ])
@@ -615,6 +616,7 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.9995
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("other", [
     {"shared_down": "Q4_0"}, {"shared_gate": "Q4_0", "shared_up": "Q4_0"}, {"expert_down": "Q5_0"},
     {"expert_down": "Q5_1"},

@@ -21,6 +21,7 @@ from sapper.codegen.print import print_function
 from sapper.runtime.errors import LaunchError
 from sapper.runtime.profile import middle, table
 from sapper.runtime.program_code import program_code, program_function
+from tests.strategies.amount import examples
 
 M, N, P = sp.dims("M N P")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -77,7 +78,7 @@ def test_many_runs_of_many_launches(threads: int) -> None:
         assert (a == 40 * run).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=12), st.integers(1, 3), st.booleans())
 def test_any_order_of_kernels_on_any_memory(steps: list[tuple[int, int, int]], threads: int, halves: bool) -> None:
     """Kernels that read and write the same few vectors, or halves of them that overlap."""

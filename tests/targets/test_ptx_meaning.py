@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sapper.targets.ptx import fragments
 from sapper.targets.ptx.instructions import TABLE, form
 from sapper.targets.ptx.meaning import dtype_of
+from tests.strategies.amount import examples
 
 FORMATS = {"f16": (11, -24, 15), "bf16": (8, -133, 127), "f32": (24, -149, 127), "f64": (53, -1074, 1023)}
 """Bits of the significand, exponent of the least subnormal, largest exponent."""
@@ -78,7 +79,7 @@ def agrees(found: float, expected: float) -> bool:
     return found == expected or (math.isnan(found) and math.isnan(expected))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(data=st.data(), type=st.sampled_from(["f16", "bf16", "f32", "f64"]),
        mode=st.sampled_from(["rn", "rz", "rm", "rp"]),
        op=st.sampled_from(["add", "sub", "mul", "fma"]))
@@ -96,7 +97,7 @@ def test_sums_and_products_round_once(data: st.DataObject, type: str, mode: str,
     assert agrees(found, expected), (values, found, expected)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(a=near("f32"), b=near("f32"), mode=st.sampled_from(["rn", "rz", "rm", "rp"]))
 def test_quotients_and_roots_round_once(a: float, b: float, mode: str) -> None:
     if b != 0:
@@ -114,7 +115,7 @@ def test_quotients_and_roots_round_once(a: float, b: float, mode: str) -> None:
         assert exact >= size and (root == 0 or below**2 < size)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(a=numbers("f32"), to=st.sampled_from(["f16", "bf16"]), mode=st.sampled_from(["rn", "rz"]))
 def test_narrowing_rounds_once(a: float, to: str, mode: str) -> None:
     assert agrees(call(f"cvt.{mode}.{to}.f32", a), rounded(Fraction(a), to, mode))
@@ -160,7 +161,7 @@ def integer(text: str, *values: int) -> int:
     return int(one.row.meaning(one, *arrays)[0]) & ((1 << one.results[0].bits) - 1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(a=WORD, b=WORD, c=WORD, bits=st.sampled_from([16, 32, 64]), sign=st.sampled_from("us"))
 def test_integers_wrap(a: int, b: int, c: int, bits: int, sign: str) -> None:
     a, b, c = (value * (0x1_0000_0001 if bits == 64 else 1) & ((1 << bits) - 1) for value in (a, b, c))
@@ -183,7 +184,7 @@ def test_integers_wrap(a: int, b: int, c: int, bits: int, sign: str) -> None:
         assert integer(f"mul.wide.{type}", a, b) == (x * y) & ((1 << 2 * bits) - 1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(a=WORD, b=WORD, c=WORD, position=st.integers(0, 70), length=st.integers(0, 70), table=st.integers(0, 255))
 @example(a=1 << 31, b=0, c=0, position=1, length=32, table=0)
 def test_operations_on_bits(a: int, b: int, c: int, position: int, length: int, table: int) -> None:

@@ -20,6 +20,7 @@ from sapper.tile.hoist import hoist_operands
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS, memory_of
 from sapper.tile.reduce_loops import reduce_loops
+from tests.strategies.amount import examples
 
 M, N, K, P = sp.dims("M N K P")
 
@@ -160,7 +161,7 @@ def test_an_empty_loop_reads_no_rows_that_there_are_not() -> None:
     assert (out == 0).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(m=st.integers(0, 6), n=st.integers(0, 3), p=st.integers(0, 5), k=st.integers(0, 4), tile=st.integers(1, 4),
        seed=st.integers(0, 99))
 @pytest.mark.parametrize("kernel", [same_rows, rows_of_two_loops], ids=lambda kernel: kernel.name)

@@ -89,6 +89,7 @@ class Facts:
         self.indexed_addresses = False
         self.loop_align_bytes = 1
         self.most_folded_splats = 0
+        self.folded_loads = 0.0
         if s.lanes != target.lanes:
             raise ValueError(f"lanes of function {s.function.name}: found {s.lanes}; expected {target.lanes}, the "
                              "threads of a warp; mend: lower with the facts of this target")

@@ -81,6 +81,7 @@ class Facts:
     broadcast operands cost no more than one broadcast load into a register: each takes a load slot of its own, but
     the register's load is one more instruction and holds a register meanwhile. Where two multiply-adds go in a cycle,
     loads are what is short: Ice Lake runs 1.1 in a cycle with a broadcast operand each, 2.0 with one load for two.
+    folded_loads: see `Target`.
     """
 
     def __init__(self, s: Any, target: Any) -> None:
@@ -93,6 +94,7 @@ class Facts:
         self.indexed_addresses = True
         self.loop_align_bytes = 32
         self.most_folded_splats = (2 if target.fma_per_cycle <= 1 else 1) if self.opmask else 0
+        self.folded_loads: float = target.folded_loads if self.opmask else 0
         lanes: int = s.lanes
         self.bits4, self.bits8 = 32 * lanes, 64 * lanes
         if lanes & (lanes - 1) or not 128 <= self.bits4 <= self.vector_bits:

@@ -43,6 +43,8 @@ class Target(NamedTuple):
     interleaves: bytes of four rows are better joined to slots by unpacking than widened one by one (measured).
     fuses_indexed: a multiply-add whose operand in memory has an index is one operation up to the pipes (measured).
     slow_underflow: an instruction whose result is below the normal numbers takes a hundred cycles or more (measured).
+    folded_loads: so many loads for each multiply-add, operands among them, a loop may have so that elements that two of
+    these meet are spread by both, not once by an instruction of its own; 0: loads are what is short (measured).
     """
 
     name: str
@@ -67,6 +69,7 @@ class Target(NamedTuple):
     interleaves: bool
     fuses_indexed: bool
     slow_underflow: bool
+    folded_loads: float
 
     @property
     def requests(self) -> "Requests":
@@ -174,7 +177,7 @@ KIB, MIB = 1024, 1024 * 1024
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
         fma_latency: int, add_latency: int, load_latency: int, core: str = "",
         asks: dict[str, int] | None = None, rounded_at_once: int = 4, interleaves: bool = False,
-        fuses_indexed: bool = True, slow_underflow: bool = False) -> Target:
+        fuses_indexed: bool = True, slow_underflow: bool = False, folded_loads: float = 0) -> Target:
     """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -182,7 +185,8 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
-                  tuple((asks or {}).items()), rounded_at_once, interleaves, fuses_indexed, slow_underflow)
+                  tuple((asks or {}).items()), rounded_at_once, interleaves, fuses_indexed, slow_underflow,
+                  folded_loads)
 
 
 _SKYLAKE_SP_ASKS = {"long_row_ahead_bytes": 1 * KIB, "row_streams": 8, "short_row_streams": 8, "again": False,
@@ -217,9 +221,10 @@ TARGETS: dict[str, Target] = {
         cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
             4, 8),
         cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 2, 1, 4, 4, 8,
-            "skylake-avx512", _SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True),
+            "skylake-avx512", _SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True,
+            folded_loads=.8),
         cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8,
-            asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True),
+            asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True, folded_loads=.8),
         # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
         cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 3, 2, 4, 3, 7,
             "sapphirerapids"),

@@ -24,6 +24,7 @@ from sapper.lane.memory import Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+from tests.strategies.amount import examples
 
 from .left_out import blocks_of, missed, replaced
 
@@ -61,6 +62,7 @@ def emulated(arguments: dict[str, Any], aligned: list[str] = TENSORS, workers: i
     return counters
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("heads", "position"), [(64, 70), (100, 256 + 33), (128, 0), (17, 255)])
 def test_on_the_emulator(heads: int, position: int, lazy: bool) -> None:
@@ -86,7 +88,7 @@ def test_results_that_do_not_lie_aligned_are_stored_by_lanes() -> None:
     assert not any(name.endswith("global.shared::cta.bulk_group") for name in counters.instructions)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=examples(5), deadline=None)
 @given(heads=st.integers(17, 140), position=st.integers(0, 700), workers=st.integers(1, 5),
        latent=st.sampled_from([256, 512]), shared=st.sampled_from([64, 128]), lazy=st.booleans())
 def test_any_shape(heads: int, position: int, workers: int, latent: int, shared: int, lazy: bool) -> None:
@@ -183,6 +185,7 @@ def test_all_lanes_have_stored_and_read_when_one_says_so() -> None:
 
 # What is left out, or wrong.
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["signal_wait", "signal_arrive", "signal_start", "store_fence", "store_wait",
                                   "group_wait", "group_fence", "group_commit", "sync_warps", "tensor_copy"])
 def test_the_rehearsal_finds_what_is_left_out(name: str) -> None:
@@ -224,6 +227,7 @@ def compiled_for_many_heads() -> Compiled:
                           dict.fromkeys("PB", (4096, 1)), TARGET, None, frozenset(TENSORS))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     """On the emulator: an error, a wrong result, or nobody can go on."""

@@ -24,6 +24,7 @@ from sapper.lane.rehearse import rehearse
 from sapper.targets.ptx import assembler
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, ScheduleError, Specialization
+from tests.strategies.amount import examples
 
 from . import test_narrow as narrow
 from .kernels import KERNELS, bf16_nn, bf16_nt, f16_tn, gated
@@ -102,6 +103,7 @@ def counted_with_scales(schedule: Schedule, extents: dict[str, int], workers: in
     return result.counters
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "schedule", "extents"), [
     (bf16_nn, ROWS, {"M": 144, "N": 160, "K": 336}), (bf16_nt, COLUMNS, {"M": 80, "N": 304, "K": 144}),
@@ -155,7 +157,7 @@ def test_shares_of_clusters_in_lane_ir(schedule: Schedule) -> None:
     assert_near(arguments["c"], wanted)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=examples(8))
 @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 300), st.integers(1, 4), st.integers(0, 3),
        st.sampled_from("mn"), st.booleans())
 def test_any_share_of_clusters_gives_the_sums(m: int, n: int, k: int, clusters: int, parts: int, axis: str,
@@ -181,6 +183,7 @@ def test_any_share_of_clusters_gives_the_sums(m: int, n: int, k: int, clusters: 
     assert result.counters.instructions.get(RELEASE, 0) == 2 * 4 * sum(whose.count(t) - 1 for t in set(whose))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "schedule", "extents"), [
     (bf16_nn, Schedule(tile=TILE, stream="k", cluster={"m": 2}), {"M": 208, "N": 160, "K": 336}),
@@ -248,6 +251,7 @@ OF_ROWS = "the rank is left in the descriptor"
 """No fault where all lies along the depth: the field that it falls into is not read then (PTX ISA, "Strides")."""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("fault", "kernel"), [
     *((fault, bf16_nn) for fault in FAULTS), *((fault, block_scaled) for fault in FAULTS if fault != OF_ROWS)],
     ids=lambda value: getattr(value, "name", value))

@@ -26,6 +26,7 @@ from sapper.targets.ptx.text import FLAGS_AT, SYNC_BYTES
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, ScheduleError, Specialization
+from tests.strategies.amount import examples
 
 from .kernels import KERNELS, bf16_nn, bf16_nt, gated
 from .left_out import replaced
@@ -117,7 +118,7 @@ class Share:
 PRODUCTS = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n64k16\.f32\.bf16\.bf16$")
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=examples(8))
 @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 300), st.integers(1, 9), st.integers(0, 4))
 def test_any_share_gives_the_sums(m: int, n: int, k: int, workers: int, parts: int) -> None:
     """Every (tile, piece) once, whatever the extents and the workers."""
@@ -156,6 +157,7 @@ def test_on_the_emulator(level: str, kernel: Any, schedule: Schedule, lazy: bool
     assert counters.instructions.get(RELEASE, 0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_f32", "matmul_tn_bf16", "matmul_nt_bias_gelu_f32",
                                   "matmul_nt_residual_bf16", "matmul_swiglu_bf16"])
 def test_products_of_the_library(name: str) -> None:
@@ -225,6 +227,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str, level: str) -> None:
@@ -256,6 +259,7 @@ def test_lanes_meet_around_the_flag(level: str) -> None:
 # The rehearsal.
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_lowering_makes_is_right(level: str, kernel: Any) -> None:

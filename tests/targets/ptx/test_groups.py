@@ -26,6 +26,7 @@ from sapper.lane.ops import LANE_OPS
 from sapper.lane.synchronise import unsynchronised
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, MatrixGroup, Schedule, Specialization, UnfollowedError
+from tests.strategies.amount import examples
 
 from .kernels import KERNELS, bf16_nn, bf16_nt, gated
 from .left_out import replaced
@@ -91,6 +92,7 @@ def test_lane_ir(kernel: Any) -> None:
 TILES = {"large": {"m": 128, "n": 256}, "one group": {"m": 64, "n": 128}}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kernel", "tile", "lazy"), [
     *((kernel, "large", False) for kernel in KERNELS), *((kernel, "one group", True) for kernel in KERNELS),
     (bf16_nn, "large", True)], ids=lambda value: getattr(value, "name", value))
@@ -201,7 +203,7 @@ def test_every_tile_fits_near_memory_and_registers(kernel: Any, shape: tuple[int
     assert 128 * (groups * more + fewer) <= 65536 and (more > 0) == (groups > 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.booleans(), st.integers(1, 4), st.integers(0, 3), st.integers(0, 7))
 def test_the_lane_machine_and_descriptors_agree_on_swizzled_places(along_depth: bool, panels: int, depth: int,
                                                                    start: int) -> None:

@@ -19,6 +19,7 @@ from sapper.kernels import find
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, Specialization
+from tests.strategies.amount import examples
 
 M, N = sp.dims("M N")
 BF16 = ml_dtypes.bfloat16
@@ -141,7 +142,7 @@ def test_same_results(name: str, runs: set[str], lazy: bool) -> None:
     assert taken_together(found) == runs
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=examples(12), deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(KERNELS)), st.integers(1, 5), st.integers(1, 17), st.integers(0, 9))
 def test_ragged_rows(name: str, rows: int, columns: int, seed: int) -> None:
     """Rows of any number of 64 bytes, at most of the widest type."""

@@ -21,6 +21,7 @@ from sapper import emulate
 from sapper.emulate import Options
 from sapper.targets.ptx.short_sums import ShortSum, add_products, short_sum
 from sapper.tile.schedule import Schedule
+from tests.strategies.amount import examples
 
 from .narrow import block_scaled, unscaled
 
@@ -61,7 +62,7 @@ def by_hand(how: ShortSum, types: tuple[str, str], a: list[float], b: list[float
     return known
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.sampled_from([ADA, HOPPER]), st.sampled_from(sorted(DTYPES)), st.sampled_from(sorted(DTYPES)),
        st.integers(0, 2**32 - 1), st.integers(-30, 30))
 def test_every_bit_is_as_in_fractions(how: ShortSum, left: str, right: str, seed: int, size: int) -> None:
@@ -153,6 +154,7 @@ def bound(size: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return size * (4 * float(LOST) + 2.0**-20)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("signed", [False, True], ids=["positive", "signed"])
 @pytest.mark.parametrize(("level", "file"), [("sm_90a", "triton_matmul_e4m3_sm90"),
                                               ("sm_89", "triton_matmul_e4m3_sm89")])
