@@ -94,7 +94,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
             if place == "scalar":
                 carried.append(self.value(self.integer(first)))
             elif place == "rows":
-                carried += [self.row(first, at) for at in at_all]
+                carried += self.first_rows(op, i, first, at_all)
             else:
                 kept.add(i)
                 buffers[i] = self._initial_buffer(argument, first)
@@ -140,6 +140,10 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         del run     # it holds itself, and so all that it reads
         for result, place, at_all, buffer in zip(op.results, places, points, buffers, strict=True):
             self._receive(result, place, at_all, buffer, results)
+
+    def first_rows(self, loop: Op, number: int, first: Value, points: list[dict[str, int]]) -> list[Value]:
+        """What the carried value of that number is before a loop, at some points."""
+        return [self.row(first, at) for at in points]
 
     def _iteration(self, op: Op, body: Block, arguments: list[Value], outs: list[Value], places: list[str],
                    points: list[list[dict[str, int]]], buffers: list[Access | None], kept: frozenset[int],

@@ -30,7 +30,8 @@ class Range:
     extent, where it is a number though the start is none. tails: how many coordinates a loop takes at once of what is
     left, before single ones. panels: the matrices that are copied for each piece (nest_panels.py).
     blocked: the matrices whose panels it counts, if it is walked in blocks for the second cache: the loops inside it go
-    around the walk of each block."""
+    around the walk of each block. loop: that of weights which rows walk by parts of so many `steps`, if they do
+    (depth_parts.py); below: the range before counts panels of these; together: it is of rows that go on together."""
 
     start: Scalar
     stop: Scalar
@@ -52,6 +53,10 @@ class Range:
     tails: tuple[int, ...] = ()
     panels: tuple[Value, ...] = ()
     blocked: tuple[Op, ...] = ()
+    loop: Op | None = None
+    steps: int = 0
+    below: bool = False
+    together: bool = False
 
 
 def hint(value: Value, specialization: Specialization,

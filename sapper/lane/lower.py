@@ -17,6 +17,7 @@ a file each:
     stream_prefetches.py   memory that such loops ask for early
     kept_tiles.py          what such loops make that later runs of them find
     unpacked.py            weights that are unpacked before rows meet them
+    depth_parts.py         loops over weights that many rows walk part by part
 
 Walks are in walk.py; the ops that go along an axis in order in ordered.py; late walks in late.py; products on matrix
 instructions in matrix.py, groups.py and chained.py."""
@@ -47,6 +48,7 @@ from ..tile.unroll import unroll
 from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
 from .extents import hint
+from .depth_parts import DepthParts
 from .followed import Followed
 from .late import LateWalk
 from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
@@ -56,7 +58,6 @@ from .ordered import OrderedLowering
 from .register_factors import STAGE_ROWS
 from .tasks import TaskLowering
 from .tile_bound import dtype_of
-from .unpacked import UnpackedOperands
 from .widened_rows import WidenedRows
 from .windows import PAIR_STRIDES, STRIDES
 
@@ -159,7 +160,7 @@ def _lanes_step(facts: Facts, specialization: Specialization) -> Callable[[Value
     return may
 
 
-class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedLowering):
+class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowering):
     """Emits a function: its parts, their blocks, and the walks and control ops of these."""
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
@@ -410,6 +411,9 @@ class Lowering(TaskLowering, UnpackedOperands, NestPanels, WidenedRows, OrderedL
 
     def items(self, block: Block, plan: Plan, late: Late | None, top: bool = False) -> None:
         """The walks and control ops of a block, but for a late walk."""
+        self.around_part(plan, late, lambda some, behind: self._items(block, some, behind, top))
+
+    def _items(self, block: Block, plan: Plan, late: Late | None, top: bool) -> None:
         outer = self.block_loads, self.asking
         walks = [item for item in plan.items if isinstance(item, Walk)]
         self.asking = []

@@ -132,6 +132,40 @@ class ResidentLowering(NestLanes):
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
                                         f"{self.lanes} lanes, or another lane axis")
 
+        self._walk_by_parts(ranges, plan, sums)
+
+    def _walk_by_parts(self, ranges: list[Range], plan: Plan, sums: dict[str, int]) -> None:
+        """Has many rows walk the one loop that carries their sums by parts (Requests.part_bytes)."""
+        rows, loops = ranges[-1], [item for item in plan.items if isinstance(item, Op)]
+        if not self.requests.part_bytes or rows.axis not in sums or rows.hint <= 2 * MOST_ROWS or len(loops) != 1:
+            return
+        loop = loops[0]
+        ends = loop.operands[:2]
+        if loop.name != "each" or loop.attributes["count"] != 1 or any(
+                v.op is None or v.op.name not in ("const", "dim") for v in ends):
+            return
+        columns = ranges[-2] if len(ranges) > 1 and ranges[-2].axis in sums else None
+        pieces = 1 if columns is None else columns.resident
+        bytes_of_step = pieces * self._weights_of(loop.blocks[0]) * self.lanes
+        if not bytes_of_step:
+            return
+        rows.loop, rows.below = loop, columns is not None
+        rows.steps = max(1, self.requests.part_bytes // bytes_of_step)
+        if columns is not None:
+            columns.blocked = ()
+
+    def _weights_of(self, block: Block) -> int:
+        """How many weights of a row the contractions of a block and of the loops inside meet, in all rounds."""
+        weights = 0
+        for op in block.ops:
+            if op.name == "contract":
+                weights += prod(self._whole_hint(axis) for axis in op.attributes["over"])
+            elif op.name == "each":
+                ends = op.operands[:2 * op.attributes["count"]]
+                rounds = prod(self._extent_hint(*pair) for pair in zip(ends[::2], ends[1::2], strict=True))
+                weights += rounds * self._weights_of(op.blocks[0])
+        return weights
+
     def _whole_panels(self, axis: str, size: int) -> int:
         """How much of an axis is taken at once: so much, or as the schedule says. No vectors reach from one panel of a
         packed tensor into the next."""

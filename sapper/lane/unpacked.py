@@ -91,8 +91,13 @@ class UnpackedOperands(CarriedLowering):
 
         visit(r.body)
         del visit   # it holds itself, and so all that it reads
-        much = UNPACKING_BY_PARTS * r.resident / r.hint if split else MUCH_UNPACKING
+        much = self._unpacking_from(r, split)
         return frozenset(v for v in found if sum(found.values()) >= much * len(found))
+
+    def _unpacking_from(self, r: Range, split: bool) -> float:
+        """Operations for a vector of weights from which on these are unpacked once for all rows. split: of several
+        instructions that make a dot product."""
+        return UNPACKING_BY_PARTS * r.resident / r.hint if split else MUCH_UNPACKING
 
     def _is_entered(self, op: Op) -> bool:
         """Whether an op is a loop that operands are looked for in: it carries sums, and scratch memory holds what each

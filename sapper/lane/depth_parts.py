@@ -1,0 +1,159 @@
+"""Loops over weights in blocks that many rows walk part by part.
+
+Enters: a nest of parallel loops the last of which holds several rows at once (residents.py), and in it one loop over an
+index (`each`) that carries their sums. Leaves: loops over some hundred rows at a time, over the panels of the weights,
+over parts of that loop whose weights stay in the first cache, and over the tiles of these rows, each of which goes on
+with its sums: between two parts these lie in scratch memory. So weights come from further away once for all of these
+rows, and are unpacked once for them (unpacked.py); what the rows have comes in the order in which it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import gcd
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import S64, RowType, TileType
+from ..tile.plan import Late, Plan, axes_of
+from .extents import Range
+from .state import Access, Capacity, Scalar
+from .unpacked import UnpackedOperands
+
+ROWS_OF_PARTS = 128
+"""Most rows that meet a part of the weights one tile after the other: what they have of 4096 bytes fills half of a
+second cache of 1 MiB, and of what a part costs to unpack each tile of 6 pays a twentieth."""
+
+
+@dataclass(frozen=True, slots=True)
+class DepthPart:
+    """The part of a loop that the tiles of rows at hand walk. range: its indices. begins, ends: whether it is the first
+    one, and the last. rows: all that go on with their sums. places: of each sum."""
+
+    loop: Op
+    range: Range
+    begins: Value
+    ends: Value
+    rows: Range
+    places: dict[int, Access] = field(default_factory=dict)
+
+
+class DepthParts(UnpackedOperands):
+    """Emits them. depth_part: the one at hand."""
+
+    depth_part: DepthPart | None = None
+
+    def _loops(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
+        rows = ranges[-1]
+        if rows.loop is None or k != len(ranges) - (2 if rows.below else 1):
+            super()._loops(ranges, k, body)
+        elif rows.together:
+            self._parts_of_depth(ranges, k, body)
+        else:
+            self._rows_together(ranges, k, body)
+
+    def _rows_together(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
+        """Loops over as many rows as go on together, all such groups being nearly alike, and over the ranges inside."""
+        rows = ranges[-1]
+        extent, tile = self.scalar("s_max", self.extent_of(rows), 0), rows.resident
+        most = ROWS_OF_PARTS // tile * tile
+        groups = self.ceil_div(extent, most)
+        each = self.round_up(self.scalar("s_floordiv", self.sub(self.add(extent, groups), 1),
+                                         self.scalar("s_max", groups, 1)), tile)
+
+        def group(number: Value) -> None:
+            start = self.add(rows.start, self.mul(number, each))
+            some = replace(rows, start=start, stop=self.scalar("s_min", self.add(start, each), rows.stop), fixed=None,
+                           capacity=Capacity(most), divisor=gcd(rows.divisor, tile), hint=min(rows.hint, most),
+                           together=True, below=False)
+            self._loops([*ranges[:-1], some], k, body)
+
+        self.counted("rows", 0, groups, 1, group)
+
+    def _parts_of_depth(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
+        rows = ranges[k]
+        assert rows.loop is not None
+        (whole,) = self._ranges(rows.loop)
+        places: dict[int, Access] = {}
+
+        def part(start: Value) -> None:
+            end = self.add(start, rows.steps)
+            piece = replace(whole, start=start, stop=self.scalar("s_min", end, whole.stop), fixed=None,
+                            hint=min(whole.hint, rows.steps), capacity=Capacity(rows.steps), forward=True)
+            begins, ends = (self.emit(self.depth, "s_cmp", [self.value(a), self.value(b)], S64, cond="le")
+                            for a, b in ((start, whole.start), (whole.stop, end)))
+            assert rows.loop is not None
+            self.depth_part = DepthPart(rows.loop, piece, begins, ends, rows, places)
+            self._resident(rows, lambda: super(DepthParts, self)._loops(ranges, k + 1, body))
+            self.depth_part = None
+
+        stop = self.scalar("s_max", whole.stop, self.add(whole.start, 1))      # no index: the sums are as they begin
+        self.counted("part", whole.start, stop, rows.steps, part)
+
+    def _ranges(self, op: Op) -> list[Range]:
+        part = self.depth_part
+        return super()._ranges(op) if part is None or part.loop is not op else [replace(part.range)]
+
+    def around_part(self, plan: Plan, late: Late | None, emit: Callable[[Plan, Late | None], None]) -> None:
+        """The items of a block: what follows the loop follows its last part."""
+        part = self.depth_part
+        if part is None or part.loop not in plan.items:
+            emit(plan, late)
+            return
+        behind = plan.items.index(part.loop) + 1
+        emit(replace(plan, items=plan.items[:behind]), None)
+
+        def finish() -> None:
+            outer = dict(self.bound)
+            self.bound |= {axis: replace(bound, depth=self.depth) for axis, bound in outer.items()}
+            emit(replace(plan, items=plan.items[behind:]), late)
+            self.bound |= outer
+
+        self.fork(part.ends, finish, lambda: self._keep_carried(part))
+
+    def first_rows(self, loop: Op, number: int, first: Value, points: list[dict[str, int]]) -> list[Value]:
+        part = self.depth_part
+        if part is None or part.loop is not loop:
+            return super().first_rows(loop, number, first, points)
+        if number not in part.places:
+            part.places[number] = self._place_of_carried(loop.results[number], part.rows)
+        blocks: list[Block] = []
+        for begins in (True, False):
+            self.enter(Block())
+            rows = super().first_rows(loop, number, first, points) if begins else [
+                self._load_carried(part.places[number], loop.results[number], at) for at in points]
+            self.effect("yield", rows)
+            blocks.append(self.leave())
+        made = Op("if", [part.begins], [v.type for v in rows], {}, blocks, loop.location)
+        self.finish(made)
+        return list(made.results)
+
+    def _load_carried(self, place: Access, value: Value, at: dict[str, int]) -> Value:
+        operands, attributes = self.address(place, at)
+        return self.emit(self.depth, "load", operands, RowType(place.dtype), dtype=place.dtype, masked=False,
+                         **attributes)
+
+    def _keep_carried(self, part: DepthPart) -> None:
+        for number, place in part.places.items():
+            value = part.loop.results[number]
+            for at in self._coordinates(axes_of(value)):
+                operands, attributes = self.address(place, at)
+                self.effect("store", [self.row(value, at), *operands], dtype=place.dtype, masked=False, streaming=False,
+                            **attributes)
+
+    def _place_of_carried(self, value: Value, rows: Range) -> Access:
+        """Scratch memory for a sum at all rows that go on with it, and at the pieces of its other axes at hand."""
+        assert isinstance(value.type, TileType) and rows.capacity is not None
+        axes: list[tuple[str, Capacity | int]] = [
+            (axis, rows.capacity if axis == rows.axis else b.count * (self.lanes if b.lane else 1))
+            for axis, b in sorted(((a, self.bound[a]) for a in axes_of(value)), key=lambda item: item[1].lane)]
+        access = self.allocate(value, value.type.dtype, axes)
+        access.relative = False
+        for axis, step in access.axes.items():
+            first = rows.start if axis == rows.axis else self.bound[axis].offset
+            access.base = self.sub(access.base, self.mul(first, step))
+        return access
+
+    def _unpacking_from(self, r: Range, split: bool) -> float:
+        """All that is unpacked for rows that walk parts is unpacked once."""
+        return 1 if r.loop is not None else super()._unpacking_from(r, split)
