@@ -151,6 +151,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     from ..lane.float8 import expand_float8
     from ..lane.fuse import fuse
     from ..lane.math import expand_math
+    from ..lane.scaled_sums import scale_sums
     from ..lane.scaled_words import scale_words
     from ..lane.split_dots import split_dots
     from .compile import rules_of
@@ -167,6 +168,8 @@ def expand_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "split_dots")
     if "dot4_u8i8" not in legal and scale_words(lane):
         _trace(lane, "scale_words")
+    if "dot4_u8i8" in legal and target.slow_products and scale_sums(lane):
+        _trace(lane, "scale_sums")
     _verify_lane(lane)
     return lane
 

@@ -17,7 +17,9 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import S64, RowType, TileType
 from ..tile.plan import Late, Plan, axes_of
 from .extents import Range
+from .prefetches import LINE_BYTES
 from .state import Access, Capacity, Scalar
+from .stream_prefetches import viewed
 from .unpacked import UnpackedOperands
 
 ROWS_OF_PARTS = 128
@@ -115,6 +117,8 @@ class DepthParts(UnpackedOperands):
         part = self.depth_part
         if part is None or part.loop is not loop:
             return super().first_rows(loop, number, first, points)
+        if not number:
+            self._ask_for_next_part(part)
         if number not in part.places:
             part.places[number] = self._place_of_carried(loop.results[number], part.rows)
         blocks: list[Block] = []
@@ -127,6 +131,44 @@ class DepthParts(UnpackedOperands):
         made = Op("if", [part.begins], [v.type for v in rows], {}, blocks, loop.location)
         self.finish(made)
         return list(made.results)
+
+    def _ask_for_next_part(self, part: DepthPart) -> None:
+        """Each tile of rows asks for its share of the weights of the next part, into the second cache."""
+        assert part.rows.axis is not None and part.range.counter is not None
+        if not self.facts.software_prefetch:
+            return
+        tile = self.bound[part.rows.axis]
+        counters = {counter for op in part.loop.walk() if op.name == "each" for counter in op.blocks[0].arguments}
+        outside, self.scalars = self.scalars, {**self.scalars, **dict.fromkeys(counters, 0),
+                                               part.range.counter: part.range.start}
+        matrices = self._stream_steps(part.loop.blocks[0], part.range)
+        for op in part.loop.walk():
+            if op.name != "load" or not self._is_resident_row(op) or (matrix := viewed(op.operands[0])) not in matrices:
+                continue
+            share = -(-part.rows.steps * matrices[matrix] // part.rows.hint)
+            there, access = part.rows.steps * matrices.pop(matrix), self._access(op)
+            pieces = tuple(a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane)
+            access.base = self.add(access.base, self.mul(self.sub(tile.offset, part.rows.start), share))
+            access.axes = {a: access.axes[a] for a in pieces}
+            for at in self._coordinates(pieces):
+                operands, attributes = self.address(access, at)
+                first = attributes.pop("disp") + there
+                for line in range(first, first + tile.count * share, LINE_BYTES):
+                    self.effect("prefetch", operands, level=2, disp=line, **attributes)
+        self.scalars = outside
+
+    def _prefetch_streams(self, body: Block, r: Range) -> None:
+        """Weights are asked for part by part."""
+        if self.depth_part is None:
+            super()._prefetch_streams(body, r)
+        elif self.requests.next_rows:
+            self._prefetch_next_rows_of(body)
+
+    def _step_to_next(self, op: Op, rows: tuple[str, ...]) -> Scalar | None:
+        part = self.depth_part
+        if part is None or part.rows.axis not in rows or self.requests.next_rows != 2:
+            return super()._step_to_next(op, rows)
+        return self.mul(self.access(op).axes[part.rows.axis], self.bound[part.rows.axis].count)
 
     def _load_carried(self, place: Access, value: Value, at: dict[str, int]) -> Value:
         operands, attributes = self.address(place, at)

@@ -54,7 +54,7 @@ class StreamPrefetches(Model):
             if r.counter is not None and op.name == "load" and self._is_resident_row(op):
                 step = self.scalar_strides(op).get(r.counter, 0) * r.step
                 if step > 0:
-                    matrix = _viewed(op.operands[0])
+                    matrix = viewed(op.operands[0])
                     steps[matrix] = max(step, steps.get(matrix, 0))
         return steps
 
@@ -118,9 +118,7 @@ class StreamPrefetches(Model):
                 continue
             rows = tuple(a for a in axes_of(op.result) if a in self.bound and self.bound[a].count > 1
                          and not self.bound[a].lane and self.bound[a].hint > FEW_ROWS)
-            steps = [self.scalar_step(op, loop.counter) for _, loop in reversed(self.streaming_loops)
-                     if loop.counter is not None and rows]
-            step = next((step for step in steps if not isinstance(step, int) or step >= PAGE_BYTES), None)
+            step = self._step_to_next(op, rows)
             if step is None:
                 continue
             access = self.access(op)
@@ -138,12 +136,18 @@ class StreamPrefetches(Model):
                     self.effect("prefetch", list(place), level=1, disp=byte, **attributes)
                     asked = byte
 
+    def _step_to_next(self, op: Op, rows: tuple[str, ...]) -> Scalar | None:
+        """How many bytes further a load of rows reads in the next pass of the loop that moves it far, if one does."""
+        steps = [self.scalar_step(op, loop.counter) for _, loop in reversed(self.streaming_loops)
+                 if loop.counter is not None and rows]
+        return next((step for step in steps if not isinstance(step, int) or step >= PAGE_BYTES), None)
+
     def _share_bytes(self, op: Op) -> int:
         """How far ahead a matrix is asked for where all that the outermost loop over matrices reads, each as early as
         the others, is asked for block_ahead_bytes ahead: whole lines of it."""
         ahead = self.requests.block_ahead_bytes
         steps = next(filter(None, (self._stream_steps(*loop) for loop in self.streaming_loops)), {})
-        if (step := steps.get(_viewed(op.operands[0]))) is not None:
+        if (step := steps.get(viewed(op.operands[0]))) is not None:
             ahead = ahead * step // sum(steps.values())
         return -(-ahead // LINE_BYTES) * LINE_BYTES
 
@@ -164,7 +168,7 @@ class StreamPrefetches(Model):
         return any(a in self.bound and self.bound[a].lane and self.bound[a].resident for a in axes_of(op.result))
 
 
-def _viewed(tensor: Value) -> Value:
+def viewed(tensor: Value) -> Value:
     """The argument that a tensor is, or is a view of."""
     while tensor.op is not None:
         tensor = tensor.op.operands[0]

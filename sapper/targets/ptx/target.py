@@ -125,6 +125,11 @@ class Target:
         return False
 
     @property
+    def slow_products(self) -> bool:
+        """A product of 32 bits and a sum are one instruction."""
+        return False
+
+    @property
     def shared_pipes(self) -> bool:
         """Conversions have pipes of their own."""
         return False

@@ -45,6 +45,7 @@ class Target(NamedTuple):
     slow_underflow: an instruction whose result is below the normal numbers takes a hundred cycles or more (measured).
     folded_loads: so many loads for each multiply-add, operands among them, a loop may have so that elements that two of
     these meet are spread by both, not once by an instruction of its own; 0: loads are what is short (measured).
+    slow_products: one of 32-bit integers is two operations (vpmulld; lane/scaled_sums.py).
     """
 
     name: str
@@ -70,6 +71,7 @@ class Target(NamedTuple):
     fuses_indexed: bool
     slow_underflow: bool
     folded_loads: float
+    slow_products: bool
 
     @property
     def requests(self) -> "Requests":
@@ -177,7 +179,8 @@ KIB, MIB = 1024, 1024 * 1024
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
         fma_latency: int, add_latency: int, load_latency: int, core: str = "",
         asks: dict[str, int] | None = None, rounded_at_once: int = 4, interleaves: bool = False,
-        fuses_indexed: bool = True, slow_underflow: bool = False, folded_loads: float = 0) -> Target:
+        fuses_indexed: bool = True, slow_underflow: bool = False, folded_loads: float = 0,
+        slow_products: bool = False) -> Target:
     """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -186,7 +189,7 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
                   tuple((asks or {}).items()), rounded_at_once, interleaves, fuses_indexed, slow_underflow,
-                  folded_loads)
+                  folded_loads, slow_products)
 
 
 _SKYLAKE_SP_ASKS = {"long_row_ahead_bytes": 1 * KIB, "row_streams": 8, "short_row_streams": 8, "again": False,
@@ -222,9 +225,10 @@ TARGETS: dict[str, Target] = {
             4, 8),
         cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 2, 1, 4, 4, 8,
             "skylake-avx512", _SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True,
-            folded_loads=.8),
+            folded_loads=.8, slow_products=True),
         cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8,
-            asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True, folded_loads=.8),
+            asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True, folded_loads=.8,
+            slow_products=True),
         # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
         cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 3, 2, 4, 3, 7,
             "sapphirerapids"),

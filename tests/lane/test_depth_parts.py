@@ -1,0 +1,123 @@
+"""Loops over weights in blocks that many rows walk part by part (sapper/lane/depth_parts.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper import Tensor, dims, each, f32, i8, kernel, tiles, u8, whole, zeros
+from sapper.ir.nodes import Function, Op
+from sapper.lane.lower import lower
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.requests import Requests
+from sapper.tile.schedule import Facts, Schedule
+from tests.strategies import examples
+
+from .run_lane import run_lane, specialize
+from .test_packed import MACHINES, hostile
+from .test_packed_blocks import arguments_of, expected_of, low, make_blocks, ops_in, plain, six_bits
+from .test_unpacked import grouped_arguments, grouped_expected, super_blocks, unpacking_loops
+
+B, M, P = dims("B M P")
+LANES, SLOT = 16, 4
+MANY = {"M": 512, "P": 4, "B": 64}
+PARTS = replace(MACHINES[16], fma_per_cycle=2.0, shared_pipes=True, requests=Requests(part_bytes=512, next_rows=True))
+"""Two blocks of two words for two panels of 16 lanes are a part."""
+
+
+@kernel
+def gated(q: Tensor[u8, 2, P, B, 2, LANES, SLOT], x: Tensor[i8, B, M, 2, SLOT], kept: Tensor[f32, M, P, LANES],
+          y: Tensor[f32, M, P, LANES]):
+    """Two sums in one loop, and rows that are read behind it."""
+    for p, m in tiles(P, M):
+        l = whole(LANES)
+        one = zeros(m, p, l, dtype=f32)
+        other = zeros(m, p, l, dtype=f32)
+        for b in each(B):
+            w, s = whole(2), whole(SLOT)
+            one += (q[0, p, b, w, l, s] @ x[b, m, w, s]).to(f32)
+            other += ((q[1, p, b, w, l, s] & 15) @ x[b, m, w, s]).to(f32)
+        y[m, p, l] = kept[m, p, l] + one * other
+
+
+def loops(lane: Function, label: str) -> list[Op]:
+    return [op for op in ops_in(lane, "loop") if op.attributes["label"] == label]
+
+
+def lowered(weights: Any, facts: Facts = PARTS, hints: dict[str, int] | None = None) -> Function:
+    function = reduce_loops(make_blocks(weights, u8).tile_ir())
+    return lower(function, Schedule(), facts, specialize(function, arguments_of(u8, 4, 64, 512), MANY | (hints or {})))
+
+
+def test_tiles_of_rows_are_inside_of_parts_and_parts_inside_of_panels() -> None:
+    lane = lowered(low)
+    rows, panels, part, tile = (loops(lane, label)[0] for label in ("rows", "p", "part", "m"))
+    for outer, inner in ((rows, panels), (panels, part), (part, tile)):
+        assert inner in list(outer.walk())
+    assert part.attributes["step"] == 2
+
+
+@pytest.mark.parametrize(("weights", "unpacked"), [(plain, False), (low, True), (six_bits, True)])
+def test_what_is_unpacked_is_unpacked_for_a_part(weights: Any, unpacked: bool) -> None:
+    lane = lowered(weights)
+    part = loops(lane, "part")[0]
+    assert bool(unpacking_loops(lane)) == unpacked == any(op in list(part.walk()) for op in unpacking_loops(lane))
+
+
+def test_each_tile_asks_for_weights_of_the_next_part() -> None:
+    """Both parts of a panel are 256 bytes, to be asked for by 512 rows, those of a tile going together."""
+    lane = lowered(plain)
+    (tile, *_), (walk, *_) = loops(lane, "m"), loops(lane, "each")
+    inside = list(walk.walk())
+    asked = [op for op in ops_in(lane, "prefetch") if op in list(tile.walk()) and op not in inside]
+    assert {op.attributes["level"] for op in asked} == {2} and len(asked) == 2
+
+
+@pytest.mark.parametrize(("facts", "hints"), [
+    ({"requests": Requests()}, {}), ({}, {"M": 16}),
+], ids=["not asked for", "few rows"])
+def test_others_walk_all_of_the_loop(facts: dict[str, Any], hints: dict[str, int]) -> None:
+    assert not loops(lowered(low, replace(PARTS, **facts), hints), "part")
+
+
+@settings(max_examples=examples(20))
+@given(p=st.integers(0, 3), b=st.integers(0, 5), m=st.integers(0, 150), weights=st.sampled_from([plain, low]),
+       workers=st.integers(1, 2), seed=st.integers(0, 99))
+def test_parts_are_exact(p: int, b: int, m: int, weights: Any, workers: int, seed: int) -> None:
+    function = reduce_loops(make_blocks(weights, u8).tile_ir())
+    arguments = arguments_of(u8, p, b, m, seed=seed)
+    lane = run_lane(function, arguments, None, PARTS, specialize(function, arguments, MANY), workers)
+    assert loops(lane, "part")
+    np.testing.assert_array_equal(arguments["y"], expected_of(arguments, weights))
+
+
+def test_two_sums_and_what_is_read_behind_them_are_exact() -> None:
+    random = np.random.default_rng(3)
+    p, b, m = 3, 5, 31
+    arguments = {"q": hostile(random, u8, 2, p, b, 2, LANES, SLOT), "x": hostile(random, i8, b, m, 2, SLOT),
+                 "kept": random.integers(-9, 9, (m, p, LANES)).astype(np.float32),
+                 "y": np.full((m, p, LANES), np.nan, np.float32)}
+    function = reduce_loops(gated.tile_ir())
+    lane = run_lane(function, arguments, None, PARTS, specialize(function, arguments, MANY))
+    q, x = arguments["q"].astype(np.int64), arguments["x"].astype(np.int64)
+    one, other = (np.einsum("pbwls,bmws->mpl", part, x).astype(np.float32) for part in (q[0], q[1] & 15))
+    np.testing.assert_array_equal(arguments["y"], arguments["kept"] + one * other)
+    # What follows the loop reads memory where its last part ends, not in each.
+    (ends, *_) = [op for op in ops_in(lane, "if") if any(inner.name == "store" for inner in op.blocks[1].ops)]
+    assert any(op.name == "load" for op in ends.blocks[0].ops)
+    assert not any(op.name == "load" for op in ends.blocks[1].ops)
+
+
+@pytest.mark.parametrize(("e", "p", "b", "m"), [(3, 2, 3, 40), (2, 1, 1, 7), (3, 2, 2, 0)])
+def test_groups_of_rows_are_exact(e: int, p: int, b: int, m: int) -> None:
+    """Some of them empty; super blocks are parts by themselves."""
+    function = reduce_loops(super_blocks.tile_ir())
+    arguments = grouped_arguments(e, p, b, m, seed=e)
+    lane = run_lane(function, arguments, facts=PARTS, specialization=specialize(function, arguments, MANY | {"E": 3}))
+    assert loops(lane, "part")
+    np.testing.assert_array_equal(arguments["y"], grouped_expected(arguments))
