@@ -41,9 +41,9 @@ class DepthPart:
 
 
 class DepthParts(UnpackedOperands):
-    """Emits them. depth_part: the one at hand."""
+    """Emits them. loop_part: the one at hand."""
 
-    depth_part: DepthPart | None = None
+    loop_part: DepthPart | None = None
 
     def _loops(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
         rows = ranges[-1]
@@ -85,20 +85,20 @@ class DepthParts(UnpackedOperands):
             begins, ends = (self.emit(self.depth, "s_cmp", [self.value(a), self.value(b)], S64, cond="le")
                             for a, b in ((start, whole.start), (whole.stop, end)))
             assert rows.loop is not None
-            self.depth_part = DepthPart(rows.loop, piece, begins, ends, rows, places)
+            self.loop_part = DepthPart(rows.loop, piece, begins, ends, rows, places)
             self._resident(rows, lambda: super(DepthParts, self)._loops(ranges, k + 1, body))
-            self.depth_part = None
+            self.loop_part = None
 
         stop = self.scalar("s_max", whole.stop, self.add(whole.start, 1))      # no index: the sums are as they begin
         self.counted("part", whole.start, stop, rows.steps, part)
 
     def _ranges(self, op: Op) -> list[Range]:
-        part = self.depth_part
+        part = self.loop_part
         return super()._ranges(op) if part is None or part.loop is not op else [replace(part.range)]
 
     def around_part(self, plan: Plan, late: Late | None, emit: Callable[[Plan, Late | None], None]) -> None:
         """The items of a block: what follows the loop follows its last part."""
-        part = self.depth_part
+        part = self.loop_part
         if part is None or part.loop not in plan.items:
             emit(plan, late)
             return
@@ -114,7 +114,7 @@ class DepthParts(UnpackedOperands):
         self.fork(part.ends, finish, lambda: self._keep_carried(part))
 
     def first_rows(self, loop: Op, number: int, first: Value, points: list[dict[str, int]]) -> list[Value]:
-        part = self.depth_part
+        part = self.loop_part
         if part is None or part.loop is not loop:
             return super().first_rows(loop, number, first, points)
         if not number:
@@ -159,13 +159,13 @@ class DepthParts(UnpackedOperands):
 
     def _prefetch_streams(self, body: Block, r: Range) -> None:
         """Weights are asked for part by part."""
-        if self.depth_part is None:
+        if self.loop_part is None:
             super()._prefetch_streams(body, r)
         elif self.requests.next_rows:
             self._prefetch_next_rows_of(body)
 
     def _step_to_next(self, op: Op, rows: tuple[str, ...]) -> Scalar | None:
-        part = self.depth_part
+        part = self.loop_part
         if part is None or part.rows.axis not in rows or self.requests.next_rows != 2:
             return super()._step_to_next(op, rows)
         return self.mul(self.access(op).axes[part.rows.axis], self.bound[part.rows.axis].count)

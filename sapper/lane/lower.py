@@ -47,8 +47,8 @@ from ..tile.sums import share_sums
 from ..tile.unroll import unroll
 from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
-from .extents import hint
 from .depth_parts import DepthParts
+from .extents import hint
 from .followed import Followed
 from .late import LateWalk
 from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES

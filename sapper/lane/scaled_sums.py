@@ -10,7 +10,7 @@ number's upper word is 0, so that the sign of a sum, which is in its upper word,
 Holds: results are the same for all operands. What is scaled stands where its part is made, so that registers hold no
 more of them at once.
 
-Worth it where a product of 32 bits takes two operations (`slow_products` of the target), and these with a sum three: for
+Worth it where a product of 32 bits takes two operations (`slow_products` of the target), and with a sum three: for
 Q4_K's blocks of 32 weights two do (sums of 32 would not fit).
 """
 

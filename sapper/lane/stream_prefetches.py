@@ -22,7 +22,7 @@ from .extents import Range
 from .model import Model
 from .prefetches import FEW_ROWS, LINE_BYTES, NEAR_AHEAD_BYTES, STREAMS_AHEAD_BYTES
 from .scratch import PAGE_BYTES
-from .state import element_bytes
+from .state import Scalar, element_bytes
 
 OFTEN = 8
 """Weights that so many pieces of rows read one after the other are in the caches for all of them but the first."""

@@ -42,9 +42,9 @@ class Requests(NamedTuple):
     vector meets rows from row_streams places, without again. next_rows: what many rows that meet weights in blocks have
     in the next pass is asked for, into the first cache. rows_together: so many of few rows meet each block of such
     weights at once, though registers do not hold their sums, and what is left of them as many as these do hold.
+    part_bytes: many rows walk loops over weights in blocks by parts of about so many bytes of what they meet, which
+    stay in the first cache for some hundred of them; 0: whole loops by each tile of rows.
 
-    part_bytes: many rows walk loops over weights in blocks by parts of about so many bytes of what they meet, which stay
-    in the first cache for some hundred of them; 0: whole loops by each tile of rows.
     reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
     not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough. If it does
     not, so are rows of values (WalkChoice.rows_again, rows_later).
