@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from math import gcd
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import S64, RowType, TileType
+from ..ir.types import ROW_B32, ROW_I32, S64, RowType, TileType, b32, f32, i32, u8
 from ..tile.plan import Late, Plan, axes_of
 from .extents import Range
 from .prefetches import LINE_BYTES
-from .state import Access, Capacity, Scalar
+from .state import Access, Capacity, Scalar, element_bytes, row_dtype
 from .stream_prefetches import viewed
-from .unpacked import UnpackedOperands
+from .unpacked import Unpacked, UnpackedOperands
 
 ROWS_OF_PARTS = 128
 """Most rows that meet a part of the weights one tile after the other: what they have of 4096 bytes fills half of a
@@ -84,9 +84,13 @@ class DepthParts(UnpackedOperands):
                             hint=min(whole.hint, rows.steps), capacity=Capacity(rows.steps), forward=True)
             begins, ends = (self.emit(self.depth, "s_cmp", [self.value(a), self.value(b)], S64, cond="le")
                             for a, b in ((start, whole.start), (whole.stop, end)))
-            assert rows.loop is not None
+            assert rows.loop is not None and rows.body is not None
             self.loop_part = DepthPart(rows.loop, piece, begins, ends, rows, places)
+            unpacked: dict[Value, Unpacked] = {}
+            self._store_unpacked(rows.body, self._worth_unpacking(rows), (), unpacked)
+            self.unpacked_places = unpacked
             self._resident(rows, lambda: super(DepthParts, self)._loops(ranges, k + 1, body))
+            self.unpacked_places = {}
             self.loop_part = None
 
         stop = self.scalar("s_max", whole.stop, self.add(whole.start, 1))      # no index: the sums are as they begin
@@ -95,6 +99,13 @@ class DepthParts(UnpackedOperands):
     def _ranges(self, op: Op) -> list[Range]:
         part = self.loop_part
         return super()._ranges(op) if part is None or part.loop is not op else [replace(part.range)]
+
+    def _full_tiles(self, r: Range, stop: Scalar, tile: Callable[[Value], None]) -> None:
+        """Rows that walk parts find what these unpacked, tiles that are not full, too."""
+        if r.loop is None:
+            super()._full_tiles(r, stop, tile)
+        else:
+            super(UnpackedOperands, self)._full_tiles(r, stop, tile)
 
     def around_part(self, plan: Plan, late: Late | None, emit: Callable[[Plan, Late | None], None]) -> None:
         """The items of a block: what follows the loop follows its last part."""
@@ -195,6 +206,46 @@ class DepthParts(UnpackedOperands):
             first = rows.start if axis == rows.axis else self.bound[axis].offset
             access.base = self.sub(access.base, self.mul(first, step))
         return access
+
+    def _worth_unpacking(self, r: Range) -> frozenset[Value]:
+        """And the scales of the weights, which each tile would widen."""
+        operands = super()._worth_unpacking(r)
+        return operands if r.loop is None else operands | {
+            op.result for op in r.loop.walk() if op.name == "cast" and self._is_scale(op, r)}
+
+    def _is_scale(self, op: Op, r: Range) -> bool:
+        """Whether a cast widens what is loaded for all rows, a vector or two."""
+        load, wide = op.operands[0].op, op.result.type
+        if load is None or load.name != "load" or not isinstance(wide, TileType) or wide.dtype not in (f32, i32):
+            return False
+        inside = set(axes_of(op.result)) - self.bound.keys()
+        if wide.dtype is i32 and load.operands[0].type.dtype is not u8:  # type: ignore[union-attr]
+            return False
+        return element_bytes(load.operands[0].type.dtype) < f32.size_bytes and r.axis not in inside and bool(inside) and (  # type: ignore[union-attr]
+            all(self._fills_vectors(self._whole_hint(axis)) for axis in inside))
+
+    def _store_plain(self, block: Block, operands: frozenset[Value], around: tuple[Range, ...],
+                     places: dict[Value, Unpacked]) -> None:
+        scales = [op.result for op in block.ops if op.name == "cast" and op.result in operands]
+        if not scales:
+            return
+        self._set_places(scales, around, places)
+        for value in scales:
+            for at in self._coordinates(axes_of(value)):
+                address, attributes = self._unpacked_address(places[value], at)
+                self.effect("store", [self.row(value, at), *address], dtype=row_dtype(value.type.dtype), masked=False,  # type: ignore[union-attr]
+                            streaming=False, **attributes)
+
+    def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
+        place = self.unpacked_places.get(value)
+        if place is None:
+            return super()._compute(value, at, level)
+        operands, attributes = self._unpacked_address(place, at)
+        if value.op is not None and value.op.operands[0].type.dtype is u8:  # type: ignore[union-attr]
+            row = self.emit(level, "load", operands, ROW_B32, dtype=b32, masked=False, bits=0xFF, **attributes)
+            return self.emit(level, "bitcast", [row], ROW_I32)
+        dtype = row_dtype(value.type.dtype)  # type: ignore[union-attr]
+        return self.emit(level, "load", operands, RowType(dtype), dtype=dtype, masked=False, **attributes)
 
     def _unpacking_from(self, r: Range, split: bool) -> float:
         """All that is unpacked for rows that walk parts is unpacked once."""

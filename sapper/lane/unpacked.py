@@ -115,11 +115,16 @@ class UnpackedOperands(CarriedLowering):
             here = list(dict.fromkeys(v for v in read if v in operands and v not in places))
             if isinstance(walk, Walk) and here:
                 self._store_walk(walk, here, around, places)
+        self._store_plain(block, operands, around, places)
         for op in block.ops:
             if self._is_entered(op) and any(v in operands for inner in op.walk() for v in inner.operands):
                 self._store_loop(op, self._ranges(op), operands, around, places)
         if bound is not None:
             del self.bound[bound]
+
+    def _store_plain(self, block: Block, operands: frozenset[Value], around: tuple[Range, ...],
+                     places: dict[Value, Unpacked]) -> None:
+        """Those of a block that no contraction reads."""
 
     def _store_loop(self, op: Op, ranges: list[Range], operands: frozenset[Value], around: tuple[Range, ...],
                     places: dict[Value, Unpacked]) -> None:
