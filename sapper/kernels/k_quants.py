@@ -38,6 +38,7 @@ import sapper as sp
 from sapper import Tensor, abs, bf16, each, f16, f32, i8, i16, i32, max, round, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
+from .quantized import rows_apart
 from .record import (
     EXACT,
     Arguments,
@@ -551,7 +552,8 @@ def _entry(form: str, task: str) -> LibraryKernel:
         n, k = p * PANEL, s * SUPER
         weights, vectors = count * n * s * BLOCK_BYTES[form], k + 84 * s
         if task == "quantize":
-            cases.append(Case({"M": 512, "S": s, "C": 512}, flops=512 * 4 * k, bytes=512 * (4 * k + vectors)))
+            cases.append(Case({"M": 512, "S": s, "C": rows_apart(512, SUPER)}, flops=512 * 4 * k,
+                              bytes=512 * (4 * k + vectors)))
         elif task == "embedding":
             cases.append(Case({"T": 128, "P": p, "S": s}, flops=256 * k, bytes=128 * (4 * k + s * BLOCK_BYTES[form])))
         elif task == "widen_pairs":
@@ -564,7 +566,7 @@ def _entry(form: str, task: str) -> LibraryKernel:
         else:
             for m in ROWS:
                 results = 4 * m * n * (2 if task.endswith("residual") else 1)
-                cases.append(Case({"P": p, "S": s, "C": m, "M": m}, flops=2 * count * m * n * k,
+                cases.append(Case({"P": p, "S": s, "C": rows_apart(m, SUPER), "M": m}, flops=2 * count * m * n * k,
                                   bytes=weights + results + m * vectors))
     check_shapes: list[dict[str, int]] = [{"P": p, "S": s} for p, s in ((0, 1), (1, 1), (3, 2), (2, 3))]
     if task == "quantize":

@@ -42,6 +42,7 @@ from .quantized import (
     product_kernels,
     random_activations,
     random_blocks,
+    rows_apart,
 )
 from .record import Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
@@ -314,7 +315,8 @@ def _entry(kernel: Any, form: Form, group: int, task: str) -> LibraryKernel:
         checks = ({"E": 1, "N": 1, "T": 1, "G": 1, "C": 1, "J": 1}, {"E": 4, "N": 2, "T": 2, "G": 2, "C": 9, "J": 7},
                   {"E": 3, "N": 1, "T": 3, "G": 1, "C": 33, "J": 33})
         n_blocks, t = panel_blocks(p)
-        shape = {"E": e, "N": n_blocks, "T": t, "G": columns // size, "C": rows, "J": rows}
+        shape = {"E": e, "N": n_blocks, "T": t, "G": columns // size, "C": rows_apart(rows, group),
+                 "J": rows}
     references = {"expert": weighted_reference, "expert_swiglu": swiglu_reference}
     reference = grouped_reference if grouped else references["expert_swiglu" if swiglu else "expert"]
     return LibraryKernel(

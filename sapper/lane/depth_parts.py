@@ -18,7 +18,7 @@ from ..ir.types import ROW_B32, ROW_I32, S64, RowType, TileType, b32, f32, i32, 
 from ..tile.plan import Late, Plan, axes_of
 from .extents import Range
 from .prefetches import LINE_BYTES
-from .state import Access, Capacity, Scalar, element_bytes, row_dtype
+from .state import Access, Capacity, Scalar, row_dtype
 from .stream_prefetches import viewed
 from .unpacked import Unpacked, UnpackedOperands
 
@@ -215,14 +215,14 @@ class DepthParts(UnpackedOperands):
 
     def _is_scale(self, op: Op, r: Range) -> bool:
         """Whether a cast widens what is loaded for all rows, a vector or two."""
-        load, wide = op.operands[0].op, op.result.type
-        if load is None or load.name != "load" or not isinstance(wide, TileType) or wide.dtype not in (f32, i32):
+        narrow, wide = op.operands[0].type, op.result.type
+        load = op.operands[0].op
+        if load is None or load.name != "load" or not isinstance(narrow, TileType) or not isinstance(wide, TileType):
             return False
         inside = set(axes_of(op.result)) - self.bound.keys()
-        if wide.dtype is i32 and load.operands[0].type.dtype is not u8:  # type: ignore[union-attr]
-            return False
-        return element_bytes(load.operands[0].type.dtype) < f32.size_bytes and r.axis not in inside and bool(inside) and (  # type: ignore[union-attr]
-            all(self._fills_vectors(self._whole_hint(axis)) for axis in inside))
+        widens = narrow.dtype is u8 if wide.dtype is i32 else wide.dtype is f32 and narrow.dtype.size_bytes < f32.size_bytes
+        return widens and r.axis not in inside and bool(inside) and all(
+            self._fills_vectors(self._whole_hint(axis)) for axis in inside)
 
     def _store_plain(self, block: Block, operands: frozenset[Value], around: tuple[Range, ...],
                      places: dict[Value, Unpacked]) -> None:

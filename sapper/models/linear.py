@@ -38,15 +38,6 @@ APART_BYTES = 5 * LINE_BYTES
 """Between arrays of a set: their sizes are powers of two often, and a kernel that writes the same row of each, in steps
 of KiB, would find all of it in one set of a cache (quantising 512 rows took 1.8 times as long on a Zen 5)."""
 
-PAGE_BYTES = 4096
-"""What lies so far apart, or a multiple of it, is in one set of a first cache."""
-
-
-def _apart(rows: int, group: int) -> int:
-    """How many rows to make room for, that the groups of a row, i8 [groups, rows, group], do not lie pages apart
-    (quantising 3072 rows of 1024 took 1.36 times as long on a Zen 5 where they did)."""
-    return rows if rows * group % PAGE_BYTES else rows + -(-LINE_BYTES // group)
-
 
 class Workspace:
     """Memory that matrices need besides their operands; one for a session. What is asked for again lies where it did
@@ -79,14 +70,14 @@ class Workspace:
 
     def quants(self, rows: int, columns: int, block: int, group: int) -> tuple[Array, ...]:
         """Memory for rows that are quantised (sapper/kernels/quantized.py): q, scales, sums and starts."""
-        groups, rows = columns // group, _apart(rows, group)
+        groups, rows = columns // group, quantized.rows_apart(rows, group)
         of_blocks = groups, group // block, rows
         return self._set(self._quants, ((groups, rows, group), np.int8), ((groups, rows), np.float32),
                          (of_blocks, np.float32), (of_blocks, np.int32))
 
     def super_quants(self, rows: int, columns: int) -> tuple[Array, ...]:
         """The same for those of sapper/kernels/k_quants.py: q, scales, digits and starts."""
-        blocks, rows = columns // SUPER, _apart(rows, SUPER)
+        blocks, rows = columns // SUPER, quantized.rows_apart(rows, SUPER)
         return self._set(self._super_quants, ((blocks, rows, SUPER), np.int8), ((blocks, rows), np.float32),
                          ((blocks, rows, SIXTEEN), np.int8), ((blocks, SIXTEEN, rows), np.int32))
 
