@@ -220,7 +220,8 @@ class DepthParts(UnpackedOperands):
         if load is None or load.name != "load" or not isinstance(narrow, TileType) or not isinstance(wide, TileType):
             return False
         inside = set(axes_of(op.result)) - self.bound.keys()
-        widens = narrow.dtype is u8 if wide.dtype is i32 else wide.dtype is f32 and narrow.dtype.size_bytes < f32.size_bytes
+        widens = narrow.dtype is u8 if wide.dtype is i32 else (
+            wide.dtype is f32 and narrow.dtype.size_bytes < f32.size_bytes)
         return widens and r.axis not in inside and bool(inside) and all(
             self._fills_vectors(self._whole_hint(axis)) for axis in inside)
 
