@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, dims, each, f32, i8, kernel, tiles, u8, whole, zeros
+from sapper import Tensor, dims, each, f16, f32, i8, i32, kernel, tiles, u8, whole, zeros
 from sapper.ir.nodes import Function, Op
 from sapper.lane.lower import lower
 from sapper.tile.reduce_loops import reduce_loops
@@ -85,7 +85,7 @@ def test_others_walk_all_of_the_loop(facts: dict[str, Any], hints: dict[str, int
     assert not loops(lowered(low, replace(PARTS, **facts), hints), "part")
 
 
-@settings(max_examples=examples(20))
+@settings(max_examples=examples(10))
 @given(p=st.integers(0, 3), b=st.integers(0, 5), m=st.integers(0, 150), weights=st.sampled_from([plain, low]),
        workers=st.integers(1, 2), seed=st.integers(0, 99))
 def test_parts_are_exact(p: int, b: int, m: int, weights: Any, workers: int, seed: int) -> None:
@@ -111,6 +111,38 @@ def test_two_sums_and_what_is_read_behind_them_are_exact() -> None:
     (ends, *_) = [op for op in ops_in(lane, "if") if any(inner.name == "store" for inner in op.blocks[1].ops)]
     assert any(op.name == "load" for op in ends.blocks[0].ops)
     assert not any(op.name == "load" for op in ends.blocks[1].ops)
+
+
+@kernel
+def scaled(q: Tensor[u8, P, B, 2, LANES, SLOT], wide: Tensor[f16, P, B, LANES], whole_scale: Tensor[u8, P, B, LANES],
+           x: Tensor[i8, B, M, 2, SLOT], y: Tensor[f32, M, P, LANES]):
+    """Scales that are widened, of two dtypes."""
+    for p, m in tiles(P, M):
+        l = whole(LANES)
+        acc = zeros(m, p, l, dtype=f32)
+        for b in each(B):
+            w, s = whole(2), whole(SLOT)
+            products = (q[p, b, w, l, s] @ x[b, m, w, s]) * whole_scale[p, b, l].to(i32)
+            acc += products.to(f32) * wide[p, b, l].to(f32)
+        y[m, p, l] = acc
+
+
+@pytest.mark.parametrize("m", [3, 31])
+def test_scales_are_widened_once_for_a_part(m: int) -> None:
+    random = np.random.default_rng(m)
+    p, b = 3, 5
+    arguments = {"q": hostile(random, u8, p, b, 2, LANES, SLOT),
+                 "wide": random.integers(-4, 5, (p, b, LANES)).astype(np.float16),
+                 "whole_scale": random.integers(0, 256, (p, b, LANES)).astype(np.uint8),
+                 "x": random.integers(-3, 4, (b, m, 2, SLOT)).astype(np.int8),
+                 "y": np.full((m, p, LANES), np.nan, np.float32)}
+    function = reduce_loops(scaled.tile_ir())
+    lane = run_lane(function, arguments, None, PARTS, specialize(function, arguments, MANY))
+    q, x = arguments["q"].astype(np.int64), arguments["x"].astype(np.int64)
+    products = np.einsum("pbwls,bmws->mpbl", q, x) * arguments["whole_scale"].astype(np.int64)
+    np.testing.assert_array_equal(arguments["y"], np.einsum("mpbl,pbl->mpl", products, arguments["wide"].astype(int)))
+    narrow = [op.attributes["dtype"] for loop in loops(lane, "m") for op in loop.walk() if op.name == "load"]
+    assert f16 not in narrow and u8 not in narrow
 
 
 @pytest.mark.parametrize(("e", "p", "b", "m"), [(3, 2, 3, 40), (2, 1, 1, 7), (3, 2, 2, 0)])
