@@ -55,7 +55,8 @@ class DepthParts(UnpackedOperands):
             self._rows_together(ranges, k, body)
 
     def _rows_together(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
-        """Loops over as many rows as go on together, all such groups being nearly alike, and over the ranges inside."""
+        """Loops over as many rows as go on together, groups being nearly alike, and over the ranges inside. No group is
+        empty, as there are as few as can be and none is rounded up beyond the most."""
         rows = ranges[-1]
         extent, tile = self.scalar("s_max", self.extent_of(rows), 0), rows.resident
         most = ROWS_OF_PARTS // tile * tile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from sapper import Tensor, dims, each, f16, f32, i8, i32, kernel, tiles, u8, whole, zeros
 from sapper.ir.nodes import Function, Op
+from sapper.lane import depth_parts
 from sapper.lane.lower import lower
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import Requests
@@ -87,11 +89,12 @@ def test_others_walk_all_of_the_loop(facts: dict[str, Any], hints: dict[str, int
 
 @settings(max_examples=examples(10))
 @given(p=st.integers(0, 3), b=st.integers(0, 5), m=st.integers(0, 150), weights=st.sampled_from([plain, low]),
-       workers=st.integers(1, 2), seed=st.integers(0, 99))
-def test_parts_are_exact(p: int, b: int, m: int, weights: Any, workers: int, seed: int) -> None:
+       most=st.sampled_from([16, 128]), workers=st.integers(1, 2), seed=st.integers(0, 99))
+def test_parts_are_exact(p: int, b: int, m: int, weights: Any, most: int, workers: int, seed: int) -> None:
     function = reduce_loops(make_blocks(weights, u8).tile_ir())
     arguments = arguments_of(u8, p, b, m, seed=seed)
-    lane = run_lane(function, arguments, None, PARTS, specialize(function, arguments, MANY), workers)
+    with patch.object(depth_parts, "ROWS_OF_PARTS", most):
+        lane = run_lane(function, arguments, None, PARTS, specialize(function, arguments, MANY), workers)
     assert loops(lane, "part")
     np.testing.assert_array_equal(arguments["y"], expected_of(arguments, weights))
 
