@@ -178,7 +178,7 @@ class DepthParts(UnpackedOperands):
 
     def _step_to_next(self, op: Op, rows: tuple[str, ...]) -> Scalar | None:
         part = self.loop_part
-        if part is None or part.rows.axis not in rows or self.requests.next_rows != 2:
+        if part is None or part.rows.axis not in rows:
             return super()._step_to_next(op, rows)
         return self.mul(self.access(op).axes[part.rows.axis], self.bound[part.rows.axis].count)
 
