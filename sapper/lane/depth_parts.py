@@ -55,14 +55,12 @@ class DepthParts(UnpackedOperands):
             self._rows_together(ranges, k, body)
 
     def _rows_together(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
-        """Loops over as many rows as go on together, groups being nearly alike, and over the ranges inside. No group is
-        empty, as there are as few as can be and none is rounded up beyond the most."""
+        """Loops over as many rows as go on together, groups being nearly alike, and over the ranges inside."""
         rows = ranges[-1]
         extent, tile = self.scalar("s_max", self.extent_of(rows), 0), rows.resident
         most = ROWS_OF_PARTS // tile * tile
         groups = self.ceil_div(extent, most)
-        each = self.round_up(self.scalar("s_floordiv", self.sub(self.add(extent, groups), 1),
-                                         self.scalar("s_max", groups, 1)), tile)
+        each = self.round_up(self._ceil_quotient(extent, self.scalar("s_max", groups, 1)), tile)
 
         def group(number: Value) -> None:
             start = self.add(rows.start, self.mul(number, each))
@@ -74,15 +72,22 @@ class DepthParts(UnpackedOperands):
         self.counted("rows", 0, groups, 1, group)
 
     def _parts_of_depth(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
+        """Loops over parts of about so many steps, all nearly alike, at least one: without an index, sums are as they
+        begin."""
         rows = ranges[k]
         assert rows.loop is not None
         (whole,) = self._ranges(rows.loop)
         places: dict[int, Access] = {}
+        steps, extent = rows.steps, self.extent_of(whole)
+        about = self.scalar("s_max", self.scalar("s_floordiv", self.add(extent, steps // 2), steps), 1)
+        each = self.scalar("s_max", self._ceil_quotient(extent, about), 1)
+        parts = self.scalar("s_max", self._ceil_quotient(extent, each), 1)
 
-        def part(start: Value) -> None:
-            end = self.add(start, rows.steps)
+        def part(number: Value) -> None:
+            start = self.add(whole.start, self.mul(number, each))
+            end = self.add(start, each)
             piece = replace(whole, start=start, stop=self.scalar("s_min", end, whole.stop), fixed=None,
-                            hint=min(whole.hint, rows.steps), capacity=Capacity(rows.steps), forward=True)
+                            hint=min(whole.hint, steps), capacity=Capacity(2 * steps - steps // 2), forward=True)
             begins, ends = (self.emit(self.depth, "s_cmp", [self.value(a), self.value(b)], S64, cond="le")
                             for a, b in ((start, whole.start), (whole.stop, end)))
             assert rows.loop is not None and rows.body is not None
@@ -94,8 +99,10 @@ class DepthParts(UnpackedOperands):
             self.unpacked_places = {}
             self.loop_part = None
 
-        stop = self.scalar("s_max", whole.stop, self.add(whole.start, 1))      # no index: the sums are as they begin
-        self.counted("part", whole.start, stop, rows.steps, part)
+        self.counted("part", 0, parts, 1, part)
+
+    def _ceil_quotient(self, a: Scalar, b: Scalar) -> Scalar:
+        return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
 
     def _ranges(self, op: Op) -> list[Range]:
         part = self.loop_part
@@ -131,6 +138,8 @@ class DepthParts(UnpackedOperands):
             return super().first_rows(loop, number, first, points)
         if not number:
             self._ask_for_next_part(part)
+            if self.requests.store_ahead_bytes:
+                self.fork(part.ends, lambda: self._ask_for_results(part), lambda: None)
         if number not in part.places:
             part.places[number] = self._place_of_carried(loop.results[number], part.rows)
         blocks: list[Block] = []
@@ -152,22 +161,35 @@ class DepthParts(UnpackedOperands):
         tile = self.bound[part.rows.axis]
         counters = {counter for op in part.loop.walk() if op.name == "each" for counter in op.blocks[0].arguments}
         outside, self.scalars = self.scalars, {**self.scalars, **dict.fromkeys(counters, 0),
-                                               part.range.counter: part.range.start}
+                                               part.range.counter: part.range.stop}
         matrices = self._stream_steps(part.loop.blocks[0], part.range)
         for op in part.loop.walk():
             if op.name != "load" or not self._is_resident_row(op) or (matrix := viewed(op.operands[0])) not in matrices:
                 continue
-            share = -(-part.rows.steps * matrices[matrix] // part.rows.hint)
-            there, access = part.rows.steps * matrices.pop(matrix), self._access(op)
+            share, access = -(-part.rows.steps * matrices.pop(matrix) // part.rows.hint), self._access(op)
             pieces = tuple(a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane)
             access.base = self.add(access.base, self.mul(self.sub(tile.offset, part.rows.start), share))
             access.axes = {a: access.axes[a] for a in pieces}
             for at in self._coordinates(pieces):
                 operands, attributes = self.address(access, at)
-                first = attributes.pop("disp") + there
+                first = attributes.pop("disp")
                 for line in range(first, first + tile.count * share, LINE_BYTES):
                     self.effect("prefetch", operands, level=2, disp=line, **attributes)
         self.scalars = outside
+
+    def _ask_for_results(self, part: DepthPart) -> None:
+        """A tile asks for the lines that it stores behind the last part, to be written: rows lie far apart."""
+        assert part.rows.body is not None
+        for op in part.rows.body.ops:
+            if op.name != "store" or self.access(op).gathers:
+                continue
+            access = self.access(op)
+            lane = next(a for a in access.axes if self._is_lane(a))
+            for at in self._coordinates(tuple(a for a in access.axes if a != lane)):
+                operands, attributes = self.address(access, {**at, lane: 0})
+                first = attributes.pop("disp")
+                for line in range(first, first + self.bound[lane].count * self.lanes * f32.size_bytes, LINE_BYTES):
+                    self.effect("prefetch", operands, level=1, write=True, disp=line, **attributes)
 
     def _prefetch_streams(self, body: Block, r: Range) -> None:
         """Weights are asked for part by part."""
