@@ -144,6 +144,10 @@ class ResidentLowering(NestLanes):
         if loop.name != "each" or loop.attributes["count"] != 1 or any(
                 v.op is None or v.op.name not in ("const", "dim") for v in ends):
             return
+        walked = {r.axis for r in ranges}
+        if any(rows.axis in axes_of(v) and set(axes_of(v)) & set(axes_of(op.result)) - walked
+               for op in loop.walk() if op.name == "contract" for v in op.operands):
+            return      # it counts panels
         columns = ranges[-2] if len(ranges) > 1 and ranges[-2].axis in sums else None
         pieces = 1 if columns is None else columns.resident
         bytes_of_step = pieces * self._weights_of(loop.blocks[0]) * self.lanes

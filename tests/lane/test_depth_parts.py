@@ -47,6 +47,17 @@ def gated(q: Tensor[u8, 2, P, B, 2, LANES, SLOT], x: Tensor[i8, B, M, 2, SLOT], 
         y[m, p, l] = kept[m, p, l] + one * other
 
 
+@kernel
+def of_a_vector(q: Tensor[u8, P, B, 2, LANES, SLOT], x: Tensor[i8, B, 2, SLOT], y: Tensor[f32, P, LANES]):
+    for p in tiles(P):
+        l = whole(LANES)
+        acc = zeros(p, l, dtype=f32)
+        for b in each(B):
+            w, s = whole(2), whole(SLOT)
+            acc += (q[p, b, w, l, s] @ x[b, w, s]).to(f32)
+        y[p, l] = acc
+
+
 def loops(lane: Function, label: str) -> list[Op]:
     return [op for op in ops_in(lane, "loop") if op.attributes["label"] == label]
 
@@ -77,6 +88,15 @@ def test_each_tile_asks_for_weights_of_the_next_part() -> None:
     inside = list(walk.walk())
     asked = [op for op in ops_in(lane, "prefetch") if op in list(tile.walk()) and op not in inside]
     assert {op.attributes["level"] for op in asked} == {2} and len(asked) == 2
+
+
+def test_panels_that_a_vector_meets_walk_all_of_the_loop() -> None:
+    """However many they are."""
+    function = reduce_loops(of_a_vector.tile_ir())
+    arguments = {"q": np.zeros((64, 9, 2, LANES, SLOT), np.uint8), "x": np.zeros((9, 2, SLOT), np.int8),
+                 "y": np.zeros((64, LANES), np.float32)}
+    lane = lower(function, Schedule(), PARTS, specialize(function, arguments, {"P": 512, "B": 64}))
+    assert loops(lane, "each") and not loops(lane, "part")
 
 
 @pytest.mark.parametrize(("facts", "hints"), [
