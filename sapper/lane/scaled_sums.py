@@ -26,10 +26,6 @@ from .split_dots import bits_of
 
 MOST = (1 << WORD - 1) - 1
 """The largest sum."""
-LATENCY, DOTS_IN_CYCLE = 5, 2
-"""Cycles after which a dot product gives its sum, and how many begin in one. Measured on a Cascade Lake, experts of
-Q4_K by a single row, one panel at a time, in us, products and sums, and words that are all added in turn: 317 and
-477."""
 MOST_PARTS = 2
 """Parts of a chain that take less than a product and a sum."""
 
@@ -58,7 +54,6 @@ def _scale(block: Block, uses: Counter[Value]) -> int:
     order = {op: place for place, op in enumerate(block.ops)}
     made: dict[Op, list[Op]] = {}       # behind which op what is new stands
     gone: set[Op] = set()
-    dots = sum(op.name == "dot4_u8i8" for op in block.ops)
     for root in [op for op in block.ops if _is_sum(op) and op.results[0] not in inner]:
         sums, leaves = _flatten(root, inner)
         terms = [_term(leaf, members, uses, known) for leaf in leaves]
@@ -66,9 +61,8 @@ def _scale(block: Block, uses: Counter[Value]) -> int:
         if found:
             count += len(found)
             gone |= {*sums, *(term.product for term in found)}
-            waits = LATENCY * sum(len(term.parts) for term in found) >= dots // DOTS_IN_CYCLE
-            _chain(root, [leaf for leaf, term in zip(leaves, terms, strict=True) if term is None], found, order, made,
-                   waits)
+            _chain(root, [leaf for leaf, term in zip(leaves, terms, strict=True) if term is None], found,
+                   order, made)
     if gone:
         ops = [new for op in block.ops for new in (op, *made.get(op, ())) if new not in gone]
         block.ops = _in_order(ops)
@@ -124,19 +118,16 @@ def _parts(value: Value, members: set[Op], uses: Counter[Value], known: dict[Val
     return parts if len(parts) <= MOST_PARTS else []
 
 
-def _chain(root: Op, rest: list[Value], terms: list[_Term], order: dict[Op, int], made: dict[Op, list[Op]],
-           waits: bool) -> None:
-    """Has a sum made by dot products of words, each behind the last of bytes whose sum it scales. waits: they are more
-    than wait for each other while the block is computed, so that only their sum is added to the rest."""
+def _chain(root: Op, rest: list[Value], terms: list[_Term], order: dict[Op, int], made: dict[Op, list[Op]]) -> None:
+    """Has a sum made by dot products of words, each behind the last of bytes whose sum it scales."""
     def emit(behind: Op, name: str, operands: list[Value], row: RowType = ROW_I32, **attributes: object) -> Value:
         op = Op(name, operands, (row,), attributes, None, root.location)
         made.setdefault(behind, []).append(op)
         return op.result
 
-    before = rest[:1]
+    total = rest[0] if rest else emit(terms[0].product, "splat_const", [], value=0)
     for value in rest[1:]:
-        before = [emit(root, "add", [*before, value])]
-    total = before.pop() if before and not waits else emit(terms[0].product, "splat_const", [], value=0)
+        total = emit(root, "add", [total, value])
     parts: list[tuple[Op, Value]] = []
     for term in terms:
         number = emit(term.product, "bitcast", [term.number], ROW_B32)
@@ -146,7 +137,6 @@ def _chain(root: Op, rest: list[Value], terms: list[_Term], order: dict[Op, int]
             parts.append((dots[-1], number))
     for last, number in sorted(parts, key=lambda part: order[part[0]]):
         total = emit(last, "dot2_i16", [total, emit(last, "bitcast", [last.result], ROW_B32), number])
-    total = emit(root, "add", [*before, total]) if before else total
     assert total.op is not None
     total.op.results = root.results
     root.result.move_to(total.op)
