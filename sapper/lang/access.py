@@ -270,7 +270,7 @@ class Accesses(Views):
             return
         computed = tensor in self.views or not isinstance(known, (int, Dim))
         if computed or not all(isinstance(s, str) for s in excess.terms):
-            highest, whole = self.spelled(excess.plus(size)), self.spelled(size)
+            highest, whole = self.spelled(excess.plus(size), type(known) is DimExpression), self.spelled(size)
             if highest is not None and whole is not None:
                 self.condition_on(tensor, "inside", highest, whole)
         else:
@@ -285,16 +285,31 @@ class Accesses(Views):
         excess = extreme(form, self.range_of, True).plus(size, -1)
         return excess.constant < 0 and all(isinstance(s, str) and factor < 0 for s, factor in excess.terms.items())
 
-    def spelled(self, form: Affine) -> Any:
-        """A form of dimensions and what is computed from them as `dims.nested` writes it; None for any other."""
+    def spelled(self, form: Affine, quotients: bool = False) -> Any:
+        """A form of dimensions and what is computed from them as `dims.nested` writes it; None for any other.
+        quotients: those of axes, too, as the largest of each, as k // 2 is (K - 1) // 2 at most."""
         total: Any = form.constant
         for symbol, coefficient in form.terms.items():
             if not self.is_known(symbol):
-                return None
-            term = symbol if isinstance(symbol, str) else nested(self.dim_expressions[symbol])
+                term = self.largest_quotient(symbol) if quotients and coefficient > 0 else None
+                if term is None:
+                    return None
+            else:
+                term = symbol if isinstance(symbol, str) else nested(self.dim_expressions[symbol])
             term = term if coefficient == 1 else ["mul", coefficient, term]
             total = term if total == 0 else ["add", total, term]
         return total
+
+    def largest_quotient(self, symbol: Any) -> Any:
+        """What a symbol is at most that is an axis, or a sum of such, divided by a number; None for any other."""
+        op = symbol.op if isinstance(symbol, Value) else None
+        if op is None or op.name != "floordiv":
+            return None
+        form, divisor = map(self.form_of, op.operands)
+        if divisor.terms or divisor.constant <= 0 or not all(map(self.is_settled, form.terms)):
+            return None
+        highest = self.spelled(extreme(form, self.range_of, True))
+        return None if highest is None else ["floordiv", highest, divisor.constant]
 
     def is_settled(self, symbol: Any) -> bool:
         """Whether a symbol is an axis whose range is made of dimensions and numbers."""

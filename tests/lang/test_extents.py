@@ -134,6 +134,21 @@ def test_views_ask_for_quotients_without_a_rest() -> None:
         flat(np.zeros((2, 3), np.uint8), np.zeros(7, np.float32), np.zeros(7, np.uint8))
 
 
+def test_quotients_of_axes_stay_inside() -> None:
+    """Where K is odd, the last k // 2 is K // 2 itself: an element too far."""
+    @kernel
+    def low_bits(b: Tensor[u8, N, K // 2], y: Tensor[i32, N, K]):
+        for n, k in tiles(N, K):
+            y[n, k] = b[n, k // 2].to(i32) >> (4 * (k % 2)).to(i32) & 15
+
+    y = np.zeros((3, 6), np.int32)
+    low_bits(np.full((3, 3), 0x51, np.uint8), y)
+    assert y.tolist() == [[1, 5] * 3] * 3
+    with pytest.raises(CallError, match=r"K = 7
+.*\(K - 1\) // 2 to be below K // 2"):
+        low_bits(np.zeros((3, 3), np.uint8), np.zeros((3, 7), np.int32))
+
+
 @pytest.mark.parametrize(("extent", "mend"), [
     (K // 2, r"write P \* 2 where K is meant"), (2 * K, r"write P // 2 where"), (K + 1, "write P - 1 where"),
     (M + K, "write P - M where K"), (M - K, "what follows from P where K")])
