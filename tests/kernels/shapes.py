@@ -24,9 +24,11 @@ CUTS: tuple[tuple[tuple[str, ...], dict[str, int], dict[str, int]], ...] = (
     (("matmul_fp8", "matmul_residual_fp8", "matmul_swiglu_fp8"), {"P": 9, "M": 19}, {"P": 3, "M": 7}),
     # Two blocks of up to 16 rows stay, the second with one row.
     (("matmul_",), {"C": 31, "M": 31}, {"C": 17, "M": 17}),
+    # Two panels and two blocks, as five by three.
+    (("dequantize_q",), {"P": 5, "B": 3}, {"P": 2, "B": 2}),
     # A few tokens for each of two experts, one at a time.
-    (("grouped_",), {"E": 3, "T": 3, "C": 33, "J": 33}, {"E": 2, "T": 2, "C": 9, "J": 9}),
-    (("grouped_",), {"E": 3, "Q": 2, "J": 33}, {"E": 2, "J": 9}),
+    (("grouped_",), {"E": 3, "T": 3, "C": 33, "J": 33}, {"E": 2, "T": 2, "C": 5, "J": 5}),
+    (("grouped_",), {"E": 3, "Q": 2, "J": 33}, {"E": 2, "J": 5}),
 )
 
 

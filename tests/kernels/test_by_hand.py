@@ -96,13 +96,15 @@ def tried(name: str) -> tuple[Any, Override, list[by_hand.Trial]]:
         known = known[:9] + known[9::3 if FUZZ else 12]
     elif "tiles" in name:
         known = known[9::1 if FUZZ else 2]  # the first are all of one tile of the depth
+    elif name == "f32 in blocks of the depth":
+        known = known[::1 if FUZZ else 3]
     return kernel, made, by_hand.trials_of(kernel, made, known)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_interpreted(name: str) -> None:
     _, made, trials = tried(name)
-    assert len(trials) > 10
+    assert len(trials) > (10 if FUZZ else 6)
     reached = set().union(*(trace.reached for _, trace in trials))
     assert reached == {place for place, item in enumerate(made.source.body) if isinstance(item, Instruction)}
 
@@ -114,7 +116,7 @@ def test_kernels_on_this_cpu(name: str) -> None:
     if missing:
         pytest.skip(f"this CPU has no {', '.join(missing)}")
     kernel, made, trials = tried(name)
-    assert by_hand.verify(kernel, made, known=[known for known, _ in trials]) > 10
+    assert by_hand.verify(kernel, made, known=[known for known, _ in trials]) > (10 if FUZZ else 6)
 
 
 def test_the_inner_loops_spill_nothing() -> None:
