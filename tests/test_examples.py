@@ -25,6 +25,7 @@ def run(example: Example, shape: dict[str, int], **options: object) -> None:
             assert np.abs(found.astype(np.float64) - expected).max() <= example.tolerance * np.abs(expected).max()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_machine_code(name):
     run(EXAMPLES[name], EXAMPLES[name].small)

@@ -32,11 +32,11 @@ FEW = V3_OPTIONAL_FEATURES | V4_OPTIONAL_FEATURES - {"avx512_bf16"}
 
 def compiled(target: Target) -> list[CompiledCode]:
     """Every library kernel, for the largest of the shapes that it is checked at. Targets with the same features, but
-    for a few, choose among the same instructions: they take every sixth kernel in turns, each its part of those of one
+    for a few, choose among the same instructions: they take every ninth kernel in turns, each its part of those of one
     type and of one kind of products. In a search for faults each takes all."""
     alike = [other.name for other in TARGETS.values() if other.features - FEW == target.features - FEW]
     dealt = sorted(LIBRARY, key=lambda entry: (entry.products, entry.dtype))
-    taken = LIBRARY if FUZZ else dealt[alike.index(target.name)::6 * len(alike)]
+    taken = LIBRARY if FUZZ else dealt[alike.index(target.name)::9 * len(alike)]
     made = []
     for entry in taken:
         function = entry.kernel.tile_ir()

@@ -62,6 +62,7 @@ def expected(
     return np.concatenate(rows)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, CHUNK, CHUNK + 1, len(PROMPT)])
 def test_a_c_program_gets_the_logits_of_a_session(

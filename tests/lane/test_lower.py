@@ -45,6 +45,7 @@ NARROW = Facts(lanes=4, vector_registers=8, l2_bytes=4096)        # so small tha
 LIBRARY = {k.name: k for k in library()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("entry", "facts"), [
     pytest.param(entry, facts, id=f"{entry.name}-{facts.lanes} lanes")
     for place, facts in enumerate((AVX512, NARROW)) for entry in dealt(list(LIBRARY.values()), place, 2)])
@@ -693,6 +694,7 @@ def blocks_in(lane: Function) -> int:
                 and op.attributes["step"] == 1])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("n", "k"), [(200, 5), (129, 17), (64, 40), (31, 3)])
 @pytest.mark.parametrize("l2_bytes", [256, 4096, 16384])
 def test_panels_are_walked_in_blocks(n: int, k: int, l2_bytes: int) -> None:

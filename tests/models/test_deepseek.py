@@ -97,6 +97,7 @@ def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[s
     assert len(recorded["tokens"]) + len(made.tokens) > mla.SPLIT
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
 def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache: str) -> None:
     """The checkpoint's weights are numbers of bf16. Activations stay in f32 here, so the logits are nearer to those of

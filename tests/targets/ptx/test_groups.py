@@ -233,6 +233,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     """On the emulator: an error, a wrong result, or nobody can go on."""

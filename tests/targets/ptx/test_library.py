@@ -70,15 +70,8 @@ MOST_VOLUME = 40_000 if FUZZ else 20_000
 """The product of the extents of a shape for the emulator."""
 
 
-def emulated(place: int) -> list[LibraryKernel]:
-    """For one of two tests half of the library: of products of quantised weights, which differ in how few of their
-    operations, a quarter."""
-    products = [entry for entry in LIBRARY if entry.products == "i8"]
-    others = [entry for entry in LIBRARY if entry.products != "i8"]
-    return [*dealt(others, place, 2), *dealt(products, place, 4)]
-
-
-@pytest.mark.parametrize("entry", emulated(0), ids=lambda entry: entry.name)
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("entry", dealt(LIBRARY, 0, 2), ids=lambda entry: entry.name)
 def test_on_the_emulator(entry: LibraryKernel) -> None:
     """The raggedest of the shapes that a NumPy emulator gets through in a second or two."""
     shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= MOST_VOLUME]
@@ -93,7 +86,8 @@ def whole_rows(entry: LibraryKernel, shape: dict[str, int]) -> dict[str, int]:
     return shape | {dim: -(-shape[dim] // 32) * 32 for dim in "KN" if {"K", "N"} <= shape.keys() and shape[dim]}
 
 
-@pytest.mark.parametrize("entry", emulated(1), ids=lambda entry: entry.name)
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("entry", dealt(LIBRARY, 1, 2), ids=lambda entry: entry.name)
 def test_aligned_on_the_emulator(entry: LibraryKernel) -> None:
     """What a call gets whose rows start at multiples of 64 bytes: boxes and matrix instructions; in a search for faults
     also what it gets of others. All levels but sm_90a get what sm_80 gets, or more types; where sm_90a gets the text of
