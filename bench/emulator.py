@@ -1,7 +1,7 @@
 """How long the emulator takes for one tile of a matrix product: `python bench/emulator.py`.
 
-128 x 128 x 256 in bf16, as Triton compiles it for sm_80 and sm_90 (tests/emulate/data), parsing and all checks included:
-the thread's own time, median and least of ten runs. It shall take half a second at most.
+128 x 128 x 256 in bf16, as Triton compiles it for sm_80 and sm_90 (tests/emulate/data), parsing and all checks
+included: the thread's own time, median and least of ten runs. It shall take half a second at most.
 """
 
 from __future__ import annotations
