@@ -25,14 +25,14 @@ def run(example: Example, shape: dict[str, int], **options: object) -> None:
             assert np.abs(found.astype(np.float64) - expected).max() <= example.tolerance * np.abs(expected).max()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_machine_code(name):
     run(EXAMPLES[name], EXAMPLES[name].small)
     run(EXAMPLES[name], EXAMPLES[name].shape, threads=2)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_without_avx512(name):
     run(EXAMPLES[name], EXAMPLES[name].small, target="haswell")
@@ -50,7 +50,7 @@ def test_a_wrong_result_is_seen():
         run(wrong, wrong.small)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "target"), [*zip(EXAMPLES, cycle(("sm_80", "sm_90a")), strict=False)])
 def test_as_ptx_on_the_emulator(name, target):
     run(EXAMPLES[name], EXAMPLES[name].small, target=target, emulate=True)

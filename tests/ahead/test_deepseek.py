@@ -34,7 +34,7 @@ def expected(path: Path, threads: int, tokens: int = TOKENS) -> bytes:
     return made + b"\n"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3", "deepseek_v32"])
 def test_it_says_what_a_session_says(tmp_path: Path, name: str) -> None:
     path = DATA / name
@@ -47,7 +47,7 @@ def test_it_says_what_a_session_says(tmp_path: Path, name: str) -> None:
         assert (status, said) == (0, wanted)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("target", "tokens"), [(None, TOKENS), ("haswell", 24)])
 def test_keys_and_values_in_blocks(tmp_path: Path, target: str | None, tokens: int) -> None:
     """A prompt widens them into memory of all layers, packed as the target's products read them. Another target rounds

@@ -62,7 +62,7 @@ def expected(
     return np.concatenate(rows)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, CHUNK, CHUNK + 1, len(PROMPT)])
 def test_a_c_program_gets_the_logits_of_a_session(
@@ -75,7 +75,7 @@ def test_a_c_program_gets_the_logits_of_a_session(
     assert np.array_equal(rows, expected(checkpoint, PROMPT[:count], STEPS, threads))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "qwen2"])
 def test_other_architectures(name: str, tmp_path: Path) -> None:
     """More variables, experts, a latent cache: nothing in sapper/ahead knows of them. How sums are split among workers

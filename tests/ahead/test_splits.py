@@ -33,7 +33,7 @@ def words(patterns: tuple[str, ...], text: str) -> list[str]:
     return [word for word, _ in cut.pre_tokenize_str(text)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PATTERNS)
 @settings(max_examples=examples(60))
 @given(text=st.text(ALPHABET, max_size=40))

@@ -85,7 +85,7 @@ def test_limits(words: tuple[Words, Tokenizer]) -> None:
         assert built.text(token) == (tokenizer.token_bytes(token) if 0 <= token < tokenizer.size else b"")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", [
     "The quick brown fox jumps over the lazy dog.", "def f(x):\n    return x ** 2  # 1234567890\n",
     "na\u00efve caf\u00e9 \u4e2d\u6587 \U0001f600!",

@@ -68,7 +68,7 @@ def test_its_meaning_is_what_the_tile_ir_says() -> None:
     assert print_function(parse_function(text, {"tile": TILE_OPS})) == text
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", [reciprocal, fused, rotated])
 @pytest.mark.parametrize("chip", [host_target(), V3], ids=["host", "v3"])
 def test_every_station_agrees(kernel: Any, chip: Any) -> None:
@@ -241,7 +241,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kernel", "name", "more"), PLACES, ids=lambda value: getattr(value, "name", None))
 def test_a_cast_or_a_reduction_by_a_block(kernel: Any, name: str, more: dict[str, Any]) -> None:
     schedule = Schedule.from_json({"assembly": [name], **more})

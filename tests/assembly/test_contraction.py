@@ -66,6 +66,7 @@ def compiled(kernel: Any, chip: Any, schedule: Schedule | None, extent: int = 10
                           schedule, **options)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_it_is_the_loop_where_the_schedule_names_it(piece: Contraction, chip: Any) -> None:
     whole, schedule = whole_of(piece), Schedule(assembly=(piece.name,))
@@ -162,7 +163,7 @@ def test_contractions_with_left_operands_of_their_own() -> None:
     assert "no left operand in common" in dict(made.refused)["x86_64:f32_2x14x16"]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [f32, bf16])
 def test_both_products_of_swiglu(dtype: Any) -> None:
     @sp.kernel
@@ -278,7 +279,7 @@ def test_a_schedule_that_names_none() -> None:
         compiled(product, ZEN4, Schedule(assembly=("f32_1x1",)))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_by_itself_it_is_right_at_every_station(piece: Contraction, chip: Any) -> None:
     report = check_micro_kernel(piece, host_target() if runs_on(piece) and chip is ZEN4 else chip)
@@ -362,7 +363,7 @@ def test_every_planted_error_is_found() -> None:
     assert alive == []
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("sound", "chip", "every"), [(f32_6x16, V3, 90), (f32_14x32_columns, ZEN4, 150),
                                                       (i8_14x32_blocks, ZEN4, 250)], ids=["rows", "columns", "bytes"])
 def test_an_error_in_one_of_many_rows_is_found(sound: Contraction, chip: Any, every: int) -> None:

@@ -189,7 +189,7 @@ def with_piece(write: Callable[..., None], **options: Any) -> Any:
     return scale
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", known_targets())
 def test_a_kernel_by_hand_is_right_and_is_taken(name: str) -> None:
     scale = with_piece(write_scale)

@@ -146,7 +146,7 @@ def test_four_bits_to_pairs_of_floats_are_proved(narrow: Any, monkeypatch: pytes
     assert report.ok and len(report.proofs) == 4
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("narrow, at", [(bf16, 0), (bf16, 3), (f16, 0), (f16, 1)])
 def test_every_error_planted_there_is_refuted(narrow: Any, at: int) -> None:
     block, immediates, meaning = used(nibbles.make_unpack(narrow, True), at)

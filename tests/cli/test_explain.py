@@ -83,7 +83,7 @@ def test_a_library_kernel_whose_arguments_need_more_than_dimensions_runs_too() -
     assert gather("embedding_f32", HOST, None, "T=3,V=7,E=16", None)["measured"]["seconds"] > 0
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_every_target_is_explained(file: str, name: str) -> None:
     facts = gather(file, name, None, None, None, run=False)

@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(small.write_gguf(path, small.random_weights(), numbers={"llama.context_length": 1024}))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_signal_stops_it(model: str, number: signal.Signals, busy: bool) -> None:

@@ -146,7 +146,7 @@ def test_work_is_shared_out_evenly_and_whole(work: dict[tuple[str, ...], float])
     assert max(busy.values(), default=0.0) == pytest.approx(worst)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name in known_targets() if not target(name).assembler_allocates])
 @pytest.mark.parametrize("kernel", [source.scale, source.matmul, source.pairs], ids=lambda k: k.name)
 def test_registers_over_time_agree_with_the_text(kernel, name: str) -> None:

@@ -18,7 +18,7 @@ EVERY = 4093
 """A prime, so that the floats have all endings."""
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", RUNNABLE)
 @pytest.mark.parametrize("name", exhaust_math.MEANINGS)
 def test_a_sample_of_all_floats(name: str, target: str) -> None:

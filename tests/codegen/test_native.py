@@ -36,6 +36,7 @@ MACHINES = [name for name in ("v3", "v4", "zen4") if name in RUNNABLE]
 LIBRARY = library()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("place", range(len(LIBRARY)), ids=[entry.name for entry in LIBRARY])
 def test_library_kernel(place: int, proved_code: None) -> None:
     """One of the first two specialisations that shapes ask for, on the narrowest machine or this one, by turns; in a

@@ -63,7 +63,7 @@ def run_rows(function, arguments, target, packed=None):
     return mnemonics
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("order", "m", "n", "k"), [("nt", 2, 5, 70), ("nn", 3, 20, 9), ("nt", 29, 98, 6),
                                                     ("tn", 29, 98, 5)])
 @pytest.mark.parametrize(("types", "mnemonic"), [((bf16, bf16, f32), "vdpbf16ps"), ((i8, i8, i32), "vpdpbusd")])

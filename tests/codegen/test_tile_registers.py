@@ -30,6 +30,7 @@ NATIVE = pytest.mark.skipif("sapphirerapids" not in RUNNABLE, reason="this proce
 PRODUCTS_OF_TILES = {"tdpbf16ps", "tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, u8, i32)], ids=lambda t: f"{t[0].name}-{t[1].name}")
 @pytest.mark.parametrize(("m", "packs"), [(33, False), (7, True)])
 def test_rows(types, m, packs) -> None:

@@ -217,7 +217,7 @@ def test_a_predicate_that_differs_between_lanes() -> None:
     assert second.proof is None
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "level"), [
     ("matmul_nt_bf16_bf16", "sm_80"), ("matmul_nn_bf16_bf16", "sm_90a"), ("matmul_nn_f32", "sm_80"),
     ("matmul_tn_bf16", "sm_80"), ("matmul_nt_i8", "sm_80"), ("attention_bf16_64", "sm_80"),

@@ -147,7 +147,7 @@ def test_the_texts_are_right_without_a_fault() -> None:
         run(text_of(name), True)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("file", "mutate", "lazy", "told"), [fault[1:] for fault in FAULTS],
                          ids=[f"{fault[0]}, {'lazy' if fault[3] else 'eager'}" for fault in FAULTS])
 def test_a_planted_fault_is_caught(file: str, mutate: Callable[[str], str], lazy: bool, told: str) -> None:

@@ -39,7 +39,7 @@ def descriptor(array: Any, box: tuple[int, ...]) -> list[Any]:
     return [TensorMap(array, box, swizzle=128), *(np.int32(extent) for extent in array.shape), *strides]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("name", "dtype", "result", "block", "shared_bytes", "transposed"), [
     ("matmul_bf16_sm80", BF16, np.float32, 128, 49152, False),
@@ -66,6 +66,7 @@ def test_matmul(name: str, dtype: Any, result: Any, block: int, shared_bytes: in
     assert np.abs(c.astype(wide) - exact).max() <= tolerance
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("name", "shared_bytes"), [("matmul_tma_sm90", 73752), ("matmul_specialised_sm90", 106656)])
 def test_matmul_with_tensor_copies(name: str, shared_bytes: int, lazy: bool) -> None:

@@ -109,6 +109,7 @@ def test_kernels_interpreted(name: str) -> None:
     assert reached == {place for place, item in enumerate(made.source.body) if isinstance(item, Instruction)}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_on_this_cpu(name: str) -> None:
     _, made = compiled(name)
@@ -155,7 +156,7 @@ def test_the_proof_finds_the_one_value_that_differs() -> None:
         by_hand.prove_exhaustively(nearly)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name, every", [("f32 14x32", 97), ("bf16 14x32", 83), ("f32 6x16", 43), ("row sum", 7),
                                          ("embedding", 1), ("codebook", 2), ("bf16 tiles", 19), ("i8 tiles", 19)])
 def test_planted_errors_are_found(name: str, every: int) -> None:

@@ -34,7 +34,7 @@ def assert_near(entry: LibraryKernel, arguments: dict, expected: dict) -> None:
     assert wrong is None, wrong
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("entry", "shape"), CHECKS)
 def test_eager(entry: LibraryKernel, shape: dict[str, int]) -> None:
     arguments, expected = arguments_and_expected(entry, shape)
@@ -42,7 +42,7 @@ def test_eager(entry: LibraryKernel, shape: dict[str, int]) -> None:
     assert_near(entry, arguments, expected)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_eager_does_not_depend_on_the_tile_size(entry: LibraryKernel) -> None:
     shape = entry.check_shapes[len(entry.check_shapes) // 2]
@@ -63,6 +63,7 @@ def interpreted(entry: LibraryKernel) -> list[dict[str, int]]:
     return [race, *[shape for shape in entry.check_shapes if shape != race][::1 if FUZZ else 4]]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("entry", "shape"), [check(entry, shape) for entry in LIBRARY for shape in interpreted(entry)])
 def test_tile_ir(entry: LibraryKernel, shape: dict[str, int]) -> None:
     """At one shape also that no iterations of parallel loops race."""
@@ -71,7 +72,7 @@ def test_tile_ir(entry: LibraryKernel, shape: dict[str, int]) -> None:
     assert_near(entry, arguments, expected)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_tile_ir_does_not_depend_on_the_tile_size(entry: LibraryKernel) -> None:
     shape = entry.check_shapes[len(entry.check_shapes) // 2]
@@ -92,7 +93,7 @@ def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
     assert all(op.attributes["parallel"] for op in loops)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("entry", "shape"), CHECKS)
 def test_call(entry: LibraryKernel, shape: dict[str, int], proved_code: None) -> None:
     """As a user calls it: compiled, or interpreted if SAPPER_INTERPRET=1. tests/codegen calls each kernel at more."""
@@ -102,7 +103,7 @@ def test_call(entry: LibraryKernel, shape: dict[str, int], proved_code: None) ->
     assert_near(entry, arguments, expected)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_call_under_the_interpreter(entry: LibraryKernel) -> None:
     """A call reaches the interpreter, which `test_tile_ir` runs at every shape."""
@@ -126,7 +127,7 @@ class ZeroNormals(np.random.Generator):
         return np.zeros(size, dtype)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_cases_name_what_they_cost(entry: LibraryKernel) -> None:
     """The floor of each case counts every argument once: a cache only as far as it is filled or written, of a

@@ -22,7 +22,7 @@ LIBRARY = {k.name: k for k in library()}
 FACTS = Facts(lanes=16, vector_registers=32)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("heads", "group"), [(1, 1), (1, 2), (3, 1), (3, 3), (4, 1)])
 @pytest.mark.parametrize("name", ["attention_f32", "attention_rounded_bf16"])
 def test_two_workers_share_a_causal_mask(name: str, heads: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def powers_of(lane: Function) -> list[int]:
     return found
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 1, 1), (33, 17, 7), (5, 70, 33), (65, 130, 17)])
 @pytest.mark.parametrize("workers", [1, 3])

@@ -63,7 +63,7 @@ def in_blocks(lane: Function, loops: tuple[str, ...] = ("k", "m", "k")) -> bool:
     return found(lane.body, ())
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("depth", [3, 64, 131, 200])
 def test_sums_pass_from_block_to_block(name: str, depth: int) -> None:
@@ -119,7 +119,7 @@ def run_plain(name: str, rows: int, columns: int, depth: int, facts: Facts = IN_
     return lane
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PLAIN_NAMES)
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_columns_go_by_inside_a_block_of_rows_in_memory(name: str, rows: int) -> None:
@@ -149,7 +149,7 @@ def test_only_where_few_rows_meet_them_once() -> None:
     assert in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, other), inside)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PLAIN_NAMES)
 @pytest.mark.parametrize("rows", [1, 4, 9, 16])
 def test_blocks_have_as_many_rows_as_the_target_says(name: str, rows: int) -> None:
@@ -160,7 +160,7 @@ def test_blocks_have_as_many_rows_as_the_target_says(name: str, rows: int) -> No
         assert 16 // elements in depth_steps(run_plain(name, rows, columns, depth, facts)) or rows == 1
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PLAIN_NAMES)
 @pytest.mark.parametrize("rows", [1, 4, 9])
 def test_columns_go_by_inside_where_registers_are_few(name: str, rows: int) -> None:
@@ -200,7 +200,7 @@ def depth_steps(lane: Function) -> set[int]:
             and any(inner.attributes.get("label") == "n" for inner in op.blocks[0].ops)}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["matmul_nn_f32", "matmul_nn_bf16"])
 @pytest.mark.parametrize(("rows", "steps", "in_pieces"), [(1, {1}, {16}), (3, {8, 64}, {64}), (9, {8, 64}, {64}),
                                                           (16, {64}, {64})])
@@ -287,7 +287,7 @@ PANEL_BYTES = 64 * 16 * 4
 ONE_PANEL, MANY_PANELS = (replace(END_TO_END, l2_bytes=2 * panels * PANEL_BYTES) for panels in (1, 8))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("rows", "columns", "depth", "workers"), [
     (40, 150, 64, 1), (35, 64, 131, 1), (70, 17, 30, 2), (64, 200, 300, 1), (30, 90, 7, 3)])
 def test_deep_panels_are_copied_together_and_walked_one_by_one(rows: int, columns: int, depth: int,
@@ -359,7 +359,7 @@ def test_the_bytes_of_the_matrix_are_turned() -> None:
             assert names.count("xor") == 4 * names.count("interleave")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "rows", "block"), [
     ("matmul_nn_f32", 1, 16), ("matmul_nn_f32", 4, 64), ("matmul_nn_bf16_bf16", 1, 16), ("matmul_nn_i8", 1, 16),
     ("matmul_nn_i8", 4, 64), ("matmul_nn_i8", 16, 64)])
@@ -428,7 +428,7 @@ def in_depth_blocks(lane: Function) -> bool:
     return in_blocks(lane, ("n", "k", "m", "n", "k"))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MANY_NAMES)
 @pytest.mark.parametrize(("rows", "columns", "depth", "workers"), [(30, 150, 131, 1), (47, 70, 256, 2), (30, 17, 0, 1)])
 def test_many_rows_meet_one_block_of_the_depth_after_another(name: str, rows: int, columns: int, depth: int,
@@ -437,7 +437,7 @@ def test_many_rows_meet_one_block_of_the_depth_after_another(name: str, rows: in
     assert in_depth_blocks(run_many(name, rows, columns, depth, workers=workers))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["matmul_nt_f32", "matmul_nt_i8", "matmul_nt_bf16_bf16", "matmul_nt_bf16"])
 @pytest.mark.parametrize("depth", [3, 131])
 def test_many_rows_meet_blocks_of_packed_panels(name: str, depth: int) -> None:

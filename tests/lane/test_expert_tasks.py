@@ -98,7 +98,7 @@ def largest_share(sizes: list[int]) -> float:
     return max(done) / sum(done)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("taken", [1, 2, 3, 5, 6, 7, 8, 9])
 @pytest.mark.parametrize(("name", "extents"), [
     ("expert_matmul_swiglu_q4", {"G": 1}), ("expert_matmul_q4", {"G": 2}),
@@ -118,7 +118,7 @@ def test_one_token_reads_as_much_on_each_worker(name: str, extents: dict[str, in
 RAGGED = {"all to one": [0, 0, 9, 9, 9], "empty": [0, 0, 0, 0, 0], "ragged": [0, 1, 1, 8, 9], "even": [0, 2, 4, 7, 9]}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("routing", RAGGED)
 @pytest.mark.parametrize(("name", "extents"), [
     ("grouped_swiglu_q4", {"G": 1}), ("grouped_q4", {"G": 1}), ("grouped_swiglu_q4k", {"S": 1}),

@@ -234,7 +234,7 @@ ONCE = replace(AVX512, requests=Requests(line_by_line=True))
 TWICE = replace(AVX512, requests=Requests(row_requests=2, stream_requests=1, request_level=1))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "facts", "requests", "ahead"), [
     ("softmax", AVX512, 3, 1 << 14), ("rms_norm", AVX512, 4, 1 << 14), ("layer_norm", AVX512, 3, 1 << 14),
     ("softmax", ONCE, 1, 1 << 11), ("rms_norm", ONCE, 1, 1 << 11), ("layer_norm", ONCE, 1, 1 << 11),
@@ -270,7 +270,7 @@ def test_each_line_is_asked_for_at_a_distance(name: str, facts: Facts, requests:
 WRITTEN = replace(AVX512, requests=Requests(store_ahead_bytes=1024))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["softmax", "rms_norm", "layer_norm", "gelu", "softmax_bf16", "rope_interleaved"])
 @pytest.mark.parametrize("late", [0, 1])
 def test_lines_are_asked_for_to_be_written(name: str, late: int, monkeypatch: pytest.MonkeyPatch) -> None:

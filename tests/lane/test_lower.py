@@ -45,7 +45,7 @@ NARROW = Facts(lanes=4, vector_registers=8, l2_bytes=4096)        # so small tha
 LIBRARY = {k.name: k for k in library()}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("entry", "facts"), [
     pytest.param(entry, facts, id=f"{entry.name}-{facts.lanes} lanes")
     for place, facts in enumerate((AVX512, NARROW)) for entry in dealt(list(LIBRARY.values()), place, 2)])
@@ -453,7 +453,7 @@ def test_few_rows_leave_their_columns_to_all_workers(rows: int, hint: int) -> No
         assert evaluate(tasks.operands[0], {"workers": 2, **known}) == 4
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_bf16_bf16"])
 def test_a_worker_copies_rows_once_for_all_of_its_tasks_that_share_columns(
         name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -643,7 +643,7 @@ def test_rows_of_one_step_are_asked_for_ahead(monkeypatch: pytest.MonkeyPatch) -
     assert asked and entry.compare(arguments, expected) is None
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "width"), [
     ("latent_attention_decode_f32", 1), ("latent_attention_decode_rounded", 2)])
 @pytest.mark.parametrize("prefetches", [True, False])
@@ -667,7 +667,7 @@ def test_rows_that_all_lanes_meet_at_once_are_asked_for_ahead(name: str, width: 
     assert len(asked) < 1.3 * lines
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "depth", "line_by_line"), [
     ("matmul_nt_f32", 64, False), ("matmul_nt_bf16_bf16", 128, False), ("matmul_nt_i8", 256, False),
     ("matmul_swiglu_f32", 64, False), ("matmul_nt_f32", 64, True)])
@@ -694,7 +694,7 @@ def blocks_in(lane: Function) -> int:
                 and op.attributes["step"] == 1])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("n", "k"), [(200, 5), (129, 17), (64, 40), (31, 3)])
 @pytest.mark.parametrize("l2_bytes", [256, 4096, 16384])
 def test_panels_are_walked_in_blocks(n: int, k: int, l2_bytes: int) -> None:

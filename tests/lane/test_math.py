@@ -120,7 +120,7 @@ def test_f32_errors(name: str, legal: frozenset[str]) -> None:
     assert errors[worst] <= bound, f"{name}({x[worst]!r}) is {errors[worst]} ulp off {exact[worst]!r}"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_f64_errors(name: str) -> None:
     meaning, _, bound = FUNCTIONS[name]
@@ -133,7 +133,7 @@ def test_f64_errors(name: str) -> None:
             assert errors[worst] <= bound, f"{name}({x[worst]!r}) is {errors[worst]} ulp off {exact[worst]!r}"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512], ids=["nothing", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", ["exp", "exp2"])

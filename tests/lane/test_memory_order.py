@@ -303,7 +303,7 @@ def sum_added_to_what_was_stored(x: Tensor[f32, M, N], out: Tensor[f32, N], fact
 KERNELS = [value for value in list(globals().values()) if isinstance(value, Kernel)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("k", KERNELS, ids=lambda k: k.name)
 def test_loads_see_the_stores_before_them(k: Kernel) -> None:
     report = check_kernel(k, runs=6)
@@ -389,7 +389,7 @@ def read_before_in_parts(x: Tensor[f32, M, N], w: Tensor[f32, N, B], out: Tensor
         low[m, n] = x[m, n]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", ["v3", "v4", "sm_80"])
 @pytest.mark.parametrize(("rows", "columns"), [(3, 70), (5, 4), (1, 1)])
 @pytest.mark.parametrize("static", [False, True])

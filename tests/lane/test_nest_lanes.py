@@ -440,7 +440,7 @@ def test_powers_that_a_product_and_a_sum_read_are_computed_once() -> None:
     assert [loop.attributes["label"] for loop in computing] == ["k", "k"]   # full rows, and what is left of them
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
 @pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (17, 34), (70, 5), (5, 70), (65, 65)])
 def test_one_axis_of_a_nest_lies_across_the_lanes(tokens: int, heads: int, facts: Facts) -> None:
@@ -471,7 +471,7 @@ def test_numbers_beside_rows_do_not_take_the_lanes(facts: Facts) -> None:
     assert loads and all(op.name == "load" for op in loads)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
 @pytest.mark.parametrize("rows", [1, 3, 5, 16, 33])
 @pytest.mark.parametrize("turned", [False, True])

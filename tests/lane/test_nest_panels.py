@@ -113,7 +113,7 @@ def lowered(of: Any, arguments: dict[str, Any], facts: Facts = AVX2, schedule: S
     return lower(function, schedule or Schedule(), facts, specialize(function, arguments))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("shape", [(2, 33, 7, 131), (3, 40, 16, 128), (40, 1, 5, 70)])

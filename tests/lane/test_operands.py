@@ -58,7 +58,7 @@ def agrees(made: Any, sizes: dict[str, int], target: str, hints: dict[str, int])
     assert_expected(arguments, expected, f"{made.name} on {target} at {sizes}, {hints}")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("target", ["zen3", "zen4"])
 @pytest.mark.parametrize("order", ["n, k; h, k", "k, n; h, k", "n, k; k, h"])
 @pytest.mark.parametrize("mix", MIXES, ids="-".join)
@@ -86,6 +86,7 @@ def test_slots_that_are_read_along_another_axis_end_with_their_rows(extents: tup
     agrees(rows_of_slots, dict(zip("MNKHP", extents, strict=True)), "zen4", dict(zip("MNKHP", hints, strict=True)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("target", ["zen3", "zen4"])
 @pytest.mark.parametrize(("left", "right", "result", "step", "total"), [
     ("f32", "f32", "f32", "t * t - t * 0.5", 7.5), ("i8", "u8", "i32", "(t & 15) | (t >> 1)", 15)])

@@ -96,7 +96,7 @@ def test_any_schedule_is_exact(m, n, k, order, types, lanes, lane, rows, stage, 
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("types", PAIRS, ids=lambda t: f"{t[0].name}-{t[1].name}")
 @pytest.mark.parametrize(("order", "m"), [("nn", 1), ("nt", 1), ("nn", 40), ("nt", 40), ("tn", 40)])
 def test_the_model_packs(order, m, types) -> None:

@@ -90,7 +90,7 @@ def rows_of_few(name: str, rows: int, columns: int, depth: int, facts: Facts = F
     return {op.attributes["step"] for op in loops}, any(op.name == "prefetch" for op in lane.walk())
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "together"), [
     ("matmul_nt_f32", 3), ("matmul_nt_bf16_bf16", 2), ("matmul_nt_residual_f32", 3)])
 @pytest.mark.parametrize(("columns", "depth"), [(9, 40), (10, 17), (2, 8), (0, 8), (7, 0)])

@@ -75,7 +75,7 @@ def test_one_is_done_before_the_other_in_each_step(of: Any, turns: bool) -> None
     assert (len(first) == 1) == turns
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("of", [apart, with_one_operand])
 @pytest.mark.parametrize("shape", [(96, 160, 64), (35, 83, 131), (64, 16, 7), (31, 9, 30)])
 def test_any_extents(of: Any, shape: tuple[int, int, int]) -> None:

@@ -34,7 +34,7 @@ def lane_function(level: str, m: int = 0, kernel: Any = bf16_nt) -> Function:
     return parse_function(text_of(level, kernel, m), {"tile": TILE_OPS, "lane": LANE_OPS})
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 @pytest.mark.parametrize(("level", "m"), [("sm_80", 0), ("sm_90a", 0), ("sm_90a", 64)])
 def test_what_lowering_makes_is_right(level: str, m: int, kernel: Any) -> None:

@@ -63,7 +63,7 @@ def expected_of(arguments: dict[str, np.ndarray]) -> np.ndarray:
     return (rounded @ c + score.sum(axis=1, keepdims=True)).astype(ml_dtypes.bfloat16)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("facts", [DOTS, NARROW], ids=["16 lanes", "8 lanes"])
 @pytest.mark.parametrize("extents", [(33, 70, 64, 32), (16, 1, 1, 1), (40, 65, 7, 19), (3, 5, 2, 3)])
 def test_products_of_what_was_computed(facts: Facts, extents: tuple[int, int, int, int]) -> None:

@@ -41,7 +41,7 @@ def lane_function(name: str, number: int = -1) -> Function:
 # Synchronising lanes.
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [entry.name for entry in library()])
 def test_every_kernel_is_synchronised(name: str) -> None:
     lane = lane_function(name)

@@ -64,7 +64,7 @@ def test_the_model_takes_tiles_for_many_rows(types) -> None:
         np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("m", [1, 5, 6, 7, 8, 20])
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
@@ -211,6 +211,7 @@ def test_a_computed_operand_is_copied(b, m, n, k, seed) -> None:
     np.testing.assert_array_equal(arguments["out"], x @ arguments["w"].astype(np.float32))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lanes", [4, 16])
 @pytest.mark.parametrize(("m", "n", "k"), [(40, 96, 32), (33, 150, 21), (70, 193, 40)])
 def test_sums_that_are_kept(m, n, k, lanes) -> None:

@@ -187,7 +187,7 @@ def test_windows_are_rows_and_permutations(name: str, n: int, facts: Facts) -> N
         assert names["pick"] or names["unzip"] or names["zip"] or names["exchange"]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", ["v3", "v4"])
 @pytest.mark.parametrize("name", NAMES)
 def test_windows_as_machine_code(name: str, level: str) -> None:

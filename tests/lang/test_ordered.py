@@ -152,7 +152,7 @@ def arguments_of(name: str, seed: int) -> dict[str, Any]:
     return given
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_station(name: str) -> None:
     k = KERNELS[name]

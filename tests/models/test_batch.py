@@ -124,7 +124,7 @@ def test_a_full_cache_evicts_and_nothing_is_lost(model: Loaded) -> None:
         assert (job.tokens, job.ending) == (wanted.tokens, wanted.stop)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_architectures_agree_with_their_sessions(checkpoint: Loaded) -> None:
     scheduler = Scheduler(checkpoint, checkpoint.batch(2, 160))
     jobs = [Job(prompt, limit, GREEDY) for prompt, limit in zip(prompts(checkpoint, 3, 90, 20), (30, 10, 20),
@@ -218,7 +218,7 @@ def test_smollm2_answers_several_at_once() -> None:
 # ---- pages that are shared
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_what_begins_alike_is_read_once(checkpoint: Loaded) -> None:
     """Jobs with one beginning, at once and one after the other: the tokens of each alone, fewer tokens fed."""
     batch = checkpoint.batch(3, 250)

@@ -66,6 +66,7 @@ def test_decode_gives_the_logits_of_transformers(model: Loaded, recorded: dict[s
         assert_same(session.logits, wanted)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("chunk", [512, 7])
 def test_prefill_gives_the_logits_of_transformers(
     model: Loaded, recorded: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
@@ -97,7 +98,7 @@ def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[s
     assert len(recorded["tokens"]) + len(made.tokens) > mla.SPLIT
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
 def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache: str) -> None:
     """The checkpoint's weights are numbers of bf16. Activations stay in f32 here, so the logits are nearer to those of
@@ -589,7 +590,7 @@ def test_a_gguf_file_is_the_same_model(tmp_path: Path, name: str, split: bool) -
     assert_same(session.logits, logits[-1])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("form", "hidden", "other"), [
     ("Q8_0", 32, {}), ("Q4_0", 32, {}), ("Q4_1", 32, {}), ("Q8_0", None, {}), ("Q8_0", 32, {"expert_up": "Q4_0"}),
 ])
@@ -617,7 +618,7 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.9995
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("other", [
     {"shared_down": "Q4_0"}, {"shared_gate": "Q4_0", "shared_up": "Q4_0"}, {"expert_down": "Q5_0"},
     {"expert_down": "Q5_1"},

@@ -154,7 +154,7 @@ def in_formats(path: Path, kinds: Mapping[str, str], config: DeepseekConfig, tog
                 writer.add_tensor(name, gguf.quants.quantize(values, chosen).view(np.uint8), raw_dtype=chosen)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kinds", "together", "changes", "held"), [
     ({"attn_k_b": "Q4_0", "attn_v_b": "Q4_0"}, False, {}, (KeyBlocks, Blocks)),
     ({"attn_k_b": "Q5_0", "attn_v_b": "Q4_K"}, False, {"q_lora_rank": None}, (KeyBlocks, KMatrix)),

@@ -44,7 +44,7 @@ print(1024 * peak - kept, kept)
 """
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["smollm2", "small", "lite"])
 def test_a_process_that_compiles_takes_little_beside_weights_and_cache(name: str) -> None:
     """SmolLM2's file; two layers of the bench's small DeepSeek and of V2-Lite, in blocks of 4 bits."""

@@ -81,7 +81,7 @@ def test_a_position_that_was_not_reached_is_refused(model: LlamaModel) -> None:
         session.rewind(1)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("form", "run", "relative"), [
     ("file", 0, 0.005), ("file-f32", 0, 0.0005), *[("file", 1, 0.005), ("file-f32", 1, 0.0005)] * bool(FUZZ),
     pytest.param("file-rounded", 0, 0.005, marks=pytest.mark.skipif(

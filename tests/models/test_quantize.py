@@ -66,7 +66,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return small.write_directory(tmp_path / "model", weights)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("settings", "form"), [
     (Settings(4, 64), "q4m"), (Settings(4, 64, False), "q4"), (Settings(8), "q8"), (Settings(8, 32, True), "q8m"),
 ], ids=lambda value: str(value) if isinstance(value, str) else "")

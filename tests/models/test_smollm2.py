@@ -34,7 +34,7 @@ def blocks(path: Path) -> LlamaModel:
     return load_model(path, "file-f32")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", ["model", "blocks"])
 @pytest.mark.parametrize("run", RUNS)
 def test_greedy_tokens_are_those_of_llama_cpp(form: str, run: dict, request: pytest.FixtureRequest) -> None:

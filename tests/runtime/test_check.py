@@ -69,7 +69,7 @@ def beyond(x: Tensor[f32, 3], start: i32, y: Tensor[f32, 2]):
         y[n] = x[n + start + 4]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", [clipped, picked, part, divided], ids=lambda k: k.name)
 def test_right_kernels_pass(kernel: Any) -> None:
     report = check_kernel(kernel)
@@ -79,7 +79,7 @@ def test_right_kernels_pass(kernel: Any) -> None:
     assert report.to_json()["ok"] is True
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["softmax", "matvec_bf16", "attention_decode_f32", "top_k"])
 def test_library_kernels_pass(name: str) -> None:
     entry = find(name)

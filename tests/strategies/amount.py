@@ -16,8 +16,8 @@ FUZZ = int(os.environ.get("SAPPER_FUZZ", "0"))
 
 def examples(count: int) -> int:
     """max_examples of a test for which `count` are many enough: a run of the suite, which draws the same ones each time
-    and is to end within 25 minutes on two slow cores, takes half of them."""
-    return count * FUZZ if FUZZ else max(1, count // 2)
+    and is to end within 25 minutes on two slow cores, takes a third of them."""
+    return count * FUZZ if FUZZ else max(1, count // 3)
 
 
 def dealt(entries: Sequence[LibraryKernel], place: int, places: int) -> Sequence[LibraryKernel]:

@@ -179,6 +179,7 @@ def test_lane_ir_means_the_same(of: Any, count: int, lanes: int, picks: bool) ->
         np.testing.assert_allclose(found[name].astype(np.float64), value.astype(np.float64), rtol=2e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("of", [softmax, boxes, best, totals, in_place], ids=lambda of: of.name)
 def test_machine_code(of: Any) -> None:
     report = check_kernel(of, runs=3)

@@ -36,7 +36,7 @@ def neighbours(kernel: Any, level: str, schedule: Schedule) -> dict[str, Step]:
     return {step.label: step for step in steps(schedule, chosen(kernel, level, schedule), 24, threads=132)}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("schedule", [
     Schedule(), Schedule(tile={"m": 64, "n": 128}), Schedule(split={"k": 4}), Schedule(stream="k"),
     Schedule(cluster={"n": 4}), Schedule(tile={"m": 128, "n": 128}, cluster={"m": 2})], ids=lambda s: str(s.to_json()))

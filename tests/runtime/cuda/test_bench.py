@@ -24,7 +24,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "SAMPLE_SECONDS", 0.0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", ["matmul bf16", "clusters", "few tiles", "matmul fp8", "attention", "decode", "norm"])
 def test_cases_are_right(device: EmulatedDriver, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "gpu", "--quick", "--case", case]) == 0

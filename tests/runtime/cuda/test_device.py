@@ -45,7 +45,7 @@ def test_a_kernel_of_the_library(any_device: EmulatedDriver | None, entry: Libra
         run(entry, shape)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("ragged", [0, 8, 40] if REAL else [0])
 @pytest.mark.parametrize("schedule", [
     None, {"split": {"k": 1}}, {"split": {"k": 3}}, {"cluster": {"m": 2}}, {"cluster": {"n": 2}},

@@ -433,7 +433,7 @@ def aborted(device: EmulatedDriver, issue: Callable[[], Any], most: int = 2000) 
     pytest.fail(f"nothing in the sync block after {most} instructions")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", ["call", "prepared", "graph"])
 @pytest.mark.parametrize("kernel", [product, two_steps], ids=["flags", "arrivals"])
 def test_a_kernel_that_was_aborted_leaves_nothing_behind(device: EmulatedDriver, kernel: Any, way: str,

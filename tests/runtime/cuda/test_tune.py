@@ -51,7 +51,7 @@ def task() -> Any:
     return tuner._task(subject(), LEVEL, 132, False)[0]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("schedule", [{"tile": {"m": 64, "n": 64}}, {"split": {"k": 2}}, {"stream": "k"},
                                       {"cluster": {"m": 2}, "split": {"k": 1}}], ids=str)
 def test_a_candidate_is_compared_and_timed_on_the_device(device: EmulatedDriver, schedule: dict[str, Any]) -> None:

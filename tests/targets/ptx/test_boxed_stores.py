@@ -151,7 +151,7 @@ def stores_boxes(lane: Function) -> bool:
     return any(op.name == "tensor_store" for op in lane.walk())
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", BOXED, ids=lambda k: k.name)
 def test_the_lane_station(kernel: Any) -> None:
     extents = {"M": 96, "N": 160, "K": 96, "B": 2}
@@ -166,7 +166,7 @@ def test_the_lane_station(kernel: Any) -> None:
     assert_rounded(arguments[list(arguments)[-1]], wanted)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kernel", "tile", "lazy"), [
     (bf16_nt, (128, 256), True), (bf16_nt, (64, 64), False), (f16_nn, (128, 128), True), (f16_nn, (64, 128), False),
     (gated_bf16, (128, 128), True), (batched_bf16, (64, 64), True), (rescaled, (128, 256), True),

@@ -58,7 +58,7 @@ def compiled_for(kernel: Any, level: str) -> Any:
                           known.aligned)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", PRODUCT)
 @pytest.mark.parametrize("entry", KERNELS[1:], ids=lambda entry: entry.name)
 def test_lane_ir(entry: LibraryKernel, level: str) -> None:
@@ -81,7 +81,7 @@ def test_lane_ir(entry: LibraryKernel, level: str) -> None:
     assert entry.compare(arguments, expected) is None, entry.compare(arguments, expected)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", PRODUCT)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
@@ -98,7 +98,7 @@ def test_on_the_emulator(entry: LibraryKernel, lazy: bool, level: str) -> None:
         assert boxes == (product == "wgmma.mma_async" and shape["T"] > 0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", PRODUCT)
 @pytest.mark.parametrize("shape", [(2, 1, 63), (1, 8, 2 * 256 + 40), (1, 20, 70)], ids=str)
 def test_heads_that_share_a_cache(shape: tuple[int, int, int], level: str) -> None:
@@ -166,7 +166,7 @@ SM_90A_FAULTS = {
 FAULTS = {"sm_80": SM_80_FAULTS, "sm_90a": SM_90A_FAULTS}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("level", "fault"), [(level, fault) for level, faults in FAULTS.items() for fault in faults])
 def test_planted_faults_are_caught(level: str, fault: str) -> None:
     """On the emulator: an error, a wrong result, or nobody can go on."""
@@ -195,7 +195,7 @@ REHEARSED = {"sm_80": ("async_wait", "sync_warps", "async_commit"),
                         "tensor_copy", "signal_start", "signal_fence", "sync_warps", "store_fence", "store_wait")}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("level", "name"), [(level, name) for level, names in REHEARSED.items() for name in names])
 def test_the_rehearsal_finds_what_is_left_out(level: str, name: str) -> None:
     """Each op of that name, left out by itself; but the end of the batch that the next round's batch takes up, and the

@@ -62,7 +62,7 @@ def emulated(arguments: dict[str, Any], aligned: list[str] = TENSORS, workers: i
     return counters
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("heads", "position"), [(64, 70), (100, 256 + 33), (128, 0), (17, 255)])
 def test_on_the_emulator(heads: int, position: int, lazy: bool) -> None:
@@ -185,7 +185,7 @@ def test_all_lanes_have_stored_and_read_when_one_says_so() -> None:
 
 # What is left out, or wrong.
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["signal_wait", "signal_arrive", "signal_start", "store_fence", "store_wait",
                                   "group_wait", "group_fence", "group_commit", "sync_warps", "tensor_copy"])
 def test_the_rehearsal_finds_what_is_left_out(name: str) -> None:
@@ -227,7 +227,7 @@ def compiled_for_many_heads() -> Compiled:
                           dict.fromkeys("PB", (4096, 1)), TARGET, None, frozenset(TENSORS))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     """On the emulator: an error, a wrong result, or nobody can go on."""

@@ -31,7 +31,7 @@ def lowered(heads: int, latent: int = 512, level: str = "sm_80") -> Function:
     return to_lane(tile, Schedule(), facts_of(targets.target(level)), known)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize(("heads", "position"), [(16, 70), (20, 256 + 33), (1, 0)])

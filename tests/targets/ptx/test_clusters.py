@@ -103,7 +103,7 @@ def counted_with_scales(schedule: Schedule, extents: dict[str, int], workers: in
     return result.counters
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "schedule", "extents"), [
     (bf16_nn, ROWS, {"M": 144, "N": 160, "K": 336}), (bf16_nt, COLUMNS, {"M": 80, "N": 304, "K": 144}),
@@ -183,7 +183,7 @@ def test_any_share_of_clusters_gives_the_sums(m: int, n: int, k: int, clusters: 
     assert result.counters.instructions.get(RELEASE, 0) == 2 * 4 * sum(whose.count(t) - 1 for t in set(whose))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "schedule", "extents"), [
     (bf16_nn, Schedule(tile=TILE, stream="k", cluster={"m": 2}), {"M": 208, "N": 160, "K": 336}),
@@ -251,7 +251,7 @@ OF_ROWS = "the rank is left in the descriptor"
 """No fault where all lies along the depth: the field that it falls into is not read then (PTX ISA, "Strides")."""
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("fault", "kernel"), [
     *((fault, bf16_nn) for fault in FAULTS), *((fault, block_scaled) for fault in FAULTS if fault != OF_ROWS)],
     ids=lambda value: getattr(value, "name", value))

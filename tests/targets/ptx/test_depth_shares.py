@@ -74,6 +74,7 @@ def interpret_lane(lane: Function, arguments: dict[str, np.ndarray], extents: di
     run(lane, np.array(words), memory, workers=workers)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("schedule", [STREAM, SPLIT], ids=["stream", "split"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_lane_ir(level: str, schedule: Schedule) -> None:
@@ -142,6 +143,7 @@ def test_any_share_gives_the_sums(m: int, n: int, k: int, workers: int, parts: i
 # On the emulator.
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("level", "kernel", "schedule"), [
     ("sm_80", bf16_nn, STREAM), ("sm_80", gated, SPLIT), ("sm_90a", bf16_nn, SPLIT), ("sm_90a", gated, STREAM)],
@@ -157,7 +159,7 @@ def test_on_the_emulator(level: str, kernel: Any, schedule: Schedule, lazy: bool
     assert counters.instructions.get(RELEASE, 0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_f32", "matmul_tn_bf16", "matmul_nt_bias_gelu_f32",
                                   "matmul_nt_residual_bf16", "matmul_swiglu_bf16"])
 def test_products_of_the_library(name: str) -> None:
@@ -227,7 +229,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str, level: str) -> None:
@@ -259,13 +261,14 @@ def test_lanes_meet_around_the_flag(level: str) -> None:
 # The rehearsal.
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_lowering_makes_is_right(level: str, kernel: Any) -> None:
     assert rehearse(lowered(kernel, level, Schedule(stream="k"))) == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "told"), [
     ("hand_over", "take_over: found a wait for what nobody does"),
     ("take_over", "load_run: found (bytes that nobody wrote|what was not waited for)")])

@@ -145,7 +145,7 @@ def test_the_way_is_that_of_the_least_price(monkeypatch: pytest.MonkeyPatch) -> 
         assert len([op for op in lane.walk() if op.name == "exchange"]) == (taken[-1].price.issued > 64) * 32
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("kernel", [*KERNELS, some_columns], ids=lambda kernel: kernel.name)
 def test_on_the_emulator(kernel: Any, level: str) -> None:
@@ -197,7 +197,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_planted_faults_are_caught(fault: str | None) -> None:
     given = arguments_of(bf16_nt, {"M": 136, "N": 160, "K": 64})

@@ -92,7 +92,7 @@ def test_lane_ir(kernel: Any) -> None:
 TILES = {"large": {"m": 128, "n": 256}, "one group": {"m": 64, "n": 128}}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kernel", "tile", "lazy"), [
     *((kernel, "large", False) for kernel in KERNELS), *((kernel, "one group", True) for kernel in KERNELS),
     (bf16_nn, "large", True)], ids=lambda value: getattr(value, "name", value))
@@ -233,7 +233,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     """On the emulator: an error, a wrong result, or nobody can go on."""

@@ -70,7 +70,7 @@ MOST_VOLUME = 40_000 if FUZZ else 20_000
 """The product of the extents of a shape for the emulator."""
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("entry", dealt(LIBRARY, 0, 2), ids=lambda entry: entry.name)
 def test_on_the_emulator(entry: LibraryKernel) -> None:
     """The raggedest of the shapes that a NumPy emulator gets through in a second or two."""
@@ -86,7 +86,7 @@ def whole_rows(entry: LibraryKernel, shape: dict[str, int]) -> dict[str, int]:
     return shape | {dim: -(-shape[dim] // 32) * 32 for dim in "KN" if {"K", "N"} <= shape.keys() and shape[dim]}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("entry", dealt(LIBRARY, 1, 2), ids=lambda entry: entry.name)
 def test_aligned_on_the_emulator(entry: LibraryKernel) -> None:
     """What a call gets whose rows start at multiples of 64 bytes: boxes and matrix instructions; in a search for faults

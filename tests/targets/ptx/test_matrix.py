@@ -62,7 +62,7 @@ def assert_near(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_lane_ir(kernel: Any) -> None:
     extents = SHAPES[1]
@@ -83,7 +83,7 @@ def test_lane_ir(kernel: Any) -> None:
     assert_near(arguments[list(arguments)[-1]], wanted)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_on_the_emulator(kernel: Any, lazy: bool) -> None:
@@ -103,7 +103,7 @@ BYTES = {"matmul_nt_i8": "m16n8k32.row.col.s32.s8.s8.s32", "matmul_nt_u8": "m16n
          "matmul_nt_i8_scaled": "m16n8k32.row.col.s32.s8.s8.s32"}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("name", BYTES)
 def test_integers_of_8_bits_are_exact(name: str, level: str) -> None:
@@ -180,7 +180,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     assert is_caught(lambda text: replaced(text, *FAULTS[fault]))

@@ -98,7 +98,7 @@ def test_lane_ir(kernel: Any) -> None:
     assert_near(arguments["c"], wanted)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize("columns", [128, 256])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
@@ -138,7 +138,7 @@ def test_halves_of_256_columns_are_summed_one_after_the_other() -> None:
     assert multiplies[4].operands[2:] == list(first.results)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kernel", "level", "aligned"), [
     (scaled_by_column, "sm_90a", "ab"), (along_the_other_axis, "sm_90a", "ab"), (unscaled, "sm_80", "ab"),
     (block_scaled, "sm_90a", "a")], ids=lambda value: getattr(value, "name", value))

@@ -119,7 +119,7 @@ def _leaves(value: Value) -> list[Value]:
         leaf for v in value.op.operands for leaf in _leaves(v)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("name", ["masked_matmul_nt_bf16_bf16", "masked_matmul_nt_f32", "masked_matmul_nt_i8"])
 def test_columns_are_tasks_where_memory_tells_the_rows(name: str, level: str) -> None:

@@ -30,7 +30,7 @@ def arguments_of(kernel: Any, extents: dict[str, int]) -> dict[str, np.ndarray]:
     return made
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize(("kernel", "extents", "aligned"), [
     (rounded, {"M": 96, "N": 160, "K": 144}, "b"), (rounded, {"M": 131, "N": 77, "K": 101}, ""),

@@ -140,7 +140,7 @@ def arguments_of(kernel: Any, extents: dict[str, int]) -> dict[str, np.ndarray]:
         50 if type.dtype is i8 else 0.25)).astype(NUMPY[type.dtype.name]) for name, type in kernel.parameters}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "aligned", "level"), [
     (gated_layer, "x gate up down y", "sm_80"), (gated_layer, "", "sm_90a"), (biased_rows, "q k v", "sm_90a"),

@@ -29,13 +29,13 @@ def run(name: str, level: str, aligned: bool, lazy: bool = False) -> dict[str, i
     return dict(counters.instructions)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_on_the_emulator(name: str) -> None:
     assert any(opcode.startswith("mma.sync") for opcode in run(name, "sm_80", True))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("level", "aligned", "lazy"), [("sm_80", True, True), ("sm_80", False, False),
                                                         ("sm_90a", True, False), ("sm_90a", True, True),
                                                         ("sm_90a", False, False)])

@@ -154,7 +154,7 @@ def bound(size: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return size * (4 * float(LOST) + 2.0**-20)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("signed", [False, True], ids=["positive", "signed"])
 @pytest.mark.parametrize(("level", "file"), [("sm_90a", "triton_matmul_e4m3_sm90"),
                                               ("sm_89", "triton_matmul_e4m3_sm89")])

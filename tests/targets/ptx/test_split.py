@@ -47,7 +47,7 @@ def right_only(a: Tensor[bf16, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]
         c[m, n] = acc
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize(("kernel", "aligned"), [(both, ""), (left_only, ""), (left_only, "b"), (right_only, "")],
                          ids=lambda v: getattr(v, "name", v))
@@ -128,7 +128,7 @@ def test_which_walks_are_split() -> None:
     assert not [op for op in lowered(both, few).walk() if op.name == "matrix_multiply"]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["matmul_nn_f32", "matmul_nt_bf16", "matmul_tn_bf16", "matmul_nt_bias_gelu_f32",
                                   "matmul_swiglu_bf16", "batched_matmul_nt_f32", "masked_matmul_nt_f32"])
 def test_library_kernels(name: str) -> None:
