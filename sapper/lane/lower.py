@@ -168,7 +168,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         share_sums(function, facts.joins, lambda value: hint(value, specialization)[0])
         interchange(function)
         write_out_short_axes(function, lanes // 2, lanes // 4 * facts.many_workers, _lanes_step(facts, specialization),
-                             {schedule.lane, *schedule.tile, *schedule.registers, *schedule.order})
+                             {schedule.lane, *schedule.tile, *schedule.registers, *schedule.order, *schedule.chunks})
         if facts.many_workers:
             part_nests(function)
         else:

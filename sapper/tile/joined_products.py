@@ -154,10 +154,10 @@ def _part(function: Function, nest: Op, block: Block, product: Op, ops: list[Op]
                 assert isinstance(result.type, TileType)
                 result.type = TileType(result.type.dtype, union_of_axes(op.operands))
                 changed.add(result)
-    gone = {id(op) for op in (*ops, *wholes)}
+    gone = {*ops, *wholes}
     needed: set[Value] = set()
     for op in reversed(list(block.ops)):
-        if id(op) in gone and not any(v in needed for v in op.results) and (
+        if op in gone and not any(v in needed for v in op.results) and (
                 op.name != "whole" or op.attributes["axis"] not in {
                     o.attributes["axis"] for o in block.ops if o.name == "index"}):
             block.ops.remove(op)

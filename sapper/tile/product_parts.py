@@ -64,11 +64,11 @@ def lift_extents(function: Function) -> None:
                         top.issuperset(op.operands)):
                     lifted.append(op)
                     top.add(op.result)
-        gone = {id(op) for op in lifted}
+        gone = set(lifted)
         blocks = list(nest.blocks) if lifted else []
         while blocks:
             block = blocks.pop()
-            block.ops[:] = [op for op in block.ops if id(op) not in gone]
+            block.ops[:] = [op for op in block.ops if op not in gone]
             blocks += [inner for op in block.ops for inner in op.blocks]
         at = function.body.ops.index(nest)
         function.body.ops[at:at] = lifted

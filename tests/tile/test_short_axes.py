@@ -247,3 +247,9 @@ def test_a_schedule_may_ask_for_rows() -> None:
 
     assert "scatter" not in text(None) and "vpermt2ps" in text(None)
     assert "vpermt2ps" not in text(Schedule(lane="c"))
+
+
+def test_a_schedule_may_ask_for_tasks_along_a_short_axis() -> None:
+    made = compile_kernel(over_part_of_a_row, static_dims={}, unit_strides=dict.fromkeys("xy", "contiguous"),
+                          dim_classes={}, target=target("zen4"), schedule=Schedule(chunks={"r": 2}))
+    assert made.tasks
