@@ -17,8 +17,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import product
 
 from ..ir.nodes import Function, Op, Value
-from ..ir.types import DType, TileType, Type, bf16, bool_, f16, f32
+from ..ir.types import DType, TileType, bf16, bool_, f16, f32
 from .affine import affine
+from .parts import Writer
 from .plan import axes_of
 
 MOST_OPS = 256
@@ -60,8 +61,8 @@ def _short_axes(loop: Op, most: int, lanes_step: Callable[[Value, int], bool], m
     around = {axis: _range(*loop.operands[2 * n:2 * n + 2]) for n, axis in enumerate(walked)}
     known = {axis: numbers for axis, numbers in (around | inside).items() if numbers and 1 < len(numbers) <= most}
     left = [axis for axis in walked if axis not in known]
-    if not inside.keys() <= known.keys() or not left or (meet and not any(
-            op.name in _ACROSS and not known.keys().isdisjoint(op.attributes["over"]) for op in body)):
+    over = {axis for op in body if op.name in _ACROSS for axis in op.attributes["over"]}
+    if not left or (meet and not over) or not over | inside.keys() <= known.keys():
         return {}
     points = {op: math.prod(len(known[axis]) for axis in _spanned(op, known)) for op in body}
     pitches = {op: _pitch(op, known, left[-1]) for op in body if op.name in ("load", "store")}
@@ -120,6 +121,7 @@ class _Elements:
         self.loaded: dict[tuple[Value, ...], Value] = {}
 
     def add(self, op: Op) -> None:
+        self.writer = Writer(self.ops, op)
         spanned = _spanned(op, self.axes)
         if not spanned:
             op.operands = [self._at(v, {}) for v in op.operands]
@@ -145,13 +147,9 @@ class _Elements:
         known = self.elements.get(value)
         return value if known is None else known[tuple(place[axis] for axis in self._short(value))]
 
-    def _emit(self, name: str, operands: list[Value], type: TileType, like: Op, **attributes: object) -> Value:
-        self.ops.append(Op(name, operands, [type], attributes, None, like.location))
-        return self.ops[-1].result
-
-    def _type(self, value: Value, dtype: DType | None = None) -> TileType:
+    def _type(self, value: Value) -> TileType:
         assert isinstance(value.type, TileType)
-        return TileType(dtype or value.type.dtype, tuple(axis for axis in value.type.axes if axis not in self.axes))
+        return TileType(value.type.dtype, tuple(axis for axis in value.type.axes if axis not in self.axes))
 
     def _set(self, value: Value, place: Mapping[str, int], element: Value) -> None:
         element.name = element.name or value.name
@@ -159,31 +157,27 @@ class _Elements:
 
     def _copy(self, op: Op, place: Mapping[str, int]) -> None:
         if op.name == "index":
-            made = self._emit("const", [], self._type(op.result), op, value=place[op.attributes["axis"]])
-            self._set(op.result, place, made)
+            self._set(op.result, place, self.writer.number(place[op.attributes["axis"]]))
             return
         operands = [self._at(v, place) for v in op.operands]
-        types: list[Type] = [self._type(v) for v in op.results]
-        if op.name == "full" and types == [TileType(self._type(op.result).dtype)]:
+        types = [self._type(v) for v in op.results]
+        if op.name == "full" and not types[0].axes:
             self._set(op.result, place, operands[0])
             return
         if op.name == "load" and tuple(operands) in self.loaded:
             self._set(op.result, place, self.loaded[tuple(operands)])
             return
-        self.ops.append(Op(op.name, operands, types, dict(op.attributes), None, op.location))
+        made = self.writer.op(op.name, operands, types, **op.attributes)
         if op.name == "load":
-            self.loaded[tuple(operands)] = self.ops[-1].result
+            self.loaded[tuple(operands)] = made.result
         elif op.name == "store":
             self.loaded.clear()
-        for old, new in zip(op.results, self.ops[-1].results, strict=True):
+        for old, new in zip(op.results, made.results, strict=True):
             self._set(old, place, new)
 
     def _joined(self, op: Op) -> None:
         """A reduction or a contraction: of the elements that each of its results joins."""
-        over = [axis for axis in op.attributes["over"] if axis in self.axes]
-        rest = [axis for axis in op.attributes["over"] if axis not in self.axes]
-        assert not rest, "an axis of the loop is not reduced in it"
-        kept = self._short(op.result)
+        over, kept = op.attributes["over"], self._short(op.result)
         for point in self._points(kept):
             place = dict(zip(kept, point, strict=True))
             places = [place | dict(zip(over, joined, strict=True)) for joined in self._points(over)]
@@ -206,7 +200,7 @@ class _Elements:
         assert isinstance(value.type, TileType)
         if value.type.dtype not in (bf16, f16):
             return value
-        return self._emit("cast", [value], TileType(f32, value.type.axes), op)
+        return self.writer.value("cast", [value], TileType(f32, value.type.axes))
 
     def _product(self, op: Op, place: Mapping[str, int]) -> Value:
         dtype = self._type(op.result).dtype
@@ -214,9 +208,9 @@ class _Elements:
         for operand in op.operands:
             value = self._at(operand, place)
             assert isinstance(value.type, TileType)
-            factors.append(value if value.type.dtype is dtype else self._emit(
-                "cast", [value], TileType(dtype, value.type.axes), op))
-        return self._emit("mul", factors, self._union(factors, dtype), op)
+            factors.append(value if value.type.dtype is dtype else self.writer.value(
+                "cast", [value], TileType(dtype, value.type.axes)))
+        return self.writer.value("mul", factors, self._union(factors, dtype))
 
     @staticmethod
     def _union(values: list[Value], dtype: DType) -> TileType:
@@ -228,11 +222,11 @@ class _Elements:
         dtype = terms[0].type.dtype
         while len(terms) > 1:
             pairs, odd = [terms[at:at + 2] for at in range(0, len(terms) - 1, 2)], terms[len(terms) // 2 * 2:]
-            terms = [self._emit("add", pair, self._union(pair, dtype), op) for pair in pairs] + odd
+            terms = [self.writer.value("add", pair, self._union(pair, dtype)) for pair in pairs] + odd
         wanted = self._type(op.result).dtype
-        return terms[0] if dtype is wanted else self._emit("cast", terms, TileType(wanted, axes_of(terms[0])), op)
+        return terms[0] if dtype is wanted else self.writer.value("cast", terms, TileType(wanted, axes_of(terms[0])))
 
-    def _lowest(self, dtype: DType, highest: bool, op: Op) -> Value:
+    def _lowest(self, dtype: DType, highest: bool) -> Value:
         """What loses every comparison."""
         if dtype.is_float:
             value: float = math.inf if highest else -math.inf
@@ -240,28 +234,28 @@ class _Elements:
             signed = dtype.kind == "i"
             bits = dtype.bits - signed
             value = (1 << bits) - 1 if highest else -(1 << bits) * signed
-        return self._emit("const", [], TileType(dtype), op, value=value)
+        return self.writer.value("const", [], TileType(dtype), value=value)
 
     def _extreme(self, op: Op, places: list[dict[str, int]]) -> Value:
         """`max` and `min` give their second operand where one is no number: that is what was found so far."""
         kind, dtype = op.attributes["kind"], self._type(op.result).dtype
-        found = self._lowest(dtype, kind == "min", op)
+        found = self._lowest(dtype, kind == "min")
         for place in places:
             pair = [self._at(op.operands[0], place), found]
-            found = self._emit(_JOINS[kind], pair, self._union(pair, dtype), op)
+            found = self.writer.value(_JOINS[kind], pair, self._union(pair, dtype))
         return found
 
     def _highest_place(self, op: Op, places: list[dict[str, int]], axis: str) -> Value:
         kind, dtype = op.attributes["kind"], self._type(op.operands[0]).dtype
-        found = self._lowest(dtype, kind == "argmin", op)
+        found = self._lowest(dtype, kind == "argmin")
         result = self._type(op.result)
-        at = self._emit("const", [], TileType(result.dtype), op, value=places[0][axis])
+        at = self.writer.value("const", [], TileType(result.dtype), value=places[0][axis])
         for place in places:
             value = self._at(op.operands[0], place)
-            better = self._emit(_RISES[kind], [value, found], self._union([value, found], bool_), op)
-            here = self._emit("const", [], TileType(result.dtype), op, value=place[axis])
-            at = self._emit("select", [better, here, at], self._union([better, here, at], result.dtype), op)
-            found = self._emit("select", [better, value, found], self._union([better, value, found], dtype), op)
+            better = self.writer.value(_RISES[kind], [value, found], self._union([value, found], bool_))
+            here = self.writer.value("const", [], TileType(result.dtype), value=place[axis])
+            at = self.writer.value("select", [better, here, at], self._union([better, here, at], result.dtype))
+            found = self.writer.value("select", [better, value, found], self._union([better, value, found], dtype))
         return at
 
     def _scanned(self, op: Op) -> None:
@@ -270,16 +264,16 @@ class _Elements:
         kind, dtype = op.attributes["kind"], self._type(op.result).dtype
         for point in self._points(others):
             place = dict(zip(others, point, strict=True))
-            found: Value | None = None if kind == "sum" else self._lowest(dtype, kind == "min", op)
+            found: Value | None = None if kind == "sum" else self._lowest(dtype, kind == "min")
             for coordinate in self.axes[axis]:
                 here = place | {axis: coordinate}
                 value = self._wide(op, here) if kind == "sum" else self._at(op.operands[0], here)
                 if found is not None:
                     pair = [value, found]
                     assert isinstance(value.type, TileType)
-                    value = self._emit(_JOINS[kind], pair, self._union(pair, value.type.dtype), op)
+                    value = self.writer.value(_JOINS[kind], pair, self._union(pair, value.type.dtype))
                 found = value
                 assert isinstance(found.type, TileType)
-                rounded = found if found.type.dtype is dtype else self._emit(
-                    "cast", [found], TileType(dtype, found.type.axes), op)
+                rounded = found if found.type.dtype is dtype else self.writer.value(
+                    "cast", [found], TileType(dtype, found.type.axes))
                 self._set(op.result, here, rounded)

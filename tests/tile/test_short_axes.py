@@ -214,7 +214,16 @@ def beside_a_long_one(x: Tensor[f32, N, 4], w: Tensor[f32, B], y: Tensor[f32, N,
         y[n, c] = x[n, c] - sum(x[n, c], over=c) * sum(w[b], over=b)
 
 
-@pytest.mark.parametrize("of", [no_sum, rows_of_five, planes, beside_a_long_one], ids=lambda of: of.name)
+@kernel
+def below_a_long_one(x: Tensor[f32, B, N, 4], w: Tensor[f32, N], y: Tensor[f32, B, N, 4]):
+    m = whole(N)
+    for b, n in tiles(B, N):
+        c = whole(4)
+        y[b, n, c] = x[b, n, c] - sum(x[b, n, c] * w[m], over=(c, m))
+
+
+@pytest.mark.parametrize("of", [no_sum, rows_of_five, planes, beside_a_long_one, below_a_long_one],
+                         ids=lambda of: of.name)
 def test_what_stays(of: Any) -> None:
     """As well computed as it lies; lanes would gather; lanes go along memory already; a long axis is in there."""
     assert any(op.name == "whole" for op in written_out(of).walk())
