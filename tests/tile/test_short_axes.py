@@ -20,6 +20,7 @@ from sapper import (
     each,
     exp,
     f32,
+    f64,
     i8,
     i32,
     kernel,
@@ -262,3 +263,15 @@ def test_a_schedule_may_ask_for_tasks_along_a_short_axis() -> None:
     made = compile_kernel(over_part_of_a_row, static_dims={}, unit_strides=dict.fromkeys("xy", "contiguous"),
                           dim_classes={}, target=target("zen4"), schedule=Schedule(chunks={"r": 2}))
     assert made.tasks
+
+
+def test_rows_of_64_bits_are_not_gathered() -> None:
+    @kernel
+    def differences(x: Tensor[f64, N, 3], y: Tensor[f64, N, 3]):
+        for n in tiles(N):
+            c = whole(3)
+            y[n, c] = x[n, c] - sum(x[n, c], over=c)
+
+    text = compile_kernel(differences, static_dims={}, unit_strides=dict.fromkeys("xy", "contiguous"), dim_classes={},
+                          target=target("zen4"), schedule=None).text()
+    assert "gather" not in text and "scatter" not in text
