@@ -273,13 +273,16 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 is_computed(v) and all(extents[axis] >= STAGE_ROWS for axis in rows if axis not in axes_of(v))
                 for v in op.operands)
 
-        extents = {axis: hint(op.operands[2 * i + 1], specialization)[0] for op in function.walk()
-                   if op.name in ("tiles", "whole") for i, axis in enumerate(axes_brought(op))}
-        if all(op.name == "contract" and is_product(op, extents) for op in late):
+        def extents() -> dict[str, int]:
+            return {axis: hint(op.operands[2 * i + 1], specialization)[0] for op in function.walk()
+                    if op.name in ("tiles", "whole") for i, axis in enumerate(axes_brought(op))}
+
+        known = extents()
+        if all(op.name == "contract" and is_product(op, known) for op in late):
             lift_extents(function)
             part_products(function, typical, is_product, MOST_OPERAND_BYTES)
         bring_gathered(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
-        loop_over_depths(function, extents.__getitem__, STAGE_ROWS)
+        loop_over_depths(function, extents().__getitem__, STAGE_ROWS)    # loops that were parted have other axes
         part_joined_products(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
 
     def _check_schedule(self) -> None:

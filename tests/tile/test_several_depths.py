@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapper import Tensor, dims, each, f32, kernel, tiles, whole
+from sapper import Tensor, dims, each, f32, kernel, maximum, tiles, whole
 from sapper.ir.nodes import Function
 from sapper.ir.verifier import verify
+from sapper.runtime.check import check_kernel
 from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
@@ -73,3 +74,15 @@ def test_loops(made: Any, before: int, after: int) -> None:
     interpret(function, given)
     for name, array in wanted.items():
         np.testing.assert_allclose(given[name], array, rtol=1e-4, atol=1e-4)
+
+
+@kernel
+def of_computed_elements(x: Tensor[f32, B, C, Q], g: Tensor[f32, B, O, Q], y: Tensor[f32, O, C]):
+    for o, c in tiles(O, C):
+        b, q = whole(B), whole(Q)
+        y[o, c] = maximum(g[b, o, q], 0.0) @ x[b, c, q]
+
+
+def test_loops_that_were_parted_before_have_axes_of_other_names() -> None:
+    report = check_kernel(of_computed_elements, runs=3)
+    assert report.ok, report
