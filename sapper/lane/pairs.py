@@ -1,7 +1,8 @@
-"""Pairs of elements: two loads, or two stores, of every second element, which together are all of a stretch of memory.
+"""Pairs of elements: two loads of every second element, which together are all of a stretch of memory.
 
-Enters loads and stores whose lanes are two elements apart (the even and the odd ones of rotary embeddings); leaves
-loads and stores of whole rows, and exchanges of elements between two of them, in place of gathers and scatters.
+Enters loads whose lanes are two elements apart (the even and the odd ones of rotary embeddings); leaves loads of whole
+rows, and exchanges of elements between two of them, in place of gathers. Stores that are pairs are found here, too, and
+made with others that fill what lies between lanes (windows.py).
 
 What holds: both of a pair are accessed by the same walk, so that no element is touched that would not be anyhow. Rows
 under a mask are not taken.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 from ..ir.nodes import Op, Value
 from ..ir.types import RowType
-from .narrow_stores import Job
 from .squares import is_as_in_memory
 from .state import Access, element_bytes, row_dtype
 from .windows import Windows
@@ -69,28 +69,3 @@ class Pairs(Windows):
             memo[key] = self.emit_pair(level, "unzip", parts, {})
         found: Value = memo[key][odd]
         return found
-
-    def paired_stores(self, jobs: list[Job]) -> dict[int, int]:
-        """Of stores that are pairs: number of the one of even elements -> that of the other. No other store of those
-        jobs touches the tensor."""
-        ops = list(dict.fromkeys(op for op, _, _ in jobs))
-        numbers = {(op, tuple(sorted(at.items()))): number for number, (op, at, _) in enumerate(jobs)}
-        found = {}
-        for number, (op, at, _) in enumerate(jobs):
-            if self._lane_of_pair(self.access(op)) is None or not is_as_in_memory(op):
-                continue
-            place = self.place_in_pair(op, ops)
-            alone = sum(other.operands[0] is op.operands[0] for other in ops) == 2
-            if place is not None and place[1] == 0 and alone:
-                found[number] = numbers[place[0], tuple(sorted(at.items()))]
-        return found
-
-    def store_pair(self, even: Job, odd: Job, streaming: bool) -> None:
-        op, at, row = even
-        access = self.access(op)
-        operands, attributes = self.address(access, at)
-        disp = attributes.pop("disp")
-        for part, both in enumerate(self.emit_pair(self.depth, "zip", [row, odd[2]], {})):
-            self.effect("store", [both, *operands], dtype=access.dtype, masked=False,
-                        disp=disp + part * self.lanes * element_bytes(access.dtype),
-                        streaming=streaming and disp % 64 == 0, **attributes)

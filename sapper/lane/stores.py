@@ -75,14 +75,8 @@ class Stores(Joins):
         for job in joined:
             self.store_joined(*job)
         rounded: list[Job] = []
-        stores = [(root, at, row) for root, at, row in jobs if isinstance(root, Op) and not is_join(root)]
-        pairs = self.paired_stores(stores)
-        for even, odd in pairs.items():
-            with self.located(stores[even][0]):
-                self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
-        taken = [stores[number] for pair in pairs.items() for number in pair]
-        filled = {n: together for n, together in self.filled_stores(jobs).items() if jobs[n] not in taken}
-        done = self.store_runs([] if taken or self.lane_run == 1 else jobs)
+        filled = self.filled_stores(jobs)
+        done = self.store_runs([] if filled or self.lane_run == 1 else jobs)
         done |= {number for together in filled.values() for number in together}
         for root in roots:
             if isinstance(root, Op) and is_join(root):
@@ -96,8 +90,6 @@ class Stores(Joins):
                 continue
             elif isinstance(root, Value):
                 self._keep(root, at, row)
-            elif (root, at, row) in taken:
-                continue
             elif self.rounds_by_instruction(root, at, row):
                 rounded.append((root, at, row))
             else:

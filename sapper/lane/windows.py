@@ -18,6 +18,7 @@ from ..tile.ops import memory_of
 from ..tile.plan import axes_of
 from ..tile.sums import is_join
 from .narrow_stores import NarrowStores
+from .squares import is_as_in_memory
 from .state import Access, Scalar, element_bytes, row_dtype
 
 WINDOW_COST = 3.0
@@ -28,9 +29,6 @@ STRIDES = (2, 3, 4, 6, 8)
 
 PAIR_STRIDES = (2,)
 """The same where two rows can only be exchanged elements of (pairs.py)."""
-
-FILLED = STRIDES
-"""Of so many rows whose elements lie in turns as many rows are made that are stored."""
 
 PICKED = frozenset({f32, i32, bf16, f16, i8, u8, i16})
 """Dtypes of one register for as many elements as there are lanes."""
@@ -183,10 +181,10 @@ class Windows(NarrowStores):
         access = self.access(op)
         stride, size = access.axes.get(lane or "", 0), element_bytes(access.dtype)
         dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
-        if access.gathers or is_join(op) or not self.facts.picks or dtype not in PICKED:
+        if access.gathers or is_join(op) or self.transposes_by_scatter or not is_as_in_memory(op):
             return None
         apart = stride // size if isinstance(stride, int) and stride % size == 0 else None
-        return apart if apart in FILLED else None
+        return apart if apart in (STRIDES if self.facts.picks and dtype in PICKED else PAIR_STRIDES) else None
 
     def filling_axis(self, op: Op, lane: str | None) -> str | None:
         """The axis whose elements lie between those that neighbouring lanes store, side by side, and fill what is
