@@ -78,6 +78,19 @@ def test_inexact_kernels_have_a_small_one():
     assert "expected float32" in str(out.mismatch(good.astype(np.float64)))
 
 
+def test_an_array_of_two_names_has_the_bound_of_what_is_stored() -> None:
+    """Also by the name that is only read."""
+    @kernel(in_place=[("out", "x")])
+    def moved(x: Tensor[f32, M], by: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = 0.9 * x[m] + 0.1 * by[m]
+
+    x, by = np.random.default_rng(0).standard_normal((2, 9), dtype=np.float32)
+    found = expect(moved.tile_ir(), {"x": x, "by": by, "out": x})
+    np.testing.assert_array_equal(found["x"].bound, found["out"].bound)
+    assert found["x"].bound.all() and not found["by"].bound.any()
+
+
 def test_cancellation_widens_the_bound_of_its_element_only():
     x = np.zeros((2, 4), np.float32)
     x[0] = [1e8, 1.0, -1e8, 1.0]
