@@ -82,7 +82,7 @@ def test_pairs_are_whole_rows(pairs: int, in_place: bool, facts: Facts) -> None:
     if pairs == 1:
         return  # then the lanes may well lie along another axis
     assert names["unzip"] and names["zip"]
-    # What fills no row, if anything can be left, is read under a mask, one element at a time, and stored as the rest is.
+    # What fills no row, if anything can be left, is gathered, and stored as the rest is.
     assert (names["gather"] > 0) == (pairs % 16 != 0) and not names["scatter"]
     assert (names["streams"] > 0) == bool(streamed)
 
