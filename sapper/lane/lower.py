@@ -45,6 +45,7 @@ from ..tile.several_depths import loop_over_depths
 from ..tile.short_axes import write_out_short_axes
 from ..tile.sums import share_sums
 from ..tile.unroll import unroll
+from ..tile.widened_operands import widen_operands
 from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
 from .depth_parts import DepthParts
@@ -148,6 +149,15 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
+def _typical(specialization: Specialization) -> Callable[[Value], int | None]:
+    """What gives a typical value of an index scalar; None where nothing bounds it before the kernel runs."""
+    def typical(value: Value) -> int | None:
+        typical, _, most = hint(value, specialization)
+        return None if most is None else typical
+
+    return typical
+
+
 def _lanes_step(facts: Facts, specialization: Specialization) -> Callable[[Value, int], bool]:
     """Whether neighbouring lanes may well be so many elements of a tensor apart: threads at any distance, others where
     lanes take elements of rows. Those of 64 bits would be gathered: rows of 3 and 4 of f64 take 1.05 to 1.2 of the time
@@ -180,6 +190,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             self._prepare_products(function, schedule, facts, specialization, lanes)
         elif not as_it_is:
             self._compute_operands_once(function, schedule, specialization)
+            if facts.shared_pipes:      # to widen takes a multiply-add's place
+                widen_operands(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES)
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []
@@ -216,9 +228,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             return
         dtypes = {*unit.dtypes, *SPLIT_DTYPES}
 
-        def typical(value: Value) -> int | None:
-            typical, _, most = hint(value, specialization)
-            return None if most is None else typical
+        typical = _typical(specialization)
 
         def fits(value: Value, depth: str) -> bool:
             """Bytes only where they can be copied as they lie, 16 at once."""
@@ -253,10 +263,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         if schedule != Schedule(assembly=schedule.assembly, chunks=schedule.chunks) or not late:
             return
 
-        def typical(value: Value) -> int | None:
-            typical, _, most = hint(value, specialization)
-            return None if most is None else typical
-
+        typical = _typical(specialization)
         keep_columns_whole(function, typical)
 
         def is_computed(value: Value) -> bool:

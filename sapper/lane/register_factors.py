@@ -20,6 +20,7 @@ from .packed import plain_axis
 from .prefetches import LINE_BYTES, LONG_LINES, SHORT_LINES
 from .state import Capacity, element_bytes
 from .walk import WalkLowering
+from .windows import PAIR
 
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
@@ -314,6 +315,8 @@ class RegisterFactors(WalkLowering):
                         unrolled = max(1, min(unrolled, 8 // accumulators), self.rows_at_once(walk.reductions))
                         if (matrices := self._row_streams(walk, lane)):
                             unrolled = max(unrolled, *(LINE_BYTES // self._vector_bytes(op) for op in matrices))
+                    if (pairs := self._pairs_between_lanes(walk, lane)) not in (None, axis):
+                        counts[pairs], unrolled = PAIR, max(1, unrolled // PAIR)
                     counts[axis] = self._fit(axis, unrolled, axis == lane)
                     break
             return counts
@@ -339,6 +342,16 @@ class RegisterFactors(WalkLowering):
             last = loops[-1]
             counts[last] = self._fit(last, self._overwritten_at_once(walk, fixed) or 4, False)
         return counts
+
+    def _pairs_between_lanes(self, walk: Walk, lane: str | None) -> str | None:
+        """The axis along which a walk contracts pairs of bf16 that are a slot for each lane: both are in one row."""
+        for axis in walk.reduced:
+            for op in self.reads(walk) if axis in self.open and self.open[axis].extent == PAIR else ():
+                access = self.access(op)
+                if access.dtype is bf16 and access.axes.get(axis) == bf16.size_bytes and (
+                        self._elements_apart(op, access, lane or "") == PAIR):
+                    return axis
+        return None
 
     def _overwritten_at_once(self, walk: Walk, fixed: int) -> int:
         """Of how many coordinates at once a walk makes a state anew that loops carry in memory, in lanes that are held

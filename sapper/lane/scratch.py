@@ -50,6 +50,10 @@ class ScratchLowering(ExtentLowering):
             size = self.mul(size, self._rounded(capacity, multiple))
         self.tensor_bases[tensor] = self.scratch(extents, tensor.type.dtype, shared=True,
                                                  behind=self.facts.many_workers)
+        if op.attributes.get("apart") and len(strides) > 1:
+            between = LINE_BYTES // element_bytes(tensor.type.dtype)
+            self.scratch([extents[0], (between, 1)], tensor.type.dtype, shared=True, behind=self.facts.many_workers)
+            strides[0] = self.add(strides[0], between)
         self.tensor_strides[tensor] = strides
 
     def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType, shared: bool = False,

@@ -12,11 +12,12 @@ lies between two elements that are read.
 from __future__ import annotations
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, ROW_I32, DType, RowType, bf16, f16, f32, i8, i16, i32, u8
+from ..ir.types import MASK, ROW_F32, ROW_I32, DType, RowType, bf16, f16, f32, i8, i16, i32, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import axes_of
 from ..tile.sums import is_join
+from .even_odd import UPPER_HALF
 from .narrow_stores import NarrowStores
 from .squares import is_as_in_memory
 from .state import Access, Scalar, element_bytes, row_dtype
@@ -29,6 +30,9 @@ STRIDES = (2, 3, 4, 6, 8)
 
 PAIR_STRIDES = (2,)
 """The same where two rows can only be exchanged elements of (pairs.py)."""
+
+PAIR = 2
+"""Elements of bf16 in a slot."""
 
 PICKED = frozenset({f32, i32, bf16, f16, i8, u8, i16})
 """Dtypes of one register for as many elements as there are lanes."""
@@ -102,6 +106,8 @@ class Windows(NarrowStores):
             before = number * size if axis is None else 0
             access = Access(access.base, access.disp - before, access.axes, access.dtype)
             at, count = at if axis is None else {**at, axis: 0}, self.mul(alive, apart)
+            if access.dtype is bf16 and apart == PAIR:
+                return self._half_of_slots(access, at, level, place[1], alive)
         number = 0 if place is None else place[1]
         rows = [self._row_at(Access(access.base, access.disp + part * self.lanes * size, access.axes, access.dtype), at,
                              level, self.sub(count, part * self.lanes), shared=place is not None)
@@ -118,6 +124,18 @@ class Windows(NarrowStores):
             here = self._once("cmp", places, self.constant(part * self.lanes, i32), cond="ge")
             row = self._once("select", here, self._pick(rows[part], places), row)
         return row
+
+    def _half_of_slots(self, access: Access, at: dict[str, int], level: int, number: int, alive: Scalar) -> Value:
+        """The even or the odd ones of pairs of bf16, which lie in a slot for each lane: a shift, or a mask."""
+        slots = self._row_at(Access(access.base, access.disp, access.axes, i32), at, level, alive, shared=True)
+        memo = self.levels[level].memo
+        key = ("half of slots", slots, number)
+        if key not in memo:
+            half = self.emit(level, "and", [slots, self.constant(UPPER_HALF, i32)], ROW_I32) if number else self.emit(
+                level, "shl", [slots], ROW_I32, amount=bf16.bits)
+            memo[key] = self.emit(level, "bitcast", [half], ROW_F32)
+        found: Value = memo[key]
+        return found
 
     def _place_between(self, op: Op, apart: int, at: dict[str, int]) -> tuple[str | None, int] | None:
         """Which of the elements that are side by side a load of every `apart`-th takes, where these are a dimension by

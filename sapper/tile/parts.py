@@ -139,8 +139,9 @@ class Writer:
     def number(self, value: int) -> Value:
         return self.value("const", [], value=value)
 
-    def buffer(self, dtype: DType, extents: list[Value]) -> Value:
-        return self.op("buffer", extents, [TensorType(dtype, ("?",) * len(extents))]).result
+    def buffer(self, dtype: DType, extents: list[Value], apart: bool = False) -> Value:
+        attributes = {"apart": True} if apart else {}
+        return self.op("buffer", extents, [TensorType(dtype, ("?",) * len(extents))], None, **attributes).result
 
     def places(self, axes: Sequence[str], starts: Sequence[Value]) -> list[Value]:
         """The coordinates of axes, counted from where each starts."""

@@ -199,6 +199,27 @@ def test_windows_as_machine_code(name: str, level: str) -> None:
         check(arguments, expected)
 
 
+@kernel
+def pairs(x: Tensor[bf16, K, N, 2], w: Tensor[f32, M, K, 2], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        k, s = whole(K), whole(2)
+        y[m, n] = w[m, k, s] @ x[k, n, s]
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda f: f"{f.lanes} lanes")
+@pytest.mark.parametrize("n", [5, 64])
+def test_pairs_of_bf16_are_halves_of_a_slot_for_each_lane(facts: Facts, n: int) -> None:
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((3, n, 2)).astype(ml_dtypes.bfloat16)
+    w = rng.standard_normal((2, 3, 2)).astype(np.float32)
+    x[0, 0], x[-1, -1] = (2.0**-130, -0.0), (2.0**100, 3.0)
+    arguments = {"x": x, "w": w, "y": np.full((2, n), np.nan, np.float32)}
+    names = run_and_count(pairs, arguments, facts)
+    np.testing.assert_allclose(arguments["y"], np.einsum("mks,kns->mn", w, x.astype(np.float32)), rtol=1e-5, atol=1e-5)
+    assert not names["unzip"] and not names["pick"] and not names["gather"]
+    assert names["shl"] and names["and"]
+
+
 def test_targets_without_picks_gather() -> None:
     what, arguments, expected = case_of("repeated", 64)
     names = run_and_count(what, arguments, replace(AVX512, picks=False))
