@@ -49,6 +49,8 @@ class WalkChoice:
     reread: staged or packed operands whose panels many rows meet, piece after piece, and which are asked into the first
     cache meanwhile. rows_again: operands of whose rows, one after the other, pieces of the columns meet a few elements
     each, again and again, and which are asked there, too.
+    panels_again: loads of vectors, one after the other in memory, that rows held by a nest meet again and again, and
+    which are asked there, too.
     tile_ahead: loads of rows that a sequential loop keeps a tile of, whose next tile is asked for meanwhile.
     rows_later: loads of whole rows that a later walk of a sequential loop meets in the same tile, and which are asked
     for meanwhile.
@@ -88,6 +90,7 @@ class WalkChoice:
     tile_ahead: list[Op] = field(default_factory=list)
     reread: list[Op] = field(default_factory=list)
     rows_again: list[Value] = field(default_factory=list)
+    panels_again: list[Op] = field(default_factory=list)
     rows_later: list[Op] = field(default_factory=list)
     widened_here: Op | None = None
     block_ahead: list[Op] = field(default_factory=list)

@@ -308,6 +308,7 @@ class Model(KeptOperands):
         rows_later = self._rows_later(walk, lane, counts, order, reduced) if by_hand is None else []
         reread = self._reread(lane, counts, order, reduced, staged) if by_hand is None else []
         rows_again = self._rows_again(walk, lane, counts, order, reduced) if by_hand is None else []
+        panels_again = self._panels_again(walk, lane, order, reduced) if by_hand is None else []
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         deep = blocked and by_hand is None and not rows_here and self._is_deep(lane, counts, reduced, staged)
@@ -343,7 +344,8 @@ class Model(KeptOperands):
         choice = WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                             by_hand=by_hand, widened=widened, blocked=blocked, deep=deep, rows_here=rows_here,
                             rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead,
-                            rows_later=rows_later, reread=reread, rows_again=rows_again, parted=parted,
+                            rows_later=rows_later, reread=reread, rows_again=rows_again,
+                            panels_again=panels_again, parted=parted,
                             depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
                             joined_once=joined_once)
         if column_block and self.rows_end_to_end(few):
@@ -438,6 +440,24 @@ class Model(KeptOperands):
         panel_bytes = self.extent_hint(reduced[0]) * counts.get(lane, 1) * self.lanes * sum(
             self.operand_dtype(op).size_bytes for op in staged if lane in axes_of(op.result))
         return staged if self.extent_hint(order[-1]) >= STAGE_ROWS and panel_bytes > self.near_bytes // 2 else []
+
+    def _panels_again(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
+        """The loads of a panel's vectors, one step of the depth after the other in memory, in a nest that holds the
+        lanes and some of many rows, each piece of which meets all of the panel (Requests.reread_ahead_bytes). Measured
+        on a Cascade Lake, panels of pairs of bf16 by 128 rows of 7168 x 2048 and of 2048 x 7168, 0.76 to 0.83 and 0.82
+        to 0.89 of the time; 2 KiB ahead as long. The rows beside them asked for as well, 1.04."""
+        if not self.requests.reread_ahead_bytes or lane not in self.bound or order or not reduced or self.packing:
+            return []
+        rows = {a for a in walk.outer if not self.bound[a].lane and self.bound[a].hint >= STAGE_ROWS}
+        found = []
+        for op in self.reads(walk):
+            access = self.access(op)
+            per_lane, step = access.axes.get(lane), access.axes.get(reduced[0])
+            if isinstance(per_lane, int) and isinstance(step, int) and rows - access.axes.keys() and (
+                    not access.gathers and step == per_lane * self.lanes * self.bound[lane].count
+                    and step % LINE_BYTES == 0):
+                found.append(op)
+        return found
 
     def _rows_again(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
                     reduced: list[str]) -> list[Value]:

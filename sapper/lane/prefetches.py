@@ -593,6 +593,19 @@ class Prefetches(Stores):
         for line in lines[(done - 1) * len(lines) // of:done * len(lines) // of]:
             self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
 
+    def _prefetch_panel_again(self, op: Op, depth: str) -> None:
+        """Ask for what a panel (WalkChoice.panels_again) has some steps of the depth later, into the first cache."""
+        access, axes = self.access(op), axes_of(op.result)
+        lane, step = next(a for a in axes if self.bound[a].lane), access.axes[depth]
+        assert isinstance(step, int)
+        within = {a for a in axes if isinstance(access.axes.get(a), int) and access.axes[a] < step and a != lane}  # type: ignore[operator]
+        outer = tuple(a for a in axes if a not in within and a != lane)
+        for at in self._coordinates(outer):
+            operands, attributes = self.address(access, {**dict.fromkeys(axes, 0), **at})
+            first = attributes.pop("disp") + self.requests.reread_ahead_bytes
+            for line in range(first, first + step, LINE_BYTES):
+                self.effect("prefetch", operands, level=1, disp=line, **attributes)
+
     def _prefetch_row_again(self, value: Value, columns: str, row_axis: str, row: int) -> None:
         """Ask for what a step reads of a row of an operand (WalkChoice.rows_again) some rows later: the line of its
         last element, and, as arrays may begin anywhere in one, of its first, where a step reads as much as a line has.

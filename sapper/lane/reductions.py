@@ -306,6 +306,8 @@ class Reductions(Staging):
                 staged.prefetch_next()
             if op in choice.reread and isinstance(staged, StagedRows):
                 staged.prefetch_ahead(self.requests.reread_ahead_bytes)
+        for op in choice.panels_again:
+            self._prefetch_panel_again(op, choice.reduced[0])
         for op in choice.block_ahead:
             self._prefetch_next_block(op, choice)
         for op in choice.rows_ahead:
