@@ -56,7 +56,7 @@ from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
 from .nest_panels import NestPanels
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
-from .register_factors import STAGE_ROWS
+from .register_factors import FEW_AT_ONCE, STAGE_ROWS
 from .tasks import TaskLowering
 from .tile_bound import dtype_of
 from .widened_rows import WidenedRows
@@ -191,7 +191,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         elif not as_it_is:
             self._compute_operands_once(function, schedule, specialization)
             if facts.shared_pipes:      # to widen takes a multiply-add's place
-                widen_operands(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES)
+                widen_operands(function, _typical(specialization), FEW_AT_ONCE + 1, STAGE_ROWS, MOST_OPERAND_BYTES)
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []

@@ -594,7 +594,10 @@ class Prefetches(Stores):
             self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
 
     def _prefetch_panel_again(self, op: Op, depth: str) -> None:
-        """Ask for what a panel (WalkChoice.panels_again) has some steps of the depth later, into the first cache."""
+        """Ask for what a panel (WalkChoice.panels_again) has some steps of the depth later, into the first cache: few
+        rows meet it as a stream from memory."""
+        many = any(self.bound[a].hint > FEW_ROWS for a in self.bound if a not in self.access(op).axes)
+        ahead = self.requests.reread_ahead_bytes if many else self.requests.stream_ahead_bytes
         access, axes = self.access(op), axes_of(op.result)
         lane, step = next(a for a in axes if self.bound[a].lane), access.axes[depth]
         assert isinstance(step, int)
@@ -602,7 +605,7 @@ class Prefetches(Stores):
         outer = tuple(a for a in axes if a not in within and a != lane)
         for at in self._coordinates(outer):
             operands, attributes = self.address(access, {**dict.fromkeys(axes, 0), **at})
-            first = attributes.pop("disp") + self.requests.reread_ahead_bytes
+            first = attributes.pop("disp") + ahead
             for line in range(first, first + step, LINE_BYTES):
                 self.effect("prefetch", operands, level=1, disp=line, **attributes)
 

@@ -292,17 +292,17 @@ class ResidentLowering(NestLanes):
             scarce = self.facts.fma_per_cycle < 2 or self.facts.shared_pipes
             if scarce and sum(unpacking) >= MUCH_UNPACKING * len(unpacking):
                 pieces = 1
-            together = self.requests.rows_together
-            exact = all(dtype_of(op.result) is i32 for op in contractions)
-            unknown = not any(isinstance(self.extent_of(r), int) for r in ranges if r.axis in rows)
-            if 1 < many <= together and exact and unknown and self._sums_at_once(item) <= MOST_TOGETHER:
-                return dict.fromkeys(columns, 1) | dict.fromkeys(rows, together)
-            found = {a: min(pieces, hints[a]) for a in columns}
-            held = prod(found.values())
             # Blocks that a loop makes touch carried sums so seldom that these may lie in memory. Measured on a Cascade
             # Lake, fp8, 12 rows by two panels in place of 6: 0.92 to 0.94 of the time, 8 by three as long, 6 by four
             # 1.05 to 1.08.
             long = self.facts.shared_pipes and any(op.name == "tiles" and _contracts(op) for op in item.walk())
+            together = self.requests.rows_together
+            exact = all(dtype_of(op.result) is i32 for op in contractions)
+            unknown = not any(isinstance(self.extent_of(r), int) for r in ranges if r.axis in rows)
+            if 1 < many <= together and (exact or long) and unknown and self._sums_at_once(item) <= MOST_TOGETHER:
+                return dict.fromkeys(columns, 1) | dict.fromkeys(rows, together)
+            found = {a: min(pieces, hints[a]) for a in columns}
+            held = prod(found.values())
             most = max(1, min(MOST_ROWS, most // held) if long else min(MOST_ROWS, most) // held)
             return found | dict.fromkeys(rows, most if many > 2 * MOST_ROWS else -(-many // -(-many // most)))
         return {}

@@ -28,9 +28,10 @@ _OF_EXTENTS = frozenset({"dim", "const", "index", "add", "sub", "mul", "floordiv
 """What indices are made of that go over all of a dimension."""
 
 
-def widen_operands(function: Function, typical: Typical, fewest: int, most_bytes: int) -> None:
-    """In place. typical: of an index scalar, None where nothing bounds it before the kernel runs. fewest: rows of a
-    tensor, and columns that meet each, typically, for it to be widened. most_bytes: of all such memory, typically."""
+def widen_operands(function: Function, typical: Typical, rows: int, columns: int, most_bytes: int) -> None:
+    """In place. typical: of an index scalar, None where nothing bounds it before the kernel runs. rows, columns: how
+    many a tensor has, and each of them meets, typically at least, for it to be widened. most_bytes: of all such memory,
+    typically."""
     stored = {place_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     read: dict[Value, list[Op]] = {}
     for op in function.walk():
@@ -42,7 +43,7 @@ def widen_operands(function: Function, typical: Typical, fewest: int, most_bytes
         finder = _Finder(nest, typical)
         for tensor, loads in read.items():
             if tensor.op is None and tensor not in stored and _is_narrow(tensor) and all(
-                    finder.is_met(load, fewest) for load in loads):
+                    finder.is_met(load, rows, columns) for load in loads):
                 most_bytes -= f32.size_bytes * prod(_extent(function, dim, typical) for dim in _dims(tensor))
                 if most_bytes >= 0:
                     _widen(function, nest, tensor, loads)
@@ -90,8 +91,8 @@ class _Finder:
             if inner.blocks:
                 self._enter(inner, around)
 
-    def is_met(self, load: Op, fewest: int) -> bool:
-        """Whether all that reads a load multiplies it by so many columns, in loops in order inside the nest."""
+    def is_met(self, load: Op, least_rows: int, least_columns: int) -> bool:
+        """Whether all that reads a load multiplies its rows by columns, in loops in order inside the nest."""
         loops, users = self.loops.get(load, ()), self.users.get(load.result, ())
         parallel = {axis for loop in loops for axis in axes_brought(loop) if loop.attributes.get("parallel")}
         if not users or all(loop.attributes.get("parallel") for loop in loops) or not all(
@@ -105,7 +106,7 @@ class _Finder:
                 return False        # it goes across the lanes, and is widened by vectors
             rows = [axis for axis in own if axis in parallel]
             columns = [axis for axis in axes_of(user.result) if axis in parallel and axis not in own]
-            if min(self._extent(rows), self._extent(columns)) < fewest:
+            if self._extent(rows) < least_rows or self._extent(columns) < least_columns:
                 return False
         return True
 

@@ -63,10 +63,9 @@ def test_products_are_right(made: object, rows: int) -> None:
     np.testing.assert_allclose(arguments["y"], product_reference(arguments)["y"], rtol=1e-3, atol=1e-3)
 
 
-def lowered(facts: Facts, made: object = matmul_fp8) -> Function:
-    function = prepared(made)
-    arguments = arguments_of(12, made is matmul_swiglu_fp8)
-    return lower(function, Schedule(), facts, specialize(function, arguments, HINTS))
+def lowered(facts: Facts, rows: int = 128) -> Function:
+    function = prepared(matmul_fp8)
+    return lower(function, Schedule(), facts, specialize(function, arguments_of(12, False), HINTS | {"M": rows}))
 
 
 def test_rows_are_widened_before_and_panels_once_for_all_that_are_held() -> None:
@@ -83,3 +82,11 @@ def test_panels_are_asked_for_ahead() -> None:
     asked = [op for op in products(lowered(CORE)).blocks[0].ops if op.name == "prefetch"]
     assert [(op.attributes["level"], op.attributes["disp"]) for op in asked] == [(1, AHEAD)] * 2
     assert not count(products(lowered(replace(CORE, requests=Requests()))), "prefetch")
+
+
+def test_few_rows_meet_a_panel_at_once_as_a_stream_from_memory() -> None:
+    requests = CORE.requests._replace(rows_together=16, stream_ahead_bytes=3 << 10)
+    loop = products(lowered(replace(CORE, requests=requests), 16))
+    assert count(loop, "fma") == 16 * 2
+    assert [op.attributes["disp"] for op in loop.blocks[0].ops if op.name == "prefetch"] == [3 << 10]
+    assert count(products(lowered(replace(CORE, requests=requests), 4)), "fma") == 0     # what widens is not worth it

@@ -120,7 +120,7 @@ def test_rows_that_panels_meet_in_loops_in_order_are_widened_once(left: DType) -
     given = arguments_of(function)
     wanted = {name: np.copy(array) for name, array in given.items()}
     interpret(function, wanted)
-    widen_operands(function, typical, SIZES["M"], 1 << 20)
+    widen_operands(function, typical, SIZES["M"], SIZES["P"], 1 << 20)
     narrow = left is not f32
     assert buffers(function) == narrow
     verify(function, TILE_OPS)
@@ -132,15 +132,16 @@ def test_rows_that_panels_meet_in_loops_in_order_are_widened_once(left: DType) -
     assert all(op.name != "buffer" for op in nest.walk())
 
 
-@pytest.mark.parametrize(("fewest", "most_bytes"), [(6, 1 << 20), (5, 4 * 5 * 8 * 2 - 1)])
-def test_few_rows_and_those_that_have_no_room_are_not(fewest: int, most_bytes: int) -> None:
+@pytest.mark.parametrize(("rows", "columns", "most_bytes"), [
+    (6, 6, 1 << 20), (5, 7, 1 << 20), (5, 6, 4 * 5 * 8 * 2 - 1)])
+def test_few_rows_or_panels_and_what_has_no_room_are_not(rows: int, columns: int, most_bytes: int) -> None:
     function = prepared(make_scaled(bf16))
-    widen_operands(function, typical, fewest, most_bytes)
+    widen_operands(function, typical, rows, columns, most_bytes)
     assert not buffers(function)
 
 
 @pytest.mark.parametrize("made", [plain, of_a_cache, stored], ids=lambda made: made.name)
 def test_what_is_left_alone(made: Any) -> None:
     function = prepared(made)
-    widen_operands(function, typical, 1, 1 << 20)
+    widen_operands(function, typical, 1, 1, 1 << 20)
     assert not buffers(function)
