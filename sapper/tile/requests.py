@@ -41,13 +41,15 @@ class Requests(NamedTuple):
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
     vector meets rows from row_streams places, without again. next_rows: what many rows that meet weights in blocks have
     in the next pass is asked for, into the first cache. rows_together: so many of few rows meet each block of such
-    weights at once, though registers do not hold their sums, and what is left of them as many as these do hold.
+    weights, or of panels of pairs, at once, though registers do not hold their sums, and what is left of them as many
+    as these do hold.
     part_bytes: many rows walk loops over weights in blocks by parts of about so many bytes of what they meet, which
     stay in the first cache for some hundred of them; 0: whole loops by each tile of rows.
 
     reread_ahead_bytes: how early panels that one piece of many rows after another meets, and which the first cache does
     not hold, are asked into it; 0: not at all, as the processor brings them from the second early enough. If it does
-    not, so are rows of values (WalkChoice.rows_again, rows_later).
+    not, so are rows of values (WalkChoice.rows_again, rows_later), and panels of pairs that rows of a nest meet
+    (panels_again), by few rows stream_ahead_bytes ahead.
     few_at_once: so many of few rows meet the rows of a matrix that lie along the depth at once, as far as registers
     hold the sums, as what each piece of them reads again comes from the second cache slowly; 0: as many as of the
     matrix. depth_block: so many steps of the depth many rows meet in a block of panels before any meets the next ones,
