@@ -128,7 +128,7 @@ def _expand_block(block: Block, writer: _Writer) -> None:
         writer.at = op
         if dtype not in _FORMATS or op.name in ("group_multiply", "matrix_multiply"):
             writer.ops.append(op)
-        elif op.name in ("load", "load_splat", "gather"):
+        elif op.name in ("load", "load_splat", "gather", "unpack"):
             _replace(op, writer.unpacked(writer.emit(op.name, op.operands, ROW_I32, **{**op.attributes, "dtype": u8}),
                                          dtype))
         elif op.name == "round_to":

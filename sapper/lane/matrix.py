@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f32, i32
@@ -34,6 +34,9 @@ from ..tile.sums import is_join
 from . import fragments
 from .depth_shares import DepthShares
 from .state import Access, Capacity, Open, Scalar, row_dtype
+
+if TYPE_CHECKING:
+    from .computed_pieces import Computed
 
 CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
 CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
@@ -51,7 +54,8 @@ class MatrixWalk:
     reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
     they are. plain: the type that elements have in near memory, where they are brought through registers. planes: how
     many parts each operand is a sum of there, left and right (split_pieces.py). around: short axes that it contracts
-    too, each place of which has all of the depth (the window of a convolution), the outermost first."""
+    too, each place of which has all of the depth (the window of a convolution), the outermost first. computed: operands
+    that are no loads (computed_pieces.py); left or right then has the op that makes them."""
 
     rows: str
     columns: str
@@ -62,6 +66,11 @@ class MatrixWalk:
     plain: DType | None = None
     planes: tuple[int, int] = (1, 1)
     around: tuple[str, ...] = ()
+    computed: tuple[Computed, ...] = ()
+
+    def computed_of(self, op: Op) -> Computed | None:
+        """What an operand is computed of that this op makes; None if it is a load."""
+        return next((found for found in self.computed if found.value.op is op), None)
 
     @property
     def split(self) -> bool:
@@ -100,6 +109,7 @@ class Piece:
         self.dtype = self.access.dtype
         self.size = self.dtype.size_bytes
         self.along_depth = self.access.axes[depth_axis] == self.size
+        self.name = op.operands[0].name
         self.arrange()
 
     def arrange(self) -> None:
@@ -169,6 +179,9 @@ class Piece:
                 low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
                            disp=self.at + number * self.rows_of_pass * self.row_bytes)
 
+    def finish(self, stage: Value) -> None:
+        """What is left of the last copy, to the same stage, behind the products of the piece before."""
+
     # To registers.
 
     def place(self, warp_start: Scalar, left: bool) -> None:
@@ -227,6 +240,7 @@ class PlainDepth:
         for piece in self.pieces:
             rest = low.sub(self.deep.extent, number * self.depth)
             piece.copy(stage, low.add(piece.base, low.mul(piece.step, number)), rest)
+            piece.finish(stage)
 
     def first(self, ahead: int) -> list[Value]:
         """What the loop carries, of its first round, which copies pieces so many ahead."""
@@ -349,7 +363,8 @@ class MatrixLowering(DepthShares):
             walk, unit.dtypes, False) or self.match_matrix_walk(
             walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
             walk, unit.dtypes, False, plain=True) or self.match_matrix_walk(
-            walk, SPLIT_DTYPES, False, plain=True, split=True)
+            walk, SPLIT_DTYPES, False, plain=True, split=True) or self.match_matrix_walk(
+            walk, unit.dtypes, False, plain=True, computes=True)
 
     def take_part(self, part: Block) -> None:
         """Go on to a part of the function. Where only others are products on matrix instructions, each warp has tasks
@@ -361,10 +376,10 @@ class MatrixLowering(DepthShares):
         self.warps_have_tasks = self.warps > 1 and self.matrix_walk is None
         self.settle_product()
 
-    def name_stages(self, pieces: Sequence[tuple[Op, int, int]], stages: int, stage_bytes: int) -> None:
-        """Note the buffers of operands, as (its load, first byte in a stage, bytes)."""
-        self.name_buffers((f"{op.operands[0].name} {stage}", stage * stage_bytes + at, size)
-                          for stage in range(stages) for op, at, size in pieces)
+    def name_stages(self, pieces: Sequence[tuple[str, int, int]], stages: int, stage_bytes: int) -> None:
+        """Note the buffers of operands, as (its name, first byte in a stage, bytes)."""
+        self.name_buffers((f"{name} {stage}", stage * stage_bytes + at, size)
+                          for stage in range(stages) for name, at, size in pieces)
 
     def name_buffers(self, buffers: Iterable[tuple[str, int, int]]) -> None:
         """Note buffers of near memory, those without a byte left out."""
@@ -402,10 +417,11 @@ class MatrixLowering(DepthShares):
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
     def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool,
-                          along_depth: bool = False, plain: bool = False, split: bool = False) -> MatrixWalk | None:
+                          along_depth: bool = False, plain: bool = False, split: bool = False,
+                          computes: bool = False) -> MatrixWalk | None:
         """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
         along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded, or, of
-        f32, split."""
+        f32, split. computes: those that are no loads are computed (computed_pieces.py)."""
         if walk.inner or len(walk.outer) != 2 or not walk.reduced or not 1 <= len(walk.reductions) <= 2 or (
                 scaled and len(walk.reduced) > 1) or any(op.name != "contract" for op in walk.reductions):
             return None
@@ -415,17 +431,25 @@ class MatrixLowering(DepthShares):
         scales: list[tuple[Op | None, Op | None]] = []
         axes: set[tuple[str, str]] = set()
         kinds: set[DType] = set()
+        computed: dict[Op, Computed] = {}
         for op in walk.reductions:
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
             if plain:
                 a, b = (_load_of(v) if split else _rounded_load_of(v, dtypes) for v in op.operands)
                 kinds.update((bf16,) if split else (_narrow(v) for v in op.operands))
+            if computes:
+                for number, v in enumerate(op.operands):
+                    made = None if (a, b)[number] is not None else self._computed(v, depth, dtypes, around)
+                    if made is not None and made.value.op is not None:
+                        computed[made.value.op] = made
+                        a, b = (made.value.op, b) if number == 0 else (a, made.value.op)
             if split and not all(op is not None and _dtype_of(op).name in dtypes for op in (a, b)):
                 return None
             if a is None or b is None or not (
                     self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
-            rows, columns = (self._plain_axis(v, depth, around) if plain else
+            rows, columns = (self._beside(v.result.type, depth, around) if v in computed else
+                             self._plain_axis(v, depth, around) if plain else
                              self._outer_axis(v, depth, dtypes, around) for v in (a, b))
             if rows is None or columns is None or {rows, columns} != set(walk.outer):
                 return None
@@ -444,15 +468,27 @@ class MatrixLowering(DepthShares):
         if len(walk.reductions) == 1 and not scaled and alike and self._stored_along(rows, walk):
             # The same product of its operands the other way round: stores go along the columns of its sums.
             rows, columns, left, right = columns, rows, right, left
-        if any(self._extent_of(axis, axis == depth or self._starts_pieces(axis, (*left, *right))) < FEWEST
-               for axis in (rows, columns, depth)):
+        if any(self._extent_of(axis, axis == depth or bool(computed) or self._starts_pieces(axis, (*left, *right)))
+               < FEWEST for axis in (rows, columns, depth)):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
-                           (planes[0], planes[1]), tuple(around))
+                           (planes[0], planes[1]), tuple(around), tuple(computed.values()))
         if split and len(right) > 1 and (planes[1] > 1 or self._turns(found)):
             return None         # what near memory and registers hold of three operands is too narrow
         return found
+
+    def _computed(self, value: Value, depth: str, dtypes: tuple[str, ...],
+                  around: Sequence[str]) -> Computed | None:
+        """What an operand is computed of, piece by piece."""
+        from .computed_pieces import find_computed
+
+        value, unit = _unwidened(value), self.facts.matrix
+        assert isinstance(value.type, TileType) and unit is not None
+        outer = self._beside(value.type, depth, around)
+        if outer is None or around or self.schedule.chunks or value.type.dtype.name not in dtypes:
+            return None     # chunks need not start where a tile does
+        return find_computed(self, value, {outer: FEWEST, depth: unit.depth})
 
     def _stored_along(self, axis: str, walk: Walk) -> bool:
         """Whether all that follows the walk's sums are stores that go along an axis."""
@@ -533,6 +569,12 @@ class MatrixLowering(DepthShares):
 
     def piece(self, found: MatrixWalk, op: Op, outer: str, extent: int, depth: int, at: int) -> Piece:
         """An operand's piece, copied as it can be."""
+        computed = found.computed_of(op)
+        if computed is not None:
+            from .computed_pieces import ComputedPiece
+
+            assert found.plain is not None
+            return ComputedPiece(self, computed, outer, found.depth, extent, depth, at, found.plain)
         if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,), found.around) is not None:
             return Piece(self, op, outer, found.depth, extent, depth, at)
         from .plain_pieces import PlainPiece
@@ -601,7 +643,7 @@ class MatrixLowering(DepthShares):
         # Of split operands there are as many planes of rows and columns as stages hold.
         tiles = [(rows // (2 if walk.split else 1), columns // narrow) for rows, columns in unit.shapes]
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
-        least = [fragments.PANEL if any(self._lies_across(op, walk.depth) for op in loads) else 0
+        least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
         fitting = [(rows, columns) for rows, columns in tiles
                    if rows >= max(least[0], fragments.ROWS * unit.warps[0])
@@ -635,16 +677,20 @@ class MatrixLowering(DepthShares):
         return 2 if walk.split else unit.stages
 
     @staticmethod
-    def _lies_across(load: Op, depth: str) -> bool:
+    def _lies_across(op: Op, walk: MatrixWalk) -> bool:
         """Whether neighbours of a tensor are none along the depth: pieces then have rows of outer coordinates."""
-        form = affine(load.operands[-1])
-        return form is None or depth not in form.axes
+        computed = walk.computed_of(op)
+        if computed is not None:
+            return computed.along != walk.depth
+        form = affine(op.operands[-1])
+        return form is None or walk.depth not in form.axes
 
     @staticmethod
     def _turns(walk: MatrixWalk) -> bool:
         """Whether elements come through registers from rows that do not lie along the depth: each needs an address."""
         return walk.plain is not None and any(
-            MatrixLowering._lies_across(op, walk.depth) for op in (*walk.left, *walk.right))
+            MatrixLowering._lies_across(op, walk) for op in (*walk.left, *walk.right)
+            if walk.computed_of(op) is None)
 
     @staticmethod
     def _promotes(walk: MatrixWalk) -> bool:
@@ -724,6 +770,8 @@ class MatrixLowering(DepthShares):
         way.copy(writing, place, here, ahead)
         self.effect("async_commit", [])
         made = self._multiply(left, right, reading, blocks, [zero] * count if self._promotes(found) else sums)
+        for piece in pieces:
+            piece.finish(writing)
         if self._promotes(found):
             made = [self.emit(self.depth, "add", [total, value], ROW_F32)
                     for total, value in zip(sums, made, strict=True)]
@@ -740,7 +788,7 @@ class MatrixLowering(DepthShares):
         if own_bytes:
             self.effect("sync_warps", [])
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
-        self.name_stages([(piece.op, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
+        self.name_stages([(piece.name, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
         self.name_buffers([("sums", 0, own_bytes * self.warps)])
 
         def store(sums: list[Value], row: Value, column: Value) -> None:

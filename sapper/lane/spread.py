@@ -13,12 +13,16 @@ new; loads get a place for each lane, two neighbours at once where they lie toge
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, TileType, b32, f32, i32
 from .matrix import ELEMENT_BYTES, MatrixLowering
 from .rows import LoweringError
 from .state import Access, Scalar, element_bytes, row_dtype
+
+if TYPE_CHECKING:
+    from .computed_pieces import Places
 
 PAIRED_DTYPES = frozenset({"f32", "i32", "bf16", "f16"})
 
@@ -46,7 +50,9 @@ class Spread:
 
 
 class SpreadLowering(MatrixLowering):
-    """Coordinates, loads and pairs along axes that are spread."""
+    """Coordinates, loads and pairs along axes that are spread. places: of a piece that is being computed."""
+
+    places: Places | None = None
 
     def along(self, origin: Scalar, extent: int) -> Spread:
         """Of the registers of a sum's columns."""
@@ -77,6 +83,10 @@ class SpreadLowering(MatrixLowering):
         lane = bound.spread.lane(at[axis])
         origin = self.row_of(self.add(bound.spread.origin, bound.spread.numbers[at[axis]]))
         return self.emit(level, "add", [lane, origin], ROW_I32)
+
+    def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
+        known = None if self.places is None else self.places.row(value, at, level)
+        return super()._compute(value, at, level) if known is None else known
 
     # Pairs of 16 bits.
 
