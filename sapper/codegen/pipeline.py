@@ -153,6 +153,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     from ..lane.math import expand_math
     from ..lane.scaled_sums import scale_sums
     from ..lane.scaled_words import scale_words
+    from ..lane.small_integers import convert_by_bits
     from ..lane.split_dots import split_dots
     from .compile import rules_of
 
@@ -170,6 +171,8 @@ def expand_lane(lane: Function, target: Any) -> Function:
         _trace(lane, "scale_words")
     if "dot4_u8i8" in legal and target.slow_products and scale_sums(lane):
         _trace(lane, "scale_sums")
+    if target.slow_conversions and convert_by_bits(lane):
+        _trace(lane, "convert_by_bits")
     _verify_lane(lane)
     return lane
 

@@ -15,7 +15,9 @@ a quotient that neighbours share is one load, and a remainder that no lane chang
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 from ..ir.nodes import Op, Value
@@ -35,6 +37,8 @@ MOST_HELD = 32
 MOST_OPS = 12
 """For each element (plan.py: COSTLY). A lane of a warp makes half an element for each product of 16 x 8 x 16, of which
 an A100 starts one in 8 cycles for each of its schedulers: a dozen instructions are made in the time of the products."""
+MOST_LOOKED_UP = 256
+"""Elements of a table."""
 READ = frozenset({"f32", "bf16", "f16", "f8e4m3", "f8e5m2", "i8", "u8", "i16", "i32", "i4"})
 
 
@@ -140,10 +144,14 @@ def find_computed(low: MatrixLowering, value: Value, extents: dict[str, int]) ->
             return None
         if v.op.name == "load":
             tensor, *indices = v.op.operands
-            if isinstance(low.stride_classes.get(tensor.name), Panels) or t.dtype.name not in READ or any(
-                    forms_place(index, extents) is None for index in indices):
+            if isinstance(low.stride_classes.get(tensor.name), Panels) or t.dtype.name not in READ:
                 return None
-            loads.append(v.op)
+            looked_up = [index for index in indices if forms_place(index, extents) is None]
+            if looked_up and not _is_table(tensor):
+                return None
+            pending += looked_up
+            if not looked_up:
+                loads.append(v.op)
         elif v.op.name in ELEMENTWISE - {"asm"} or v.op.name == "full":
             ops += 0 if v.op.name in ("full", "cast") else COSTLY.get(v.op.name, 1)
             pending += v.op.operands
@@ -157,6 +165,14 @@ def find_computed(low: MatrixLowering, value: Value, extents: dict[str, int]) ->
     return Computed(value, tuple(loads), along[0]) if len(along) == 1 else None
 
 
+def _is_table(tensor: Value) -> bool:
+    """Whether it surely stays in the first cache, where elements are looked up."""
+    t = tensor.type
+    assert isinstance(t, TensorType)
+    return all(isinstance(dim, int) for dim in t.dims) and prod(
+        dim for dim in t.dims if isinstance(dim, int)) <= MOST_LOOKED_UP
+
+
 class Fetched(NamedTuple):
     """Of a load in one pass, by register along the axis of neighbours: a row, or a word with the element's place in
     it."""
@@ -165,11 +181,13 @@ class Fetched(NamedTuple):
 
 
 class Places:
-    """Integers at the elements of a piece, where its axes are spread."""
+    """Integers at the elements of a piece, where its axes are spread. aligned: of the piece's start along each axis.
+    row_aligned: of the lanes there. mask: which lanes' elements at register coordinates are inside."""
 
     def __init__(self, low: SpreadLowering, aligned: dict[str, int], row_aligned: dict[str, int],
-                 bounds: dict[str, int]) -> None:
-        self.low, self.aligned, self.row_aligned, self.bounds = low, aligned, row_aligned, bounds
+                 mask: Callable[[dict[str, int]], Value]) -> None:
+        self.low, self.aligned, self.row_aligned, self.mask = low, aligned, row_aligned, mask
+        self.bounds = aligned       # a piece starts at a multiple of its extent
 
     def of(self, value: Value, at: dict[str, int]) -> Place:
         op = value.op
@@ -199,6 +217,19 @@ class Places:
         low, place = self.low, self.of(value, at)
         start = low.row_of(low.add(place.scalar, place.number))
         return start if place.row is None else low.emit(level, "add", [place.row, start], ROW_I32)
+
+    def look_up(self, load: Op, at: dict[str, int], level: int) -> Value:
+        """An element whose place is computed, of a table. Lanes past the end of the depth have read 0, of which no place
+        may come: they read nothing."""
+        low, tensor = self.low, load.operands[0]
+        dtype = memory_dtype(tensor.type.dtype)  # type: ignore[union-attr]
+        base: Scalar = low.tensor_bases.get(memory_of(tensor)) or low.slot(f"{memory_of(tensor).name}.data")
+        offsets = low.constant(0, i32)
+        for index, stride in zip(load.operands[1:], low.strides(tensor), strict=True):
+            far = low.emit(level, "mul", [low.row(index, at), low.row_of(low.mul(stride, dtype.size_bytes))], ROW_I32)
+            offsets = low.emit(level, "add", [offsets, far], ROW_I32)
+        return low.emit(level, "gather", [low.value(base), offsets, self.mask(at)], RowType(row_dtype(dtype)),
+                        dtype=dtype, scale=1, disp=0, masked=True)
 
     def _rows(self, name: str, a: Value, b: Value | int) -> Value:
         """Made once, as far outside as can be."""
@@ -263,7 +294,7 @@ class ComputedPiece(Piece):
         self.waiting: list[list[Fetched]] = []
 
     def prepare(self, start: Scalar, rest: Scalar) -> None:
-        low = self.low
+        low, found = self.low, self.found
         level, depth = low.depth, low.open[self.depth_axis]
         self.base, self.step = depth.offset, self.depth     # a place is a coordinate of the depth
         self.whole_pieces = depth.divisor % self.depth == 0
@@ -307,7 +338,7 @@ class ComputedPiece(Piece):
         if not self.along_depth and self.runs:
             row_aligned[self.outer] = self.group
         self.places = Places(low, {self.outer: self.extent, self.depth_axis: self.depth}, row_aligned,
-                             {self.outer: self.extent, self.depth_axis: self.depth})
+                             lambda at: self._mask(self.passed, at[found.along]))
         words = self.passes * sum(-(-self._bytes(load, along, self.group) // b32.size_bytes)
                                   for load in self.found.loads)
         self.waits = words <= MOST_HELD
@@ -348,7 +379,7 @@ class ComputedPiece(Piece):
 
     def _enter(self, number: int) -> None:
         """A level in which the axes are spread as they are in a pass."""
-        low = self.low
+        low, self.passed = self.low, number
         low.enter_again()
         for axis, spread in self.spreads[number].items():
             here = replace(spread, origin=self.start) if axis == self.depth_axis else spread

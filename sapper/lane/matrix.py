@@ -25,7 +25,7 @@ from math import gcd, prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f32, i32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f8e4m3, f8e5m2, f32, i32
 from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
 from ..tile.plan import Walk, is_scalar_integer, plan_block
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
 CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
+FLOAT8 = (f8e4m3, f8e5m2)
 FEWEST = 64
 """Extents for which a tile is worth its size."""
 SPLIT_DTYPES, PLANES = ("f32", "bf16"), 3
@@ -436,13 +437,13 @@ class MatrixLowering(DepthShares):
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
             if plain:
                 a, b = (_load_of(v) if split else _rounded_load_of(v, dtypes) for v in op.operands)
-                kinds.update((bf16,) if split else (_narrow(v) for v in op.operands))
-            if computes:
-                for number, v in enumerate(op.operands):
-                    made = None if (a, b)[number] is not None else self._computed(v, depth, dtypes, around)
-                    if made is not None and made.value.op is not None:
-                        computed[made.value.op] = made
-                        a, b = (made.value.op, b) if number == 0 else (a, made.value.op)
+                made = [self._computed(v, depth, dtypes, around) if computes and load is None else None
+                        for load, v in ((a, op.operands[0]), (b, op.operands[1]))]
+                computed.update((v.value.op, v) for v in made if v is not None and v.value.op is not None)
+                a, b = (load if v is None else v.value.op for load, v in zip((a, b), made, strict=True))
+                kinds.update(bf16 if split else _narrow(v) if c is None else _dtype(c.value)
+                             for v, c in zip(op.operands, made, strict=True)
+                             if c is None or _dtype(c.value) not in FLOAT8)
             if split and not all(op is not None and _dtype_of(op).name in dtypes for op in (a, b)):
                 return None
             if a is None or b is None or not (
@@ -463,6 +464,8 @@ class MatrixLowering(DepthShares):
             scales.append((by_a, by_b))
         if len(axes) != 1 or len(kinds) > 1:
             return None
+        if computed and not kinds:
+            kinds.add(bf16)
         ((rows, columns),) = axes
         alike = plain or _dtype_of(left[0]) is _dtype_of(right[0])
         if len(walk.reductions) == 1 and not scaled and alike and self._stored_along(rows, walk):
@@ -480,13 +483,17 @@ class MatrixLowering(DepthShares):
 
     def _computed(self, value: Value, depth: str, dtypes: tuple[str, ...],
                   around: Sequence[str]) -> Computed | None:
-        """What an operand is computed of, piece by piece."""
+        """What an operand is computed of, piece by piece. Numbers of 8 bits are ones of 16, too."""
         from .computed_pieces import find_computed
 
-        value, unit = _unwidened(value), self.facts.matrix
+        unit = self.facts.matrix
+        while _dtype(value) not in FLOAT8 and _dtype(value).name not in dtypes and value.op is not None \
+                and value.op.name == "cast" and _widens(value.op):
+            value = value.op.operands[0]
         assert isinstance(value.type, TileType) and unit is not None
         outer = self._beside(value.type, depth, around)
-        if outer is None or around or self.schedule.chunks or value.type.dtype.name not in dtypes:
+        if outer is None or around or self.schedule.chunks or (
+                _dtype(value) not in FLOAT8 and _dtype(value).name not in dtypes):
             return None     # chunks need not start where a tile does
         return find_computed(self, value, {outer: FEWEST, depth: unit.depth})
 
@@ -920,9 +927,12 @@ def sum_row_bytes(columns: int) -> int:
 
 
 def _dtype_of(load: Op) -> DType:
-    tile = load.result.type
-    assert isinstance(tile, TileType)
-    return tile.dtype
+    return _dtype(load.result)
+
+
+def _dtype(value: Value) -> DType:
+    assert isinstance(value.type, TileType)
+    return value.type.dtype
 
 
 def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:

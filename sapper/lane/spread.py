@@ -156,6 +156,8 @@ class SpreadLowering(MatrixLowering):
         axes = op.result.type.axes  # type: ignore[union-attr]
         if not any(self.bound[a].spread for a in axes):
             return super()._load(op, at, level)
+        if self.places is not None:
+            return self.places.look_up(op, at, level)
         access = self.access(op)
         if access.gathers:
             raise LoweringError("found a gather among what is held as sums of matrix instructions", op)
