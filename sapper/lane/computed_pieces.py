@@ -5,7 +5,7 @@ leaves the same piece in near memory as Piece does, so that what multiplies it n
 along the axis along which memory is contiguous, as many as their narrowest load has in 16 bytes, up to four chunks:
 
     fetch       what lies in memory to registers, before the products of the piece at hand
-    finish      the elements, computed and rounded, to near memory, behind these products, which hide the way
+    finish      the elements, computed and rounded, to near memory, among the last of these products, which hide the way
 
 Memory is read as it lies: so a weight of 4 bits takes an eighth of a register until its element is made, once for all
 warps. An index may have quotients and remainders by powers of two, as `k // 2` of halves of bytes and `k // 128` of
@@ -371,11 +371,11 @@ class ComputedPiece(Piece):
             self.waiting.append([self._fetch(load, number) for load in self.found.loads])
             self._leave()
         if not self.waits:
-            self._finish(stage)
+            self._finish(stage, 0, 1)
 
-    def finish(self, stage: Value) -> None:
+    def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
         if self.waits:
-            self._finish(stage)
+            self._finish(stage, part, parts)
 
     def _enter(self, number: int) -> None:
         """A level in which the axes are spread as they are in a pass."""
@@ -485,18 +485,23 @@ class ComputedPiece(Piece):
             offsets = far if offsets is None else self.places._rows("add", offsets, far)
         return low.value(base), low.constant(0, i32) if offsets is None else offsets, disp
 
-    def _finish(self, stage: Value) -> None:
+    def _finish(self, stage: Value, part: int, parts: int) -> None:
         low = self.low
+        firsts = range(0, self.group, self.chunk_elements)
+        total = self.passes * len(firsts)
+        mine = range(total * part // parts, total * (part + 1) // parts)
         for number, fetched in enumerate(self.waiting):
+            chunks = [first for chunk, first in enumerate(firsts) if number * len(firsts) + chunk in mine]
+            if not chunks:
+                continue
             self._enter(number)
             for load, found in zip(self.found.loads, fetched, strict=True):
                 low.rows[load.result] = self._rows(load, found)
-            for first in range(0, self.group, self.chunk_elements):
+            for first in chunks:
                 self._store(stage, number, first)
             for load in self.found.loads:
                 del low.rows[load.result]
             self._leave()
-        self.waiting = []
 
     def _rows(self, load: Op, fetched: Fetched) -> dict[tuple[int, ...], Value]:
         """The rows of a load, by its register coordinates."""

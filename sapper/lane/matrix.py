@@ -180,8 +180,9 @@ class Piece:
                 low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
                            disp=self.at + number * self.rows_of_pass * self.row_bytes)
 
-    def finish(self, stage: Value) -> None:
-        """What is left of the last copy, to the same stage, behind the products of the piece before."""
+    def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
+        """One of so many parts of what is left of the last copy, to the same stage, among the products of the piece at
+        hand."""
 
     # To registers.
 
@@ -776,9 +777,13 @@ class MatrixLowering(DepthShares):
         self.effect("sync_warps", [])
         way.copy(writing, place, here, ahead)
         self.effect("async_commit", [])
-        made = self._multiply(left, right, reading, blocks, [zero] * count if self._promotes(found) else sums)
-        for piece in pieces:
-            piece.finish(writing)
+
+        def between(step: int, steps: int) -> None:
+            """The second half of the products: by then what was fetched is there."""
+            for piece in pieces if 2 * step >= steps else ():
+                piece.finish(writing, step - steps // 2, steps - steps // 2)
+
+        made = self._multiply(left, right, reading, blocks, [zero] * count if self._promotes(found) else sums, between)
         if self._promotes(found):
             made = [self.emit(self.depth, "add", [total, value], ROW_F32)
                     for total, value in zip(sums, made, strict=True)]
@@ -830,14 +835,17 @@ class MatrixLowering(DepthShares):
         over = self.emit(self.depth, "s_cmp", [following, self.value(end)], S64, cond="eq")
         return self.emit(self.depth, "s_select", [over, self.near(), following], S64)
 
-    def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int],
-                  sums: list[Value]) -> list[Value]:
+    def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int], sums: list[Value],
+                  between: Callable[[int, int], None]) -> list[Value]:
+        """between: emits what is done among the products of a step of the depth, of so many."""
         sums = list(sums)
         hand = self._product_by_hand(left, right, blocks)
         high, wide = (1, 1) if hand is None else (hand.rows, hand.columns)
-        for depth in range(0, left.depth, fragments.DEPTH_BYTES // left.size):
+        depths = range(0, left.depth, fragments.DEPTH_BYTES // left.size)
+        for step, depth in enumerate(depths):
             a = [[left.fragments(stage, i * fragments.ROWS, depth, plane) for i in range(blocks[0])]
                  for plane in range(left.planes)]
+            between(step, len(depths))
             for number, piece in enumerate(right):
                 for pair in range(blocks[1] // 2):
                     b = [piece.fragments(stage, pair * 2 * fragments.COLUMNS, depth, plane)
