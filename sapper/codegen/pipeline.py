@@ -163,7 +163,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "fuse")
     expand_math(lane, legal, target.slow_underflow)
     _trace(lane, "expand_math")
-    expand_float8(lane, legal)
+    expand_float8(lane, legal, target.quick_denormals)
     _trace(lane, "expand_float8")
     split_dots(lane, legal)
     _trace(lane, "split_dots")

@@ -292,6 +292,12 @@ def take_element(s: Any, dtype: DType, word: Any, place: int, value: Value) -> N
         halves = s.new("half"), s.new("half")
         s.emit("mov.b32", halves, word)
         s.emit("cvt.f32.f16", s.define(value), halves[place])
+    elif dtype.is_float and dtype.bits == 8:
+        pairs, halves, both = (s.new("half"), s.new("half")), (s.new("half"), s.new("half")), s.new("vec")
+        s.emit("mov.b32", pairs, word)
+        s.emit(f"cvt.rn.f16x2.{dtype.name.removeprefix('f8')}x2", both, pairs[place // 2])
+        s.emit("mov.b32", halves, both)
+        s.emit("cvt.f32.f16", s.define(value), halves[place % 2])
     elif dtype.bits == 32:
         settle(s, value, word)
     else:

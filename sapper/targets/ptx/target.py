@@ -136,6 +136,11 @@ class Target:
         return True
 
     @property
+    def quick_denormals(self) -> bool:
+        """They are multiplied as other numbers are (CUDA C++ Programming Guide, "Floating-Point Standard")."""
+        return True
+
+    @property
     def shared_pipes(self) -> bool:
         """Conversions have pipes of their own."""
         return False

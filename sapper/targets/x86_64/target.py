@@ -79,6 +79,11 @@ class Target(NamedTuple):
         return False
 
     @property
+    def quick_denormals(self) -> bool:
+        """A denormal operand of a product takes a hundred cycles and more."""
+        return False
+
+    @property
     def requests(self) -> "Requests":
         """How memory is best asked for before it is read."""
         from ...tile.requests import Requests
