@@ -185,7 +185,7 @@ class Places:
     row_aligned: of the lanes there. mask: which lanes' elements at register coordinates are inside."""
 
     def __init__(self, low: SpreadLowering, aligned: dict[str, int], row_aligned: dict[str, int],
-                 mask: Callable[[dict[str, int]], Value]) -> None:
+                 mask: Callable[[dict[str, int]], Value] | None = None) -> None:
         self.low, self.aligned, self.row_aligned, self.mask = low, aligned, row_aligned, mask
         self.bounds = aligned       # a piece starts at a multiple of its extent
 
@@ -218,10 +218,31 @@ class Places:
         start = low.row_of(low.add(place.scalar, place.number))
         return start if place.row is None else low.emit(level, "add", [place.row, start], ROW_I32)
 
+    def address(self, load: Op, at: dict[str, int]) -> tuple[Value, Value, int]:
+        """Base, offsets of the lanes, disp of an element."""
+        low = self.low
+        tensor = load.operands[0]
+        base: Scalar = low.slot(f"{memory_of(tensor).name}.data") if memory_of(tensor) not in low.tensor_bases \
+            else low.tensor_bases[memory_of(tensor)]
+        size, disp, offsets = element_bytes(tensor.type.dtype), 0, None  # type: ignore[union-attr]
+        for index, stride in zip(load.operands[1:], low.strides(tensor), strict=True):
+            place, step = self.of(index, at), low.mul(stride, size)
+            base = low.add(base, low.mul(place.scalar, step))
+            if isinstance(step, int):
+                disp += place.number * step
+            else:
+                base = low.add(base, low.mul(step, place.number))
+            if place.row is None:
+                continue
+            far = self._rows("mul", place.row, low.row_of(step))
+            offsets = far if offsets is None else self._rows("add", offsets, far)
+        return low.value(base), low.constant(0, i32) if offsets is None else offsets, disp
+
     def look_up(self, load: Op, at: dict[str, int], level: int) -> Value:
         """An element whose place is computed, of a table. Lanes past the end of the depth have read 0, of which no place
         may come: they read nothing."""
         low, tensor = self.low, load.operands[0]
+        assert self.mask is not None
         dtype = memory_dtype(tensor.type.dtype)  # type: ignore[union-attr]
         base: Scalar = low.tensor_bases.get(memory_of(tensor)) or low.slot(f"{memory_of(tensor).name}.data")
         offsets = low.constant(0, i32)
@@ -419,7 +440,7 @@ class ComputedPiece(Piece):
         t = tensor.type
         assert isinstance(t, TensorType)
         size = element_bytes(t.dtype)
-        spots = [self._address(load, self._at(j)) for j in range(self.group)]
+        spots = [self.places.address(load, self._at(j)) for j in range(self.group)]
         masks = [self._mask(number, j) for j in range(self.group)]
         shared = all(spot[:2] == spots[0][:2] and mask is masks[0] for spot, mask in zip(spots, masks, strict=True))
         places = sorted({disp for _, _, disp in spots})
@@ -464,26 +485,6 @@ class ComputedPiece(Piece):
         place = self.places.of(load.operands[-1], self._at(0))
         return self.low.in_lines(tensor) and first % size_bytes == 0 and place.aligned * size % size_bytes == 0 \
             and (place.row is None or place.row_aligned * size % size_bytes == 0)
-
-    def _address(self, load: Op, at: dict[str, int]) -> tuple[Value, Value, int]:
-        """Base, offsets of the lanes, disp of an element."""
-        low = self.low
-        tensor = load.operands[0]
-        base: Scalar = low.slot(f"{memory_of(tensor).name}.data") if memory_of(tensor) not in low.tensor_bases \
-            else low.tensor_bases[memory_of(tensor)]
-        size, disp, offsets = element_bytes(tensor.type.dtype), 0, None  # type: ignore[union-attr]
-        for index, stride in zip(load.operands[1:], low.strides(tensor), strict=True):
-            place, step = self.places.of(index, at), low.mul(stride, size)
-            base = low.add(base, low.mul(place.scalar, step))
-            if isinstance(step, int):
-                disp += place.number * step
-            else:
-                base = low.add(base, low.mul(step, place.number))
-            if place.row is None:
-                continue
-            far = self.places._rows("mul", place.row, low.row_of(step))
-            offsets = far if offsets is None else self.places._rows("add", offsets, far)
-        return low.value(base), low.constant(0, i32) if offsets is None else offsets, disp
 
     def _finish(self, stage: Value, part: int, parts: int) -> None:
         low = self.low

@@ -28,7 +28,7 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f8e4m3, f8e5m2, f32, i32
 from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
-from ..tile.plan import Walk, is_scalar_integer, plan_block
+from ..tile.plan import Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from ..tile.sums import is_join
 from . import fragments
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
 CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
 FLOAT8 = (f8e4m3, f8e5m2)
+MOST_EXACT, INTEGER_START = 1 << 22, 0x4B400000
+"""Sums of integers that start with these bits are 1.5 * 2**23 + the sum in f32, if that is no more than 2**22."""
 FEWEST = 64
 """Extents for which a tile is worth its size."""
 SPLIT_DTYPES, PLANES = ("f32", "bf16"), 3
@@ -76,6 +78,10 @@ class MatrixWalk:
     @property
     def split(self) -> bool:
         return self.planes != (1, 1)
+
+    @property
+    def is_scaled(self) -> bool:
+        return any(scale is not None for pair in self.scales for scale in pair)
 
     @property
     def dtype(self) -> DType:
@@ -363,10 +369,26 @@ class MatrixLowering(DepthShares):
     def _match(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
         return None if self.schedule.matrix is False else self.match_matrix_walk(
             walk, unit.dtypes, False) or self.match_matrix_walk(
-            walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
+            walk, unit.byte_dtypes, False, along_depth=True) or self._match_scaled(
+            walk, unit) or self.match_matrix_walk(
             walk, unit.dtypes, False, plain=True) or self.match_matrix_walk(
             walk, SPLIT_DTYPES, False, plain=True, split=True) or self.match_matrix_walk(
             walk, unit.dtypes, False, plain=True, computes=True)
+
+    def _match_scaled(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
+        """Bytes along the depth that scales multiply, of whose blocks no piece meets two along the depth."""
+        from .computed_pieces import forms_place
+
+        found = self.match_matrix_walk(walk, unit.byte_dtypes, True, along_depth=True)
+        if found is None or self.schedule.chunks or len(found.right) > 1 or not found.is_scaled:
+            return None
+        deep = unit.depth * ELEMENT_BYTES
+        for scale, outer in zip(found.scales[0], (found.rows, found.columns), strict=True):
+            for index in () if scale is None else scale.operands[1:]:
+                form = forms_place(index, {outer: FEWEST // 2, found.depth: deep})
+                if form is None or (found.depth in axes_of(index) and form[1] > 1):
+                    return None
+        return found if found.dtype.is_float or deep * 128 * 128 <= MOST_EXACT else None
 
     def take_part(self, part: Block) -> None:
         """Go on to a part of the function. Where only others are products on matrix instructions, each warp has tasks
@@ -703,8 +725,8 @@ class MatrixLowering(DepthShares):
     @staticmethod
     def _promotes(walk: MatrixWalk) -> bool:
         """Whether sums are added up in f32 after each stage: the instruction keeps fewer bits of sums of 8-bit floats
-        (see GroupLowering._add_block). Both sums need registers."""
-        return walk.dtype.is_float and walk.dtype.bits == 8
+        (see GroupLowering._add_block), or scales multiply them. Both sums need registers."""
+        return (walk.dtype.is_float and walk.dtype.bits == 8) or walk.is_scaled
 
     def matrix(self, walk: Walk, found: MatrixWalk) -> None:
         """Emit the walk: all tiles of its open rows and columns."""
@@ -783,11 +805,20 @@ class MatrixLowering(DepthShares):
             for piece in pieces if 2 * step >= steps else ():
                 piece.finish(writing, step - steps // 2, steps - steps // 2)
 
-        made = self._multiply(left, right, reading, blocks, [zero] * count if self._promotes(found) else sums, between)
-        if self._promotes(found):
-            made = [self.emit(self.depth, "add", [total, value], ROW_F32)
-                    for total, value in zip(sums, made, strict=True)]
-        sums = made
+        if not self._promotes(found):
+            sums = self._multiply(left, right, reading, blocks, sums, between)
+        else:
+            scales = self.stage_scales(found, here, (self.add(row, mine_row), warp_rows, row_end),
+                                       (self.add(column, mine_column), warp_columns, column_end))
+            integers = not found.dtype.is_float
+            begin = self.constant(INTEGER_START, i32) if integers else zero
+            made = self._multiply(left, right, reading, blocks, [begin] * count, between)
+            if integers:
+                less = self.constant(-float(MOST_EXACT * 3), f32)
+                made = [self.emit(self.depth, "add", [self.emit(self.depth, "bitcast", [v], ROW_F32), less], ROW_F32)
+                        for v in made]
+            sums = [self._scaled_sum(total, value, scales, blocks, number)
+                    for number, (total, value) in enumerate(zip(sums, made, strict=True))]
         self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end),
                               *way.following(place), *sums])
         self.leave()
@@ -818,6 +849,24 @@ class MatrixLowering(DepthShares):
                 self._finish_tile(walk, found, placed, down, across, own)
 
         self.finish_segment(found, list(loop.results)[2 + len(first):], row, column, store)
+
+    def _scaled_sum(self, total: Value, value: Value, scales: tuple[list[Value], list[Value]], blocks: tuple[int, int],
+                    number: int) -> Value:
+        """A total with the sum of a stage, times its scales. number: of the sum, as _multiply has them."""
+        of_rows, of_columns = scales
+        block, register = divmod(number, 4)
+        i, j = divmod(block % (blocks[0] * blocks[1]), blocks[1])
+        if of_rows:
+            by = of_rows[2 * i + register // 2]
+            if not of_columns:
+                return self.emit(self.depth, "fma", [value, by, total], ROW_F32)
+            value = self.emit(self.depth, "mul", [value, by], ROW_F32)
+        if of_columns:
+            return self.emit(self.depth, "fma", [value, of_columns[2 * j + register % 2], total], ROW_F32)
+        return self.emit(self.depth, "add", [total, value], ROW_F32)
+
+    def stage_scales(self, found: MatrixWalk, here: Value, rows: Part, columns: Part) -> tuple[list[Value], list[Value]]:
+        raise NotImplementedError("axes that are spread know their loads")
 
     def stays(self, walk: Walk, found: MatrixWalk, high: int, wide: int, warps: int, at_hand: int) -> bool:
         raise NotImplementedError("stores of sums know their ways")
@@ -944,11 +993,18 @@ def _dtype(value: Value) -> DType:
 
 
 def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:
-    """The load that a value is, but for widening, and the load that it was multiplied by, if it was."""
-    load = _load_of(value)
+    """The load that a value is, but for widening, and the load that it was multiplied by, if it was. Integers may have
+    become floats first."""
+    def loaded(value: Value) -> Op | None:
+        op = value.op
+        if op is not None and op.name == "cast" and _dtype(value) is f32 and _dtype(op.operands[0]).is_integer:
+            value = op.operands[0]
+        return _load_of(value)
+
+    load = loaded(value)
     if load is not None or value.op is None or value.op.name != "mul":
         return load, None
-    loads = [_load_of(v) for v in value.op.operands]
+    loads = [loaded(v) for v in value.op.operands]
     loads.sort(key=lambda op: op is None or _dtype_of(op).bits)
     return (loads[0], loads[1]) if None not in loads else (None, None)
 
