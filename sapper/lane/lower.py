@@ -39,6 +39,7 @@ from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
+from ..tile.block_scales import join_blocks
 from ..tile.product_parts import axes_brought, lift_extents, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from ..tile.several_depths import loop_over_depths
@@ -51,7 +52,7 @@ from .depth_parts import DepthParts
 from .extents import hint
 from .followed import Followed
 from .late import LateWalk
-from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
+from .matrix import CHUNK_BYTES, ELEMENT_BYTES, FEWEST, SPLIT_DTYPES
 from .nest_panels import NestPanels
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
@@ -210,10 +211,18 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         if unit is None or schedule.matrix is False or schedule.registers or schedule.tile or not any(
                 op.name == "contract" for op in function.walk()):
             return
-        whole = Lowering(function, schedule, facts, specialization, lanes, as_it_is=True)
-        whole.find_matrix_walk()
-        if whole.warps > 1 and whole.part is function.body:
+
+        def is_one_product() -> bool:
+            whole = Lowering(function, schedule, facts, specialization, lanes, as_it_is=True)
+            whole.find_matrix_walk()
+            return whole.warps > 1 and whole.part is function.body
+
+        if is_one_product():
             return
+        if all(specialization.strides.get(tensor.name, "contiguous") == "contiguous" for tensor in function.tensors()):
+            join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product)
+            if is_one_product():
+                return
         dtypes = {*unit.dtypes, *SPLIT_DTYPES}
 
         def typical(value: Value) -> int | None:
