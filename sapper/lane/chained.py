@@ -312,7 +312,7 @@ class ChainLowering(GroupLowering):
         stage_bytes, end = at, self.add(self.near(), unit.chain_stages * at)
         self.sums_at = unit.chain_stages * stage_bytes
         self.near_bytes_used = max(self.near_bytes_used, self.sums_at + self.shared_sums_bytes())
-        self.name_stages([(stream.op.operands[0].name, stream.at, stream.bytes) for stream in streams], unit.chain_stages, stage_bytes)
+        self.name_stages([(stream.op, stream.at, stream.bytes) for stream in streams], unit.chain_stages, stage_bytes)
         self.name_buffers([("sums", self.sums_at, self.shared_sums_bytes())])
         for stream in streams:
             stream.prepare(start)

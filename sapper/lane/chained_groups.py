@@ -189,7 +189,7 @@ class ChainGroupLowering(SharedRowsLowering):
         self.free_at = self.full_at + stages * SIGNAL_BYTES
         self.counters_at = self.free_at + stages * SIGNAL_BYTES
         self.near_bytes_used = self.counters_at + (2 if self.takes_turns else 1) * self.warps * COUNTER_BYTES
-        self.name_stages([(stream.op.operands[0].name, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
+        self.name_stages([(stream.op, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
         self.name_buffers([("sums", self.sums_at, sums_end - self.sums_at)])
         self.name_signals()
         return replace(group, stages=stages)

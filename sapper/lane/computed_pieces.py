@@ -1,4 +1,4 @@
-"""Pieces of operands that are computed: weights of few bits, with scales for blocks, activations that a function changes.
+"""Pieces of operands that are computed: weights of few bits with scales of blocks, activations that a norm scales.
 
 Enters a value of 16 bits that is computed, element by element, from what is loaded along the two axes of the operand;
 leaves the same piece in near memory as Piece does, so that what multiplies it need not know. A lane takes neighbours
@@ -239,8 +239,8 @@ class Places:
         return low.value(base), low.constant(0, i32) if offsets is None else offsets, disp
 
     def look_up(self, load: Op, at: dict[str, int], level: int) -> Value:
-        """An element whose place is computed, of a table. Lanes past the end of the depth have read 0, of which no place
-        may come: they read nothing."""
+        """An element of a table, whose place is computed. Lanes past the end of the depth have read 0, of which no
+        place may come: they read nothing."""
         low, tensor = self.low, load.operands[0]
         assert self.mask is not None
         dtype = memory_dtype(tensor.type.dtype)  # type: ignore[union-attr]
@@ -310,7 +310,7 @@ class ComputedPiece(Piece):
         self.low, self.op, self.found, self.outer, self.depth_axis = low, op, found, outer, depth_axis
         self.extent, self.depth, self.at, self.dtype, self.size = extent, depth, at, dtype, dtype.size_bytes
         self.along_depth = found.along == depth_axis
-        self.name = found.value.name or "computed"
+        self.source = found.loads[0]
         self.arrange()
         self.waiting: list[list[Fetched]] = []
 
@@ -454,13 +454,13 @@ class ComputedPiece(Piece):
                 found = [divmod((disp - first) // size, each) for _, _, disp in spots]
                 return Fetched([(words[word], place) for word, place in found])
             made: dict[tuple[Value, Value, int, Value], Value] = {}
-            rows = []
+            rows = list[tuple[Value, int | None]]()
+            dtype = memory_dtype(t.dtype)
             for (base, offsets, disp), mask in zip(spots, masks, strict=True):
                 key = (base, offsets, disp, mask)
                 if key not in made:
-                    made[key] = low.emit(low.depth, "gather", [base, offsets, mask],
-                                         RowType(row_dtype(memory_dtype(t.dtype))), dtype=memory_dtype(t.dtype), scale=1,
-                                         disp=disp, masked=True)
+                    made[key] = low.emit(low.depth, "gather", [base, offsets, mask], RowType(row_dtype(dtype)),
+                                         dtype=dtype, scale=1, disp=disp, masked=True)
                 rows.append((made[key], None))
             return Fetched(rows)
 

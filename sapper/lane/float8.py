@@ -76,8 +76,8 @@ class _Writer:
         return self.emit(name, [a, self.constant(b, ROW_I32)], ROW_I32)
 
     def scaled(self, top: Value, dtype: DType) -> Value:
-        """row<i32> of codes in the highest bits to the numbers. Moved to where f32 has its fraction they are numbers that
-        are a power of two too small, denormal ones too."""
+        """row<i32> of codes in the highest bits to the numbers. Moved to where f32 has its fraction they are numbers,
+        denormal ones too, that are a power of two too small."""
         f = _FORMATS[dtype]
         moved = self.emit("sar", [top], ROW_I32, amount=24 - f.shift)
         moved = self.integer("and", moved, -(1 << 31) | 0x7F << f.shift)

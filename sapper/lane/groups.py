@@ -290,7 +290,7 @@ class GroupLowering(Clusters):
         self.free_at = self.full_at + group.stages * SIGNAL_BYTES
         self.counters_at = self.free_at + group.stages * SIGNAL_BYTES
         self.near_bytes_used = self.counters_at + self.warps * COUNTER_BYTES
-        self.name_stages([(piece.op.operands[0].name, piece.at, piece.bytes) for piece in self.pieces], group.stages, self.stage_bytes)
+        self.name_stages([(piece.op, piece.at, piece.bytes) for piece in self.pieces], group.stages, self.stage_bytes)
         self.name_buffers([("sums", self.sums_at, self.full_at - self.sums_at)])
         self.name_signals()
         return group

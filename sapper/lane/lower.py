@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
+from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
 from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
@@ -39,7 +40,6 @@ from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
-from ..tile.block_scales import join_blocks
 from ..tile.product_parts import axes_brought, lift_extents, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from ..tile.several_depths import loop_over_depths

@@ -106,6 +106,7 @@ class Piece:
     """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`.
 
     at: its first byte in a stage. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
+    source: the load that it is of, or most of it.
     """
 
     def __init__(self, low: MatrixLowering, op: Op, outer: str, depth_axis: str, extent: int, depth: int,
@@ -116,7 +117,7 @@ class Piece:
         self.dtype = self.access.dtype
         self.size = self.dtype.size_bytes
         self.along_depth = self.access.axes[depth_axis] == self.size
-        self.name = op.operands[0].name
+        self.source = op
         self.arrange()
 
     def arrange(self) -> None:
@@ -400,10 +401,10 @@ class MatrixLowering(DepthShares):
         self.warps_have_tasks = self.warps > 1 and self.matrix_walk is None
         self.settle_product()
 
-    def name_stages(self, pieces: Sequence[tuple[str, int, int]], stages: int, stage_bytes: int) -> None:
-        """Note the buffers of operands, as (its name, first byte in a stage, bytes)."""
-        self.name_buffers((f"{name} {stage}", stage * stage_bytes + at, size)
-                          for stage in range(stages) for name, at, size in pieces)
+    def name_stages(self, pieces: Sequence[tuple[Op, int, int]], stages: int, stage_bytes: int) -> None:
+        """Note the buffers of operands, as (its load, first byte in a stage, bytes)."""
+        self.name_buffers((f"{op.operands[0].name} {stage}", stage * stage_bytes + at, size)
+                          for stage in range(stages) for op, at, size in pieces)
 
     def name_buffers(self, buffers: Iterable[tuple[str, int, int]]) -> None:
         """Note buffers of near memory, those without a byte left out."""
@@ -472,7 +473,7 @@ class MatrixLowering(DepthShares):
             if a is None or b is None or not (
                     self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
-            rows, columns = (self._beside(v.result.type, depth, around) if v in computed else
+            rows, columns = (self._beside(_tile(v.result), depth, around) if v in computed else
                              self._plain_axis(v, depth, around) if plain else
                              self._outer_axis(v, depth, dtypes, around) for v in (a, b))
             if rows is None or columns is None or {rows, columns} != set(walk.outer):
@@ -602,8 +603,9 @@ class MatrixLowering(DepthShares):
         computed = found.computed_of(op)
         if computed is not None:
             from .computed_pieces import ComputedPiece
+            from .spread import SpreadLowering
 
-            assert found.plain is not None
+            assert found.plain is not None and isinstance(self, SpreadLowering)
             return ComputedPiece(self, computed, outer, found.depth, extent, depth, at, found.plain)
         if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,), found.around) is not None:
             return Piece(self, op, outer, found.depth, extent, depth, at)
@@ -831,7 +833,7 @@ class MatrixLowering(DepthShares):
         if own_bytes:
             self.effect("sync_warps", [])
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
-        self.name_stages([(piece.name, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
+        self.name_stages([(piece.source, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
         self.name_buffers([("sums", 0, own_bytes * self.warps)])
 
         def store(sums: list[Value], row: Value, column: Value) -> None:
@@ -865,7 +867,8 @@ class MatrixLowering(DepthShares):
             return self.emit(self.depth, "fma", [value, of_columns[2 * j + register % 2], total], ROW_F32)
         return self.emit(self.depth, "add", [total, value], ROW_F32)
 
-    def stage_scales(self, found: MatrixWalk, here: Value, rows: Part, columns: Part) -> tuple[list[Value], list[Value]]:
+    def stage_scales(self, found: MatrixWalk, here: Value, rows: Part,
+                     columns: Part) -> tuple[list[Value], list[Value]]:
         raise NotImplementedError("axes that are spread know their loads")
 
     def stays(self, walk: Walk, found: MatrixWalk, high: int, wide: int, warps: int, at_hand: int) -> bool:
@@ -987,9 +990,13 @@ def _dtype_of(load: Op) -> DType:
     return _dtype(load.result)
 
 
-def _dtype(value: Value) -> DType:
+def _tile(value: Value) -> TileType:
     assert isinstance(value.type, TileType)
-    return value.type.dtype
+    return value.type
+
+
+def _dtype(value: Value) -> DType:
+    return _tile(value).dtype
 
 
 def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:

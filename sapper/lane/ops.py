@@ -215,8 +215,8 @@ LANE_OPS = OpTable("lane", [
     OpSpec("pack2", (2, 2), attributes=("dtype",),
            doc="two f32 rows -> row<b32>: each rounded to bf16 or f16 (nearest even), the first in the low half"),
     OpSpec("unpack", (1, 1), attributes=("dtype", "place"),
-           doc="row<b32> of elements of `dtype` side by side -> the one at `place` in each lane, the lowest bits first, as "
-               "a load has it; only where the target has it"),
+           doc="row<b32> of elements of `dtype` side by side -> the one at `place` in each lane, counted from the lowest "
+               "bits, as a load has it; only where the target has it"),
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",), optional=("right_dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
                "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16. Or of i8 or u8, "

@@ -57,7 +57,8 @@ def _convert(block: Block) -> int:
 
 def constant_of(value: Value) -> int | None:
     op = value.op
-    return int(op.attributes["value"]) if op is not None and op.name == "splat_const" and value.type == ROW_I32 else None
+    known = op is not None and op.name == "splat_const" and value.type == ROW_I32
+    return int(op.attributes["value"]) if op is not None and known else None
 
 
 def small(value: Value) -> Small | None:

@@ -84,14 +84,16 @@ class SpreadLowering(MatrixLowering):
         origin = self.row_of(self.add(bound.spread.origin, bound.spread.numbers[at[axis]]))
         return self.emit(level, "add", [lane, origin], ROW_I32)
 
-    def stage_scales(self, found: MatrixWalk, here: Value, rows: Part, columns: Part) -> tuple[list[Value], list[Value]]:
+    def stage_scales(self, found: MatrixWalk, here: Value, rows: Part,
+                     columns: Part) -> tuple[list[Value], list[Value]]:
         """By what the sums of a stage from a coordinate of the depth on are multiplied: for each register of a warp's
         rows, and of its columns; none where there is no scale."""
         from .computed_pieces import Places
 
         made: list[list[Value]] = [[], []]
-        for number, (scale, axis, part) in enumerate(zip(
-                found.scales[0] if found.is_scaled else (), (found.rows, found.columns), (rows, columns), strict=False)):
+        scales = found.scales[0] if found.is_scaled else (None, None)
+        for number, (axis, part) in enumerate(((found.rows, rows), (found.columns, columns))):
+            scale = scales[number]
             if scale is None:
                 continue
             start, most, stop = part
@@ -106,7 +108,7 @@ class SpreadLowering(MatrixLowering):
                 self.bound[name] = Bound(where.origin, len(where.numbers), False, None, self.depth, spread=where)
             deep = self.piece_depth()
             places = Places(self, {axis: most, found.depth: deep}, {axis: 1, found.depth: deep})
-            loaded: dict[tuple[Value, ...], Value] = {}
+            loaded: dict[tuple[Value, Value, int, Value | None], Value] = {}
             for j in range(len(spread.numbers)):
                 base, offsets, disp = places.address(scale, {axis: j, found.depth: 0})
                 mask = spread.load_mask(j)

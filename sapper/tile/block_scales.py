@@ -4,10 +4,10 @@ Enters a canonical tile function. Leaves, in place of a loop over blocks that su
 
     acc += contract(x[m, b, k], w[n, b, k]).to(f32) * s[m, b] * t[n, b]        k: the places of block b
 
-one contraction of x[m, j] * s[m, j // size] and w[n, j] * t[n, j // size] over all places j, where the caller says that
-this serves: matrix instructions take it, which multiply the sums of each block as the loop does. Blocks lie side by side
-in one dimension, `k = whole(span(b * size, b * size + size))`, or have dimensions of their own, of which a view makes
-one. Holds: the meaning is the same, but for roundings.
+one contraction of x[m, j] * s[m, j // size] and w[n, j] * t[n, j // size] over all places j, where the caller says
+that this serves: matrix instructions take it, which multiply the sums of each block as the loop does. Blocks lie side
+by side in one dimension, `k = whole(span(b * size, b * size + size))`, or have dimensions of their own, of which a view
+makes one. Holds: the meaning is the same, but for roundings.
 """
 
 from __future__ import annotations
