@@ -215,7 +215,7 @@ LANE_OPS = OpTable("lane", [
     OpSpec("pack2", (2, 2), attributes=("dtype",),
            doc="two f32 rows -> row<b32>: each rounded to bf16 or f16 (nearest even), the first in the low half"),
     OpSpec("unpack", (1, 1), attributes=("dtype", "place"),
-           doc="row<b32> of elements of `dtype` side by side -> the one at `place` in each lane, counted from the lowest "
+           doc="row<b32> of elements of `dtype` side by side -> the one at `place` in each lane, from the lowest "
                "bits, as a load has it; only where the target has it"),
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",), optional=("right_dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
