@@ -310,7 +310,7 @@ class ComputedPiece(Piece):
         self.low, self.op, self.found, self.outer, self.depth_axis = low, op, found, outer, depth_axis
         self.extent, self.depth, self.at, self.dtype, self.size = extent, depth, at, dtype, dtype.size_bytes
         self.along_depth = found.along == depth_axis
-        self.source = found.loads[0]
+        self.origin = found.loads[0]
         self.arrange()
         self.waiting: list[list[Fetched]] = []
 

@@ -106,7 +106,7 @@ class Piece:
     """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`.
 
     at: its first byte in a stage. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
-    source: the load that it is of, or most of it.
+    origin: the load that it is of, or most of it.
     """
 
     def __init__(self, low: MatrixLowering, op: Op, outer: str, depth_axis: str, extent: int, depth: int,
@@ -117,7 +117,7 @@ class Piece:
         self.dtype = self.access.dtype
         self.size = self.dtype.size_bytes
         self.along_depth = self.access.axes[depth_axis] == self.size
-        self.source = op
+        self.origin = op
         self.arrange()
 
     def arrange(self) -> None:
@@ -833,7 +833,7 @@ class MatrixLowering(DepthShares):
         if own_bytes:
             self.effect("sync_warps", [])
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
-        self.name_stages([(piece.source, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
+        self.name_stages([(piece.origin, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
         self.name_buffers([("sums", 0, own_bytes * self.warps)])
 
         def store(sums: list[Value], row: Value, column: Value) -> None:
