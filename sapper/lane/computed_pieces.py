@@ -15,7 +15,7 @@ a quotient that neighbours share is one load, and a remainder that no lane chang
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -389,14 +389,12 @@ class ComputedPiece(Piece):
         self.waiting = []
         for number in range(self.passes):
             self._enter(number)
-            self.waiting.append([self._fetch(load, number) for load in self.found.loads])
+            fetched = [self._fetch(load, number) for load in self.found.loads]
+            if self.waits:
+                self.waiting.append(fetched)
+            else:
+                self._compute(stage, number, fetched, self._firsts())
             self._leave()
-        if not self.waits:
-            self._finish(stage, 0, 1)
-
-    def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
-        if self.waits:
-            self._finish(stage, part, parts)
 
     def _enter(self, number: int) -> None:
         """A level in which the axes are spread as they are in a pass."""
@@ -486,23 +484,30 @@ class ComputedPiece(Piece):
         return self.low.in_lines(tensor) and first % size_bytes == 0 and place.aligned * size % size_bytes == 0 \
             and (place.row is None or place.row_aligned * size % size_bytes == 0)
 
-    def _finish(self, stage: Value, part: int, parts: int) -> None:
-        low = self.low
-        firsts = range(0, self.group, self.chunk_elements)
+    def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
+        firsts = self._firsts()
         total = self.passes * len(firsts)
         mine = range(total * part // parts, total * (part + 1) // parts)
         for number, fetched in enumerate(self.waiting):
             chunks = [first for chunk, first in enumerate(firsts) if number * len(firsts) + chunk in mine]
-            if not chunks:
-                continue
-            self._enter(number)
-            for load, found in zip(self.found.loads, fetched, strict=True):
-                low.rows[load.result] = self._rows(load, found)
-            for first in chunks:
-                self._store(stage, number, first)
-            for load in self.found.loads:
-                del low.rows[load.result]
-            self._leave()
+            if chunks:
+                self._enter(number)
+                self._compute(stage, number, fetched, chunks)
+                self._leave()
+
+    def _firsts(self) -> Sequence[int]:
+        """Of a lane's chunks in a pass."""
+        return range(0, self.group, self.chunk_elements)
+
+    def _compute(self, stage: Value, number: int, fetched: list[Fetched], firsts: Sequence[int]) -> None:
+        """Some chunks of each lane in a pass, to near memory."""
+        low = self.low
+        for load, found in zip(self.found.loads, fetched, strict=True):
+            low.rows[load.result] = self._rows(load, found)
+        for first in firsts:
+            self._store(stage, number, first)
+        for load in self.found.loads:
+            del low.rows[load.result]
 
     def _rows(self, load: Op, fetched: Fetched) -> dict[tuple[int, ...], Value]:
         """The rows of a load, by its register coordinates."""
