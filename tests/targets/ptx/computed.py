@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, f8e4m3, f8e5m2, f16, f32, i8, i32, maximum, tiles, u8, zeros
+from sapper import Tensor, bf16, each, exp, f8e4m3, f8e5m2, f16, f32, i8, i32, maximum, span, tiles, u8, whole, zeros
 
-M, N, K, KB, NB, E = sp.dims("M N K KB NB E")
+M, N, K, KB, NB, B, E = sp.dims("M N K KB NB B E")
 
 
 @sp.kernel
@@ -152,3 +152,44 @@ def normed(x: Tensor[f32, M, K], r: Tensor[f32, M], g: Tensor[bf16, K], w: Tenso
 
 KERNELS = (int8, int8_in_out, int4, int4_zeros, int4_halves, int4_words, int4_columns, of_table, fp8_blocks, fp8_plain,
            experts, gated4, normed)
+
+
+# Bytes by bytes, each block of 128 with scales.
+
+
+@sp.kernel
+def blocks(x: Tensor[i8, M, B, 128], s: Tensor[f32, M, B], w: Tensor[i8, N, B, 128], t: Tensor[f16, N, B],
+           y: Tensor[bf16, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for b in each(B):
+            k = whole(128)
+            part = x[m, b, k] @ w[n, b, k]
+            acc += part.to(f32) * s[m, b] * t[n, b].to(f32)
+        y[m, n] = acc.to(bf16)
+
+
+@sp.kernel
+def blocks_in_turn(x: Tensor[u8, M, K], w: Tensor[i8, N, K], t: Tensor[f32, N, B], y: Tensor[f32, M, N]):
+    """One side alone has scales."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for b in each(B):
+            part = zeros(m, n, dtype=i32)
+            for k in tiles(span(b * 128, b * 128 + 128)):
+                part += x[m, k] @ w[n, k]
+            acc += part.to(f32) * t[n, b]
+        y[m, n] = acc
+
+
+@sp.kernel
+def scaled_bytes(x: Tensor[i8, M, K], s: Tensor[f32, M, B], w: Tensor[i8, N, K], t: Tensor[f32, NB, B],
+                 y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += (x[m, k].to(f32) * s[m, k // 128]) @ (w[n, k].to(f32) * t[n // 32, k // 128])
+        y[m, n] = acc
+
+
+BLOCKS = (blocks, blocks_in_turn, scaled_bytes)
