@@ -613,6 +613,7 @@ LANE_RULES: dict[str, Rule] = {
     "matrix_multiply": _lane_matrix_multiply,
     "asm_multiply": _lane_asm_multiply,
     "pack2": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
+    **dict.fromkeys(("add2", "sub2", "mul2"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
     "unpack": _lane_unpack,
     "tile_configure": _lane_tile(S64),
     "tile_release": _lane_tile(S64),

@@ -214,6 +214,9 @@ LANE_OPS = OpTable("lane", [
                "lane l gets elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
     OpSpec("pack2", (2, 2), attributes=("dtype",),
            doc="two f32 rows -> row<b32>: each rounded to bf16 or f16 (nearest even), the first in the low half"),
+    *[OpSpec(name, (2, 2), attributes=("dtype",),
+             doc=f"{name[:-1]} of row<b32> of two bf16 or f16 each, rounded to that (nearest even); only where the "
+                 "target has it") for name in ("add2", "sub2", "mul2")],
     OpSpec("unpack", (1, 1), attributes=("dtype", "place"),
            doc="row<b32> of elements of `dtype` side by side -> the one at `place` in each lane, from the lowest "
                "bits, as a load has it; only where the target has it"),

@@ -127,8 +127,8 @@ class Runs(Pairs):
         those of buffers do which many workers share (scratch.py)."""
         if tensor.op is not None:
             merges = tensor.op.name == "view" and all(after == 1 for _, after in tensor.op.attributes["groups"])
-            return (tensor.op.name == "buffer" and self.facts.many_workers) or (
-                merges and self.in_lines(tensor.op.operands[0]))
+            return self.facts.many_workers and (
+                tensor.op.name == "buffer" or (merges and self.in_lines(tensor.op.operands[0])))
         return tensor.name in self.specialization.aligned \
             and self.stride_classes.get(tensor.name, "contiguous") == "contiguous"
 

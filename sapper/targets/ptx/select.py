@@ -118,7 +118,7 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     narrow = {"unpack.float8"} if number_of(target.name) >= NARROW_FLOATS_FROM else set()
-    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32", *narrow})
+    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32", "mul2", *narrow})
 
 
 def folds(s: Any) -> dict[str, frozenset[int]]:

@@ -113,13 +113,13 @@ def fp8_plain(x: Tensor[f16, M, K], w: Tensor[f8e5m2, N, K], y: Tensor[f32, M, N
 
 
 @sp.kernel
-def experts(x: Tensor[bf16, E, M, K], w: Tensor[u8, E, N, K // 2], s: Tensor[f32, E, N, KB], y: Tensor[bf16, E, M, N]):
+def experts(x: Tensor[bf16, E, M, K], w: Tensor[u8, E, N, K // 2], s: Tensor[bf16, E, N, KB], y: Tensor[bf16, E, M, N]):
     for e in each(E):
         for m, n in tiles(M, N):
             acc = zeros(m, n, dtype=f32)
             for k in tiles(K):
                 q = (w[e, n, k // 2].to(i32) >> (k % 2 * 4)) & 15
-                acc += x[e, m, k] @ ((q - 8).to(f32) * s[e, n, k // 128]).to(bf16)
+                acc += x[e, m, k] @ ((q - 8).to(bf16) * s[e, n, k // 128])
             y[e, m, n] = acc.to(bf16)
 
 

@@ -23,7 +23,7 @@ from .computed import BLOCKS, KERNELS, int4, int8
 NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32, "f8e4m3": ml_dtypes.float8_e4m3fn,
          "f8e5m2": ml_dtypes.float8_e5m2, "i8": np.int8, "u8": np.uint8, "i32": np.int32}
 needs_ptxas = pytest.mark.skipif(assembler.find_tool("ptxas") is None, reason="ptxas is not installed")
-WHOLE = {"M": 66, "N": 64, "K": 128, "KB": 16, "NB": 8, "E": 2}
+WHOLE = {"M": 33, "N": 64, "K": 128, "KB": 16, "NB": 8, "E": 2}
 RAGGED = {"M": 35, "N": 43, "K": 90, "KB": 12, "NB": 6, "E": 1}
 """No rows are aligned, and pieces end inside."""
 M, N, K, KB, B = sp.dims("M N K KB B")
