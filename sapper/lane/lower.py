@@ -219,10 +219,9 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
         if is_one_product():
             return
-        if all(specialization.strides.get(tensor.name, "contiguous") == "contiguous" for tensor in function.tensors()):
-            join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product)
-            if is_one_product():
-                return
+        if all(specialization.strides.get(tensor.name, "contiguous") == "contiguous" for tensor in function.tensors()) \
+                and join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product):
+            return
         dtypes = {*unit.dtypes, *SPLIT_DTYPES}
 
         def typical(value: Value) -> int | None:

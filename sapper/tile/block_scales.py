@@ -25,11 +25,12 @@ from .sums import is_join
 Serves = Callable[[], bool]
 
 
-def join_blocks(function: Function, multiple: int, serves: Serves) -> None:
-    """In place. multiple: of blocks' sizes. serves: whether the function as it is then does."""
+def join_blocks(function: Function, multiple: int, serves: Serves) -> bool:
+    """In place; whether a loop was joined. multiple: of blocks' sizes. serves: whether the function as it is then
+    does."""
     taken = {axis for op in function.walk() for axis in axes_brought(op)}
     if any(map(is_join, function.walk())):
-        return
+        return False
     for tiles in [op for op in function.walk() if op.name == "tiles" and op.attributes["parallel"]]:
         block = tiles.blocks[0]
         for loop in [op for op in block.ops if op.name == "each" and len(op.results) == 1]:
@@ -42,10 +43,12 @@ def join_blocks(function: Function, multiple: int, serves: Serves) -> None:
                     function.body.ops[:0] = joined.head
                 loop.result.move_to(joined.ops[-1])
                 joined.ops[-1].results = [loop.result]
-                if not serves():
-                    function.body.ops[:], block.ops[:] = head, before
-                    loop.results = [joined.ops[-1].results[0]]
-                    loop.result.move_to(loop)
+                if serves():
+                    return True
+                function.body.ops[:], block.ops[:] = head, before
+                loop.results = [joined.ops[-1].result]
+                loop.result.move_to(loop)
+    return False
 
 
 class _Joined:
