@@ -88,6 +88,8 @@ def small(value: Value) -> Small | None:
         if (mask << shift) >> 8:
             mask &= 0xFF >> shift
         shift, value = shift + 8 * op.attributes["place"], op.operands[0]
+    if mask == 0xFF and shift % 8 == 0 and not number:
+        return None     # conversions may take a byte of a word as it is
     least = shift if shift + mask.bit_length() <= FRACTION else shift - FAR
     fits = mask > 0 and least >= 0 and least + mask.bit_length() <= FRACTION
     return Small(value, shift, mask, number) if fits else None

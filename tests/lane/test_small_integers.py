@@ -56,7 +56,8 @@ def test_halves_of_bytes(place: int) -> None:
 @pytest.mark.parametrize("made", [
     "%m: row<i32> = splat_const {value = 16777215}\n%i: row<i32> = and %w, %m\n",       # 24 bits
     "%m: row<i32> = splat_const {value = 5}\n%i: row<i32> = and %w, %m\n",
-    "%i: row<i32> = unpack %b {dtype = :u8, place = 1}\n"])
+    "%i: row<i32> = unpack %b {dtype = :u8, place = 1}\n",
+    "%s: row<i32> = sar %w {amount = 16}\n%m: row<i32> = splat_const {value = 255}\n%i: row<i32> = and %s, %m\n"])
 def test_what_is_converted_as_ever(made: str) -> None:
     """More than a float's fraction holds, bits with gaps, and bytes by themselves."""
     plain, other = converted(made, WORDS, done=False)
