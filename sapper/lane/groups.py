@@ -92,7 +92,7 @@ class GroupLowering(Clusters):
         if group is None or walk is None or len(plan_block(self.function.body, self.wholes).items) != 1:
             return
         found, dtypes = self.matrix_walk, group.dtypes
-        if found is None:
+        if found is None or found.computed:     # bytes that single warps would make wider
             dtypes = group.narrow_dtypes
             found = self.match_matrix_walk(walk, dtypes, True)
         if found is None or found.plain is not None or found.around:
