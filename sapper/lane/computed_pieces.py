@@ -54,6 +54,8 @@ class Place(NamedTuple):
     bound: int
 
 
+COUNTED = ("index", "i32", "i64")
+"""Types of places: narrower ones might wrap."""
 FREE = 1 << 62
 """What 0 is a multiple of."""
 
@@ -70,7 +72,9 @@ def power_of_two(value: Value) -> int | None:
 def forms_place(value: Value, extents: dict[str, int]) -> tuple[int, int] | None:
     """Of an integer what Place has as `aligned` and `bound`, if it is a place wherever pieces of these extents start:
     each a multiple of its extent."""
-    op = value.op
+    op, t = value.op, value.type
+    if not isinstance(t, TileType) or t.dtype.name not in COUNTED:
+        return None
     if not axes_of(value):
         return (1, 1) if op is None or op.name != "const" else (FREE, max(1, int(op.attributes["value"]) + 1))
     if op is None:
@@ -79,8 +83,7 @@ def forms_place(value: Value, extents: dict[str, int]) -> tuple[int, int] | None
         extent = extents.get(op.attributes["axis"])
         return None if extent is None else (extent, extent)
     if op.name in ("full", "cast"):
-        t = op.operands[0].type
-        return forms_place(op.operands[0], extents) if isinstance(t, TileType) and t.dtype.is_integer else None
+        return forms_place(op.operands[0], extents)
     if op.name not in ("add", "mul", "floordiv", "mod"):
         return None
     first, second = (forms_place(v, extents) for v in op.operands)
