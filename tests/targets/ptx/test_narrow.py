@@ -126,6 +126,13 @@ def test_no_sum_of_the_instruction_runs_over_more_than_128_of_the_depth() -> Non
     assert len(adds) == len(wait.results) == 32
 
 
+def test_a_schedule_may_refuse_them() -> None:
+    known = Specialization({d: DimClass(4096, 16) for d in ("M", "N", "K", "KB", "NB")},
+                           dict.fromkeys([name for name, _ in block_scaled.parameters], "contiguous"), frozenset("ab"))
+    lane = to_lane(block_scaled.tile_ir(), Schedule(matrix=False), facts_of(TARGET), known)
+    assert "group_multiply" not in {op.name for op in lane.walk()}
+
+
 def test_halves_of_256_columns_are_summed_one_after_the_other() -> None:
     """In the same registers: 128 totals of a lane leave room for 64 sums."""
     lane = lowered(block_scaled, {"m": 128, "n": 256})
