@@ -112,13 +112,53 @@ def our_attention(setting: Setting) -> tuple[str, list[float]]:
     return text, seconds
 
 
-def tritons(case: str, setting: Setting, interpreter: str) -> tuple[str, list[float]]:
-    """The same of Triton, by its own account of its stages. case: of CASES, or anything else for attention."""
+WEIGHTS = ("int8", "int4", "fp8")
+"""Of products of bf16 by weights (N, K) with f32 scales of 128 of the depth."""
+
+
+def our_weights(case: str, setting: Setting) -> tuple[str, list[float]]:
+    import sapper as sp
+    from sapper import Tensor, bf16, f8e4m3, f32, i8, i32, targets, tiles, u8, zeros
+    from sapper.codegen.pipeline import compile_kernel
+
+    element = f8e4m3 if case == "fp8" else i8
+    M, N, K, KB = sp.dims("M N K KB")
+
+    @sp.kernel(name="product")
+    def of_bytes(a: Tensor[bf16, M, K], b: Tensor[element, N, K], s: Tensor[f32, N, KB], c: Tensor[bf16, M, N]):
+        for m, n in tiles(M, N):
+            acc = zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                acc += a[m, k] @ (b[n, k].to(f32) * s[n, k // 128]).to(bf16)
+            c[m, n] = acc.to(bf16)
+
+    @sp.kernel(name="product")
+    def of_halves(a: Tensor[bf16, M, K], b: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], c: Tensor[bf16, M, N]):
+        for m, n in tiles(M, N):
+            acc = zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                q = (b[n, k // 2].to(i32) >> (k % 2 * 4)) & 15
+                acc += a[m, k] @ ((q - 8).to(f32) * s[n, k // 128]).to(bf16)
+            c[m, n] = acc.to(bf16)
+
+    kernel, seconds, text = of_halves if case == "int4" else of_bytes, [], ""
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        text = compile_kernel(kernel, {}, dict.fromkeys("absc", "contiguous"),
+                              dict.fromkeys(("M", "N", "K", "KB"), (2**31 - 1, 64)), targets.target(setting.level),
+                              None, frozenset("absc")).text()
+        seconds.append(time.perf_counter() - begin)
+    return text, seconds
+
+
+def tritons(case: str, setting: Setting, interpreter: str, **more: Any) -> tuple[str, list[float]]:
+    """The same of Triton, by its own account of its stages. case: of CASES, or anything else for attention. more: of
+    weights."""
     names = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
     source, result, transposed = CASES.get(case, ("bf16", "bf16", False))
     wanted = {"level": setting.level, "tile": setting.tile, "warps": setting.warps, "stages": setting.stages,
               "runs": RUNS, "element": names[source], "result": names[result], "transposed": transposed,
-              "boxes": setting.boxes, "attention": case not in CASES}
+              "boxes": setting.boxes, "attention": case not in CASES, **more}
     done = subprocess.run([interpreter, str(HERE / "gpu_static_triton.py"), json.dumps(wanted)], capture_output=True,
                           text=True, check=False)
     if done.returncode:
@@ -216,6 +256,16 @@ def main() -> None:
             made = {case: {"sapper": ours(case, setting), **({"Triton": tritons(case, setting, peer)} if peer else {})}
                     for case in CASES}
             print("\n".join(table("product", setting, made, options.ptxas)), end="\n\n")
+    for setting in SETTINGS[:1]:
+        if options.level in (None, setting.level):
+            print(f"{setting.level}, bf16 by weights with scales, the same tile")
+            made = {}
+            for case in WEIGHTS:
+                made[case] = {"sapper": our_weights(case, setting)}
+                if peer and case != "fp8":      # which Triton does not have on this level
+                    for who, loads in (("Triton", False), *([("Triton, a load each", True)] if case == "int4" else [])):
+                        made[case][who] = tritons("bf16 NT", setting, peer, weights=case, loads=loads)
+            print("\n".join(table("weights", setting, made, options.ptxas)), end="\n\n")
     for level, settings in ATTENTION.items():
         if options.level in (None, level):
             print(f"{level}, causal attention, bf16, 128 queries, 64 keys at once")

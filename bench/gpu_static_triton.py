@@ -1,7 +1,8 @@
 """Triton's side of gpu_static.py: `python bench/gpu_static_triton.py JSON` prints a kernel's PTX, and the seconds.
 
 JSON: level, tile, warps, stages, runs, element and result (Triton's names of dtypes), transposed, boxes (whether
-tensors are read by tensor maps), attention (instead of a product; the tile is rows, keys, head). Needs Triton only.
+tensors are read by tensor maps), attention (instead of a product; the tile is rows, keys, head); weights (int4, int8 or
+fp8, with scales) and loads (one for each of 4 bits). Needs Triton only.
 """
 
 from __future__ import annotations
@@ -38,6 +39,35 @@ def product(a, b, c, M, N, K, stride_a, stride_b, stride_c, BM: tl.constexpr, BN
         total = tl.dot(tl.load(x_at), tl.load(y_at), total)
         x_at += BK
         y_at += BK if TRANSPOSED else BK * stride_b
+    tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
+             mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+@triton.jit
+def product_of_weights(a, b, s, c, M, N, K, stride_a, stride_b, stride_s, stride_c, BM: tl.constexpr, BN: tl.constexpr,
+                       BK: tl.constexpr, BITS: tl.constexpr, LOADS: tl.constexpr):
+    """Weights (N, K) of 4 or 8 bits with f32 scales of 128 of the depth. Two numbers of 4 bits are a byte, which is
+    read once, its halves interleaved, or (LOADS) once for each."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    depth = tl.arange(0, BK)
+    x_at = a + (rows % M)[:, None] * stride_a + depth[None, :]
+    s_at = s + (columns % N) * stride_s
+    y_at = b + (columns % N)[:, None] * stride_b + (tl.arange(0, BK // 2) if BITS == 4 and not LOADS else
+                                                    depth // 2 if BITS == 4 else depth)[None, :]
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, K, BK):
+        w = tl.load(y_at)
+        if BITS == 4:
+            if LOADS:
+                w = w >> (depth % 2 * 4)[None, :].to(tl.uint8) & 15
+            else:
+                w = tl.interleave(w & 15, w >> 4)
+            w = w.to(tl.int8) - 8
+        y = (w.to(tl.float32) * tl.load(s_at + k // 128)[:, None]).to(x_at.dtype.element_ty)
+        total = tl.dot(tl.load(x_at), y.T, total)
+        x_at += BK
+        y_at += BK * BITS // 8
     tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
              mask=(rows < M)[:, None] & (columns < N)[None, :])
 
@@ -136,6 +166,13 @@ def boxes(wanted: dict[str, Any]) -> dict[str, str]:
             "c": tensor(wanted["result"], [rows, columns]), "K": "i32"}
 
 
+def weights(wanted: dict[str, Any]) -> dict[str, str]:
+    """Arguments of product_of_weights."""
+    narrow = {"int4": "u8", "int8": "i8", "fp8": "fp8e4nv"}[wanted["weights"]]
+    return {"a": f"*{wanted['element']}", "b": f"*{narrow}", "s": "*fp32", "c": f"*{wanted['result']}",
+            **dict.fromkeys(("M", "N", "K", "stride_a", "stride_b", "stride_s", "stride_c"), "i32")}
+
+
 def pointers(wanted: dict[str, Any]) -> dict[str, str]:
     """Arguments of product."""
     return {"a": f"*{wanted['element']}", "b": f"*{wanted['element']}", "c": f"*{wanted['result']}",
@@ -144,15 +181,19 @@ def pointers(wanted: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     wanted = json.loads(sys.argv[1])
-    attends = wanted["attention"]
-    if attends:
+    attends, narrow = wanted["attention"], wanted.get("weights")
+    if narrow:
+        kernel, arguments = product_of_weights, weights(wanted)
+    elif attends:
         kernel, arguments = attention_of_boxes if wanted["boxes"] else attention, attention_arguments(wanted)
     else:
         kernel, arguments = (product_of_boxes, boxes(wanted)) if wanted["boxes"] else (product, pointers(wanted))
     divisible: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number, type in enumerate(arguments.values())
                                  if not type.startswith("tensordesc") and type != "fp32"}
     constants = dict(zip(("BM", "BN", "D" if attends else "BK"), wanted["tile"], strict=True))
-    if not attends:
+    if narrow:
+        constants |= {"BITS": 4 if narrow == "int4" else 8, "LOADS": wanted["loads"]}
+    elif not attends:
         constants["TRANSPOSED"] = wanted["transposed"]
     seconds: list[float] = []
     text = ""

@@ -151,8 +151,10 @@ def expand_lane(lane: Function, target: Any) -> Function:
     from ..lane.float8 import expand_float8
     from ..lane.fuse import fuse
     from ..lane.math import expand_math
+    from ..lane.packed_pairs import compute_pairs
     from ..lane.scaled_sums import scale_sums
     from ..lane.scaled_words import scale_words
+    from ..lane.small_integers import convert_by_bits
     from ..lane.split_dots import split_dots
     from .compile import rules_of
 
@@ -162,7 +164,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "fuse")
     expand_math(lane, legal, target.slow_underflow)
     _trace(lane, "expand_math")
-    expand_float8(lane, legal)
+    expand_float8(lane, legal, target.quick_denormals)
     _trace(lane, "expand_float8")
     split_dots(lane, legal)
     _trace(lane, "split_dots")
@@ -170,6 +172,10 @@ def expand_lane(lane: Function, target: Any) -> Function:
         _trace(lane, "scale_words")
     if "dot4_u8i8" in legal and target.slow_products and scale_sums(lane):
         _trace(lane, "scale_sums")
+    if "mul2" in legal and compute_pairs(lane):
+        _trace(lane, "compute_pairs")
+    if target.slow_conversions and convert_by_bits(lane):
+        _trace(lane, "convert_by_bits")
     _verify_lane(lane)
     return lane
 

@@ -299,6 +299,15 @@ def _lane_run(check: Checker, op: Op) -> None:
             check.attribute(op, name, bool)
 
 
+def _lane_unpack(check: Checker, op: Op) -> None:
+    dtype = check.one_of(op, "dtype", _MEMORY_DTYPES)
+    place = check.attribute(op, "place", int)
+    if not 0 <= place < b32.bits // dtype.bits:
+        check.fail(f"place = {place} of {dtype} in 32 bits", f"0 to {b32.bits // dtype.bits - 1}")
+    check.operands(op, ROW_B32)
+    check.results(op, MEMORY_ROWS[dtype])
+
+
 def _lane_store(gathered: bool) -> Rule:
     def rule(check: Checker, op: Op) -> None:
         dtype = check.one_of(op, "dtype", _MEMORY_DTYPES)
@@ -604,6 +613,8 @@ LANE_RULES: dict[str, Rule] = {
     "matrix_multiply": _lane_matrix_multiply,
     "asm_multiply": _lane_asm_multiply,
     "pack2": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
+    **dict.fromkeys(("add2", "sub2", "mul2"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
+    "unpack": _lane_unpack,
     "tile_configure": _lane_tile(S64),
     "tile_release": _lane_tile(S64),
     "tile_zero": _lane_tile(result=True),

@@ -406,6 +406,14 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "pack2":
         kind = ELEMENTS[attributes["dtype"]]
         return lambda a, b: np.stack([a, b], axis=1).astype(kind).view(np.uint32)[:, 0]
+    if name in ("add2", "sub2", "mul2"):
+        kind, compute = ELEMENTS[attributes["dtype"]], {"add2": np.add, "sub2": np.subtract, "mul2": np.multiply}[name]
+        return lambda a, b: compute(a.view(kind).astype(np.float32), b.view(kind).astype(np.float32)).astype(
+            kind).view(np.uint32)
+    if name == "unpack":
+        kind, row = ELEMENTS[attributes["dtype"]], ROW_OF_ELEMENTS[attributes["dtype"]]
+        each, place = 4 // kind.itemsize, attributes["place"]
+        return lambda a: a.view(kind)[place::each].astype(row)
     if name == "shuffle_xor":
         source = np.arange(lanes) ^ attributes["distance"]
         return lambda a: a[source]

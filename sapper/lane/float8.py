@@ -1,7 +1,8 @@
 """Writes loads, stores and roundings of fp8 as ones of bytes, for targets that have no instructions for fp8.
 
 Enters: a lane function. Leaves: the same without memory ops or `round_to` of f8e4m3 and f8e5m2. Holds: all 256 codes
-and all roundings are as ml_dtypes has them, NaN for NaN. No denormal f32 is multiplied.
+and all roundings are as ml_dtypes has them, NaN for NaN. A denormal f32 is multiplied
+only where that is quick.
 Source: OCP 8-bit Floating Point Specification, 2023: e4m3 has bias 7, NaN where all bits are set, no infinity; e5m2 has
 bias 15, infinities and NaN as IEEE 754.
 """
@@ -35,6 +36,12 @@ class _Format:
         return 2.0 ** (1 - self.bias)
 
     @property
+    def largest(self) -> float:
+        last = self.special - 1
+        return float(2.0 ** ((last >> self.mantissa) - self.bias) * (1 + (last & (1 << self.mantissa) - 1) / (
+            1 << self.mantissa)))
+
+    @property
     def rebias(self) -> int:
         return (127 - self.bias) << 23
 
@@ -43,7 +50,10 @@ _FORMATS = {f8e4m3: _Format(3, 7, 0x7F), f8e5m2: _Format(2, 15, 0x7C)}
 
 
 class _Writer:
-    def __init__(self) -> None:
+    """quick_denormals: see expand_float8."""
+
+    def __init__(self, quick_denormals: bool) -> None:
+        self.quick_denormals = quick_denormals
         self.head: list[Op] = []
         self.constants: dict[tuple[float | int, Type], Value] = {}
         self.ops: list[Op] = []
@@ -65,8 +75,34 @@ class _Writer:
     def integer(self, name: str, a: Value, b: int) -> Value:
         return self.emit(name, [a, self.constant(b, ROW_I32)], ROW_I32)
 
+    def scaled(self, top: Value, dtype: DType) -> Value:
+        """row<i32> of codes in the highest bits to the numbers. Moved to where f32 has its fraction they are numbers,
+        denormal ones too, that are a power of two too small."""
+        f = _FORMATS[dtype]
+        moved = self.emit("sar", [top], ROW_I32, amount=24 - f.shift)
+        moved = self.integer("and", moved, -(1 << 31) | 0x7F << f.shift)
+        number = self.emit("mul", [self.emit("bitcast", [moved], ROW_F32),
+                                   self.constant(2.0 ** (127 - f.bias), ROW_F32)], ROW_F32)
+        size = self.emit("abs", [number], ROW_F32)
+        is_number = self.emit("cmp", [size, self.constant(f.largest, ROW_F32)], MASK, cond="le")
+        if dtype is f8e4m3:
+            special = self.constant(math.nan, ROW_F32)
+        else:
+            special = self.emit("bitcast", [self.integer("or", moved, 0x7F800000)], ROW_F32)
+        return self.emit("select", [is_number, number, special], ROW_F32)
+
+    def of_word(self, op: Op, dtype: DType) -> Value:
+        """The number that an `unpack` takes from a word."""
+        place: int = op.attributes["place"]
+        if not self.quick_denormals:
+            return self.unpacked(self.emit("unpack", op.operands, ROW_I32, dtype=u8, place=place), dtype)
+        word = self.emit("bitcast", op.operands, ROW_I32)
+        return self.scaled(self.emit("shl", [word], ROW_I32, amount=24 - 8 * place), dtype)
+
     def unpacked(self, code: Value, dtype: DType) -> Value:
         """row<i32> of codes 0 ... 255 to the numbers. Denormal ones: the bits under an exponent, less that power."""
+        if self.quick_denormals:
+            return self.scaled(self.emit("shl", [code], ROW_I32, amount=24), dtype)
         f = _FORMATS[dtype]
         magnitude = self.integer("and", code, 0x7F)
         shifted = self.emit("shl", [magnitude], ROW_I32, amount=f.shift)
@@ -107,30 +143,35 @@ class _Writer:
         return self.emit("or", [code, sign], ROW_I32)
 
 
-def expand_float8(function: Function, legal: frozenset[str]) -> None:
-    """In place, unless `legal` has "float8"."""
+def expand_float8(function: Function, legal: frozenset[str], quick_denormals: bool = False) -> None:
+    """In place, unless `legal` has "float8"; with "unpack.float8" but for `unpack`. quick_denormals: products of
+    denormal f32 take no longer than others."""
     if "float8" in legal:
         return
-    writer = _Writer()
-    _expand_block(function.body, writer)
+    writer = _Writer(quick_denormals)
+    _expand_block(function.body, writer, {"group_multiply", "matrix_multiply",
+                                          *(["unpack"] if "unpack.float8" in legal else [])})
     function.body.ops[:0] = writer.head
 
 
-def _expand_block(block: Block, writer: _Writer) -> None:
+def _expand_block(block: Block, writer: _Writer, kept: set[str]) -> None:
+    """kept: names of ops that the target has for fp8."""
     for op in block.ops:
         for inner in op.blocks:
-            _expand_block(inner, writer)
+            _expand_block(inner, writer, kept)
     if not any(op.attributes.get("dtype") in _FORMATS for op in block.ops):
         return
     writer.ops = []
     for op in block.ops:
         dtype = op.attributes.get("dtype")
         writer.at = op
-        if dtype not in _FORMATS or op.name in ("group_multiply", "matrix_multiply"):
+        if dtype not in _FORMATS or op.name in kept:
             writer.ops.append(op)
         elif op.name in ("load", "load_splat", "gather"):
             _replace(op, writer.unpacked(writer.emit(op.name, op.operands, ROW_I32, **{**op.attributes, "dtype": u8}),
                                          dtype))
+        elif op.name == "unpack":
+            _replace(op, writer.of_word(op, dtype))
         elif op.name == "round_to":
             _replace(op, writer.unpacked(writer.packed(op.operands[0], dtype), dtype))
         else:  # store, store_lane0, scatter

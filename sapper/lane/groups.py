@@ -92,7 +92,8 @@ class GroupLowering(Clusters):
         if group is None or walk is None or len(plan_block(self.function.body, self.wholes).items) != 1:
             return
         found, dtypes = self.matrix_walk, group.dtypes
-        if found is None:
+        if self.schedule.matrix is not False and (found is None or found.computed):
+            # Bytes, which single warps would make wider where they are computed.
             dtypes = group.narrow_dtypes
             found = self.match_matrix_walk(walk, dtypes, True)
         if found is None or found.plain is not None or found.around:

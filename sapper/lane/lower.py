@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
+from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
 from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
@@ -52,7 +53,7 @@ from .depth_parts import DepthParts
 from .extents import hint
 from .followed import Followed
 from .late import LateWalk
-from .matrix import CHUNK_BYTES, FEWEST, SPLIT_DTYPES
+from .matrix import CHUNK_BYTES, ELEMENT_BYTES, FEWEST, SPLIT_DTYPES
 from .nest_panels import NestPanels
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
@@ -222,9 +223,16 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         if unit is None or schedule.matrix is False or schedule.registers or schedule.tile or not any(
                 op.name == "contract" for op in function.walk()):
             return
-        whole = Lowering(function, schedule, facts, specialization, lanes, as_it_is=True)
-        whole.find_matrix_walk()
-        if whole.warps > 1 and whole.part is function.body:
+
+        def is_one_product() -> bool:
+            whole = Lowering(function, schedule, facts, specialization, lanes, as_it_is=True)
+            whole.find_matrix_walk()
+            return whole.warps > 1 and whole.part is function.body
+
+        if is_one_product():
+            return
+        if all(specialization.strides.get(tensor.name, "contiguous") == "contiguous" for tensor in function.tensors()) \
+                and join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product):
             return
         dtypes = {*unit.dtypes, *SPLIT_DTYPES}
 

@@ -22,21 +22,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f32, i32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f8e4m3, f8e5m2, f32, i32
 from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
-from ..tile.plan import Walk, is_scalar_integer, plan_block
+from ..tile.plan import Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from ..tile.sums import is_join
 from . import fragments
 from .depth_shares import DepthShares
 from .state import Access, Capacity, Open, Scalar, row_dtype
 
+if TYPE_CHECKING:
+    from .computed_pieces import Computed
+
 CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
 CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
+FLOAT8 = (f8e4m3, f8e5m2)
+MOST_EXACT, INTEGER_START = 1 << 22, 0x4B400000
+"""Sums of integers that start with these bits are 1.5 * 2**23 + the sum in f32, if that is no more than 2**22."""
 FEWEST = 64
 """Extents for which a tile is worth its size."""
 SPLIT_DTYPES, PLANES = ("f32", "bf16"), 3
@@ -51,7 +57,8 @@ class MatrixWalk:
     reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
     they are. plain: the type that elements have in near memory, where they are brought through registers. planes: how
     many parts each operand is a sum of there, left and right (split_pieces.py). around: short axes that it contracts
-    too, each place of which has all of the depth (the window of a convolution), the outermost first."""
+    too, each place of which has all of the depth (the window of a convolution), the outermost first. computed: operands
+    that are no loads (computed_pieces.py); left or right then has the op that makes them."""
 
     rows: str
     columns: str
@@ -62,10 +69,19 @@ class MatrixWalk:
     plain: DType | None = None
     planes: tuple[int, int] = (1, 1)
     around: tuple[str, ...] = ()
+    computed: tuple[Computed, ...] = ()
+
+    def computed_of(self, op: Op) -> Computed | None:
+        """What an operand is computed of that this op makes; None if it is a load."""
+        return next((found for found in self.computed if found.value.op is op), None)
 
     @property
     def split(self) -> bool:
         return self.planes != (1, 1)
+
+    @property
+    def is_scaled(self) -> bool:
+        return any(scale is not None for pair in self.scales for scale in pair)
 
     @property
     def dtype(self) -> DType:
@@ -90,6 +106,7 @@ class Piece:
     """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`.
 
     at: its first byte in a stage. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
+    origin: the load that it is of, or most of it.
     """
 
     def __init__(self, low: MatrixLowering, op: Op, outer: str, depth_axis: str, extent: int, depth: int,
@@ -100,6 +117,7 @@ class Piece:
         self.dtype = self.access.dtype
         self.size = self.dtype.size_bytes
         self.along_depth = self.access.axes[depth_axis] == self.size
+        self.origin = op
         self.arrange()
 
     def arrange(self) -> None:
@@ -169,6 +187,10 @@ class Piece:
                 low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
                            disp=self.at + number * self.rows_of_pass * self.row_bytes)
 
+    def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
+        """One of so many parts of what is left of the last copy, to the same stage, among the products of the piece at
+        hand."""
+
     # To registers.
 
     def place(self, warp_start: Scalar, left: bool) -> None:
@@ -227,6 +249,7 @@ class PlainDepth:
         for piece in self.pieces:
             rest = low.sub(self.deep.extent, number * self.depth)
             piece.copy(stage, low.add(piece.base, low.mul(piece.step, number)), rest)
+            piece.finish(stage)
 
     def first(self, ahead: int) -> list[Value]:
         """What the loop carries, of its first round, which copies pieces so many ahead."""
@@ -347,9 +370,26 @@ class MatrixLowering(DepthShares):
     def _match(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
         return None if self.schedule.matrix is False else self.match_matrix_walk(
             walk, unit.dtypes, False) or self.match_matrix_walk(
-            walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
+            walk, unit.byte_dtypes, False, along_depth=True) or self._match_scaled(
+            walk, unit) or self.match_matrix_walk(
             walk, unit.dtypes, False, plain=True) or self.match_matrix_walk(
-            walk, SPLIT_DTYPES, False, plain=True, split=True)
+            walk, SPLIT_DTYPES, False, plain=True, split=True) or self.match_matrix_walk(
+            walk, unit.dtypes, False, plain=True, computes=True)
+
+    def _match_scaled(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
+        """Bytes along the depth that scales multiply, of whose blocks no piece meets two along the depth."""
+        from .computed_pieces import forms_place
+
+        found = self.match_matrix_walk(walk, unit.byte_dtypes, True, along_depth=True)
+        if found is None or self.schedule.chunks or len(found.right) > 1 or not found.is_scaled:
+            return None
+        deep = unit.depth * ELEMENT_BYTES
+        for scale, outer in zip(found.scales[0], (found.rows, found.columns), strict=True):
+            for index in () if scale is None else scale.operands[1:]:
+                form = forms_place(index, {outer: FEWEST // 2, found.depth: deep})
+                if form is None or (found.depth in axes_of(index) and form[1] > 1):
+                    return None
+        return found if found.dtype.is_float or deep * 128 * 128 <= MOST_EXACT else None
 
     def take_part(self, part: Block) -> None:
         """Go on to a part of the function. Where only others are products on matrix instructions, each warp has tasks
@@ -402,10 +442,11 @@ class MatrixLowering(DepthShares):
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
     def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool,
-                          along_depth: bool = False, plain: bool = False, split: bool = False) -> MatrixWalk | None:
+                          along_depth: bool = False, plain: bool = False, split: bool = False,
+                          computes: bool = False) -> MatrixWalk | None:
         """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
         along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded, or, of
-        f32, split."""
+        f32, split. computes: those that are no loads are computed (computed_pieces.py)."""
         if walk.inner or len(walk.outer) != 2 or not walk.reduced or not 1 <= len(walk.reductions) <= 2 or (
                 scaled and len(walk.reduced) > 1) or any(op.name != "contract" for op in walk.reductions):
             return None
@@ -415,17 +456,25 @@ class MatrixLowering(DepthShares):
         scales: list[tuple[Op | None, Op | None]] = []
         axes: set[tuple[str, str]] = set()
         kinds: set[DType] = set()
+        computed: dict[Op, Computed] = {}
         for op in walk.reductions:
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
             if plain:
                 a, b = (_load_of(v) if split else _rounded_load_of(v, dtypes) for v in op.operands)
-                kinds.update((bf16,) if split else (_narrow(v) for v in op.operands))
+                made = [self._computed(v, depth, dtypes, around) if computes and load is None else None
+                        for load, v in ((a, op.operands[0]), (b, op.operands[1]))]
+                computed.update((v.value.op, v) for v in made if v is not None and v.value.op is not None)
+                a, b = (load if v is None else v.value.op for load, v in zip((a, b), made, strict=True))
+                kinds.update(bf16 if split else _narrow(v) if c is None else _dtype(c.value)
+                             for v, c in zip(op.operands, made, strict=True)
+                             if c is None or _dtype(c.value) not in FLOAT8)
             if split and not all(op is not None and _dtype_of(op).name in dtypes for op in (a, b)):
                 return None
             if a is None or b is None or not (
                     self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
-            rows, columns = (self._plain_axis(v, depth, around) if plain else
+            rows, columns = (self._beside(_tile(v.result), depth, around) if v in computed else
+                             self._plain_axis(v, depth, around) if plain else
                              self._outer_axis(v, depth, dtypes, around) for v in (a, b))
             if rows is None or columns is None or {rows, columns} != set(walk.outer):
                 return None
@@ -439,20 +488,38 @@ class MatrixLowering(DepthShares):
             scales.append((by_a, by_b))
         if len(axes) != 1 or len(kinds) > 1:
             return None
+        if computed and not kinds:
+            kinds.add(bf16)
         ((rows, columns),) = axes
         alike = plain or _dtype_of(left[0]) is _dtype_of(right[0])
         if len(walk.reductions) == 1 and not scaled and alike and self._stored_along(rows, walk):
             # The same product of its operands the other way round: stores go along the columns of its sums.
             rows, columns, left, right = columns, rows, right, left
-        if any(self._extent_of(axis, axis == depth or self._starts_pieces(axis, (*left, *right))) < FEWEST
-               for axis in (rows, columns, depth)):
+        if any(self._extent_of(axis, axis == depth or bool(computed) or self._starts_pieces(axis, (*left, *right)))
+               < FEWEST for axis in (rows, columns, depth)):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
-                           (planes[0], planes[1]), tuple(around))
+                           (planes[0], planes[1]), tuple(around), tuple(computed.values()))
         if split and len(right) > 1 and (planes[1] > 1 or self._turns(found)):
             return None         # what near memory and registers hold of three operands is too narrow
         return found
+
+    def _computed(self, value: Value, depth: str, dtypes: tuple[str, ...],
+                  around: Sequence[str]) -> Computed | None:
+        """What an operand is computed of, piece by piece. Numbers of 8 bits are ones of 16, too."""
+        from .computed_pieces import find_computed
+
+        unit = self.facts.matrix
+        while _dtype(value) not in FLOAT8 and _dtype(value).name not in dtypes and value.op is not None \
+                and value.op.name == "cast" and _widens(value.op):
+            value = value.op.operands[0]
+        assert isinstance(value.type, TileType) and unit is not None
+        outer = self._beside(value.type, depth, around)
+        if outer is None or around or self.schedule.chunks or (
+                _dtype(value) not in FLOAT8 and _dtype(value).name not in dtypes):
+            return None     # chunks need not start where a tile does
+        return find_computed(self, value, {outer: FEWEST, depth: unit.depth})
 
     def _stored_along(self, axis: str, walk: Walk) -> bool:
         """Whether all that follows the walk's sums are stores that go along an axis."""
@@ -533,6 +600,13 @@ class MatrixLowering(DepthShares):
 
     def piece(self, found: MatrixWalk, op: Op, outer: str, extent: int, depth: int, at: int) -> Piece:
         """An operand's piece, copied as it can be."""
+        computed = found.computed_of(op)
+        if computed is not None:
+            from .computed_pieces import ComputedPiece
+            from .spread import SpreadLowering
+
+            assert found.plain is not None and isinstance(self, SpreadLowering)
+            return ComputedPiece(self, computed, outer, found.depth, extent, depth, at, found.plain)
         if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,), found.around) is not None:
             return Piece(self, op, outer, found.depth, extent, depth, at)
         from .plain_pieces import PlainPiece
@@ -601,7 +675,7 @@ class MatrixLowering(DepthShares):
         # Of split operands there are as many planes of rows and columns as stages hold.
         tiles = [(rows // (2 if walk.split else 1), columns // narrow) for rows, columns in unit.shapes]
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
-        least = [fragments.PANEL if any(self._lies_across(op, walk.depth) for op in loads) else 0
+        least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
         fitting = [(rows, columns) for rows, columns in tiles
                    if rows >= max(least[0], fragments.ROWS * unit.warps[0])
@@ -635,22 +709,26 @@ class MatrixLowering(DepthShares):
         return 2 if walk.split else unit.stages
 
     @staticmethod
-    def _lies_across(load: Op, depth: str) -> bool:
+    def _lies_across(op: Op, walk: MatrixWalk) -> bool:
         """Whether neighbours of a tensor are none along the depth: pieces then have rows of outer coordinates."""
-        form = affine(load.operands[-1])
-        return form is None or depth not in form.axes
+        computed = walk.computed_of(op)
+        if computed is not None:
+            return computed.along != walk.depth
+        form = affine(op.operands[-1])
+        return form is None or walk.depth not in form.axes
 
     @staticmethod
     def _turns(walk: MatrixWalk) -> bool:
         """Whether elements come through registers from rows that do not lie along the depth: each needs an address."""
         return walk.plain is not None and any(
-            MatrixLowering._lies_across(op, walk.depth) for op in (*walk.left, *walk.right))
+            MatrixLowering._lies_across(op, walk) for op in (*walk.left, *walk.right)
+            if walk.computed_of(op) is None)
 
     @staticmethod
     def _promotes(walk: MatrixWalk) -> bool:
         """Whether sums are added up in f32 after each stage: the instruction keeps fewer bits of sums of 8-bit floats
-        (see GroupLowering._add_block). Both sums need registers."""
-        return walk.dtype.is_float and walk.dtype.bits == 8
+        (see GroupLowering._add_block), or scales multiply them. Both sums need registers."""
+        return (walk.dtype.is_float and walk.dtype.bits == 8) or walk.is_scaled
 
     def matrix(self, walk: Walk, found: MatrixWalk) -> None:
         """Emit the walk: all tiles of its open rows and columns."""
@@ -723,11 +801,26 @@ class MatrixLowering(DepthShares):
         self.effect("sync_warps", [])
         way.copy(writing, place, here, ahead)
         self.effect("async_commit", [])
-        made = self._multiply(left, right, reading, blocks, [zero] * count if self._promotes(found) else sums)
-        if self._promotes(found):
-            made = [self.emit(self.depth, "add", [total, value], ROW_F32)
-                    for total, value in zip(sums, made, strict=True)]
-        sums = made
+
+        def between(step: int, steps: int) -> None:
+            """The second half of the products: by then what was fetched is there."""
+            for piece in pieces if 2 * step >= steps else ():
+                piece.finish(writing, step - steps // 2, steps - steps // 2)
+
+        if not self._promotes(found):
+            sums = self._multiply(left, right, reading, blocks, sums, between)
+        else:
+            scales = self.stage_scales(found, here, (self.add(row, mine_row), warp_rows, row_end),
+                                       (self.add(column, mine_column), warp_columns, column_end))
+            integers = not found.dtype.is_float
+            begin = self.constant(INTEGER_START, i32) if integers else zero
+            made = self._multiply(left, right, reading, blocks, [begin] * count, between)
+            if integers:
+                less = self.constant(-float(MOST_EXACT * 3), f32)
+                made = [self.emit(self.depth, "add", [self.emit(self.depth, "bitcast", [v], ROW_F32), less], ROW_F32)
+                        for v in made]
+            sums = [self._scaled_sum(total, value, scales, blocks, number)
+                    for number, (total, value) in enumerate(zip(sums, made, strict=True))]
         self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end),
                               *way.following(place), *sums])
         self.leave()
@@ -740,7 +833,7 @@ class MatrixLowering(DepthShares):
         if own_bytes:
             self.effect("sync_warps", [])
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
-        self.name_stages([(piece.op, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
+        self.name_stages([(piece.origin, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
         self.name_buffers([("sums", 0, own_bytes * self.warps)])
 
         def store(sums: list[Value], row: Value, column: Value) -> None:
@@ -759,6 +852,25 @@ class MatrixLowering(DepthShares):
 
         self.finish_segment(found, list(loop.results)[2 + len(first):], row, column, store)
 
+    def _scaled_sum(self, total: Value, value: Value, scales: tuple[list[Value], list[Value]], blocks: tuple[int, int],
+                    number: int) -> Value:
+        """A total with the sum of a stage, times its scales. number: of the sum, as _multiply has them."""
+        of_rows, of_columns = scales
+        block, register = divmod(number, 4)
+        i, j = divmod(block % (blocks[0] * blocks[1]), blocks[1])
+        if of_rows:
+            by = of_rows[2 * i + register // 2]
+            if not of_columns:
+                return self.emit(self.depth, "fma", [value, by, total], ROW_F32)
+            value = self.emit(self.depth, "mul", [value, by], ROW_F32)
+        if of_columns:
+            return self.emit(self.depth, "fma", [value, of_columns[2 * j + register % 2], total], ROW_F32)
+        return self.emit(self.depth, "add", [total, value], ROW_F32)
+
+    def stage_scales(self, found: MatrixWalk, here: Value, rows: Part,
+                     columns: Part) -> tuple[list[Value], list[Value]]:
+        raise NotImplementedError("axes that are spread know their loads")
+
     def stays(self, walk: Walk, found: MatrixWalk, high: int, wide: int, warps: int, at_hand: int) -> bool:
         raise NotImplementedError("stores of sums know their ways")
 
@@ -775,14 +887,17 @@ class MatrixLowering(DepthShares):
         over = self.emit(self.depth, "s_cmp", [following, self.value(end)], S64, cond="eq")
         return self.emit(self.depth, "s_select", [over, self.near(), following], S64)
 
-    def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int],
-                  sums: list[Value]) -> list[Value]:
+    def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int], sums: list[Value],
+                  between: Callable[[int, int], None]) -> list[Value]:
+        """between: emits what is done among the products of a step of the depth, of so many."""
         sums = list(sums)
         hand = self._product_by_hand(left, right, blocks)
         high, wide = (1, 1) if hand is None else (hand.rows, hand.columns)
-        for depth in range(0, left.depth, fragments.DEPTH_BYTES // left.size):
+        depths = range(0, left.depth, fragments.DEPTH_BYTES // left.size)
+        for step, depth in enumerate(depths):
             a = [[left.fragments(stage, i * fragments.ROWS, depth, plane) for i in range(blocks[0])]
                  for plane in range(left.planes)]
+            between(step, len(depths))
             for number, piece in enumerate(right):
                 for pair in range(blocks[1] // 2):
                     b = [piece.fragments(stage, pair * 2 * fragments.COLUMNS, depth, plane)
@@ -872,17 +987,31 @@ def sum_row_bytes(columns: int) -> int:
 
 
 def _dtype_of(load: Op) -> DType:
-    tile = load.result.type
-    assert isinstance(tile, TileType)
-    return tile.dtype
+    return _dtype(load.result)
+
+
+def _tile(value: Value) -> TileType:
+    assert isinstance(value.type, TileType)
+    return value.type
+
+
+def _dtype(value: Value) -> DType:
+    return _tile(value).dtype
 
 
 def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:
-    """The load that a value is, but for widening, and the load that it was multiplied by, if it was."""
-    load = _load_of(value)
+    """The load that a value is, but for widening, and the load that it was multiplied by, if it was. Integers may have
+    become floats first."""
+    def loaded(value: Value) -> Op | None:
+        op = value.op
+        if op is not None and op.name == "cast" and _dtype(value) is f32 and _dtype(op.operands[0]).is_integer:
+            value = op.operands[0]
+        return _load_of(value)
+
+    load = loaded(value)
     if load is not None or value.op is None or value.op.name != "mul":
         return load, None
-    loads = [_load_of(v) for v in value.op.operands]
+    loads = [loaded(v) for v in value.op.operands]
     loads.sort(key=lambda op: op is None or _dtype_of(op).bits)
     return (loads[0], loads[1]) if None not in loads else (None, None)
 

@@ -214,6 +214,12 @@ LANE_OPS = OpTable("lane", [
                "lane l gets elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
     OpSpec("pack2", (2, 2), attributes=("dtype",),
            doc="two f32 rows -> row<b32>: each rounded to bf16 or f16 (nearest even), the first in the low half"),
+    *[OpSpec(name, (2, 2), attributes=("dtype",),
+             doc=f"{name[:-1]} of row<b32> of two bf16 or f16 each, rounded to that (nearest even); only where the "
+                 "target has it") for name in ("add2", "sub2", "mul2")],
+    OpSpec("unpack", (1, 1), attributes=("dtype", "place"),
+           doc="row<b32> of elements of `dtype` side by side -> the one at `place` in each lane, from the lowest "
+               "bits, as a load has it; only where the target has it"),
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",), optional=("right_dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
                "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16. Or of i8 or u8, "

@@ -126,7 +126,9 @@ class Runs(Pairs):
         """Whether neighbours along a tensor's last dimension are neighbours in memory, and all rows start at lines, as
         those of buffers do which many workers share (scratch.py)."""
         if tensor.op is not None:
-            return tensor.op.name == "buffer" and self.facts.many_workers
+            merges = tensor.op.name == "view" and all(after == 1 for _, after in tensor.op.attributes["groups"])
+            return self.facts.many_workers and (
+                tensor.op.name == "buffer" or (merges and self.in_lines(tensor.op.operands[0])))
         return tensor.name in self.specialization.aligned \
             and self.stride_classes.get(tensor.name, "contiguous") == "contiguous"
 

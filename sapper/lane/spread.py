@@ -13,12 +13,16 @@ new; loads get a place for each lane, two neighbours at once where they lie toge
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, TileType, b32, f32, i32
-from .matrix import ELEMENT_BYTES, MatrixLowering
+from .matrix import ELEMENT_BYTES, MatrixLowering, MatrixWalk, Part
 from .rows import LoweringError
-from .state import Access, Scalar, element_bytes, row_dtype
+from .state import Access, Bound, Scalar, element_bytes, row_dtype
+
+if TYPE_CHECKING:
+    from .computed_pieces import Places
 
 PAIRED_DTYPES = frozenset({"f32", "i32", "bf16", "f16"})
 
@@ -46,7 +50,9 @@ class Spread:
 
 
 class SpreadLowering(MatrixLowering):
-    """Coordinates, loads and pairs along axes that are spread."""
+    """Coordinates, loads and pairs along axes that are spread. places: of a piece that is being computed."""
+
+    places: Places | None = None
 
     def along(self, origin: Scalar, extent: int) -> Spread:
         """Of the registers of a sum's columns."""
@@ -77,6 +83,49 @@ class SpreadLowering(MatrixLowering):
         lane = bound.spread.lane(at[axis])
         origin = self.row_of(self.add(bound.spread.origin, bound.spread.numbers[at[axis]]))
         return self.emit(level, "add", [lane, origin], ROW_I32)
+
+    def stage_scales(self, found: MatrixWalk, here: Value, rows: Part,
+                     columns: Part) -> tuple[list[Value], list[Value]]:
+        """By what the sums of a stage from a coordinate of the depth on are multiplied: for each register of a warp's
+        rows, and of its columns; none where there is no scale."""
+        from .computed_pieces import Places
+
+        made: list[list[Value]] = [[], []]
+        scales = found.scales[0] if found.is_scaled else (None, None)
+        for number, (axis, part) in enumerate(((found.rows, rows), (found.columns, columns))):
+            scale = scales[number]
+            if scale is None:
+                continue
+            start, most, stop = part
+            left = self.sub(stop, start)
+            if number == 0:
+                spread = self.down(start, most // 8, self.row_of(self.sub(left, 1)))
+            else:
+                spread = self.along(start, most)
+                spread.valid = self.inside(spread, left)
+            zero = self.constant(0, i32)
+            for name, where in ((axis, spread), (found.depth, Spread(here, [zero], [0]))):
+                self.bound[name] = Bound(where.origin, len(where.numbers), False, None, self.depth, spread=where)
+            deep = self.piece_depth()
+            places = Places(self, {axis: most, found.depth: deep}, {axis: 1, found.depth: deep})
+            loaded: dict[tuple[Value, Value, int, Value | None], Value] = {}
+            for j in range(len(spread.numbers)):
+                base, offsets, disp = places.address(scale, {axis: j, found.depth: 0})
+                mask = spread.load_mask(j)
+                key = (base, offsets, disp, mask)
+                if key not in loaded:
+                    with self.located(scale):
+                        loaded[key] = self.emit(
+                            self.depth, "gather", [base, offsets, *([] if mask is None else [mask])], ROW_F32,
+                            dtype=_dtype(scale.result), scale=1, disp=disp, masked=mask is not None)
+                made[number].append(loaded[key])
+            for name in (axis, found.depth):
+                del self.bound[name]
+        return made[0], made[1]
+
+    def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
+        known = None if self.places is None else self.places.row(value, at, level)
+        return super()._compute(value, at, level) if known is None else known
 
     # Pairs of 16 bits.
 
@@ -146,6 +195,8 @@ class SpreadLowering(MatrixLowering):
         axes = op.result.type.axes  # type: ignore[union-attr]
         if not any(self.bound[a].spread for a in axes):
             return super()._load(op, at, level)
+        if self.places is not None:
+            return self.places.look_up(op, at, level)
         access = self.access(op)
         if access.gathers:
             raise LoweringError("found a gather among what is held as sums of matrix instructions", op)

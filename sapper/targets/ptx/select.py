@@ -29,6 +29,7 @@ from . import (
     select_scalars,
     select_workers,
 )
+from .levels import number_of
 from .rows import form
 from .select_common import Key, Rule
 from .select_common import constant_key as constant_key
@@ -51,6 +52,8 @@ from .select_control import subtract_register as subtract_register
 from .text import SPECIAL, Symbol, map_name
 
 FAMILY = "ptx"
+NARROW_FLOATS_FROM = 89
+"""The level that converts fp8 (PTX ISA, cvt)."""
 
 
 class _Forms(dict[str, Any]):
@@ -114,8 +117,8 @@ def facts_of(s: Any, target: Any) -> Facts:
 
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
-    del target
-    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32"})
+    narrow = {"unpack.float8"} if number_of(target.name) >= NARROW_FLOATS_FROM else set()
+    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32", "mul2", *narrow})
 
 
 def folds(s: Any) -> dict[str, frozenset[int]]:

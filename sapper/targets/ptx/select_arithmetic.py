@@ -104,6 +104,21 @@ def _bitwise(name: str) -> Rule:
     return rule
 
 
+AND_OR = 0xEA
+"""(a & b) | c of three operands (PTX ISA, lop3)."""
+
+
+def join_bits(s: Any, op: Op) -> None:
+    """With an `and` of a number it is one operation, of which ptxas makes two where both numbers stand apart."""
+    first = op.operands[0].op
+    if first is not None and first.name == "and" and bits_of(op.results[0]) == 32 and all(
+            isinstance(row(s, v), int) for v in (first.operands[1], op.operands[1])):
+        sources = [row(s, v) for v in (*first.operands, op.operands[1])]
+        s.emit("lop3.b32", s.define(op.results[0]), *sources, AND_OR)
+        return
+    _bitwise("or")(s, op)
+
+
 def _shift(name: str, letter: str) -> Rule:
     def rule(s: Any, op: Op) -> None:
         result = op.results[0]
@@ -176,7 +191,7 @@ RULES: dict[str, Rule] = {
     "min": _extreme("min", "lt"), "max": _extreme("max", "gt"), "fma": fma, "neg": _plain("neg"),
     "abs": _plain("abs"), "sqrt": _arithmetic("sqrt"), "floor": _rounding("rmi"), "ceil": _rounding("rpi"),
     "exp2": exp2, "round": _rounding("rni"), "trunc": _rounding("rzi"),
-    "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"), "not": _bitwise("not"),
+    "and": _bitwise("and"), "or": join_bits, "xor": _bitwise("xor"), "not": _bitwise("not"),
     "shl": _shift("shl", "b"), "shr": _shift("shr", "u"), "sar": _shift("shr", "s"),
     "idiv": _division(False), "imod": _division(True), "dot4_u8i8": dot4_u8i8,
     "cvt": convert, "bitcast": bitcast, "round_to": round_to,

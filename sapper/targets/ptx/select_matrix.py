@@ -51,6 +51,24 @@ def pack2(s: Any, op: Op) -> None:
     s.emit(f"cvt.rn.{op.attributes['dtype'].name}x2.f32", s.define(op.results[0]), high, low)
 
 
+ONES, ZEROS = 0x3F803F80, 0x80008000
+"""Pairs of bf16: 1, -0."""
+
+
+def _of_pairs(name: str) -> Rule:
+    """bf16 has multiply-adds alone before sm_90."""
+    def rule(s: Any, op: Op) -> None:
+        a, b = (s.vector(v) for v in op.operands)
+        made = s.define(op.results[0])
+        if op.attributes["dtype"].name == "f16":
+            s.emit(f"{name}.rn.f16x2", made, a, b)
+        elif name == "mul":
+            s.emit("fma.rn.bf16x2", made, a, b, ZEROS)
+        else:
+            s.emit("fma.rn.bf16x2", made, b, ONES if name == "add" else ONES | ZEROS, a)
+    return rule
+
+
 def matrix_multiply(s: Any, op: Op) -> None:
     dtype = op.attributes["dtype"]
     a, b, c = (tuple(s.vector(v) for v in op.operands[first:last]) for first, last in ((0, 4), (4, 6), (6, 10)))
@@ -69,4 +87,5 @@ def matrix_multiply(s: Any, op: Op) -> None:
 RULES: dict[str, Rule] = {
     "async_copy": async_copy, "async_commit": async_commit, "async_wait": async_wait, "load_matrix": load_matrix,
     "pack2": pack2, "matrix_multiply": matrix_multiply,
+    **{f"{name}2": _of_pairs(name) for name in ("add", "sub", "mul")},
 }

@@ -274,10 +274,14 @@ def load_run(s: Any, op: Op) -> None:
         if each == 1:
             settle(s, value, words[number])
         else:
-            unpack(s, dtype, words[number // each], number % each, value)
+            take_element(s, dtype, words[number // each], number % each, value)
 
 
-def unpack(s: Any, dtype: DType, word: Any, place: int, value: Value) -> None:
+def unpack(s: Any, op: Op) -> None:
+    take_element(s, op.attributes["dtype"], s.vector(op.operands[0]), op.attributes["place"], op.results[0])
+
+
+def take_element(s: Any, dtype: DType, word: Any, place: int, value: Value) -> None:
     """The element at a place of a word as a row holds it."""
     if dtype.name == "bf16":
         if place:
@@ -288,6 +292,14 @@ def unpack(s: Any, dtype: DType, word: Any, place: int, value: Value) -> None:
         halves = s.new("half"), s.new("half")
         s.emit("mov.b32", halves, word)
         s.emit("cvt.f32.f16", s.define(value), halves[place])
+    elif dtype.is_float and dtype.bits == 8:
+        pairs, halves, both = (s.new("half"), s.new("half")), (s.new("half"), s.new("half")), s.new("vec")
+        s.emit("mov.b32", pairs, word)
+        s.emit(f"cvt.rn.f16x2.{dtype.name.removeprefix('f8')}x2", both, pairs[place // 2])
+        s.emit("mov.b32", halves, both)
+        s.emit("cvt.f32.f16", s.define(value), halves[place % 2])
+    elif dtype.bits == 32:
+        settle(s, value, word)
     else:
         s.emit(f"bfe.{'s' if dtype.kind == 'i' else 'u'}32", s.define(value), word, dtype.bits * place, dtype.bits)
 
@@ -326,6 +338,7 @@ def pack(s: Any, dtype: DType, rows: list[Any]) -> Any:
 RULES: dict[str, Rule] = {
     "s_load": s_load, "s_store": s_store, "near_memory": near_memory,
     "load": load, "load_splat": load_splat, "gather": gather, "store": store, "store_lane0": store_lane0,
-    "scatter": scatter, "join": join, "load_run": load_run, "store_run": store_run, "prefetch": prefetch,
+    "scatter": scatter, "join": join, "load_run": load_run, "store_run": store_run, "unpack": unpack,
+    "prefetch": prefetch,
     "fence_streaming": fence_streaming,
 }

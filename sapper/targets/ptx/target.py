@@ -130,6 +130,17 @@ class Target:
         return False
 
     @property
+    def slow_conversions(self) -> bool:
+        """16 of integers to floats start in a cycle, 64 from sm_90 on, of others 64 to 128 (CUDA C++ Programming Guide,
+        "Throughput of Native Arithmetic Instructions")."""
+        return True
+
+    @property
+    def quick_denormals(self) -> bool:
+        """They are multiplied as other numbers are (CUDA C++ Programming Guide, "Floating-Point Standard")."""
+        return True
+
+    @property
     def shared_pipes(self) -> bool:
         """Conversions have pipes of their own."""
         return False

@@ -74,6 +74,16 @@ class Target(NamedTuple):
     slow_products: bool
 
     @property
+    def slow_conversions(self) -> bool:
+        """Integers become floats as quickly as they are added."""
+        return False
+
+    @property
+    def quick_denormals(self) -> bool:
+        """A denormal operand of a product takes a hundred cycles and more."""
+        return False
+
+    @property
     def requests(self) -> "Requests":
         """How memory is best asked for before it is read."""
         from ...tile.requests import Requests

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, emulate, f8e4m3, f32, targets, tiles, zeros
+from sapper import Tensor, bf16, emulate, f8e4m3, f32, targets, tiles, zeros
 from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
 from sapper.lane.interpret import run
@@ -126,6 +126,13 @@ def test_no_sum_of_the_instruction_runs_over_more_than_128_of_the_depth() -> Non
     assert len(adds) == len(wait.results) == 32
 
 
+def test_a_schedule_may_refuse_them() -> None:
+    known = Specialization({d: DimClass(4096, 16) for d in ("M", "N", "K", "KB", "NB")},
+                           dict.fromkeys([name for name, _ in block_scaled.parameters], "contiguous"), frozenset("ab"))
+    lane = to_lane(block_scaled.tile_ir(), Schedule(matrix=False), facts_of(TARGET), known)
+    assert "group_multiply" not in {op.name for op in lane.walk()}
+
+
 def test_halves_of_256_columns_are_summed_one_after_the_other() -> None:
     """In the same registers: 128 totals of a lane leave room for 64 sums."""
     lane = lowered(block_scaled, {"m": 128, "n": 256})
@@ -142,14 +149,17 @@ def test_halves_of_256_columns_are_summed_one_after_the_other() -> None:
 @pytest.mark.parametrize(("kernel", "level", "aligned"), [
     (scaled_by_column, "sm_90a", "ab"), (along_the_other_axis, "sm_90a", "ab"), (unscaled, "sm_80", "ab"),
     (block_scaled, "sm_90a", "a")], ids=lambda value: getattr(value, "name", value))
-def test_without_a_matrix_instruction(kernel: Any, level: str, aligned: str) -> None:
-    """Scales along the depth for each column, another order, an older level, rows at any address: plain products."""
-    extents = extents_of(16, 24, 144)
+def test_without_an_instruction_for_it(kernel: Any, level: str, aligned: str) -> None:
+    """Scales along the depth for each column, rows at any address: plain products. Another order, an older level: as
+    bf16 (computed_pieces.py)."""
+    plain = kernel in (scaled_by_column, block_scaled)
+    extents = extents_of(16, 24, 144) if plain else extents_of(65, 72, 144)
     arguments = arguments_of(kernel, extents)
     wanted = expected(kernel, arguments)
     counters = emulate.run(kernel, *arguments.values(), target=level, workers=2, aligned=aligned).counters
     assert_near(arguments["c"], wanted)
-    assert not any("mma" in name for name in counters.instructions)
+    made = {name for name in counters.instructions if "mma" in name}
+    assert made == (set() if plain else {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"})
 
 
 @needs_ptxas
@@ -180,7 +190,7 @@ def test_blackwell_gets_the_products_of_ada(kernel: Any, level: str) -> None:
 
 
 def test_sm_89_multiplies_by_warps() -> None:
-    """mma.sync, each stage of 128 added up in f32; without scales."""
+    """mma.sync, each stage of 128 added up in f32; of rows that lie along the depth."""
     extents = extents_of(150, 80, 336)
     arguments = arguments_of(unscaled, extents)
     wanted = expected(unscaled, arguments)
@@ -188,4 +198,17 @@ def test_sm_89_multiplies_by_warps() -> None:
                        options=emulate.Options(lazy=True)).counters.instructions
     assert_near(arguments["c"], wanted)
     assert text["mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"]
-    assert not any(op.name == "matrix_multiply" for op in lowered(along_the_other_axis, {}, "sm_89").walk())
+    assert {op.attributes["dtype"] for op in lowered(along_the_other_axis, {}, "sm_89").walk()
+            if op.name == "matrix_multiply"} == {bf16}
+
+
+@pytest.mark.parametrize("kernel", [block_scaled, scaled_by_column], ids=lambda k: k.name)
+def test_sm_89_multiplies_the_sums_of_blocks_by_scales(kernel: Any) -> None:
+    """Of each row, of 128 columns, or of each column."""
+    extents = extents_of(70, 66, 272)
+    arguments = arguments_of(kernel, extents)
+    wanted = expected(kernel, arguments)
+    counters = emulate.run(kernel, *arguments.values(), target="sm_89", workers=2, aligned="ab",
+                           options=emulate.Options(lazy=True)).counters.instructions
+    assert_near(arguments["c"], wanted)
+    assert counters["mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"]
