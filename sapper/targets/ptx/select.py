@@ -78,7 +78,8 @@ class Facts:
 
     warps: of a worker. lane, warp, worker, workers, first: registers that `begin` fills where the function needs them.
     lane_bytes: by element size, the offset of a thread in a row. addresses: where a thread's own address was computed,
-    in which block. never_nan: what was found out about values. ranges: between which bounds scalars lie. maps:
+    in which block. never_nan: what was found out about values. parts: of values that came in words, the element type,
+    the word and the place in it. ranges: between which bounds scalars lie. maps:
     registers with the addresses of tensor maps.
     """
 
@@ -104,6 +105,7 @@ class Facts:
         self.lane_bytes: dict[int, Any] = {}
         self.addresses: dict[tuple[Any, ...], tuple[Any, Block]] = {}
         self.never_nan: dict[Value, bool] = {}
+        self.parts: dict[Value, tuple[Any, Any, int]] = {}
         self.ranges = Ranges(s.function)
         self.maps: list[Any] = []
 
@@ -115,7 +117,7 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     del target
-    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32"})
+    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32", "reciprocal", "rsqrt.f32"})
 
 
 def folds(s: Any) -> dict[str, frozenset[int]]:
