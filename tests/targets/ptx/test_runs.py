@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sapper as sp
 from sapper import Tensor, bf16, emulate, f16, f32, i8, i32, max, sum, targets, tiles, u8, whole, zeros
-from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
+from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.text import parse_function, print_function
 from sapper.kernels import find
 from sapper.lane.ops import LANE_OPS
@@ -184,6 +184,15 @@ def test_which_walks_have_runs() -> None:
     for found in (lane_ops(in_place, aligned=False), lane_ops(in_place, level="zen4"), lane_ops(shifted),
                   lane_ops(turned), lane_ops(find("argmax_rows").kernel)):
         assert not found["load_run"] and not found["store_run"]
+
+
+def test_what_can_be_made_again_is_not_kept() -> None:
+    """Softmax makes its powers twice: what all warps keep is more than the caches have room for."""
+    entry = find("softmax").kernel
+    names = [name for name, _ in entry.parameters]
+    scratch = {level: compile_kernel(entry, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("MN", (8192, 64)),
+                                     targets.target(level), None).scratch for level in ("sm_80", "zen4")}
+    assert not scratch["sm_80"] and scratch["zen4"]
 
 
 def test_a_schedule_says_how_many_registers() -> None:
