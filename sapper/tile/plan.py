@@ -498,7 +498,9 @@ class _Planner:
             if cost <= min(self.keep_cost, KEEP_COST) or not all(map(self.is_bounded, value.type.axes)):
                 continue
             readers = [w for w in self._walks() if any(value in self.needs(r) for r in w.roots())]
-            if not (len(readers) > 1 and cost > self.keep_cost) and not (
+            # A walk over further axes would make it for each of their coordinates.
+            once = all(set(w.axes) <= set(value.type.axes) for w in readers)
+            if not (len(readers) > 1 and cost > (self.keep_cost if once else KEEP_COST)) and not (
                     readers and self._is_made_again(value, readers[0])):
                 continue
             first = readers[0]
