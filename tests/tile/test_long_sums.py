@@ -98,7 +98,7 @@ def shared(kernel: Kernel, extent: int = 4096, workers: int = 1000) -> tuple[Fun
 def arguments_of(kernel: Kernel, **extents: int) -> dict[str, Any]:
     random = np.random.default_rng(3)
     return {name: random.integers(-8, 9, [extents[d] if isinstance(d, str) else d for d in type.dims]).astype(
-        numpy_dtype(type.dtype.name)) for name, type in kernel.parameters}
+        numpy_dtype(type.dtype)) for name, type in kernel.parameters}
 
 
 @pytest.mark.parametrize("rows", [1, 67, 200])
