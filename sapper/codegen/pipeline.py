@@ -90,6 +90,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  split_dots=target.dots - rules_of(target).legal_ops(target),
                  float8_rows=target.float8_rows, picks=target.picks, interleaves=target.interleaves,
                  shared_pipes=target.shared_pipes, moves=target.moves, joins=target.joins,
+                 slow_division=target.slow_division,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
@@ -148,6 +149,7 @@ def _verify_lane(lane: Function) -> None:
 
 def expand_lane(lane: Function, target: Any) -> Function:
     """In place: what the target has no op for is written in those that it has."""
+    from ..lane.divisions import divide_by_reciprocals
     from ..lane.float8 import expand_float8
     from ..lane.fuse import fuse
     from ..lane.math import expand_math
@@ -162,6 +164,8 @@ def expand_lane(lane: Function, target: Any) -> Function:
     _verify_lane(lane)
     fuse(lane, target.memory_operands)
     _trace(lane, "fuse")
+    if target.slow_division and divide_by_reciprocals(lane):
+        _trace(lane, "divide_by_reciprocals")
     expand_math(lane, legal, target.slow_underflow)
     _trace(lane, "expand_math")
     expand_float8(lane, legal, target.quick_denormals)

@@ -595,7 +595,7 @@ LANE_RULES: dict[str, Rule] = {
                     _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,))),
     **dict.fromkeys(("pairs_u8i8", "add_i16"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
     "widen_bytes": _lane_widen_bytes,
-    "fraction": _signature((ROW_F32,), (ROW_F32,)),
+    **dict.fromkeys(("fraction", "reciprocal"), _signature((ROW_F32,), (ROW_F32,))),
     "copy_sign": _signature((ROW_F32, ROW_F32), (ROW_F32,)),
     "pack_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "concat_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),

@@ -169,7 +169,7 @@ def _sigmoid(x: Array) -> Array:
 
 _MATH: dict[str, Callable[[Array], Array]] = {
     "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "tanh": np.tanh, "sigmoid": _sigmoid, "erf": _erf,
-    "sin": np.sin, "cos": np.cos, "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sin": np.sin, "cos": np.cos, "rsqrt": lambda x: 1 / np.sqrt(x), "reciprocal": lambda x: 1 / x,
 }
 
 

@@ -204,7 +204,8 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         sums in the same walk, if that comes to each point once. What walks before have kept is not made again."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
-        plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.has_room)
+        plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.has_room,
+                          self.facts.requests.keep_cost)
         seen = False
         made: set[Value] = set()
         for item in plan.items:

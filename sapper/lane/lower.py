@@ -36,6 +36,7 @@ from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
 from ..tile.joined_products import part_joined_products
+from ..tile.long_sums import share_long_sums
 from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
@@ -68,6 +69,10 @@ if TYPE_CHECKING:
 
 LONG_REDUCTION = 16384
 """Typical extent from which on a reduction at the top of a kernel is shared among workers."""
+
+WARPS_AT_WORK = 16
+"""For how many warps of each processor of a GPU long sums are shared: with some KB of each on their way, memory is read
+at its speed (an A100 has 1.5 TB/s, which is 8 KB for each processor in 600 ns)."""
 
 MOST_PASSED_BYTES = 1 << 32
 """By typical extents, of what such loops pass to others: scores of 8 x 8 heads by 2048 x 2048 positions twice. An H100
@@ -189,6 +194,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         hoist_operands(function)
         if facts.many_workers and not as_it_is:
             self._prepare_products(function, schedule, facts, specialization, lanes)
+            self._share_long_sums(function, schedule, facts, specialization)
         elif not as_it_is:
             self._compute_operands_once(function, schedule, specialization)
             if facts.shared_pipes:      # to widen takes a multiply-add's place
@@ -260,6 +266,13 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
         join_loops(function, typical, is_product)
         part_products(function, typical, is_product, MOST_PASSED_BYTES)
+
+    @staticmethod
+    def _share_long_sums(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> None:
+        """If the schedule says nothing of how loops are walked."""
+        if facts.matrix is not None and schedule == Schedule(assembly=schedule.assembly):
+            share_long_sums(function, lambda value: hint(value, specialization)[0],
+                            facts.matrix.workers * WARPS_AT_WORK)
 
     @staticmethod
     def _compute_operands_once(function: Function, schedule: Schedule, specialization: Specialization) -> None:
@@ -405,7 +418,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             return
         self.begin_block(block)
         bound = self._bind_short_axis(block)
-        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand, self.has_room), None, top)
+        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand, self.has_room,
+                                     self.facts.requests.keep_cost), None, top)
         if bound is not None:
             del self.bound[bound]
 
@@ -495,7 +509,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         body = chain[-1].blocks[0]
         parallel = bool(op.attributes["parallel"])
         if parallel:
-            plan = plan_block(body, self.wholes)
+            plan = plan_block(body, self.wholes, keep_cost=self.facts.requests.keep_cost)
             late = self._late(ranges, body, plan) if len(chain) == 1 else None
             self._residents(ranges, body, plan, late is not None)
             panels = self.panels_of_nest(ranges, body) if late is None else []

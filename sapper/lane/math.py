@@ -201,7 +201,7 @@ class _Emitter:
     @property
     def makes_powers(self) -> bool:
         """Whether f32 powers of two are made by shifts: no instruction scales by one or raises to one."""
-        return self.format.is_f32 and self.legal.isdisjoint({"scale_exponent", "exp2.f32"})
+        return self.format.is_f32 and "scale_exponent" not in self.legal and not self.approximates
 
     def split_exponent(self, x: Value, factor: float, most: float) -> tuple[Value, float, Callable[[Value], Value]]:
         """n, which is x times a factor, rounded to an integer, |n| < 2 * bias; a power of two s; and what multiplies s
@@ -261,6 +261,24 @@ class _Emitter:
         power = self.polynomial(self.emit("fraction", [x], self.format.row, down=True),
                                 times(scale, polynomials.EXP2_SHORT_F32))
         return self.emit("scale_exponent", [power, x], self.format.row)
+
+    @property
+    def approximates(self) -> bool:
+        """Whether powers of two and quotients of 1 are instructions, which give f32 but for its last bits."""
+        return self.format.is_f32 and {"exp2.f32", "reciprocal"} <= self.legal
+
+    def reciprocal(self, x: Value) -> Value:
+        return self.emit("reciprocal", [x], self.format.row)
+
+    def exp_by_exp2(self, x: Value, most: float) -> Value:
+        """e**x for exp_low <= x <= exp_high or NaN, as 2**y e**r, where y is x / ln 2 rounded, and r = x - y ln 2 so
+        small that e**r is 1 + r. most: what x is known not to be above. Where 2**y may be infinite, it is multiplied by
+        that: added, the product with r would be NaN."""
+        y = self.mul(x, self.constant(1 / math.log(2)))
+        r, power = self.reduced(x, y), self.row("exp2", y)
+        if most <= 0:
+            return self.fma(power, r, power)
+        return self.mul(power, self.add(r, self.constant(1.0)))
 
     @property
     def has_tables(self) -> bool:
@@ -344,6 +362,10 @@ def _exp(e: _Emitter, x: Value) -> Value:
     f = e.format
     if e.is_short:
         return e.exp2_short(e.mul(x, e.constant(1 / math.log(2))), 1.0)
+    if e.approximates:
+        if e.coarse:
+            return e.row("exp2", e.mul(x, e.constant(1 / math.log(2))))
+        return e.exp_by_exp2(e.limited(x, f.exp_low, f.exp_high), e.most)
     if e.coarse and e.makes_powers:
         x = e.limited(x, f.exp_low, f.exp_high)
         n, scale, scaled = e.split_exponent(x, 1 / math.log(2), e.most)
@@ -389,15 +411,22 @@ def _log2(e: _Emitter, x: Value) -> Value:
 
 
 def _tanh(e: _Emitter, x: Value) -> Value:
-    """m / (m + 2) with m = e**(2 |x|) - 1, whose relative error is small at 0 too; with the sign of x."""
+    """m / (m + 2) with m = e**(2 |x|) - 1, whose relative error is small at 0 too; with the sign of x.
+
+    Short, where only the absolute error counts: 1 - 2 / (1 + e**(2 x)).
+    """
     f = e.format
+    if e.coarse and e.approximates:
+        power = e.row("exp2", e.mul(x, e.constant(2 / math.log(2))))
+        return e.fma(e.reciprocal(e.add(power, e.constant(1.0))), e.constant(-2.0), e.constant(1.0))
     magnitude = e.row("min", e.constant(f.tanh_limit), e.emit("abs", [x], f.row))  # beyond it the result is 1
     doubled = e.add(magnitude, magnitude)
     n, places = e.rounded(doubled, 1 / math.log(2), f.bias)
     r, power = e.reduced(doubled, n), e.to_exponent(places)
     expm1 = e.fma(e.mul(r, r), e.polynomial(r, f.expm1), r)
     m = e.fma(power, expm1, e.sub(power, e.constant(1.0)))
-    return e.copy_sign(e.emit("div", [m, e.add(m, e.constant(2.0))], f.row), x)
+    below = e.add(m, e.constant(2.0))
+    return e.copy_sign(e.mul(m, e.reciprocal(below)) if e.approximates else e.emit("div", [m, below], f.row), x)
 
 
 def _sigmoid(e: _Emitter, x: Value) -> Value:
@@ -411,6 +440,11 @@ def _sigmoid(e: _Emitter, x: Value) -> Value:
         scale = 2.0**-24
         z = e.exp2_short(e.mul(x, e.constant(-1 / math.log(2))), scale)
         return e.emit("div", [e.constant(scale), e.add(z, e.constant(scale))], f.row)
+    if e.approximates:
+        # e**-x is infinite where the quotient is below the normal numbers.
+        z = e.row("exp2", e.mul(x, e.constant(-1 / math.log(2)))) if e.coarse else \
+            e.exp_by_exp2(e.limited(e.emit("neg", [x], f.row), f.exp_low, f.exp_high), math.inf)
+        return e.reciprocal(e.add(z, e.constant(1.0)))
     if e.makes_powers:
         return _sigmoid_of_one_power(e, x)
     z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)), 0.0)
@@ -461,7 +495,7 @@ def _erf(e: _Emitter, x: Value) -> Value:
         for coefficient in others:
             last = e.fma(last, u, coefficient)
         return e.copy_sign(last, x)
-    if e.coarse and e.makes_powers:
+    if e.coarse and (e.makes_powers or e.approximates):
         return _erf_short(e, x)
     z = e.mul(x, x)
     polynomial = e.split_polynomial if e.makes_powers else e.polynomial
@@ -473,6 +507,8 @@ def _erf(e: _Emitter, x: Value) -> Value:
         n, places = e.rounded(exponent, 1.0, f.bias)
         power = polynomial(e.sub(exponent, n), times(-1.0, polynomials.ERF_TAIL_POWER_F32))
         large = e.fma(power, e.to_exponent(places), e.constant(1.0))
+    elif e.approximates:
+        large = e.sub(e.constant(1.0), e.row("exp2", polynomial(magnitude, polynomials.ERF_TAIL_F32)))
     else:
         centre, half = (f.erf_limit + f.erf_split) / 2, (f.erf_limit - f.erf_split) / 2
         u = e.fma(magnitude, e.constant(1 / half), e.constant(-centre / half))
@@ -486,7 +522,8 @@ def _erf_short(e: _Emitter, x: Value) -> Value:
     x = e.row("max", e.constant(-limit), e.row("min", e.constant(limit), x))
     z = e.mul(x, x)
     above = e.mul(x, e.polynomial(z, polynomials.ERF_ABOVE_F32))
-    return e.emit("div", [above, e.polynomial(z, polynomials.ERF_BELOW_F32)], e.format.row)
+    below = e.polynomial(z, polynomials.ERF_BELOW_F32)
+    return e.mul(above, e.reciprocal(below)) if e.approximates else e.emit("div", [above, below], e.format.row)
 
 
 def _turn(e: _Emitter, x: Value, quarters: int) -> Value:

@@ -14,7 +14,7 @@ from math import gcd, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import TileType, bf16, bool_, i8, u8
+from ..ir.types import TileType, bf16, bool_, f32, i8, u8
 from ..tile.ops import memory_of
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import Panels, ScheduleError
@@ -175,8 +175,19 @@ class Model(KeptOperands):
             sums = lane in walk.outer and any(op.name == "contract" for op in walk.reductions)
             if lane in self.schedule.registers or sums:
                 return gcd(run, choice.counts[lane])
-            choice.counts[lane] = -(-choice.counts[lane] // run) * run
+            choice.counts[lane] = -(-choice.counts[lane] // run) * run * self._runs_at_once(walk, choice, lane, run)
         return run
+
+    def _runs_at_once(self, walk: Walk, choice: WalkChoice, lane: str, run: int) -> int:
+        """Two where registers hold what is read by them: twice as much is then under way, and an address of 64 bits,
+        which takes two additions, serves for two runs, as the distance to the second is a constant."""
+        o = self.open[lane]
+        most = o.capacity.constant if o.capacity is not None and not o.capacity.dims else self.extent_hint(lane)
+        if min(most, self.extent_hint(lane)) < 2 * run * self.lanes or choice.counts[lane] > run:
+            return 1
+        others = prod(count for axis, count in choice.counts.items() if axis != lane)
+        read = sum(element_bytes(self.access(op).dtype) for op in self.reads(walk) if lane in self.access(op).axes)
+        return 2 if 2 * run * others * read <= self.facts.vector_registers * f32.size_bytes else 1
 
     def _tiles(self, walk: Walk, lane: str | None) -> TileWalk | None:
         """How tile registers serve a walk, where they are worth it or the schedule asks for them. Their columns lie

@@ -28,7 +28,7 @@ MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "r
 BOUNDED = frozenset({"exp", "exp2"})
 """Those that are shorter where it is known that their operand is never large."""
 
-COARSE = frozenset({"exp", "sigmoid", "erf"})
+COARSE = frozenset({"exp", "sigmoid", "erf", "tanh"})
 """Those that are shorter where a result of 8 significant bits is all that comes of them."""
 
 BY_HAND = frozenset({"asm", "asm_contract", "asm_multiply"})
@@ -69,7 +69,7 @@ LANE_OPS = OpTable("lane", [
     OpSpec("lane0", (1, 1), doc="lane 0 of an integer row as a scalar, sign-extended"),
     # Arithmetic. max is `a if a > b else b`, min is `a if a < b else b`.
     *[OpSpec(name, (2, 2), doc=f"{name}; integers wrap") for name in ("add", "sub", "mul", "min", "max")],
-    OpSpec("div", (2, 2), doc="floats only"),
+    OpSpec("div", (2, 2), optional=("coarse",), doc="floats only; with `coarse` few bits of it count"),
     OpSpec("fma", (3, 3), doc="a * b + c, rounded once; floats only"),
     *[OpSpec(name, (1, 1), doc=name) for name in ("neg", "abs", "sqrt", "floor", "ceil", "round", "trunc")],
     *[OpSpec(name, (1, 1), optional=("most",) * (name in BOUNDED) + ("coarse",) * (name in COARSE),
@@ -82,6 +82,8 @@ LANE_OPS = OpTable("lane", [
     OpSpec("fraction", (1, 1), optional=("down",),
            doc="row<f32>: a - round(a), with `down` a - floor(a) rounded down; 0 for infinities; only where the target "
                "has it"),
+    OpSpec("reciprocal", (1, 1),
+           doc="row<f32>: 1 / a within 1 ulp, 0 below the normal numbers; only where the target has it"),
     OpSpec("copy_sign", (2, 2), doc="row<f32> a, b: the bits of a, but its sign of b; only where the target has it"),
     OpSpec("lookup", (1, 1), attributes=("table",), doc="row<f32>: table[i mod 16] for a row<i32> i; table: 16 floats; "
                                                         "only where the target has it"),

@@ -78,6 +78,10 @@ from memory comes once for so many."""
 OVERWRITTEN_VECTORS = 4
 """Vectors at once of a state that is made anew in place, where registers are few."""
 
+ROWS_ON_THEIR_WAY = 4
+"""Rows that a warp loads before it adds them up, where sums do not go along its lanes: with 16 warps for each
+processor, and 512 bytes of each row, that is 32 KB on their way; not measured."""
+
 STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
 by row, 19.8 by two, and 22.4 by four."""
@@ -329,6 +333,9 @@ class RegisterFactors(WalkLowering):
                 counts |= self._rows_of_short_vectors(walk, lane, outer, wide // counts[lane])
             else:
                 counts[across] = self._fit(across, wide, False)
+            if self.facts.many_workers and walk.reduced and lane not in walk.reduced:
+                # A sum waits for what it adds: rows at once are as many loads on their way.
+                counts[walk.reduced[-1]] = self._fit(walk.reduced[-1], ROWS_ON_THEIR_WAY, False)
             if lane in walk.reduced and outer and fixed == 1 and len(walk.reductions) == 1:
                 # Several rows are summed at once where their lanes can then be joined together.
                 together = counts | {outer[-1]: self._fit(outer[-1], ADDRESSED_ROWS, False)}
@@ -369,7 +376,13 @@ class RegisterFactors(WalkLowering):
         Q4_K takes 1.13 of the time of single ones."""
         reads = self.reads(walk)
         counts: dict[str, int] = {}
-        if not reads or walk.reductions or walk.reduced or self.facts.fma_per_cycle >= 2 or self.facts.many_workers:
+        if not reads or walk.reductions or walk.reduced:
+            return counts
+        if self.facts.many_workers:
+            # Of the next axis whatever its extent: a row of some elements has fewer loads on their way than a warp may.
+            axis = next((a for a in reversed(outer) if a != lane), None)
+            return counts if axis is None else {axis: self._fit(axis, wide, False)}
+        if self.facts.fma_per_cycle >= 2:
             return counts
         has = axes_of(max(reads, key=lambda op: prod(map(self.extent_hint, axes_of(op.result)))).result)
         for axis in (a for a in reversed(outer) if a != lane and a not in has and isinstance(self.open[a].extent, int)):

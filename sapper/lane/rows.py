@@ -41,11 +41,11 @@ from ..ir.types import (
 )
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
-from ..tile.coarse import coarse
+from ..tile.coarse import QUOTIENTS, coarse
 from ..tile.ops import memory_of, place_of
 from ..tile.plan import LATE
 from ..tile.schedule import Facts, LoweringError, Panels, StrideClass
-from ..tile.signs import never_positive
+from ..tile.signs import never_positive, same_loads
 from .ops import BOUNDED, COARSE, MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
@@ -282,9 +282,10 @@ class RowEvaluation(State):
             made = self._shift(op, name, rows, result, level)
         elif name in _SAME or name in ("add", "sub", "mul", "neg", "and", "or", "xor", "not"):
             known: dict[str, Any] = {}
-            if name in BOUNDED and never_positive(op.operands[0]):
+            if name in BOUNDED and never_positive(op.operands[0], self.same_loads):
                 known["most"] = 0.0
-            if name in COARSE and op.results[0] in self.coarse:
+            if (name in COARSE and op.results[0] in self.coarse) or (
+                    name == "div" and op.results[0] in self.coarse_quotients):
                 known["coarse"] = True
             one_more = _coarse_and_one(rows) if name == "mul" else None
             if one_more is not None:
@@ -676,6 +677,15 @@ class RowEvaluation(State):
     def coarse(self) -> frozenset[Value]:
         """Results of functions of which few bits count."""
         return coarse(self.function)
+
+    @cached_property
+    def same_loads(self) -> dict[Value, Value]:
+        return same_loads(self.function)
+
+    @cached_property
+    def coarse_quotients(self) -> frozenset[Value]:
+        """Where quotients are dear, those of which few bits count."""
+        return coarse(self.function, QUOTIENTS) if self.facts.slow_division else frozenset()
 
     @cached_property
     def stored(self) -> frozenset[Value]:

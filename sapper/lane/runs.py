@@ -25,7 +25,7 @@ from ..tile.sums import is_join
 from .pairs import Pairs
 from .state import Access, element_bytes, row_dtype
 
-RUN_DTYPES = frozenset({"f32", "i32", "bf16", "f16", "i8", "u8"})
+RUN_DTYPES = frozenset({"f32", "i32", "bf16", "f16", "i16", "i8", "u8"})
 
 
 class Runs(Pairs):
@@ -42,7 +42,9 @@ class Runs(Pairs):
             return 1
         if any(map(is_join, walk.roots())):
             return 1    # lanes side by side join elements side by side: those of a line are one step of the cache
-        accesses = [(self.access(op), op.operands[0], op.operands[1:]) for op in self.reads(walk)]
+        # What is gathered is found element by element, wherever in a run its index lies.
+        accesses = [(access, op.operands[0], op.operands[1:]) for op in self.reads(walk)
+                    if not (access := self.access(op)).gathers or lane in access.axes]
         accesses += [(self.access(op), op.operands[0], op.operands[2:]) for op in walk.roots()
                      if isinstance(op, Op) and op.name == "store"]
         widest = 0

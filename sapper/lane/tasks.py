@@ -35,8 +35,8 @@ ROWS_OF_TASK = 4
 """Rows that a task's are a multiple of, but for the last one's."""
 
 ROWS_OF_FEW, VECTORS_OF_FEW = 8, 8
-"""What a task takes where workers are many: rows, and rows of lanes along what is contiguous: a run of eight elements
-of 16 bits, or two of four f32, for each lane; not measured."""
+"""What a task takes where workers are many: rows, and rows of lanes along what is contiguous: two runs for each lane,
+of four f32 or eight elements of 16 bits; not measured."""
 
 ROWS_FOR_COLUMN = 4
 """Up to how many times as many rows as columns a product's columns are shared out first."""
@@ -176,22 +176,27 @@ class TaskLowering(NestLowering):
                 mine = self.add(self.mul(mine, self.cluster), self.rank())
             once = self.few_registers and (part.each, part.more) == (1, 0)
             start = self.add(r.start, self.mul(mine, granule) if once else self._chunk_start(part, mine))
-            exact = part.each == 1 and part.more == 0 and r.divisor % granule == 0 and not together
-            stop = self.add(start, granule) if exact or once else \
+            alike = (part.each, part.more) == (1, 0)
+            exact = alike and r.divisor % granule == 0 and not together
+            stop = self.add(start, granule) if alike else \
                 self.add(r.start, self._chunk_start(part, self.add(mine, 1)))
             if not exact:
                 stop = self.scalar("s_min", stop, r.stop)
             # Every task but the last has a whole number of granules; the last ends where the range does.
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
-            capacity = Capacity(cap) if cap else r.capacity
+            single = self.facts.many_workers and alike and self.matrix_walk is None and self.chain is None
+            capacity = Capacity(cap) if cap else Capacity(granule) if single else r.capacity
             pieces[places[id(r)]] = replace(
-                r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once, forward=True, fixed=None)
+                r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once, forward=True, fixed=None,
+                hint=min(r.hint, granule) if single else r.hint)
         self._loops([pieces[place] for place in range(len(pieces))], 0, body)
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
         """Where a chunk begins, from the start of its range."""
-        before = self.add(self.mul(number, part.each), self.scalar("s_min", number, part.more))
+        before = self.mul(number, part.each)
+        if part.more != 0:
+            before = self.add(before, self.scalar("s_min", number, part.more))
         return self.mul(before, part.granule)
 
     def _growing(self, plans: list[Split]) -> Split | None:
@@ -358,13 +363,13 @@ class TaskLowering(NestLowering):
             return self._granule(r)
         along = [op for outer in block.ops for op in outer.walk() if self._runs_along(op, r.axis)]
         if not along:
-            granule = ROWS_OF_FEW
+            granule = max(1, min(ROWS_OF_FEW, TASK_ELEMENTS // self._elements(block, r.axis)))
         elif r is not [other for other in ranges if other.axis is not None and not other.resident][-1]:
             granule = self.lanes
         else:
             lanes = TASK_ELEMENTS // self._elements(block, r.axis) // self.lanes
             run = self.facts.run_bytes // max(element_bytes(op.result.type.dtype) for op in along)  # type: ignore[union-attr]
-            granule = max(1, min(max(VECTORS_OF_FEW, run), lanes)) * self.lanes
+            granule = max(1, run, min(max(VECTORS_OF_FEW, 2 * run), lanes)) * self.lanes
         return lcm(granule, self.panel_width(r.axis))
 
     def _runs_along(self, op: Op, axis: str) -> bool:

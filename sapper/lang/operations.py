@@ -152,7 +152,8 @@ class Operations(Elementwise):
             name = next((own for own, bound in self.frame.env.items() if bound is axis), axis.name)
             mend = f"take {name} = whole(...), or carry the result: acc += ... in the loop over {name}"
             if what == "@":
-                mend += f"; for a product for each {name}, write sum(a * b, over=...)"
+                mend += (f"; for a product for each {name}, walk it one by one, for {name} in each(...), or write "
+                         "sum(a * b, over=...)")
             self.fail(kind, f"{what} over axis {name} of a loop that carries no value", node,
                       f"{what} over {name}: the part of one tile, whose size the schedule picks",
                       "an axis of `whole`, or a loop that accumulates", mend)

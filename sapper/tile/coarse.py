@@ -1,10 +1,10 @@
 """Which functions are computed for a result of few bits, so that few bits of their own count.
 
-Enters: a tile function. Leaves: the results of exp, sigmoid and erf, in f32, that reach nothing but roundings to a type
-of at most 8 significant bits, and those by products, quotients, choices and signs, which keep a relative error as it
-is; of exp, which is never negative, sums as well. erf counts only where a constant of at least 1 is added to it, as in
-GELU: then it is an absolute error that matters. Holds: what such a result is rounded to differs from what it would be
-only where the exact value is next to the middle of two neighbours (docs/math.md).
+Enters: a tile function. Leaves: the results of exp, sigmoid, erf and tanh, in f32, that reach nothing but roundings to
+a type of at most 8 significant bits, and those by products, quotients, choices and signs, which keep a relative error
+as it is; of exp, which is never negative, sums as well. erf and tanh count only where a constant of at least 1 is added
+to them, as in GELU: then it is an absolute error that matters. Holds: what such a result is rounded to differs from
+what it would be only where the exact value is next to the middle of two neighbours (docs/math.md).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, f32
 
-FUNCTIONS = frozenset({"exp", "sigmoid", "erf"})
+FUNCTIONS = frozenset({"exp", "sigmoid", "erf", "tanh"})
+QUOTIENTS = frozenset({"div"})
 _FEW_BITS = frozenset({"bf16", "f8e4m3", "f8e5m2"})
 _KEEPS_ERROR = frozenset({"mul", "div", "neg"})
 
 
-def coarse(function: Function) -> frozenset[Value]:
-    """The results that may be coarse."""
+def coarse(function: Function, of: frozenset[str] = FUNCTIONS) -> frozenset[Value]:
+    """The results that may be coarse, of ops of these names."""
     users: dict[Value, list[Op]] = {}
     for op in function.walk():
         for value in op.operands:
@@ -50,10 +51,10 @@ def coarse(function: Function) -> frozenset[Value]:
 
     results = set()
     for op in function.walk():
-        if op.name not in FUNCTIONS or op.results[0].type.dtype is not f32:  # type: ignore[union-attr]
+        if op.name not in of or op.results[0].type.dtype is not f32:  # type: ignore[union-attr]
             continue
         value = op.results[0]
-        if op.name == "erf":
+        if op.name in ("erf", "tanh"):
             sums = users.get(value, [])
             few = bool(sums) and all(one_is_added(user) and ends(user.results[0], False) for user in sums)
         else:

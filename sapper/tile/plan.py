@@ -26,13 +26,11 @@ from ..ir.types import TileType, bool_, f32
 from ..lang.affine import Affine, fixed_when_meeting
 from .affine import affine
 from .ops import place_of
-from .requests import KEPT, READ_AGAIN
+from .requests import KEEP_COST, KEPT, READ_AGAIN
 
 COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
           "scan": 12, "topk": 8, "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
-"""Rough instructions per row; a shared value is kept when computing it again costs more than KEEP_COST."""
-
-KEEP_COST = 8
+"""Rough instructions per row; a shared value is kept when computing it again costs more than the target says."""
 
 ORDERED = ("scan", "topk")
 """Ops that take an axis in its order: each is an item of a plan by itself, and its results are in scratch memory."""
@@ -251,17 +249,19 @@ KeepsOperand = Callable[[Op, Value, bool], bool]
 
 def plan_block(block: Block, wholes: frozenset[str], yields_kept: frozenset[int] = frozenset(),
                keeps_operand: KeepsOperand = lambda op, value, outside: False,
-               is_bounded: Callable[[str], bool] = lambda axis: True) -> Plan:
+               is_bounded: Callable[[str], bool] = lambda axis: True, keep_cost: int = KEEP_COST) -> Plan:
     """Form the walks of a block. wholes: the axes that `whole` brings; of all others the front end has proved that what
     one element stores no other loads. yields_kept: which operands of its terminator go to scratch memory. is_bounded:
-    whether there can be memory for a value over an axis; otherwise it is computed where it is needed."""
-    return _Planner(block, wholes, yields_kept, keeps_operand, is_bounded).plan()
+    whether there can be memory for a value over an axis; otherwise it is computed where it is needed. keep_cost: see
+    Requests."""
+    return _Planner(block, wholes, yields_kept, keeps_operand, is_bounded, keep_cost).plan()
 
 
 class _Planner:
     def __init__(self, block: Block, wholes: frozenset[str], yields_kept: frozenset[int],
-                 keeps_operand: KeepsOperand, is_bounded: Callable[[str], bool]) -> None:
+                 keeps_operand: KeepsOperand, is_bounded: Callable[[str], bool], keep_cost: int) -> None:
         self.block = block
+        self.keep_cost = keep_cost
         self.is_bounded = is_bounded
         self.wholes = wholes
         self.yields_kept = yields_kept
@@ -494,10 +494,14 @@ class _Planner:
             value = op.result
             if not isinstance(value.type, TileType) or not value.type.axes or value in self.kept:
                 continue
-            if self.cost(value) <= KEEP_COST or not all(map(self.is_bounded, value.type.axes)):
+            cost = self.cost(value)
+            if cost <= min(self.keep_cost, KEEP_COST) or not all(map(self.is_bounded, value.type.axes)):
                 continue
             readers = [w for w in self._walks() if any(value in self.needs(r) for r in w.roots())]
-            if len(readers) < 2 and not (readers and self._is_made_again(value, readers[0])):
+            # A walk over further axes would make it for each of their coordinates.
+            once = all(set(w.axes) <= set(value.type.axes) for w in readers)
+            if not (len(readers) > 1 and cost > (self.keep_cost if once else KEEP_COST)) and not (
+                    readers and self._is_made_again(value, readers[0])):
                 continue
             first = readers[0]
             axes = set(axes_of(value))

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+KEEP_COST = 8
+"""Instructions for a vector that cost as much as storing and loading it again in the first cache, about."""
+
 KEPT, READ_AGAIN = 1, 2
 """What is stored a row behind in the caches."""
 
@@ -55,6 +58,9 @@ class Requests(NamedTuple):
     matrix. depth_block: so many steps of the depth many rows meet in a block of panels before any meets the next ones,
     where all of it would have the rows come from the last cache for each panel or two; 0: all, as that is quick.
 
+    keep_cost: a value that several walks read is kept in scratch memory between them if it takes more instructions for
+    each row of lanes (tile/plan.py), else made again.
+
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
     cache that it is asked into, where 1 makes those stores wait on some processors. late_stores: which rows
@@ -86,6 +92,7 @@ class Requests(NamedTuple):
     reread_ahead_bytes: int = 0
     few_at_once: int = 0
     depth_block: int = 0
+    keep_cost: int = KEEP_COST
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2

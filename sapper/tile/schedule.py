@@ -158,7 +158,7 @@ class Facts:
     four rows become slots of four in few instructions. shared_pipes: whatever computes with vectors takes the pipes of
     multiply-adds. moves: what it takes to bring elements to other lanes, where
     lanes are threads. joins: what is joined with an element of memory in one step, whichever worker comes first, as the
-    op and the element type.
+    op and the element type. slow_division: a quotient of f32 takes a dozen instructions and more.
     """
 
     lanes: int = 16
@@ -190,6 +190,7 @@ class Facts:
     shared_pipes: bool = False
     moves: Moves | None = None
     joins: frozenset[tuple[str, DType]] = frozenset()
+    slow_division: bool = False
 
     @property
     def lanes_of_wide_rows(self) -> int:

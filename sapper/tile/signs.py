@@ -3,29 +3,49 @@
 Enters: a value of tile IR. Leaves: whether each of its elements is surely at most 0, or NaN: so is what has a greatest
 element, or a maximum, subtracted that was taken of it (softmax, and attention block by block). Holds: true whatever the
 elements are, infinities and NaN among them, as `max` gives one of its operands, and rounding a difference keeps its
-sign. What memory is read for twice is two values here, as a store may come between.
+sign. What memory is read for twice is two values, unless nothing is stored between (`same_loads`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-from ..ir.nodes import Value
+from ..ir.nodes import Block, Function, Value
 
 
-def never_positive(value: Value) -> bool:
+def same_loads(function: Function) -> dict[Value, Value]:
+    """What is loaded again, with nothing between that stores -> what was loaded first."""
+    found: dict[Value, Value] = {}
+
+    def look(block: Block) -> None:
+        first: dict[tuple[Value, ...], Value] = {}
+        for op in block.ops:
+            for inner in op.blocks:
+                look(inner)
+            if op.blocks or op.name == "store":
+                first.clear()
+            elif op.name == "load":
+                found[op.result] = first.setdefault(tuple(op.operands), op.result)
+
+    look(function.body)
+    return found
+
+
+def never_positive(value: Value, same: Mapping[Value, Value] = MappingProxyType({})) -> bool:
+    """same: values that are others, element by element."""
     op = value.op
-    return op is not None and op.name == "sub" and _never_above(op.operands[0], op.operands[1])
+    return op is not None and op.name == "sub" and _never_above(op.operands[0], op.operands[1], same)
 
 
-def _never_above(value: Value, other: Value) -> bool:
+def _never_above(value: Value, other: Value, same: Mapping[Value, Value]) -> bool:
     """Whether an element of `value` is never above that of `other` at the same place, if neither is NaN."""
-    if value is other:
+    if same.get(value, value) is same.get(other, other):
         return True
     op = other.op
     if op is None or not (op.name == "max" or (op.name == "reduce" and op.attributes["kind"] == "max")):
         return False
-    return any(_never_above(value, operand) for operand in op.operands)
+    return any(_never_above(value, operand, same) for operand in op.operands)
 
 
 def never_negative(index: Value, start_of: Callable[[Value], Value | None] = lambda value: None) -> bool:

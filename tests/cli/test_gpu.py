@@ -169,7 +169,7 @@ def test_explain_finds_conflicts_and_wasted_sectors(tmp_path: Path) -> None:
     path.write_text(TURNED, encoding="utf-8")
     facts = gather(f"{path}:turned", "sm_80", None, "M=64,N=64", None)
     noted = [row for row in facts["rows"] if row["comment"] and row["count"]]
-    assert noted and all("ld.global.b32" in row["text"] for row in noted)  # the stores are whole
+    assert noted and all("st.global.b32" in row["text"] for row in noted)  # the loads are whole
     assert {row["comment"] for row in noted} == {"8.0 times the sectors that its bytes need"}
     assert "global memory: 4,608 sectors of 32 bytes, 4.50 times those that the bytes need" in measured_lines(facts)
     assert gather(f"{path}:turned", "sm_80", None, "M=64", None)["measured"] == {

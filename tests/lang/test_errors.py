@@ -1050,7 +1050,8 @@ def contraction_without_shared_axis():
     return k
 
 
-@case("contract-parallel-axis", "in the loop over m; for a product for each m, write sum(a * b, over=...)")
+@case("contract-parallel-axis",
+      "in the loop over m; for a product for each m, walk it one by one, for m in each(...), or write sum")
 def contraction_of_too_many():
     @kernel
     def k(a: Tensor[f32, M, K], b: Tensor[f32, M, K], out: Tensor[f32, M]):

@@ -71,13 +71,19 @@ def largest_of(x: Tensor[f32, M, N], y: Tensor[bf16, M]):
         y[m] = max(exp(x[m, n]), over=n).to(bf16)
 
 
+@sp.kernel
+def tanh_and_one(x: Tensor[f32, M, N], y: Tensor[bf16, M, N]):
+    for m, n in tiles(M, N):
+        y[m, n] = (0.5 * x[m, n] * (1.0 + sp.tanh(x[m, n]))).to(bf16)
+
+
 def counts(kernel: object) -> tuple[int, int]:
     """Functions that may be coarse, and all."""
     function = kernel.tile_ir()  # type: ignore[attr-defined]
     return len(coarse(function)), len([op for op in function.walk() if op.name in FUNCTIONS])
 
 
-@pytest.mark.parametrize("kernel", [chosen])
+@pytest.mark.parametrize("kernel", [chosen, tanh_and_one])
 def test_what_is_only_rounded_may_be_coarse(kernel: object) -> None:
     few, all_of_them = counts(kernel)
     assert few == all_of_them > 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import sapper as sp
 from sapper import Tensor, each, exp, f32, i32, max, maximum, min, minimum, span, sum, tiles, whole, zeros
 from sapper.kernels import library
-from sapper.tile.signs import never_negative, never_positive
+from sapper.tile.signs import never_negative, never_positive, same_loads
 
 M, N = sp.dims("M N")
 LIBRARY = {k.name: k for k in library()}
@@ -59,6 +59,30 @@ def of_the_least(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
         n = whole(N)
         row = x[m, n]
         y[m, n] = exp(row - min(row, over=n))
+
+
+@sp.kernel
+def read_twice(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n = whole(N)
+        y[m, n] = exp(x[m, n] - max(x[m, n], over=n))
+
+
+@sp.kernel
+def stored_between(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n = whole(N)
+        most = max(x[m, n], over=n)
+        x[m, n] = x[m, n] + 1.0
+        y[m, n] = exp(x[m, n] - most)
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [(read_twice, True), (stored_between, False)])
+def test_what_is_loaded_again_is_the_same_unless_something_is_stored(kernel: object, expected: bool) -> None:
+    function = kernel.tile_ir()  # type: ignore[attr-defined]
+    same = same_loads(function)
+    found = [never_positive(op.operands[0], same) for op in function.walk() if op.name == "exp"]
+    assert (known(kernel), found) == ([False], [expected])
 
 
 def known(kernel: object) -> list[bool]:

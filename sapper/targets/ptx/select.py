@@ -81,7 +81,8 @@ class Facts:
 
     warps: of a worker. lane, warp, worker, workers, first: registers that `begin` fills where the function needs them.
     lane_bytes: by element size, the offset of a thread in a row. addresses: where a thread's own address was computed,
-    in which block. never_nan: what was found out about values. ranges: between which bounds scalars lie. maps:
+    in which block. never_nan: what was found out about values. parts: of values that came in words, the element type,
+    the word and the place in it. ranges: between which bounds scalars lie. maps:
     registers with the addresses of tensor maps.
     """
 
@@ -107,6 +108,7 @@ class Facts:
         self.lane_bytes: dict[int, Any] = {}
         self.addresses: dict[tuple[Any, ...], tuple[Any, Block]] = {}
         self.never_nan: dict[Value, bool] = {}
+        self.parts: dict[Value, tuple[Any, Any, int]] = {}
         self.ranges = Ranges(s.function)
         self.maps: list[Any] = []
 
@@ -118,7 +120,8 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     narrow = {"unpack.float8"} if number_of(target.name) >= NARROW_FLOATS_FROM else set()
-    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32", "mul2", *narrow})
+    return frozenset({
+        "round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32", "reciprocal", "rsqrt.f32", "mul2", *narrow})
 
 
 def folds(s: Any) -> dict[str, frozenset[int]]:

@@ -32,13 +32,16 @@ def _plain(mnemonic: str) -> Rule:
 
 def _extreme(name: str, condition: str) -> Rule:
     """min or max: `a if a < b else b`. The instruction gives the operand that is a number, hence the same unless b may
-    be NaN. (Which of two zeros it takes is free.)"""
+    be NaN; with .NaN it gives NaN if there is one, the same unless a may be. (Which of two zeros it takes is free.)"""
     def rule(s: Any, op: Op) -> None:
         a, b = op.operands
         result = op.results[0]
         first, second = row(s, a), row(s, b)
         if not dtype_of(result).is_float or never_nan(s, b):
             s.emit(f"{name}.{arithmetic_type(result)}", s.define(result), first, second)
+            return
+        if dtype_of(result).bits == 32 and never_nan(s, a):
+            s.emit(f"{name}.NaN.{arithmetic_type(result)}", s.define(result), first, second)
             return
         takes = s.new("pred")
         s.emit(f"setp.{condition}.{arithmetic_type(result)}", takes, first, second)
@@ -83,10 +86,13 @@ def fma(s: Any, op: Op) -> None:
     s.emit(f"fma.rn.{dtype_of(op.results[0]).name}", s.define(op.results[0]), *sources)
 
 
-def exp2(s: Any, op: Op) -> None:
-    """2 ulp at most; what is below 2**-126 is 0 (PTX ISA, ex2). Without ftz it takes four instructions."""
-    source = row(s, op.operands[0])
-    s.emit("ex2.approx.ftz.f32", s.define(op.results[0]), source)
+def _approximate(mnemonic: str) -> Rule:
+    """2 ulp at most (PTX ISA, ex2, rcp, rsqrt). With .ftz what is below 2**-126 is 0: without it takes up to three
+    instructions more."""
+    def rule(s: Any, op: Op) -> None:
+        source = row(s, op.operands[0])
+        s.emit(f"{mnemonic}.f32", s.define(op.results[0]), source)
+    return rule
 
 
 def _rounding(mode: str) -> Rule:
@@ -190,7 +196,8 @@ RULES: dict[str, Rule] = {
     "add": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul", ".lo"), "div": _arithmetic("div"),
     "min": _extreme("min", "lt"), "max": _extreme("max", "gt"), "fma": fma, "neg": _plain("neg"),
     "abs": _plain("abs"), "sqrt": _arithmetic("sqrt"), "floor": _rounding("rmi"), "ceil": _rounding("rpi"),
-    "exp2": exp2, "round": _rounding("rni"), "trunc": _rounding("rzi"),
+    "exp2": _approximate("ex2.approx.ftz"), "reciprocal": _approximate("rcp.approx.ftz"),
+    "rsqrt": _approximate("rsqrt.approx"), "round": _rounding("rni"), "trunc": _rounding("rzi"),
     "and": _bitwise("and"), "or": join_bits, "xor": _bitwise("xor"), "not": _bitwise("not"),
     "shl": _shift("shl", "b"), "shr": _shift("shr", "u"), "sar": _shift("shr", "s"),
     "idiv": _division(False), "imod": _division(True), "dot4_u8i8": dot4_u8i8,

@@ -167,9 +167,17 @@ def read(s: Any, op: Op, memory: Any, mask: Any) -> None:
         fetch(s.define(result), bits_of(result))
 
 
+def unrounded(value: Value, dtype: DType) -> Value:
+    """What an element that is stored was rounded from, if storing it rounds it so, too: once is enough. (ptxas drops
+    the rounding, where nothing else reads it.)"""
+    op = value.op
+    return op.operands[0] if op is not None and op.name == "round_to" and op.attributes["dtype"] is dtype else value
+
+
 def write(s: Any, op: Op, memory: Any, mask: Any) -> None:
     """The low bits, or the rounded number, of every lane that is on."""
-    source, dtype = s.vector(op.operands[0]), op.attributes["dtype"]
+    dtype = op.attributes["dtype"]
+    source = s.vector(unrounded(op.operands[0], dtype))
     if dtype.name in ("bf16", "f16"):
         half = s.new("half")
         s.emit(f"cvt.rn.{dtype.name}.f32", half, source)
@@ -274,6 +282,7 @@ def load_run(s: Any, op: Op) -> None:
         if each == 1:
             settle(s, value, words[number])
         else:
+            s.facts.parts[value] = dtype, words[number // each], number % each
             take_element(s, dtype, words[number // each], number % each, value)
 
 
@@ -306,9 +315,9 @@ def take_element(s: Any, dtype: DType, word: Any, place: int, value: Value) -> N
 
 def store_run(s: Any, op: Op) -> None:
     dtype = op.attributes["dtype"]
-    rows, mask = [s.vector(v) for v in values_of_run(op)], mask_of(s, op)
+    values, mask = values_of_run(op), mask_of(s, op)
     each = WORD_BYTES // dtype.size_bytes
-    words = [pack(s, dtype, rows[first:first + each]) for first in range(0, len(rows), each)]
+    words = [pack_values(s, dtype, values[first:first + each]) for first in range(0, len(values), each)]
     memory = address_of_run(s, op)
     hint = ".cs" if op.attributes.get("streaming") else ""
     mnemonic, source = f"st.{space_of(op)}{hint}.{type_of_run(op)}", tuple(words) if len(words) > 1 else words[0]
@@ -318,13 +327,26 @@ def store_run(s: Any, op: Op) -> None:
         s.emit_masked(mnemonic, mask, False, memory, source)
 
 
+def pack_values(s: Any, dtype: DType, values: list[Value]) -> Any:
+    """The word of elements: the one that was loaded, where they are its own."""
+    parts = [s.facts.parts.get(v) for v in values]
+    if len(values) == WORD_BYTES // dtype.size_bytes and None not in parts and [
+            (kind, place) for kind, _, place in parts] == [(dtype, n) for n in range(len(parts))] and len(
+            {word for _, word, _ in parts}) == 1:
+        return parts[0][1]
+    return pack(s, dtype, [s.vector(unrounded(v, dtype)) for v in values])
+
+
 def pack(s: Any, dtype: DType, rows: list[Any]) -> Any:
     """Elements side by side in a word, the first in its low bits; fewer where a run is shorter than a word."""
     if dtype.bits == 32:
         return rows[0]
     made = s.new("vec")
     if dtype.bits == 16:
-        s.emit(f"cvt.rn.{dtype.name}x2.f32", made, rows[1], rows[0])
+        if dtype.is_float:
+            s.emit(f"cvt.rn.{dtype.name}x2.f32", made, rows[1], rows[0])
+        else:
+            s.emit("prmt.b32", made, rows[0], rows[1], 0x5410)
         return made
     s.emit("prmt.b32", made, rows[0], rows[1], 0x0040)
     if len(rows) == 2:

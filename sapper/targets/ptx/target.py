@@ -16,6 +16,8 @@ from .levels import number_of
 
 KIB, MIB = 1024, 1024 * 1024
 WARP_LANES = 32
+KEEP_COST = 32
+"""Instructions for an element; two exps, or a gather and an erf."""
 FILE_REGISTERS, REGISTER_GRANULE = 64 * 1024, 8
 """Registers of 32 bits of an SM, and the multiple that ptxas gives a thread."""
 
@@ -116,13 +118,20 @@ class Target:
 
     @property
     def requests(self) -> Requests:
-        """Nothing is asked for early."""
-        return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1)
+        """Nothing is asked for early. What thousands of warps keep lies beyond the caches: while 8 bytes of an element
+        go and come, an A100 does some hundred instructions for it (1.5 TB/s, and 108 x 4 x 32 in a cycle)."""
+        return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1, keep_cost=KEEP_COST)
 
     @property
     def slow_underflow(self) -> bool:
         """Numbers below the normal ones are as quick as others."""
         return False
+
+    @property
+    def slow_division(self) -> bool:
+        """div.rn.f32 is an estimate, its correction, and a call where that may fail: 16 to 18 instructions of machine
+        code."""
+        return True
 
     @property
     def slow_products(self) -> bool:

@@ -170,6 +170,11 @@ class Target(NamedTuple):
         return False
 
     @property
+    def slow_division(self) -> bool:
+        """A quotient is one instruction."""
+        return False
+
+    @property
     def run_bytes(self) -> int:
         """A lane has one element of a row."""
         return 0

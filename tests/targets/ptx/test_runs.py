@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sapper as sp
 from sapper import Tensor, bf16, emulate, f16, f32, i8, i32, max, sum, targets, tiles, u8, whole, zeros
-from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
+from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.text import parse_function, print_function
 from sapper.kernels import find
 from sapper.lane.ops import LANE_OPS
@@ -70,6 +70,20 @@ def rows_of(table: Tensor[bf16, M, N], place: Tensor[i32, M], y: Tensor[f32, M, 
 
 
 @sp.kernel
+def copied(table: Tensor[bf16, M, N], place: Tensor[i32, M], y: Tensor[bf16, M, N]):
+    """Words pass as they are."""
+    for m, n in tiles(M, N):
+        y[m, n] = table[place[m], n]
+
+
+@sp.kernel
+def picked(x: Tensor[f32, M, N], place: Tensor[i32, M, N], y: Tensor[f32, M, N]):
+    """Elements from anywhere, whose places and results are neighbours."""
+    for m, n in tiles(M, N):
+        y[m, n] = x[m, place[m, n]]
+
+
+@sp.kernel
 def products(w: Tensor[bf16, M, N], x: Tensor[f32, N], y: Tensor[f32, M]):
     for m in tiles(M):
         acc = zeros(m, dtype=f32)
@@ -99,7 +113,8 @@ def summed(x: Tensor[f32, M, N], y: Tensor[f32, N]):
         y[n] = sum(x[m, n], over=m)
 
 
-KERNELS = {k.name: k for k in (mixed, bytes_only, centred, in_place, rows_of, products, shifted, turned, summed)}
+KERNELS = {k.name: k for k in (
+    mixed, bytes_only, centred, in_place, rows_of, copied, picked, products, shifted, turned, summed)}
 DTYPES = {"bf16": BF16, "f16": np.float16, "f32": np.float32, "i32": np.int32, "i8": np.int8, "u8": np.uint8}
 
 
@@ -136,7 +151,8 @@ def taken_together(instructions: Counter[str]) -> set[str]:
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("name", "runs"), [
     ("mixed", {"ld", "st"}), ("bytes_only", {"ld", "st"}), ("centred", {"ld", "st"}), ("in_place", {"ld", "st"}),
-    ("rows_of", {"ld", "st"}), ("products", {"ld"}), ("shifted", set()), ("turned", set()), ("summed", {"ld", "st"})])
+    ("rows_of", {"ld", "st"}), ("copied", {"ld", "st"}), ("picked", {"ld", "st"}), ("products", {"ld"}),
+    ("shifted", set()), ("turned", set()), ("summed", {"ld", "st"})])
 def test_same_results(name: str, runs: set[str], lazy: bool) -> None:
     found = agree(KERNELS[name], {"M": 3, "N": 512 + 192}, lazy)
     assert taken_together(found) == runs
@@ -161,11 +177,22 @@ def lane_ops(kernel: Any, aligned: bool = True, schedule: Schedule | None = None
 
 
 def test_which_walks_have_runs() -> None:
-    assert lane_ops(in_place)["load_run"] == lane_ops(in_place)["store_run"] == 1
+    """Two at once, where registers hold them."""
+    assert lane_ops(in_place)["load_run"] == lane_ops(in_place)["store_run"] == 2
+    assert lane_ops(mixed)["load_run"] == 6
     assert lane_ops(products)["load_run"] > 1
     for found in (lane_ops(in_place, aligned=False), lane_ops(in_place, level="zen4"), lane_ops(shifted),
                   lane_ops(turned), lane_ops(find("argmax_rows").kernel)):
         assert not found["load_run"] and not found["store_run"]
+
+
+def test_what_can_be_made_again_is_not_kept() -> None:
+    """Softmax makes its powers twice: what all warps keep is more than the caches have room for."""
+    entry = find("softmax").kernel
+    names = [name for name, _ in entry.parameters]
+    scratch = {level: compile_kernel(entry, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("MN", (8192, 64)),
+                                     targets.target(level), None).scratch for level in ("sm_80", "zen4")}
+    assert not scratch["sm_80"] and scratch["zen4"]
 
 
 def test_a_schedule_says_how_many_registers() -> None:

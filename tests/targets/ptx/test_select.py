@@ -102,6 +102,35 @@ def test_float_rows(name: str, count: int, dtype: Any) -> None:
     rows(name, [dtype] * count, dtype, ROLLED[:count])
 
 
+@pytest.mark.parametrize("name", ["exp2", "reciprocal", "rsqrt"])
+def test_approximate_rows(name: str) -> None:
+    """The emulator's are the exact results, rounded, as the interpreter's."""
+    rows(name, [f32], f32, [[0.0, 1.0, 0.3, 2.0, 7.5, 100.0, INF, NAN, 1e-30, 4.0]])
+
+
+def test_what_is_rounded_by_a_store_is_not_rounded_before() -> None:
+    """The rounding that stands before is left to the assembler, which drops it."""
+    program = Program()
+    rounded = program.add("round_to", [program.row(FLOATS, f32)], RowType(f32), dtype=bf16)
+    program.slots.append("y.data")
+    program.buffers.append(np.zeros(LANES, np.uint16))
+    program.add("store", [rounded, program.add("arg", [], S64, slot=2 + len(program.slots))], dtype=bf16)
+    program.function.attributes = {"lanes": LANES, "slots": program.slots}
+    lines = compile_lane(program.function, TARGET).text.splitlines()
+    loaded = next(line for line in lines if "ld.global.b32" in line).split("{")[-1].split()[1].rstrip(",")
+    assert next(line for line in lines if "cvt.rn.bf16.f32" in line).endswith(f"{loaded};")
+
+
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_extremes_of_a_number_and_what_may_be_none_are_one_instruction(name: str) -> None:
+    program = Program()
+    number = program.add("splat_const", [], RowType(f32), value=1.0)
+    program.out(program.add(name, [number, program.row(FLOATS, f32)], RowType(f32)))
+    program.check()
+    text = compile_lane(program.function, TARGET).text
+    assert f"{name}.NaN.f32" in text and "setp" not in text.split("ld.global")[1]
+
+
 @pytest.mark.parametrize("dtype", [i32, i64], ids=str)
 @pytest.mark.parametrize(("name", "count"), [
     ("add", 2), ("sub", 2), ("mul", 2), ("min", 2), ("max", 2), ("and", 2), ("or", 2), ("xor", 2), ("not", 1),
