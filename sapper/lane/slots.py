@@ -12,7 +12,9 @@ then half empty holds 0 above: the products of what lies there count nothing, wh
 
 from __future__ import annotations
 
-from ..ir.nodes import Value
+from collections.abc import Iterable
+
+from ..ir.nodes import Op, Value
 from ..ir.types import ROW_B32, DType, b32, bf16, f32, i32
 from ..tile.plan import Walk, axes_of
 from .packed import PackedRows
@@ -34,6 +36,11 @@ class KeptSlots(PackedRows):
     def paired_axes(self, walk: Walk) -> set[str]:
         """The axes that a walk takes in steps of two, as it keeps slots along them."""
         return {self.slot_axes[root] for root in walk.inner if isinstance(root, Value) and root in self.slot_axes}
+
+    def slot_tails(self, roots: Iterable[Op | Value], axis: str) -> tuple[int, ...]:
+        """How many coordinates of an axis at once what is left of it is taken by, where these are finished by pieces:
+        by two if one of them is kept in slots along it."""
+        return (PAIR,) if any(isinstance(v, Value) and self.slot_axes.get(v) == axis for v in roots) else ()
 
     def allocate_slots(self, value: Value, axes: list[tuple[str, Capacity | int]]) -> Access:
         """Scratch memory for a value whose elements along slot_axes[value] are in pairs. axes: with their capacities,

@@ -190,6 +190,6 @@ class BoundTiles:
             low._roots(self.walk.after)
             return carried
 
-        low.axis_loop(self.axis, FINISHED_ROWS, False, [], rows, tails=())
+        low.axis_loop(self.axis, FINISHED_ROWS, False, [], rows, tails=low.slot_tails(self.walk.after, self.axis))
         for value in values:
             del low.buffers[value]

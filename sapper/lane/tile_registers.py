@@ -553,7 +553,8 @@ class _Emission:
 
         block = low.open[found.columns]
         low.open[found.columns] = self.columns      # what is kept lies where it does in all of the axis
-        low.axis_loop(found.rows, FINISHED_ROWS, False, [], finish, within=rows, tails=())
+        low.axis_loop(found.rows, FINISHED_ROWS, False, [], finish, within=rows,
+                      tails=low.slot_tails(self.walk.after, found.rows))
         low.open[found.columns] = block
         for op in self.walk.reductions:
             del low.buffers[op.result]

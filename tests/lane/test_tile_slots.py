@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sapper import Tensor, bf16, dims, f32, i32, kernel, span, tiles, where, whole, zeros
@@ -59,6 +59,7 @@ def run_chained(arguments, lanes, schedule=None, hint=512):
 
 
 @settings(max_examples=examples(15), deadline=None)
+@example(t=2, p=2, beyond=0, lanes=4, deep=1, seed=0)
 @given(t=st.integers(0, 40), p=st.integers(1, 140), beyond=st.integers(0, 20), lanes=st.sampled_from([4, 8, 16]),
        deep=st.integers(1, 3), seed=st.integers(0, 99))
 def test_chained_products_are_exact(t, p, beyond, lanes, deep, seed) -> None:
