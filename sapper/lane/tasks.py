@@ -13,6 +13,7 @@ from math import gcd, lcm, prod
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import S64, TileType
 from ..tile.affine import affine
+from ..tile.plan import axes_of
 from ..tile.schedule import TASKS_PER_WORKER
 from .extents import Range
 from .nests import NestLowering
@@ -189,7 +190,7 @@ class TaskLowering(NestLowering):
             capacity = Capacity(cap) if cap else Capacity(granule) if single else r.capacity
             pieces[places[id(r)]] = replace(
                 r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once, forward=True, fixed=None,
-                hint=min(r.hint, granule) if single else r.hint)
+                hint=1 if single and granule == 1 else r.hint)
         self._loops([pieces[place] for place in range(len(pieces))], 0, body)
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
@@ -363,7 +364,12 @@ class TaskLowering(NestLowering):
             return self._granule(r)
         along = [op for outer in block.ops for op in outer.walk() if self._runs_along(op, r.axis)]
         if not along:
-            granule = max(1, min(ROWS_OF_FEW, TASK_ELEMENTS // self._elements(block, r.axis)))
+            # Rows that meet columns of the same task share what these are; others, if long, go to a warp each.
+            others = {other.axis for other in ranges} - {r.axis}
+            shared = any(op.name == "contract" and r.axis in axes_of(op.result) and not others.isdisjoint(
+                axes_of(op.result)) for outer in block.ops for op in outer.walk())
+            long = 1 if shared else self._elements(block, r.axis)
+            granule = max(1, min(ROWS_OF_FEW, TASK_ELEMENTS // long))
         elif r is not [other for other in ranges if other.axis is not None and not other.resident][-1]:
             granule = self.lanes
         else:
