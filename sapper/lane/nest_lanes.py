@@ -2,7 +2,7 @@
 
 Enters: the ranges of a loop nest, the plan of its body, and what its loops inside carry. Leaves: the axis whose
 neighbours are neighbours in memory; how much of it, and of another axis, registers hold; or the size of blocks whose
-products lie in scratch memory (docs/schedules.md, "Nests").
+products lie in scratch memory (docs/choices/nests.md).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ parallel loop before the nest that makes each element once, and a load of it in 
 is left, whose operands lie side by side. What spans the operand may be counted by loops around it, as taps are. Holds:
 the meaning is the same; it reads only what nothing in the function stores to.
 
-Measured on a Cascade Lake, one thread: see docs/schedules.md, "Operands of f32 that are gathered".
+Measured on a Cascade Lake, one thread: docs/choices/nests.md.
 """
 
 from __future__ import annotations

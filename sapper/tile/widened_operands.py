@@ -7,7 +7,7 @@ once, not once for each panel. Products that a walk makes by itself are left alo
 so widened, as it is staged. Holds: the meaning is the same; no loop reads more than a tensor has, and none is widened
 of which a number that only the call knows says how much is read, as of a cache.
 
-Measured on a Cascade Lake: docs/schedules.md, "Packed dot products".
+Measured on a Cascade Lake: docs/choices/products.md.
 """
 
 from __future__ import annotations

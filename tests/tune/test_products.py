@@ -117,7 +117,7 @@ def known(level: str, extents: dict[str, int]) -> Known:
 
 
 def test_the_estimate_is_the_models_for_the_very_extents() -> None:
-    """128 x 4096 x 16384, as docs/schedules.md has it."""
+    """128 x 4096 x 16384, as docs/choices/gpus.md has it."""
     few, tile = known("sm_90a", {"M": 128, "N": 4096, "K": 16384}), {"m": 128, "n": 128}
     both, unit = few.estimate(Schedule(tile=tile, split={"k": 4}, cluster={"n": 2}))
     shared, _ = few.estimate(Schedule(tile=tile, split={"k": 4}, cluster={"m": 1}))

@@ -235,7 +235,7 @@ def test_ptxas_spills_nothing(level: str) -> None:
 
 
 def test_the_tables_in_the_docs_are_what_is_chosen() -> None:
-    docs = (Path(__file__).parents[3] / "docs" / "schedules.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs" / "choices" / "gpus.md").read_text()
     for table in "\n".join(lines()).split("\n\n"):
         assert table in docs, "mend: python -m tests.targets.ptx.ways_table"
 

@@ -1,4 +1,4 @@
-"""The tables of ways in docs/schedules.md ("Lanes that are threads"): python -m tests.targets.ptx.ways_table
+"""The tables of ways in docs/choices/gpus.md ("Lanes that are threads"): python -m tests.targets.ptx.ways_table
 
 What the choice (sapper/lane/conversions.py) gives for conversions, and for kernels as they are lowered."""
 
