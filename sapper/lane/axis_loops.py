@@ -18,8 +18,7 @@ from ..tile.plan import Walk
 from .by_hand import Fit
 from .packed import Packing
 from .runs import Runs
-from .slots import PAIR
-from .state import MOST_VALUES, Access, Bound, Capacity, Open, Scalar, too_many_values
+from .state import MOST_VALUES, PAIR, Access, Bound, Capacity, Open, Scalar, too_many_values
 
 if TYPE_CHECKING:
     from .layout import Layout

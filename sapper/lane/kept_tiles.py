@@ -21,8 +21,7 @@ from ..tile.ops import place_of
 from ..tile.plan import Walk, axes_of
 from .carried import CarriedLowering
 from .extents import Range
-from .slots import PAIR
-from .state import Access
+from .state import PAIR, Access
 
 ROOM = 4
 """Second caches that tiles may fill: from the last one they still come sooner than they are made. Measured on a Zen 4,

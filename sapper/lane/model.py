@@ -35,9 +35,8 @@ from .register_factors import (
     STAGE_ROWS,
     UNROLLED_INSTRUCTIONS,
 )
-from .slots import PAIR
 from .staging import WIDE_ROW_BYTES
-from .state import Scalar, element_bytes
+from .state import PAIR, Scalar, element_bytes
 from .tile_blocks import fit as fit_blocks
 from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles

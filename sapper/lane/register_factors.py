@@ -18,9 +18,8 @@ from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Sp
 from ..tile.sums import is_join
 from .packed import plain_axis
 from .prefetches import LINE_BYTES, LONG_LINES, SHORT_LINES
-from .state import Capacity, element_bytes
+from .state import PAIR, Capacity, element_bytes
 from .walk import WalkLowering
-from .windows import PAIR
 
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""

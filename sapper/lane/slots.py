@@ -18,10 +18,7 @@ from ..ir.nodes import Op, Value
 from ..ir.types import ROW_B32, DType, b32, bf16, f32, i32
 from ..tile.plan import Walk, axes_of
 from .packed import PackedRows
-from .state import Access, Capacity, Scalar
-
-PAIR = 2
-"""Elements of bf16 in a slot."""
+from .state import PAIR, Access, Capacity, Scalar
 
 
 class KeptSlots(PackedRows):

@@ -34,6 +34,9 @@ _FOLD: dict[str, Callable[[int, int], int]] = {
     "s_shl": lambda a, b: a << b, "s_sar": lambda a, b: a >> b,
 }
 
+PAIR = 2
+"""Elements of bf16 in a slot."""
+
 
 def too_many_values() -> LoweringError:
     return LoweringError(f"the schedule unrolls the kernel to more than {MOST_VALUES} values; expected tiles whose "

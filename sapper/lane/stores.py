@@ -16,8 +16,7 @@ from ..tile.sums import is_join
 from .joins import Joins
 from .narrow_stores import MOST_ROWS, Job
 from .rows import LoweringError, Rows
-from .slots import PAIR
-from .state import Access, Bound, Capacity, row_dtype
+from .state import PAIR, Access, Bound, Capacity, row_dtype
 
 
 @dataclass(slots=True)

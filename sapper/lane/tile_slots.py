@@ -18,8 +18,7 @@ from ..ir.nodes import Value
 from ..ir.types import ROW_B32, b32, bf16, f32, i32
 from ..tile.plan import Walk, axes_of
 from .packed import DOT2_BF16, Packing, Term
-from .slots import PAIR
-from .state import Bound, Scalar
+from .state import PAIR, Bound, Scalar
 from .tile_bound import BoundTiles, Left, dtype_of, lies_in_tensor, most_of
 
 if TYPE_CHECKING:

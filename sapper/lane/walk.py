@@ -25,10 +25,9 @@ from .axis_loops import Carried, WalkChoice
 from .followed import Followed
 from .prefetches import FEW_ROWS
 from .reductions import Accumulator, Reductions
-from .slots import PAIR
 from .staged import PanelInPlace, StagedRows
 from .staging import BLOCK_PANELS, DEEP_BLOCKS
-from .state import Access, Capacity, Open, Scalar
+from .state import PAIR, Access, Capacity, Open, Scalar
 from .tile_registers import emit_walk
 
 ROLLED_ROWS = 2

@@ -20,7 +20,7 @@ from ..tile.sums import is_join
 from .even_odd import UPPER_HALF
 from .narrow_stores import NarrowStores
 from .squares import is_as_in_memory
-from .state import Access, Scalar, element_bytes, row_dtype
+from .state import PAIR, Access, Scalar, element_bytes, row_dtype
 
 WINDOW_COST = 3.0
 """Of a row of which lanes take elements: besides the load a mask, the places of the elements, and a permutation."""
@@ -30,9 +30,6 @@ STRIDES = (2, 3, 4, 6, 8)
 
 PAIR_STRIDES = (2,)
 """The same where two rows can only be exchanged elements of (pairs.py)."""
-
-PAIR = 2
-"""Elements of bf16 in a slot."""
 
 PICKED = frozenset({f32, i32, bf16, f16, i8, u8, i16})
 """Dtypes of one register for as many elements as there are lanes."""
