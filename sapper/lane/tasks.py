@@ -187,10 +187,11 @@ class TaskLowering(NestLowering):
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
             single = self.facts.many_workers and alike and self.matrix_walk is None and self.chain is None
+            short = single and (r.axis is None or not self._is_of_product(r.axis))
             capacity = Capacity(cap) if cap else Capacity(granule) if single else r.capacity
             pieces[places[id(r)]] = replace(
                 r, start=start, stop=stop, divisor=divisor, capacity=capacity, once=once, forward=True, fixed=None,
-                hint=1 if single and granule == 1 else r.hint)
+                hint=min(r.hint, granule) if short else r.hint)
         self._loops([pieces[place] for place in range(len(pieces))], 0, body)
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
@@ -364,11 +365,8 @@ class TaskLowering(NestLowering):
             return self._granule(r)
         along = [op for outer in block.ops for op in outer.walk() if self._runs_along(op, r.axis)]
         if not along:
-            # Rows that meet columns of the same task share what these are; others, if long, go to a warp each.
-            others = {other.axis for other in ranges} - {r.axis}
-            shared = any(op.name == "contract" and r.axis in axes_of(op.result) and not others.isdisjoint(
-                axes_of(op.result)) for outer in block.ops for op in outer.walk())
-            long = 1 if shared else self._elements(block, r.axis)
+            # Rows of a product share what they meet; others, if long, go to a warp each.
+            long = 1 if self._is_of_product(r.axis) else self._elements(block, r.axis)
             granule = max(1, min(ROWS_OF_FEW, TASK_ELEMENTS // long))
         elif r is not [other for other in ranges if other.axis is not None and not other.resident][-1]:
             granule = self.lanes
@@ -377,6 +375,13 @@ class TaskLowering(NestLowering):
             run = self.facts.run_bytes // max(element_bytes(op.result.type.dtype) for op in along)  # type: ignore[union-attr]
             granule = max(1, run, min(max(VECTORS_OF_FEW, 2 * run), lanes)) * self.lanes
         return lcm(granule, self.panel_width(r.axis))
+
+    def _is_of_product(self, axis: str) -> bool:
+        """Whether something is contracted to a tile of this axis and another one of the same loop."""
+        loops = [op for op in self.function.walk() if op.name == "tiles" and axis in op.attributes["axes"]]
+        others = {other for op in loops for other in op.attributes["axes"]} - {axis}
+        return any(op.name == "contract" and axis in axes_of(op.result) and not others.isdisjoint(axes_of(op.result))
+                   for op in self.function.walk())
 
     def _runs_along(self, op: Op, axis: str) -> bool:
         """Whether a load may read neighbours in memory for neighbours along an axis."""

@@ -168,3 +168,9 @@ def test_rules_for_few_registers_are_not_for_threads(name: str) -> None:
     arguments = entry.make_arguments(np.random.default_rng(0), entry.check_shapes[-1])
     code = compile_function(function, Schedule(), targets.target("sm_90a"), specialize(function, arguments))
     assert code.text().count("\n") < 800
+
+
+def test_rows_of_a_product_share_what_they_meet() -> None:
+    """A warp takes several rows of a product that matrix instructions do not make: each step of its loops,
+    over whole rows of lanes and what is left, loads what they meet once."""
+    assert text_of_name("matmul_nt_i8", "sm_80").count("ld.global.s8") >= 2 * (8 + 1)
