@@ -31,7 +31,7 @@ from ..tile.affine import affine
 from ..tile.plan import Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from ..tile.sums import is_join
-from . import fragments
+from . import fragments, stage_sums
 from .depth_shares import DepthShares
 from .state import Access, Capacity, Open, Scalar, row_dtype
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
 CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
 FLOAT8 = (f8e4m3, f8e5m2)
-MOST_EXACT, INTEGER_START = 1 << 22, 0x4B400000
-"""Sums of integers that start with these bits are 1.5 * 2**23 + the sum in f32, if that is no more than 2**22."""
 FEWEST = 64
 """Extents for which a tile is worth its size."""
 SPLIT_DTYPES, PLANES = ("f32", "bf16"), 3
@@ -389,7 +387,8 @@ class MatrixLowering(DepthShares):
                 form = forms_place(index, {outer: FEWEST // 2, found.depth: deep})
                 if form is None or (found.depth in axes_of(index) and form[1] > 1):
                     return None
-        return found if found.dtype.is_float or deep * 128 * 128 <= MOST_EXACT else None
+        return found if found.dtype.is_float or stage_sums.are_exact(
+            found.dtype, _dtype_of(found.right[0]), deep) else None
 
     def take_part(self, part: Block) -> None:
         """Go on to a part of the function. Where only others are products on matrix instructions, each warp has tasks
@@ -812,15 +811,12 @@ class MatrixLowering(DepthShares):
         else:
             scales = self.stage_scales(found, here, (self.add(row, mine_row), warp_rows, row_end),
                                        (self.add(column, mine_column), warp_columns, column_end))
-            integers = not found.dtype.is_float
-            begin = self.constant(INTEGER_START, i32) if integers else zero
+            bytes_of = None if found.dtype.is_float else (left.dtype, right[0].dtype)
+            begin = zero if bytes_of is None else stage_sums.start_row(self, *bytes_of)
             made = self._multiply(left, right, reading, blocks, [begin] * count, between)
-            if integers:
-                less = self.constant(-float(MOST_EXACT * 3), f32)
-                made = [self.emit(self.depth, "add", [self.emit(self.depth, "bitcast", [v], ROW_F32), less], ROW_F32)
-                        for v in made]
-            sums = [self._scaled_sum(total, value, scales, blocks, number)
-                    for number, (total, value) in enumerate(zip(sums, made, strict=True))]
+            if bytes_of is not None:
+                made = stage_sums.as_floats(self, made, *bytes_of)
+            sums = stage_sums.add_scaled(self, sums, made, scales, blocks)
         self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end),
                               *way.following(place), *sums])
         self.leave()
@@ -851,21 +847,6 @@ class MatrixLowering(DepthShares):
                 self._finish_tile(walk, found, placed, down, across, own)
 
         self.finish_segment(found, list(loop.results)[2 + len(first):], row, column, store)
-
-    def _scaled_sum(self, total: Value, value: Value, scales: tuple[list[Value], list[Value]], blocks: tuple[int, int],
-                    number: int) -> Value:
-        """A total with the sum of a stage, times its scales. number: of the sum, as _multiply has them."""
-        of_rows, of_columns = scales
-        block, register = divmod(number, 4)
-        i, j = divmod(block % (blocks[0] * blocks[1]), blocks[1])
-        if of_rows:
-            by = of_rows[2 * i + register // 2]
-            if not of_columns:
-                return self.emit(self.depth, "fma", [value, by, total], ROW_F32)
-            value = self.emit(self.depth, "mul", [value, by], ROW_F32)
-        if of_columns:
-            return self.emit(self.depth, "fma", [value, of_columns[2 * j + register % 2], total], ROW_F32)
-        return self.emit(self.depth, "add", [total, value], ROW_F32)
 
     def stage_scales(self, found: MatrixWalk, here: Value, rows: Part,
                      columns: Part) -> tuple[list[Value], list[Value]]:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, bf16, each, emulate, f32, i8, maximum, targets, tiles, whole, zeros
+from sapper import Tensor, bf16, each, emulate, f32, i8, maximum, targets, tiles, u8, whole, zeros
 from sapper.codegen.pipeline import compile_kernel, facts_of, to_lane
 from sapper.ir.extents import evaluate_nested
 from sapper.ir.nodes import Function
+from sapper.ir.types import DType
 from sapper.targets.ptx import assembler
 from sapper.tile.interpret import interpret
 from sapper.tile.schedule import DimClass, Schedule, Specialization
@@ -22,7 +23,8 @@ from .computed import BLOCKS, KERNELS, int4, int8
 
 NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32, "f8e4m3": ml_dtypes.float8_e4m3fn,
          "f8e5m2": ml_dtypes.float8_e5m2, "i8": np.int8, "u8": np.uint8, "i32": np.int32}
-needs_ptxas = pytest.mark.skipif(assembler.find_tool("ptxas") is None, reason="ptxas is not installed")
+needs_machine_code = pytest.mark.skipif(
+    None in map(assembler.find_tool, ("ptxas", "nvdisasm")), reason="ptxas or nvdisasm is not installed")
 WHOLE = {"M": 33, "N": 64, "K": 128, "KB": 16, "NB": 8, "E": 2}
 RAGGED = {"M": 35, "N": 43, "K": 90, "KB": 12, "NB": 6, "E": 1}
 """No rows are aligned, and pieces end inside."""
@@ -148,6 +150,28 @@ def test_sums_of_blocks_are_floats_already(kernel: Any) -> None:
     assert "cvt" not in {op.name for op in lane.walk()}
 
 
+@pytest.mark.parametrize(("left", "right"), [((u8, 255), (u8, 255)), ((u8, 255), (i8, -128)), ((i8, -128), (i8, -128))],
+                         ids=["u8 u8", "u8 i8", "i8 i8"])
+def test_the_largest_sums_of_blocks(left: tuple[DType, int], right: tuple[DType, int]) -> None:
+    (of_rows, high), (of_columns, wide) = left, right
+
+    @sp.kernel
+    def product(x: Tensor[of_rows, M, B, 128], s: Tensor[f32, M, B], w: Tensor[of_columns, N, B, 128],
+                y: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            acc = zeros(m, n, dtype=f32)
+            for b in each(B):
+                k = whole(128)
+                acc += (x[m, b, k] @ w[n, b, k]).to(f32) * s[m, b]
+            y[m, n] = acc
+
+    x, w = np.full((33, 1, 128), high, NUMPY[of_rows.name]), np.full((33, 1, 128), wide, NUMPY[of_columns.name])
+    s, y = np.ones((33, 1), np.float32), np.zeros((33, 33), np.float32)
+    counters = emulate.run(product, x, s, w, y, target="sm_80", workers=1, aligned="xw").counters
+    assert any("m16n8k32" in name for name in counters.instructions)
+    assert (y == 128 * high * wide).all()
+
+
 @sp.kernel
 def other_block(x: Tensor[i8, M, B, 128], s: Tensor[f32, M, B], w: Tensor[i8, N, B, 128], y: Tensor[f32, M, N]):
     """The scale is of the block before."""
@@ -175,7 +199,7 @@ def test_loops_over_blocks_that_stay(kernel: Any) -> None:
     assert "matrix_multiply" not in {op.name for op in lowered(kernel).walk()}
 
 
-@needs_ptxas
+@needs_machine_code
 def test_machine_code() -> None:
     """Triton 3.9 takes 1080 instructions for the same (bench/gpu_static.py)."""
     names = [name for name, _ in int4.parameters]
@@ -184,5 +208,5 @@ def test_machine_code() -> None:
                           frozenset(names)).text()
     (made,) = assembler.assemble([text], "sm_80").values()
     assert made.spilled_bytes == 0
-    for loop in [loop for loop in made.loops() if loop["HMMA"]][:1]:
-        assert loop["HMMA"] == 128 and loop["I2F"] == 0 and loop.total() <= 520
+    loop = next(loop for loop in made.loops() if loop["HMMA"])
+    assert loop["HMMA"] == 128 and loop["I2F"] == 0 and loop.total() <= 520
