@@ -41,7 +41,7 @@ from ..tile.schedule import MatrixUnit
 from ..tile.sums import is_join
 from . import fragments
 from .groups import GroupLowering
-from .matrix import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
+from .pieces import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
 from .state import Bound, Capacity, Scalar, row_dtype
 
 PANEL_CHUNKS = fragments.ROW_BYTES // CHUNK_BYTES

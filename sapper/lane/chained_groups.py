@@ -33,7 +33,7 @@ from .boxed_stores import MOST_DIMENSIONS
 from .chained import Chain, Contraction, _axes
 from .chained_shared import SharedRowsLowering
 from .groups import COUNTER_BYTES, SIGNAL_BYTES
-from .matrix import ELEMENT_BYTES
+from .pieces import ELEMENT_BYTES
 from .state import Scalar
 
 GROUPS_IN_TURN = 2

@@ -38,7 +38,7 @@ from .chained import Chain, Contraction
 from .chained_groups import BoxStream, ChainGroupLowering
 from .chained_shared import RUN, SHORTEST_STEP
 from .groups import COUNTER_BYTES, SIGNAL_BYTES
-from .matrix import ELEMENT_BYTES
+from .pieces import ELEMENT_BYTES
 from .state import Scalar
 
 PAIR = 2

@@ -26,7 +26,8 @@ from ..tile.ops import memory_of
 from ..tile.plan import COSTLY, axes_of
 from ..tile.schedule import Panels
 from ..tile.semantics import ELEMENTWISE
-from .matrix import CHUNK_BYTES, MatrixLowering, Piece
+from .matrix import MatrixLowering
+from .pieces import CHUNK_BYTES, Piece
 from .spread import Spread, SpreadLowering
 from .state import Bound, Scalar, element_bytes, memory_dtype, row_dtype
 

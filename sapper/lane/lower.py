@@ -54,10 +54,11 @@ from .depth_parts import DepthParts
 from .extents import hint
 from .followed import Followed
 from .late import LateWalk
-from .matrix import CHUNK_BYTES, ELEMENT_BYTES, FEWEST, SPLIT_DTYPES
+from .matrix import FEWEST, SPLIT_DTYPES
 from .nest_panels import NestPanels
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
+from .pieces import CHUNK_BYTES, ELEMENT_BYTES
 from .register_factors import FEW_AT_ONCE, STAGE_ROWS
 from .tasks import TaskLowering
 from .tile_bound import dtype_of

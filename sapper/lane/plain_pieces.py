@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, b32, i32
-from .matrix import MatrixLowering, Piece
+from .matrix import MatrixLowering
+from .pieces import Piece
 from .state import Scalar
 
 SLOT_ELEMENTS = 2

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, TileType, b32, f32, i32
-from .matrix import ELEMENT_BYTES, MatrixLowering, MatrixWalk, Part
+from .matrix import MatrixLowering, MatrixWalk, Part
+from .pieces import ELEMENT_BYTES
 from .rows import LoweringError
 from .state import Access, Bound, Scalar, element_bytes, row_dtype
 

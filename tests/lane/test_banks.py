@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sapper.lane import fragments
 from sapper.lane.banks import LANES, linear_columns, phase_lanes, prove, rank
-from sapper.lane.matrix import CHUNK_BYTES, SWIZZLED_ROWS
+from sapper.lane.pieces import CHUNK_BYTES, SWIZZLED_ROWS
 from tests.strategies.amount import examples
 
 WIDTHS = st.sampled_from([1, 2, 4, 8, 16])
