@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..codegen.liveness import WRITE, facts_table
 from ..codegen.machine import Instruction, Label, LabelReference, Memory, Register, VirtualRegister
 from ..codegen.print import print_function
+from ..codegen.row_facts import WRITE, facts_table
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
 from .build import Assembly, Named, current, with_immediates

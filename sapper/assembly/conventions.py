@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..codegen.liveness import WRITE
 from ..codegen.machine import Immediate, Instruction, Memory, Register
+from ..codegen.row_facts import WRITE
 from .build import Region
 from .state import NOTHING, State, Token, at
 from .tiles import TileChecks

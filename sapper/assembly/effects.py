@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..codegen.liveness import WRITE, facts_table
 from ..codegen.machine import Instruction, Memory, Register
+from ..codegen.row_facts import WRITE, facts_table
 from ..ir.nodes import Location
 from .build import Assembly
 from .errors import AssemblyError

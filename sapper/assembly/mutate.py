@@ -14,8 +14,8 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-from ..codegen.liveness import WRITE, facts_table
 from ..codegen.machine import Immediate, Instruction, Label, Memory, Register, VirtualRegister
+from ..codegen.row_facts import WRITE, facts_table
 from .build import Assembly
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..codegen.allocate import Allocation, allocate
-from ..codegen.liveness import AllocationError
 from ..codegen.machine import Instruction, MachineFunction, Memory, Register
+from ..codegen.row_facts import AllocationError
 from .build import Assembly
 from .errors import AssemblyError
 from .notation import Mem, Reg

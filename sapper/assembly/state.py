@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..codegen.liveness import facts_table
 from ..codegen.machine import Instruction, Register, VirtualRegister
+from ..codegen.row_facts import facts_table
 from ..ir.nodes import Location
 from .build import Assembly, Region
 from .errors import AssemblyError

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..codegen.liveness import READ, RETURN, WRITE, AllocationError, blocks_of, is_idiom
+from ..codegen.liveness import blocks_of
 from ..codegen.machine import Instruction, Label, Memory, Register, VirtualRegister
+from ..codegen.row_facts import READ, RETURN, WRITE, AllocationError, is_idiom
 from .build import Assembly, Region
 from .conventions import Conventions
 from .footprint import Footprint

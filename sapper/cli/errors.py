@@ -30,7 +30,7 @@ _TOLD = {
     "sapper.tile.schedule": ("ScheduleError",),
     "sapper.lane.rows": ("LoweringError",),
     "sapper.codegen.select": ("SelectionError",),
-    "sapper.codegen.liveness": ("AllocationError",),
+    "sapper.codegen.row_facts": ("AllocationError",),
     "sapper.codegen.encode": ("EncodeError",),
     "sapper.codegen.c_abi": ("BuildError",),
     "sapper.codegen.explain": ("Unexplained",),

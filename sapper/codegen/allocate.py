@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .joined import Classes
-from .liveness import Abi, AllocationError
 from .machine import Instruction, Label, MachineFunction, Memory, Operand, Register, VirtualRegister
+from .row_facts import Abi, AllocationError
 from .spill import Piece, Plan, Slot
 
 MAX_ROUNDS = 60

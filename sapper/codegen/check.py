@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from .liveness import BRANCH, CHANGE, NEXT, READ, RETURN, WRITE, Abi, FactsTable, RowFacts, facts_table, is_idiom
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
+from .row_facts import BRANCH, CHANGE, NEXT, READ, RETURN, WRITE, Abi, FactsTable, RowFacts, facts_table, is_idiom
 
 
 class CheckError(Exception):

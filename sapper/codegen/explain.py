@@ -25,9 +25,10 @@ from typing import Any
 from ..ir.nodes import Location
 from .compile import rules_of
 from .encode import encode
-from .liveness import READ, WRITE, Ranges, RowFacts, analyse, facts_table
+from .liveness import Ranges, analyse
 from .machine import Instruction, Label, MachineFunction, Memory, Register
 from .print import print_instruction
+from .row_facts import READ, WRITE, RowFacts, facts_table
 
 _ITERATIONS = 64
 """So many passes show how a chain grows: longer cycles than that through different registers are not met."""
@@ -272,7 +273,7 @@ class _Explainer:
                     bits *= max((o.bits for o in row.operands if o.kind == "vec"), default=bits) // bits
                 loaded += bits if how & READ else 0
                 stored += bits if how & WRITE else 0
-                addresses |= {self.flow.node_of[_key(part)] for part in (operand.base, operand.index)
+                addresses |= {self.flow.node_of[part] for part in (operand.base, operand.index)
                               if part is not None}
         latency = 0.0 if place in self.moves else float(self.costs.latency_of(row))
         targets = self.flow.writes[place] + self.flow.changes[place] + ((_FLAGS,) if facts.writes_flags else ())
@@ -295,7 +296,7 @@ class _Explainer:
     def _registers(self, item: Instruction) -> set[int]:
         """The nodes of operands that are registers themselves, and of the mask."""
         parts = [o for o in [*item.operands, item.mask] if isinstance(o, Register)]
-        return {self.flow.node_of[_key(part)] for part in parts}
+        return {self.flow.node_of[part] for part in parts}
 
     # ---- loops
 
@@ -400,10 +401,6 @@ class _Explainer:
                             self.block_of[place], letters, labels))
             labels = []
         return rows
-
-
-def _key(register: Any) -> Any:
-    return (register.kind, register.number)
 
 
 def share_out(work: Mapping[tuple[str, ...], float]) -> dict[str, float]:

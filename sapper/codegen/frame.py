@@ -14,8 +14,8 @@ the caller's SSE code a dependency on the upper halves.
 
 from __future__ import annotations
 
-from .liveness import RETURN, Abi, facts_table
 from .machine import Immediate, Instruction, Label, MachineFunction, Memory, Register
+from .row_facts import RETURN, Abi, facts_table
 
 
 def _round_up(size_bytes: int, align_bytes: int) -> int:

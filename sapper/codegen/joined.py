@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from .liveness import Abi, Flow, Ranges, analyse, facts_table
+from .liveness import Flow, Ranges, analyse
 from .machine import Instruction, MachineFunction, Memory
+from .row_facts import Abi, facts_table
 
 
 class Classes:

@@ -12,176 +12,11 @@ register is wanted at point p. Two registers may share one place exactly when th
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import Any, Protocol
+from itertools import accumulate, pairwise
 
-from ..ir.nodes import Location
-from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
-
-READ, WRITE, CHANGE = 1, 2, 3
-"""How a row uses one operand: reads it, writes it, or reads and writes it (two-address)."""
-
-NEXT, JUMP, BRANCH, RETURN = 0, 1, 2, 3
-"""Where a row goes: on, to its label, either, or out of the function."""
-
-
-class AllocationError(Exception):
-    """A register cannot be found, or the code given is not sound (a register read before it is written).
-
-    location: the source line where too many are wanted, where it is known.
-    """
-
-    def __init__(self, message: str, location: Location | None = None) -> None:
-        super().__init__(message)
-        self.location = location
-
-
-class RowFacts:
-    """What the machine passes need to know about one row of an instruction table.
-
-    access: one of 0 (no register), READ, WRITE, CHANGE for each operand. bits: the width of each operand, 0 where
-    it has none. reads, writes: physical registers that the row uses without naming them, as (kind, number).
-    mask_access: how the opmask register is used. merges: a write under a mask, not zeroing, keeps the other lanes,
-    so the operand is read as well. idiom: the result does not depend on the registers when all are the same one
-    (and the last immediate, if `idiom_immediate` is not None, is that). move_bits: this row copies that many low bits
-    of operand 1 to operand 0, 0 if it is no copy. side_effects: must not be removed, repeated or moved. only_writes:
-    it does nothing but to write operand 0, by what its operands are.
-    """
-
-    __slots__ = (
-        "access",
-        "bits",
-        "flow",
-        "idiom",
-        "idiom_immediate",
-        "mask_access",
-        "merges",
-        "move_bits",
-        "name",
-        "only_writes",
-        "reads",
-        "reads_flags",
-        "side_effects",
-        "writes",
-        "writes_flags",
-    )
-
-    def __init__(
-        self,
-        name: str,
-        access: tuple[int, ...],
-        bits: tuple[int, ...],
-        reads: tuple[tuple[str, int], ...],
-        writes: tuple[tuple[str, int], ...],
-        flow: int,
-        reads_flags: bool,
-        writes_flags: bool,
-        mask_access: int,
-        merges: bool,
-        idiom: bool,
-        idiom_immediate: int | None,
-        move_bits: int,
-        side_effects: bool,
-    ) -> None:
-        self.name = name
-        self.access = access
-        self.bits = bits
-        self.reads = reads
-        self.writes = writes
-        self.flow = flow
-        self.reads_flags = reads_flags
-        self.writes_flags = writes_flags
-        self.mask_access = mask_access
-        self.merges = merges
-        self.idiom = idiom
-        self.idiom_immediate = idiom_immediate
-        self.move_bits = move_bits
-        self.side_effects = side_effects
-        self.only_writes = flow == NEXT and bool(access) and access[0] & WRITE != 0 and not (
-            reads or writes or reads_flags or writes_flags or side_effects)
-
-
-class Abi(Protocol):
-    """Register facts of a target, and the rows that the allocator and the frame add by themselves.
-
-    registers: the allocatable numbers of each kind, the ones to prefer first. never_spilled: kinds that have no rows to
-    and from the frame. counts: how many registers of each kind
-    there are, allocatable or not. full_bits: the widest register of each kind. stack_pointer, frame_scratch: (kind,
-    number); frame_scratch is free on entry and at a return.
-    move_bits: names of rows that copy so many low bits of register operand 1 to register operand 0, zero the rest and
-    do nothing else. idioms: names of rows whose result is a constant when all registers are the same, with the last
-    immediate needed for it or None. facts_table: made by the passes, for them to keep here; None at first.
-    """
-
-    registers: Mapping[str, Sequence[int]]
-    never_spilled: Sequence[str]
-    counts: Mapping[str, int]
-    full_bits: Mapping[str, int]
-    callee_saved: Sequence[tuple[str, int]]
-    stack_pointer: tuple[str, int]
-    frame_scratch: tuple[str, int]
-    move_bits: Mapping[str, int]
-    idioms: Mapping[str, int | None]
-    facts_table: Any
-
-    def spill_row(self, kind: str, bits: int) -> Any:
-        """A row [memory, register read] that touches no flags."""
-        ...
-
-    def reload_row(self, kind: str, bits: int) -> Any:
-        """A row [register written, memory] that touches no flags."""
-        ...
-
-    def memory_bits(self, row: Any) -> tuple[int, ...]:
-        """For each operand of a row its width in memory, 0 where none of the target's encodings takes memory."""
-        ...
-
-    def frame_row(self, what: str) -> Any:
-        """push, pop (one register); subtract, and (register, immediate); move, load, store; vzeroupper."""
-        ...
-
-
-_ROLES = {"r": READ, "w": WRITE, "rw": CHANGE}
-_CONTROL = {"": NEXT, "call": NEXT, "trap": NEXT, "jump": JUMP, "branch": BRANCH, "return": RETURN}
-
-
-class FactsTable(dict[Any, RowFacts]):
-    """Row -> RowFacts, worked out when first asked for."""
-
-    __slots__ = ("abi",)
-
-    def __init__(self, abi: Abi) -> None:
-        super().__init__()
-        self.abi = abi
-
-    def __missing__(self, row: Any) -> RowFacts:
-        operands = row.operands
-        facts = self[row] = RowFacts(
-            row.name,
-            tuple(_ROLES.get(o.role, 0) for o in operands),
-            tuple(o.bits if o.kind in ("gpr", "vec", "mask", "tile") else o.index_bits for o in operands),
-            tuple(row.implicit_reads),
-            tuple(row.implicit_writes),
-            _CONTROL[row.control],
-            row.flags_read != "",
-            row.flags_written != "",
-            CHANGE if row.mask_role == "rw" else READ,
-            bool(operands) and operands[0].kind == "vec" and not row.blend,
-            row.name in self.abi.idioms,
-            self.abi.idioms.get(row.name),
-            self.abi.move_bits.get(row.name, 0),
-            row.side_effects,
-        )
-        return facts
-
-
-def facts_table(abi: Abi) -> FactsTable:
-    """The table of row facts that belongs to `abi`."""
-    table = abi.facts_table
-    if table is None:
-        table = abi.facts_table = FactsTable(abi)
-    return table  # type: ignore[no-any-return]
+from .accesses import Nodes, accesses_of, is_copy
+from .machine import Instruction, Label, LabelReference, MachineFunction, Register, VirtualRegister
+from .row_facts import BRANCH, NEXT, RETURN, Abi, AllocationError, FactsTable, facts_table
 
 
 class Flow:
@@ -244,38 +79,6 @@ class Flow:
         first, end = bisect_left(self.moves, start), bisect_left(self.moves, stop)
         moved = set(self.moves[first:end])
         self.moves[first:end] = [start + i for i, number in enumerate(order) if start + number in moved]
-
-
-_NOTHING: tuple[int, ...] = ()
-
-
-def _bitset(numbers: set[int]) -> int:
-    found = 0
-    for number in numbers:
-        found |= 1 << number
-    return found
-
-
-def is_idiom(instruction: Instruction, facts: RowFacts) -> bool:
-    """The instruction makes a constant (zero, all ones) whatever its registers hold, since all are the same."""
-    if not facts.idiom or instruction.mask is not None:
-        return False
-    first = None
-    last_immediate = None
-    for operand in instruction.operands:
-        kind = type(operand)
-        if kind is Register or kind is VirtualRegister:
-            if first is None:
-                first = operand
-            elif operand != first:
-                return False
-        elif kind is Immediate:
-            if facts.idiom_immediate is None:
-                return False  # sub r, 1 has one register only
-            last_immediate = operand.value  # type: ignore[union-attr]
-        else:
-            return False
-    return facts.idiom_immediate is None or last_immediate == facts.idiom_immediate
 
 
 def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], list[list[int]]]:
@@ -353,201 +156,124 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
 
     Raises AllocationError for a virtual register that some path reads before it is written.
     """
-    body = function.body
-    size = len(body)
     flow = Flow()
-    starts, successors = blocks_of(body, abi)
-    count = len(starts) - 1
-    predecessors: list[list[int]] = [[] for _ in range(count)]
-    for block, follow in enumerate(successors):
+    _lay_out(flow, function.body, abi)
+    nodes = Nodes(abi)
+    exposed, overwritten = _read_blocks(flow, function.body, nodes, facts_table(abi))
+    flow.nodes, flow.node_of, flow.physical = nodes.registers, nodes.node_of, nodes.physical
+    flow.kinds, flow.kind_of = nodes.kinds, nodes.kind_of
+    _find_live(flow, exposed, overwritten)
+    _refuse_undefined(flow, function.body)
+    return flow
+
+
+def _lay_out(flow: Flow, body: list[Instruction | Label], abi: Abi) -> None:
+    """The blocks, and the loops that they are in."""
+    flow.block_start, flow.successors = blocks_of(body, abi)
+    count = len(flow.successors)
+    flow.predecessors = [[] for _ in range(count)]
+    for block, follow in enumerate(flow.successors):
         for successor in follow:
-            predecessors[successor].append(block)
-    flow.block_start = starts
-    flow.successors = successors
-    flow.predecessors = predecessors
-    flow.loops = loops_of(successors, predecessors)
+            flow.predecessors[successor].append(block)
+    flow.loops = loops_of(flow.successors, flow.predecessors)
     flow.depth = [0] * count
     for inside in flow.loops.values():
         for member in inside:
             flow.depth[member] += 1
+    flow.weight = [8.0 ** depth for depth in flow.depth]
 
-    kinds = list(abi.registers)
-    kind_index = {kind: index for index, kind in enumerate(kinds)}
-    # Nodes 0 .. physical - 1 are all the physical registers that there are: allocatable ones, then the others.
-    nodes: list[Register | VirtualRegister] = []
-    kind_of: list[int] = []
-    node_of: dict[Any, int] = {}
-    for kind in kinds:
-        for number in abi.registers[kind]:
-            node_of[(kind, number)] = len(nodes)
-            nodes.append(Register(kind, number))
-            kind_of.append(kind_index[kind])
-    for kind, there_are in abi.counts.items():
-        if kind not in kind_index:
-            kind_index[kind] = len(kinds)
-            kinds.append(kind)
-        for number in range(there_are):
-            if (kind, number) not in node_of:
-                node_of[(kind, number)] = len(nodes)
-                nodes.append(Register(kind, number))
-                kind_of.append(kind_index[kind])
-    facts_of = facts_table(abi)
-    physical = len(nodes)
 
-    uses: list[tuple[int, ...]] = [_NOTHING] * size
-    writes: list[tuple[int, ...]] = [_NOTHING] * size
-    changes: list[tuple[int, ...]] = [_NOTHING] * size
-    moves: list[int] = []
-    exposed: list[set[int]] = []  # of each block, what it reads before any write
+_NOTHING: tuple[int, ...] = ()
+
+
+def _read_blocks(
+    flow: Flow, body: list[Instruction | Label], nodes: Nodes, facts_of: FactsTable
+) -> tuple[list[set[int]], list[set[int]]]:
+    """What each instruction reads and writes. Returns, of each block, what it reads before any write, and what it
+    writes."""
+    uses = flow.uses = [_NOTHING] * len(body)
+    writes = flow.writes = [_NOTHING] * len(body)
+    changes = flow.changes = [_NOTHING] * len(body)
+    flow.moves = []
+    exposed: list[set[int]] = []
     overwritten: list[set[int]] = []
-
-    def node_for(register: Register | VirtualRegister) -> int:
-        if type(register) is Register:
-            found = node_of.get((register.kind, register.number))
-            if found is None:
-                raise AllocationError(f"found register {register}; the target has none of that name")
-            return found
-        node = node_of.get(register)
-        if node is None:
-            if register.kind not in kind_index:
-                raise AllocationError(f"register {register!r} is of a kind that the target lacks; expected {kinds}")
-            node = node_of[register] = len(nodes)
-            nodes.append(register)
-            kind_of.append(kind_index[register.kind])
-        return node
-
-    known = node_of.get
-    for block in range(count):
+    for start, stop in pairwise(flow.block_start):
         upward: set[int] = set()
         written: set[int] = set()
-        for place in range(starts[block], starts[block + 1]):
+        for place in range(start, stop):
             item = body[place]
             if isinstance(item, Label):
                 continue
             facts = facts_of[item.row]
-            read: list[int] = []
-            write: list[int] = []
-            change: list[int] = []
-            access, operands = facts.access, item.operands
-            if len(access) != len(operands):
-                raise AllocationError(f"{facts.name} has {len(operands)} operands; expected {len(access)}")
-            mask = item.mask
-            # Where a write goes: under a mask, not zeroing, it keeps what the other lanes hold.
-            written_to = change if mask is not None and facts.merges and not item.zeroing else write
-            constant = facts.idiom and is_idiom(item, facts)
-            for operand, how in zip(operands, access):  # noqa: B905  of equal length, as was checked
-                kind_type = type(operand)
-                if kind_type is VirtualRegister or kind_type is Register:
-                    node = known(operand)
-                    if node is None:
-                        node = node_for(operand)  # type: ignore[arg-type]
-                    if how == READ:
-                        if not constant:
-                            read.append(node)
-                    elif how == WRITE:
-                        written_to.append(node)
-                    elif constant:
-                        write.append(node)
-                    elif how == CHANGE:
-                        change.append(node)
-                    else:
-                        raise AllocationError(f"{facts.name} takes no register where {operand!r} stands")
-                elif kind_type is Memory:
-                    part = operand.base  # type: ignore[union-attr]
-                    if part is not None:
-                        node = known(part)
-                        read.append(node_for(part) if node is None else node)
-                    part = operand.index  # type: ignore[union-attr]
-                    if part is not None:
-                        node = known(part)
-                        read.append(node_for(part) if node is None else node)  # type: ignore[arg-type]
-            if mask is not None:
-                node = node_for(mask)
-                if facts.mask_access == READ:
-                    read.append(node)
-                else:
-                    change.append(node)
-            if facts.reads:
-                for pair in facts.reads:
-                    node = node_of[pair]
-                    if node not in read:
-                        read.append(node)
-            if facts.writes:
-                for pair in facts.writes:
-                    write.append(node_of[pair])
+            found = accesses_of(item, facts, nodes)
+            read, write, change = found
             if read:
+                uses[place] = tuple(read)
                 for node in read:
                     if node not in written:
                         upward.add(node)
-                uses[place] = tuple(read)
             if change:
+                changes[place] = tuple(change)
                 for node in change:
                     if node not in written:
                         upward.add(node)
                         written.add(node)
-                changes[place] = tuple(change)
             if write:
-                written.update(write)
                 writes[place] = tuple(write)
-                if (
-                    facts.move_bits
-                    and len(read) == 1
-                    and len(write) == 1
-                    and type(operands[0]) is not Memory
-                    and type(operands[1]) is not Memory
-                ):
-                    moves.append(place)
+                written.update(write)
+                if is_copy(item, facts, found):
+                    flow.moves.append(place)
         exposed.append(upward)
         overwritten.append(written)
+    return exposed, overwritten
 
+
+def _bitset(numbers: set[int]) -> int:
+    found = 0
+    for number in numbers:
+        found |= 1 << number
+    return found
+
+
+def _find_live(flow: Flow, exposed: list[set[int]], overwritten: list[set[int]]) -> None:
+    """What is live where each block begins and ends: what it, or one that follows, reads before it is written."""
     # Only what some block exposes is ever live between blocks: most registers never enter a bitset.
     crossing = set().union(*exposed)
     block_uses = [_bitset(found) for found in exposed]
     block_writes = [_bitset(crossing & found) for found in overwritten]
-    live_in = block_uses[:]
-    live_out = [0] * count
+    count = len(exposed)
+    live_in = flow.live_in = block_uses[:]
+    live_out = flow.live_out = [0] * count
     pending = list(range(count))
     waiting = [True] * count
     while pending:
         block = pending.pop()
         waiting[block] = False
         out = 0
-        for successor in successors[block]:
+        for successor in flow.successors[block]:
             out |= live_in[successor]
         live_out[block] = out
         into = block_uses[block] | (out & ~block_writes[block])
         if into != live_in[block]:
             live_in[block] = into
-            for predecessor in predecessors[block]:
+            for predecessor in flow.predecessors[block]:
                 if not waiting[predecessor]:
                     waiting[predecessor] = True
                     pending.append(predecessor)
 
-    undefined = live_in[0] >> physical if count else 0
-    if undefined:
-        register = nodes[physical + (undefined & -undefined).bit_length() - 1]
-        node = node_of[register]
-        place = next(p for p in range(size) if node in uses[p] or node in changes[p])
-        where = body[place]
-        raise AllocationError(
-            f"{register!r} may be read before it is written: found in {where.row.name} at place {place}"  # type: ignore
-            f"{f' ({where.location})' if where.location else ''}; "  # type: ignore[union-attr]
-            "expected a write on every path to it; mend: set it to zero first, or write with zeroing"
-        )
 
-    flow.nodes = nodes
-    flow.node_of = node_of
-    flow.physical = physical
-    flow.kinds = kinds
-    flow.kind_of = kind_of
-    flow.moves = moves
-    flow.uses = uses
-    flow.writes = writes
-    flow.changes = changes
-    flow.live_in = live_in
-    flow.live_out = live_out
-    flow.weight = [8.0 ** d for d in flow.depth]
-    return flow
+def _refuse_undefined(flow: Flow, body: list[Instruction | Label]) -> None:
+    """A virtual register that is live where the function begins."""
+    undefined = flow.live_in[0] >> flow.physical if flow.live_in else 0
+    if not undefined:
+        return
+    node = flow.physical + (undefined & -undefined).bit_length() - 1
+    where, place = next((item, place) for place, item in enumerate(body) if isinstance(item, Instruction) and (
+        node in flow.uses[place] or node in flow.changes[place]))
+    raise AllocationError(
+        f"{flow.nodes[node]!r} may be read before it is written: found in {where.row.name} at place {place}"
+        f"{f' ({where.location})' if where.location else ''}; "
+        "expected a write on every path to it; mend: set it to zero first, or write with zeroing")
 
 
 class Ranges:

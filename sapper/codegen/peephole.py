@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Any
 
-from .liveness import JUMP, RETURN, WRITE, Abi, FactsTable, facts_table
 from .machine import Instruction, Label, LabelReference, MachineFunction, Memory, Register
+from .row_facts import JUMP, RETURN, WRITE, Abi, FactsTable, facts_table
 
 
 def peephole(function: MachineFunction, abi: Abi) -> dict[str, int]:

@@ -19,9 +19,11 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any
 
+from .dependences import Cost, Dependences, JoinedRegisters, cost_of, dependences
 from .joined import Classes
-from .liveness import READ, WRITE, Abi, Flow, RowFacts, facts_table, members
+from .liveness import Flow
 from .machine import Instruction, MachineFunction, Memory
+from .row_facts import READ, WRITE, Abi, RowFacts, facts_table
 
 ISSUE_WIDTH = 6
 QUEUE = 48
@@ -30,41 +32,6 @@ follow each other and the order across them is not seen here."""
 WINDOW = 24
 GAIN = 0.97
 """A new order must take less than this part of the old one's cycles."""
-LOAD_LATENCY_GENERAL = 4
-LOAD_LATENCY_VECTOR = 7
-"""Cycles from address to register on an L1 hit: 4 to 5 to a general register, 7 to 8 to a vector register on Zen 4."""
-MOST_TRACKED_STORES = 32
-
-
-class _Cost:
-    """latency, cycles of its unit, and the unit, of one row in one form (with a memory operand or without)."""
-
-    __slots__ = ("latency", "throughput", "unit")
-
-    def __init__(self, facts: RowFacts, row: Any, loads: bool, stores: bool) -> None:
-        latency = float(row.latency)
-        if loads:
-            vector = any(o.kind in ("vec", "mask") for o in row.operands)
-            latency = (LOAD_LATENCY_VECTOR if vector else LOAD_LATENCY_GENERAL) + (0 if facts.move_bits else latency)
-        self.latency = latency
-        self.throughput = float(row.throughput) if row.ports else 0.0
-        self.unit: Any = "load" if loads and facts.move_bits else "store" if stores and facts.move_bits else row.ports
-
-
-class _Block:
-    """The dependences of one block. Numbers count from its first instruction."""
-
-    __slots__ = ("after", "cost", "height", "makes", "takes", "value_kind", "value_uses", "waits_for")
-
-    def __init__(self, size: int) -> None:
-        self.after: list[list[tuple[int, float]]] = [[] for _ in range(size)]  # (instruction, cycles)
-        self.waits_for = [0] * size
-        self.cost: list[_Cost] = []
-        self.height = [0.0] * size
-        self.takes: list[list[int]] = []  # values that it reads
-        self.makes: list[list[int]] = []  # values that it begins
-        self.value_kind: list[int] = []
-        self.value_uses: list[int] = []
 
 
 def schedule(function: MachineFunction, abi: Abi, classes: Classes | None = None) -> int:
@@ -75,11 +42,11 @@ def schedule(function: MachineFunction, abi: Abi, classes: Classes | None = None
     if classes is None:
         classes = Classes(function, abi)
     flow = classes.flow
-    costs: dict[Any, _Cost] = {}
+    costs: dict[Any, Cost] = {}
     moves = set(flow.moves)  # true of every block that has not been reordered yet
     body = function.body
     changed = 0
-    registers: _Registers | None = None
+    registers: JoinedRegisters | None = None
     for block in range(len(flow.block_start) - 1):
         start, stop = flow.block_start[block], flow.block_start[block + 1]
         by_hand = False
@@ -92,7 +59,7 @@ def schedule(function: MachineFunction, abi: Abi, classes: Classes | None = None
         if stop - start < 4 or _flows_well(function, flow, moves, start, stop, abi, costs):
             continue
         if registers is None:
-            registers = _Registers(classes, abi)
+            registers = JoinedRegisters(classes, abi)
         order = _reorder(function, flow, registers, block, start, stop, abi, costs)
         if order is not None:
             body[start:stop] = [body[start + number] for number in order]
@@ -101,21 +68,6 @@ def schedule(function: MachineFunction, abi: Abi, classes: Classes | None = None
     if changed:
         classes.join()  # what was joined stays so, and more may be possible
     return changed
-
-
-class _Registers:
-    """joined: the class of each node. kind_of: its kind, the last for reserved registers. limits: for each kind."""
-
-    __slots__ = ("joined", "kind_of", "limits")
-
-    def __init__(self, classes: Classes, abi: Abi) -> None:
-        flow = classes.flow
-        allocatable = sum(len(numbers) for numbers in abi.registers.values())
-        self.joined = [classes.find(node) for node in range(len(flow.nodes))]
-        self.kind_of = flow.kind_of[:]
-        for node in range(allocatable, flow.physical):
-            self.kind_of[node] = len(flow.kinds)
-        self.limits = [max(0, len(abi.registers.get(kind, ())) - 1) for kind in flow.kinds]
 
 
 def _form(item: Instruction, facts: RowFacts) -> tuple[Any, bool, bool]:
@@ -128,7 +80,7 @@ def _form(item: Instruction, facts: RowFacts) -> tuple[Any, bool, bool]:
 
 
 def _flows_well(
-    function: MachineFunction, flow: Flow, moves: set[int], start: int, stop: int, abi: Abi, costs: dict[Any, _Cost]
+    function: MachineFunction, flow: Flow, moves: set[int], start: int, stop: int, abi: Abi, costs: dict[Any, Cost]
 ) -> bool:
     """The order as it stands takes hardly longer than the longest chain or the busiest unit: nothing to gain."""
     table = facts_table(abi)
@@ -152,7 +104,7 @@ def _flows_well(
         form = _form(item, table[item.row])  # type: ignore[union-attr,arg-type]
         cost = costs.get(form)
         if cost is None:
-            cost = costs[form] = _Cost(table[form[0]], *form)
+            cost = costs[form] = cost_of(table[form[0]], *form)
         begin = entered
         depth = 0.0
         for node in uses[place] + changes[place]:
@@ -206,181 +158,7 @@ def _movable_end(function: MachineFunction, start: int, stop: int, abi: Abi) -> 
     return stop
 
 
-def _dependences(
-    function: MachineFunction,
-    flow: Flow,
-    registers: _Registers,
-    block: int,
-    start: int,
-    stop: int,
-    abi: Abi,
-    costs: dict[Any, _Cost],
-) -> tuple[_Block, list[int]]:
-    """The dependences of the instructions from `start` to `stop`, and how many registers are live before them."""
-    body = function.body
-    table = facts_table(abi)
-    joined, kind_of = registers.joined, registers.kind_of
-    size = stop - start
-    made = _Block(size)
-    after, waits_for = made.after, made.waits_for
-    writer: dict[int, int] = {}  # register -> the instruction that wrote it last
-    readers: dict[int, list[int]] = {}  # register -> those that have read it since
-    value_of: dict[int, int] = {}  # register -> the value it holds
-    flags = -1
-    value_kind, value_uses = made.value_kind, made.value_uses
-    stores: list[tuple[int, Any, int, int]] = []  # (instruction, address, first byte, end)
-    loads: list[tuple[int, Any, int, int]] = []
-    barrier = -1
-    since_barrier: list[int] = []
-
-    def order(first: int, second: int, cycles: float) -> None:
-        after[first].append((second, cycles))
-        waits_for[second] += 1
-
-    def value_at(part: Any) -> int:
-        """The value that a register of an address holds here."""
-        return -1 if part is None else value_of[joined[flow.node_of[part]]]
-
-    all_uses, all_changes, all_writes, cost_of = flow.uses, flow.changes, flow.writes, made.cost
-    for number in range(size):
-        place = start + number
-        item = body[place]
-        assert isinstance(item, Instruction)
-        facts = table[item.row]
-        reads = [joined[node] for node in all_uses[place]]
-        writes = [joined[node] for node in all_writes[place]]
-        copy = bool(facts.move_bits) and len(reads) == 1 and reads == writes
-        if facts.reads_flags:
-            reads.append(flags)
-        if facts.writes_flags:
-            writes.append(flags)
-        if all_changes[place]:
-            changes = [joined[node] for node in all_changes[place]]
-            reads += changes
-            writes = changes + writes
-        takes: list[int] = []
-        makes: list[int] = []
-        for register in reads:
-            if register >= 0:
-                value = value_of.get(register)
-                if value is None:
-                    value = value_of[register] = len(value_kind)
-                    value_kind.append(kind_of[register])
-                    value_uses.append(0)
-                if value not in takes:
-                    takes.append(value)
-                    value_uses[value] += 1
-            before = writer.get(register)
-            if before is not None:
-                after[before].append((number, cost_of[before].latency))
-                waits_for[number] += 1
-            there = readers.get(register)
-            if there is None:
-                readers[register] = [number]
-            else:
-                there.append(number)
-        loading = storing = False
-        memory: Memory | None = None
-        address: Any = None
-        for position, operand in enumerate(item.operands):
-            if type(operand) is Memory:
-                how = facts.access[position]
-                loading = loading or how & READ != 0
-                if operand.label is None:
-                    memory = operand
-                    storing = storing or how & WRITE != 0
-                    address = (value_at(operand.base), value_at(operand.index), operand.scale)
-        for register in writes:
-            there = readers.pop(register, None)
-            if there is not None:
-                for reader in there:
-                    if reader != number:
-                        after[reader].append((number, 0.0))
-                        waits_for[number] += 1
-            before = writer.get(register)
-            if before is not None and before != number:
-                after[before].append((number, 0.0))
-                waits_for[number] += 1
-            writer[register] = number
-            if register >= 0:
-                value = value_of[register] = len(value_kind)
-                value_kind.append(kind_of[register])
-                value_uses.append(0)
-                makes.append(value)
-        made.takes.append(takes)
-        made.makes.append(makes)
-        form = (item.row, loading, storing)
-        cost = costs.get(form)
-        if cost is None:
-            cost = costs[form] = _Cost(facts, item.row, loading, storing)
-        if copy:
-            cost = _Cost.__new__(_Cost)
-            cost.latency, cost.throughput, cost.unit = 0.0, 0.0, None
-        cost_of.append(cost)
-
-        prefetching = facts.side_effects and memory is not None and not loading and not storing
-        ordered = (facts.side_effects and not prefetching) or (loading and storing)
-        if ordered:
-            # All memory accesses before it, and all after it, stay where they are.
-            for other in since_barrier:
-                order(other, number, 0.0)
-            if barrier >= 0:
-                order(barrier, number, 0.0)
-            barrier = number
-            since_barrier = []
-            stores.clear()
-            loads.clear()
-        elif memory is not None and (loading or storing):
-            if barrier >= 0:
-                order(barrier, number, 0.0)
-            since_barrier.append(number)
-            width = max(facts.bits) // 8 or 64
-            if memory.index is not None and (memory.index.kind != "gpr" or width > 64):
-                address = number  # each lane, each row of a tile, has an address of its own
-            first, end = memory.disp, memory.disp + max(width, 64 if memory.broadcast else 0)
-            entry = (number, address, first, end)
-            for other, other_address, other_first, other_end in stores:
-                if other_address != address or (other_first < end and first < other_end):
-                    order(other, number, 1.0 if loading else 0.0)
-            if storing:
-                for other, other_address, other_first, other_end in loads:
-                    if other_address != address or (other_first < end and first < other_end):
-                        order(other, number, 0.0)
-                if len(stores) >= MOST_TRACKED_STORES or len(loads) >= 4 * MOST_TRACKED_STORES:
-                    # Too many to compare with each: this store follows all of them and stands for all of them.
-                    for other in since_barrier[:-1]:
-                        order(other, number, 0.0)
-                    barrier = number
-                    since_barrier = []
-                    stores.clear()
-                    loads.clear()
-                else:
-                    stores.append(entry)
-            else:
-                loads.append(entry)
-
-    # What is wanted after the block never dies in it: by what follows in the body, or by other blocks.
-    wanted = {joined[node] for node in members(flow.live_out[block])}
-    for place in range(stop, flow.block_start[block + 1]):
-        for node in flow.uses[place] + flow.changes[place]:
-            wanted.add(joined[node])
-    for register, value in value_of.items():
-        if register in wanted:
-            value_uses[value] += 1
-    height = made.height
-    for number in range(size - 1, -1, -1):
-        best = made.cost[number].latency
-        for other, cycles in after[number]:
-            if cycles + height[other] > best:
-                best = cycles + height[other]
-        height[number] = best
-    live = [0] * (max(kind_of, default=0) + 2)
-    for register in sorted({joined[node] for node in members(flow.live_in[block])}):
-        live[kind_of[register]] += 1
-    return made, live
-
-
-def _issue(made: _Block, order: list[int] | range) -> float:
+def _issue(made: Dependences, order: list[int] | range) -> float:
     """Cycles until the last result is there, when the instructions enter in this order."""
     ready = [0.0] * len(made.cost)
     unit_free: dict[Any, float] = {}
@@ -409,7 +187,7 @@ def _issue(made: _Block, order: list[int] | range) -> float:
     return end
 
 
-def _pressure(made: _Block, order: list[int] | range, live_before: list[int]) -> list[int]:
+def _pressure(made: Dependences, order: list[int] | range, live_before: list[int]) -> list[int]:
     """The most registers of each kind that this order wants at once."""
     live = live_before[:]
     most = live[:]
@@ -435,15 +213,16 @@ def _pressure(made: _Block, order: list[int] | range, live_before: list[int]) ->
 def _reorder(
     function: MachineFunction,
     flow: Flow,
-    registers: _Registers,
+    registers: JoinedRegisters,
     block: int,
     start: int,
     stop: int,
     abi: Abi,
-    costs: dict[Any, _Cost],
+    costs: dict[Any, Cost],
 ) -> list[int] | None:
     """A better order of the instructions from `start` to `stop`, as numbers from `start`, or None."""
-    made, live_before = _dependences(function, flow, registers, block, start, stop, abi, costs)
+    made = dependences(function.body, flow, registers, block, start, stop, abi, costs)
+    live_before = made.live
     limits = registers.limits
     old = range(stop - start)
     enough = GAIN * _issue(made, old)
@@ -460,7 +239,7 @@ def _reorder(
     return order
 
 
-def _list_schedule(made: _Block, size: int, live_before: list[int], limits: list[int]) -> list[int]:
+def _list_schedule(made: Dependences, size: int, live_before: list[int], limits: list[int]) -> list[int]:
     """Take at each step, of the instructions whose inputs are there, the one with the longest chain behind it.
 
     One that would want more registers than the limit waits until a register is free, or nothing else can go on.

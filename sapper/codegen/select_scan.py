@@ -10,6 +10,8 @@ from outside a loop and is read inside is used until the loop ends.
 from __future__ import annotations
 
 from bisect import insort
+from collections import defaultdict
+from typing import Any
 
 from ..ir.nodes import Block, Op, Value
 from ..lane.ops import ADDRESS_AT
@@ -29,204 +31,224 @@ _LOADS = frozenset(["load", "load_splat", "prefetch"])
 _DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "any_zero_bf16", "neg"])
 
 
+class _Scan:
+    """One walk over the ops. What it finds goes to `values`; what decides what is deferred stays here.
+
+    candidates: ops that may be deferred. late: increments of what loops carry, each with the loop's argument and the
+    place of the loop's end. folded, addressed, plain_bases, signed: how often each value is an operand that may stand
+    in memory, a part of an address, a base without an index in its own block, an operand whose sign the instruction
+    takes. conditions: of branches and selections in their own block.
+    """
+
+    def __init__(self, values: ScannedValues) -> None:
+        self.values = values
+        self.folds = values.rules.folds(values)
+        self.position = 0
+        self.candidates: list[Op] = []
+        self.late: list[tuple[Op, Value, int]] = []
+        self.folded: defaultdict[Value, int] = defaultdict(int)
+        self.addressed: defaultdict[Value, int] = defaultdict(int)
+        self.plain_bases: defaultdict[Value, int] = defaultdict(int)
+        self.signed: defaultdict[Value, int] = defaultdict(int)
+        self.conditions: set[Value] = set()
+        # In how many loops each value is made, constants aside; the loops around, and what each reads from outside.
+        self._depth_of: dict[Value, int] = {}
+        self._loops: list[Op] = []
+        self._read_inside: list[list[Value]] = []
+        # Between two ops of one epoch nothing writes memory: a load may be moved from one to the other.
+        self._epoch = 0
+        self._loaded: dict[Value, int] = {}
+
+    def block(self, block: Block, owner: Op | None = None) -> None:
+        values = self.values
+        depth = len(self._loops)
+        for argument in block.arguments:
+            self._depth_of[argument] = depth
+            values.block_of[argument] = block
+        absorbs_sign, own_constants = values.rules.ABSORBS_SIGN, values.rules.OWN_CONSTANTS
+        for op in block.ops:
+            self.position += 1
+            values.start[op] = self.position
+            name = op.name
+            values.names.add(name)
+            self._operands(op, block, depth)
+            if name in absorbs_sign:
+                for value in op.operands:
+                    self.signed[value] += 1
+            if name in own_constants:
+                for key in own_constants[name](values, op):
+                    self._constant(key)
+            if name in ADDRESS_AT:
+                self._address(op, block)
+            if op.blocks:
+                self._epoch += 1
+                if name == "if":
+                    self._condition(op, block)
+                    for nested in op.blocks:
+                        self.block(nested, op)
+                        self._epoch += 1
+                else:
+                    self._loop(op, depth)
+                self.position += 1
+                values.end[op] = self.position
+                self._epoch += 1
+            elif name in WRITES_MEMORY:
+                self._epoch += 1
+            elif name == "yield":
+                if owner is not None and owner.name == "loop":
+                    self._late_increments(op, block)
+            elif name == "s_select":
+                self._condition(op, block)
+            if op.results:
+                self._results(op, block, depth)
+
+    def _operands(self, op: Op, block: Block, depth: int) -> None:
+        """The uses of what an op reads."""
+        values, uses, uses_at = self.values, self.values.uses, self.values.uses_at
+        foldable = self.folds.get(op.name)
+        for place, value in enumerate(op.operands):
+            value = values.alias.get(value, value)
+            defined = self._depth_of.get(value)
+            if defined is None:
+                if value.op.name == "splat_const":   # type: ignore[union-attr]
+                    self._constant(values.rules.constant_key(values, value))
+                continue
+            uses[value] = uses.get(value, 0) + 1
+            if defined < depth:
+                self._read_inside[defined].append(value)
+            elif value in uses_at:
+                uses_at[value].append(self.position)
+            else:
+                uses_at[value] = [self.position]
+            if foldable is not None and place in foldable and self._loaded.get(value) == self._epoch and (
+                    values.block_of[value] is block):
+                self.folded[value] += 1
+
+    def _constant(self, key: Any) -> None:
+        """The innermost loop reads it."""
+        if self._loops:
+            counts = self.values.loop_constants[self._loops[-1]]
+            counts[key] = counts.get(key, 0) + 1
+
+    def _address(self, op: Op, block: Block) -> None:
+        at = ADDRESS_AT[op.name]
+        base = op.operands[at]
+        self.addressed[base] += 1
+        if op.attributes.get("indexed"):
+            self.addressed[op.operands[at + 1]] += 1
+        elif op.name not in ("gather", "scatter") and self.values.block_of.get(base) is block:
+            self.plain_bases[base] += 1
+
+    def _condition(self, op: Op, block: Block) -> None:
+        if self.values.block_of.get(op.operands[0]) is block:
+            self.conditions.add(op.operands[0])
+
+    def _loop(self, op: Op, depth: int) -> None:
+        """A loop, or tasks: what comes from outside, its bound too, is read until it ends."""
+        values, uses_at = self.values, self.values.uses_at
+        counted = op.name == "loop"
+        body = op.blocks[0]
+        if self._loops:
+            values.inner_loops[self._loops[-1]] = 1
+        values.loop_constants[op] = {}
+        if counted:
+            values.bounds[body.arguments[0]] = op
+        inside: list[Value] = []
+        self._loops.append(op)
+        self._read_inside.append(inside)
+        self.block(body, op)
+        self._loops.pop()
+        self._read_inside.pop()
+        self.position += 1
+        if counted and body.arguments[0] in uses_at:
+            uses_at[body.arguments[0]].append(self.position)    # by the increment, for the next round
+        bound = op.operands[1 if counted else 0]
+        for value in dict.fromkeys([*inside, values.alias.get(bound, bound)]):
+            # What is made further out was noted for a loop further out.
+            if self._depth_of.get(value) == depth:
+                uses_at.setdefault(value, []).append(self.position)
+
+    def _late_increments(self, terminator: Op, block: Block) -> None:
+        """What a loop carries and only adds to, where its last value is read after the sum: the sum may go last."""
+        values = self.values
+        for number, value in enumerate(terminator.operands):
+            op = value.op
+            if op is None or op.name not in ("s_add", "s_sub") or values.block_of[value] is not block:
+                continue
+            argument = block.arguments[number + 1]
+            a, b = op.operands
+            other = b if a is argument else a if b is argument and op.name == "s_add" else None
+            if other is not None and other not in block.arguments and argument not in terminator.operands \
+                    and values.uses[value] == 1 and values.uses_at[argument][-1] > values.start[op] \
+                    and (values.constant_of(other) is not None or values.block_of[other] is not block):
+                self.late.append((op, argument, self.position))
+
+    def _results(self, op: Op, block: Block, depth: int) -> None:
+        values, name = self.values, op.name
+        for value in op.results:
+            if name not in CONSTANTS:
+                self._depth_of[value] = depth
+            values.block_of[value] = block
+        value = op.results[0]
+        if name in ("load", "load_splat"):
+            if not op.attributes.get("masked") and op.attributes["dtype"].name in values.rules.FOLDED_DTYPES:
+                self._loaded[value] = self._epoch
+                self.candidates.append(op)
+        elif name in _DEFERRABLE:
+            self.candidates.append(op)
+        elif name == "bitcast" or (name == "cvt" and value.type == op.operands[0].type):
+            root = values.alias.get(op.operands[0], op.operands[0])
+            if root.op is None or root.op.name not in CONSTANTS:
+                values.alias[value] = root
+
+
 class ScannedValues(SelectedValues):
     """Values, and the scan of the function."""
 
     def scan(self) -> None:
         """Number the ops, find uses, and decide what is deferred."""
-        folds = self.rules.folds(self)
-        own_constants = self.rules.OWN_CONSTANTS
-        full_width = self.rules.FOLDED_DTYPES
-        alias, uses, uses_at, block_of = self.alias, self.uses, self.uses_at, self.block_of
-        start, end, bounds, names = self.start, self.end, self.bounds, self.names
-        depth_of: dict[Value, int] = {}     # of all but constants
-        loops: list[list[Value]] = []
-        loop_stack: list[Op] = []
-        candidates: list[Op] = []
-        load_epoch: dict[Value, int] = {}
-        folded_uses: dict[Value, int] = {}
-        address_uses: dict[Value, int] = {}
-        plain_base_uses: dict[Value, int] = {}
-        condition_uses: dict[Value, int] = {}
-        signed_uses: dict[Value, int] = {}
-        absorbs_sign = self.rules.ABSORBS_SIGN
-        indexed = self.facts.indexed_addresses
-        late: list[tuple[Op, Value, int]] = []
-        position = 0
-        epoch = 0
-
-        def walk(block: Block, owner: Op | None) -> None:
-            nonlocal position, epoch
-            depth = len(loops)
-            for argument in block.arguments:
-                depth_of[argument] = depth
-                block_of[argument] = block
-            for op in block.ops:
-                position += 1
-                start[op] = position
-                name = op.name
-                names.add(name)
-                operands = op.operands
-                foldable = folds.get(name)
-                for place, value in enumerate(operands):
-                    value = alias.get(value, value)
-                    defined = depth_of.get(value)
-                    if defined is None:
-                        if loop_stack and value.op.name == "splat_const":   # type: ignore[union-attr]
-                            key = self.rules.constant_key(self, value)
-                            counts = self.loop_constants[loop_stack[-1]]
-                            counts[key] = counts.get(key, 0) + 1
-                        continue
-                    uses[value] = uses.get(value, 0) + 1
-                    if defined < depth:
-                        loops[defined].append(value)
-                    elif value in uses_at:
-                        uses_at[value].append(position)
-                    else:
-                        uses_at[value] = [position]
-                    if foldable is not None and place in foldable and load_epoch.get(value) == epoch \
-                            and block_of[value] is block:
-                        folded_uses[value] = folded_uses.get(value, 0) + 1
-                if name in absorbs_sign:
-                    for value in operands:
-                        signed_uses[value] = signed_uses.get(value, 0) + 1
-                if loop_stack and name in own_constants:
-                    counts = self.loop_constants[loop_stack[-1]]
-                    for key in own_constants[name](self, op):
-                        counts[key] = counts.get(key, 0) + 1
-                at = ADDRESS_AT.get(name)
-                if at is not None:
-                    base = operands[at]
-                    address_uses[base] = address_uses.get(base, 0) + 1
-                    if op.attributes.get("indexed"):
-                        index = operands[at + 1]
-                        address_uses[index] = address_uses.get(index, 0) + 1
-                    elif name not in ("gather", "scatter") and block_of.get(base) is block:
-                        plain_base_uses[base] = plain_base_uses.get(base, 0) + 1
-                if op.blocks:
-                    epoch += 1
-                    if name == "if":
-                        condition = operands[0]
-                        if block_of.get(condition) is block:
-                            condition_uses[condition] = 1
-                        for nested in op.blocks:
-                            walk(nested, op)  # noqa: F821
-                            epoch += 1
-                    else:
-                        if loop_stack:
-                            self.inner_loops[loop_stack[-1]] = 1
-                        loop_stack.append(op)
-                        self.loop_constants[op] = {}
-                        inside: list[Value] = []
-                        loops.append(inside)
-                        if name == "loop":
-                            bounds[op.blocks[0].arguments[0]] = op
-                        walk(op.blocks[0], op)  # noqa: F821
-                        loops.pop()
-                        loop_stack.pop()
-                        position += 1
-                        if name == "loop" and uses.get(op.blocks[0].arguments[0]):
-                            uses_at[op.blocks[0].arguments[0]].append(position)   # the increment reads it
-                        # The bound is read until the loop ends, like all that comes from outside.
-                        inside.append(alias.get(operands[1 if name == "loop" else 0],
-                                                operands[1 if name == "loop" else 0]))
-                        if name == "loop" and op.blocks[0].arguments[0] in uses_at:
-                            # The counter goes on to the next round.
-                            uses_at[op.blocks[0].arguments[0]].append(position)
-                        seen: set[Value] = set()
-                        for value in inside:
-                            if value in seen:
-                                continue
-                            defined = depth_of.get(value)
-                            if defined is None:
-                                continue
-                            seen.add(value)
-                            if defined < depth:
-                                continue  # already noted for a loop further out
-                            uses_at.setdefault(value, []).append(position)
-                    position += 1
-                    end[op] = position
-                    epoch += 1
-                elif name in WRITES_MEMORY:
-                    epoch += 1
-                elif name == "yield":
-                    if owner is not None and owner.name == "loop":
-                        late_increments(block, op, position)
-                elif name == "s_select":
-                    condition = operands[0]
-                    if block_of.get(condition) is block:
-                        condition_uses[condition] = 1
-                if op.results:
-                    for value in op.results:
-                        if name not in CONSTANTS:
-                            depth_of[value] = depth
-                        block_of[value] = block
-                    value = op.results[0]
-                    if name == "load" or name == "load_splat":
-                        if not op.attributes.get("masked") and op.attributes["dtype"].name in full_width:
-                            load_epoch[value] = epoch
-                            candidates.append(op)
-                    elif name in _DEFERRABLE:
-                        candidates.append(op)
-                    elif name == "bitcast" or (name == "cvt" and value.type == operands[0].type):
-                        root = alias.get(operands[0], operands[0])
-                        if root.op is None or root.op.name not in CONSTANTS:
-                            alias[value] = root
-
-        def late_increments(block: Block, terminator: Op, place: int) -> None:
-            for number, value in enumerate(terminator.operands):
-                op = value.op
-                if op is None or op.name not in ("s_add", "s_sub") or block_of[value] is not block:
-                    continue
-                argument = block.arguments[number + 1]
-                a, b = op.operands
-                other = b if a is argument else a if b is argument and op.name == "s_add" else None
-                if other is not None and other not in block.arguments and argument not in terminator.operands \
-                        and uses[value] == 1 and uses_at[argument][-1] > start[op] \
-                        and (self.constant_of(other) is not None or block_of[other] is not block):
-                    late.append((op, argument, place))
-
-        walk(self.function.body, None)
-        del walk    # it holds itself, and so all that it reads
-        self.positions = position
-        for op, argument, place in late:
+        found = _Scan(self)
+        found.block(self.function.body)
+        self.positions = found.position
+        for op, argument, place in found.late:
             self.deferred[op.results[0]] = op
-            uses_at[argument].append(place)
-        spread = self._spread_in_place([op.results[0] for op in candidates if op.name == "load_splat" and
-                                        folded_uses.get(op.results[0], 0) == uses.get(op.results[0])])
-        for op in reversed(candidates):
+            self.uses_at[argument].append(place)
+        spread = self._spread_in_place([
+            op.results[0] for op in found.candidates
+            if op.name == "load_splat" and found.folded.get(op.results[0], 0) == self.uses.get(op.results[0])])
+        for op in reversed(found.candidates):   # what reads it is decided before it
             value = op.results[0]
-            count = uses.get(value, 0)
-            if value in self.deferred or not count:
-                continue
-            name = op.name
-            if name == "load":
-                if folded_uses.get(value, 0) != count or count > 1:
-                    continue
-            elif name == "load_splat":
-                if value not in spread:
-                    continue
-            elif name == "s_add" or name == "s_sub":
-                a, b = op.operands
-                if self.small_constant(b) is not None or (name == "s_add" and self.small_constant(a) is not None):
-                    if address_uses.get(value, 0) != count:
-                        continue
-                elif name == "s_sub" or not indexed or plain_base_uses.get(value, 0) != count:
-                    continue
-            elif name == "neg":
-                if signed_uses.get(value, 0) != count:
-                    continue
-            elif count != 1 or value not in condition_uses:
-                continue
-            self.deferred[value] = op
-            places = uses_at[value]
-            for used in op.operands:
-                used = alias.get(used, used)
-                if used in uses_at:
-                    for place in places:
-                        insort(uses_at[used], place)
-                if name == "s_add" or name == "s_sub":
-                    address_uses[used] = address_uses.get(used, 0) + 1
+            if value not in self.deferred and self.uses.get(value, 0) and self._may_wait(op, found, spread):
+                self._defer(op, found)
+
+    def _may_wait(self, op: Op, found: _Scan, spread: set[Value]) -> bool:
+        """Whether all that read the result of a candidate can take in the op itself."""
+        value, name = op.results[0], op.name
+        count = self.uses[value]
+        if name == "load":
+            return count == 1 == found.folded.get(value, 0)
+        if name == "load_splat":
+            return value in spread
+        if name == "neg":
+            return found.signed.get(value, 0) == count
+        if name in ("s_add", "s_sub"):
+            a, b = op.operands
+            if self.small_constant(b) is not None or (name == "s_add" and self.small_constant(a) is not None):
+                return found.addressed.get(value, 0) == count
+            return name == "s_add" and self.facts.indexed_addresses and found.plain_bases.get(value, 0) == count
+        return count == 1 and value in found.conditions
+
+    def _defer(self, op: Op, found: _Scan) -> None:
+        """Its operands are read where its result is."""
+        self.deferred[op.results[0]] = op
+        places = self.uses_at[op.results[0]]
+        for used in op.operands:
+            used = self.alias.get(used, used)
+            if used in self.uses_at:
+                for place in places:
+                    insort(self.uses_at[used], place)
+            if op.name in ("s_add", "s_sub"):
+                found.addressed[used] += 1
 
     def _spread_in_place(self, splats: list[Value]) -> set[Value]:
         """Of elements that are loaded only to be operands, those that each of their users spreads for itself: with few

@@ -30,8 +30,8 @@ from heapq import heapify, heappop, heapreplace
 from operator import itemgetter
 
 from .joined import Classes
-from .liveness import READ, WRITE, RowFacts, is_idiom
 from .machine import Immediate, Instruction, LabelReference, Memory, Register, VirtualRegister
+from .row_facts import READ, WRITE, RowFacts, is_idiom
 
 
 @dataclass(slots=True)

@@ -234,47 +234,43 @@ class Reductions(Staging):
 
     def _reduce(self, walk: Walk, choice: WalkChoice, k: int, accumulators: list[Accumulator], carried: Carried,
                 part: Open | None = None) -> Carried:
-        """part: the range of the one reduced axis that is taken, if not all of it; elements that fill no slot are in
-        none."""
-        if k < len(choice.reduced):
-            axis = choice.reduced[k]
+        """The loops over the reduced axes from the k-th on, and what they do. part: the range of the one reduced axis
+        that is taken, if not all of it; elements that fill no slot are in none."""
+        if k == len(choice.reduced):
+            return self._reduce_step(walk, choice, accumulators, carried)
+        axis = choice.reduced[k]
 
-            def within(values: Carried) -> Carried:
-                return self._reduce(walk, choice, k + 1, accumulators, values)
+        def within(values: Carried) -> Carried:
+            return self._reduce(walk, choice, k + 1, accumulators, values)
 
-            if part is None and choice.by_hand is None and self._sums_long(axis, choice, accumulators):
-                return self._reduce_blocks(axis, choice, accumulators, carried, within)
-            by_hand = None
-            if choice.by_hand is not None:
-                by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
-            if choice.depth_parts and part is None:
-                return self.parted_loop(axis, choice.depth_parts, carried, within)
-            if part is not None and part.apart != 1:
-                return self._bind(axis, part.offset, choice.depth_parts, False, None, carried, within, apart=part.apart)
-            carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within,
-                                                part)
-            if self.packing is None or part is not None or self.all_depth is not None:
-                return carried
-            with self.rest_of_depth() as any_left:
-                if any_left:
-                    plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], reread=[], by_hand=None)
-                    carried = self._reduce(walk, plain, k, accumulators, carried)
+        if part is None and choice.by_hand is None and self._sums_long(axis, choice, accumulators):
+            return self._reduce_blocks(axis, choice, accumulators, carried, within)
+        by_hand = None
+        if choice.by_hand is not None:
+            by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
+        if choice.depth_parts and part is None:
+            return self.parted_loop(axis, choice.depth_parts, carried, within)
+        if part is not None and part.apart != 1:
+            return self._bind(axis, part.offset, choice.depth_parts, False, None, carried, within, apart=part.apart)
+        carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within, part)
+        if self.packing is None or part is not None or self.all_depth is not None:
             return carried
+        with self.rest_of_depth() as any_left:
+            if any_left:
+                plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], reread=[], by_hand=None)
+                carried = self._reduce(walk, plain, k, accumulators, carried)
+        return carried
+
+    def _reduce_step(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator],
+                     carried: Carried) -> Carried:
+        """One step of the innermost loop: all sums take their elements, and what comes later is asked for."""
         self._prefetch_next_rows(walk, choice)
         if choice.widened_here is not None:
             self.widen_here(choice.widened_here)
         self._unpack(accumulators, carried)
         pieces = list(enumerate(self._coordinates(walk.reduced)))
         in_turn = self._sums_in_turn(choice, accumulators)
-        in_streams = bool(self.requests.row_streams) and choice.parted is not None
-        if in_streams or (choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1):
-            # What is read together is used up before the next is.
-            places = [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
-        else:
-            groups = [[a] for a in accumulators] if in_turn else [accumulators]
-            by_step = choice.lane not in choice.reduced and self.meet_in_turns([a.op for a in accumulators])
-            places = [(number, inner, *pair) for some in groups for number, inner in pieces
-                      for together in ([[a] for a in some] if by_step else [some]) for pair in self._by_point(together)]
+        places = self._step_order(choice, accumulators, pieces, in_turn)
         reread = [panel for op in choice.reread if isinstance(panel := self.staged[op], StagedPanel)]
         terms = [op for op in choice.prefetched if self.panels_of(op) is None and choice.lane not in walk.reduced]
         done = [0] * len(pieces)
@@ -300,6 +296,28 @@ class Reductions(Staging):
                 self._prefetch(op, walk, choice)
             elif op not in terms:
                 self._prefetch_panel(self.staged[op], walk, choice)
+        self._ask_after_step(choice)
+        self.request_stores(walk.inner)
+        self._roots(walk.inner, walk)
+        return [v for a in accumulators for v in a.carried()]
+
+    def _step_order(
+        self, choice: WalkChoice, accumulators: list[Accumulator], pieces: list[tuple[int, dict[str, int]]],
+        in_turn: bool
+    ) -> list[tuple[int, dict[str, int], Accumulator, tuple[int, ...]]]:
+        """In which order the sums take their elements: of each turn the piece of the reduced axes, the sum, and its
+        point."""
+        in_streams = bool(self.requests.row_streams) and choice.parted is not None
+        if in_streams or (choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1):
+            # What is read together is used up before the next is.
+            return [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
+        groups = [[a] for a in accumulators] if in_turn else [accumulators]
+        by_step = choice.lane not in choice.reduced and self.meet_in_turns([a.op for a in accumulators])
+        return [(number, inner, *pair) for some in groups for number, inner in pieces
+                for together in ([[a] for a in some] if by_step else [some]) for pair in self._by_point(together)]
+
+    def _ask_after_step(self, choice: WalkChoice) -> None:
+        """Requests for what later steps, or the next block or tile, read."""
         for op in choice.staged:
             staged = self.staged.get(op)
             if choice.blocked and isinstance(staged, StagedRows):
@@ -316,9 +334,6 @@ class Reductions(Staging):
             self._prefetch_rows_later(op, choice.order[-1], choice.reduced[0])
         for op in choice.tile_ahead:
             self._prefetch_tile_after(op, choice.order[-1], choice.reduced[0])
-        self.request_stores(walk.inner)
-        self._roots(walk.inner, walk)
-        return [v for a in accumulators for v in a.carried()]
 
     def _sums_in_turn(self, choice: WalkChoice, accumulators: list[Accumulator]) -> bool:
         """Whether the sums of short packed products, which are unrolled, are made one after the other: registers do not

@@ -7,6 +7,7 @@ A `Schedule` overrides each.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import NoReturn
@@ -93,6 +94,24 @@ BESIDE_SUMS = 4
 
 DEEP = 7
 """From how many blocks of the depth on (Requests.depth_block) many rows meet them one by one."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What a contraction's counts are chosen by. outer: axes of its result that it walks; rows: of them those beside
+    the lane axis, the longest first. fixed: sums of what loops around hold for each. counts: of each axis, filled."""
+
+    walk: Walk
+    lane: str | None
+    outer: list[str]
+    rows: list[str]
+    fixed: int
+    counts: dict[str, int]
+
+    @property
+    def several(self) -> int:
+        """Contractions in one walk."""
+        return len(self.walk.reductions)
 
 
 class RegisterFactors(WalkLowering):
@@ -205,149 +224,168 @@ class RegisterFactors(WalkLowering):
     # The choice.
 
     def _counts(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool) -> dict[str, int]:
-        registers = self.facts.vector_registers
         counts = dict.fromkeys(loops, 1)
-        fixed = 1
-        for axis in walk.outer:
-            if axis in self.bound:
-                fixed *= self.bound[axis].count
         outer = [a for a in loops if a in walk.outer]
+        fixed = prod(self.bound[axis].count for axis in walk.outer if axis in self.bound)
         if contraction:
-            several = len(walk.reductions)
-            budget = max(1, (registers - BESIDE_SUMS) // (fixed * several))
-            rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)
-                           and self.open[a].extent != 1),
-                          key=lambda a: -self.extent_hint(a))
-            if lane in outer:
-                panel = self._panel_vectors(walk, rows, fixed, lane)
-                many = bool(rows) and self.extent_hint(rows[0]) >= STAGE_ROWS
-                in_turns = many and self.meet_in_turns(walk.reductions)
-                alone = not rows and self.reads_in_blocks(walk, None, lane)
-                wide = max(1, panel // (1 if in_turns else several)) if rows or fixed > 1 or alone else min(8, budget)
-                counts[lane] = self._fit(lane, wide, True)
-                if rows:
-                    # Accumulators, a register for each vector of the second operand, and one to spare.
-                    vectors = counts[lane] * several
-                    # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
-                    hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
-                    operands = counts[lane] if in_turns else vectors
-                    most = max(1, (registers - operands - 1) // (vectors * fixed))
-                    if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
-                        # The rows that are read where they lie may be a power of two apart: few sets of a cache.
-                        most = min(most, SET_ROWS)
-                    if self._meets_rows_in_memory(walk, rows[0], lane):
-                        most = min(most, ADDRESSED_ROWS)
-                        if self.reads_in_blocks(walk, rows[0], lane):
-                            most = self._joined_rows(vectors) or min(most, registers // 2 // vectors)
-                    # Nor far fewer than fit: each piece of rows reads all of the second operand again.
-                    fewest = max(min(hidden, most), -(-most * 3 // 4))
-                    even = self._even_rows(walk, rows[0], lane, range(max(hidden, -(-most // 2)), most + 1))
-                    counts[rows[0]] = even or self._fit(rows[0], most, False, fewest, 2)
-                    if several == 1 and self._takes_whole_rows(rows, fixed, lane):
-                        counts[rows[0]] = self.extent_hint(rows[0])
-            elif lane in self.bound and rows:
-                # Each row is read through an address of its own, and those have to stay in registers too: but where
-                # rows are known distances apart. More of them are worth it where a single vector meets them.
-                most = CONSTANT_ROWS if fixed == 1 and self._lie_at_constants(walk, rows[0]) else ADDRESSED_ROWS
-                counts[rows[0]] = self._fit(rows[0], min(budget, most), False)
-            elif rows:
-                # Dot products along the lane axis: a square of accumulators reads the least.
-                matrices = self._row_streams(walk, lane)
-                first = self._fit(rows[0], self._rows_of_streams(walk, rows[0], lane, matrices) if matrices else
-                                  self._streamed_rows(walk, rows[0], lane, fixed), False)
-                if len(rows) > 1:
-                    first = self._fit(rows[0], 4, False)
-                    long = first * self._row_bytes(walk, rows[0], lane) > self.facts.l1_bytes // 4
-                    if (long and self.extent_hint(rows[1]) < STAGE_ROWS and self.facts.vector_registers >= 32
-                            and not self.requests.line_by_line):
-                        # Few rows meet more of the other matrix, which comes from memory, unless the first cache holds
-                        # it for all of them. Measured on a Zen 5, 16 rows by 4096 x 4096, 6 x 4 and 4 x 6: f32 46 and
-                        # 41 % of the floor, bf16 45 and 40; 4 rows of i8 84 and 95 % of memory. On a Zen 4, 4 and 16
-                        # rows: f32 3.20 and 5.17 ms in place of 3.68 and 5.81, bf16 1.56 and 2.51 of 2.37 and 4.03.
-                        first = self._fit(rows[0], 6, False, fewest=5)
-                counts[rows[0]] = min(first, budget)
-                few = self._few_at_once(several) if len(rows) > 1 and fixed == 1 and (
-                    self.extent_hint(rows[1]) < STAGE_ROWS) else 0
-                met = self._few_together(rows) if fixed == several == 1 else 0
-                if few:
-                    counts[rows[0]] = self._fit(rows[0], few, False, fewest=few)
-                    counts[rows[1]] = self._fit(rows[1], FEW_AT_ONCE, False, 2)
-                elif met:
-                    counts[rows[1]] = self._fit(rows[1], met, False)
-                    against = max(1, (registers - BESIDE_SUMS) // counts[rows[1]])
-                    counts[rows[0]] = self._fit(rows[0], against, False, fewest=against)
-                elif len(rows) > 1:
-                    free = registers - BESIDE_SUMS - min(first, 4)
-                    second = max(1, free // (first * several))
-                    if self._mends_sums():
-                        second = max(min(second, 2), (free - 1) // ((first + 1) * several))
-                    # 1 divides all, but is half of 2: better only where code for a row that is left has no place.
-                    fewest = 1 if self.facts.many_workers else min(2, second)
-                    counts[rows[1]] = self._fit(rows[1], second, False, fewest)
-            if self._is_short_block(walk, lane, prod(counts[a] for a in outer) * fixed * several):
-                return counts | {axis: self.extent_hint(axis) for axis in walk.reduced}
-            for axis in walk.reduced:
-                if axis in counts and self.open[axis].extent != 1:
-                    accumulators = fixed
-                    for a in outer:
-                        accumulators *= counts[a]
-                    # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
-                    # loop over tiles: there are many of them); enough independent chains where it is. By 2 where
-                    # memory bounds the walk and gives a line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
-                    unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
-                    if lane in self.bound:
-                        unrolled = self._overwritten_at_once(walk, fixed) or unrolled
-                    at_once = prod(counts[a] for a in outer if a != lane)
-                    if self.requests.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
-                        unrolled = LINES_AT_ONCE // at_once
-                    wide = lane in outer and counts[lane] * several >= WIDE_VECTORS and not self.facts.many_workers
-                    if wide or (accumulators >= 2 * self.facts.fma_latency and len(rows) == 1
-                                and self.reads_in_blocks(walk, rows[0], lane)):
-                        unrolled = 1     # there are sums enough, and a row after the other is read
-                    if self.requests.stream_level == 1 and fixed > 1 and lane in outer and (
-                            accumulators > 2 * self.facts.fma_latency):
-                        # Likewise where heads share values. Attention of 8 x 4 heads to 4096 positions in f32, from
-                        # memory on a Zen 5: 751 us, where they are taken by four 872.
-                        unrolled = 1
-                    if self.packing is not None and self._is_short(axis, accumulators * several):
-                        unrolled = self.extent_hint(axis)
-                    if not isinstance(self.open[axis].extent, int):
-                        # Elements of a further axis, as the two of a pair, are steps as well, and each loads its rows.
-                        unrolled = max(1, unrolled // prod(self.extent_hint(a) for a in walk.reduced if a != axis))
-                    if axis == lane:
-                        unrolled = max(1, min(unrolled, 8 // accumulators), self.rows_at_once(walk.reductions))
-                        if (matrices := self._row_streams(walk, lane)):
-                            unrolled = max(unrolled, *(LINE_BYTES // self._vector_bytes(op) for op in matrices))
-                    if (pairs := self._pairs_between_lanes(walk, lane)) not in (None, axis):
-                        counts[pairs], unrolled = PAIR, max(1, unrolled // PAIR)
-                    counts[axis] = self._fit(axis, unrolled, axis == lane)
-                    break
-            return counts
-        if lane in loops:
+            self._contraction_counts(_Sums(walk, lane, outer, self._rows_beside(outer, lane), fixed, counts))
+        elif lane in loops:
             assert lane is not None
-            across = self._across(walk, outer, lane)
-            wide = 1 if self._stores_lines(walk) else max(1, self._vectors_at_once(walk) // fixed)
-            if across is None:
-                counts[lane] = self._fit(lane, wide, True)
-                counts |= self._rows_of_short_vectors(walk, lane, outer, wide // counts[lane])
-            else:
-                counts[across] = self._fit(across, wide, False)
-            if self.facts.many_workers and walk.reduced and lane not in walk.reduced:
-                # A sum waits for what it adds: rows at once are as many loads on their way.
-                counts[walk.reduced[-1]] = self._fit(walk.reduced[-1], ROWS_ON_THEIR_WAY, False)
-            if lane in walk.reduced and outer and fixed == 1 and len(walk.reductions) == 1:
-                # Several rows are summed at once where their lanes can then be joined together.
-                together = counts | {outer[-1]: self._fit(outer[-1], ADDRESSED_ROWS, False)}
-                if self._joint(walk, lane, together, outer[-1:]) is not None:
-                    counts = together
-                elif self._extent_bytes(walk) > self.facts.l2_bytes:
-                    # Others are so many streams from memory: a processor follows each as far as the end of its page.
-                    streams = self._fit(outer[-1], STREAMS, False)
-                    counts |= {outer[-1]: streams, lane: max(1, counts[lane] * 2 // streams)}
+            self._pointwise_counts(walk, outer, lane, fixed, counts)
         elif loops:
             last = loops[-1]
             counts[last] = self._fit(last, self._overwritten_at_once(walk, fixed) or 4, False)
         return counts
+
+    def _rows_beside(self, outer: list[str], lane: str | None) -> list[str]:
+        """Axes of a contraction's result beside the lane axis, the longest first."""
+        return sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)
+                       and self.open[a].extent != 1),
+                      key=lambda a: -self.extent_hint(a))
+
+    def _contraction_counts(self, sums: _Sums) -> None:
+        walk, lane, rows, counts = sums.walk, sums.lane, sums.rows, sums.counts
+        budget = max(1, (self.facts.vector_registers - BESIDE_SUMS) // (sums.fixed * sums.several))
+        if lane in sums.outer:
+            self._count_beside_lanes(sums, lane, budget)
+        elif lane in self.bound and rows:
+            # Each row is read through an address of its own, and those have to stay in registers too: but where
+            # rows are known distances apart. More of them are worth it where a single vector meets them.
+            most = CONSTANT_ROWS if sums.fixed == 1 and self._lie_at_constants(walk, rows[0]) else ADDRESSED_ROWS
+            counts[rows[0]] = self._fit(rows[0], min(budget, most), False)
+        elif rows:
+            self._count_across_lanes(sums, budget)
+        if self._is_short_block(walk, lane, prod(counts[a] for a in sums.outer) * sums.fixed * sums.several):
+            counts |= {axis: self.extent_hint(axis) for axis in walk.reduced}
+        elif (axis := next((a for a in walk.reduced if a in counts and self.open[a].extent != 1), None)) is not None:
+            self._count_steps(sums, axis)
+
+    def _count_beside_lanes(self, sums: _Sums, lane: str, budget: int) -> None:
+        """Vectors of the lane axis, and the rows that meet them: of the result, a rectangle of sums."""
+        walk, rows, fixed, several, counts = sums.walk, sums.rows, sums.fixed, sums.several, sums.counts
+        registers = self.facts.vector_registers
+        panel = self._panel_vectors(walk, rows, fixed, lane)
+        many = bool(rows) and self.extent_hint(rows[0]) >= STAGE_ROWS
+        in_turns = many and self.meet_in_turns(walk.reductions)
+        alone = not rows and self.reads_in_blocks(walk, None, lane)
+        wide = max(1, panel // (1 if in_turns else several)) if rows or fixed > 1 or alone else min(8, budget)
+        counts[lane] = self._fit(lane, wide, True)
+        if not rows:
+            return
+        # Accumulators, a register for each vector of the second operand, and one to spare.
+        vectors = counts[lane] * several
+        # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
+        hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
+        operands = counts[lane] if in_turns else vectors
+        most = max(1, (registers - operands - 1) // (vectors * fixed))
+        if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
+            # The rows that are read where they lie may be a power of two apart: few sets of a cache.
+            most = min(most, SET_ROWS)
+        if self._meets_rows_in_memory(walk, rows[0], lane):
+            most = min(most, ADDRESSED_ROWS)
+            if self.reads_in_blocks(walk, rows[0], lane):
+                most = self._joined_rows(vectors) or min(most, registers // 2 // vectors)
+        # Nor far fewer than fit: each piece of rows reads all of the second operand again.
+        fewest = max(min(hidden, most), -(-most * 3 // 4))
+        even = self._even_rows(walk, rows[0], lane, range(max(hidden, -(-most // 2)), most + 1))
+        counts[rows[0]] = even or self._fit(rows[0], most, False, fewest, 2)
+        if several == 1 and self._takes_whole_rows(rows, fixed, lane):
+            counts[rows[0]] = self.extent_hint(rows[0])
+
+    def _count_across_lanes(self, sums: _Sums, budget: int) -> None:
+        """Rows of both operands where the contracted axis lies across the lanes: a square of sums reads the least."""
+        walk, lane, rows, fixed, several, counts = (
+            sums.walk, sums.lane, sums.rows, sums.fixed, sums.several, sums.counts)
+        matrices = self._row_streams(walk, lane)
+        first = self._fit(rows[0], self._rows_of_streams(walk, rows[0], lane, matrices) if matrices else
+                          self._streamed_rows(walk, rows[0], lane, fixed), False)
+        if len(rows) > 1:
+            first = self._fit(rows[0], 4, False)
+            long = first * self._row_bytes(walk, rows[0], lane) > self.facts.l1_bytes // 4
+            if (long and self.extent_hint(rows[1]) < STAGE_ROWS and self.facts.vector_registers >= 32
+                    and not self.requests.line_by_line):
+                # Few rows meet more of the other matrix, which comes from memory, unless the first cache holds it for
+                # all of them. Measured on a Zen 5, 16 rows by 4096 x 4096, 6 x 4 and 4 x 6: f32 46 and 41 % of the
+                # floor, bf16 45 and 40; 4 rows of i8 84 and 95 % of memory. On a Zen 4, 4 and 16 rows: f32 3.20 and
+                # 5.17 ms in place of 3.68 and 5.81, bf16 1.56 and 2.51 of 2.37 and 4.03.
+                first = self._fit(rows[0], 6, False, fewest=5)
+        counts[rows[0]] = min(first, budget)
+        few = self._few_at_once(several) if len(rows) > 1 and fixed == 1 and (
+            self.extent_hint(rows[1]) < STAGE_ROWS) else 0
+        met = self._few_together(rows) if fixed == several == 1 else 0
+        if few:
+            counts[rows[0]] = self._fit(rows[0], few, False, fewest=few)
+            counts[rows[1]] = self._fit(rows[1], FEW_AT_ONCE, False, 2)
+        elif met:
+            counts[rows[1]] = self._fit(rows[1], met, False)
+            against = max(1, (self.facts.vector_registers - BESIDE_SUMS) // counts[rows[1]])
+            counts[rows[0]] = self._fit(rows[0], against, False, fewest=against)
+        elif len(rows) > 1:
+            free = self.facts.vector_registers - BESIDE_SUMS - min(first, 4)
+            second = max(1, free // (first * several))
+            if self._mends_sums():
+                second = max(min(second, 2), (free - 1) // ((first + 1) * several))
+            # 1 divides all, but is half of 2: better only where code for a row that is left has no place.
+            fewest = 1 if self.facts.many_workers else min(2, second)
+            counts[rows[1]] = self._fit(rows[1], second, False, fewest)
+
+    def _count_steps(self, sums: _Sums, axis: str) -> None:
+        """Of the first contracted axis that is walked: by how many steps its loop is unrolled."""
+        walk, lane, outer, fixed, several, counts = (
+            sums.walk, sums.lane, sums.outer, sums.fixed, sums.several, sums.counts)
+        accumulators = fixed * prod(counts[a] for a in outer)
+        # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a loop over tiles:
+        # there are many of them); enough independent chains where it is. By 2 where memory bounds the walk and gives a
+        # line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
+        unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+        if lane in self.bound:
+            unrolled = self._overwritten_at_once(walk, fixed) or unrolled
+        at_once = prod(counts[a] for a in outer if a != lane)
+        if self.requests.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
+            unrolled = LINES_AT_ONCE // at_once
+        wide = lane in outer and counts[lane or ""] * several >= WIDE_VECTORS and not self.facts.many_workers
+        if wide or (accumulators >= 2 * self.facts.fma_latency and len(sums.rows) == 1
+                    and self.reads_in_blocks(walk, sums.rows[0], lane)):
+            unrolled = 1     # there are sums enough, and a row after the other is read
+        if self.requests.stream_level == 1 and fixed > 1 and lane in outer and (
+                accumulators > 2 * self.facts.fma_latency):
+            # Likewise where heads share values. Attention of 8 x 4 heads to 4096 positions in f32, from memory on a
+            # Zen 5: 751 us, where they are taken by four 872.
+            unrolled = 1
+        if self.packing is not None and self._is_short(axis, accumulators * several):
+            unrolled = self.extent_hint(axis)
+        if not isinstance(self.open[axis].extent, int):
+            # Elements of a further axis, as the two of a pair, are steps as well, and each loads its rows.
+            unrolled = max(1, unrolled // prod(self.extent_hint(a) for a in walk.reduced if a != axis))
+        if axis == lane:
+            unrolled = max(1, min(unrolled, 8 // accumulators), self.rows_at_once(walk.reductions))
+            if (matrices := self._row_streams(walk, lane)):
+                unrolled = max(unrolled, *(LINE_BYTES // self._vector_bytes(op) for op in matrices))
+        if (pairs := self._pairs_between_lanes(walk, lane)) not in (None, axis):
+            counts[pairs], unrolled = PAIR, max(1, unrolled // PAIR)
+        counts[axis] = self._fit(axis, unrolled, axis == lane)
+
+    def _pointwise_counts(self, walk: Walk, outer: list[str], lane: str, fixed: int, counts: dict[str, int]) -> None:
+        """Of a walk that contracts nothing: vectors, and rows whose sums are then joined together."""
+        across = self._across(walk, outer, lane)
+        wide = 1 if self._stores_lines(walk) else max(1, self._vectors_at_once(walk) // fixed)
+        if across is None:
+            counts[lane] = self._fit(lane, wide, True)
+            counts |= self._rows_of_short_vectors(walk, lane, outer, wide // counts[lane])
+        else:
+            counts[across] = self._fit(across, wide, False)
+        if self.facts.many_workers and walk.reduced and lane not in walk.reduced:
+            # A sum waits for what it adds: rows at once are as many loads on their way.
+            counts[walk.reduced[-1]] = self._fit(walk.reduced[-1], ROWS_ON_THEIR_WAY, False)
+        if lane in walk.reduced and outer and fixed == 1 and len(walk.reductions) == 1:
+            # Several rows are summed at once where their lanes can then be joined together.
+            together = counts | {outer[-1]: self._fit(outer[-1], ADDRESSED_ROWS, False)}
+            if self._joint(walk, lane, together, outer[-1:]) is not None:
+                counts |= together
+            elif self._extent_bytes(walk) > self.facts.l2_bytes:
+                # Others are so many streams from memory: a processor follows each as far as the end of its page.
+                streams = self._fit(outer[-1], STREAMS, False)
+                counts |= {outer[-1]: streams, lane: max(1, counts[lane] * 2 // streams)}
 
     def _pairs_between_lanes(self, walk: Walk, lane: str | None) -> str | None:
         """The axis along which a walk contracts pairs of bf16 that are a slot for each lane: both are in one row."""

@@ -382,13 +382,7 @@ class Frontend(Calls):
         frame = self.frame
         self.at(node)
         location = self.builder.location
-        initial: list[Value] = []
-        weak: list[bool] = []
-        for name in carried:
-            value = self.operand(frame.env[name], node)
-            unsettled = not isinstance(value, Value) or value in self.weak
-            weak.append(unsettled and name not in dtypes)
-            initial.append(self.value(value, dtypes.get(name), node))
+        initial, weak = self.enter_carried(carried, dtypes, node)
         self.level += 1
         ragged = any(not self.is_known(s) for pair in forms for bound in pair for s in bound.terms) or any(
             self.empty_range(*pair) for pair in forms)
@@ -406,35 +400,13 @@ class Frontend(Calls):
         frame.env = dict(outer_env)
         frame.nesting += 1
         first_access = len(self.accesses)
-        axis_names: list[str] = []
-        for position, name in enumerate(names):
-            start, stop = forms[position]
-            if walked.kind == "tiles":
-                axis = self.new_axis(name, start, stop, scope, body, None, node)
-                scope.variables.append(axis)
-                axis_names.append(axis.name)
-                frame.env[name] = axis
-            else:
-                value = body.arguments[position]
-                value.name = name
-                self.levels[value] = self.level
-                if walked.step == 1:
-                    self.ranges[value] = (start, stop)
-                elif not start.terms and not stop.terms:  # the last value lies a whole number of steps from the first
-                    steps = max((stop.constant - start.constant - 1) // walked.step, 0)
-                    self.ranges[value] = (start, Affine(start.constant + steps * walked.step + 1))
-                scope.variables.append(value)
-                frame.env[name] = value
-            frame.assigned_at[name] = node.target
+        self.bind_counters(walked, names, forms, scope, body)
         arguments: list[Value] = []
         for name, value, unsettled in zip(carried, initial, weak, strict=True):
-            argument = Value(value.type, body, name)
+            argument = Value(value.type, body)
             body.arguments.append(argument)
             arguments.append(argument)
-            self.levels[argument] = self.level
-            if unsettled:
-                self.weak.add(argument)
-            frame.env[name] = argument
+            self.bind_carried(frame.env, name, argument, unsettled)
         self.block(node.body)
         yields = [self.carried_result(name, argument, node) for name, argument in zip(carried, arguments, strict=True)]
         self.builder.location = location
@@ -448,29 +420,69 @@ class Frontend(Calls):
         self.ragged -= ragged
         self.scopes = self.scopes[:-1]
         if walked.kind == "tiles":
-            attributes = {"axes": axis_names, **attributes}
+            kind, attributes = "tiles", {"axes": [axis.name for axis in scope.variables], **attributes}
         else:
-            attributes = {"count": len(names), **attributes}
+            kind, attributes = "each", {"count": len(names), **attributes}
             if walked.step != 1:
                 attributes["step"] = walked.step
         self.builder.location = location
-        op = Op("tiles" if walked.kind == "tiles" else "each", [*bounds, *initial], [v.type for v in initial],
-                attributes,
-                [body], location)
+        op = Op(kind, [*bounds, *initial], [v.type for v in initial], attributes, [body], location)
         self.builder.block.ops.append(op)
-        line = node.lineno + frame.parsed.line_offset
+        self.forget_inner(inner_env, outer_env, names, carried, node.lineno + frame.parsed.line_offset)
+        for name, result, unsettled in zip(carried, op.results, weak, strict=True):
+            self.bind_carried(outer_env, name, result, unsettled)
+
+    def enter_carried(self, carried: list[str], dtypes: dict[str, DType], node: ast.For
+                      ) -> tuple[list[Value], list[bool]]:
+        """What the names that a loop carries hold before it, and whether the dtype of each may still change."""
+        initial: list[Value] = []
+        weak: list[bool] = []
+        for name in carried:
+            value = self.operand(self.frame.env[name], node)
+            unsettled = not isinstance(value, Value) or value in self.weak
+            weak.append(unsettled and name not in dtypes)
+            initial.append(self.value(value, dtypes.get(name), node))
+        return initial, weak
+
+    def bind_counters(self, walked: LoopRange, names: list[str], forms: list[tuple[Affine, Affine]], scope: LoopScope,
+                      body: Block) -> None:
+        """The names between `for` and `in`: axes of tiles, or numbers with the range that they are in."""
+        env, node = self.frame.env, scope.node
+        for position, (name, (start, stop)) in enumerate(zip(names, forms, strict=True)):
+            if walked.kind == "tiles":
+                env[name] = axis = self.new_axis(name, start, stop, scope, body, None, node)
+                scope.variables.append(axis)
+            else:
+                env[name] = value = body.arguments[position]
+                value.name = name
+                self.levels[value] = self.level
+                if walked.step == 1:
+                    self.ranges[value] = (start, stop)
+                elif not start.terms and not stop.terms:  # the last value lies a whole number of steps from the first
+                    steps = max((stop.constant - start.constant - 1) // walked.step, 0)
+                    self.ranges[value] = (start, Affine(start.constant + steps * walked.step + 1))
+                scope.variables.append(value)
+            self.frame.assigned_at[name] = node.target
+
+    def bind_carried(self, env: dict[str, Any], name: str, value: Value, unsettled: bool) -> None:
+        value.name = name
+        self.levels[value] = self.level
+        if unsettled:
+            self.weak.add(value)
+        env[name] = value
+
+    @staticmethod
+    def forget_inner(inner_env: dict[str, Any], outer_env: dict[str, Any], names: list[str], carried: list[str],
+                     line: int) -> None:
+        """What a loop's body made cannot be used behind it; a use says why."""
         for name in inner_env:
             if inner_env[name] is not outer_env.get(name, outer_env) and name not in carried:
-                what = "is a variable of" if name in names else "is assigned in"
-                outer_env[name] = Gone("use-outside-loop", f"{what} the loop of line {line} and used after it",
-                                       f"give {name} a value before the loop so that the loop carries it"
-                                       if name not in names else "move the use into the loop")
-        for name, result, unsettled in zip(carried, op.results, weak, strict=True):
-            self.levels[result] = self.level
-            result.name = name
-            if unsettled:
-                self.weak.add(result)
-            outer_env[name] = result
+                counts = name in names
+                outer_env[name] = Gone(
+                    "use-outside-loop",
+                    f"{'is a variable of' if counts else 'is assigned in'} the loop of line {line} and used after it",
+                    "move the use into the loop" if counts else
+                    f"give {name} a value before the loop so that the loop carries it")
 
     def carried_result(self, name: str, argument: Value, node: ast.For) -> Value:
         """What the body leaves in a carried name, as a value of the type that entered."""

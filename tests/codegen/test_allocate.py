@@ -14,19 +14,7 @@ from sapper.codegen import joined
 from sapper.codegen.allocate import Allocation, allocate
 from sapper.codegen.check import CheckError, check
 from sapper.codegen.frame import finish_frame
-from sapper.codegen.liveness import (
-    BRANCH,
-    JUMP,
-    READ,
-    RETURN,
-    WRITE,
-    AllocationError,
-    Flow,
-    Ranges,
-    analyse,
-    facts_table,
-    is_idiom,
-)
+from sapper.codegen.liveness import Flow, Ranges, analyse
 from sapper.codegen.machine import (
     Immediate,
     Instruction,
@@ -38,6 +26,7 @@ from sapper.codegen.machine import (
     VirtualRegister,
 )
 from sapper.codegen.peephole import peephole
+from sapper.codegen.row_facts import BRANCH, JUMP, READ, RETURN, WRITE, AllocationError, facts_table, is_idiom
 from sapper.codegen.schedule import schedule
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
 from sapper.targets.x86_64.instructions import ROWS

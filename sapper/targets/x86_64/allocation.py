@@ -62,7 +62,7 @@ _FRAME_ROWS = {
 
 
 class RegisterFile:
-    """See `Abi` in sapper/codegen/liveness.py, which this satisfies."""
+    """See `Abi` in sapper/codegen/row_facts.py, which this satisfies."""
 
     __slots__ = (
         "callee_saved", "counts", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "never_spilled",
