@@ -252,123 +252,132 @@ def _wgmma(machine: Machine, instruction: parse.Instruction) -> Run:
             return wait
 
         return wait_group
-    return _multiply(machine, instruction)
+    return _Multiply(machine, instruction)
 
 
-def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
-    form, state = instruction.form, products(machine)
-    sums, a_operand, b_operand, scale_d, *rest = instruction.operands
-    numbers = [operand.bits if isinstance(operand, parse.Immediate) else 0 for operand in rest if operand is not None]
-    m, n, k = _shape(form.get("shape"))
-    types = form.mnemonic.split(".")
-    type_a, type_b, type_d = types[-2], types[-1], types[-3]
-    size = 4 if type_a == "tf32" else BITS.get(type_a, 8) // 8
-    signs = [1 if number != -1 else -1 for number in numbers[:2]] if type_d != "s32" else []
-    transposes = numbers[2:]
-    in_registers = isinstance(a_operand, parse.Vector)
-    trans_a, trans_b = (False, bool(transposes and transposes[0])) if in_registers else (
-        tuple(bool(one) for one in (*transposes, 0, 0)[:2]))
-    sum_slots = _slots(sums)
-    operand = form.operands[0]
-    if len(sum_slots) != operand.count:
-        raise EmulationError(f"{form.mnemonic} has {operand.count} registers of sums, found {len(sum_slots)}",
-                             instruction.line)
-    state.slots.update(sum_slots)
-    read_a = None
-    if in_registers:
-        from ..targets.ptx.rows import Operand
+class _Multiply:
+    """A `wgmma.mma_async`: its operands, and how a group of warps carries it out.
 
-        state.slots.update(_slots(a_operand))
-        read_a = member_reader(machine, Operand("r", "b32", 4), a_operand)
-    else:
-        read_descriptor_a = machine.reader(a_operand, "b64")
-    read_descriptor_b = machine.reader(b_operand, "b64")
-    read_scale = machine.reader(scale_d, "pred")
-    slots = 2 if type_d == "f16" else 1
-    rows, columns = fragments.fragment_wgmma(len(sum_slots), slots)
-    kind: Any = {"f32": np.float32, "s32": np.int32, "f16": np.float16}[type_d]
-    used = sum_slots + (_slots(a_operand) if in_registers else [])
-    access = Access(machine, instruction.text, instruction.line, size)
-    how = short_sum(machine.module.target, "wgmma", (type_a, type_b)) if machine.options.short_sums else None
-    saturates = "satfinite" in form
+    size: bytes of an element. signs: that A and B are multiplied by. used: slots of the sums, and of A where that is in
+    registers. rows, columns: of the sums, by register, thread and place in the register.
+    """
 
-    def tile_of(threads: Array, bits: int, extent: int, transposed: bool) -> Tile:
+    def __init__(self, machine: Machine, instruction: parse.Instruction) -> None:
+        self.machine, self.instruction, self.state = machine, instruction, products(machine)
+        form = instruction.form
+        sums, a_operand, b_operand, scale_d, *rest = instruction.operands
+        numbers = [o.bits if isinstance(o, parse.Immediate) else 0 for o in rest if o is not None]
+        self.m, self.n, self.k = _shape(form.get("shape"))
+        type_d, self.type_a, self.type_b = form.mnemonic.split(".")[-3:]
+        self.size = 4 if self.type_a == "tf32" else BITS.get(self.type_a, 8) // 8
+        self.signs = [1 if number != -1 else -1 for number in numbers[:2]] if type_d != "s32" else []
+        transposes = [bool(number) for number in (*numbers[2:], 0, 0)[:2]]
+        in_registers = isinstance(a_operand, parse.Vector)
+        self.trans_a, self.trans_b = (False, transposes[0]) if in_registers else transposes
+        self.sum_slots = _slots(sums)
+        if len(self.sum_slots) != form.operands[0].count:
+            raise EmulationError(
+                f"{form.mnemonic} has {form.operands[0].count} registers of sums, found {len(self.sum_slots)}",
+                instruction.line)
+        self.used = self.sum_slots + (_slots(a_operand) if in_registers else [])
+        self.state.slots.update(self.used)
+        self.read_a = self.read_descriptor_a = None
+        if in_registers:
+            from ..targets.ptx.rows import Operand
+
+            self.read_a = member_reader(machine, Operand("r", "b32", 4), a_operand)
+        else:
+            self.read_descriptor_a = machine.reader(a_operand, "b64")
+        self.read_descriptor_b = machine.reader(b_operand, "b64")
+        self.read_scale = machine.reader(scale_d, "pred")
+        self.rows, self.columns = fragments.fragment_wgmma(len(self.sum_slots), 2 if type_d == "f16" else 1)
+        self.kind: Any = {"f32": np.float32, "s32": np.int32, "f16": np.float16}[type_d]
+        self.access = Access(machine, instruction.text, instruction.line, self.size)
+        types = self.type_a, self.type_b
+        self.how = short_sum(machine.module.target, "wgmma", types) if machine.options.short_sums else None
+        self.saturates = "satfinite" in form
+
+    def __call__(self, lanes: Lanes) -> Wait | None:
+        groups, wait = _groups(self.machine, lanes)
+        for threads in groups:
+            self._start(threads, None if len(threads) == self.machine.count else threads)
+        return wait
+
+    def _start(self, threads: Array, lanes: Lanes) -> None:
+        """By one group of warps: at once, or where its wait says so."""
+        machine, state, instruction = self.machine, self.state, self.instruction
+        state.check_fenced(self.used, threads, instruction.line)
+        keeps = self.read_scale(lanes)
+        if keeps.any() != keeps.all():
+            raise EmulationError(f"{instruction.text}: scale-d differs between threads", instruction.line)
+        if keeps.any():
+            for slot in self.sum_slots:
+                if slot not in machine.in_flight:
+                    machine.read(slot, lanes)
+        tiles = [self._tile(threads, int(self.read_descriptor_b(lanes)[0]), self.n, self.trans_b)]
+        registers = None if self.read_a is None else self.read_a(lanes)
+        if self.read_descriptor_a is not None:
+            tiles.append(self._tile(threads, int(self.read_descriptor_a(lanes)[0]), self.m, self.trans_a))
+        places = _begin_reads(machine, self.access, threads, tiles, instruction)
+
+        def carry_out() -> None:
+            self._carry_out(threads, tiles, registers, bool(keeps.any()))
+
+        if not machine.options.lazy:
+            carry_out()
+        group = state.committed.get(int(threads[0]) // GROUP, 0)
+        state.pending.append(Product(instruction.text, instruction.line, threads, group, self.sum_slots, places,
+                                     carry_out if machine.options.lazy else None))
+        for slot in self.sum_slots:
+            state.begin(slot, threads, f"{instruction.form.mnemonic} of line {instruction.line}")
+
+    def _tile(self, threads: Array, bits: int, extent: int, transposed: bool) -> Tile:
+        """Where the elements are that a descriptor tells of."""
+        machine = self.machine
         cache: dict[Any, Tile] = machine.state.setdefault("descriptors", {})
         block = int(machine.block_of[threads[0]])
-        key = (block, bits, extent, k, size, transposed)
+        key = (block, bits, extent, self.k, self.size, transposed)
         found = cache.get(key)
         if found is None:
             rank = block % machine.shape.cluster_blocks
-            flat = Descriptor.decode(bits).offsets(extent, k, size, transposed).reshape(-1) | rank << RANK_SHIFT
-            offsets = access.shared_offsets(np.full(len(flat), threads[0]), flat).reshape(extent, k)
+            flat = Descriptor.decode(bits).offsets(extent, self.k, self.size, transposed).reshape(-1)
+            flat = flat | rank << RANK_SHIFT
+            offsets = self.access.shared_offsets(np.full(len(flat), threads[0]), flat).reshape(extent, self.k)
             places = shared_shadow(machine).places(offsets) if machine.options.races else np.zeros(0, np.int64)
             found = cache[key] = Tile(offsets, places)
         return found
 
-    def matrix(offsets: Array, type: str) -> Array:
-        raw = machine.memory.shared.views[size][offsets // size]
+    def _matrix(self, tile: Tile, type: str) -> Array:
+        raw = self.machine.memory.shared.views[self.size][tile.offsets // self.size]
         if type == "tf32":
             return np.asarray((raw & np.uint32(0xFFFFE000)).view(np.float32))
         return widened(raw.view(np.dtype(ELEMENTS[type])))
 
-    def one_group(threads: Array, everywhere: bool) -> None:
-        lanes: Lanes = None if everywhere else threads
-        state.check_fenced(used, threads, instruction.line)
-        keeps = read_scale(lanes)
-        if keeps.any() != keeps.all():
-            raise EmulationError(f"{instruction.text}: scale-d differs between threads", instruction.line)
-        if keeps.any():
-            for slot in sum_slots:
-                if slot not in machine.in_flight:
-                    machine.read(slot, lanes)
-        tile_b = tile_of(threads, int(read_descriptor_b(lanes)[0]), n, trans_b)
-        tiles = [tile_b]
-        a_registers = None
-        if read_a is not None:
-            a_registers = read_a(lanes)
+    def _carry_out(self, threads: Array, tiles: list[Tile], a_registers: Array | None, keeps: bool) -> None:
+        """tiles: of B, and of A where that is in memory. keeps: whether the sums go on from what they are."""
+        machine, rows, columns = self.machine, self.rows, self.columns
+        if a_registers is not None:
+            parts = elements(a_registers.reshape(4, 4, 32), self.type_a)
+            matrix_a = fragments.gather(parts, *fragments.fragment_a(4, parts.shape[-1]), (16, self.k))
+            matrix_a = matrix_a.reshape(self.m, self.k)
         else:
-            tile_a = tile_of(threads, int(read_descriptor_a(lanes)[0]), m, trans_a)
-            tiles.append(tile_a)
-        places = _begin_reads(machine, access, threads, tiles, instruction)
-
-        def carry_out() -> None:
-            if a_registers is not None:
-                parts = elements(a_registers.reshape(4, 4, 32), type_a)
-                matrix_a = fragments.gather(parts, *fragments.fragment_a(4, parts.shape[-1]), (16, k)).reshape(m, k)
-            else:
-                matrix_a = matrix(tile_a.offsets, type_a)
-            matrix_b = matrix(tile_b.offsets, type_b).T
-            if signs and signs[0] * signs[1] < 0:
-                matrix_a = -matrix_a
-            old = np.zeros(rows.shape, kind)  # (registers, threads, slots)
-            if keeps.any():
-                stacked = np.stack([machine.values[slot][threads] for slot in sum_slots])
-                old = stacked.view(kind).reshape(rows.shape)
-            if how is not None:
-                before = np.empty((m, n), kind)
-                before[rows, columns] = old
-                total = add_products(how, (type_a, type_b), matrix_a, matrix_b, before)[rows, columns]
-            else:
-                total = accumulate((matrix_a @ matrix_b)[rows, columns], old, saturates)
-            bits = np.ascontiguousarray(total).view(np.uint32).reshape(len(sum_slots), len(threads))
-            for slot, value in zip(sum_slots, bits, strict=True):
-                state.set(slot, threads, value)
-
-        group = state.committed.get(int(threads[0]) // GROUP, 0)
-        later = carry_out if machine.options.lazy else None
-        if later is None:
-            carry_out()
-        state.pending.append(Product(instruction.text, instruction.line, threads, group, sum_slots, places, later))
-        for slot in sum_slots:
-            state.begin(slot, threads, form.mnemonic + f" of line {instruction.line}")
-
-    def run(lanes: Lanes) -> Wait | None:
-        groups, wait = _groups(machine, lanes)
-        for threads in groups:
-            one_group(threads, len(threads) == machine.count)
-        return wait
-
-    return run
+            matrix_a = self._matrix(tiles[1], self.type_a)
+        matrix_b = self._matrix(tiles[0], self.type_b).T
+        if self.signs and self.signs[0] * self.signs[1] < 0:
+            matrix_a = -matrix_a
+        old = np.zeros(rows.shape, self.kind)  # (registers, threads, places)
+        if keeps:
+            stacked = np.stack([machine.values[slot][threads] for slot in self.sum_slots])
+            old = stacked.view(self.kind).reshape(rows.shape)
+        if self.how is not None:
+            before = np.empty((self.m, self.n), self.kind)
+            before[rows, columns] = old
+            total = add_products(self.how, (self.type_a, self.type_b), matrix_a, matrix_b, before)[rows, columns]
+        else:
+            total = accumulate((matrix_a @ matrix_b)[rows, columns], old, self.saturates)
+        bits = np.ascontiguousarray(total).view(np.uint32).reshape(len(self.sum_slots), len(threads))
+        for slot, value in zip(self.sum_slots, bits, strict=True):
+            self.state.set(slot, threads, value)
 
 
 def _begin_reads(machine: Machine, access: Access, threads: Array, tiles: list[Tile],
