@@ -343,10 +343,10 @@ class Prefetches(Stores):
             not self.is_whole_rows(self.access(op), rows, lane))
 
     def is_whole_rows(self, access: Access, rows: str, lane: str) -> bool:
-        """Whether a matrix has its rows, contiguous along an axis, one after the other."""
+        """Whether a matrix has its rows, contiguous along an axis, one after the other: gathered ones may lie anywhere."""
         size = element_bytes(access.dtype)
         along = self.open[lane] if self.packing is None else self.packing.elements
-        return access.axes[rows] == self.mul(along.extent, size) and access.axes[lane] == size
+        return access.axes.get(rows) == self.mul(along.extent, size) and access.axes.get(lane) == size
 
     def _prefetch_ahead(self, op: Op, walk: Walk, row: dict[str, int]) -> None:
         """Ask for rows further on of a matrix whose rows, or the same piece of each, are read one after the other: into
