@@ -343,7 +343,7 @@ class Prefetches(Stores):
             not self.is_whole_rows(self.access(op), rows, lane))
 
     def is_whole_rows(self, access: Access, rows: str, lane: str) -> bool:
-        """Whether a matrix has its rows, contiguous along an axis, one after the other: gathered ones may lie anywhere."""
+        """Whether a matrix has its rows, contiguous along an axis, one after the other; gathered ones lie anywhere."""
         size = element_bytes(access.dtype)
         along = self.open[lane] if self.packing is None else self.packing.elements
         return access.axes.get(rows) == self.mul(along.extent, size) and access.axes.get(lane) == size
