@@ -508,10 +508,10 @@ class Prefetches(Stores):
             self.effect("prefetch", operands, level=2, **attributes)
 
     def is_contiguous(self, access: Access, row_axis: str, depth_axis: str) -> bool:
-        """Whether it is known that whole rows follow one another."""
+        """Whether it is known that whole rows follow one another; gathered ones lie anywhere."""
         extent = self.open[depth_axis].extent
         size = element_bytes(access.dtype) * self.slot_elements
-        return isinstance(extent, int) and access.axes[row_axis] == extent * size
+        return isinstance(extent, int) and access.axes.get(row_axis) == extent * size
 
     def _prefetch_next_block(self, op: Op, choice: WalkChoice) -> None:
         """Ask for a part of what the next block of panels is copied from, into the second cache: a line in each step of
