@@ -374,7 +374,8 @@ def attended(q: Tensor[f32, M, 64], x: Tensor[f32, N, 64], place: Tensor[i32, N]
 def test_gathered_values_follow_one_another_nowhere() -> None:
     """They are not asked for in the order of memory."""
     random = np.random.default_rng(0)
-    given = {name: random.standard_normal((rows, 64)).astype(np.float32) for name, rows in (("q", 5), ("x", 9), ("y", 3))}
+    given = {name: random.standard_normal((rows, 64)).astype(np.float32)
+             for name, rows in (("q", 5), ("x", 9), ("y", 3))}
     given |= {"place": random.integers(0, 3, 9).astype(np.int32), "out": np.zeros((5, 64), np.float32)}
     function = reduce_loops(attended.tile_ir())
     canonicalize(function)
