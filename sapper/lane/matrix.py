@@ -189,7 +189,8 @@ class MatrixLowering(DepthShares):
             nested = [op for op in inner.blocks[0].ops if op.blocks]
             if not nested:
                 break
-            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results:
+            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results or any(
+                    isinstance(item, Walk) for item in plan_block(inner.blocks[0], self.wholes).items):
                 return None
             if not nested[0].attributes.get("parallel"):
                 self.in_order = True
