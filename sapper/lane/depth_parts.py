@@ -15,11 +15,11 @@ from math import gcd
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import ROW_B32, ROW_I32, S64, RowType, TileType, b32, f32, i32, u8
+from ..tile.ops import memory_of
 from ..tile.plan import Late, Plan, axes_of
 from .extents import Range
 from .prefetches import LINE_BYTES
 from .state import Access, Capacity, Scalar, row_dtype
-from .stream_prefetches import viewed
 from .unpacked import Unpacked, UnpackedOperands
 
 ROWS_OF_PARTS = 128
@@ -164,7 +164,8 @@ class DepthParts(UnpackedOperands):
                                                part.range.counter: part.range.stop}
         matrices = self._stream_steps(part.loop.blocks[0], part.range)
         for op in part.loop.walk():
-            if op.name != "load" or not self._is_resident_row(op) or (matrix := viewed(op.operands[0])) not in matrices:
+            if op.name != "load" or not self._is_resident_row(op) or (
+                    matrix := memory_of(op.operands[0])) not in matrices:
                 continue
             share, access = -(-part.rows.steps * matrices.pop(matrix) // part.rows.hint), self._access(op)
             pieces = tuple(a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane)

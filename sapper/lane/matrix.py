@@ -189,7 +189,8 @@ class MatrixLowering(DepthShares):
             nested = [op for op in inner.blocks[0].ops if op.blocks]
             if not nested:
                 break
-            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results:
+            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results or any(
+                    isinstance(item, Walk) for item in plan_block(inner.blocks[0], self.wholes).items):
                 return None
             if not nested[0].attributes.get("parallel"):
                 self.in_order = True
@@ -260,9 +261,7 @@ class MatrixLowering(DepthShares):
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
                            (planes[0], planes[1]), tuple(around), tuple(computed.values()))
-        if split and len(right) > 1 and (planes[1] > 1 or self._turns(found)):
-            return None         # what near memory and registers hold of three operands is too narrow
-        return found
+        return found if self._tiles_of(found) else None
 
     def _computed(self, value: Value, depth: str, dtypes: tuple[str, ...],
                   around: Sequence[str]) -> Computed | None:
@@ -425,10 +424,18 @@ class MatrixLowering(DepthShares):
         self.taken_tile = tile
 
     def fitting_tiles(self) -> list[tuple[int, int]]:
-        """Rows and columns that a worker may compute at once, the largest first: the sums of several contractions share
-        the registers."""
-        unit, walk = self.facts.matrix, self.matrix_walk
-        assert unit is not None and walk is not None
+        """Rows and columns that a worker may compute at once, the largest first."""
+        walk = self.matrix_walk
+        assert walk is not None
+        fitting = self._tiles_of(walk)
+        forced = {axis: size for axis, size in self.schedule.tile.items() if axis in (walk.rows, walk.columns)}
+        found = [tile for tile in fitting if forced.items() <= {walk.rows: tile[0], walk.columns: tile[1]}.items()]
+        return (found[:1] if forced else found) or fitting
+
+    def _tiles_of(self, walk: MatrixWalk) -> list[tuple[int, int]]:
+        """Those of a walk: the sums of several contractions share the registers. None, where all are too narrow."""
+        unit = self.facts.matrix
+        assert unit is not None
         narrow = len(walk.right) * (2 if self._turns(walk) or (
             walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
         # Of split operands there are as many planes of rows and columns as stages hold.
@@ -436,12 +443,13 @@ class MatrixLowering(DepthShares):
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
         least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
-        fitting = [(rows, columns) for rows, columns in tiles
-                   if rows >= max(least[0], fragments.ROWS * unit.warps[0])
-                   and columns >= max(least[1], self.lanes * unit.warps[1])] or tiles[:1]
-        forced = {axis: size for axis, size in self.schedule.tile.items() if axis in (walk.rows, walk.columns)}
-        found = [tile for tile in fitting if forced.items() <= {walk.rows: tile[0], walk.columns: tile[1]}.items()]
-        return (found[:1] if forced else found) or fitting
+
+        def fit(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
+            return [(rows, columns) for rows, columns in tiles
+                    if rows >= max(least[0], fragments.ROWS * unit.warps[0])
+                    and columns >= max(least[1], self.lanes * unit.warps[1])]
+
+        return fit(tiles) or ([] if walk.split else fit([(rows // 2, 2 * columns) for rows, columns in tiles]))
 
     def matrix_tile(self) -> tuple[int, int]:
         """Rows and columns that a worker computes at once: what the model took (settle_product), or the largest of

@@ -343,10 +343,10 @@ class Prefetches(Stores):
             not self.is_whole_rows(self.access(op), rows, lane))
 
     def is_whole_rows(self, access: Access, rows: str, lane: str) -> bool:
-        """Whether a matrix has its rows, contiguous along an axis, one after the other."""
+        """Whether a matrix has its rows, contiguous along an axis, one after the other; gathered ones lie anywhere."""
         size = element_bytes(access.dtype)
         along = self.open[lane] if self.packing is None else self.packing.elements
-        return access.axes[rows] == self.mul(along.extent, size) and access.axes[lane] == size
+        return access.axes.get(rows) == self.mul(along.extent, size) and access.axes.get(lane) == size
 
     def _prefetch_ahead(self, op: Op, walk: Walk, row: dict[str, int]) -> None:
         """Ask for rows further on of a matrix whose rows, or the same piece of each, are read one after the other: into
@@ -508,10 +508,10 @@ class Prefetches(Stores):
             self.effect("prefetch", operands, level=2, **attributes)
 
     def is_contiguous(self, access: Access, row_axis: str, depth_axis: str) -> bool:
-        """Whether it is known that whole rows follow one another."""
+        """Whether it is known that whole rows follow one another; gathered ones lie anywhere."""
         extent = self.open[depth_axis].extent
         size = element_bytes(access.dtype) * self.slot_elements
-        return isinstance(extent, int) and access.axes[row_axis] == extent * size
+        return isinstance(extent, int) and access.axes.get(row_axis) == extent * size
 
     def _prefetch_next_block(self, op: Op, choice: WalkChoice) -> None:
         """Ask for a part of what the next block of panels is copied from, into the second cache: a line in each step of

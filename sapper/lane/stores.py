@@ -203,19 +203,33 @@ class Stores(Joins):
     @cached_property
     def _walked_dimensions(self) -> dict[str, Capacity]:
         """The extent of a tensor that an axis walks, which is then no longer, whatever its range is made of: one that
-        is read or written, in the block that brings the axis, at an index that is the axis by itself."""
-        found: dict[str, Capacity] = {}
-        for op in self.function.walk():
-            for block in op.blocks:
-                brought = {*(op.attributes["axes"] if op.name == "tiles" else ()),
-                           *(inner.attributes["axis"] for inner in block.ops if inner.name == "whole")}
-                for access in block.ops if brought else ():
-                    if access.name in ("load", "store") and access.operands[0].op is None:
-                        indices = access.operands[1 if access.name == "load" else 2:]
-                        dims = access.operands[0].type.dims  # type: ignore[union-attr]
-                        for dim, index in zip(dims, indices, strict=True):
-                            form = affine(index)
-                            (axis,) = form.axes if form is not None and len(form.axes) == 1 else ("",)
-                            if axis in brought and form == Affine(axes={axis: 1}) and not isinstance(dim, tuple):
-                                found.setdefault(axis, Capacity(dim) if isinstance(dim, int) else Capacity(1, (dim,)))
-        return found
+        is read or written, in the block that brings the axis, at an index that is the axis by itself, or else its
+        quotient, as in a table of pages."""
+        found: dict[int, dict[str, Capacity]] = {}
+        inside = [(op.attributes["axes"] if op.name == "tiles" else (), block)
+                  for op in self.function.walk() for block in op.blocks]
+        for axes, block in [((), self.function.body), *inside]:
+            brought = {*axes, *(op.attributes["axis"] for op in block.ops if op.name == "whole")}
+            for access in block.ops if brought else ():
+                if access.name in ("load", "store") and access.operands[0].op is None:
+                    indices = access.operands[1 if access.name == "load" else 2:]
+                    dims = access.operands[0].type.dims  # type: ignore[union-attr]
+                    for dim, index in zip(dims, indices, strict=True):
+                        axis, divisor = _quotient(index)
+                        if axis in brought and not isinstance(dim, tuple):
+                            found.setdefault(divisor, {}).setdefault(axis, Capacity(
+                                divisor * dim) if isinstance(dim, int) else Capacity(divisor, (dim,)))
+        return {axis: most for divisor in sorted(found, reverse=True) for axis, most in found[divisor].items()}
+
+
+def _quotient(index: Value) -> tuple[str, int]:
+    """The axis and the divisor of an index that is an axis by itself (1), or divided by a number; ("", 1) of others."""
+    divisor, op = 1, index.op
+    if op is not None and op.name == "floordiv":
+        by = affine(op.operands[1])
+        if by is None or not by.is_constant or by.constant < 1:
+            return "", 1
+        divisor, index = by.constant, op.operands[0]
+    form = affine(index)
+    (axis,) = form.axes if form is not None and len(form.axes) == 1 else ("",)
+    return (axis, divisor) if form == Affine(axes={axis: 1}) else ("", 1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import i32
+from ..tile.ops import memory_of
 from ..tile.plan import axes_of
 from .extents import Range
 from .model import Model
@@ -54,7 +55,7 @@ class StreamPrefetches(Model):
             if r.counter is not None and op.name == "load" and self._is_resident_row(op):
                 step = self.scalar_strides(op).get(r.counter, 0) * r.step
                 if step > 0:
-                    matrix = viewed(op.operands[0])
+                    matrix = memory_of(op.operands[0])
                     steps[matrix] = max(step, steps.get(matrix, 0))
         return steps
 
@@ -147,7 +148,7 @@ class StreamPrefetches(Model):
         the others, is asked for block_ahead_bytes ahead: whole lines of it."""
         ahead = self.requests.block_ahead_bytes
         steps = next(filter(None, (self._stream_steps(*loop) for loop in self.streaming_loops)), {})
-        if (step := steps.get(viewed(op.operands[0]))) is not None:
+        if (step := steps.get(memory_of(op.operands[0]))) is not None:
             ahead = ahead * step // sum(steps.values())
         return -(-ahead // LINE_BYTES) * LINE_BYTES
 
@@ -166,10 +167,3 @@ class StreamPrefetches(Model):
 
     def _is_resident_row(self, op: Op) -> bool:
         return any(a in self.bound and self.bound[a].lane and self.bound[a].resident for a in axes_of(op.result))
-
-
-def viewed(tensor: Value) -> Value:
-    """The argument that a tensor is, or is a view of."""
-    while tensor.op is not None:
-        tensor = tensor.op.operands[0]
-    return tensor

@@ -491,7 +491,8 @@ class Accesses(Views):
         extents = [axis.stop.single for axis in walked if axis.start == Affine(0)]   # none is empty where they meet
 
         def range_of(symbol: Any) -> tuple[Affine, Affine] | None:
-            return self.range_of(symbol) if varies(symbol) else None
+            """A dimension whose extent is fixed is a number in indices already."""
+            return self.range_of(symbol) if varies(symbol) or isinstance(symbol, str) else None
 
         for upper, lower in ((form, other), (other, form)):
             least, most = extreme(upper, range_of, False), extreme(lower, range_of, True)

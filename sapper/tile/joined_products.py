@@ -40,12 +40,12 @@ def part_joined_products(function: Function, typical: Typical, fewest: int, most
         if any(v not in top or typical(v) is None for pair in ranges for v in pair):
             continue
         extents = {axis: max(1, (typical(stop) or 0) - (typical(start) or 0)) for axis, (start, stop) in bounds.items()}
+        if set(bounds) != set(axes_of(product.result)) or {*product.attributes["over"]} != {
+                op.attributes["axis"] for op in wholes}:
+            continue
         ops = _behind(product, top)
         pair = _rows_and_columns(product, extents)
         if pair is None or max(extents[axis] for axis in pair) < fewest:
-            continue
-        if set(bounds) != set(axes_of(product.result)) or {*product.attributes["over"]} != {
-                op.attributes["axis"] for op in wholes}:
             continue
         if f32.size_bytes * prod(extents.values()) > most_bytes or any(
                 op.name == "load" and place_of(op.operands[0]) in stored for op in ops):

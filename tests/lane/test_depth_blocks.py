@@ -214,6 +214,23 @@ def test_few_meet_as_many_rows_of_the_matrix_as_the_processor_follows(name: str,
 
 
 @kernel
+def weighted(q: Tensor[f32, K], place: Tensor[i32, K], table: Tensor[f32, M, 48], out: Tensor[f32, 48]):
+    for n in tiles(48):
+        total = zeros(n, dtype=f32)
+        for k in tiles(K):
+            total += q[k] @ table[place[k], n]
+        out[n] = total
+
+
+def test_gathered_rows_of_a_known_length_may_lie_anywhere() -> None:
+    random = np.random.default_rng(0)
+    q, table = (random.integers(-9, 10, shape).astype(np.float32) for shape in (40, (5, 48)))
+    place, out = random.integers(0, 5, 40).astype(np.int32), np.zeros(48, np.float32)
+    run_lane(reduce_loops(weighted.tile_ir()), {"q": q, "place": place, "table": table, "out": out}, facts=END_TO_END)
+    np.testing.assert_array_equal(out, q @ table[place])
+
+
+@kernel
 def columns_of(x: Tensor[f32, K], w: Tensor[f32, K, N], y: Tensor[f32, N]):
     for n in tiles(N):
         acc = zeros(n, dtype=f32)

@@ -12,9 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sapper import Tensor, dims, each, f16, f32, i8, i32, kernel, tiles, u8, whole, zeros
+from sapper.codegen.pipeline import facts_of
 from sapper.ir.nodes import Function, Op
 from sapper.lane import depth_parts
 from sapper.lane.lower import lower
+from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import Requests
 from sapper.tile.schedule import Facts, Schedule
@@ -178,3 +180,25 @@ def test_groups_of_rows_are_exact(e: int, p: int, b: int, m: int) -> None:
     lane = run_lane(function, arguments, facts=PARTS, specialization=specialize(function, arguments, MANY | {"E": 3}))
     assert loops(lane, "part")
     np.testing.assert_array_equal(arguments["y"], grouped_expected(arguments))
+
+
+@kernel
+def strided(x: Tensor[f16, B, M], w: Tensor[f16, 3, B, P], y: Tensor[f32, 42, P]):
+    for m, p in tiles(42, P):
+        acc = zeros(m, p, dtype=f32)
+        for s in range(3):
+            b = whole(B)
+            acc += x[b, 2 * m + 2 * s] @ w[s, b, p]
+        y[m, p] = acc
+
+
+def test_rows_that_were_brought_side_by_side_are_none_of_the_arguments() -> None:
+    """The points of a window that strides are copied first; what has been made so may be walked part by part."""
+    random = np.random.default_rng(0)
+    x, w = random.integers(-3, 4, (5, 90)).astype(np.float16), random.integers(-3, 4, (3, 5, 42)).astype(np.float16)
+    given = {"x": x, "w": w, "y": np.zeros((42, 42), np.float32)}
+    function = reduce_loops(strided.tile_ir())
+    run_lane(function, given, None, facts_of(TARGETS["cascadelake"]),
+             specialize(function, given, {"M": 64, "B": 64, "P": 64}))
+    points = np.stack([x[:, 2 * s:][:, :84:2] for s in range(3)]).astype(np.float32)
+    np.testing.assert_array_equal(given["y"], np.einsum("sbm,sbp->mp", points, w.astype(np.float32)))

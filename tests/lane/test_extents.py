@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapper import Tensor, dims, each, exp, f32, kernel, maximum, minimum, span, tiles, where, whole, zeros
-from sapper.ir.types import TileType, i32, index
+from sapper import Tensor, dims, each, exp, f32, i32, kernel, maximum, minimum, span, tiles, where, whole, zeros
+from sapper.ir.types import TileType, index
 from sapper.lane.extents import hint, most_between
 from sapper.lane.state import Capacity
 from sapper.tile.reduce_loops import reduce_loops
@@ -115,3 +115,39 @@ def test_axes_whose_ends_lie_in_memory_are_no_longer_than_what_they_walk() -> No
                                    rtol=1e-4, atol=1e-5)
     loops = [op for op in lane.walk() if op.name == "loop" and any(i.name == "fma" for i in op.blocks[0].ops)]
     assert not any(inner.name == "exp" for op in loops for inner in op.walk())
+
+
+@kernel
+def decoded(q: Tensor[f32, D], x: Tensor[f32, P, D], y: Tensor[f32, P, D], stop: i32, out: Tensor[f32, D]):
+    d, e = whole(D), whole(D)
+    total = zeros(e, dtype=f32)
+    for p in tiles(span(0, stop)):
+        total += (q[d] @ x[p, d]) @ y[p, e]
+    out[e] = total
+
+
+@kernel
+def decoded_from_pages(q: Tensor[f32, D], x: Tensor[f32, T, 4, D], page: Tensor[i32, P], stop: i32,
+                       out: Tensor[f32, E, D]):
+    for h in each(E):
+        d, e = whole(D), whole(D)
+        total = zeros(e, dtype=f32)
+        for p in tiles(span(0, stop)):
+            total += (q[d] @ x[page[p // 4], p % 4, d]) @ x[page[p // 4], p % 4, e]
+        out[h, e] = total
+
+
+@pytest.mark.parametrize("stop", [0, 7, 12])
+def test_what_passes_between_products_along_a_span_has_room_for_all_that_is_walked(stop: int) -> None:
+    """Outside any loop, too, and where an axis walks a table of pages."""
+    random = np.random.default_rng(stop)
+    q, x, y = (random.integers(-4, 5, shape).astype(np.float32) for shape in (9, (12, 9), (12, 9)))
+    out = np.ones(9, np.float32)
+    run_lane(reduce_loops(decoded.tile_ir()), {"q": q, "x": x, "y": y, "stop": stop, "out": out})
+    np.testing.assert_array_equal(out, (q @ x[:stop].T) @ y[:stop])
+    page = np.int32([2, 0, 1])
+    out = np.ones((2, 9), np.float32)
+    run_lane(reduce_loops(decoded_from_pages.tile_ir()), {
+        "q": q, "x": x.reshape(3, 4, 9), "page": page, "stop": stop, "out": out})
+    rows = x.reshape(3, 4, 9)[page].reshape(12, 9)[:stop]
+    np.testing.assert_array_equal(out, [(q @ rows.T) @ rows] * 2)

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function
-from sapper.ir.types import bf16, f32
+from sapper.ir.types import bf16, f32, i32
 from sapper.kernels import library
 from sapper.lane.choices import choices
 from sapper.lane.lower import lower
-from sapper.lang.builtins import each, span, tiles, where, whole, zeros
+from sapper.lang.builtins import each, exp, full, maximum, span, tiles, where, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -354,6 +354,36 @@ def test_what_many_rows_meet_again_is_asked_into_the_first_cache(name: str, rows
             op.name == "prefetch" and (op.operands, op.attributes["disp"] - 1024) in loads)]
         assert order.count("prefetch") == len(loads)
         assert all("prefetch" not in pair or len(set(pair)) == 2 for pair in pairwise(order))
+
+
+@kernel
+def attended(q: Tensor[f32, M, 64], x: Tensor[f32, N, 64], place: Tensor[i32, N], y: Tensor[f32, K, 64],
+             out: Tensor[f32, M, 64]):
+    """Values that are gathered."""
+    for m in tiles(M):
+        d = whole(64)
+        low, mass = full(m, value=-1e30, dtype=f32), zeros(m, d, dtype=f32)
+        for n in tiles(N):
+            score = q[m, d] @ x[n, d]
+            high = maximum(low, max(score, over=n))
+            mass = mass * exp(low - high) + exp(score - high) @ y[place[n], d]
+            low = high
+        out[m, d] = mass
+
+
+def test_gathered_values_follow_one_another_nowhere() -> None:
+    """They are not asked for in the order of memory."""
+    random = np.random.default_rng(0)
+    given = {name: random.standard_normal((rows, 64)).astype(np.float32)
+             for name, rows in (("q", 5), ("x", 9), ("y", 3))}
+    given |= {"place": random.integers(0, 3, 9).astype(np.int32), "out": np.zeros((5, 64), np.float32)}
+    function = reduce_loops(attended.tile_ir())
+    canonicalize(function)
+    run_lane(function, given, None, replace(PLAIN, requests=Requests(reread_ahead_bytes=1024)),
+             specialize(function, given, {"M": 512, "N": 1024}))
+    weights = np.exp(given["q"] @ given["x"].T)
+    weights /= weights.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(given["out"], weights @ given["y"][given["place"]], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "extents", "again", "later"), [

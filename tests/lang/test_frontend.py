@@ -652,6 +652,18 @@ def test_fixing_a_dimension_does_not_change_types():
         assert caught.value.kind == "dtype-mix" and caught.value.mend == "write N.to(f32)"
 
 
+@pytest.mark.parametrize("static", [{}, {"N": 1}, {"N": 8}, {"N": 8, "M": 24}])
+def test_parts_of_rows_are_apart_whether_their_length_is_fixed_or_not(static: dict[str, int]):
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, M]):
+        for n in tiles(N):
+            out[n + 0] = a[n]
+            out[n + N] = -a[n]
+            out[n + 2 * N] = a[n]
+
+    verified(k, static)
+
+
 def test_closed_over_dimension_expression():
     middle = N // 2
 

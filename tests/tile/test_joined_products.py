@@ -53,6 +53,14 @@ def own_rows(x: Tensor[f32, P, C], w: Tensor[f32, C, W], y: Tensor[f32, P, W]):
 
 
 @kernel
+def of_rows(x: Tensor[f32, P, C], w: Tensor[f32, C, W], token: Tensor[i32, P], y: Tensor[f32, E, W]):
+    """Whole rows, which no loop goes along."""
+    for p in tiles(P):
+        c, v = whole(C), whole(W)
+        y[token[p], v] += x[p, c] @ w[c, v]
+
+
+@kernel
 def of_itself(x: Tensor[f32, E, W], w: Tensor[f32, W, W], token: Tensor[i32, E], y: Tensor[f32, E, W]):
     """It stores to what it reads, in a loop after."""
     for p, v in tiles(E, W):
@@ -63,7 +71,7 @@ def of_itself(x: Tensor[f32, E, W], w: Tensor[f32, W, W], token: Tensor[i32, E],
 
 
 @pytest.mark.parametrize(("made", "loops"), [
-    (transposed, 2), (combined, 2), (scaled, 2), (own_rows, 1), (of_itself, 2),
+    (transposed, 2), (combined, 2), (scaled, 2), (own_rows, 1), (of_rows, 1), (of_itself, 2),
 ], ids=lambda value: getattr(value, "name", ""))
 def test_made_before(made: Any, loops: int) -> None:
     def top() -> list[str]:

@@ -36,4 +36,12 @@ def gated_columns(x: Tensor[f32, M, K], gate: Tensor[bf16, N, K], up: Tensor[bf1
         y[n, m] = (x[m, k] @ gate[n, k]) * (x[m, k] @ up[n, k])
 
 
+@sp.kernel
+def either_way(x: Tensor[bf16, M, K], one: Tensor[bf16, N, K], other: Tensor[bf16, K, N], y: Tensor[f32, M, N]):
+    """The right operands of two products lie in memory either way."""
+    for m, n in tiles(M, N):
+        k = whole(K)
+        y[m, n] = x[m, k] @ one[n, k] - x[m, k] @ other[k, n]
+
+
 KERNELS = (rounded, both_rounded)

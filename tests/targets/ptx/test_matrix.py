@@ -263,6 +263,44 @@ def test_what_the_matrix_instructions_do_not_take() -> None:
     assert "warps" not in lowered(bf16_nn, specialization(bf16_nn), Schedule(registers={"m": 4})).attributes
 
 
+M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def beside_rows(a: Tensor[bf16, M, K], b: Tensor[bf16, K, N], row: Tensor[bf16, K], halves: Tensor[f32, M],
+                out: Tensor[f32, M, N]):
+    """A loop inside multiplies, the one around it has something of its own for each row."""
+    for m in tiles(M):
+        k = whole(K)
+        for n in tiles(N):
+            out[m, n] = a[m, k] @ b[k, n]
+        halves[m] = a[m, k] @ row[k]
+
+
+@sp.kernel
+def beside_sums(a: Tensor[bf16, M, K], b: Tensor[bf16, K, N], row: Tensor[f32, K], halves: Tensor[f32, M],
+                out: Tensor[f32, M, N]):
+    for m in tiles(M):
+        k = whole(K)
+        for n in tiles(N):
+            out[m, n] = a[m, k] @ b[k, n]
+        halves[m] = sp.max(a[m, k].to(f32) * row[k] + sp.sum(row[k], over=k), over=k)
+
+
+@pytest.mark.parametrize("kernel", [beside_rows, beside_sums], ids=lambda k: k.name)
+def test_a_loop_around_may_do_other_work_beside_a_product(kernel: Any) -> None:
+    random = np.random.default_rng(0)
+    extents = {"M": 19, "N": 33, "K": 24}
+    arguments = {name: random.integers(-3, 4, [extents[d] for d in type.dims]).astype(
+        ml_dtypes.bfloat16 if type.dtype is bf16 else np.float32) for name, type in kernel.parameters}
+    wanted = expected(kernel, arguments)
+    emulate.run(kernel, *arguments.values(), target="sm_90a", workers=2)
+    np.testing.assert_array_equal(arguments["out"], wanted)
+    a, row = arguments["a"].astype(np.float32), arguments["row"].astype(np.float32)
+    halves = a @ row if kernel is beside_rows else (a * row + row.sum()).max(axis=1)
+    np.testing.assert_array_equal(arguments["halves"], halves)
+
+
 @pytest.mark.parametrize(("extents", "tile"), [
     ((4096, 4096), (128, 128)), ((1024, 2048), (128, 128)), ((1024, 1024), (128, 128)), ((1024, 512), (128, 64)),
     ((512, 512), (64, 64)), ((64, 64), (64, 64))])

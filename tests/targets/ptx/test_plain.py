@@ -16,7 +16,7 @@ from sapper.tile.interpret import interpret
 from sapper.tile.schedule import DimClass, Specialization
 
 from .kernels import bf16_nn, bf16_nt, f16_tn, gated
-from .plain import both_rounded, gated_columns, rounded
+from .plain import both_rounded, either_way, gated_columns, rounded
 from .test_matrix import lowered
 
 NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
@@ -70,6 +70,17 @@ def test_an_operand_that_can_be_copied_is() -> None:
     names = {op.name for op in lane.walk()}
     assert {"async_copy", "pack2", "matrix_multiply"} <= names
     assert "async_copy" not in {op.name for op in lowered(both_rounded, known).walk()}
+
+
+def test_tiles_of_two_products_whose_operands_lie_either_way() -> None:
+    """A tile has as many columns as a piece that lies across takes, and half of the rows instead."""
+    random = np.random.default_rng(2)
+    x, one, other = (random.integers(-4, 5, shape).astype(ml_dtypes.bfloat16)
+                     for shape in ((20, 36), (70, 36), (36, 70)))
+    y = np.full((20, 70), np.nan, np.float32)
+    counters = emulate.run(either_way, x, one, other, y, target="sm_80", workers=1, aligned="").counters
+    np.testing.assert_array_equal(y, x.astype(np.float32) @ (one.T.astype(np.float32) - other.astype(np.float32)))
+    assert any(name.startswith("mma.sync") for name in counters.instructions)
 
 
 M, N, K = sp.dims("M N K")
