@@ -67,3 +67,31 @@ def test_several_tokens_do_too(rows: tuple[int, ...], columns: int, exact: bool)
     off = np.abs(y - wanted).max() / (np.abs(wide).max() * columns**0.5)
     assert off < (1e-5 if exact else 1e-2)
     assert bool(off > 1e-5) is not exact
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_tokens_of_experts_meet_them_alone(gated: bool) -> None:
+    """Experts with many rows, with few and with none, some tokens or none of those that there is room for, on two
+    threads; rows that lie apart, scales that end within the columns."""
+    random, rows, columns = np.random.default_rng(4), 96, 200
+    pieces = [tuple(zip(*(piece(random, rows, columns) for _ in range(4)), strict=True)) for _ in range(1 + gated)]
+    experts, *others = (RawScaled.experts(raw, 4, Arena(1 << 20)) for raw, _ in pieces)
+    assert experts is not None
+    x, y = filled((40, columns + 16))[:, :columns], empty((40, rows + 16))[:, :rows]
+    first, last, count = np.zeros(4, np.int32), np.zeros(4, np.int32), Variable("count", 40)
+    steps = experts.apply_groups(others, Rows(x, count), (first, last), Rows(y, count), Workspace(columns, 2))
+    program = Program(steps, threads=2)
+    for ends in ((0, 33, 36, 40), (5, 5, 6, 9), (0, 0, 0, 0)):
+        y[:], last[:], first[1:] = 7, ends, ends[:-1]
+        program(count=ends[-1])
+        for e, (start, stop) in enumerate(zip(first, last, strict=True)):
+            gate, *up = (x[start:stop] @ wide[e].T for _, wide in pieces)
+            wanted = gate / (1 + np.exp(-gate)) * up[0] if up else gate
+            np.testing.assert_allclose(y[start:stop], wanted, rtol=1e-4, atol=1e-4 * columns)
+        assert (y[ends[-1] :] == 7).all()
+
+
+def test_panels_without_a_second_one_are_no_experts() -> None:
+    random = np.random.default_rng(4)
+    raw = [piece(random, 48, 128)[0] for _ in range(2)]
+    assert RawScaled.experts(raw, 2, Arena(1 << 20)) is None
