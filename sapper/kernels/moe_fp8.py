@@ -23,14 +23,13 @@ from sapper import Tensor, each, f8e4m3, f32, i32, minimum, span, tiles, whole, 
 
 from .activation import silu, silu_reference
 from .fp8 import BLOCK, blocks
-from .fp8_panels import PANEL, SUM, matrix, random_weights
+from .fp8_panels import FEW_ROWS, PANEL, SUM, matrix, random_weights
 from .moe import row_apart
 from .moe_blocks import panel_blocks
 from .record import Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
 A, B, E, J, K, N, T = sp.dims("A B E J K N T")
 PAIR = 2
-FEW_ROWS = 4
 
 
 @sp.kernel

@@ -377,7 +377,7 @@ class RegisterFactors(WalkLowering):
         counts: dict[str, int] = {}
         if not reads or walk.reductions or walk.reduced:
             return counts
-        for op in reads:
+        for op in reads if self.facts.float8_rows > 1 else ():
             # Rows of fp8 that lie one after the other are widened together.
             access = self.access(op)
             behind = next((a for a in outer if a != lane and access.axes.get(a) == self.lanes), None)

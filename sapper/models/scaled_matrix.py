@@ -2,7 +2,8 @@
 
 In: rows of a checkpoint's fp8 numbers and their scales. Out: `ScaledMatrix` and, of a mixture, `ScaledExperts`, beside
 `Blocks` and `BlockExperts` of linear.py. Holds: no weight is rounded; a token's vector is scaled instead. The
-activations of several tokens are rounded to bf16, which halves what their products take, but where all is to be exact.
+activations of more than a few tokens are rounded to bf16 before they meet a ScaledMatrix, which halves what their
+products take, but where all is to be exact.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ..kernels import fp8, fp8_panels, moe_fp8, narrow
-from ..kernels.fp8_panels import PANEL
+from ..kernels.fp8_panels import FEW_ROWS, PANEL
 from ..kernels.moe_blocks import panel_blocks
 from ..kernels.moe_fp8 import PAIR
 from ..runtime.buffers import Arena
@@ -167,6 +168,11 @@ class ScaledMatrix:
         self, name: str, x: Rows, others: Sequence[ScaledMatrix], rest: Sequence[Rows], work: Workspace
     ) -> Steps:
         matrices, columns = (self, *others), self.weights.shape[1]
+        task = name.replace("_nt", "").removeprefix("matmul")
+        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
+        if len(x.array) <= FEW_ROWS:
+            weights = [part for one in matrices for part in (one.weights, one.scale)]
+            return [(getattr(fp8_panels, f"matmul_few{task}_fp8"), (*weights, self.places, x, *panels))]
         if self.exact or columns % 2:
             return rows_widened(matrices, name, x, rest, work)
         rows = work.narrow(*x.array.shape)
@@ -177,9 +183,7 @@ class ScaledMatrix:
             steps.append((fp8_panels.join_panels_fp8, (one.weights, slots)))
             operands += [slots, one.scale]
         pairs = Rows(in_blocks(rows, 2), x.count)
-        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
-        kernel = getattr(fp8_panels, f"{name.replace('_nt', '')}_fp8")
-        return [*steps, (kernel, (*operands, self.places, pairs, *panels))]
+        return [*steps, (getattr(fp8_panels, f"matmul{task}_fp8"), (*operands, self.places, pairs, *panels))]
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         panels, columns, lanes = self.weights.shape

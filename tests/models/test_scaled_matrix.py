@@ -26,8 +26,8 @@ def piece(random: np.random.Generator, rows: int, columns: int) -> tuple[RawScal
     return raw, wide
 
 
-def together(rows: tuple[int, ...], columns: int, exact: bool = True) -> tuple[ScaledMatrix, np.ndarray]:
-    random = np.random.default_rng(columns)
+def together(rows: tuple[int, ...], columns: int, exact: bool = True, seed: int = 1) -> tuple[ScaledMatrix, np.ndarray]:
+    random = np.random.default_rng(seed)
     raw, wide = zip(*(piece(random, count, columns) for count in rows), strict=True)
     return RawScaled.together(raw, Arena(1 << 24), exact), np.concatenate(wide)
 
@@ -55,18 +55,34 @@ def test_one_token_meets_every_block_by_its_scale(rows: tuple[int, ...], columns
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * np.abs(wide).max() * columns**0.5)
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("tokens", "exact"), [(20, True), (20, False), (5, False)])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_several_tokens_do_too(rows: tuple[int, ...], columns: int, exact: bool) -> None:
-    """exact: in f32; else the tokens are rounded to bf16, and only they."""
+def test_several_tokens_do_too(rows: tuple[int, ...], columns: int, tokens: int, exact: bool) -> None:
+    """exact, or few: in f32; else the tokens are rounded to bf16, and only they."""
     matrix, wide = together(rows, columns, exact)
-    x, y = filled((5, columns)), empty((5, sum(rows)))
-    count = Variable("count", 5)
-    Program(matrix.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(columns)))(count=5)
-    wanted = x.astype(np.float64) @ wide.T
-    off = np.abs(y - wanted).max() / (np.abs(wide).max() * columns**0.5)
-    assert off < (1e-5 if exact else 1e-2)
-    assert bool(off > 1e-5) is not exact
+    x, y = filled((tokens, columns)), empty((tokens, sum(rows)))
+    y[:] = 7
+    count = Variable("count", tokens)
+    steps = matrix.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(columns))
+    Program(steps)(count=tokens - 1)
+    wanted = x[:-1].astype(np.float64) @ wide.T
+    off = np.abs(y[:-1] - wanted).max() / (np.abs(wide).max() * columns**0.5)
+    assert off < (1e-5 if exact or tokens == 5 else 1e-2)
+    assert bool(off > 1e-5) is not (exact or tokens == 5)
+    assert (y[-1] == 7).all()
+
+
+@pytest.mark.parametrize("task", ["swiglu", "nt_residual"])
+def test_few_tokens_meet_two_matrices_or_are_added_to(task: str) -> None:
+    (matrix, wide), (other, more) = together((144,), 200), together((144,), 200, seed=2)
+    x, y, residual, count = filled((3, 200)), empty((3, 144)), filled((3, 144)), Variable("count", 3)
+    others, rest = ([other], [y]) if task == "swiglu" else ([], [residual, y])
+    steps = matrix.apply_rows(f"matmul_{task}", Rows(x, count), others, [Rows(one, count) for one in rest],
+                              Workspace(200))
+    Program(steps)(count=3)
+    gate = x @ wide.T
+    wanted = gate / (1 + np.exp(-gate)) * (x @ more.T) if others else residual + gate
+    np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("gated", [False, True])
