@@ -47,6 +47,17 @@ def blocks_of(features: int, largest: int = LARGEST_BLOCK) -> tuple[int, int]:
     return features // size, size
 
 
+LINE, PAGE = 16, 1024
+"""Numbers in f32."""
+
+
+def row_apart(columns: int) -> int:
+    """From a row of so many numbers in f32 to the next: a line further where rows would share a few sets of a first
+    cache, as many are read side by side. Of 16 experts of 768 x 1024 in fp8 (moe_fp8.py), 2048 rows on a Cascade Lake,
+    gate and up take 0.65 of the time so, `down` 0.74."""
+    return columns + (LINE if columns % (PAGE // 2) == 0 else 0)
+
+
 def make_expert_matvec_swiglu(weight: Any) -> Any:
     @sp.kernel(name=f"expert_matvec_swiglu_{weight.name}")
     def expert_matvec_swiglu(

@@ -46,6 +46,7 @@ from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleEr
 from ..tile.several_depths import loop_over_depths
 from ..tile.short_axes import write_out_short_axes
 from ..tile.sums import share_sums
+from ..tile.turned_operands import turn_gathered
 from ..tile.unroll import unroll
 from ..tile.widened_operands import widen_operands
 from ..tile.wraps import part_wraps
@@ -311,6 +312,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             lift_extents(function)
             part_products(function, typical, is_product, MOST_OPERAND_BYTES)
         bring_gathered(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
+        turn_gathered(function, typical, lambda dim: dim if isinstance(dim, int) else specialization.dims.get(
+            dim, DimClass()).hint, FEW_AT_ONCE + 1, MOST_OPERAND_BYTES)
         loop_over_depths(function, extents().__getitem__, STAGE_ROWS)    # loops that were parted have other axes
         part_joined_products(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
 

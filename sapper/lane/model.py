@@ -704,6 +704,8 @@ class Model(KeptOperands):
         reads, stores = self.reads(walk), [r for r in walk.roots() if isinstance(r, Op) and r.name == "store"]
         kept = [] if self.facts.many_workers else [
             self.buffers[v] for v in self._kept_values(walk) if v in self.buffers and v not in self.slot_axes]
+        # What is summed is stored once: single elements there cost little beside some for each term.
+        gathers = bool(walk.reductions) and any(self.access(op).gathers for op in reads)
         for position, axis in enumerate(loops):
             cost = 0.0
             for op in reads:
@@ -721,7 +723,9 @@ class Model(KeptOperands):
                         for buffer in kept)
             for op in stores:
                 access = self.access(op)
-                weight = 1 if axis in walk.outer and walk.reductions else 2
+                weight: float = 1 if axis in walk.outer and walk.reductions else 2
+                if gathers:
+                    weight /= prod(self.extent_hint(a) for a in walk.reduced)
                 if is_join(op):
                     meets = self._gather_spans(op, axis) or access.axes.get(axis, 0) == 0
                     cost += weight * self._access_cost(access.axes, axis, element_bytes(access.dtype), meets, False)

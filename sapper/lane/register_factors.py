@@ -13,7 +13,7 @@ from math import prod
 from typing import NoReturn
 
 from ..ir.nodes import Function, Op, Value
-from ..ir.types import TensorType, TileType, bf16, index
+from ..ir.types import FLOAT8, TensorType, TileType, bf16, index
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Specialization
 from ..tile.sums import is_join
@@ -415,6 +415,12 @@ class RegisterFactors(WalkLowering):
         counts: dict[str, int] = {}
         if not reads or walk.reductions or walk.reduced:
             return counts
+        for op in reads if self.facts.float8_rows > 1 else ():
+            # Rows of fp8 that lie one after the other are widened together.
+            access = self.access(op)
+            behind = next((a for a in outer if a != lane and access.axes.get(a) == self.lanes), None)
+            if access.dtype in FLOAT8 and behind is not None and self.open[lane].extent == self.lanes:
+                return {behind: self._fit(behind, self.facts.float8_rows, False)}
         if self.facts.many_workers:
             # Of the next axis whatever its extent: a row of some elements has fewer loads on their way than a warp may.
             axis = next((a for a in reversed(outer) if a != lane), None)

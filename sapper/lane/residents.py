@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import bf16, i32
+from ..ir.types import FLOAT8, bf16, i32
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import Plan, Walk, axes_of, ops_behind, plan_block
@@ -39,6 +39,9 @@ RESIDENT_ROWS = FEWER_ROWS = 4
 
 TAILS_OF_SUMS = FEWER_ROWS, 2
 """The same where sums fill the registers: a single row reads as much of the other operand as all rows of a tile do."""
+
+TAILS_WIDENED = 8, FEWER_ROWS, 2
+"""The same where what they meet is fp8, whose widening takes several instructions for a vector."""
 
 TAILS_TOGETHER, MOST_TOGETHER = (8, FEWER_ROWS), 2
 """The same where more rows than registers have sums for meet each block (Requests.rows_together), and the most sums of
@@ -127,6 +130,8 @@ class ResidentLowering(NestLanes):
                 r.tails = TAILS_OF_SUMS if across is not None and r.axis in sums else (FEWER_ROWS,)
                 if r.axis in sums and r.resident == self.requests.rows_together:
                     r.tails = TAILS_TOGETHER
+                elif r.axis in sums and _meets_float8(plan):
+                    r.tails = TAILS_WIDENED
                 if r.lane and r.resident % self.lanes:
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
                                         f"model has {r.axis} across the lanes; expected a multiple of the "
@@ -395,6 +400,13 @@ class ResidentLowering(NestLanes):
 def _contracts(loop: Op) -> list[Op]:
     """The contractions of a loop that no loop inside makes."""
     return [op for op in loop.blocks[0].ops if op.name == "contract"]
+
+
+def _meets_float8(plan: Plan) -> bool:
+    """Whether something is contracted that is fp8 in memory."""
+    contractions = [op for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"]
+    return any(op.name == "load" and dtype_of(op.result) in FLOAT8
+               for contraction in contractions for value in contraction.operands for op in ops_behind(value))
 
 
 def _steps(index: Value, axis: str) -> bool:

@@ -439,7 +439,7 @@ def rows_rounded(matrices: Sequence[Rounds], name: str, x: Rows, rest: Sequence[
 
 class Widens(Protocol):
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
-        """The rows (of every expert) as a plain array, its dtype, and the steps that fill it."""
+        """The rows as a plain array, its dtype, and the steps that fill it."""
 
 
 def rows_widened(matrices: Sequence[Widens], name: str, x: Rows, rest: Sequence[Rows], work: Workspace) -> Steps:
@@ -447,13 +447,6 @@ def rows_widened(matrices: Sequence[Widens], name: str, x: Rows, rest: Sequence[
     plain = [one.widened(work, place) for place, one in enumerate(matrices)]
     steps = [step for _, _, made in plain for step in made]
     return [*steps, (getattr(matmul, f"{name}_f32"), (x, *(wide for wide, _, _ in plain), *rest))]
-
-
-def groups_widened(matrices: Sequence[Widens], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace) -> Steps:
-    """`Experts.apply_groups` likewise."""
-    plain = [one.widened(work, place) for place, one in enumerate(matrices)]
-    steps = [step for _, _, made in plain for step in made]
-    return steps + _groups_of([wide for wide, _, _ in plain], "f32", x, ranges, y)
 
 
 class Experts(Protocol):

@@ -2,11 +2,13 @@
 
 In: rows of a checkpoint's fp8 numbers and their scales. Out: `ScaledMatrix` and, of a mixture, `ScaledExperts`, beside
 `Blocks` and `BlockExperts` of linear.py. Holds: no weight is rounded; a token's vector is scaled instead. The
-activations of several tokens are rounded to bf16, which halves what their products take, but where all is to be exact.
+activations of more than a few tokens are rounded to bf16 before they meet a ScaledMatrix, which halves what their
+products take, but where all is to be exact.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,11 +16,13 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from ..kernels import fp8, fp8_panels, narrow
-from ..kernels.fp8_panels import PANEL
+from ..kernels import fp8, fp8_panels, moe_fp8, narrow
+from ..kernels.fp8_panels import FEW_ROWS, PANEL
+from ..kernels.moe_blocks import panel_blocks
+from ..kernels.moe_fp8 import PAIR
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
-from .linear import Steps, Workspace, groups_widened, in_blocks, rows_widened
+from .linear import Steps, Workspace, in_blocks, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -80,16 +84,16 @@ class RawScaled:
     def experts(
         pieces: Sequence[RawScaled], count: int, arena: Arena, exact: bool = True
     ) -> ScaledExperts | None:
-        """The pieces as so many matrices of one shape; None where their panels' scales do not lie alike."""
+        """The pieces as so many matrices of one shape; None where their panels' scales do not lie alike, or they make
+        no pairs of panels."""
         del exact
-        if len(pieces) != count or any((p.places != pieces[0].places).any() for p in pieces):
+        places = pieces[0].places
+        if len(pieces) != count or len(places) % PAIR or any((p.places != places).any() for p in pieces):
             return None
-        weights = _panels(pieces, arena)
-        scale, places = np.stack([piece.scale for piece in pieces]), pieces[0].places
-        every = (places + len(scale[0]) * np.arange(count)[:, None]).reshape(-1)
+        weights, scale = _panels(pieces, arena), np.stack([piece.scale for piece in pieces])
         return ScaledExperts(
             weights.reshape(count, -1, *weights.shape[1:]), _kept(arena, scale, np.float32),
-            _kept(arena, places, np.int32), _kept(arena, every, np.int32))
+            _kept(arena, places, np.int32))
 
 
 def _panels(pieces: Sequence[RawScaled], arena: Arena) -> Array:
@@ -164,6 +168,11 @@ class ScaledMatrix:
         self, name: str, x: Rows, others: Sequence[ScaledMatrix], rest: Sequence[Rows], work: Workspace
     ) -> Steps:
         matrices, columns = (self, *others), self.weights.shape[1]
+        task = name.replace("_nt", "").removeprefix("matmul")
+        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
+        if len(x.array) <= FEW_ROWS:
+            weights = [part for one in matrices for part in (one.weights, one.scale)]
+            return [(getattr(fp8_panels, f"matmul_few{task}_fp8"), (*weights, self.places, x, *panels))]
         if self.exact or columns % 2:
             return rows_widened(matrices, name, x, rest, work)
         rows = work.narrow(*x.array.shape)
@@ -174,9 +183,7 @@ class ScaledMatrix:
             steps.append((fp8_panels.join_panels_fp8, (one.weights, slots)))
             operands += [slots, one.scale]
         pairs = Rows(in_blocks(rows, 2), x.count)
-        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
-        kernel = getattr(fp8_panels, f"{name.replace('_nt', '')}_fp8")
-        return [*steps, (kernel, (*operands, self.places, pairs, *panels))]
+        return [*steps, (getattr(fp8_panels, f"matmul{task}_fp8"), (*operands, self.places, pairs, *panels))]
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         panels, columns, lanes = self.weights.shape
@@ -187,13 +194,11 @@ class ScaledMatrix:
 
 @dataclass(frozen=True, slots=True)
 class ScaledExperts:
-    """weights [experts, rows / 16, columns, 16], scale [experts, A, B], places [rows / 16]; every_place: of all
-    experts' panels, as one matrix."""
+    """weights [experts, rows / 16, columns, 16], scale [experts, A, B], places [rows / 16]."""
 
     weights: Array
     scale: Array
     places: Array
-    every_place: Array
 
     @property
     def nbytes(self) -> int:
@@ -233,11 +238,13 @@ class ScaledExperts:
     def apply_groups(
         self, others: Sequence[ScaledExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        return groups_widened((self, *others), x, ranges, y, work)
-
-    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
-        count, panels, columns, lanes = self.weights.shape
-        wide = work.wide(place, count * panels * lanes, columns)
-        flat = self.weights.reshape(-1, columns, lanes), self.scale.reshape(-1, self.scale.shape[2]), self.every_place
-        steps: Steps = [(fp8_panels.dequantize_panels_fp8, (*flat, wide.reshape(-1, lanes, columns)))]
-        return wide.reshape(count, panels * lanes, columns), "f32", steps
+        count, panels, columns, _ = self.weights.shape
+        matrices, each = (self, *others), () if others else (PAIR,)
+        blocks = *panel_blocks(panels // math.prod(each), work.workers), *each
+        operands = [operand for one in matrices
+                    for operand in (one.weights.reshape(count, *blocks, columns, PANEL), one.scale)]
+        near = [work.wide(place, blocks[0] * math.prod(each) * PANEL, columns).reshape(blocks[0], columns, *each, PANEL)
+                for place in range(len(matrices))]
+        kernel = moe_fp8.grouped_swiglu_fp8 if others else moe_fp8.grouped_fp8
+        result = Rows(y.array.reshape(len(y.array), *blocks, PANEL), y.count)
+        return [(kernel, (x, *ranges, *operands, self.places.reshape(blocks), *near, result))]

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, emulate, f8e4m3, f8e5m2, f32, f64, i4, i8, i32, i64, tiles, zeros
-from sapper.codegen.pipeline import finish_lane
+from sapper import Tensor, each, emulate, f8e4m3, f8e5m2, f32, f64, i4, i8, i32, i64, tiles, whole, zeros
+from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
 from sapper.lane.rows import rounded_constant
 from sapper.targets.x86_64.target import TARGETS
-from tests.lane.run_lane import run_lane
+from sapper.tile.schedule import Schedule
+from tests.lane.run_lane import run_lane, specialize
 
 from .run_native import RUNNABLE, run_native
 
 MACHINES = [name for name in ("v3", "v4", "zen4") if name in RUNNABLE]
 FORMATS = {"f8e4m3": ml_dtypes.float8_e4m3fn, "f8e5m2": ml_dtypes.float8_e5m2}
-N, K = sp.dims("N K")
+N, K, P = sp.dims("N K P")
 
 
 @sp.kernel
@@ -86,6 +87,14 @@ def products(a: Tensor[f8e4m3, N, K], x: Tensor[f32, K], y: Tensor[f32, N]):
         for k in tiles(K):
             acc += a[n, k].to(f32) @ x[k]
         y[n] = acc
+
+
+@sp.kernel
+def scaled_panels(x: Tensor[f8e4m3, P, K, 16], y: Tensor[f32, P, K, 16]):
+    for p in each(P):
+        l = whole(16)
+        for k in tiles(K):
+            y[p, k, l] = x[p, k, l].to(f32) * 3.0
 
 
 def hostile(name: str) -> np.ndarray:
@@ -210,16 +219,30 @@ def test_products() -> None:
     run_everywhere(products, {"a": a, "x": x.astype(np.float32), "y": np.zeros(37, np.float32)}, check)
 
 
+@pytest.mark.parametrize("machine", ["zen4", "v4"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_register_at_once(name: str) -> None:
-    """Where a target widens a register of codes, four loads are one; the lane interpreter says what that means."""
+def test_a_register_at_once(name: str, machine: str) -> None:
+    """Where a target widens a register of codes, by tables of bytes or by words, four loads are one; the lane
+    interpreter says what that means."""
     codes = np.arange(256, dtype=np.uint8).view(FORMATS[name])
     kernel = globals()[f"unpack_{name}"]
     arguments = {"x": codes, "y": np.zeros(256, np.float32), "backwards": np.zeros(256, np.float32)}
-    lane = run_lane(kernel.tile_ir(), arguments, passes=lambda lane: finish_lane(lane, TARGETS["zen4"]))
+    lane = run_lane(kernel.tile_ir(), arguments, passes=lambda lane: finish_lane(lane, TARGETS[machine]))
     assert [op for op in lane.walk() if op.name == "widen_float8"]
     assert_same(arguments["y"], codes.astype(np.float32))
     assert_same(arguments["backwards"], codes.astype(np.float32)[::-1])
+
+
+def test_rows_behind_one_another_are_widened_at_once() -> None:
+    """Rows as long as a vector, as panels have them; three of seven are left."""
+    codes = np.random.default_rng(5).permutation(np.arange(7 * 256, dtype=np.uint16).astype(np.uint8))
+    x = codes.reshape(16, 7, 16).view(FORMATS["f8e4m3"])
+    arguments, wanted = {"x": x, "y": np.zeros(x.shape, np.float32)}, x.astype(np.float32) * np.float32(3)
+    run_everywhere(scaled_panels, arguments, lambda done: assert_same(done["y"], wanted))
+    for machine, at_once in (("zen4", True), ("v4", True), ("v3", False)):
+        function, target = scaled_panels.tile_ir(), TARGETS[machine]
+        lane = finish_lane(to_lane(function, Schedule(), facts_of(target), specialize(function, arguments)), target)
+        assert any(op.name == "widen_float8" for op in lane.walk()) is at_once
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -14,6 +14,7 @@ from examples.statistics import softmax_of_columns
 from sapper.ir.nodes import Function
 from sapper.ir.types import f32, i8, i32
 from sapper.kernels import library
+from sapper.kernels.fp8_panels import matmul_few_fp8, matrix, random_weights
 from sapper.lang.builtins import abs, each, exp, maximum, minimum, span, tiles, topk, where, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -236,6 +237,19 @@ def test_neighbours_in_memory_lie_across_the_lanes(columns: int, facts: Facts) -
     np.testing.assert_allclose(arguments["y"], scanned(a, b), rtol=1e-6, atol=1e-6)
     assert not any(op.name == "store_lane0" for op in lane.walk())
     assert steps(lane, "c")[0] == 4 * facts.lanes
+
+
+def test_rows_that_are_left_widen_what_they_meet_together() -> None:
+    """fp8 takes several instructions: of 27 rows 12 and 12 meet a vector at once, then two and one."""
+    random = np.random.default_rng(4)
+    x, w = normal(27, 130), random_weights(random, 2, 130, 16)
+    scale, place = normal(2, 2), np.array([1, 0], np.int32)
+    arguments = {"w": w, "scale": scale, "place": place, "x": x, "y": np.zeros((27, 2, 16), np.float32)}
+    function = matmul_few_fp8.tile_ir()
+    lane = run_lane(function, arguments, None, AVX512, specialize(function, arguments, {"M": 512}))
+    wanted = x @ matrix(w, scale, place).T
+    np.testing.assert_allclose(arguments["y"].reshape(27, 32), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    assert steps(lane, "m") == [12, 8, 4, 2, 1]
 
 
 def test_columns_that_are_no_neighbours_are_taken_one_by_one() -> None:

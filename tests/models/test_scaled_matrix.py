@@ -26,8 +26,8 @@ def piece(random: np.random.Generator, rows: int, columns: int) -> tuple[RawScal
     return raw, wide
 
 
-def together(rows: tuple[int, ...], columns: int, exact: bool = True) -> tuple[ScaledMatrix, np.ndarray]:
-    random = np.random.default_rng(columns)
+def together(rows: tuple[int, ...], columns: int, exact: bool = True, seed: int = 1) -> tuple[ScaledMatrix, np.ndarray]:
+    random = np.random.default_rng(seed)
     raw, wide = zip(*(piece(random, count, columns) for count in rows), strict=True)
     return RawScaled.together(raw, Arena(1 << 24), exact), np.concatenate(wide)
 
@@ -55,15 +55,59 @@ def test_one_token_meets_every_block_by_its_scale(rows: tuple[int, ...], columns
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * np.abs(wide).max() * columns**0.5)
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("tokens", "exact"), [(20, True), (20, False), (5, False)])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_several_tokens_do_too(rows: tuple[int, ...], columns: int, exact: bool) -> None:
-    """exact: in f32; else the tokens are rounded to bf16, and only they."""
+def test_several_tokens_do_too(rows: tuple[int, ...], columns: int, tokens: int, exact: bool) -> None:
+    """exact, or few: in f32; else the tokens are rounded to bf16, and only they."""
     matrix, wide = together(rows, columns, exact)
-    x, y = filled((5, columns)), empty((5, sum(rows)))
-    count = Variable("count", 5)
-    Program(matrix.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(columns)))(count=5)
-    wanted = x.astype(np.float64) @ wide.T
-    off = np.abs(y - wanted).max() / (np.abs(wide).max() * columns**0.5)
-    assert off < (1e-5 if exact else 1e-2)
-    assert bool(off > 1e-5) is not exact
+    x, y = filled((tokens, columns)), empty((tokens, sum(rows)))
+    y[:] = 7
+    count = Variable("count", tokens)
+    steps = matrix.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(columns))
+    Program(steps)(count=tokens - 1)
+    wanted = x[:-1].astype(np.float64) @ wide.T
+    off = np.abs(y[:-1] - wanted).max() / (np.abs(wide).max() * columns**0.5)
+    assert off < (1e-5 if exact or tokens == 5 else 1e-2)
+    assert bool(off > 1e-5) is not (exact or tokens == 5)
+    assert (y[-1] == 7).all()
+
+
+@pytest.mark.parametrize("task", ["swiglu", "nt_residual"])
+def test_few_tokens_meet_two_matrices_or_are_added_to(task: str) -> None:
+    (matrix, wide), (other, more) = together((144,), 200), together((144,), 200, seed=2)
+    x, y, residual, count = filled((3, 200)), empty((3, 144)), filled((3, 144)), Variable("count", 3)
+    others, rest = ([other], [y]) if task == "swiglu" else ([], [residual, y])
+    steps = matrix.apply_rows(f"matmul_{task}", Rows(x, count), others, [Rows(one, count) for one in rest],
+                              Workspace(200))
+    Program(steps)(count=3)
+    gate = x @ wide.T
+    wanted = gate / (1 + np.exp(-gate)) * (x @ more.T) if others else residual + gate
+    np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_tokens_of_experts_meet_them_alone(gated: bool) -> None:
+    """Experts with many rows, with few and with none, some tokens or none of those that there is room for, on two
+    threads; rows that lie apart, scales that end within the columns."""
+    random, rows, columns = np.random.default_rng(4), 96, 200
+    pieces = [tuple(zip(*(piece(random, rows, columns) for _ in range(4)), strict=True)) for _ in range(1 + gated)]
+    experts, *others = (RawScaled.experts(raw, 4, Arena(1 << 20)) for raw, _ in pieces)
+    assert experts is not None
+    x, y = filled((40, columns + 16))[:, :columns], empty((40, rows + 16))[:, :rows]
+    first, last, count = np.zeros(4, np.int32), np.zeros(4, np.int32), Variable("count", 40)
+    steps = experts.apply_groups(others, Rows(x, count), (first, last), Rows(y, count), Workspace(columns, 2))
+    program = Program(steps, threads=2)
+    for ends in ((0, 33, 36, 40), (5, 5, 6, 9), (0, 0, 0, 0)):
+        y[:], last[:], first[1:] = 7, ends, ends[:-1]
+        program(count=ends[-1])
+        for e, (start, stop) in enumerate(zip(first, last, strict=True)):
+            gate, *up = (x[start:stop] @ wide[e].T for _, wide in pieces)
+            wanted = gate / (1 + np.exp(-gate)) * up[0] if up else gate
+            np.testing.assert_allclose(y[start:stop], wanted, rtol=1e-4, atol=1e-4 * columns)
+        assert (y[ends[-1] :] == 7).all()
+
+
+def test_panels_without_a_second_one_are_no_experts() -> None:
+    random = np.random.default_rng(4)
+    raw = [piece(random, 48, 128)[0] for _ in range(2)]
+    assert RawScaled.experts(raw, 2, Arena(1 << 20)) is None

@@ -104,7 +104,8 @@ class Session(BaseSession):
         turns: list[dict[str, tuple[int, ...]]] = [attention, {"_hidden": (rows, max(config.hidden, shared))}]
         if mixture is not None:
             routed = rows * mixture.taken
-            experts: Any = {"_gathered": (routed, config.features)}, {"_expert_hidden": (routed, mixture.hidden)}
+            experts: Any = tuple({name: (routed, moe.row_apart(columns))} for name, columns in (
+                ("_gathered", config.features), ("_expert_hidden", mixture.hidden)))
             turns += experts if self._experts_copy() else [experts[0] | experts[1]]
         in_f32 = [{name: (extents, F32) for name, extents in part.items()} for part in turns]
         in_f32[0]["_expanded"] = ((self.context * self._expanded_row(F32),), F32)
@@ -146,6 +147,13 @@ class Session(BaseSession):
         parts: list[Any] = [layer.feed_forward for layer in self.model.weights.layers]
         return all(experts.copies for part in parts if isinstance(part, MixtureWeights)
                    for experts in (part.gate, part.up, part.down))
+
+    @property
+    def _hidden_of_experts(self) -> Array:
+        """Without what lies between its rows."""
+        mixture = self.model.config.mixture
+        assert mixture is not None
+        return self._expert_hidden[:, : mixture.hidden]
 
     @property
     def _queries(self) -> Array:
@@ -372,7 +380,7 @@ class Session(BaseSession):
         """y to x."""
         x, y, work = self._x[0], self._y[0], self._work
         experts, shares = (self._of_tokens(array, one)[0] for array in (self._experts, self._shares))
-        hidden = self._expert_hidden[: one.taken]
+        hidden = self._hidden_of_experts[: one.taken]
         steps: Steps = []
         if one.shared is not None:
             steps, y = self._dense_one(one.shared, self._between[0]), self._between[0]
@@ -473,8 +481,8 @@ class Session(BaseSession):
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
         rows, routed, normed, y = self._rows, self._routed_of(one), self._x, self._y
-        owners, gathered, hidden = (Rows(array[: self._capacity * one.taken], routed)
-                                    for array in (self._owners, self._gathered, self._expert_hidden))
+        owners, gathered, hidden = (Rows(array[: self._capacity * one.taken], routed) for array in (
+            self._owners, self._gathered[:, : self.model.config.features], self._hidden_of_experts))
         chosen, place, shares = (rows(self._of_tokens(array, one))
                                  for array in (self._experts, self._place, self._shares))
         ranges = tuple(ends[: one.experts] for ends in self._ranges)

@@ -10,7 +10,7 @@ from typing import Any
 from ...ir.nodes import Op
 from ...ir.types import DType
 from .select_common import Key, OwnConstants, Rule, bits_of, dtype_of
-from .select_float8 import FLOAT8, PACKING, UNPACKING, WIDENING, round_row, widen_register
+from .select_float8 import FLOAT8, PACKING, UNPACKING, round_row, widen_register, widening_constants
 from .select_lanes import alias, insert_half, lanes_in, lanes_out, quarters
 from .select_masks import narrow_mask
 
@@ -174,5 +174,5 @@ RULES: dict[str, Rule] = {
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
     "round_to": rounding_constants, "pack2": rounding_constants,
-    "widen_float8": lambda s, op: WIDENING[op.attributes["dtype"].name],
+    "widen_float8": widening_constants,
 }

@@ -18,9 +18,9 @@ from .select_common import Key
 
 FLOAT8 = frozenset({"f8e4m3", "f8e5m2"})
 
-# e4m3: NaN is all ones and there is no infinity. 0x3f80 + 0x80 carries into bit 14, which no other word does; set
-# beside the word, it makes f16's NaN.
-_NO_BIT_14: Key = ("s", 4, 0xBFFFBFFF)
+# e4m3: NaN is all ones and there is no infinity. A code whose sign is extended has it in bit 14 of its word, too. The
+# word and 0x80 have another bit 14 than the word just where that is to be set: of negative numbers, whose bit 14 stays
+# set unless 0x80 carries through, and of NaN, which makes f16's NaN.
 _CARRY: Key = ("s", 4, 0x00800080)
 _BIT_14: Key = ("s", 4, 0x40004000)
 _SCALE: Key = ("s", 4, (127 + 8) << 23)
@@ -39,7 +39,7 @@ _PLACES: dict[str, Key] = {"f8e4m3": ("s", 4, (23 - 3) << 23), "f8e5m2": ("s", 4
 _MOST: Key = ("s", 4, (127 + 17) << 23)
 """Above all of e5m2; the power that rounds is still finite."""
 
-UNPACKING: dict[str, tuple[Key, ...]] = {"f8e4m3": (_NO_BIT_14, _CARRY, _BIT_14, _SCALE), "f8e5m2": ()}
+UNPACKING: dict[str, tuple[Key, ...]] = {"f8e4m3": (_CARRY, _BIT_14, _SCALE), "f8e5m2": ()}
 PACKING: dict[str, tuple[Key, ...]] = {
     name: (_SIGN, _MAGNITUDE, _EXPONENT, _LEAST[name], _PLACES[name],
            *((_TOO_LARGE, _UNSCALE, _LOW_BYTES) if name == "f8e4m3" else (_MOST,)))
@@ -63,40 +63,40 @@ def unpack(s: Any, name: str, register: Any, source: Any, on: Any = None) -> Non
         s.emit(extend, words, source)
     shifted = s.new("vec")
     s.emit(f"vpsllw.imm.{width}", shifted, words, 7 if name == "f8e4m3" else 8)
-    if name == "f8e4m3":
-        without = s.new("vec")
-        s.emit(f"vpand{_letter(s)}.{width}", without, shifted, s.constant(_NO_BIT_14))
-        shifted = without
     _from_words(s, name, register, shifted)
 
 
-def _letter(s: Any) -> str:
-    return "d" if s.facts.opmask else ""
-
-
 def _from_words(s: Any, name: str, register: Any, words: Any) -> None:
-    """f16 words, bit 14 clear for e4m3, to the numbers."""
-    bits, width = s.facts.bits4, _word_bits(s)
-    if name == "f8e5m2":
-        s.emit(f"vcvtph2ps.{bits}", register, words)
-        return
-    carried, scaled = s.new("vec"), s.new("vec")
+    """f16 words, where bit 14 is the sign or clear for e4m3, to the numbers."""
+    if name == "f8e4m3":
+        words = _with_nan(s, words, _word_bits(s))
+    _from_halves(s, name, register, words)
+
+
+def _with_nan(s: Any, words: Any, width: int) -> Any:
+    """Such words of e4m3 as f16."""
+    carried = s.new("vec")
     s.emit(f"vpaddw.{width}", carried, words, s.constant(_CARRY))
     if s.facts.opmask:
-        s.emit(f"vpternlogd.{width}", words, carried, s.constant(_BIT_14), 0xF8)  # words | carried & bit 14
-    else:
-        bit = s.new("vec")
-        s.emit(f"vpand.{width}", bit, carried, s.constant(_BIT_14))
-        with_nan = s.new("vec")
-        s.emit(f"vpor.{width}", with_nan, words, bit)
-        words = with_nan
-    s.emit(f"vcvtph2ps.{bits}", scaled, words)
-    s.emit(f"vmulps.{bits}", register, scaled, s.constant_operand(_SCALE))
+        s.emit(f"vpternlogd.{width}", words, carried, s.constant(_BIT_14), 0x78)  # words ^ (carried & bit 14)
+        return words
+    bit, made = s.new("vec"), s.new("vec")
+    s.emit(f"vpand.{width}", bit, carried, s.constant(_BIT_14))
+    s.emit(f"vpxor.{width}", made, words, bit)
+    return made
+
+
+def _from_halves(s: Any, name: str, register: Any, halves: Any) -> None:
+    """f16 to the numbers."""
+    bits, scaled = s.facts.bits4, s.new("vec") if name == "f8e4m3" else register
+    s.emit(f"vcvtph2ps.{bits}", scaled, halves)
+    if name == "f8e4m3":
+        s.emit(f"vmulps.{bits}", register, scaled, s.constant_operand(_SCALE))
 
 
 def _to_words(s: Any, name: str, row: Any) -> Any:
     """f32 to f16 words of the nearest fp8 number, bit 14 clear for e4m3; what is too large for it is 480."""
-    bits, letter = s.facts.bits4, _letter(s)
+    bits, letter = s.facts.bits4, "d" if s.facts.opmask else ""
     magnitude, power, total, rounded, words = (s.new("vec") for _ in range(5))
     s.emit(f"vpand{letter}.{bits}", magnitude, row, s.constant_operand(_MAGNITUDE))
     s.emit(f"vpand{letter}.{bits}", power, magnitude, s.constant_operand(_EXPONENT))
@@ -195,11 +195,42 @@ _ORDER: Key = ("d", bytes(16 * row + 4 * quarter + lane for quarter in range(4) 
 """Joining bytes takes the lower, then the upper half of each quarter: lane by lane, those of two rows."""
 _BYTE_SIGNS: Key = ("s", 4, 0x80808080)
 _UPPER_HALF: Key = ("s", 4, 0xFFFF0000)
-WIDENING = {name: (_ORDER, t[0], t[2], t[1], t[3], _UPPER_HALF, _BYTE_SIGNS) for name, t in _TABLES.items()}
+_BY_TABLES = {name: (_ORDER, t[0], t[2], t[1], t[3], _UPPER_HALF, _BYTE_SIGNS) for name, t in _TABLES.items()}
 """Those first that no memory operand can be."""
+
+# Without them, where instructions of 512 bits go to two pipes: 32 words at once, to which codes are widened by joining
+# bytes, 0 below. That takes the lower, then the upper half of each quarter, so rows 0 and 1 are put into lower halves
+# first. 19 instructions for 64 numbers, where 16 at a time need 24, which take the same pipes though most are of 256
+# bits.
+_QUARTERS: Key = ("d", struct.pack("<8Q", 0, 4, 1, 5, 2, 6, 3, 7))
+_ZERO: Key = ("s", 4, 0)
+_BY_WORDS: dict[str, tuple[Key, ...]] = {name: (_QUARTERS, _ZERO, *UNPACKING[name]) for name in UNPACKING}
+
+
+def widening_constants(s: Any, op: Op) -> tuple[Key, ...]:
+    return (_BY_TABLES if "avx512_vbmi" in s.facts.features else _BY_WORDS)[op.attributes["dtype"].name]
 
 
 def widen_register(s: Any, op: Op) -> None:
+    if "avx512_vbmi" in s.facts.features:
+        _widen_by_tables(s, op)
+        return
+    name = op.attributes["dtype"].name
+    codes = s.new("vec")
+    s.emit("vpermq.512", codes, s.constant(_QUARTERS), s.operand(op.operands[0]))
+    for first, half in ((0, "l"), (2, "h")):
+        words, upper = s.new("vec"), s.new("vec")
+        s.emit(f"vpunpck{half}bw.512", words, s.constant(_ZERO), codes)
+        if name == "f8e4m3":
+            shifted = s.new("vec")
+            s.emit("vpsraw.imm.512", shifted, words, 1)
+            words = _with_nan(s, shifted, 512)
+        s.emit("vextracti64x4.512", upper, words, 1)
+        _from_halves(s, name, s.define(op.results[first]), words)
+        _from_halves(s, name, s.define(op.results[first + 1]), upper)
+
+
+def _widen_by_tables(s: Any, op: Op) -> None:
     upper_low, upper_high, lower_low, lower_high = _TABLES[op.attributes["dtype"].name]
     codes, upper, lower = s.new("vec"), s.new("vec"), s.new("vec")
     s.emit("vpermb.512", codes, s.constant(_ORDER), s.operand(op.operands[0]))
