@@ -222,6 +222,20 @@ class Places:
         start = low.row_of(low.add(place.scalar, place.number))
         return start if place.row is None else low.emit(level, "add", [place.row, start], ROW_I32)
 
+    def chosen(self, value: Value, at: dict[str, int]) -> Value | None:
+        """Of a choice between two values by a place that no lane changes: that one."""
+        op = value.op
+        if op is None or op.name != "select" or op.operands[0].op is None or op.operands[0].op.name != "eq":
+            return None
+        sides = op.operands[0].op.operands
+        if any(forms_place(v, self.bounds) is None for v in sides):
+            return None
+        places = [self.of(v, at) for v in sides]
+        if any(place.row is not None or not isinstance(place.scalar, int) for place in places):
+            return None
+        first, second = (int(place.scalar) + place.number for place in places)  # type: ignore[arg-type]
+        return op.operands[1 if first == second else 2]
+
     def address(self, load: Op, at: dict[str, int]) -> tuple[Value, Value, int]:
         """Base, offsets of the lanes, disp of an element."""
         low = self.low

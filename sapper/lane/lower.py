@@ -35,6 +35,7 @@ from ..tile.chained_axes import keep_columns_whole
 from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
+from ..tile.joined_depths import join_depths
 from ..tile.joined_products import part_joined_products
 from ..tile.long_sums import share_long_sums
 from ..tile.loop_products import join_loops
@@ -239,7 +240,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         if is_one_product():
             return
         if all(specialization.strides.get(tensor.name, "contiguous") == "contiguous" for tensor in function.tensors()) \
-                and join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product):
+                and (join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product)
+                     or join_depths(function, is_one_product)):
             return
         dtypes = {*unit.dtypes, *SPLIT_DTYPES}
 

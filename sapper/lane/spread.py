@@ -125,8 +125,14 @@ class SpreadLowering(MatrixLowering):
         return made[0], made[1]
 
     def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
-        known = None if self.places is None else self.places.row(value, at, level)
-        return super()._compute(value, at, level) if known is None else known
+        if self.places is not None:
+            known = self.places.row(value, at, level)
+            if known is not None:
+                return known
+            chosen = self.places.chosen(value, at)
+            if chosen is not None:
+                return self.row(chosen, at)
+        return super()._compute(value, at, level)
 
     # Pairs of 16 bits.
 
