@@ -239,9 +239,10 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
         if is_one_product():
             return
-        if all(specialization.strides.get(tensor.name, "contiguous") == "contiguous" for tensor in function.tensors()) \
-                and (join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product)
-                     or join_depths(function, is_one_product)):
+        contiguous = all(specialization.strides.get(tensor.name, "contiguous") == "contiguous"
+                         for tensor in function.tensors())
+        if contiguous and (join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product)
+                           or join_depths(function, is_one_product)):
             return
         dtypes = {*unit.dtypes, *SPLIT_DTYPES}
 
@@ -267,6 +268,15 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 len(axes_of(v)) == 1 + len(over) and fits(v, over[-1]) for v in op.operands
             ) and min(extents[axis] for axis in (*outer, over[-1])) >= FEWEST
 
+        def has_few_rows() -> bool:
+            """Lanes along the depth then read all operands of a product in runs (runs.py)."""
+            ends = {axis: op.operands[2 * number + 1] for op in function.walk() for number, axis in enumerate(
+                axes_brought(op))}
+            return all(min(typical(ends[axis]) or 1 for axis in axes_of(op.result)) < FEWEST
+                       for op in function.walk() if op.name == "contract")
+
+        if contiguous and has_few_rows() and join_depths(function, lambda: True):
+            return
         join_loops(function, typical, is_product)
         part_products(function, typical, is_product, MOST_PASSED_BYTES)
 

@@ -136,7 +136,7 @@ class MatrixLowering(DepthShares):
 
     def _match_scaled(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
         """Bytes along the depth that scales multiply, of whose blocks no piece meets two along the depth."""
-        from .computed_pieces import forms_place
+        from .places import forms_place
 
         found = self.match_matrix_walk(walk, unit.byte_dtypes, True, along_depth=True)
         if found is None or self.schedule.chunks or len(found.right) > 1 or not found.is_scaled:

@@ -51,7 +51,7 @@ def join_depths(function: Function, serves: Serves) -> bool:
     """In place; whether a sum was joined. serves: whether the function as it is then does."""
     for tiles in [op for op in function.walk() if op.name == "tiles" and op.attributes["parallel"]]:
         block = tiles.blocks[0]
-        for op in block.ops:
+        for op in list(block.ops):
             found = _of_loop(op) if op.blocks else _of_tree(op, block)
             if found is None or not found.write({axis for other in function.walk() for axis in axes_brought(other)}):
                 continue
