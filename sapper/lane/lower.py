@@ -272,8 +272,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             """Lanes along the depth then read all operands of a product in runs (runs.py)."""
             ends = {axis: op.operands[2 * number + 1] for op in function.walk() for number, axis in enumerate(
                 axes_brought(op))}
-            return all(min(typical(ends[axis]) or 1 for axis in axes_of(op.result)) < FEWEST
-                       for op in function.walk() if op.name == "contract")
+            return all(len(axes_of(op.result)) < 2 or min(typical(ends[axis]) or 1 for axis in axes_of(op.result))
+                       < FEWEST for op in function.walk() if op.name == "contract")
 
         if contiguous and has_few_rows() and join_depths(function, lambda: True):
             return

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..ir.nodes import Op, Value
-from ..ir.types import ROW_B32, ROW_I32, RowType, TensorType, TileType, b32, i4, i32
+from ..ir.types import ROW_B32, ROW_I32, DType, RowType, TensorType, TileType, b32, i4, i32
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import axes_of
@@ -37,6 +37,8 @@ class Place(NamedTuple):
 
 COUNTED = ("index", "i32", "i64")
 """Types of places: narrower ones might wrap."""
+MOST_CAST = 1 << 7
+"""Numbers below this are the same in all types of integers."""
 FREE = 1 << 62
 """What 0 is a multiple of."""
 
@@ -141,26 +143,34 @@ class Places:
     def row(self, value: Value, at: dict[str, int], level: int) -> Value | None:
         """The row of an integer that is a place; None of others."""
         op = value.op
-        if op is None or not axes_of(value) or op.name not in ("add", "mul", "floordiv", "mod") \
-                or forms_place(value, self.bounds) is None:
+        if op is None or not axes_of(value):
+            return None
+        if op.name == "cast":
+            number = self.number(op.operands[0], at)
+            if number is None or not 0 <= number < MOST_CAST or not _dtype(value).is_integer:
+                return None
+            return self.low.constant(number, i32)
+        if op.name not in ("add", "mul", "floordiv", "mod") or forms_place(value, self.bounds) is None:
             return None
         low, place = self.low, self.of(value, at)
         start = low.row_of(low.add(place.scalar, place.number))
         return start if place.row is None else low.emit(level, "add", [place.row, start], ROW_I32)
+
+    def number(self, value: Value, at: dict[str, int]) -> int | None:
+        """The place that a value is in all lanes, if it is known."""
+        if not axes_of(value) or forms_place(value, self.bounds) is None:
+            op = value.op
+            return int(op.attributes["value"]) if op is not None and op.name == "const" else None
+        place = self.of(value, at)
+        return None if place.row is not None or not isinstance(place.scalar, int) else place.scalar + place.number
 
     def chosen(self, value: Value, at: dict[str, int]) -> Value | None:
         """Of a choice between two values by a place that no lane changes: that one."""
         op = value.op
         if op is None or op.name != "select" or op.operands[0].op is None or op.operands[0].op.name != "eq":
             return None
-        sides = op.operands[0].op.operands
-        if any(forms_place(v, self.bounds) is None for v in sides):
-            return None
-        places = [self.of(v, at) for v in sides]
-        if any(place.row is not None or not isinstance(place.scalar, int) for place in places):
-            return None
-        first, second = (int(place.scalar) + place.number for place in places)  # type: ignore[arg-type]
-        return op.operands[1 if first == second else 2]
+        first, second = (self.number(v, at) for v in op.operands[0].op.operands)
+        return None if first is None or second is None else op.operands[1 if first == second else 2]
 
     def address(self, load: Op, at: dict[str, int]) -> tuple[Value, Value, int]:
         """Base, offsets of the lanes, disp of an element."""
@@ -359,3 +369,8 @@ def goes_by_places(load: Op, axis: str, piece: int) -> bool:
     return any(affine(index) is None for index in moving) and all(
         axes_of(index) == (axis,) and forms_place(index, {axis: piece}) is not None for index in moving) and all(
         affine(index) is not None for index in load.operands[1:] if index not in moving)
+
+
+def _dtype(value: Value) -> DType:
+    assert isinstance(value.type, TileType)
+    return value.type.dtype

@@ -9,6 +9,7 @@ one contraction over all places k of x, in whose other operand a digit of k says
 
     x[m, k] @ select(k % 2 == 0, low[n, k // 2], high[n, k // 2])
 
+or by how far its bits are shifted, where the two differ in nothing but which bits of a byte they are of,
 where the caller says that this serves: matrix instructions take it, and read x as it lies. The sum may be that of loops
 in order, which go on over the depth, and a single contraction over axes that are digits of a place. Holds: the meaning
 is the same, but for the order of the sum.
@@ -24,7 +25,7 @@ from typing import NamedTuple
 from ..ir.checker import union_of_axes
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.rewriter import eliminate_dead
-from ..ir.types import DType, TensorType, TileType, Type, bool_, index
+from ..ir.types import DType, TensorType, TileType, Type, bool_, index, u8
 from .affine import Affine, affine
 from .loop_products import spread
 from .ops import TILE_OPS
@@ -115,10 +116,12 @@ class _Sum:
         if not all(self._copies(v) for v in (*other, *loads[0].operands[1:1 + first])):
             return False
         *others, chosen = (self._copy(other[number]) for number in order)
-        for number, value in reversed(list(enumerate(others))):
+        shifted = None if which is None or len(others) != 1 else self._shifted(others[0], chosen, which)
+        for number, value in reversed(list(enumerate(others if shifted is None else []))):
             assert which is not None
             here = self._emit("eq", [which, self._number(number)], bool_)
             chosen = self._emit("select", [here, value, chosen], _dtype(chosen))
+        chosen = shifted or chosen
         sides = [self._read(read[0], first, place), chosen]
         type = self.root.result.type
         assert isinstance(type, TileType)
@@ -280,6 +283,41 @@ class _Sum:
         self.values[value] = self.made[key]
         return self.made[key]
 
+    # Halves.
+
+    def _shifted(self, low: Value, high: Value, which: Value) -> Value | None:
+        """What is `low` of the lower bits of a byte, and `high` of the upper ones, as one value of bits that a shift by
+        `which` brings; None if they differ in more."""
+        known: dict[tuple[Value, Value], Value | None] = {}
+
+        def merge(a: Value, b: Value) -> Value | None:
+            if a is b:
+                return a
+            if (a, b) not in known:
+                known[a, b] = shift(a, b) or again(a, b)
+            return known[a, b]
+
+        def shift(a: Value, b: Value) -> Value | None:
+            byte, mask = _masked(a)
+            above, upper = _masked(b)
+            amount = _shift_of(above, byte)
+            if mask is None or amount is None or mask != (1 << amount) - 1 or mask != (
+                    upper if upper is not None else 0xFF >> amount if _is_byte(byte) else None):
+                return None
+            dtype = _dtype(byte)
+            by = self._emit("cast", [self._emit("mul", [which, self._number(amount)], index)], dtype)
+            full = self._op("const", [], TileType(dtype), value=mask)
+            return self._emit("and", [self._emit("shr", [byte, by], dtype), full], dtype)
+
+        def again(a: Value, b: Value) -> Value | None:
+            if a.op is None or b.op is None or a.op.name != b.op.name or a.op.name not in ELEMENTWISE \
+                    or a.op.attributes != b.op.attributes or _dtype(a) is not _dtype(b):
+                return None
+            merged = [merge(v, other) for v, other in zip(a.op.operands, b.op.operands, strict=True)]
+            return None if None in merged else self._emit(a.op.name, [v for v in merged if v is not None], _dtype(a))
+
+        return merge(low, high)
+
     def _op(self, opcode: str, operands: list[Value], type: Type, ops: list[Op] | None = None,
             **attributes: object) -> Value:
         op = Op(opcode, operands, (type,), attributes, None, self.root.location)
@@ -359,6 +397,25 @@ def _terms(value: Value, carried: Value | None) -> list[Op] | None:
         else:
             return None
     return terms if left is None else None
+
+
+def _masked(value: Value) -> tuple[Value, int | None]:
+    """What a value has bits of, and which; None: all."""
+    op = value.op
+    mask = _constant(op.operands[1]) if op is not None and op.name == "and" else None
+    return (value, None) if op is None or mask is None else (op.operands[0], mask)
+
+
+def _shift_of(value: Value, byte: Value) -> int | None:
+    """By how many places another one is shifted for a value."""
+    op = value.op
+    return _constant(op.operands[1]) if op is not None and op.name == "shr" and op.operands[0] is byte else None
+
+
+def _is_byte(value: Value) -> bool:
+    """Whether a value has 8 bits, and no sign."""
+    op = value.op
+    return _dtype(value) is u8 or (op is not None and op.name == "cast" and _dtype(op.operands[0]) is u8)
 
 
 def _is_alike(value: Value, other: Value) -> bool:
