@@ -275,7 +275,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             return all(len(axes_of(op.result)) < 2 or min(typical(ends[axis]) or 1 for axis in axes_of(op.result))
                        < FEWEST for op in function.walk() if op.name == "contract")
 
-        if contiguous and has_few_rows() and join_depths(function, lambda: True):
+        if contiguous and has_few_rows() and join_depths(function, lambda: True, fewest=2):
             return
         join_loops(function, typical, is_product)
         part_products(function, typical, is_product, MOST_PASSED_BYTES)

@@ -18,6 +18,7 @@ is the same, but for the order of the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count, pairwise
 from math import prod
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from .affine import Affine, affine
 from .loop_products import spread
 from .ops import TILE_OPS
 from .plan import axes_of
-from .product_parts import axes_brought
+from .product_parts import EXTENT_OPS, axes_brought
 from .semantics import ELEMENTWISE
 
 Serves = Callable[[], bool]
@@ -48,32 +49,59 @@ class _Digit(NamedTuple):
     key: Key | None
 
 
-def join_depths(function: Function, serves: Serves) -> bool:
-    """In place; whether a sum was joined. serves: whether the function as it is then does."""
+def join_depths(function: Function, serves: Serves, fewest: int = 1) -> bool:
+    """In place; whether the sums of a loop over tiles were joined. serves: whether the function as it is then does.
+    fewest: products of a sum."""
     for tiles in [op for op in function.walk() if op.name == "tiles" and op.attributes["parallel"]]:
         block = tiles.blocks[0]
-        for op in list(block.ops):
-            found = _of_loop(op) if op.blocks else _of_tree(op, block)
-            if found is None or not found.write({axis for other in function.walk() for axis in axes_brought(other)}):
+        before, head = list(block.ops), list(function.body.ops)
+        taken = {axis for op in function.walk() for axis in axes_brought(op)}
+        depths: list[_Depth] = []
+        joined: list[tuple[Op, list[Value]]] = []
+        for op in before:
+            sums = _of_loop(op) if op.blocks else _of_tree(op, block)
+            known = list(depths)
+            if not sums or min(len(found.terms) for found in sums) < fewest or not all(
+                    found.write(taken, depths) for found in sums):
+                depths = known
                 continue
-            before, head = list(block.ops), list(function.body.ops)
-            at = block.ops.index(op)
-            block.ops[at:at + 1] = found.ops
-            if found.view is not None:
-                tensor = found.view.operands[0].op
-                place = 0 if tensor is None else function.body.ops.index(tensor) + 1
-                function.body.ops[place:place] = [*found.head, found.view]
-            result = op.result
-            result.move_to(found.ops[-1])
-            found.ops[-1].results = [result]
-            eliminate_dead(function, TILE_OPS)
-            walked = {other.attributes["axis"] for other in block.ops if other.name == "index"}
-            block.ops[:] = [other for other in block.ops if not found.ranges.keys() & {*axes_brought(other)} - walked]
-            if serves():
-                return True
-            function.body.ops[:], block.ops[:] = head, before
-            result.move_to(op)
+            at, results = block.ops.index(op), list(op.results)
+            block.ops[at:at + 1] = [made for found in sums for made in found.ops]
+            joined.append((op, results))
+            for found, result in zip(sums, results, strict=True):
+                result.move_to(found.ops[-1])
+                found.ops[-1].results = [result]
+                if found.view is not None:
+                    tensor = found.view.operands[0].op
+                    place = 0 if tensor is None else function.body.ops.index(tensor) + 1
+                    function.body.ops[place:place] = [*found.head, found.view]
+        if not joined:
+            continue
+        eliminate_dead(function, TILE_OPS)
+        walked = {op.attributes["axis"] for op in function.walk() if op.name == "index"}
+        block.ops[:] = [op for op in block.ops if op.name != "whole" or op.attributes["axis"] in walked]
+        if serves():
+            return True
+        function.body.ops[:], block.ops[:] = head, before
+        for op, results in joined:
+            op.results = results
+            for result in results:
+                result.move_to(op)
     return False
+
+
+@dataclass(slots=True)
+class _Depth:
+    """A depth that sums were joined to. place: along it. which: of several products stands there. made: what was made
+    of places, by what it is. views: of tensors."""
+
+    digits: tuple[_Digit, ...]
+    extent: Value
+    place: Value
+    which: Value | None
+    values: dict[Value, Value]
+    made: dict[object, Value]
+    views: dict[Value, Value]
 
 
 class _Sum:
@@ -82,23 +110,23 @@ class _Sum:
 
     ops: what stands for it. view, head: of x, if its dimensions are not one yet, and what that is made of."""
 
-    def __init__(self, root: Op, terms: Sequence[Op], begin: Value | None, ranges: dict[Key, tuple[Value, Value]],
+    def __init__(self, result: Value, terms: Sequence[Op], begin: Value | None, ranges: dict[Key, tuple[Value, Value]],
                  inside: set[Op]) -> None:
-        self.root, self.terms, self.begin, self.ranges, self.inside = root, list(terms), begin, ranges, inside
+        self.result, self.terms, self.begin, self.ranges, self.inside = result, list(terms), begin, ranges, inside
+        self.location = terms[0].location
         self.ops: list[Op] = []
         self.head: list[Op] = []
         self.view: Op | None = None
-        self.values: dict[Value, Value] = {}
-        self.made: dict[object, Value] = {}
 
-    def write(self, taken: set[str]) -> bool:
-        """Whether there is a way; then the ops are there. taken: names of axes."""
+    def write(self, taken: set[str], depths: list[_Depth]) -> bool:
+        """Whether there is a way; then the ops are there. taken: names of axes. depths: those of other sums, to which
+        that of this one is added."""
         tensors = dict.fromkeys(load.operands[0] for v in self.terms[0].operands if (load := _load_of(v)) is not None)
-        return any(self._write(tensor, taken) for tensor in tensors)
+        return any(self._write(tensor, taken, depths) for tensor in tensors)
 
-    def _write(self, tensor: Value, taken: set[str]) -> bool:
+    def _write(self, tensor: Value, taken: set[str], depths: list[_Depth]) -> bool:
         """tensor: of the operands that are read as they lie."""
-        self.ops, self.head, self.view, self.values, self.made = [], [], None, {}, {}
+        self.ops, self.head, self.view = [], [], None
         read, other = list[Value](), list[Value]()
         for term in self.terms:
             mine = [v for v in term.operands if (load := _load_of(v)) is not None and load.operands[0] is tensor]
@@ -111,10 +139,10 @@ class _Sum:
         if found is None or len({_dtype(v) for v in other}) > 1:
             return False
         first, digits, order = found
-        place = self._place(digits, self._total(digits[-1], tensor, first), taken)
-        which = self._take_digits(digits, place)
         if not all(self._copies(v) for v in (*other, *loads[0].operands[1:1 + first])):
             return False
+        self._settle(digits, tensor, first, taken, depths)
+        place, which = self.depth.place, self.depth.which
         *others, chosen = (self._copy(other[number]) for number in order)
         shifted = None if which is None or len(others) != 1 else self._shifted(others[0], chosen, which)
         for number, value in reversed(list(enumerate(others if shifted is None else []))):
@@ -123,7 +151,7 @@ class _Sum:
             chosen = self._emit("select", [here, value, chosen], _dtype(chosen))
         chosen = shifted or chosen
         sides = [self._read(read[0], first, place), chosen]
-        type = self.root.result.type
+        type = self.result.type
         assert isinstance(type, TileType)
         (axis,) = axes_of(place)
         if tuple(a for a in union_of_axes(sides) if a != axis) != type.axes:
@@ -178,13 +206,23 @@ class _Sum:
     def _extent(self, key: Key) -> int | None:
         return _constant(self.ranges[key][1])
 
-    def _place(self, digits: Sequence[_Digit], total: Value, taken: set[str]) -> Value:
-        """The coordinate along an axis of its own over so many places."""
+    def _settle(self, digits: Sequence[_Digit], tensor: Value, first: int, taken: set[str],
+                depths: list[_Depth]) -> None:
+        """Find the depth: that of another sum, or a new one."""
+        extent = self._total(digits[-1], tensor, first)
+        for depth in depths:
+            if depth.digits == tuple(digits) and _is_same(depth.extent, extent):
+                self.depth, self.ops = depth, []
+                return
         key = digits[-1].key or digits[0].key
         name = key if isinstance(key, str) else key.name if key is not None else ""
         axis = next(made for n in count() if (made := f"{name}_{n}" if n else name) not in taken)
-        self.ops.append(Op("whole", [self._number(0), total], (), {"axis": axis}, None, self.root.location))
-        return self._op("index", [], TileType(index, (axis,)), axis=axis)
+        taken.add(axis)
+        self.ops.append(Op("whole", [self._number(0), extent], (), {"axis": axis}, None, self.location))
+        place = self._op("index", [], TileType(index, (axis,)), axis=axis)
+        self.depth = _Depth(tuple(digits), extent, place, None, {}, {}, {})
+        self.depth.which = self._take_digits(digits, place)
+        depths.append(self.depth)
 
     def _total(self, highest: _Digit, tensor: Value, first: int) -> Value:
         """How many places there are: the extent of a tensor's last dimension, if all of that was split."""
@@ -216,9 +254,9 @@ class _Sum:
             if key is None:
                 which = value
             elif isinstance(key, str):
-                self.made["index", key] = value
+                self.depth.made["index", key] = value
             else:
-                self.values[key] = value
+                self.depth.values[key] = value
         return which
 
     def _read(self, value: Value, first: int, place: Value) -> Value:
@@ -229,7 +267,7 @@ class _Sum:
             return self._emit("cast", [self._read(op.operands[0], first, place)], _dtype(value))
         tensor, *indices = op.operands
         if first + 1 < len(indices):
-            tensor = _before_split(tensor, first) or self._joined(tensor, first)
+            tensor = _before_split(tensor, first) or self.depth.views.get(tensor) or self._joined(tensor, first)
         return self._emit("load", [tensor, *(self._copy(v) for v in indices[:first]), place], _dtype(value))
 
     def _joined(self, tensor: Value, first: int) -> Value:
@@ -242,7 +280,8 @@ class _Sum:
             merged = self._op("mul", [merged, size], TileType(index), self.head)
         groups = [[1, 1]] * first + [[len(sizes) - first, 1]]
         self.view = Op("view", [tensor, *sizes[:first], merged], (TensorType(t.dtype, ("?",) * (first + 1)),),
-                       {"groups": groups}, None, self.root.location)
+                       {"groups": groups}, None, self.location)
+        self.depth.views[tensor] = self.view.result
         return self.view.result
 
     # Copies.
@@ -266,22 +305,22 @@ class _Sum:
 
     def _copy(self, value: Value) -> Value:
         """A value where axes and counters are digits; the same once."""
-        if value in self.values or not self._depends(value):
-            return self.values.get(value, value)
+        if value in self.depth.values or not self._depends(value):
+            return self.depth.values.get(value, value)
         op = value.op
         assert op is not None
         axis = op.attributes.get("axis") if op.name == "index" else None
-        if axis is not None and ("index", axis) in self.made:
-            self.values[value] = self.made["index", axis]
-            return self.values[value]
+        if axis is not None and ("index", axis) in self.depth.made:
+            self.depth.values[value] = self.depth.made["index", axis]
+            return self.depth.values[value]
         operands = [v if isinstance(v.type, TensorType) else self._copy(v) for v in op.operands]
         key = (op.name, *operands, str(sorted(op.attributes.items())), _dtype(value))
-        if key not in self.made:
-            made = spread(op, self.values, [])
+        if key not in self.depth.made:
+            made = spread(op, self.depth.values, [])
             self.ops.append(made)
-            self.made[key] = made.result
-        self.values[value] = self.made[key]
-        return self.made[key]
+            self.depth.made[key] = made.result
+        self.depth.values[value] = self.depth.made[key]
+        return self.depth.made[key]
 
     # Halves.
 
@@ -320,7 +359,7 @@ class _Sum:
 
     def _op(self, opcode: str, operands: list[Value], type: Type, ops: list[Op] | None = None,
             **attributes: object) -> Value:
-        op = Op(opcode, operands, (type,), attributes, None, self.root.location)
+        op = Op(opcode, operands, (type,), attributes, None, self.location)
         (self.ops if ops is None else ops).append(op)
         return op.result
 
@@ -331,56 +370,62 @@ class _Sum:
         return self._op("const", [], TileType(index), ops, value=value)
 
 
-def _of_tree(op: Op, block: Block) -> _Sum | None:
+def _of_tree(op: Op, block: Block) -> list[_Sum]:
     """A sum of contractions, or a single one, over axes of `whole`, that is no part of such a sum."""
     terms = _terms(op.result, None) if op.name in ("add", "contract") else None
     if not terms or any(other.name == "add" and op.result in other.operands and _terms(other.result, None)
                         for other in block.ops):
-        return None
+        return []
     ranges: dict[Key, tuple[Value, Value]] = {
         axis: (other.operands[0], other.operands[1]) for other in block.ops for axis in axes_brought(other)
         if other.name == "whole" and axis in terms[0].attributes["over"]}
-    return _sum(op, terms, None, ranges, set())
+    found = _sum(op.result, terms, None, ranges, set())
+    return [] if found is None else [found]
 
 
-def _of_loop(loop: Op) -> _Sum | None:
-    """What loops in order, one in the other, add up."""
+def _of_loop(loop: Op) -> list[_Sum]:
+    """What loops in order, one in the other, add up; nothing if one of their results is something else."""
     ranges: dict[Key, tuple[Value, Value]] = {}
     inside: set[Op] = set()
-    begin, level = loop.operands[-1], loop
+    level, results = loop, len(loop.results)
     while True:
         body = level.blocks[0]
-        if level.name not in ("each", "tiles") or level.attributes["parallel"] or len(level.results) != 1 \
-                or level.attributes.get("step", 1) != 1:
-            return None
-        carried = body.arguments[-1]
-        keys: list[Key] = list(level.attributes["axes"] if level.name == "tiles" else body.arguments[:-1])
-        ranges.update(zip(keys, zip(level.operands[:-1:2], level.operands[1:-1:2], strict=True), strict=True))
+        if level.name not in ("each", "tiles") or level.attributes["parallel"] or not results or (
+                len(level.results) != results or level.attributes.get("step", 1) != 1):
+            return []
+        carried, bounds = body.arguments[-results:], level.operands[:-results]
+        keys: list[Key] = list(level.attributes["axes"] if level.name == "tiles" else body.arguments[:-results])
+        ranges.update(zip(keys, zip(bounds[::2], bounds[1::2], strict=True), strict=True))
         ranges.update({op.attributes["axis"]: (op.operands[0], op.operands[1])
                        for op in body.ops if op.name == "whole"})
         inside.update(body.ops)
         nested = [op for op in body.ops if op.blocks]
         if not nested:
             break
-        (total,) = body.ops[-1].operands
-        if len(nested) > 1 or total.op is not nested[0] or nested[0].operands[-1] is not carried:
-            return None
+        if len(nested) > 1 or body.ops[-1].operands != nested[0].results or nested[0].operands[-results:] != carried:
+            return []
         level = nested[0]
-    (total,) = body.ops[-1].operands
-    terms = _terms(total, carried)
-    return _sum(loop, terms, begin, ranges, inside) if terms else None
+    sums = list[_Sum]()
+    for total, begin, own, result in zip(body.ops[-1].operands, loop.operands[-results:], carried, loop.results,
+                                         strict=True):
+        terms = _terms(total, own)
+        found = _sum(result, terms, begin, ranges, inside) if terms else None
+        if found is None:
+            return []
+        sums.append(found)
+    return sums
 
 
-def _sum(root: Op, terms: list[Op], begin: Value | None, ranges: dict[Key, tuple[Value, Value]],
+def _sum(result: Value, terms: list[Op], begin: Value | None, ranges: dict[Key, tuple[Value, Value]],
          inside: set[Op]) -> _Sum | None:
     over = {axis for axis in ranges if isinstance(axis, str)}
     if not all(_constant(start) == 0 for start, _ in ranges.values()) or any(
             stop.op in inside or stop in ranges for _, stop in ranges.values()) or any(
-            set(term.attributes["over"]) != over or not _is_alike(term.result, root.result) for term in terms):
+            set(term.attributes["over"]) != over or not _is_alike(term.result, result) for term in terms):
         return None
     zero = begin is not None and begin.op is not None and begin.op.name == "full" \
         and _constant(begin.op.operands[0]) == 0
-    return _Sum(root, terms, None if zero else begin, ranges, inside)
+    return _Sum(result, terms, None if zero else begin, ranges, inside)
 
 
 def _terms(value: Value, carried: Value | None) -> list[Op] | None:
@@ -449,11 +494,10 @@ def _before_split(tensor: Value, first: int) -> Value | None:
 
 
 def _is_same(value: Value, other: Value) -> bool:
-    """Whether two extents are made alike."""
+    """Whether two extents are made alike, of dimensions and numbers."""
     a, b = value.op, other.op
-    return value is other or (a is not None and b is not None and a.name == b.name and a.attributes == b.attributes
-                              and len(a.operands) == len(b.operands) > 0
-                              and all(map(_is_same, a.operands, b.operands))) or (
+    return value is other or (a is not None and b is not None and a.name == b.name and a.name in ("dim", *EXTENT_OPS)
+                              and a.attributes == b.attributes and all(map(_is_same, a.operands, b.operands))) or (
         _constant(value) is not None and _constant(value) == _constant(other))
 
 

@@ -85,6 +85,34 @@ def digits(x: Tensor[f32, M, B, 4], w: Tensor[f32, B, N, 4], y: Tensor[f32, M, N
         y[m, n] = x[m, b, j] @ (w[b, n, j] * 2.0)
 
 
+@sp.kernel
+def gated(x: Tensor[f32, M, H, 2], w: Tensor[u8, N, H], v: Tensor[u8, N, H], y: Tensor[f32, M, N]):
+    """Two sums over one depth."""
+    for m, n in tiles(M, N):
+        a = zeros(m, n, dtype=f32)
+        b = zeros(m, n, dtype=f32)
+        for h in tiles(H):
+            a += x[m, h, 0] @ (w[n, h] & 15).to(f32) + x[m, h, 1] @ (w[n, h] >> 4).to(f32)
+            b += x[m, h, 0] @ (v[n, h] & 15).to(f32) + x[m, h, 1] @ (v[n, h] >> 4).to(f32)
+        y[m, n] = a * b
+
+
+@sp.kernel
+def gated_in_order(x: Tensor[f32, M, B, 8], w: Tensor[u8, N, B, 4], v: Tensor[u8, N, B, 4], y: Tensor[f32, M, N]):
+    """Two sums of one loop."""
+    for m, n in tiles(M, N):
+        a = zeros(m, n, dtype=f32)
+        b = zeros(m, n, dtype=f32)
+        for c in each(B):
+            j = whole(4)
+            a += x[m, c, j] @ (w[n, c, j] & 15).to(f32) + x[m, c, j + 4] @ (w[n, c, j] >> 4).to(f32)
+            b += x[m, c, j] @ (v[n, c, j] & 15).to(f32) + x[m, c, j + 4] @ (v[n, c, j] >> 4).to(f32)
+        y[m, n] = a * b
+
+
+KERNELS = (pairs, of_columns, halves, quarters, split, digits, gated, gated_in_order)
+
+
 def joined(kernel: Any, serves: bool = True) -> tuple[Function, bool]:
     function = kernel.tile_ir()
     reduce_loops(function)
@@ -106,13 +134,16 @@ def results(function: Function) -> np.ndarray:
     return arrays["y"]
 
 
-@pytest.mark.parametrize("kernel", [pairs, of_columns, halves, quarters, split, digits], ids=lambda k: k.name)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_the_same_by_one_product(kernel: Any) -> None:
+    """For each sum one, all over one axis."""
     function, found = joined(kernel)
     assert found
-    (product,) = [op for op in function.walk() if op.name == "contract"]
-    assert len(product.attributes["over"]) == 1 and not any(
-        op.results for op in function.walk() if op.name in ("each", "tiles"))
+    products = [op for op in function.walk() if op.name == "contract"]
+    assert len(products) == (2 if kernel in (gated, gated_in_order) else 1)
+    assert len({tuple(op.attributes["over"]) for op in products}) == 1 == len(products[0].attributes["over"])
+    assert not any(op.results for op in function.walk() if op.name in ("each", "tiles"))
+    assert {op.name for op in function.walk()}.isdisjoint({"eq", "select"}) or kernel is quarters
     np.testing.assert_allclose(results(function), results(kernel.tile_ir()), rtol=1e-5, atol=1e-5)
 
 

@@ -164,6 +164,23 @@ def gated4(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB
 
 
 @sp.kernel
+def gated_pairs(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], v: Tensor[u8, N, K // 2],
+                t: Tensor[f32, N, KB], y: Tensor[bf16, M, N]):
+    """The same by halves: four products."""
+    in_pairs = x.view(M, K // 2, 2)
+    for m, n in tiles(M, N):
+        a = zeros(m, n, dtype=f32)
+        b = zeros(m, n, dtype=f32)
+        for h in tiles(K // 2):
+            q, p, scale, other = w[n, h].to(i32), v[n, h].to(i32), s[n, h // 64], t[n, h // 64]
+            a += in_pairs[m, h, 0] @ (((q & 15) - 8).to(f32) * scale).to(bf16)
+            a += in_pairs[m, h, 1] @ (((q >> 4) - 8).to(f32) * scale).to(bf16)
+            b += in_pairs[m, h, 0] @ (((p & 15) - 8).to(f32) * other).to(bf16)
+            b += in_pairs[m, h, 1] @ (((p >> 4) - 8).to(f32) * other).to(bf16)
+        y[m, n] = (a / (1.0 + exp(-a)) * b).to(bf16)
+
+
+@sp.kernel
 def normed(x: Tensor[f32, M, K], r: Tensor[f32, M], g: Tensor[bf16, K], w: Tensor[u8, N, K // 2],
            s: Tensor[f32, N, KB], y: Tensor[bf16, M, N]):
     """Both operands are computed: activations that a norm scales, none of them less than its place says."""
@@ -177,7 +194,7 @@ def normed(x: Tensor[f32, M, K], r: Tensor[f32, M], g: Tensor[bf16, K], w: Tenso
 
 
 KERNELS = (int8, int8_in_out, int4, int4_zeros, int4_halves, int4_pairs, int4_blocks, int4_words, int4_columns,
-           of_table, fp8_blocks, fp8_plain, experts, gated4, normed)
+           of_table, fp8_blocks, fp8_plain, experts, gated4, gated_pairs, normed)
 
 
 # Bytes by bytes, each block of 128 with scales.
