@@ -150,6 +150,19 @@ def experts(x: Tensor[bf16, E, M, K], w: Tensor[u8, E, N, K // 2], s: Tensor[bf1
 
 
 @sp.kernel
+def grouped(x: Tensor[bf16, M, K], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[u8, E, N, K // 2],
+            s: Tensor[f32, E, N, KB], y: Tensor[bf16, M, N]):
+    """Rows of each expert are one after the other, and begin anywhere."""
+    for e in each(E, disjoint=True):
+        for m, n in tiles(span(start[e], stop[e]), N):
+            acc = zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                q = (w[e, n, k // 2].to(i32) >> (k % 2 * 4)) & 15
+                acc += x[m, k] @ ((q - 8).to(f32) * s[e, n, k // 128]).to(bf16)
+            y[m, n] = acc.to(bf16)
+
+
+@sp.kernel
 def gated4(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], v: Tensor[u8, N, K // 2],
            t: Tensor[f32, N, KB], y: Tensor[bf16, M, N]):
     for m, n in tiles(M, N):
@@ -194,7 +207,7 @@ def normed(x: Tensor[f32, M, K], r: Tensor[f32, M], g: Tensor[bf16, K], w: Tenso
 
 
 KERNELS = (int8, int8_in_out, int4, int4_zeros, int4_halves, int4_pairs, int4_blocks, int4_words, int4_columns,
-           of_table, fp8_blocks, fp8_plain, experts, gated4, gated_pairs, normed)
+           of_table, fp8_blocks, fp8_plain, experts, grouped, gated4, gated_pairs, normed)
 
 
 # Bytes by bytes, each block of 128 with scales.
