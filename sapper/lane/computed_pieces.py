@@ -15,7 +15,7 @@ a quotient that neighbours share is one load, and a remainder that no lane chang
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -24,7 +24,6 @@ from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, TensorType, TileT
 from ..tile.plan import COSTLY, axes_of
 from ..tile.schedule import Panels
 from ..tile.semantics import ELEMENTWISE
-from .matrix import MatrixLowering
 from .pieces import CHUNK_BYTES, Piece
 from .places import Element, Places, forms_place, number_at
 from .spread import Spread, SpreadLowering
@@ -52,8 +51,8 @@ class Computed:
     along: str
 
 
-def find_computed(low: MatrixLowering, value: Value, extents: dict[str, int]) -> Computed | None:
-    """What a value is computed of, if it can be so in pieces of these extents of its two axes."""
+def find_computed(strides: Mapping[str, object], value: Value, extents: dict[str, int]) -> Computed | None:
+    """What a value is computed of, if it can be so in pieces of these extents of its two axes. strides: of tensors."""
     if set(axes_of(value)) != set(extents):
         return None
     pending, seen, loads, ops = [value], set[Value](), list[Op](), 0
@@ -68,7 +67,7 @@ def find_computed(low: MatrixLowering, value: Value, extents: dict[str, int]) ->
             return None
         if v.op.name == "load":
             tensor, *indices = v.op.operands
-            if isinstance(low.stride_classes.get(tensor.name), Panels) or t.dtype.name not in READ:
+            if isinstance(strides.get(tensor.name), Panels) or t.dtype.name not in READ:
                 return None
             looked_up = [index for index in indices if forms_place(index, extents) is None]
             if looked_up and not _is_table(tensor):

@@ -51,6 +51,7 @@ from ..tile.unroll import unroll
 from ..tile.widened_operands import widen_operands
 from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
+from .computed_pieces import find_computed
 from .depth_parts import DepthParts
 from .extents import hint
 from .followed import Followed
@@ -277,8 +278,13 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
         if contiguous and has_few_rows() and join_depths(function, lambda: True, fewest=2):
             return
+        def is_made(value: Value, depth: str) -> bool:
+            outer = [axis for axis in axes_of(value) if axis != depth]
+            return len(outer) == 1 and dtype_of(value).name in unit.dtypes and find_computed(
+                specialization.strides, value, {outer[0]: FEWEST, depth: unit.depth}) is not None
+
         join_loops(function, typical, is_product)
-        part_products(function, typical, is_product, MOST_PASSED_BYTES)
+        part_products(function, typical, is_product, MOST_PASSED_BYTES, is_made)
 
     @staticmethod
     def _share_long_sums(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> None:

@@ -280,7 +280,7 @@ class MatrixLowering(DepthShares):
         if outer is None or around or self.schedule.chunks or (
                 _dtype(value) not in FLOAT8 and _dtype(value).name not in dtypes):
             return None     # chunks need not start where a tile does
-        return find_computed(self, value, {outer: FEWEST, depth: unit.depth})
+        return find_computed(self.stride_classes, value, {outer: FEWEST, depth: unit.depth})
 
     def _stored_along(self, axis: str, walk: Walk) -> bool:
         """Whether all that follows the walk's sums are stores that go along an axis."""

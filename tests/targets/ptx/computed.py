@@ -194,6 +194,17 @@ def gated_pairs(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, 
 
 
 @sp.kernel
+def two_layers(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], v: Tensor[i8, K, N],
+               y: Tensor[bf16, M, K]):
+    """Each is a loop of its own, and makes its weights on their way."""
+    for m in tiles(M):
+        n, k, h = whole(N), whole(K), whole(K)
+        q = (w[n, k // 2].to(i32) >> (k % 2 * 4)) & 15
+        a = maximum(x[m, k] @ ((q - 8).to(f32) * s[n, k // 128]).to(bf16), 0.0).to(bf16)
+        y[m, h] = (a @ v[h, n].to(bf16)).to(bf16)
+
+
+@sp.kernel
 def normed(x: Tensor[f32, M, K], r: Tensor[f32, M], g: Tensor[bf16, K], w: Tensor[u8, N, K // 2],
            s: Tensor[f32, N, KB], y: Tensor[bf16, M, N]):
     """Both operands are computed: activations that a norm scales, none of them less than its place says."""
@@ -207,7 +218,7 @@ def normed(x: Tensor[f32, M, K], r: Tensor[f32, M], g: Tensor[bf16, K], w: Tenso
 
 
 KERNELS = (int8, int8_in_out, int4, int4_zeros, int4_halves, int4_pairs, int4_blocks, int4_words, int4_columns,
-           of_table, fp8_blocks, fp8_plain, experts, grouped, gated4, gated_pairs, normed)
+           of_table, fp8_blocks, fp8_plain, experts, grouped, gated4, gated_pairs, two_layers, normed)
 
 
 # Bytes by bytes, each block of 128 with scales.
