@@ -36,7 +36,7 @@ class Setting:
     tensor maps. instruction: of matrices. counted: opcodes of the table."""
 
     level: str
-    tile: tuple[int, int, int]
+    tile: tuple[int, ...]
     warps: int
     stages: int
     boxes: bool
@@ -149,6 +149,59 @@ def our_weights(case: str, setting: Setting) -> tuple[str, list[float]]:
                               None, frozenset("absc")).text()
         seconds.append(time.perf_counter() - begin)
     return text, seconds
+
+
+VECTOR = Setting("sm_80", (64, 128), 4, 3, False, "FFMA", ("LDG", "I2F", "F2F", "FFMA"))
+"""Of Triton: rows and depth of a block at once; of both a lane then has as many weights in a round."""
+VECTOR_WEIGHTS = 64
+
+
+def our_vector(case: str) -> tuple[str, list[float]]:
+    """A vector of bf16 by such weights."""
+    import sapper as sp
+    from sapper import Tensor, bf16, f32, i8, i32, targets, tiles, u8, zeros
+    from sapper.codegen.pipeline import compile_kernel
+
+    N, K, KB = sp.dims("N K KB")
+
+    @sp.kernel(name="vector")
+    def of_bytes(a: Tensor[bf16, K], b: Tensor[i8, N, K], s: Tensor[f32, N, KB], c: Tensor[bf16, N]):
+        for n in tiles(N):
+            acc = zeros(n, dtype=f32)
+            for k in tiles(K):
+                acc += a[k] @ (b[n, k].to(f32) * s[n, k // 128]).to(bf16)
+            c[n] = acc.to(bf16)
+
+    @sp.kernel(name="vector")
+    def of_halves(a: Tensor[bf16, K], b: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], c: Tensor[bf16, N]):
+        for n in tiles(N):
+            acc = zeros(n, dtype=f32)
+            for k in tiles(K):
+                q = (b[n, k // 2].to(i32) >> (k % 2 * 4)) & 15
+                acc += a[k] @ ((q - 8).to(f32) * s[n, k // 128]).to(bf16)
+            c[n] = acc.to(bf16)
+
+    kernel, seconds, text = of_halves if case == "int4" else of_bytes, [], ""
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        text = compile_kernel(kernel, {}, dict.fromkeys("absc", "contiguous"),
+                              dict.fromkeys(("N", "K", "KB"), (2**31 - 1, 64)), targets.target(VECTOR.level),
+                              None, frozenset("absc")).text()
+        seconds.append(time.perf_counter() - begin)
+    return text, seconds
+
+
+def vector_table(made: dict[str, dict[str, tuple[str, list[float]]]], ptxas: str) -> list[str]:
+    """Its main loop, by weight of a lane."""
+    lines = [f"| vector by | compiler | loop | {' | '.join(VECTOR.counted)} | per weight | registers | spilled |",
+             "|---|---|" + "---:|" * (len(VECTOR.counted) + 4)]
+    for case, compilers in made.items():
+        for who, (text, _) in compilers.items():
+            found = assembled(text, VECTOR, ptxas)
+            cells = [case, who, found["loop"], *(found[name] for name in VECTOR.counted),
+                     f"{found['loop'] / VECTOR_WEIGHTS:.1f}", found["registers"], found["spilled"]]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
 
 
 def tritons(case: str, setting: Setting, interpreter: str, **more: Any) -> tuple[str, list[float]]:
@@ -266,6 +319,13 @@ def main() -> None:
                     for who, loads in (("Triton", False), *([("Triton, a load each", True)] if case == "int4" else [])):
                         made[case][who] = tritons("bf16 NT", setting, peer, weights=case, loads=loads)
             print("\n".join(table("weights", setting, made, options.ptxas)), end="\n\n")
+            made = {}
+            for case in WEIGHTS[:2]:
+                made[case] = {"sapper": our_vector(case)}
+                for who, loads in (("Triton", False), *([("Triton, a load each", True)] if case == "int4" else [])):
+                    if peer:
+                        made[case][who] = tritons("bf16 NT", VECTOR, peer, weights=case, loads=loads, vector=True)
+            print("\n".join(vector_table(made, options.ptxas)), end="\n\n")
     for level, settings in ATTENTION.items():
         if options.level in (None, level):
             print(f"{level}, causal attention, bf16, 128 queries, 64 keys at once")

@@ -2,7 +2,8 @@
 
 JSON: level, tile, warps, stages, runs, element and result (Triton's names of dtypes), transposed, boxes (whether
 tensors are read by tensor maps), attention (instead of a product; the tile is rows, keys, head); weights (int4, int8 or
-fp8, with scales) and loads (one for each of 4 bits). Needs Triton only.
+fp8, with scales), loads (one for each of 4 bits) and vector (instead of rows; the tile is rows, depth). Needs Triton
+only.
 """
 
 from __future__ import annotations
@@ -70,6 +71,30 @@ def product_of_weights(a, b, s, c, M, N, K, stride_a, stride_b, stride_s, stride
         y_at += BK * BITS // 8
     tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
              mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+@triton.jit
+def vector_by_weights(a, b, s, c, N, K, stride_b, stride_s, BM: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr,
+                      LOADS: tl.constexpr):
+    """Such weights by a vector, BM rows and BN of the depth at once."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    depth = tl.arange(0, BN)
+    y_at = b + (rows % N)[:, None] * stride_b + (tl.arange(0, BN // 2) if BITS == 4 and not LOADS else
+                                                 depth // 2 if BITS == 4 else depth)[None, :]
+    s_at = s + (rows % N) * stride_s
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, K, BN):
+        w = tl.load(y_at)
+        if BITS == 4:
+            if LOADS:
+                w = w >> (depth % 2 * 4)[None, :].to(tl.uint8) & 15
+            else:
+                w = tl.interleave(w & 15, w >> 4)
+            w = w.to(tl.int8) - 8
+        y = (w.to(tl.float32) * tl.load(s_at + k // 128)[:, None]).to(a.dtype.element_ty)
+        total += tl.load(a + k + depth).to(tl.float32)[None, :] * y.to(tl.float32)
+        y_at += BN * BITS // 8
+    tl.store(c + rows, tl.sum(total, 1).to(c.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
@@ -173,6 +198,11 @@ def weights(wanted: dict[str, Any]) -> dict[str, str]:
             **dict.fromkeys(("M", "N", "K", "stride_a", "stride_b", "stride_s", "stride_c"), "i32")}
 
 
+def vector(wanted: dict[str, Any]) -> dict[str, str]:
+    """Arguments of vector_by_weights."""
+    return {name: type for name, type in weights(wanted).items() if name not in ("M", "stride_a", "stride_c")}
+
+
 def pointers(wanted: dict[str, Any]) -> dict[str, str]:
     """Arguments of product."""
     return {"a": f"*{wanted['element']}", "b": f"*{wanted['element']}", "c": f"*{wanted['result']}",
@@ -182,7 +212,9 @@ def pointers(wanted: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     wanted = json.loads(sys.argv[1])
     attends, narrow = wanted["attention"], wanted.get("weights")
-    if narrow:
+    if wanted.get("vector"):
+        kernel, arguments = vector_by_weights, vector(wanted)
+    elif narrow:
         kernel, arguments = product_of_weights, weights(wanted)
     elif attends:
         kernel, arguments = attention_of_boxes if wanted["boxes"] else attention, attention_arguments(wanted)
@@ -190,7 +222,8 @@ def main() -> None:
         kernel, arguments = (product_of_boxes, boxes(wanted)) if wanted["boxes"] else (product, pointers(wanted))
     divisible: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number, type in enumerate(arguments.values())
                                  if not type.startswith("tensordesc") and type != "fp32"}
-    constants = dict(zip(("BM", "BN", "D" if attends else "BK"), wanted["tile"], strict=True))
+    names = ("BM", "BN", "D" if attends else "BK")
+    constants = dict(zip(names, wanted["tile"], strict=not wanted.get("vector")))
     if narrow:
         constants |= {"BITS": 4 if narrow == "int4" else 8, "LOADS": wanted["loads"]}
     elif not attends:

@@ -35,6 +35,7 @@ from ..tile.chained_axes import keep_columns_whole
 from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
+from ..tile.joined_depths import join_depths
 from ..tile.joined_products import part_joined_products
 from ..tile.long_sums import share_long_sums
 from ..tile.loop_products import join_loops
@@ -51,6 +52,7 @@ from ..tile.unroll import unroll
 from ..tile.widened_operands import widen_operands
 from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
+from .computed_pieces import find_computed
 from .depth_parts import DepthParts
 from .extents import hint
 from .followed import Followed
@@ -239,8 +241,10 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
         if is_one_product():
             return
-        if all(specialization.strides.get(tensor.name, "contiguous") == "contiguous" for tensor in function.tensors()) \
-                and join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product):
+        contiguous = all(specialization.strides.get(tensor.name, "contiguous") == "contiguous"
+                         for tensor in function.tensors())
+        if contiguous and (join_blocks(function, unit.depth * ELEMENT_BYTES, is_one_product)
+                           or join_depths(function, is_one_product)):
             return
         dtypes = {*unit.dtypes, *SPLIT_DTYPES}
 
@@ -266,8 +270,22 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 len(axes_of(v)) == 1 + len(over) and fits(v, over[-1]) for v in op.operands
             ) and min(extents[axis] for axis in (*outer, over[-1])) >= FEWEST
 
+        def has_few_rows() -> bool:
+            """Lanes along the depth then read all operands of a product in runs (runs.py)."""
+            ends = {axis: op.operands[2 * number + 1] for op in function.walk() for number, axis in enumerate(
+                axes_brought(op))}
+            return all(len(axes_of(op.result)) < 2 or min(typical(ends[axis]) or 1 for axis in axes_of(op.result))
+                       < FEWEST for op in function.walk() if op.name == "contract")
+
+        if contiguous and has_few_rows() and join_depths(function, lambda: True, fewest=2):
+            return
+        def is_made(value: Value, depth: str) -> bool:
+            outer = [axis for axis in axes_of(value) if axis != depth]
+            return len(outer) == 1 and dtype_of(value).name in unit.dtypes and find_computed(
+                specialization.strides, value, {outer[0]: FEWEST, depth: unit.depth}) is not None
+
         join_loops(function, typical, is_product)
-        part_products(function, typical, is_product, MOST_PASSED_BYTES)
+        part_products(function, typical, is_product, MOST_PASSED_BYTES, is_made)
 
     @staticmethod
     def _share_long_sums(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> None:

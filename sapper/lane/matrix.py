@@ -136,7 +136,7 @@ class MatrixLowering(DepthShares):
 
     def _match_scaled(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
         """Bytes along the depth that scales multiply, of whose blocks no piece meets two along the depth."""
-        from .computed_pieces import forms_place
+        from .places import forms_place
 
         found = self.match_matrix_walk(walk, unit.byte_dtypes, True, along_depth=True)
         if found is None or self.schedule.chunks or len(found.right) > 1 or not found.is_scaled:
@@ -255,8 +255,10 @@ class MatrixLowering(DepthShares):
         if len(walk.reductions) == 1 and not scaled and alike and self._stored_along(rows, walk):
             # The same product of its operands the other way round: stores go along the columns of its sums.
             rows, columns, left, right = columns, rows, right, left
-        if any(self._extent_of(axis, axis == depth or bool(computed) or self._starts_pieces(axis, (*left, *right)))
-               < FEWEST for axis in (rows, columns, depth)):
+        loads = [op for op in (*left, *right) if op not in computed]
+        placed = {depth, *(axis for op in computed for axis in _tile(op.result).axes)}
+        if any(self._extent_of(axis, axis in placed or self._starts_pieces(axis, loads)) < FEWEST
+               for axis in (rows, columns, depth)):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
@@ -277,7 +279,7 @@ class MatrixLowering(DepthShares):
         if outer is None or around or self.schedule.chunks or (
                 _dtype(value) not in FLOAT8 and _dtype(value).name not in dtypes):
             return None     # chunks need not start where a tile does
-        return find_computed(self, value, {outer: FEWEST, depth: unit.depth})
+        return find_computed(self.stride_classes, value, {outer: FEWEST, depth: unit.depth})
 
     def _stored_along(self, axis: str, walk: Walk) -> bool:
         """Whether all that follows the walk's sums are stores that go along an axis."""
@@ -293,7 +295,7 @@ class MatrixLowering(DepthShares):
             dtypes[0] is dtypes[1] or all(dtype.is_integer for dtype in dtypes))
 
     @staticmethod
-    def _starts_pieces(axis: str, loads: tuple[Op, ...]) -> bool:
+    def _starts_pieces(axis: str, loads: Sequence[Op]) -> bool:
         """Whether neighbours along an axis are neighbours in memory: pieces of 16 bytes then start where it does."""
         forms = [affine(op.operands[-1]) for op in loads]
         return any(form is None or axis in form.axes for form in forms)

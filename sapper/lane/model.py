@@ -23,6 +23,7 @@ from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .kept_operands import KeptOperands
 from .packed import DOT2_BF16, FMA2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
+from .places import goes_by_places
 from .prefetches import FEW_ROWS, LINE_BYTES
 from .register_factors import (
     ADDRESSED_ROWS,
@@ -715,6 +716,9 @@ class Model(KeptOperands):
                 window = self.window_cost(op, self.access(op), axis)
                 if window is not None:
                     cost += window
+                    continue
+                if self.facts.run_bytes and goes_by_places(op, axis, self.lanes * self.facts.run_bytes):
+                    cost += 1.0
                     continue
                 cost += self._access_cost(self.access(op).axes, axis, element_bytes(op.result.type.dtype),  # type: ignore[union-attr]
                                           bool(self.access(op).gathers) and self._gather_spans(op, axis),

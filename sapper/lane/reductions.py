@@ -435,6 +435,7 @@ class Reductions(Staging):
         blocks_end = self.add(o.offset, self.sub(o.extent, self.scalar("s_mod", o.extent, size)))
         body = Block([S64, *[v.type for v in carried]])
         first, last = self.value(o.offset), self.value(blocks_end)
+        self.steps[body.arguments[0]] = o.offset, size
         self.enter(body)
         self.effect("yield", block(body.arguments[0], list(body.arguments[1:])))
         self.leave()

@@ -16,6 +16,9 @@ memory, and the piece starts at a multiple of R. Else the walk has no runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ..ir.nodes import Op, Value
 from ..ir.types import DType, RowType
 from ..tile.affine import affine
@@ -168,13 +171,18 @@ class Runs(Pairs):
         key = ("run", access.dtype, tuple(operands), tuple(sorted(attributes.items())))
         if key not in memo:
             row = RowType(row_dtype(access.dtype))
-            made = Op("load_run", operands, [row] * run, {"dtype": access.dtype, **attributes}, None, self.location)
-            self.levels[level].builder.block.ops.append(made)
-            for result in made.results:
-                self.depths[result] = level
-            memo[key] = made.results
+            memo[key] = self.emit_run(level, operands, [row] * run, {"dtype": access.dtype, **attributes})
         found: Value = memo[key][place]
         return found
+
+    def emit_run(self, level: int, operands: list[Value], rows: Sequence[RowType],
+                 attributes: dict[str, Any]) -> list[Value]:
+        """What a lane reads together."""
+        made = Op("load_run", operands, [*rows], attributes, None, self.location)
+        self.levels[level].builder.block.ops.append(made)
+        for result in made.results:
+            self.depths[result] = level
+        return list(made.results)
 
     def store_runs(self, jobs: list[tuple[Op | Value, dict[str, int], Value]]) -> set[int]:
         """Emit what goes in runs among stores and values to be kept; gives their numbers."""

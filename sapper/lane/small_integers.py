@@ -5,7 +5,8 @@ Enters: a lane function. Leaves: the same, in which
     cvt (((word >> shift) & mask) + number)    is    fma (bits, 2**-shift, number - 2**(23 - shift))
 
 where `bits` are those of 2**23 + ((word & mask << shift)), which an `or` makes: 2**23 has 1 as its last place. A shift
-that leads past the 23 bits of f32's fraction is done by 16 first, once for all elements there.
+that leads past the 23 bits of f32's fraction is done by 16 first, once for all elements there. The number may be added
+later, as a float.
 Holds: results are the same, all exact: what is subtracted from 2**23 + n is an integer less than 2**23.
 
 A weight of 4 bits then takes an `and` with an `or`, which are one operation (lop3), and a multiply-add, in place of a
@@ -14,7 +15,8 @@ shift, an `and`, an addition and a conversion, of which an SM starts a quarter a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import ROW_F32, ROW_I32, RowType, u8
@@ -22,13 +24,14 @@ from ..ir.types import ROW_F32, ROW_I32, RowType, u8
 FRACTION = 23
 MAGIC = 0x4B000000
 """The bits of 2**23 in f32."""
+ALL_BITS = 0xFFFFFFFF
 FAR = 16
 """What is shifted before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """((word >> shift) & mask) + number."""
+    """((word >> shift) & mask) + number. A byte that is shifted needs no mask."""
 
     word: Value
     shift: int
@@ -44,15 +47,29 @@ def convert_by_bits(function: Function) -> int:
 def _convert(block: Block) -> int:
     count = sum(_convert(inner) for op in block.ops for inner in op.blocks)
     ops: list[Op] = []
+    made: dict[Value, Small] = {}
     for op in block.ops:
-        found = small(op.operands[0]) if op.name == "cvt" and op.result.type == ROW_F32 else None
+        found = small(op.operands[0]) if op.name == "cvt" and op.result.type == ROW_F32 else _moved(op, made)
         if found is None:
             ops.append(op)
             continue
-        count += 1
+        count += op.name == "cvt"
+        made[op.result] = found
         _write(op, found, ops)
     block.ops = ops
     return count
+
+
+def _moved(op: Op, made: Mapping[Value, Small]) -> Small | None:
+    """What a sum, or difference, of a small integer that is a float already and a number is."""
+    if op.name not in ("add", "sub") or op.result.type != ROW_F32 or op.operands[0] not in made:
+        return None
+    number = op.operands[1].op
+    if number is None or number.name != "splat_const" or not float(number.attributes["value"]).is_integer():
+        return None
+    before, more = made[op.operands[0]], int(number.attributes["value"])
+    total = before.number + more if op.name == "add" else before.number - more
+    return replace(before, number=total) if abs(total) < 1 << FRACTION - 1 else None
 
 
 def constant_of(value: Value) -> int | None:
@@ -71,24 +88,25 @@ def small(value: Value) -> Small | None:
         number += more if op.name == "add" else -more
         value = op.operands[0]
         op = value.op
-    if value.type != ROW_I32 or op is None or op.name != "and":
+    if value.type != ROW_I32 or op is None or abs(number) >= 1 << FRACTION - 1:
         return None
-    mask = constant_of(op.operands[1])
-    if mask is None or mask <= 0 or mask & (mask + 1) or abs(number) >= 1 << FRACTION - 1:
-        return None
-    shift, value = 0, op.operands[0]
-    op = value.op
+    shift, mask = 0, ALL_BITS
+    if op.name == "and":
+        masked = constant_of(op.operands[1])
+        if masked is None or masked <= 0 or masked & (masked + 1):
+            return None
+        mask, value = masked, op.operands[0]
+        op = value.op
     while op is not None and op.name in ("shr", "sar"):
         amount = op.attributes["amount"] if len(op.operands) == 1 else constant_of(op.operands[1])
-        if amount is None or shift + amount + mask.bit_length() > 32:
+        if amount is None or (mask != ALL_BITS and shift + amount + mask.bit_length() > 32):
             break       # a sign might be among the bits
         shift, value = shift + amount, op.operands[0]
         op = value.op
     if op is not None and op.name == "unpack" and op.attributes["dtype"] is u8:
-        if (mask << shift) >> 8:
-            mask &= 0xFF >> shift
+        mask &= 0xFF >> shift
         shift, value = shift + 8 * op.attributes["place"], op.operands[0]
-    if mask == 0xFF and shift % 8 == 0 and not number:
+    if mask == ALL_BITS or (mask == 0xFF and shift % 8 == 0 and not number):
         return None     # conversions may take a byte of a word as it is
     least = shift if shift + mask.bit_length() <= FRACTION else shift - FAR
     fits = mask > 0 and least >= 0 and least + mask.bit_length() <= FRACTION

@@ -13,17 +13,15 @@ new; loads get a place for each lane, two neighbours at once where they lie toge
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, TileType, b32, f32, i32
+from ..tile.plan import axes_of
 from .matrix import MatrixLowering, MatrixWalk, Part
 from .pieces import ELEMENT_BYTES
+from .places import Places, RunPlaces
 from .rows import LoweringError
 from .state import Access, Bound, Scalar, element_bytes, row_dtype
-
-if TYPE_CHECKING:
-    from .computed_pieces import Places
 
 PAIRED_DTYPES = frozenset({"f32", "i32", "bf16", "f16"})
 
@@ -89,8 +87,6 @@ class SpreadLowering(MatrixLowering):
                      columns: Part) -> tuple[list[Value], list[Value]]:
         """By what the sums of a stage from a coordinate of the depth on are multiplied: for each register of a warp's
         rows, and of its columns; none where there is no scale."""
-        from .computed_pieces import Places
-
         made: list[list[Value]] = [[], []]
         scales = found.scales[0] if found.is_scaled else (None, None)
         for number, (axis, part) in enumerate(((found.rows, rows), (found.columns, columns))):
@@ -124,9 +120,24 @@ class SpreadLowering(MatrixLowering):
                 del self.bound[name]
         return made[0], made[1]
 
+    def places_of(self, value: Value) -> Places | None:
+        """Those of the piece, or of the run, that a value is an element of."""
+        if self.places is not None:
+            return self.places
+        lane = next((a for a in axes_of(value) if a in self.bound and self.bound[a].run > 1), None)
+        places = None if lane is None else RunPlaces(self, lane)
+        return places if places is not None and places.holds else None
+
     def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
-        known = None if self.places is None else self.places.row(value, at, level)
-        return super()._compute(value, at, level) if known is None else known
+        places = self.places_of(value)
+        if places is not None:
+            known = places.row(value, at, level)
+            if known is not None:
+                return known
+            chosen = places.chosen(value, at)
+            if chosen is not None:
+                return self.row(chosen, at)
+        return super()._compute(value, at, level)
 
     # Pairs of 16 bits.
 
@@ -195,7 +206,9 @@ class SpreadLowering(MatrixLowering):
     def _load(self, op: Op, at: dict[str, int], level: int) -> Value:
         axes = op.result.type.axes  # type: ignore[union-attr]
         if not any(self.bound[a].spread for a in axes):
-            return super()._load(op, at, level)
+            places = self.places_of(op.result)
+            row = places.load(op, at, level) if isinstance(places, RunPlaces) and op not in self.staged else None
+            return super()._load(op, at, level) if row is None else row
         if self.places is not None:
             return self.places.look_up(op, at, level)
         access = self.access(op)

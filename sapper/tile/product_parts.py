@@ -37,13 +37,18 @@ IsProduct = Callable[[Op, Mapping[str, int]], bool]
 """Whether matrix instructions are worth a contraction, by typical extents of axes."""
 
 
-def part_products(function: Function, typical: Typical, is_product: IsProduct, most_bytes: int) -> None:
+IsMade = Callable[[Value, str], bool]
+"""Whether a product makes an operand itself, on the way to it. Its last axis that is contracted."""
+
+
+def part_products(function: Function, typical: Typical, is_product: IsProduct, most_bytes: int,
+                  is_made: IsMade = lambda value, depth: False) -> None:
     """In place. most_bytes: of buffers, by typical extents."""
     body = function.body
     for op in [op for op in body.ops if op.attributes.get("parallel")]:
         loops = _nest(op, function)
         if loops:
-            nest = _Nest(body, loops, typical, is_product)
+            nest = _Nest(body, loops, typical, is_product, is_made)
             if nest.form() and nest.buffer_bytes() <= most_bytes:
                 at = body.ops.index(op)
                 body.ops[at:at + 1] = []
@@ -105,9 +110,9 @@ class _Nest:
     """A loop nest at the top. ops: what its innermost loop does, also in loops inside. bounds: start and stop of every
     axis. made: the ops of values in the nest. home: the loop that makes a value; every loop may make others again."""
 
-    def __init__(self, body: Block, loops: list[Op], typical: Typical, is_product: IsProduct) -> None:
+    def __init__(self, body: Block, loops: list[Op], typical: Typical, is_product: IsProduct, is_made: IsMade) -> None:
         *self.eaches, self.tiles = loops
-        self.typical, self.is_product = typical, is_product
+        self.typical, self.is_product, self.is_made = typical, is_product, is_made
         self.bounds: dict[str, tuple[Value, Value]] = {}
         self.ops: list[Op] = []
         self._flatten(self.tiles)
@@ -172,9 +177,10 @@ class _Nest:
             value.type.dtype is not bool_ for value in self.passed())  # type: ignore[union-attr]
 
     def _fixed(self, products: set[Op]) -> set[Op]:
-        """Ops that one loop does for all: sums and stores, operands of products that are not read as they lie, and what
-        is made of these."""
-        begin = {v.op for op in products for v in op.operands if not is_read(v)}
+        """Ops that one loop does for all: sums and stores, operands of products that are neither read as they lie nor
+        made on their way, and what is made of these."""
+        begin = {v.op for op in products for v in op.operands
+                 if not is_read(v) and not self.is_made(v, op.attributes["over"][-1])}
         fixed: set[Op] = set()
         for op in self.ops:
             if op in begin or op.name in (*LATE, "store") or any(v.op in fixed for v in op.operands):

@@ -61,6 +61,32 @@ def int4_halves(x: Tensor[bf16, M, K], w: Tensor[u8, N, KB, 16], s: Tensor[f16, 
 
 
 @sp.kernel
+def int4_pairs(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], y: Tensor[bf16, M, N]):
+    """Two products, of the lower bits and the upper ones."""
+    in_pairs = x.view(M, K // 2, 2)
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for h in tiles(K // 2):
+            q, scale = w[n, h], s[n, h // 64]
+            low, high = ((q & 15).to(f32) - 8.0) * scale, ((q >> 4).to(f32) - 8.0) * scale
+            acc += in_pairs[m, h, 0] @ low.to(bf16) + in_pairs[m, h, 1] @ high.to(bf16)
+        y[m, n] = acc.to(bf16)
+
+
+@sp.kernel
+def int4_blocks(x: Tensor[f16, M, KB, 32], w: Tensor[u8, N, KB, 16], s: Tensor[f16, N, KB], y: Tensor[f32, M, N]):
+    """The same of blocks of 32, one after the other."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for b in each(KB):
+            j = whole(16)
+            q, scale = w[n, b, j].to(i32), s[n, b]
+            acc += x[m, b, j] @ (((q & 15) - 8).to(f16) * scale)
+            acc += x[m, b, j + 16] @ (((q >> 4) - 8).to(f16) * scale)
+        y[m, n] = acc
+
+
+@sp.kernel
 def int4_words(x: Tensor[f16, M, K], w: Tensor[i32, KB, N], s: Tensor[f16, KB, N], y: Tensor[f16, M, N]):
     """Eight of the depth in a word, as GPTQ has them."""
     for m, n in tiles(M, N):
@@ -124,6 +150,19 @@ def experts(x: Tensor[bf16, E, M, K], w: Tensor[u8, E, N, K // 2], s: Tensor[bf1
 
 
 @sp.kernel
+def grouped(x: Tensor[bf16, M, K], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[u8, E, N, K // 2],
+            s: Tensor[f32, E, N, KB], y: Tensor[bf16, M, N]):
+    """Rows of each expert are one after the other, and begin anywhere."""
+    for e in each(E, disjoint=True):
+        for m, n in tiles(span(start[e], stop[e]), N):
+            acc = zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                q = (w[e, n, k // 2].to(i32) >> (k % 2 * 4)) & 15
+                acc += x[m, k] @ ((q - 8).to(f32) * s[e, n, k // 128]).to(bf16)
+            y[m, n] = acc.to(bf16)
+
+
+@sp.kernel
 def gated4(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], v: Tensor[u8, N, K // 2],
            t: Tensor[f32, N, KB], y: Tensor[bf16, M, N]):
     for m, n in tiles(M, N):
@@ -135,6 +174,34 @@ def gated4(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB
             a += x[m, k] @ ((q - 8).to(f32) * s[n, k // 128]).to(bf16)
             b += x[m, k] @ ((p - 8).to(f32) * t[n, k // 128]).to(bf16)
         y[m, n] = (a / (1.0 + exp(-a)) * b).to(bf16)
+
+
+@sp.kernel
+def gated_pairs(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], v: Tensor[u8, N, K // 2],
+                t: Tensor[f32, N, KB], y: Tensor[bf16, M, N]):
+    """The same by halves: four products."""
+    in_pairs = x.view(M, K // 2, 2)
+    for m, n in tiles(M, N):
+        a = zeros(m, n, dtype=f32)
+        b = zeros(m, n, dtype=f32)
+        for h in tiles(K // 2):
+            q, p, scale, other = w[n, h].to(i32), v[n, h].to(i32), s[n, h // 64], t[n, h // 64]
+            a += in_pairs[m, h, 0] @ (((q & 15) - 8).to(f32) * scale).to(bf16)
+            a += in_pairs[m, h, 1] @ (((q >> 4) - 8).to(f32) * scale).to(bf16)
+            b += in_pairs[m, h, 0] @ (((p & 15) - 8).to(f32) * other).to(bf16)
+            b += in_pairs[m, h, 1] @ (((p >> 4) - 8).to(f32) * other).to(bf16)
+        y[m, n] = (a / (1.0 + exp(-a)) * b).to(bf16)
+
+
+@sp.kernel
+def two_layers(x: Tensor[bf16, M, K], w: Tensor[u8, N, K // 2], s: Tensor[f32, N, KB], v: Tensor[i8, K, N],
+               y: Tensor[bf16, M, K]):
+    """Each is a loop of its own, and makes its weights on their way."""
+    for m in tiles(M):
+        n, k, h = whole(N), whole(K), whole(K)
+        q = (w[n, k // 2].to(i32) >> (k % 2 * 4)) & 15
+        a = maximum(x[m, k] @ ((q - 8).to(f32) * s[n, k // 128]).to(bf16), 0.0).to(bf16)
+        y[m, h] = (a @ v[h, n].to(bf16)).to(bf16)
 
 
 @sp.kernel
@@ -150,8 +217,8 @@ def normed(x: Tensor[f32, M, K], r: Tensor[f32, M], g: Tensor[bf16, K], w: Tenso
         y[m, n] = acc.to(bf16)
 
 
-KERNELS = (int8, int8_in_out, int4, int4_zeros, int4_halves, int4_words, int4_columns, of_table, fp8_blocks, fp8_plain,
-           experts, gated4, normed)
+KERNELS = (int8, int8_in_out, int4, int4_zeros, int4_halves, int4_pairs, int4_blocks, int4_words, int4_columns,
+           of_table, fp8_blocks, fp8_plain, experts, grouped, gated4, gated_pairs, two_layers, normed)
 
 
 # Bytes by bytes, each block of 128 with scales.
