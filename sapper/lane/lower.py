@@ -279,6 +279,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
         if contiguous and has_few_rows() and join_depths(function, lambda: True, fewest=2):
             return
+
         def is_made(value: Value, depth: str) -> bool:
             outer = [axis for axis in axes_of(value) if axis != depth]
             return len(outer) == 1 and dtype_of(value).name in unit.dtypes and find_computed(

@@ -23,6 +23,7 @@ from .state import Scalar, element_bytes, memory_dtype, row_dtype
 if TYPE_CHECKING:
     from .spread import SpreadLowering
 
+
 class Place(NamedTuple):
     """An integer at the elements of a lane: scalar + row + number, a row of None being 0. aligned: the scalar is a
     multiple of it; row_aligned: so is the row. bound: row + number is less."""
