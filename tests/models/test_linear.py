@@ -178,6 +178,22 @@ def test_few_rows_of_experts_are_quantised() -> None:
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "grouped_q4_by32"]
 
 
+def test_rows_of_experts_may_lie_apart() -> None:
+    """As those do that are a multiple of 2 KiB long."""
+    experts = BlockExperts(rounded_blocks("Q4_0", 192), 3)
+    chosen, shares, work = np.array([2, 0], np.int32), np.array([0.5, 2.0], np.float32), Workspace(96)
+    x, residual = np.random.default_rng(4).standard_normal((2, 96), np.float32), np.ones(64, np.float32)
+    found = []
+    for between in (0, 16):
+        rows, hidden = (np.zeros((2, columns + between), np.float32)[:, :columns] for columns in (96, 64))
+        rows[:], sums = x, np.zeros(64, np.float32)
+        Program([*experts.apply_swiglu(experts, chosen, x[0], hidden, work),
+                 *experts.apply_weighted(chosen, shares, rows, residual, sums, work)])()
+        found.append(np.concatenate([hidden.reshape(-1), sums]))
+    assert found[0].all()
+    np.testing.assert_array_equal(*found)
+
+
 def test_groups_of_rows_do_not_lie_pages_apart() -> None:
     """Those of a row would be in one set of the first cache."""
     work = Workspace(32)
