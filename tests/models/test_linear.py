@@ -178,18 +178,17 @@ def test_few_rows_of_experts_are_quantised() -> None:
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "grouped_q4_by32"]
 
 
-def test_rows_of_experts_may_lie_apart() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_rows_of_experts_may_lie_apart(exact: bool) -> None:
     """As those do that are a multiple of 2 KiB long."""
-    experts = BlockExperts(rounded_blocks("Q4_0", 192), 3)
-    chosen, shares, work = np.array([2, 0], np.int32), np.array([0.5, 2.0], np.float32), Workspace(96)
-    x, residual = np.random.default_rng(4).standard_normal((2, 96), np.float32), np.ones(64, np.float32)
+    experts = BlockExperts(replace(rounded_blocks("Q4_0", 192), rounded=False, exact=exact), 3)
+    ranges, work = (np.array([0, 3, 3], np.int32), np.array([3, 3, 7], np.int32)), Workspace(96)
     found = []
     for between in (0, 16):
-        rows, hidden = (np.zeros((2, columns + between), np.float32)[:, :columns] for columns in (96, 64))
-        rows[:], sums = x, np.zeros(64, np.float32)
-        Program([*experts.apply_swiglu(experts, chosen, x[0], hidden, work),
-                 *experts.apply_weighted(chosen, shares, rows, residual, sums, work)])()
-        found.append(np.concatenate([hidden.reshape(-1), sums]))
+        x, y = (np.zeros((7, columns + between), np.float32)[:, :columns] for columns in (96, 64))
+        x[:], count = np.random.default_rng(4).standard_normal((7, 96), np.float32), Variable("count", 7)
+        Program(experts.apply_groups([experts], Rows(x, count), ranges, Rows(y, count), work))()
+        found.append(y)
     assert found[0].all()
     np.testing.assert_array_equal(*found)
 
