@@ -178,6 +178,21 @@ def test_few_rows_of_experts_are_quantised() -> None:
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "grouped_q4_by32"]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_rows_of_experts_may_lie_apart(exact: bool) -> None:
+    """As those do that are a multiple of 2 KiB long."""
+    experts = BlockExperts(replace(rounded_blocks("Q4_0", 192), rounded=False, exact=exact), 3)
+    ranges, work = (np.array([0, 3, 3], np.int32), np.array([3, 3, 7], np.int32)), Workspace(96)
+    found = []
+    for between in (0, 16):
+        x, y = (np.zeros((7, columns + between), np.float32)[:, :columns] for columns in (96, 64))
+        x[:], count = np.random.default_rng(4).standard_normal((7, 96), np.float32), Variable("count", 7)
+        Program(experts.apply_groups([experts], Rows(x, count), ranges, Rows(y, count), work))()
+        found.append(y)
+    assert found[0].all()
+    np.testing.assert_array_equal(*found)
+
+
 def test_groups_of_rows_do_not_lie_pages_apart() -> None:
     """Those of a row would be in one set of the first cache."""
     work = Workspace(32)

@@ -107,6 +107,22 @@ def test_tokens_of_experts_meet_them_alone(gated: bool) -> None:
         assert (y[ends[-1] :] == 7).all()
 
 
+def test_one_token_of_experts_whose_rows_lie_apart() -> None:
+    random = np.random.default_rng(4)
+    raw, wide = zip(*(piece(random, 96, 96) for _ in range(3)), strict=True)
+    experts, work = RawScaled.experts(raw, 3, Arena(1 << 20)), Workspace(96)
+    assert experts is not None
+    chosen, shares = np.array([2, 0], np.int32), np.array([0.5, 2.0], np.float32)
+    x, hidden, y = filled((96,)), empty((2, 112))[:, :96], empty((96,))
+    Program([*experts.apply_swiglu(experts, chosen, x, hidden, work),
+             *experts.apply_weighted(chosen, shares, hidden, x, y, work)])()
+    gate = np.stack([wide[e] @ x for e in chosen])
+    wanted = gate / (1 + np.exp(-gate)) * gate
+    np.testing.assert_allclose(hidden, wanted, rtol=1e-4, atol=1e-3)
+    wanted = x + sum(share * (wide[e] @ one) for share, e, one in zip(shares, chosen, wanted, strict=True))
+    np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_panels_without_a_second_one_are_no_experts() -> None:
     random = np.random.default_rng(4)
     raw = [piece(random, 48, 128)[0] for _ in range(2)]

@@ -64,6 +64,7 @@ class Session(BaseSession):
     _hidden: Array
     _gathered: Array
     _expert_hidden: Array
+    _expert_features: int
 
     def __init__(
         self, model: DeepseekModel | Untrained, context: int | None = None, *, cache_dtype: str | None = None,
@@ -134,7 +135,7 @@ class Session(BaseSession):
             self._arena.empty((kept, features), kind) for features in (config.key_rank, 2 * pairs))
 
     def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
-        taken = mixture.taken
+        taken, self._expert_features = mixture.taken, mixture.hidden
         self._scores = self._arena.empty((rows, mixture.groups, mixture.experts // mixture.groups), F32)
         self._experts, self._place = (self._arena.empty((rows, taken), I32) for _ in range(2))
         self._shares = self._arena.empty((rows, taken), F32)
@@ -147,13 +148,6 @@ class Session(BaseSession):
         parts: list[Any] = [layer.feed_forward for layer in self.model.weights.layers]
         return all(experts.copies for part in parts if isinstance(part, MixtureWeights)
                    for experts in (part.gate, part.up, part.down))
-
-    @property
-    def _hidden_of_experts(self) -> Array:
-        """Without what lies between its rows."""
-        mixture = self.model.config.mixture
-        assert mixture is not None
-        return self._expert_hidden[:, : mixture.hidden]
 
     @property
     def _queries(self) -> Array:
@@ -380,7 +374,7 @@ class Session(BaseSession):
         """y to x."""
         x, y, work = self._x[0], self._y[0], self._work
         experts, shares = (self._of_tokens(array, one)[0] for array in (self._experts, self._shares))
-        hidden = self._hidden_of_experts[: one.taken]
+        hidden = self._expert_hidden.reshape(-1)[: one.taken * self._expert_features].reshape(one.taken, -1)
         steps: Steps = []
         if one.shared is not None:
             steps, y = self._dense_one(one.shared, self._between[0]), self._between[0]
@@ -481,8 +475,9 @@ class Session(BaseSession):
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
         rows, routed, normed, y = self._rows, self._routed_of(one), self._x, self._y
+        hidden_rows = self._expert_hidden[:, : self._expert_features]
         owners, gathered, hidden = (Rows(array[: self._capacity * one.taken], routed) for array in (
-            self._owners, self._gathered[:, : self.model.config.features], self._hidden_of_experts))
+            self._owners, self._gathered[:, : self.model.config.features], hidden_rows))
         chosen, place, shares = (rows(self._of_tokens(array, one))
                                  for array in (self._experts, self._place, self._shares))
         ranges = tuple(ends[: one.experts] for ends in self._ranges)
