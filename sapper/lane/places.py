@@ -332,8 +332,21 @@ class RunPlaces(Places):
     @property
     def holds(self) -> bool:
         """Whether a lane's neighbours are where a multiple of their number begins, all of them inside."""
-        return self.bound.mask is None and self.bound.parts == 1 and self.low.is_multiple(
-            self.bound.offset, self.piece)
+        return self.bound.mask is None and self.bound.parts == 1 and self._is_multiple(self.bound.offset)
+
+    def _is_multiple(self, start: Scalar) -> bool:
+        """Whether a coordinate is a multiple of a piece, as an extent less its lowest bits is: where pieces end."""
+        low = self.low
+        if low.is_multiple(start, self.piece) or isinstance(start, int):
+            return low.is_multiple(start, self.piece)
+        op = start.op
+        if op is None:
+            first, step = low.steps.get(start, (1, 1))
+            return step % self.piece == 0 and self._is_multiple(first)
+        rest = op.operands[1].op if op.name == "s_sub" else None
+        mask = rest.operands[1].op if rest is not None and rest.name == "s_and" else None
+        return rest is not None and rest.operands[0] is op.operands[0] and mask is not None \
+            and mask.name == "s_const" and mask.attributes["value"] & self.piece - 1 == self.piece - 1
 
     def row(self, value: Value, at: dict[str, int], level: int) -> Value | None:
         return super().row(value, at, level) if affine(value) is None else None

@@ -9,6 +9,8 @@ a piece lies otherwise than usually: register j of lane l has
 which whatever computes on coordinates finds by itself (`Bound.run`); what follows a reduction does not know the
 difference, as the elements of a sum, a minimum or a maximum may come in any order.
 
+Loads whose indices are quotients and remainders of that coordinate are in places.py.
+
 What holds: an address that a run is read from is a multiple of the run's bytes. So all that the walk reads or writes
 along its lane axis lies in rows that start at such multiples, of tensors that the call says are aligned or of near
 memory, and the piece starts at a multiple of R. Else the walk has no runs.

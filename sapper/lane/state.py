@@ -285,10 +285,6 @@ class State:
             return step % of == 0 and self.is_multiple(start, of)
         if op.name == "s_const":
             return bool(op.attributes["value"] % of == 0)
-        rest = op.operands[-1].op if op.name == "s_sub" else None
-        if rest is not None and rest.name == "s_and" and rest.operands[0] is op.operands[0]:    # less its lowest bits
-            mask = rest.operands[1].op
-            return mask is not None and mask.name == "s_const" and mask.attributes["value"] & of - 1 == of - 1
         known = [self.is_multiple(v, of) for v in op.operands]
         if op.name in ("s_mul", "s_and"):
             return any(known)

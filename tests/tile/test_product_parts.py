@@ -19,7 +19,7 @@ from sapper.lang.kernel import Kernel
 from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
-from sapper.tile.product_parts import part_products
+from sapper.tile.product_parts import IsMade, part_products
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.semantics import numpy_dtype
 from tests.strategies import KernelCase, assert_meaning, examples
@@ -106,7 +106,7 @@ KERNELS = {two_layers: 2, gated: 3, attention: 3, nearest: 3, masked: 2, gathere
 """And how many loops become of each."""
 
 
-def parted(k: Kernel, most_bytes: int = 1 << 40) -> Function:
+def parted(k: Kernel, most_bytes: int = 1 << 40, is_made: IsMade = lambda value, depth: False) -> Function:
     function = k.tile_ir()
     reduce_loops(function)
     canonicalize(function)
@@ -118,8 +118,34 @@ def parted(k: Kernel, most_bytes: int = 1 << 40) -> Function:
     def is_product(op: Op, extents: Mapping[str, int]) -> bool:
         return len(op.result.type.axes) == 2 and all(len(v.type.axes) == 2 for v in op.operands)
 
-    part_products(function, typical, is_product, most_bytes)
+    part_products(function, typical, is_product, most_bytes, is_made)
     return function
+
+
+@sp.kernel
+def weighted(x: Tensor[f32, M, K], w: Tensor[f32, H, K], v: Tensor[f32, N, H], y: Tensor[f32, M, N]):
+    """Both layers compute their weights."""
+    for m in tiles(M):
+        k, h, n = whole(K), whole(H), whole(N)
+        y[m, n] = maximum(x[m, k] @ (w[h, k] * 2.0), 0.0) @ (v[n, h] + 1.0)
+
+
+def test_operands_that_are_made_on_their_way() -> None:
+    """They are computed in the loops of their products, those of the first layer alone if the second asks for none."""
+    for depths, count in (((), 4), (("k",), 3), (("h", "k"), 2)):
+        asked = list[str]()
+
+        def is_made(value: Value, depth: str, depths: tuple[str, ...] = depths, asked: list[str] = asked) -> bool:
+            asked.append(depth)
+            return depth in depths
+
+        function = parted(weighted, is_made=is_made)
+        verify(function, TILE_OPS)
+        assert len(loops_of(function)) == count and set(asked) == {"h", "k"}
+        given, wanted = (arguments_of(weighted, {"H": 9, "K": 5, "M": 7, "N": 11}) for _ in range(2))
+        interpret(function, given)
+        interpret(weighted.tile_ir(), wanted)
+        np.testing.assert_allclose(given["y"], wanted["y"], rtol=1e-4, atol=1e-5)
 
 
 def loops_of(function: Function) -> list[Op]:
