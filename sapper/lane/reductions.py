@@ -135,8 +135,8 @@ class Reductions(Staging):
 
     def _added_to(self, op: Op, walk: Walk) -> tuple[Value, list[Op], list[Value]] | None:
         """The sum of i32 that a contraction of a walk is a part of, if nothing else reads its parts: the sum, all
-        contractions in it, and what else is added. What else there is does not come from the walk's reductions, nor from
-        walks behind it."""
+        contractions in it, and what else is added. What else there is does not come from the reductions of this walk,
+        nor of walks behind it."""
         axes = set(axes_of(op.result))
         found = None
         total = op.result

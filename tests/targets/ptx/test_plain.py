@@ -101,8 +101,8 @@ def complex_parts(a: Tensor[i8, M, K], b: Tensor[i8, K, N], c: Tensor[i8, M, K],
 
 def test_a_sum_does_not_begin_with_one_that_is_made_after_it() -> None:
     random = np.random.default_rng(0)
-    a, b, c, d = (random.integers(-9, 10, shape).astype(np.int8) for shape in ((9, 12), (12, 35)) * 2)
-    real, imaginary = np.zeros((35, 9), np.int32), np.zeros((35, 9), np.int32)
+    a, b, c, d = (random.integers(-9, 10, shape).astype(np.int8) for shape in ((3, 8), (8, 5)) * 2)
+    real, imaginary = np.zeros((5, 3), np.int32), np.zeros((5, 3), np.int32)
     emulate.run(complex_parts, a, b, c, d, real, imaginary, target="sm_80", workers=2)
     product = (a + 1j * c) @ (b + 1j * d)
     np.testing.assert_array_equal(real.T, product.real)
