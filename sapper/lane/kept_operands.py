@@ -65,7 +65,7 @@ class KeptOperands(RegisterFactors):
 
     def _slot_depth(self, contraction: Op) -> str | None:
         """The axis along which a contraction that holds lanes of its result takes slots of bf16, or None: where the
-        target lacks the dot product, or an operand is neither slots in memory nor a value of its own."""
+        target lacks the dot product, or an operand is neither slots in memory, not gathered, nor a value of its own."""
         if len(contraction.attributes["over"]) != 1 or "dot2_bf16" not in self.facts.dots:
             return None
         depth: str = contraction.attributes["over"][0]
@@ -74,6 +74,8 @@ class KeptOperands(RegisterFactors):
         for value in contraction.operands:
             op = value.op
             if value.type.dtype is not bf16 or op is None or op.name in LATE or op.blocks:  # type: ignore[union-attr]
+                return None
+            if op.name == "load" and any(affine(index) is None for index in op.operands[1:]):
                 return None
             if op.name != "load" and any(
                     user.name != "contract" or tuple(user.attributes["over"]) != (depth,)

@@ -12,7 +12,7 @@ from math import gcd, prod
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_I32, S64, RowType, TileType, f32, f64, i32, u8
-from ..tile.plan import Walk, axes_of
+from ..tile.plan import LATE, Walk, axes_of
 from .axis_loops import Carried, WalkChoice
 from .by_hand import Fit, emit_steps, takes
 from .moves import one_by_one, rounds, together
@@ -135,7 +135,8 @@ class Reductions(Staging):
 
     def _added_to(self, op: Op, walk: Walk) -> tuple[Value, list[Op], list[Value]] | None:
         """The sum of i32 that a contraction of a walk is a part of, if nothing else reads its parts: the sum, all
-        contractions in it, and what else is added. What else there is does not come from the walk's reductions."""
+        contractions in it, and what else is added. What else there is does not come from the reductions of this walk,
+        nor of walks behind it."""
         axes = set(axes_of(op.result))
         found = None
         total = op.result
@@ -167,9 +168,10 @@ class Reductions(Staging):
         return not self._depends(value, {r.result for r in walk.reductions})
 
     def _depends(self, value: Value, results: set[Value]) -> bool:
+        """Whether a value needs one of the results, or one that a walk behind this one makes."""
         if value in results or value.op is None or value in self.rows or value in self.buffers:
             return value in results
-        return any(self._depends(v, results) for v in value.op.operands)
+        return value.op.name in LATE or any(self._depends(v, results) for v in value.op.operands)
 
     def _start(self, op: Op, slots: int) -> Accumulator:
         t = op.result.type

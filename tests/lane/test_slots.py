@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import Tensor, bf16, f32, max, maximum, sum, tiles, where, whole, zeros
+from sapper import Tensor, bf16, f32, i32, max, maximum, sum, tiles, where, whole, zeros
 from sapper.kernels import library
 from sapper.lane.lower import lower
 from sapper.tile.reduce_loops import reduce_loops
@@ -144,3 +144,23 @@ def test_few_operands_of_products_are_held_at_once() -> None:
         for number in range(len(uses)):
             begun = set().union(*uses[:number + 1])
             assert len(begun & set().union(*uses[number:])) <= 3
+
+
+@sp.kernel
+def gathered(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], place: Tensor[i32, N], c: Tensor[bf16, N, E],
+             out: Tensor[f32, M, E]):
+    for m in tiles(M):
+        k, e = whole(K), whole(E)
+        acc = zeros(m, e, dtype=f32)
+        for n in tiles(N):
+            acc += maximum(a[m, k] @ b[n, k], 0.0).to(bf16) @ c[place[n], e]
+        out[m, e] = acc
+
+
+def test_products_with_gathered_rows_take_no_slots() -> None:
+    given = arguments_of(20, 9, 4, 5)
+    a, b, c = (given[name].astype(np.float32) for name in "abc")
+    given |= {"place": np.arange(9, dtype=np.int32)[::-1].copy(), "out": np.zeros((20, 5), np.float32)}
+    function = reduce_loops(gathered.tile_ir())
+    run_lane(function, given, None, DOTS, specialize(function, given, {"M": 2048, "N": 8, "K": 8, "E": 8}))
+    np.testing.assert_array_equal(given["out"], np.maximum(a @ b.T, 0) @ c[::-1])

@@ -15,7 +15,8 @@ from sapper.ir.verifier import verify
 from sapper.tile import eager
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
-from tests.strategies import examples
+from tests.strategies import KernelCase, examples
+from tests.strategies.nests import nests
 
 HEAD = """\
 def helper(x, y, factor=0.5):
@@ -110,3 +111,12 @@ def test_meaning(parts: list[list[str]], outer: str, count: int, s: float, seed:
         results.append(out)
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=1e-5, atol=1e-5, err_msg=source)
+
+
+@settings(max_examples=examples(60))
+@given(case=nests(), fixed=st.sets(st.integers(0, 20)))
+def test_what_is_accepted_is_so_with_extents_fixed(case: KernelCase, fixed: set[int]) -> None:
+    """fixed: which dimensions are left, in the order of their names, or all are fixed."""
+    kernel = case.load()
+    sizes = {dim: size for dim, size in case.extents if dim in kernel.tile_ir().attributes["dims"]}
+    kernel.tile_ir({dim: size for number, (dim, size) in enumerate(sizes.items()) if number not in fixed})

@@ -600,6 +600,14 @@ class Writer:
             text = self.convert(text, value.dtype, dtype)
         dims = tuple(axis.dim for axis in order) or ("1",)
         self.tensors.append(TensorSpec(name, dtype, tuple(map(_extent, dims)), "output"))
+        if order and not dims[-1].isdigit() and self.chance(5):
+            self.features.add("parts of rows")
+            length = self.derived(lambda sizes, a=dims[-1]: 2 * sizes[a])
+            self.tensors[-1] = TensorSpec(name, dtype, (*map(_extent, dims[:-1]), length), "output")
+            before = "".join(f"{axis.name}, " for axis in order[:-1])
+            for start in ("0", dims[-1]):
+                self.line(f"{name}[{before}{order[-1].name} + {start}] = {text}")
+            return
         operator = "+=" if self.chance(10) else "="
         again = [one for one, own, names in self.replaceable if own is dtype
                  and names == {axis.name for axis in order}

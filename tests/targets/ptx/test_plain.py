@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, emulate, f32, tiles, zeros
+from sapper import Tensor, emulate, f32, i8, i32, tiles, zeros
 from sapper.ir.verifier import verify
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.interpret import interpret
@@ -84,6 +84,29 @@ def test_tiles_of_two_products_whose_operands_lie_either_way() -> None:
 
 
 M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def complex_parts(a: Tensor[i8, M, K], b: Tensor[i8, K, N], c: Tensor[i8, M, K], d: Tensor[i8, K, N],
+                  real: Tensor[i32, N, M], imaginary: Tensor[i32, N, M]):
+    for m, n in tiles(M, N):
+        x, y = zeros(n, m, dtype=i32), zeros(n, m, dtype=i32)
+        for k in tiles(K):
+            x += a[m, k] @ b[k, n]
+            x -= c[m, k] @ d[k, n]
+            y += a[m, k] @ d[k, n]
+            y += c[m, k] @ b[k, n]
+        real[n, m], imaginary[n, m] = x, y
+
+
+def test_a_sum_does_not_begin_with_one_that_is_made_after_it() -> None:
+    random = np.random.default_rng(0)
+    a, b, c, d = (random.integers(-9, 10, shape).astype(np.int8) for shape in ((3, 8), (8, 5)) * 2)
+    real, imaginary = np.zeros((5, 3), np.int32), np.zeros((5, 3), np.int32)
+    emulate.run(complex_parts, a, b, c, d, real, imaginary, target="sm_80", workers=2)
+    product = (a + 1j * c) @ (b + 1j * d)
+    np.testing.assert_array_equal(real.T, product.real)
+    np.testing.assert_array_equal(imaginary.T, product.imag)
 
 
 @sp.kernel
