@@ -149,9 +149,11 @@ class Packing:
 
 
 class PackedRows(JoinedRows):
-    """Rows of slots. packing: of the walk that is being emitted, or None where its rows hold elements."""
+    """Rows of slots. packing: of the walk that is being emitted, or None where its rows hold elements. in_rest: those
+    are of what fills no slot."""
 
     packing: Packing | None = None
+    in_rest = False
 
     @property
     def slot_elements(self) -> int:
@@ -194,11 +196,11 @@ class PackedRows(JoinedRows):
             return
         slots, staged = self.open[packing.depth], self.staged
         start = self.add(o.offset, self.sub(o.extent, rest))
-        self.packing = None
+        self.packing, self.in_rest = None, True
         self.staged = {op: memory.rest(start) for op, memory in staged.items() if memory.in_place}
         self.open[packing.depth] = Open(start, rest, 1, origin=o.offset)
         yield True
-        self.packing, self.staged, self.open[packing.depth] = packing, staged, slots
+        self.packing, self.in_rest, self.staged, self.open[packing.depth] = packing, False, staged, slots
 
     # Rows.
 

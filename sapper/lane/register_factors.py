@@ -846,8 +846,9 @@ class RegisterFactors(WalkLowering):
     def _lies_along(self, root: Op | Value, axis: str) -> bool:
         """Whether a root that becomes a row along `axis`, and all that it is computed from, is contiguous there."""
         if isinstance(root, Value):
-            axes = root.type.axes  # type: ignore[union-attr]
-            if axes[-1] != axis or any(self.bound[a].lane for a in axes if a in self.bound):
+            axes = axes_of(root)
+            along = [a for a in axes if a != self.slot_axes.get(root)]      # neighbours along a depth share a slot
+            if along[-1:] != [axis] or any(self.bound[a].lane for a in axes if a in self.bound):
                 return False
         stores = [] if isinstance(root, Value) else [root]
         for op in (*stores, *self.reads(Walk((), (), [], [], [root]))):

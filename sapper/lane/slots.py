@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..ir.nodes import Op, Value
-from ..ir.types import ROW_B32, DType, b32, bf16, f32, i32
+from ..ir.types import ROW_B32, ROW_F32, ROW_I32, DType, b32, bf16, f32, i32
 from ..tile.plan import Walk, axes_of
 from .packed import PackedRows
 from .state import PAIR, Access, Capacity, Scalar
@@ -32,7 +32,7 @@ class KeptSlots(PackedRows):
 
     def paired_axes(self, walk: Walk) -> set[str]:
         """The axes that a walk takes in steps of two, as it keeps slots along them."""
-        return {self.slot_axes[root] for root in walk.inner if isinstance(root, Value) and root in self.slot_axes}
+        return {self.slot_axes[root] for root in walk.roots() if isinstance(root, Value) and root in self.slot_axes}
 
     def slot_tails(self, roots: Iterable[Op | Value], axis: str) -> tuple[int, ...]:
         """How many coordinates of an axis at once what is left of it is taken by, where these are finished by pieces:
@@ -108,5 +108,19 @@ class KeptSlots(PackedRows):
             memo[key] = self.fetch_row(access, b32, at, level, self.lane_mask(axes_of(value)), padded=True)
         found: Value = memo[key]
         return found
+
+    def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
+        if self.in_rest and value in self.slot_axes:
+            return self._last_of_slots(value, at, level)
+        return super()._compute(value, at, level)
+
+    def _last_of_slots(self, value: Value, at: dict[str, int], level: int) -> Value:
+        """The element that is left of the depth, where the other operand of its product is not kept: the lower half of
+        the last slot."""
+        held = self.buffers[value]
+        access = Access(held.base, held.disp, held.axes, b32, relative=True)
+        slots = self.fetch_row(access, b32, at, level, self.lane_mask(axes_of(value)), padded=True)
+        bits = self.emit(level, "shl", [self.emit(level, "bitcast", [slots], ROW_I32)], ROW_I32, amount=bf16.bits)
+        return self.emit(level, "bitcast", [bits], ROW_F32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from builtins import max as builtins_max
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,7 @@ from sapper import Tensor, bf16, f32, i32, max, maximum, sum, tiles, where, whol
 from sapper.kernels import library
 from sapper.lane.lower import lower
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.schedule import Facts, Schedule
+from sapper.tile.schedule import DimClass, Facts, Schedule
 from tests.lane.run_lane import run_lane, specialize
 from tests.strategies import examples
 
@@ -144,6 +145,45 @@ def test_few_operands_of_products_are_held_at_once() -> None:
         for number in range(len(uses)):
             begun = set().union(*uses[:number + 1])
             assert len(begun & set().union(*uses[number:])) <= 3
+
+
+@sp.kernel
+def plain(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, E], out: Tensor[f32, M, E]):
+    """The same with no maximum that runs along: the weights of all n are there at once."""
+    for m in tiles(M):
+        k, e = whole(K), whole(E)
+        acc = zeros(m, e, dtype=f32)
+        for n in tiles(N):
+            acc += maximum(a[m, k] @ b[n, k], 0.0).to(bf16) @ c[n, e]
+        out[m, e] = acc
+
+
+@settings(max_examples=examples(24))
+@given(extents=st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.integers(1, 36)),
+       hints=st.tuples(*[st.sampled_from([8, 16, 128, 8192])] * 4), facts=st.sampled_from([DOTS, NARROW]))
+def test_weights_that_are_there_at_once(extents: tuple[int, ...], hints: tuple[int, ...], facts: Facts) -> None:
+    """Whatever lies across the lanes as they are made, and with a last n that fills no slot where they meet c."""
+    given = arguments_of(*extents)
+    a, b, c = (given[name].astype(np.float32) for name in "abc")
+    given["out"] = np.full(given["out"].shape, np.nan, np.float32)
+    function = reduce_loops(plain.tile_ir())
+    run_lane(function, given, None, facts, specialize(function, given, dict(zip("MNKE", hints, strict=True))))
+    np.testing.assert_array_equal(given["out"], np.maximum(a @ b.T, 0) @ c)
+
+
+@pytest.mark.parametrize(("n", "divisor"), [(8, 8), (9, 1)])
+def test_weights_of_short_rows(n: int, divisor: int) -> None:
+    """Few of each row: the depth of the first product goes across the lanes, and rows are summed together."""
+    given = arguments_of(20, n, 8, 8)
+    a, b, c = (given[name].astype(np.float32) for name in "abc")
+    given["out"] = np.full((20, 8), np.nan, np.float32)
+    function = reduce_loops(plain.tile_ir())
+    found = specialize(function, given, {"M": 8192, "N": 16, "K": 16, "E": 16})
+    specialization = replace(found, dims={**found.dims, "N": DimClass(16, divisor)})
+    lane = lower(reduce_loops(plain.tile_ir()), Schedule(), DOTS, specialization)
+    assert {"dot2_bf16", "pack_bf16"} <= {op.name for op in lane.walk()}
+    run_lane(function, given, None, DOTS, specialization)
+    np.testing.assert_array_equal(given["out"], np.maximum(a @ b.T, 0) @ c)
 
 
 @sp.kernel
