@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import prod
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import FLOAT8, bf16, i32
+from ..ir.types import FLOAT8, MASK, b32, bf16, i32
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import Plan, Walk, axes_of, ops_behind, plan_block
@@ -61,6 +61,13 @@ MUCH_UNPACKING = 3
 that spreads an element takes no longer than a dot product. Measured on a Zen 4, 512 rows by 1024 x 4096, in percent of
 the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
 77.6."""
+
+ADDRESS_REGISTERS = 2
+"""Of a thread: what rows meet has addresses of 64 bits."""
+
+ASSEMBLER_LOADS = 32
+"""Words of activations that a warp meets in a block, at most: ptxas 13.0 has all of them loaded before the products,
+and spills where there are 64."""
 
 JOINED_ROWS, SHORT_ROW = 8, 512
 """Rows at once whose sums lie in memory as these follow each other (joined_rows.py), and elements of a row."""
@@ -280,16 +287,21 @@ class ResidentLowering(NestLanes):
             spanning = [axes for axes in operands if axes & lanes]
             if len(columns) > 1 or len(rows) > 1 or 2 * len(spanning) != len(operands):
                 continue
-            if len(lanes) != 1 or not self._fills_vectors(self._whole_hint(*lanes)):
+            if len(lanes) != 1 or not self._fills_vectors(self._whole_hint(*lanes)) or (
+                    self._whole_hint(*lanes) < self.lanes and not rows):
                 continue
             hints = {r.axis: r.hint for r in ranges if r.axis is not None}
-            each = self._whole_hint(*lanes) // self.lanes
+            each = max(1, self._whole_hint(*lanes) // self.lanes)
             vectors = len(item.results) * each
             many = max((hints[a] for a in rows), default=1)
             # For each a carried sum, and one of integers that is scaled before it is added; some for operands. Where
             # these are few, carried sums may lie in memory, as every block of products touches them but once.
             free = self.facts.vector_registers - OPERAND_REGISTERS
             most = max(1, free // (self._sums_at_once(item) * each), min(FEWER_ROWS, free // each))
+            if self.facts.many_workers:
+                taken = self._sums_at_once(item) * each + ADDRESS_REGISTERS * vectors
+                words = sum(prod(map(self._whole_hint, op.attributes["over"])) for op in contractions) // b32.size_bytes
+                most = max(1, min(free // taken, ASSEMBLER_LOADS // max(1, words)))
             wide = self.facts.fma_per_cycle < 2 and dtype_of(contractions[0].operands[0]) is bf16
             few = MOST_ROWS if wide else 2 * MOST_ROWS
             pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > few else 1
@@ -387,14 +399,27 @@ class ResidentLowering(NestLanes):
                 continue
             axis = str(op.attributes["axis"])
             o = self.open[axis]
-            if isinstance(o.extent, int) and self._fills_vectors(o.extent) and self.schedule.lane in (None, axis):
+            if isinstance(o.extent, int) and self._fills_vectors(o.extent) and self.schedule.lane in (None, axis) and (
+                    o.extent >= self.lanes or _rows_meet(block, axis)):
                 del self.open[axis]
-                self.bound[axis] = Bound(o.offset, o.extent // self.lanes, True, None, self.depth, resident=True)
+                count, mask = o.extent // self.lanes, None
+                if count == 0:
+                    count, mask = 1, self.emit(0, "mask_first", [self.value(o.extent)], MASK)
+                self.bound[axis] = Bound(o.offset, count, True, mask, self.depth, resident=True)
                 return axis
         return None
 
     def _fills_vectors(self, extent: int) -> bool:
-        return extent in (self.lanes, RESIDENT_VECTORS * self.lanes)
+        """Half a warp does, too, where rows meet what it holds: sums in registers are worth more than the other half,
+        as memory of a warp's own is as far as any."""
+        return extent in (self.lanes, RESIDENT_VECTORS * self.lanes) or (
+            self.facts.many_workers and 2 * extent == self.lanes)
+
+
+def _rows_meet(block: Block, axis: str) -> bool:
+    """Whether loops in order multiply what spans an axis by several rows."""
+    return any(set(axes_of(v)) - {axis, *op.attributes["over"]} for loop in block.ops if loop.name == "each"
+               for op in loop.walk() if op.name == "contract" for v in op.operands if axis not in axes_of(v))
 
 
 def _contracts(loop: Op) -> list[Op]:

@@ -66,6 +66,16 @@ def check(entry: LibraryKernel, shape: dict[str, int], workers: int, level: str 
     assert wrong is None, wrong
 
 
+def test_half_a_warp_holds_the_panel_that_rows_meet() -> None:
+    """16 rows of weights by 4 of activations at a time: 43 276 instructions of warps; where sums that the loop over
+    blocks carries lie in memory, and each row unpacks its own weights, 247 408."""
+    entry = find("matmul_q4")
+    arguments = entry.make_arguments(np.random.default_rng(5), {"P": 2, "G": 1, "C": 32, "M": 32})
+    run = emulate.run(entry.kernel, *arguments.values(), target="sm_80", workers=1)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    assert sum(run.counters.instructions.values()) < 60_000
+
+
 MOST_VOLUME = 40_000 if FUZZ else 20_000
 """The product of the extents of a shape for the emulator."""
 
