@@ -200,7 +200,8 @@ def register_letters(flow: Any, ranges: Any, columns: Iterable[int], place: int)
 
 @dataclass(slots=True)
 class _Effect:
-    """What one instruction needs. sources: (node, cycles until the result). targets: nodes that it writes."""
+    """What one instruction needs. sources: (node, cycles until the result). targets: nodes that it writes. vector_bits:
+    of its widest vector, 0 if it has none."""
 
     sources: list[tuple[int, float]]
     targets: tuple[int, ...]
@@ -209,6 +210,7 @@ class _Effect:
     loaded_bytes: float
     stored_bytes: float
     operations: int
+    vector_bits: int
 
 
 class _Explainer:
@@ -291,7 +293,7 @@ class _Explainer:
         joined = facts.reads_flags and facts.flow != 0 and previous is not None and previous.writes_flags
         uses = [] if place in self.moves else self.costs.uses_of(row, loaded, stored)
         return _Effect(sources, targets, uses, 0 if joined else 1, loaded / 8, stored / 8,
-                       self.costs.operations_of(row))
+                       self.costs.operations_of(row), max((o.bits for o in row.operands if o.kind == "vec"), default=0))
 
     def _registers(self, item: Instruction) -> set[int]:
         """The nodes of operands that are registers themselves, and of the mask."""
@@ -336,10 +338,13 @@ class _Explainer:
         """(cycles of each port, of the busiest set, uops)."""
         work: dict[tuple[str, ...], float] = {}
         uops = 0.0
+        shut = self.costs.SHUT_BY_512 if any(self.effects[place].vector_bits >= 512 for place in places) else ()
         for place in places:
-            weight = weights[self.block_of[place]]
-            uops += self.effects[place].uops * weight
-            for ports, cycles in self.effects[place].uses:
+            weight, effect = weights[self.block_of[place]], self.effects[place]
+            uops += effect.uops * weight
+            for ports, cycles in effect.uses:
+                if effect.vector_bits:
+                    ports, cycles = _elsewhere(ports, cycles, shut)
                 group = tuple(sorted(ports))
                 work[group] = work.get(group, 0.0) + cycles * len(group) * weight
         busy = share_out(work)
@@ -401,6 +406,12 @@ class _Explainer:
                             self.block_of[place], letters, labels))
             labels = []
         return rows
+
+
+def _elsewhere(ports: tuple[str, ...], cycles: float, shut: tuple[str, ...]) -> tuple[tuple[str, ...], float]:
+    """The same work on the ports that are left, if any are."""
+    left = tuple(port for port in ports if port not in shut)
+    return (left, cycles * len(ports) / len(left)) if left else (ports, cycles)
 
 
 def share_out(work: Mapping[tuple[str, ...], float]) -> dict[str, float]:

@@ -111,6 +111,20 @@ def test_many_small_instructions_are_bound_by_the_front_end() -> None:
     assert loop.bound == "front end" and loop.front_end_cycles == pytest.approx(13 / 6)
 
 
+@pytest.mark.parametrize(("name", "wide", "cycles"), [
+    ("cascadelake", True, 4.5), ("cascadelake", False, 2.0), ("haswell", False, 3.0), ("zen4", True, 3.0)])
+def test_ports_that_are_shut_beside_512_bits(name: str, wide: bool, cycles: float) -> None:
+    """Six operations of 256 bits, and three of 512, which take two of three ports; on others as many as there are."""
+    def fill(emit: Listing) -> None:
+        for number in range(6):
+            emit("vpaddd.256", vec(number), vec(8), vec(9))
+        for number in range(3 if wide else 0):
+            emit("vpaddd.512", vec(10 + number), vec(13), vec(14))
+
+    made = loop_of(fill, name)[1]
+    assert max(made.ports.values()) == pytest.approx(cycles)
+
+
 def test_a_broadcast_and_a_gather_read_what_they_read() -> None:
     def fill(emit: Listing) -> None:
         emit("vaddps.512", vec(0), vec(1), Memory(Register("gpr", RSI), broadcast=True))

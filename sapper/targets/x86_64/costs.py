@@ -30,6 +30,8 @@ ISSUE_WIDTH = 6
 """Macro-ops that enter in a cycle; a comparison and the jump after it are one (57647, 2.9 and 2.8.3)."""
 LOAD_LATENCY = {"gpr": 4, "vec": 7, "mask": 7, "tile": 0}
 """Cycles from an address to a register by a load that hits L1 (57647, 2.12); of a tile the row's own latency."""
+SHUT_BY_512: tuple[str, ...] = ()
+"""Ports that take no operations of vectors while any of 512 bits is on its way."""
 _LOAD_CYCLES = {64: 1 / 3, 256: 0.5, 512: 1.0}
 _STORE_CYCLES = {64: 0.5, 256: 1.0, 512: 2.0}
 """Cycles of the load and store units for an access of up to so many bits that hits L1 (57647, 2.12): three loads of

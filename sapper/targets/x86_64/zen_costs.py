@@ -26,7 +26,7 @@ class Core(NamedTuple):
     ISSUE_WIDTH: macro-ops that enter in a cycle. LOAD_LATENCY: cycles to a register, by kind. figures: of
     `read_figures`. pipes: letter -> pipes. load_cycles, store_cycles: of the units that load and store, for an access
     of up to so many bits. address_cycles: of those that make addresses, for an access. vector_stores: bits -> uses of a
-    store of a vector of up to so many, beside the access itself.
+    store of a vector of up to so many, beside the access itself. SHUT_BY_512: see costs.py.
     """
 
     MODEL: str
@@ -38,6 +38,7 @@ class Core(NamedTuple):
     store_cycles: dict[int, float]
     address_cycles: float
     vector_stores: dict[int, str]
+    SHUT_BY_512: tuple[str, ...] = ()
 
     def latency_of(self, row: Row) -> int:
         """Cycles from a row's register inputs to its result."""
