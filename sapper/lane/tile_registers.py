@@ -21,7 +21,7 @@ for one. Columns: panels are whole. Depth: what is left of it is copied beside z
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
@@ -217,7 +217,8 @@ class _Emission:
     def _left(self) -> _Left:
         low, found, extent = self.low, self.found, self.range.extent
         if not _lies(low, found):
-            return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, self._copy_elements)
+            copy = self._copy_kept if found.left in low.slot_axes else self._copy_elements
+            return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, copy)
         assert found.left.op is not None
         access = low.access(found.left.op)
         base = low.add(low.add(access.base, access.disp), low.mul(self.range.offset, access.axes[found.rows]))
@@ -272,6 +273,21 @@ class _Emission:
             return []
 
         low.axis_loop(found.depth, 1, True, [], slots)
+
+    def _copy_kept(self, place: Access) -> None:
+        """A row of slots that are kept (slots.py), which are neighbours along the rows there; the last one may be half
+        full, with 0 above."""
+        low, found, full = self.low, self.found, self.slots
+        low.open[found.depth] = replace(full, extent=low.ceil_div(self.elements.extent, found.dot.elements))
+
+        def slots(_: list[Value]) -> list[Value]:
+            at = {found.rows: 0, found.depth: 0}
+            to = Access(place.base, 0, {**place.axes, found.depth: b32.size_bytes}, b32)
+            low.put(to, low.kept_slots(found.left, at), b32, at, (found.rows, found.depth), padded=True)
+            return []
+
+        low.axis_loop(found.depth, 1, True, [], slots)
+        low.open[found.depth] = full
 
     def _copy_elements(self, place: Access) -> None:
         """A row of any value, element by element."""

@@ -16,13 +16,14 @@ from sapper import Tensor, bf16, f32, i32, max, maximum, sum, tiles, where, whol
 from sapper.kernels import library
 from sapper.lane.lower import lower
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.schedule import DimClass, Facts, Schedule
+from sapper.tile.schedule import DimClass, Facts, Schedule, TileUnit
 from tests.lane.run_lane import run_lane, specialize
 from tests.strategies import examples
 
 LIBRARY = {entry.name: entry for entry in library()}
 DOTS = Facts(dots=frozenset({"dot2_bf16"}))
 NARROW = Facts(lanes=8, vector_registers=16, dots=frozenset({"dot2_bf16"}))
+TILES = Facts(dots=DOTS.dots, tiles=TileUnit(16, frozenset({("bf16", "bf16")}), 64))
 
 M, N, K, E = sp.dims("M N K E")
 
@@ -160,7 +161,7 @@ def plain(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, E], o
 
 @settings(max_examples=examples(24))
 @given(extents=st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.integers(1, 36)),
-       hints=st.tuples(*[st.sampled_from([8, 16, 128, 8192])] * 4), facts=st.sampled_from([DOTS, NARROW]))
+       hints=st.tuples(*[st.sampled_from([8, 16, 128, 8192])] * 4), facts=st.sampled_from([DOTS, NARROW, TILES]))
 def test_weights_that_are_there_at_once(extents: tuple[int, ...], hints: tuple[int, ...], facts: Facts) -> None:
     """Whatever lies across the lanes as they are made, and with a last n that fills no slot where they meet c."""
     given = arguments_of(*extents)
@@ -168,6 +169,19 @@ def test_weights_that_are_there_at_once(extents: tuple[int, ...], hints: tuple[i
     given["out"] = np.full(given["out"].shape, np.nan, np.float32)
     function = reduce_loops(plain.tile_ir())
     run_lane(function, given, None, facts, specialize(function, given, dict(zip("MNKE", hints, strict=True))))
+    np.testing.assert_array_equal(given["out"], np.maximum(a @ b.T, 0) @ c)
+
+
+@pytest.mark.parametrize("n", [5, 16, 33])
+def test_weights_that_are_kept_meet_tile_registers(n: int) -> None:
+    given = arguments_of(9, n, 32, 8)
+    a, b, c = (given[name].astype(np.float32) for name in "abc")
+    given["out"] = np.full((9, 8), np.nan, np.float32)
+    function = reduce_loops(plain.tile_ir())
+    specialization = specialize(function, given, {"M": 512, "N": 512, "K": 8, "E": 16})
+    lane = lower(reduce_loops(plain.tile_ir()), Schedule(), TILES, specialization)
+    assert {"tile_load", "pack_bf16"} <= {op.name for op in lane.walk()}
+    run_lane(function, given, None, TILES, specialization)
     np.testing.assert_array_equal(given["out"], np.maximum(a @ b.T, 0) @ c)
 
 
