@@ -213,6 +213,16 @@ def matmul_swiglu_fp8(
         y[m, p, l] = silu(gate_sum) * up_sum
 
 
+def panel_sum(w: Any, scale: Any, x: Any, acc: Any, a: Any, p: Any, m: Any, l: Any) -> Any:
+    """The products of rows with a panel, each block's scaled. acc: zeros over m and l."""
+    for b in each(B):
+        part = zeros(m, l, dtype=f32)
+        for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
+            part += x[m, k] @ w[p, k, l].to(f32)
+        acc += part * scale[a, b]
+    return acc
+
+
 @sp.kernel
 def matmul_few_fp8(
     w: Tensor[f8e4m3, P, K, PANEL], scale: Tensor[f32, A, B], place: Tensor[i32, P], x: Tensor[f32, M, K],
@@ -222,12 +232,7 @@ def matmul_few_fp8(
         a = place[p]
         for m in tiles(M):
             l = whole(PANEL)
-            acc = zeros(m, l, dtype=f32)
-            for b in each(B):
-                part = zeros(m, l, dtype=f32)
-                for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                    part += x[m, k] @ w[p, k, l].to(f32)
-                acc += part * scale[a, b]
+            acc = panel_sum(w, scale, x, zeros(m, l, dtype=f32), a, p, m, l)
             y[m, p, l] = acc
 
 
@@ -240,12 +245,7 @@ def matmul_few_residual_fp8(
         a = place[p]
         for m in tiles(M):
             l = whole(PANEL)
-            acc = zeros(m, l, dtype=f32)
-            for b in each(B):
-                part = zeros(m, l, dtype=f32)
-                for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                    part += x[m, k] @ w[p, k, l].to(f32)
-                acc += part * scale[a, b]
+            acc = panel_sum(w, scale, x, zeros(m, l, dtype=f32), a, p, m, l)
             y[m, p, l] = residual[m, p, l] + acc
 
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import TensorType, TileType, f32
+from ..ir.nodes import Function, Op, Value
+from ..ir.types import f32
 from .ops import place_of
-from .parts import Writer
 from .plan import axes_of, ops_behind
-from .product_parts import axes_brought, rename_axes
+from .product_parts import axes_brought
+from .tensor_copies import copy_tensor, plain_dims, put_last
 
 Typical = Callable[[Value], int | None]
 
@@ -41,7 +41,7 @@ def turn_gathered(
         for product in [op for op in nest.walk() if op.name == "contract"]:
             for load in [v.op for v in product.operands if v.op is not None and v.op.name == "load"]:
                 tensor, rows = load.operands[0], _rows(load, product)
-                sizes = [extent(dim) for dim in _dims(tensor)]
+                sizes = [extent(dim) for dim in plain_dims(tensor)]
                 if not rows or tensor.op is not None or tensor in stored or len(sizes) < len(load.operands) - 1:
                     continue
                 at = max(rows, key=sizes.__getitem__)
@@ -52,8 +52,8 @@ def turn_gathered(
                     most_bytes -= f32.size_bytes * prod(sizes)
                     if most_bytes < 0:
                         continue
-                    turned[tensor, at] = _turn(function, nest, tensor, at)
-                load.operands[:] = [turned[tensor, at], *_last(load.operands[1:], at)]
+                    turned[tensor, at] = copy_tensor(function, nest, tensor, last=at)
+                load.operands[:] = [turned[tensor, at], *put_last(load.operands[1:], at)]
 
 
 def _rows(load: Op, product: Op) -> list[int]:
@@ -69,34 +69,3 @@ def _rows(load: Op, product: Op) -> list[int]:
                 axis in axes_of(other) for number, other in enumerate(load.operands[1:]) if number != at):
             found.append(at)
     return found
-
-
-def _dims(tensor: Value) -> list[int | str]:
-    assert isinstance(tensor.type, TensorType)
-    return [dim for dim in tensor.type.dims if not isinstance(dim, tuple)]
-
-
-def _last(places: list[Value], at: int) -> list[Value]:
-    """With one behind all others."""
-    return [*places[:at], *places[at + 1 :], places[at]]
-
-
-def _turn(function: Function, nest: Op, tensor: Value, at: int) -> Value:
-    """The loop that copies a tensor, before the nest; what it is copied to."""
-    made: list[Op] = []
-    top = Writer(made, nest)
-    extents = [top.value("dim", [], name=dim) if isinstance(dim, str) else top.number(dim) for dim in _dims(tensor)]
-    buffer, zero = top.buffer(f32, _last(extents, at)), top.number(0)
-    axes = [f"{tensor.name}{number}" for number in range(len(extents))]
-    body = Block()
-    writer = Writer(body.ops, nest)
-    places = writer.places(axes, [zero] * len(axes))
-    writer.op("store", [buffer, writer.value("load", [tensor, *places], TileType(f32, tuple(axes))),
-                        *_last(places, at)])
-    writer.op("yield", [])
-    loop = Op("tiles", [v for extent in extents for v in (zero, extent)], [], {"axes": axes, "parallel": True}, [body],
-              top.location)
-    rename_axes(loop, {axis for op in function.walk() for axis in axes_brought(op)})
-    before = function.body.ops.index(nest)
-    function.body.ops[before:before] = [*made, loop]
-    return buffer

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from ..ir.nodes import Block, Function, Op, Value
+from ..ir.nodes import Function, Op, Value
 from ..ir.types import TensorType, TileType, bf16, f16, f32
 from .ops import memory_of, place_of
-from .parts import Writer
 from .plan import axes_of
-from .product_parts import axes_brought, rename_axes
+from .product_parts import axes_brought
+from .tensor_copies import copy_tensor, plain_dims
 
 Typical = Callable[[Value], int | None]
 
@@ -44,7 +44,7 @@ def widen_operands(function: Function, typical: Typical, rows: int, columns: int
         for tensor, loads in read.items():
             if tensor.op is None and tensor not in stored and _is_narrow(tensor) and all(
                     finder.is_met(load, rows, columns) for load in loads):
-                most_bytes -= f32.size_bytes * prod(_extent(function, dim, typical) for dim in _dims(tensor))
+                most_bytes -= f32.size_bytes * prod(_extent(function, dim, typical) for dim in plain_dims(tensor))
                 if most_bytes >= 0:
                     _widen(function, nest, tensor, loads)
 
@@ -52,12 +52,7 @@ def widen_operands(function: Function, typical: Typical, rows: int, columns: int
 def _is_narrow(tensor: Value) -> bool:
     """Also whether its extents are plain ones."""
     t = tensor.type
-    return isinstance(t, TensorType) and t.dtype in (bf16, f16) and len(_dims(tensor)) == len(t.dims)
-
-
-def _dims(tensor: Value) -> list[int | str]:
-    assert isinstance(tensor.type, TensorType)
-    return [dim for dim in tensor.type.dims if not isinstance(dim, tuple)]
+    return isinstance(t, TensorType) and t.dtype in (bf16, f16) and len(plain_dims(tensor)) == len(t.dims)
 
 
 def _extent(function: Function, dim: int | str, typical: Typical) -> int:
@@ -125,23 +120,7 @@ class _Finder:
 
 def _widen(function: Function, nest: Op, tensor: Value, loads: list[Op]) -> None:
     """The loop that widens a tensor, before the nest, and the loads of what it leaves."""
-    made: list[Op] = []
-    top = Writer(made, nest)
-    extents = [top.value("dim", [], name=dim) if isinstance(dim, str) else top.number(dim) for dim in _dims(tensor)]
-    buffer, zero = top.buffer(f32, extents, apart=True), top.number(0)
-    axes = [f"{tensor.name}{number}" for number in range(len(extents))]
-    body = Block()
-    writer = Writer(body.ops, nest)
-    at = writer.places(axes, [zero] * len(axes))
-    narrow = writer.value("load", [tensor, *at], TileType(tensor.type.dtype, tuple(axes)))  # type: ignore[union-attr]
-    wide = writer.value("cast", [narrow], TileType(f32, tuple(axes)))
-    writer.op("store", [buffer, wide, *at])
-    writer.op("yield", [])
-    loop = Op("tiles", [v for extent in extents for v in (zero, extent)], [], {"axes": axes, "parallel": True}, [body],
-              top.location)
-    rename_axes(loop, {axis for op in function.walk() for axis in axes_brought(op)})
-    before = function.body.ops.index(nest)
-    function.body.ops[before:before] = [*made, loop]
+    buffer = copy_tensor(function, nest, tensor, apart=True)
     for load in loads:
         load.operands[0] = buffer
         load.result.type = TileType(f32, axes_of(load.result))
