@@ -65,10 +65,6 @@ the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; 
 ADDRESS_REGISTERS = 2
 """Of a thread: what rows meet has addresses of 64 bits."""
 
-ASSEMBLER_LOADS = 32
-"""Words of activations that a warp meets in a block, at most: ptxas 13.0 has all of them loaded before the products,
-and spills where there are 64."""
-
 JOINED_ROWS, SHORT_ROW = 8, 512
 """Rows at once whose sums lie in memory as these follow each other (joined_rows.py), and elements of a row."""
 
@@ -298,10 +294,10 @@ class ResidentLowering(NestLanes):
             # these are few, carried sums may lie in memory, as every block of products touches them but once.
             free = self.facts.vector_registers - OPERAND_REGISTERS
             most = max(1, free // (self._sums_at_once(item) * each), min(FEWER_ROWS, free // each))
-            if self.facts.many_workers:
+            if self.requests.block_loads:
                 taken = self._sums_at_once(item) * each + ADDRESS_REGISTERS * vectors
                 words = sum(prod(map(self._whole_hint, op.attributes["over"])) for op in contractions) // b32.size_bytes
-                most = max(1, min(free // taken, ASSEMBLER_LOADS // max(1, words)))
+                most = max(1, min(free // taken, self.requests.block_loads // max(1, words)))
             wide = self.facts.fma_per_cycle < 2 and dtype_of(contractions[0].operands[0]) is bf16
             few = MOST_ROWS if wide else 2 * MOST_ROWS
             pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > few else 1

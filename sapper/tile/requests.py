@@ -58,6 +58,9 @@ class Requests(NamedTuple):
     matrix. depth_block: so many steps of the depth many rows meet in a block of panels before any meets the next ones,
     where all of it would have the rows come from the last cache for each panel or two; 0: all, as that is quick.
 
+    block_loads: rows meet a block of weights at once that read no more words of 32 bits of their own in it, as all of
+    these are loaded before the products; 0: they are read as they are met.
+
     keep_cost: a value that several walks read is kept in scratch memory between them if it takes more instructions for
     each row of lanes (tile/plan.py), else made again.
 
@@ -92,6 +95,7 @@ class Requests(NamedTuple):
     reread_ahead_bytes: int = 0
     few_at_once: int = 0
     depth_block: int = 0
+    block_loads: int = 0
     keep_cost: int = KEEP_COST
     row_requests: int = 3
     stream_requests: int = 3

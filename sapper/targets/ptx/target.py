@@ -18,6 +18,8 @@ KIB, MIB = 1024, 1024 * 1024
 WARP_LANES = 32
 KEEP_COST = 32
 """Instructions for an element; two exps, or a gather and an erf."""
+BLOCK_LOADS = 32
+"""Words of activations; ptxas 13.0 has all of a block's loaded before its products, and spills where there are 64."""
 FILE_REGISTERS, REGISTER_GRANULE = 64 * 1024, 8
 """Registers of 32 bits of an SM, and the multiple that ptxas gives a thread."""
 
@@ -120,7 +122,8 @@ class Target:
     def requests(self) -> Requests:
         """Nothing is asked for early. What thousands of warps keep lies beyond the caches: while 8 bytes of an element
         go and come, an A100 does some hundred instructions for it (1.5 TB/s, and 108 x 4 x 32 in a cycle)."""
-        return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1, keep_cost=KEEP_COST)
+        return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1, block_loads=BLOCK_LOADS,
+                        keep_cost=KEEP_COST)
 
     @property
     def slow_underflow(self) -> bool:
