@@ -55,7 +55,7 @@ class Row:
 class Loop:
     """One loop. All figures are for one iteration. depth: 1 for an outermost one. first, last: places of its rows.
 
-    passes: how often it ran in all, where that is known. uops: instructions as the front end counts them. ports: cycles
+    passes: how often it ran in all, where that is known. uops: operations as the front end counts them. ports: cycles
     that each port is busy, when the work is shared out best. chain: places of the longest chain. loaded_bytes,
     stored_bytes: of memory operands, masks taken as full. operations: on floats. pressure: most registers wanted, by
     kind. lines: source lines that it comes from.
@@ -292,8 +292,13 @@ class _Explainer:
             sources += [(node, latency) for node in sorted(addresses)]  # the address itself is the result
         joined = facts.reads_flags and facts.flow != 0 and previous is not None and previous.writes_flags
         uses = [] if place in self.moves else self.costs.uses_of(row, loaded, stored)
-        return _Effect(sources, targets, uses, 0 if joined else 1, loaded / 8, stored / 8,
-                       self.costs.operations_of(row), max((o.bits for o in row.operands if o.kind == "vec"), default=0))
+        vector_bits = max((o.bits for o in row.operands if o.kind == "vec"), default=0)
+        # Where these are not fused, what loads and computes enters as two, if the address has an index.
+        parted = vector_bits and loaded and len(uses) > 1 and not self.target.fuses_indexed and any(
+            isinstance(o, Memory) and o.index is not None and not form.index_bits
+            for o, form in zip(item.operands, row.operands, strict=True))
+        return _Effect(sources, targets, uses, 0 if joined else 2 if parted else 1, loaded / 8, stored / 8,
+                       self.costs.operations_of(row), vector_bits)
 
     def _registers(self, item: Instruction) -> set[int]:
         """The nodes of operands that are registers themselves, and of the mask."""

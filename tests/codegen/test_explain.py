@@ -125,6 +125,31 @@ def test_ports_that_are_shut_beside_512_bits(name: str, wide: bool, cycles: floa
     assert max(made.ports.values()) == pytest.approx(cycles)
 
 
+@pytest.mark.parametrize(("name", "entering"), [("cascadelake", 10), ("zen4", 6)])
+def test_operands_with_an_index_enter_by_themselves(name: str, entering: int) -> None:
+    """Four multiply-adds with such an operand are two operations each on the first, moves one on both."""
+    def fill(emit: Listing) -> None:
+        for number in range(4):
+            emit("vfmadd231ps.512", vec(number), vec(8), Memory(Register("gpr", RSI), Register("gpr", RAX)))
+        emit("vmovups.512", vec(9), Memory(Register("gpr", RSI), Register("gpr", RAX)))
+
+    assert loop_of(fill, name)[1].uops == entering
+
+
+@pytest.mark.parametrize("name", ["cascadelake", "sapphirerapids", "zen4"])
+def test_a_prefetch_takes_a_load(name: str) -> None:
+    def cycles(prefetches: int) -> float:
+        def fill(emit: Listing) -> None:
+            for number in range(9):
+                emit("vmovups.256", vec(4 + number), at(RSI, 32 * number))
+            for number in range(prefetches):
+                emit("prefetcht0", at(RSI, 4096 + 64 * number))
+
+        return max(loop_of(fill, name)[1].ports.values())
+
+    assert cycles(9) == pytest.approx(2 * cycles(0))
+
+
 def test_a_broadcast_and_a_gather_read_what_they_read() -> None:
     def fill(emit: Listing) -> None:
         emit("vaddps.512", vec(0), vec(1), Memory(Register("gpr", RSI), broadcast=True))

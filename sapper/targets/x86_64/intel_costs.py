@@ -224,7 +224,10 @@ class Core(NamedTuple):
         if found is not None:
             return uses + found[1]
         cost = cost_of(row)
-        return uses if cost.ports in (("load",), ("store",)) else [*uses, (_ports("0156"), cost.throughput)]
+        if cost.ports == ("load",):  # a prefetch, whose operand is an address: nothing is loaded
+            ports = _ports(self.loads[0])
+            return [(ports, 1 / len(ports))]
+        return uses if cost.ports == ("store",) else [*uses, (_ports("0156"), cost.throughput)]
 
     def operations_of(self, row: Row) -> int:
         from .costs import operations_of
