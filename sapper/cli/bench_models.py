@@ -190,16 +190,17 @@ def _speeds(name: str, form: str, model: Any, operations: Operations, weight_byt
     peaks, products = settings.peaks(threads), _products(form)
     settings.report(label)
     total = sum(operations.values())
-    rows = rows_of(f"{name} prefill", form, str(prompt_tokens), threads,
-                   settings.measure({who: prefill for who, (prefill, _) in feeds.items()}, threads),
+    timings, peaks = with_floor({who: prefill for who, (prefill, _) in feeds.items()}, peaks, settings,
+                                products=tuple(operations))
+    rows = rows_of(f"{name} prefill", form, str(prompt_tokens), threads, timings,
                    sum(count / peaks.arithmetic(one) for one, count in operations.items()), prompt_tokens, "tokens/s",
                    dtypes, (total, weight_bytes, products))
     of_one = 100 * total / peaks.arithmetic(products) / rows[0].median_s
     settings.say(f"{label}: {of_one:.0f} % of the peak of {products} alone, were all operations of it; "
                  f"{100 * operations.get(products, 0) / total:.0f} % of them are")
     settings.report(label.replace("prefill", "decode"))
-    timings, peaks = with_floor({who: decode for who, (_, decode) in feeds.items()}, "DRAM", False, peaks, threads,
-                                settings, sample_s=DECODE_S)
+    timings, peaks = with_floor({who: decode for who, (_, decode) in feeds.items()}, peaks, settings, reads=True,
+                                sample_s=DECODE_S)
     rows += rows_of(f"{name} decode", form, f"1 after {prompt_tokens}", threads, timings,
                     peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
     return [row for row in rows if settings.wants(row.case)]

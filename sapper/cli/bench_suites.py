@@ -1,8 +1,9 @@
 """What `sapper bench` measures: the suites, and how each case is timed.
 
 In: `Settings`. Out: `Row`s, one for each contestant of a case, as they are measured. Holds: a case's contestants are
-timed in turns (sapper.tune.measure); in DRAM a read and a copy of our own are timed with them, and give that case's
-floor, as the bandwidth that other machines on the same host leave changes from minute to minute.
+timed in turns (sapper.tune.measure), and with them what gives that case's floor: where products are most of its work, a
+loop of nothing else, and in DRAM a read and a copy of our own, as what other machines on the same host leave of a core
+and of its memory changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "at
           "deepseek", "all")
 PEERS = ("numpy", "torch", "llama")
 FLOOR_READ, FLOOR_COPY = "(read)", "(copy)"
+PRODUCTS_SHARE = 0.5
+"""Products are timed with a case whose operations take this part of its floor, or more."""
 CHECK_BYTES = 64 << 20
 """Results of cases up to this size are compared with the reference before they are timed."""
 QUICK_SCALE = 0.5
@@ -76,6 +79,7 @@ class Settings:
     report: Callable[[str], None]
     failed: int = 0
     _probes: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    _product_probes: dict[tuple[int, str], tuple[Any, int]] = field(default_factory=dict)
     _peaks: dict[int, Any] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
@@ -101,6 +105,16 @@ class Settings:
             self._probes[threads] = (read_probe(int(READ_BYTES["DRAM"] * scale), threads, target, True),
                                      copy_probe(int(COPY_BYTES * scale), threads, target, True))
         return self._probes[threads]
+
+    def product_probe(self, products: str, peaks: Any) -> tuple[Any, int]:
+        """Products of "f32", "bf16" or "i8" and nothing else, and how many repetitions are a sample."""
+        from ..targets.x86_64.detect import host_target
+
+        key = (peaks.threads, products)
+        if key not in self._product_probes:
+            probe = peaks.product_probe(products, host_target())
+            self._product_probes[key] = (probe, probe.sample()[0])
+        return self._product_probes[key]
 
     def measure(self, contestants: Mapping[str, Callable[[], Any]], threads: int = 1,
                 **options: Any) -> dict[str, Any]:
@@ -244,7 +258,11 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
         # Changed in place: each byte is fetched once, and goes back while others come.
         size_bytes, written = footprint, 0
     level = "DRAM" if job.cold else peaks.level(size_bytes)
-    timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
+    floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level, entry.products)
+    multiplies = case.flops / peaks.arithmetic(entry.products) >= PRODUCTS_SHARE * floor_s
+    in_memory = level == "DRAM"
+    timings, peaks = with_floor(contestants, peaks, settings, products=(entry.products,) * multiplies,
+                                reads=in_memory, writes=in_memory and written > 0)
     floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level, entry.products)
     by_flops = case.flops / peaks.arithmetic(entry.products) >= floor_s
     work, unit = (case.flops, "GOP/s" if entry.products == "i8" else "GFLOP/s") if by_flops else (case.bytes, "GB/s")
@@ -252,20 +270,30 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
                    totals=(case.flops, size_bytes, entry.products))
 
 
-def with_floor(contestants: dict[str, Callable[[], Any]], level: str, writes: bool, peaks: Any, threads: int,
-               settings: Settings, **options: Any) -> tuple[dict[str, Any], Any]:
-    """The timings, and the peaks; in DRAM with the bandwidth that was there in the same minutes. options: of
-    Settings.measure."""
-    if level != "DRAM":
-        return settings.measure(contestants, threads, **options), peaks
-    read, copy = settings.memory_probes(threads)
-    timings = settings.measure({**contestants, FLOOR_READ: read.run, **({FLOOR_COPY: copy.run} if writes else {})},
-                               threads, **options)
-    read_rate = read.work / timings.pop(FLOOR_READ).median_s
-    peaks = replace(peaks, read={**peaks.read, "DRAM": read_rate})
-    if writes:
-        rate = copy.work / timings.pop(FLOOR_COPY).median_s
-        peaks = replace(peaks, copy=rate, copy_streaming=rate)
+def with_floor(contestants: Mapping[str, Callable[[], Any]], peaks: Any, settings: Settings, *,
+               products: Sequence[str] = (), reads: bool = False, writes: bool = False,
+               **options: Any) -> tuple[dict[str, Any], Any]:
+    """The timings, and the peaks: of these products, and of what DRAM reads and writes, as they were in the same
+    minutes. options: of Settings.measure."""
+    limits: dict[str, tuple[str, Any, int]] = {}  # contestant -> the field of the peaks, its probe, repetitions
+    for name in products:
+        limit = peaks.fastest(name)
+        limits[f"({limit})"] = (limit, *settings.product_probe(name, peaks))
+    if reads or writes:
+        read, copy = settings.memory_probes(peaks.threads)
+        limits[FLOOR_READ] = ("read", read, 1)
+        if writes:
+            limits[FLOOR_COPY] = ("copy", copy, 1)
+    probes = {name: partial(probe.run, repeats) for name, (_, probe, repeats) in limits.items()}
+    timings = settings.measure({**contestants, **probes}, peaks.threads, **options)
+    for name, (limit, probe, repeats) in limits.items():
+        rate = probe.work * repeats / timings.pop(name).median_s
+        if limit == "read":
+            peaks = replace(peaks, read={**peaks.read, "DRAM": rate})
+        elif limit == "copy":
+            peaks = replace(peaks, copy=rate, copy_streaming=rate)
+        else:
+            peaks = replace(peaks, **{limit: rate})
     return timings, peaks
 
 

@@ -75,12 +75,26 @@ class Peaks:
         """The smallest level that holds so many bytes."""
         return next((name for name in LEVELS[:-1] if size_bytes <= self.level_bytes[name]), "DRAM")
 
+    def fastest(self, products: str) -> str:
+        """The field that has the speed of products of "f32", "bf16" or "i8": of the instruction that does the most, of
+        the widened ones where none takes them narrow."""
+        narrow = {"bf16": ("tile_bf16_flops", "bf16_flops"), "i8": ("tile_int8_ops", "int8_ops")}
+        best: str = max((*narrow.get(products, ()), "f32_flops"), key=lambda name: getattr(self, name) or 0.0)
+        return best
+
     def arithmetic(self, products: str) -> float:
-        """Operations per second of products of "f32", "bf16" or "i8", by the instruction that does the most; of the
-        widened ones where none takes them narrow."""
-        narrow = {"bf16": (self.tile_bf16_flops, self.bf16_flops), "i8": (self.tile_int8_ops, self.int8_ops)}
-        rates: list[float] = [rate for rate in narrow.get(products, ()) if rate is not None]
-        return max([*rates, self.f32_flops])
+        """Operations per second of such products."""
+        rate: float = getattr(self, self.fastest(products))
+        return rate
+
+    def product_probe(self, products: str, target: Any) -> Probe:
+        """What measures that speed anew."""
+        name = self.fastest(products)
+        multiply = {"tile_bf16_flops": "tdpbf16ps", "tile_int8_ops": "tdpbusd"}.get(name)
+        if multiply is not None:
+            return tile_probe(multiply, self.threads, target)
+        op = {"f32_flops": "fma", "bf16_flops": "dot2_bf16", "int8_ops": self.int8_products}[name]
+        return arithmetic_probe(op, self.threads, target)
 
     def floor_s(self, flops: int, read_bytes: int, written_bytes: int, level: str, products: str = "f32") -> float:
         """The least time for a task in seconds: its arithmetic at its peak, or its memory at that of the level where
@@ -133,13 +147,18 @@ class Probe:
         workers.launch(self._code.address, self._view, address, self.threads, 0)
         return time.perf_counter() - start
 
-    def best_rate(self, sample_s: float = SAMPLE_S, samples: int = SAMPLES) -> float:
-        """The best of several rates, in units of `work` per second, of runs that last half a sample at least."""
+    def sample(self, sample_s: float = SAMPLE_S, samples: int = SAMPLES) -> tuple[int, float]:
+        """Repetitions that last half a sample at least, and their time, the best of several."""
         self.run()  # starts the workers and warms the caches
         repeats = 1
         while (taken := min(self.run(repeats) for _ in range(samples))) < sample_s / 2:
             # The best of several says how long it is: one alone may have waited for a CPU.
             repeats *= min(16, max(2, round(sample_s / max(taken, 1e-9))))
+        return repeats, taken
+
+    def best_rate(self, sample_s: float = SAMPLE_S, samples: int = SAMPLES) -> float:
+        """The best of several rates, in units of `work` per second, of runs that last half a sample at least."""
+        repeats, taken = self.sample(sample_s, samples)
         return self.work * repeats / taken
 
 

@@ -290,7 +290,7 @@ def test_rows_of_a_case() -> None:
     assert [f.name for f in fields(Row)] == KEYS
 
 
-def test_the_floor_of_a_case_in_dram_is_measured_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floor_of_a_case_is_measured_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings()
     measured: list[list[str]] = []
 
@@ -301,13 +301,37 @@ def test_the_floor_of_a_case_in_dram_is_measured_with_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(Settings, "measure", fake)
     base = given.peaks(1)
     read, copy = given.memory_probes(1)
-    timings, found = bench_suites.with_floor({"sapper": lambda: None}, "DRAM", True, base, 1, given)
+    ours = {"sapper": lambda: None}
+    timings, found = bench_suites.with_floor(ours, base, given, reads=True, writes=True)
     assert list(timings) == ["sapper"]
     assert measured[-1] == ["sapper", "(read)", "(copy)"]
     assert (found.read["DRAM"], found.copy_streaming) == (read.work / 2.0, copy.work / 2.0)
     assert found.read["L1"] == base.read["L1"]
-    _, found = bench_suites.with_floor({"sapper": lambda: None}, "L2", True, base, 1, given)
+    _, found = bench_suites.with_floor(ours, base, given)
     assert measured[-1] == ["sapper"] and found is base
+    _, found = bench_suites.with_floor(ours, base, given, products=("f32", "i8", "f32"))
+    integers = base.fastest("i8")
+    assert measured[-1] == ["sapper", "(f32_flops)", f"({integers})"]
+    for products, name in (("f32", "f32_flops"), ("i8", integers)):
+        probe, repeats = given.product_probe(products, base)
+        assert getattr(found, name) == found.arithmetic(products) == probe.work * repeats / 2.0
+    assert found.read == base.read
+
+
+@pytest.mark.parametrize(("name", "probed"), [("matmul_nn_f32", True), ("vector_add", False)])
+def test_products_are_measured_with_a_case_that_is_mostly_of_them(name: str, probed: bool,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = Settings.product_probe
+
+    def probe(self: Settings, products: str, found: Any) -> tuple[Any, int]:
+        asked.append(products)
+        return real(self, products, found)
+
+    monkeypatch.setattr(Settings, "product_probe", probe)
+    jobs = {job.entry.name: job for suite in ("matmul", "others") for job in jobs_of(suite, quick=True)}
+    bench_suites.case_rows(jobs[name], 1, settings())
+    assert asked == ["f32"] * probed
 
 
 def test_a_peer_that_is_missing_takes_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -499,7 +523,8 @@ def test_what_is_changed_in_place_is_counted_once(monkeypatch: pytest.MonkeyPatc
     jobs = {job.entry.name: job for suite in ("others", "rows") for job in jobs_of(suite, quick=True)}
     bench_suites.case_rows(jobs["vector_add"], 1, settings())
     bench_suites.case_rows(jobs["rope_half_split_in_place"], 1, settings())
-    (_, read, written, _), (_, once, none, _) = asked
+    # Each floor is asked for before and after its limits are measured.
+    (_, read, written, _), (_, once, none, _) = asked[1::2]
     assert (read, written) == (2 * 4 * 16384, 4 * 16384)
     assert none == 0 and once < jobs["rope_half_split_in_place"].case.bytes
 
