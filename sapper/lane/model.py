@@ -320,7 +320,8 @@ class Model(KeptOperands):
         reread = self._reread(lane, counts, order, reduced, staged) if by_hand is None else []
         rows_again = self._rows_again(walk, lane, counts, order, reduced) if by_hand is None else []
         panels_again = self._panels_again(walk, lane, order, reduced) if by_hand is None else []
-        block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
+        asks = blocked and by_hand is None and not self.is_shallow(order[1])
+        block_ahead = self._block_ahead(lane, counts, reduced, staged) if asks else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         deep = blocked and by_hand is None and not rows_here and self._is_deep(lane, counts, reduced, staged)
         depth_block = column_block = 0

@@ -92,7 +92,7 @@ STAGE_ROWS = 28
 BESIDE_SUMS = 4
 """Vector registers that the sums of a contraction leave for its operands."""
 
-DEEP = 7
+DEEP = 5
 """From how many blocks of the depth on (Requests.depth_block) many rows meet them one by one."""
 
 
@@ -540,7 +540,8 @@ class RegisterFactors(WalkLowering):
             return WIDE_VECTORS if self.extent_hint(rows[0]) == 1 else few_vectors
         depth = self.depth_in_blocks(walk, rows[0], lane)
         depth_bytes = (depth or prod(map(self.extent_hint, walk.reduced))) * LANE_BYTES    # of slots where it is packed
-        room_bytes = self.block_bytes // (2 if not depth and self._asks_for_next_block(walk, lane) else 1)
+        asks = not depth and not self.is_shallow(rows[0]) and self._asks_for_next_block(walk, lane)
+        room_bytes = self.block_bytes // (2 if asks else 1)
         if WIDE_PANEL * self.lanes * depth_bytes > room_bytes:
             return 2
         beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
@@ -564,8 +565,14 @@ class RegisterFactors(WalkLowering):
         if not self.is_bounded(rows) or not self.is_bounded(depth) or extents[rows] < STAGE_ROWS:
             return 0
         long = extents[depth] >= 2 * steps and extents[rows] * extents[depth] * LANE_BYTES >= self.block_bytes
-        # The sums of so many columns as have their panels in half of the second cache have room in the other half.
-        return steps if long and extents[rows] <= steps and extents[lane] > WIDE_PANEL * self.lanes else 0
+        # Of up to `steps` rows the sums have room in half of the second cache, beside panels in the other.
+        return steps if long and extents[lane] > WIDE_PANEL * self.lanes else 0
+
+    def is_shallow(self, rows: str) -> bool:
+        """Whether more rows meet a few blocks of the depth, as deeper ones have code of their own (DEEP), than have
+        room for their sums in the second cache. A panel of all of their depth then fills half of it, and the next one
+        is not asked for meanwhile: that it is copied between so many rows costs less."""
+        return not self.typical and 0 < self.requests.depth_block < self.extent_hint(rows)
 
     def _mends_sums(self) -> bool:
         """Whether products with a turned operand (packed.py) are too large: where the depth lies in the lanes, each row

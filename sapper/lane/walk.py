@@ -260,6 +260,7 @@ class WalkLowering(Reductions):
         starts = {a.op: a.rows for a in accumulators if self._starts_in_place(a)}
         for a in accumulators:
             a.rows = self._zeros(a) if a.op in starts else a.rows
+        self._ask_for_sums(accumulators)
         carried = [v for a in accumulators for v in a.carried()]
         self._unpack(accumulators, self._reduce(walk, choice, 0, accumulators, carried))
         self._take_errors_off(accumulators)
@@ -423,6 +424,14 @@ class WalkLowering(Reductions):
             rows[point, slot] = self.emit(self.depth, "load", operands, row.type, dtype=place.dtype, masked=False,
                                           **attributes)
         return rows
+
+    def _ask_for_sums(self, accumulators: list[Accumulator]) -> None:
+        """Those of many rows lie in the last cache: they come while products are made that are added to them."""
+        for a in accumulators:
+            for point, _ in a.rows:
+                at = dict(zip(axes_of(a.op.result), point, strict=True))
+                operands, attributes = self.address(self.sum_places[a.op], at)
+                self.effect("prefetch", operands, level=1, write=True, **attributes)
 
     def _add_kept_sums(self, accumulators: list[Accumulator]) -> None:
         for a in accumulators:

@@ -152,10 +152,13 @@ class BaseSession(ABC):
         return [*self.chunk_sections(), ("logits of the last token", logits)]
 
     def program_sections(self) -> dict[str, Sections]:
-        """What feeds a chunk of tokens, and one token. Each ends with the likeliest token behind it: a launch of its
-        own would wake the workers anew, by Python that the weights have driven out of the caches."""
-        likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
-        return {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
+        """What feeds a chunk of tokens, and one token."""
+        return {"prefill": self._picking(self.prefill_sections()), "step": self._picking(self.step_sections())}
+
+    def _picking(self, sections: Sections) -> Sections:
+        """These, and then the likeliest token behind them: a launch of its own would wake the workers anew, by Python
+        that the weights have driven out of the caches."""
+        return [*sections, ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])]
 
     def _chunk_values(self, count: int) -> dict[str, int]:
         """The values of the variables of prefill_sections for so many tokens at self.position."""
@@ -240,7 +243,7 @@ class BaseSession(ABC):
 
     def _step(self) -> Program:
         if self._decode is None:
-            self._decode = self._program(self.program_sections()["step"])
+            self._decode = self._program(self._picking(self.step_sections()))
         return self._decode
 
     def profile(self, runs: int = 9) -> list[Launched]:
@@ -259,7 +262,7 @@ class BaseSession(ABC):
         self._tokens[:count] = tokens
         self._last[0] = count - 1
         if self._prefill is None:
-            self._prefill = self._program(self.program_sections()["prefill"])
+            self._prefill = self._program(self._picking(self.prefill_sections()))
         self._prefill(**self._chunk_values(count))
         self.position += count
 

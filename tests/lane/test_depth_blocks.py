@@ -422,7 +422,8 @@ MANY_NAMES = ("matmul_nt_f32", "matmul_nn_f32", "matmul_tn_f32", "matmul_nt_i8",
 
 
 def run_many(name: str, rows: int, columns: int, depth: int, facts: Facts = MANY, packed: bool = False,
-             workers: int = 1, typical: int = 64, schedule: Schedule | None = None, deep: int = 0) -> Function:
+             workers: int = 1, typical: int = 64, schedule: Schedule | None = None, deep: int = 0,
+             typical_rows: int = 30) -> Function:
     """A product of more rows than the registers hold, of so many blocks of the depth at least if by blocks; compare it
     with the reference."""
     entry = LIBRARY[name]
@@ -433,7 +434,7 @@ def run_many(name: str, rows: int, columns: int, depth: int, facts: Facts = MANY
     if packed:
         dtype = dict(entry.kernel.parameters)["b"].dtype
         placed = {"b": pack_array(arguments["b"], dtype, panels_of_kernel(entry.kernel, "b", TARGETS["cascadelake"]))}
-    hints = {"M": 30, "N": 512, "K": 4 * typical if name.endswith("i8") else typical}
+    hints = {"M": typical_rows, "N": 512, "K": 4 * typical if name.endswith("i8") else typical}
     specialization = specialize(function, arguments, hints)
     with patch("sapper.lane.model.DEEP", deep):
         lane = run_lane(function, arguments, schedule, facts, specialization, workers, packed=placed)
@@ -466,6 +467,33 @@ def test_many_rows_meet_blocks_of_packed_panels(name: str, depth: int) -> None:
        st.booleans())
 def test_any_of_many_rows(name: str, rows: int, columns: int, depth: int, workers: int, packed: bool) -> None:
     run_many(name, rows, columns, depth, workers=workers, packed=packed and "nt" in name and "swiglu" not in name)
+
+
+@pytest.mark.parametrize("name", ["matmul_nt_f32", "matmul_nn_f32", "matmul_nt_i8"])
+def test_more_rows_than_a_block_has_steps_meet_it(name: str) -> None:
+    """Their sums do not stay in the second cache."""
+    assert in_depth_blocks(run_many(name, 70, 150, 140, typical_rows=80))
+
+
+def test_sums_are_asked_for_before_the_products_that_are_added_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, early = recorded(monkeypatch, "load")
+    lane = run_many("matmul_nt_f32", 70, 64, 64, typical_rows=80)
+    written = [op for op in lane.walk() if op.name == "prefetch" and op.attributes.get("write")]
+    assert written and {op.attributes["level"] for op in written} == {1}
+    sums = set(asked) & set(early)
+    assert len(sums) >= 70 * 2 and all(early[line] for line in sums)    # two vectors of each row at a time
+
+
+def test_what_is_not_so_deep_has_wide_panels_where_there_are_many_rows() -> None:
+    """Of 64 steps one of four vectors fills half of the second cache; for 30 rows the next one is to lie beside it."""
+    facts = replace(MANY, l2_bytes=2 * 64 * 4 * 64)
+
+    def vectors(rows: int) -> int:
+        lane = run_many("matmul_nt_f32", 30, 150, 60, facts, deep=2, typical_rows=rows)
+        products = [op for op in lane.walk() if op.name == "fma"]
+        return max(sum(one.operands[0] is op.operands[0] for one in products) for op in products)
+
+    assert vectors(80) > vectors(30)
 
 
 @pytest.mark.parametrize("depth", [60, 64, 131])
