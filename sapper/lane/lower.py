@@ -32,6 +32,7 @@ from ..ir.types import S64, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
 from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
+from ..tile.counter_axes import spread_counters
 from ..tile.gathered_operands import bring_gathered
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
@@ -194,6 +195,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             part_nests(function)
         else:
             part_wraps(function)
+            spread_counters(function)
             unroll(function)
         hoist_operands(function)
         if facts.many_workers and not as_it_is:

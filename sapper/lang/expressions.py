@@ -298,7 +298,7 @@ class Expressions(Accesses):
             first, *others = generators
             for item in self.constant_items(first.iter):
                 self.assign_to(first.target, item, first.iter)
-                if all([self.constant_condition(test) for test in first.ifs]):
+                if all(self.constant_condition(test) for test in first.ifs):
                     walk(others)  # noqa: F821
 
         walk(node.generators)

@@ -229,7 +229,7 @@ def comprehension_of_what_a_tensor_says():
 def generator_expression():
     @kernel
     def k(out: Tensor[f32, M]):
-        x = (i for i in range(3))  # noqa: C416, F841  # here
+        x = (i for i in range(3))  # noqa: F841  # here
 
     return k
 
