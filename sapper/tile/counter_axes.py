@@ -52,7 +52,7 @@ def _as_axes(loop: Op, taken: set[str]) -> Op | None:
     before: list[Op] = []       # what is computed before the loops inside
     block, inner = loop.blocks[0] if loop.blocks else Block(), loop
     if not tiled:
-        if loop.name != "each" or loop.results:
+        if loop.name != "each" or loop.results or loop.attributes.get("step", 1) != 1:
             return None
         bounds, counters = list(loop.operands), list(block.arguments)
     while (found := only_loop(block)) is not None:

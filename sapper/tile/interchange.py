@@ -62,7 +62,7 @@ def only_loop(block: Block) -> Op | None:
     """The loop over indices that is all that a block does, but for what is computed of coordinates."""
     loops = [op for op in block.ops if op.blocks]
     others = [op for op in block.ops if not op.blocks]
-    if len(loops) != 1 or loops[0].name != "each" or loops[0].results or any(
+    if len(loops) != 1 or loops[0].name != "each" or loops[0].results or loops[0].attributes.get("step", 1) != 1 or any(
             op.name in ("load", "store", *LATE) for op in others):
         return None
     return loops[0]

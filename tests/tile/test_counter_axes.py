@@ -91,6 +91,15 @@ def nothing_shared(x: Tensor[f32, B, C, K], g: Tensor[f32, B, C, Q], y: Tensor[f
 
 
 @kernel
+def by_steps(x: Tensor[f32, B, C, K], g: Tensor[f32, B, C, Q], y: Tensor[f32, C, 2, 3]):
+    """Not every element is written."""
+    for c in tiles(C):
+        for i in range(0, 3, 2):
+            b, q = whole(B), whole(Q)
+            y[c, 0, i] = sum(g[b, c, q] * x[b, c, q + i], over=(b, q))
+
+
+@kernel
 def products(x: Tensor[f32, B, C, K], g: Tensor[f32, B, O, Q], y: Tensor[f32, C, O, 2, 3]):
     """Rows by columns for each tap."""
     for c, o in tiles(C, O):
@@ -101,7 +110,8 @@ def products(x: Tensor[f32, B, C, K], g: Tensor[f32, B, O, Q], y: Tensor[f32, C,
 
 @pytest.mark.parametrize(("of", "axes"), [
     (taps, ["c", "i", "j"]), (taps_added, ["c", "i", "j"]), (taps_of_each, ["i", "j"]), (from_a_start, ["c", "i", "j"]),
-    (one_after_the_other, None), (of_more_and_more, None), (nothing_shared, None), (products, None),
+    (one_after_the_other, None), (of_more_and_more, None), (nothing_shared, None), (by_steps, None),
+    (products, None),
 ], ids=lambda v: v.name if hasattr(v, "name") else None)
 def test_counters_of_short_loops_become_axes(of: Any, axes: list[str] | None) -> None:
     random = np.random.default_rng(0)
