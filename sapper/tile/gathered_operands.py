@@ -200,7 +200,8 @@ class _Finder:
         # Along the lanes of the product, beside each other: its own axis, if nothing lies better.
         lanes = other is not None and other.name == "load" and others[0] in axes_of(other.operands[-1])
         axes = [*own, *over] if lanes else [*over, *own]
-        self.known[value] = _Operand(value, list(ops), [*counters, *(by_axis[axis] for axis in axes)], sums, bounds)
+        placed = [by_axis.get(axis, (axis,)) for axis in axes]
+        self.known[value] = _Operand(value, list(ops), [*counters, *placed], sums, bounds)
         self.found.append(self.known[value])
         return True
 
@@ -244,11 +245,11 @@ class _Finder:
     def _sum(self, value: Value, bounds: Bounds) -> tuple[Place, int] | None:
         """The two variables that a value is the sum of, one axis at most, and a constant."""
         form = affine(value) if value.type.dtype is index else None  # type: ignore[union-attr]
-        terms: dict[Variable, int] = {**form.axes, **form.scalars} if form is not None else {}
-        if form is None or len(form.axes) > 1 or list(terms.values()) != [1, 1] or not all(
-                self._is_known(v, bounds) and is_zero(bounds[v][0]) for v in terms):
+        if form is None or len(form.axes) > 1 or [*form.axes.values(), *form.scalars.values()] != [1, 1]:
             return None
-        return tuple(terms), form.constant
+        place: Place = (*form.axes, *form.scalars)
+        known = all(self._is_known(v, bounds) and is_zero(bounds[v][0]) for v in place)
+        return (place, form.constant) if known else None
 
 
 def _apart(places: dict[Place, None]) -> bool:
