@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f32, full, i8, i32, tiles, where, zeros
+from sapper import Tensor, each, f32, full, i8, i32, tiles, where, whole, zeros
 
 from . import Example, empty, normal
 
@@ -86,6 +86,19 @@ def weights_gradient(x: Tensor[f32, B, C, H, W], g: Tensor[f32, B, O, P, Q], dw:
                         for q in range(Q):
                             acc += g[b, o, p, q] * x[b, c, p + i, q + j]
                 dw[o, c, i, j] = acc
+
+
+@sp.kernel
+def weights_gradient_by_channel(x: Tensor[f32, B, C, H, W], g: Tensor[f32, B, C, P, Q], dw: Tensor[f32, C, 3, 3]):
+    """Of the weights of convolution_by_channel: nine sums that read the same gradient, and nearly the same image."""
+    for c in tiles(C):
+        for i in range(3):
+            for j in range(3):
+                acc = zeros(c, dtype=f32)
+                for b in range(B):
+                    p, q = whole(P), whole(Q)
+                    acc += sum(g[b, c, p, q] * x[b, c, p + i, q + j], over=(p, q))
+                dw[c, i, j] = acc
 
 
 @sp.kernel
@@ -173,6 +186,10 @@ def _weights_reference(x, g):
     return (np.einsum("bopq,bcijpq->ocij", g, _windows(x, *g.shape[2:]), optimize=True),)
 
 
+def _weights_by_channel_reference(x, g):
+    return (np.einsum("bcpq,bcijpq->cij", g.astype(np.float64), _windows(x, g.shape[2], g.shape[3])),)
+
+
 def _i8_reference(x, w, scale):
     windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.float32), (3, 3), axis=(1, 2))
     sums = np.einsum("bpqcij,oijc->bpqo", windows, w.astype(np.float32), optimize=True)    # below 2**24: exact
@@ -244,6 +261,12 @@ def _torch_weights(x, g):
     return torch.nn.grad.conv2d_weight(x, (g.shape[1], x.shape[1], 3, 3), g)
 
 
+def _torch_weights_by_channel(x, g):
+    import torch
+
+    return torch.nn.grad.conv2d_weight(x, (x.shape[1], 1, 3, 3), g, groups=x.shape[1])
+
+
 def _torch_i8(x, w, scale):
     """By f32, as PyTorch has no such convolution for CPUs outside of its quantised modules."""
     from torch.nn.functional import conv2d
@@ -292,6 +315,11 @@ EXAMPLES = [
         empty(s["O"], s["C"], 3, 3)),
         _weights_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 2, "P": 2, "Q": 19, "C": 3, "O": 5},
         _torch_weights),
+    Example(weights_gradient_by_channel, lambda random, s: (
+        normal(random, s["B"], s["C"], s["P"] + 2, s["Q"] + 2), normal(random, s["B"], s["C"], s["P"], s["Q"]),
+        empty(s["C"], 3, 3)),
+        _weights_by_channel_reference, {"B": 4, "C": 64, "P": 56, "Q": 56}, {"B": 2, "P": 2, "Q": 19, "C": 3},
+        _torch_weights_by_channel, tolerance=1e-4),
     Example(convolution_i8, lambda random, s: (
         random.integers(-100, 101, (s["B"], s["P"] + 2, s["Q"] + 2, s["C"]), np.int8),
         random.integers(-100, 101, (s["O"], 3, 3, s["C"]), np.int8), random.random(s["O"], np.float32) / 2000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f32, sum, tiles, u8, whole, zeros
+from sapper import Tensor, each, f32, maximum, minimum, sum, tiles, u8, whole, zeros
 
 from . import Example, empty, normal
 
@@ -57,6 +57,22 @@ def turn_points(x: Tensor[f32, N, 3], turn: Tensor[f32, 3, 3], y: Tensor[f32, N,
         y[n, i] = sum(turn[i, j] * x[n, j], over=j)
 
 
+MEDIAN = ((0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (0, 3), (5, 8), (4, 7), (3, 6),
+          (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2))
+"""Exchanges after which the fifth of nine is the one in the middle."""
+
+
+@sp.kernel
+def median_of_nine(x: Tensor[u8, H, W], y: Tensor[u8, H - 2, W - 2]):
+    """Of each pixel and those around it, by a sorting network: a list of tiles is a tuple, and loops over it vanish."""
+    for h, w in tiles(H - 2, W - 2):
+        v = [x[h + i, w + j] for i in range(3) for j in range(3)]
+        for a, b in MEDIAN:
+            low, high = minimum(v[a], v[b]), maximum(v[a], v[b])
+            v = [low if k == a else high if k == b else v[k] for k in range(9)]
+        y[h, w] = v[4]
+
+
 @sp.kernel
 def mirror(x: Tensor[f32, H, W], y: Tensor[f32, H, W]):
     for h, w in tiles(H, W):
@@ -85,6 +101,10 @@ def _turn_reference(x, turn):
     return (x @ turn.T,)
 
 
+def _median_reference(x):
+    return (np.median(np.lib.stride_tricks.sliding_window_view(x, (3, 3)), (2, 3)).astype(np.uint8),)
+
+
 def _mirror_reference(x):
     return (np.ascontiguousarray(x[:, ::-1]),)
 
@@ -105,6 +125,10 @@ def _torch_shuffle(x):
     from torch.nn.functional import pixel_shuffle
 
     return pixel_shuffle(x.flatten(1, 3), 2)
+
+
+def _torch_median(x):
+    return x.unfold(0, 3, 1).unfold(1, 3, 1).flatten(2).median(2).values
 
 
 def _torch_grey(x):
@@ -133,6 +157,9 @@ EXAMPLES = [
         tolerance=1 / 200),    # a step, of 200 and more, where a sum lies between two
     Example(turn_points, lambda random, s: (normal(random, s["N"], 3), normal(random, 3, 3), empty(s["N"], 3)),
             _turn_reference, {"N": 65536}, {"N": 45}, lambda x, turn: x @ turn.T),
+    Example(median_of_nine, lambda random, s: (
+        random.integers(0, 256, (s["H"], s["W"]), np.uint8), empty(s["H"] - 2, s["W"] - 2, dtype=np.uint8)),
+        _median_reference, {"H": 480, "W": 640}, {"H": 5, "W": 73}, _torch_median, tolerance=0),
     Example(mirror, lambda random, s: (normal(random, s["H"], s["W"]), empty(s["H"], s["W"])),
             _mirror_reference, {"H": 512, "W": 1024}, {"H": 3, "W": 43}, lambda x: x.flip(1), tolerance=0),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, exp, f32, full, i32, tiles, whole, zeros
+from sapper import Tensor, each, exp, f32, full, i32, minimum, tiles, u8, where, whole, zeros
 
 from . import Example, empty, normal
 
@@ -76,6 +76,24 @@ def best_paths(emission: Tensor[f32, T, S], transition: Tensor[f32, S, S], y: Te
         y[s] = score + emission[t, s]
         score = max(y[before] + transition[before, s], over=before)
     y[s] = score
+
+
+@sp.kernel
+def edit_distances(a: Tensor[u8, M, B], b: Tensor[u8, N, B], row: Tensor[i32, N + 1, B], y: Tensor[i32, B]):
+    """Letters to change, insert or delete (Levenshtein), of pairs of words side by side: a pair in each lane. row: one
+    of the table of distances of their beginnings, kept from letter to letter of the first word."""
+    for p in tiles(B):
+        for j in range(N + 1):
+            row[j, p] = j.to(i32)
+        for i in range(M):
+            corner, left = row[0, p], full(p, value=1, dtype=i32) + i.to(i32)
+            row[0, p] = left
+            for j in range(N):
+                above = row[j + 1, p]
+                left = minimum(minimum(left, above) + 1, where(a[i, p] == b[j, p], corner, corner + 1))
+                row[j + 1, p] = left
+                corner = above
+        y[p] = row[N, p]
 
 
 @sp.kernel
@@ -151,6 +169,17 @@ def _torch_paths(emission, transition):
     return score
 
 
+def _edits_reference(a, b):
+    row = np.repeat(np.arange(len(b) + 1)[:, None], a.shape[1], axis=1)
+    for i, letter in enumerate(a):
+        corner, row[0] = row[0].copy(), i + 1
+        for j in range(len(b)):
+            above = row[j + 1].copy()
+            row[j + 1] = np.minimum(np.minimum(row[j], above) + 1, corner + (letter != b[j]))
+            corner = above
+    return row, row[-1]
+
+
 def _drawn_reference(logits, share, chance):
     place = np.argsort(-logits, 1, kind="stable")[:, :32]
     power = np.exp(np.take_along_axis(logits, place, 1) - logits.max(1, keepdims=True))
@@ -193,6 +222,10 @@ EXAMPLES = [
     Example(best_paths, lambda random, s: (
         normal(random, s["T"], s["S"]), normal(random, s["S"], s["S"]), empty(s["S"])),
         _paths_reference, {"T": 128, "S": 64}, {"T": 6, "S": 21}, _torch_paths),
+    Example(edit_distances, lambda random, s: (
+        random.integers(0, 4, (s["M"], s["B"]), np.uint8), random.integers(0, 4, (s["N"], s["B"]), np.uint8),
+        empty(s["N"] + 1, s["B"], dtype=np.int32), empty(s["B"], dtype=np.int32)),
+        _edits_reference, {"M": 32, "N": 32, "B": 256}, {"M": 4, "N": 6, "B": 37}, results=2),
     Example(drawn_tokens, lambda random, s: (
         3 * normal(random, s["B"], s["N"]), 0.9, random.random(s["B"], dtype=np.float32),
         empty(s["B"], dtype=np.int32)),

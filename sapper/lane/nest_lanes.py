@@ -203,12 +203,15 @@ class NestLanes(ScratchLowering):
         carried = max((loop.results for loop in loops), key=len, default=[])
         hints = {r.axis: r.hint for r in ranges if r.axis is not None}
         rows = {a for value in carried for a in axes_of(value) if a in hints} - {across}
-        if len(rows) != 1 or not all({across, *rows} <= set(axes_of(value)) for value in carried):
-            return {}
-        (axis,) = rows
         read = [set(axes_of(op.result)) for loop in loops for op in loop.walk() if op.name == "load"]
+        shared = {a for a in rows if any(across in axes and a not in axes for axes in read)}
+        # Of several other axes one may be such: output channels, beside lines of an image.
+        beside = rows if len(rows) == 1 else shared
+        if len(beside) != 1 or not all({across, *rows} <= set(axes_of(value)) for value in carried):
+            return {}
+        (axis,) = beside
         most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // len(carried))
-        if not any(across in axes and axis not in axes for axes in read):
+        if not shared:
             full = any(r.axis == across and r.divisor % (NEST_VECTORS * self.lanes) == 0 for r in ranges)
             if full or len(carried) > 1 or not any({across, axis} <= axes for axes in read):
                 return {}

@@ -293,9 +293,12 @@ class RegisterFactors(WalkLowering):
             counts[rows[0]] = self.extent_hint(rows[0])
 
     def _count_across_lanes(self, sums: _Sums, budget: int) -> None:
-        """Rows of both operands where the contracted axis lies across the lanes: a square of sums reads the least."""
+        """Rows of both operands where the contracted axis lies across the lanes: a square of sums reads the least. What
+        an operand lacks an axis of is read once for several of its coordinates: not so axes that all of them have."""
         walk, lane, rows, fixed, several, counts = (
             sums.walk, sums.lane, sums.rows, sums.fixed, sums.several, sums.counts)
+        lacking = [a for a in rows if any(a not in axes_of(v) for op in walk.reductions for v in op.operands)]
+        rows = lacking if len(lacking) > 1 else rows
         matrices = self._row_streams(walk, lane)
         first = self._fit(rows[0], self._rows_of_streams(walk, rows[0], lane, matrices) if matrices else
                           self._streamed_rows(walk, rows[0], lane, fixed), False)

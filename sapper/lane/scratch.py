@@ -47,7 +47,9 @@ class ScratchLowering(ExtentLowering):
             # Rows of what many workers share start at lines, so that copies may have several elements at once.
             multiple = LINE_BYTES // element_bytes(tensor.type.dtype) if self.facts.many_workers and not extents else 1
             extents.insert(0, (capacity, multiple))
-            size = self.mul(size, self._rounded(capacity, multiple))
+            # What is the least of several is bounded by one of these, which may be far more.
+            least = value.op is not None and value.op.name == "min" and multiple == 1
+            size = self.mul(size, self.integer(value) if least else self._rounded(capacity, multiple))
         self.tensor_bases[tensor] = self.scratch(extents, tensor.type.dtype, shared=True,
                                                  behind=self.facts.many_workers)
         if op.attributes.get("apart") and len(strides) > 1:

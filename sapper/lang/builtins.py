@@ -229,23 +229,40 @@ _WALK = "walk an extent, for n in tiles(N), and index with n"
 _PARTS = "write each part to its place, as out[n] and out[N + n]"
 _CLAMP = "write minimum(maximum(x, low), high)"
 _PRODUCT = "contract by axes of one name: a[m, k] @ b[k, n]"
+_PLACES = "write out[i[n]] += value: it adds also where an element comes again"
+_GATHER = "index with a tile: x[i[n], k]"
+_RANDOM = "hash the coordinates and a seed, as dropout of examples/training.py does"
 ELSEWHERE: dict[str, str] = {
     "all": "write min(x.to(i32), over=n) != 0", "any": "write max(x.to(i32), over=n) != 0",
     "arange": "write the axis: in arithmetic n stands for its coordinates", "argsort": "take topk(x, k, over=n)",
-    "cat": _PARTS, "clamp": _CLAMP, "clip": _CLAMP, "concat": _PARTS, "concatenate": _PARTS, "dot": _PRODUCT,
-    "einsum": _PRODUCT, "enumerate": _WALK, "expm1": "write exp(x) - 1.0",
-    "gelu": "write 0.5 * x * (1.0 + erf(0.70710678 * x))", "isinf": "write abs(x) == float('inf')",
-    "isnan": "write x != x",
-    "log1p": "write log(1.0 + x)", "logical_and": "write a & b", "logical_not": "write ~a", "logical_or": "write a | b",
-    "matmul": _PRODUCT, "mean": "write sum(x, over=n) / N.to(f32)", "ones": "write full(n, value=1, dtype=f32)",
-    "permute": "write the axes in another order where the value is stored", "pow": "write exp2(y * log2(x))",
-    "power": "write exp2(y * log2(x))", "relu": "write maximum(x, 0.0)",
-    "reshape": "view the tensor: x.view(M, N // 4, 4)",
-    "sign": "write where(x > 0.0, 1.0, where(x < 0.0, -1.0, 0.0))", "silu": "write x * sigmoid(x)",
-    "softmax": "write e = exp(x - max(x, over=n)), and e / sum(e, over=n)", "sort": "take topk(x, k, over=n)",
-    "square": "write x * x", "stack": _PARTS, "tan": "write sin(x) / cos(x)",
+    "atomic_add": _PLACES, "atomic_max": _PLACES, "atomic_min": _PLACES, "bincount": _PLACES, "cat": _PARTS,
+    "clamp": _CLAMP, "clip": _CLAMP, "concat": _PARTS, "concatenate": _PARTS, "cosh": "write 0.5 * (exp(x) + exp(-x))",
+    "cumprod": "carry it: total = total * x[i] in a loop, for i in range(N)", "dot": _PRODUCT, "dropout": _RANDOM,
+    "einsum": _PRODUCT, "embedding": _GATHER, "enumerate": _WALK, "expm1": "write exp(x) - 1.0",
+    "flip": "compute the index: x[N - 1 - n]", "gather": _GATHER,
+    "gelu": "write 0.5 * x * (1.0 + erf(0.70710678 * x))", "index_add": _PLACES, "index_select": _GATHER,
+    "isinf": "write abs(x) == float('inf')", "isnan": "write x != x", "log1p": "write log(1.0 + x)",
+    "logical_and": "write a & b", "logical_not": "write ~a", "logical_or": "write a | b",
+    "logsumexp": "write top + log(sum(exp(x - top), over=n)) of top = max(x, over=n)", "matmul": _PRODUCT,
+    "mean": "write sum(x, over=n) / N.to(f32)", "norm": "write sqrt(sum(x * x, over=n))",
+    "ones": "write full(n, value=1, dtype=f32)", "outer": "write a[m] * b[n]",
+    "pad": "write where(inside, x[minimum(maximum(i, 0), N - 1)], 0.0)",
+    "permute": "write the axes in another order where the value is stored",
+    "popcount": "add up the bits: v - (v >> 1 & 0x55555555), and so on by twos, fours and bytes",
+    "pow": "write exp2(y * log2(x))", "power": "write exp2(y * log2(x))",
+    "prod": "carry it: total = total * x[i] in a loop, for i in range(N)", "rand": _RANDOM, "randint": _RANDOM,
+    "randn": _RANDOM, "relu": "write maximum(x, 0.0)", "reshape": "view the tensor: x.view(M, N // 4, 4)",
+    "reversed": "walk upwards and compute the index: N - 1 - i", "roll": "compute the index: x[(n + s) % N]",
+    "scatter": _PLACES, "scatter_add": _PLACES, "sign": "write where(x > 0.0, 1.0, where(x < 0.0, -1.0, 0.0))",
+    "silu": "write x * sigmoid(x)", "sinh": "write 0.5 * (exp(x) - exp(-x))",
+    "softmax": "write e = exp(x - max(x, over=n)), and e / sum(e, over=n)",
+    "softplus": "write maximum(x, 0.0) + log(1.0 + exp(-abs(x)))", "sort": "take topk(x, k, over=n)",
+    "square": "write x * x", "stack": _PARTS, "std": "write sqrt(sum(d * d, over=n) / N.to(f32)) of d = x - mean",
+    "take": _GATHER, "tan": "write sin(x) / cos(x)",
     "transpose": "write the axes in another order where the value is stored",
-    "var": "write sum(d * d, over=n) / N.to(f32) of d = x - mean", "zip": _WALK,
+    "tril": "write where(n <= m, x[m, n], 0.0)", "triu": "write where(n >= m, x[m, n], 0.0)",
+    "trunc": "write where(x < 0.0, ceil(x), floor(x))", "var": "write sum(d * d, over=n) / N.to(f32) of d = x - mean",
+    "zip": _WALK,
 }
 """What functions are called elsewhere, and how a kernel says it."""
 

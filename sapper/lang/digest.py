@@ -68,7 +68,8 @@ class _Walk:
         self.value(function.__defaults__)
         self.value(tuple(sorted((function.__kwdefaults__ or {}).items())))
         for name in names:
-            if name in function.__globals__:
+            # pytest brings names of its own, which no source can have, into functions that assert.
+            if name in function.__globals__ and name.isidentifier():
                 self.add("global", name)
                 self.value(function.__globals__[name])
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):

@@ -11,7 +11,7 @@ import linecache
 from ..ir.nodes import Location
 
 KINDS: dict[str, str] = {
-    "assertion": "an assert does not hold, or is not about constants",
+    "assertion": "an assert does not hold, or is about neither constants nor extents",
     "axis-extent": "an axis walks another dimension than the one that it indexes",
     "axis-out-of-scope": "an axis is used outside the loop or block that brings it",
     "bad-annotation": "an annotation is neither Tensor[dtype, dims...] nor a dtype",

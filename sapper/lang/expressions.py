@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import builtins as python
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index
 from . import builtins as surface
 from .access import Accesses
 from .affine import Affine
-from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor, is_tile, near
+from .bindings import Axis, Frame, LoopRange, LoopScope, axes_of, dtype_of, is_tensor, is_tile, near
 from .dims import DimExpression
 from .elementwise import MOVABLE
 from .errors import KernelError
@@ -34,7 +34,7 @@ COMPARE_OPERATORS: dict[type[ast.cmpop], str] = {
     ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge",
 }
 EXPRESSION_MENDS: dict[str, str] = {
-    "ListComp": "write a loop", "SetComp": "write a loop", "DictComp": "write a loop", "GeneratorExp": "write a loop",
+    "SetComp": "write a loop", "DictComp": "write a loop", "GeneratorExp": "write [... for i in range(3)], a tuple",
     "Yield": "store results to a tensor argument", "YieldFrom": "store results to a tensor argument",
     "Await": "leave it out", "List": "write a tuple", "Dict": "write a tuple", "Set": "write a tuple",
     "NamedExpr": "assign in a statement of its own", "Slice": "bring an axis with whole(...) and index with it",
@@ -78,6 +78,10 @@ class Expressions(Accesses):
     @abstractmethod
     def call(self, node: ast.Call, statement: bool, hint: ast.expr | None = None) -> Any:
         """The value of a call; see calls.py."""
+
+    @abstractmethod
+    def assign_to(self, target: ast.expr, value: Any, value_node: ast.expr) -> None:
+        """Bind the names of a target; see frontend.py."""
 
     # Frames and names.
 
@@ -281,6 +285,45 @@ class Expressions(Accesses):
 
     def tuple_expression(self, node: ast.Tuple) -> tuple[Any, ...]:
         return tuple(self.elements(node.elts))
+
+    def comprehension(self, node: ast.ListComp) -> tuple[Any, ...]:
+        """A tuple of what an expression is for each element of tuples, or of ranges of constants."""
+        env, values = self.frame.env, []
+        self.frame.env = dict(env)
+
+        def walk(generators: list[ast.comprehension]) -> None:
+            if not generators:
+                values.append(self.evaluate(node.elt))
+                return
+            first, *others = generators
+            for item in self.constant_items(first.iter):
+                self.assign_to(first.target, item, first.iter)
+                if all(self.constant_condition(test) for test in first.ifs):
+                    walk(others)  # noqa: F821
+
+        walk(node.generators)
+        del walk    # it holds itself
+        self.frame.env = env
+        return tuple(values)
+
+    def constant_items(self, node: ast.expr) -> Sequence[Any]:
+        """What a comprehension walks."""
+        walked = self.evaluate(node)
+        if isinstance(walked, tuple):
+            return walked
+        if isinstance(walked, LoopRange) and walked.kind == "range" and len(walked.spans) == 1:
+            start, stop = walked.spans[0].start, walked.spans[0].stop
+            if type(start) is type(stop) is int:
+                return range(start, stop, walked.step)
+        self.fail("bad-range", "a comprehension makes a tuple, whose length is known", node, self.describe(walked),
+                  "a tuple, or a range of constants", "write a loop")
+
+    def constant_condition(self, node: ast.expr) -> bool:
+        test = self.condition(self.evaluate(node), node, "the condition of a comprehension")
+        if not isinstance(test, bool):
+            self.fail("assertion", "the condition of a comprehension is about a run-time value", node,
+                      self.describe(test), "a condition on Python constants", "write where(condition, a, b)")
+        return test
 
     def elements(self, nodes: list[ast.expr]) -> list[Any]:
         values: list[Any] = []
@@ -538,14 +581,14 @@ def constant_of(value: Any) -> Any:
 
 EXPRESSIONS: dict[type[ast.expr], Callable[..., Any]] = {
     ast.Constant: Expressions.constant_expression, ast.Name: Expressions.name_expression,
-    ast.Tuple: Expressions.tuple_expression,
+    ast.Tuple: Expressions.tuple_expression, ast.ListComp: Expressions.comprehension,
     ast.BinOp: Expressions.binary_expression, ast.UnaryOp: Expressions.unary_expression,
     ast.Compare: Expressions.compare_expression, ast.BoolOp: Expressions.bool_expression,
     ast.IfExp: Expressions.if_expression,
     ast.Subscript: Expressions.subscript_expression, ast.Lambda: Expressions.lambda_expression,
     ast.Attribute: Expressions.attribute_expression,
 }
-EXPRESSION_WORDS = {"ListComp": "a comprehension", "SetComp": "a comprehension", "DictComp": "a comprehension",
+EXPRESSION_WORDS = {"SetComp": "a comprehension", "DictComp": "a comprehension",
                     "GeneratorExp": "a generator", "Yield": "yield", "YieldFrom": "yield", "Await": "await",
                     "List": "a list", "Dict": "a dict", "Set": "a set", "NamedExpr": ":=", "JoinedStr": "an f-string",
                     "Starred": "*", "Slice": "a slice"}

@@ -11,14 +11,14 @@ import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..ir.extents import fixed, names_of
+from ..ir.extents import fixed, names_in, names_of
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, index
 from .access import Access, Update
 from .affine import Affine
 from .bindings import Axis, LoopRange, LoopScope, Span, dtype_of, is_tensor, is_tile
 from .calls import Calls
-from .dims import DimExpression
+from .dims import DimExpression, nested
 from .expressions import Gone, LocalFunction, Returned
 from .kernel import Kernel
 from .liveness import assigned_names
@@ -41,6 +41,9 @@ STATEMENT_MENDS: dict[str, str] = {
     "Continue": "put the rest of the body under an if",
 }
 
+
+ASKED = (ast.Eq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+"""Comparisons of extents that a kernel may assert, for calls to check."""
 
 JOINS = {"add": "add", "sub": "add", **{name: name for name in ("max", "min", "and", "or", "xor")}}
 """Of ops of an element and a value, by which an element may be met again: the op that joins values."""
@@ -146,19 +149,48 @@ class Frontend(Calls):
         return Returned(None if node.value is None else self.evaluate(node.value))
 
     def assert_statement(self, node: ast.Assert) -> None:
-        value = self.evaluate(node.test)
+        parts = [node.test]
+        while parts:
+            test = parts.pop(0)
+            if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+                parts[:0] = test.values
+            elif not (isinstance(test, ast.Compare) and self.asked_of_extents(test)):
+                self.assert_now(test, node)
+
+    def assert_now(self, test: ast.expr, node: ast.Assert) -> None:
+        value = self.evaluate(test)
         if isinstance(value, DimExpression):
-            value = self.operand(value, node.test)
+            value = self.operand(value, test)
         if isinstance(value, (Value, Axis)):
             self.fail("assertion", "an assert about a run-time value", node, self.describe(value),
-                      "a condition on Python constants", "check it before the call")
+                      "a condition on Python constants, or a comparison of extents", "check it before the call")
         if not value:
             said = ""
             if node.msg is not None:
                 message = self.evaluate(node.msg)
                 said = message if isinstance(message, str) else self.describe(message)
-            self.fail("assertion", "an assert does not hold", node, ast.unparse(node.test), said or "a true condition",
+            self.fail("assertion", "an assert does not hold", node, ast.unparse(test), said or "a true condition",
                       "change the constants that it is about")
+
+    def asked_of_extents(self, test: ast.Compare) -> bool:
+        """Whether a comparison is one of extents that are known at a call, which then checks it."""
+        sides = [self.evaluate(side) for side in (test.left, *test.comparators)]
+        names = {name for side in sides if isinstance(side, DimExpression) for name in names_in(nested(side))}
+        tensor = next((v for v in self.function.arguments if names & set(names_of([v.type]))), None)
+        if tensor is None or self.guards or self.static.keys() >= names or not all(
+                type(side) is int or isinstance(side, DimExpression) for side in sides) or not all(
+                isinstance(operator, ASKED) for operator in test.ops):
+            return False
+        for operator, left, right in zip(test.ops, sides, sides[1:], strict=False):
+            if isinstance(operator, ast.Eq) and right == 0 and isinstance(left, DimExpression) and left.op == "mod":
+                self.condition_on(tensor, "multiple", nested(left.left), nested(left.right))
+                continue
+            low, high = (right, left) if isinstance(operator, (ast.Gt, ast.GtE)) else (left, right)
+            end = high if isinstance(operator, (ast.Lt, ast.Gt)) else DimExpression("add", high, 1)
+            self.condition_on(tensor, "inside", nested(low), nested(end))
+            if isinstance(operator, ast.Eq):
+                self.condition_on(tensor, "inside", nested(high), nested(DimExpression("add", low, 1)))
+        return True
 
     def define_function(self, node: ast.FunctionDef) -> None:
         if node.decorator_list:

@@ -114,7 +114,8 @@ class Operands(ABC):
             low, high = (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
             if not low <= number <= high:
                 self.fail("literal-range", f"{dtype.name} cannot hold {number}", node, str(number), f"{low} to {high}",
-                          "cast the tile to a wider dtype")
+                          f"write {number:#x} - 2**{bits} for these bits, or cast the tile to a wider dtype"
+                          if high < number < 2**bits else "cast the tile to a wider dtype")
         key = (dtype.name, repr(number))
         value = self.constants.get(key)
         if value is None:

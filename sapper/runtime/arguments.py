@@ -541,8 +541,12 @@ class Signature:
         names = names_in(left) + names_in(right)
         sizes = ", ".join(f"{dim} = {size}" for dim, size in binding.dims.items() if dim in names)
         texts = spell_nested(left), spell_nested(right)
-        wanted = (f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far" if kind == "inside" else
-                  f"{texts[0]} to be a multiple of {texts[1]}, since the kernel divides it so")
+        if kind == "multiple":
+            wanted = f"{texts[0]} to be a multiple of {texts[1]}, as the kernel asks"
+        elif isinstance(right, (list, tuple)) and right[0] == "add" and right[2] == 1:
+            wanted = f"{texts[0]} <= {spell_nested(right[1])}, as the kernel asks"
+        else:
+            wanted = f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far"
         raise self._refuse("shape", parameter, sizes, wanted, "pass tensors of such shapes")
 
     def _check_contiguous(self, binding: Binding, name: str, first: int, last: int, element_bytes: int = 1) -> None:

@@ -340,12 +340,12 @@ def _round_up(value: int, factor: int) -> int:
 
 
 def _make_whole(shape: dict[str, int], function: Function) -> None:
-    """Make extents larger until what views divide has no rest, what they are indexed with is inside, and extents that
-    are computed of others are not negative."""
+    """Make extents larger until what views divide has no rest, what they are indexed with is inside, extents that are
+    computed of others are not negative, and what the kernel asserts holds; or smaller where that leads nowhere."""
     rows = [row[1:] for row in function.attributes.get("requires", ()) if row[1] in ("multiple", "inside")]
     rows += [("inside", -1, dim) for tensor in function.arguments if isinstance(tensor.type, TensorType)
              for dim in tensor.type.dims if isinstance(dim, tuple)]
-    for _ in range(_LARGEST_DIVISOR if rows else 0):
+    for turn in range(2 * _LARGEST_DIVISOR if rows else 0):
         for kind, left, right in rows:
             for name in names_in(right if kind == "multiple" else left):
                 shape[name] = max(1, shape[name])
@@ -355,8 +355,11 @@ def _make_whole(shape: dict[str, int], function: Function) -> None:
                 shape.update({name: max(1, shape[name]) for name in names_in(right)})
                 continue
             if a % b if kind == "multiple" else a >= b:
-                for name in names_in(left if kind == "multiple" else right)[:1]:
-                    shape[name] += 1
+                larger = names_in(left if kind == "multiple" else right)[:1]
+                if larger and (kind == "multiple" or turn < _LARGEST_DIVISOR):
+                    shape[larger[0]] += 1
+                else:
+                    shape.update({name: max(0, shape[name] - 1) for name in names_in(left)[:1]})
 
 
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:

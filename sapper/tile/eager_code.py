@@ -6,6 +6,7 @@ does is what the author wrote, except where Python's numbers are not the languag
 - `x.to(dtype)` and `x.bits(dtype)` also work where x is a Python number;
 - `out[i] += x`, `out[i] = maximum(out[i], x)` and the like are one operation, as an element that i names twice is
   joined with both values;
+- `range` of a comprehension gives constants, as tuples are made of;
 - a number that a loop carries (`count = 0` before it, `count += 1` in it), that an if merges, or that `a if c else b`
   chooses is known at run time only, so it is a scalar without a dtype, and computes in i32 or f32.
 """
@@ -23,15 +24,17 @@ WEAKEN = "__sapper_weaken__"
 METHOD = "__sapper_method__"
 LOCALS = "__sapper_locals__"
 UPDATE = "__sapper_update__"
+NUMBERS = "__sapper_numbers__"
 
 _made: dict[tuple[CodeType, str], CodeType] = {}
 """By code and file: code objects of equal lines in different files are equal."""
 
 
 def code_of(function: FunctionType) -> CodeType:
-    """The rewritten code of a function, or its own where the source cannot be read. It expects four builtins, named
-    WEAKEN (a number to a scalar without a dtype), METHOD (object, method name, arguments), LOCALS and UPDATE (object,
-    indices, a function or the name of an operator of Python, value, whether it is the first operand)."""
+    """The rewritten code of a function, or its own where the source cannot be read. It expects five builtins, named
+    WEAKEN (a number to a scalar without a dtype), METHOD (object, method name, arguments), LOCALS, UPDATE (object,
+    indices, a function or the name of an operator of Python, value, whether it is the first operand) and NUMBERS
+    (Python's range)."""
     original = function.__code__
     key = (original, original.co_filename)
     made = _made.get(key)
@@ -129,6 +132,13 @@ class _Rewriter(ast.NodeTransformer):
         given = [by, operands[not turned], ast.Constant(turned)]
         made = _call(UPDATE, [target.value, target.slice, *(ast.copy_location(part, target) for part in given)], node)
         return ast.copy_location(ast.Expr(made), node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
+        self.generic_visit(node)
+        walked = node.iter
+        if isinstance(walked, ast.Call) and isinstance(walked.func, ast.Name) and walked.func.id == "range":
+            node.iter = _call(NUMBERS, walked.args, walked)
+        return node
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         self.generic_visit(node)

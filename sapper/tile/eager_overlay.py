@@ -18,7 +18,7 @@ from ..lang import builtins as language
 from ..lang import context
 from ..lang.dims import DimExpression
 from ..lang.kernel import Kernel
-from .eager_code import LOCALS, METHOD, UPDATE, WEAKEN, code_of
+from .eager_code import LOCALS, METHOD, NUMBERS, UPDATE, WEAKEN, code_of
 from .eager_tensor import TensorView
 from .eager_values import Tile, as_bool, as_dtype, as_tile, default_dtype, literal, scalar_index
 
@@ -129,7 +129,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 _OVERLAY: dict[str, Any] = {
-    WEAKEN: _weaken, METHOD: _method, LOCALS: locals, UPDATE: _update,
+    WEAKEN: _weaken, METHOD: _method, LOCALS: locals, UPDATE: _update, NUMBERS: range,
     "sum": language.sum, "max": language.max, "min": language.min, "abs": language.abs, "round": language.round,
     "range": _range, "float": _float, "int": _int, "bool": as_bool,
 }

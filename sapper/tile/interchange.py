@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from ..ir.nodes import Block, Function, Op, Value
 from .affine import affine
-from .ops import memory_of
+from .ops import place_of
 from .plan import LATE, axes_of
 from .sums import is_join
 
@@ -37,7 +37,7 @@ def _exchanged(tiles: Op) -> Op | None:
     bounds: list[Value] = []
     counters: list[Value] = []
     block = tiles.blocks[0]
-    while (loop := _only_loop(block)) is not None:
+    while (loop := only_loop(block)) is not None:
         before += [op for op in block.ops if op is not loop and op.name != "yield"]
         inside = {result for op in before for result in op.results} | set(counters)
         if not inside.isdisjoint(loop.operands):
@@ -46,7 +46,7 @@ def _exchanged(tiles: Op) -> Op | None:
         block = loop.blocks[0]
         counters += block.arguments
     if not counters or not _contracts(block, set(tiles.attributes["axes"])) or not all(
-            _write_apart(block, counter) for counter in counters):
+            write_apart(block, counter) for counter in counters):
         return None
     around = Block()
     around.arguments += counters
@@ -58,11 +58,11 @@ def _exchanged(tiles: Op) -> Op | None:
     return Op("each", bounds, [], {"count": len(counters), "parallel": True}, [around], tiles.location)
 
 
-def _only_loop(block: Block) -> Op | None:
+def only_loop(block: Block) -> Op | None:
     """The loop over indices that is all that a block does, but for what is computed of coordinates."""
     loops = [op for op in block.ops if op.blocks]
     others = [op for op in block.ops if not op.blocks]
-    if len(loops) != 1 or loops[0].name != "each" or loops[0].results or any(
+    if len(loops) != 1 or loops[0].name != "each" or loops[0].results or loops[0].attributes.get("step", 1) != 1 or any(
             op.name in ("load", "store", *LATE) for op in others):
         return None
     return loops[0]
@@ -73,21 +73,24 @@ def _contracts(block: Block, axes: set[str]) -> bool:
     return any(op.name == "contract" and len(axes.intersection(axes_of(op.result))) > 1 for op in _inside(block))
 
 
-def _write_apart(block: Block, counter: Value) -> bool:
-    """Whether iterations of a loop write different elements, which none of them reads: of each tensor all stores have
-    the counter as an index, at the same place."""
+def write_apart(block: Block, counter: Value) -> bool:
+    """Whether iterations of a loop write different elements, which none of them reads but where it writes itself: of
+    each tensor all stores have the counter as an index, at the same place."""
     stored: dict[Value, tuple[Value, set[tuple[int, int, int]]]] = {}
+    written: set[tuple[Value, ...]] = set()
     for op in (op for op in _inside(block) if op.name == "store"):
         tensor, places = op.operands[0], set()
         for place, index in enumerate(op.operands[2:]):
             form = affine(index)
             if form is not None and not form.axes and form.scalars.keys() == {counter}:
                 places.add((place, form.constant, form.scalars[counter]))
-        first, known = stored.setdefault(memory_of(tensor), (tensor, places))
+        first, known = stored.setdefault(place_of(tensor), (tensor, places))
         known &= places
+        written.add((tensor, *op.operands[2:]))
         if is_join(op) or first is not tensor or not known:
             return False
-    return not any(op.name == "load" and memory_of(op.operands[0]) in stored for op in _inside(block))
+    loads = [op for op in _inside(block) if op.name == "load" and place_of(op.operands[0]) in stored]
+    return not loads or (len(written) == len(stored) and all(tuple(op.operands) in written for op in loads))
 
 
 def _inside(block: Block) -> Iterator[Op]:

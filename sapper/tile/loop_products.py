@@ -15,6 +15,7 @@ from ..ir.types import TileType, Type, index
 from .ops import BINARY, BINARY_INTEGER, UNARY
 from .plan import axes_of
 from .product_parts import IsProduct, Typical, axes_brought, is_read
+from .zeros import is_zero
 
 BROUGHT = frozenset({"load", "cast", "const", "index", *UNARY, *BINARY, *BINARY_INTEGER})
 """What may make operands."""
@@ -26,7 +27,7 @@ def join_loops(function: Function, typical: Typical, is_product: IsProduct) -> N
     for tiles in [op for op in function.walk() if op.name == "tiles" and op.attributes["parallel"]]:
         block = tiles.blocks[0]
         for loop in [op for op in block.ops if op.name == "each" and len(op.results) == 1]:
-            made = _contraction(loop, taken)
+            made = contraction(loop, taken)
             if made is not None and made[-1].result.type == loop.result.type:
                 ends = {axis: end for op in (tiles, *made) for axis, end in zip(
                     axes_brought(op), op.operands[1::2], strict=False)}
@@ -52,7 +53,7 @@ def _loops(loop: Op) -> list[Op]:
         loops += inside
 
 
-def _contraction(loop: Op, taken: set[str]) -> list[Op] | None:
+def contraction(loop: Op, taken: set[str]) -> list[Op] | None:
     """The ops that stand for a loop, the contraction last; None where it is something else."""
     loops = _loops(loop)
     if not loops:
@@ -96,7 +97,7 @@ def spread(op: Op, values: dict[Value, Value], over: list[str]) -> Op:
     operands = [values.get(v, v) for v in op.operands]
     attributes = dict(op.attributes)
     axes = (op.attributes["axis"],) if op.name == "index" else union_of_axes(operands)
-    if op.name == "contract":
+    if op.name in ("contract", "reduce"):
         attributes["over"] = [*over, *op.attributes["over"]]
         axes = tuple(axis for axis in axes if axis not in attributes["over"])
     types: list[Type] = [TileType(v.type.dtype, axes) for v in op.results]  # type: ignore[union-attr]
@@ -111,9 +112,7 @@ def _replace(block: Block, loop: Op, made: list[Op]) -> None:
     """Put the ops in the place of a loop, whose sum begins with what was carried in."""
     total = made[-1].result
     begin = loop.operands[-1]
-    zero = begin.op is not None and begin.op.name == "full" and begin.op.operands[0].op is not None \
-        and begin.op.operands[0].op.attributes.get("value") == 0
-    if not zero:
+    if not is_zero(begin):
         made.append(Op("add", [begin, total], [loop.result.type], {}, None, loop.location))
         total = made[-1].result
     at = block.ops.index(loop)

@@ -19,6 +19,7 @@ from .affine import affine
 from .loop_products import spread
 from .plan import axes_of
 from .product_parts import axes_brought
+from .zeros import is_zero
 
 _COMBINE = {"add": "sum", "max": "max", "min": "min"}
 
@@ -88,7 +89,7 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
         assert isinstance(out.type, TileType)
         total = start
         for part in parts:
-            if total is start and combine.name == "add" and _is_zero(start) and part.op is not None and (
+            if total is start and combine.name == "add" and is_zero(start) and part.op is not None and (
                     _has_axes(part.op, out.type.axes)):
                 total = part         # 0 + x: partial sums start at +0 anyway
                 continue
@@ -135,7 +136,7 @@ def _as_sums(op: Op, function: Function, in_order: bool) -> tuple[list[Op], list
         location = out.op.location if out.op is not None else op.location
         made.append(Op("reduce", [summed], [TileType(out.type.dtype, axes)], {"kind": "sum", "over": [axis]}, None,
                        location))
-        if not (_is_zero(start) and axes == out.type.axes):
+        if not (is_zero(start) and axes == out.type.axes):
             made.append(Op("add", [start, made[-1].result], [out.type], {}, None, location))
         values.append(made[-1].result)
     return made, values
@@ -143,7 +144,7 @@ def _as_sums(op: Op, function: Function, in_order: bool) -> tuple[list[Op], list
 
 def _is_long(first: Value, last: Value) -> bool:
     """Whether a loop goes along all of a dimension, which is not known to be short. Others may have ends in reverse."""
-    if last.op is None or not _is_zero(first):
+    if last.op is None or not is_zero(first):
         return False
     return last.op.name == "dim" or (last.op.name == "const" and last.op.attributes["value"] >= SHORT_LOOP)
 
@@ -213,13 +214,6 @@ def _has_axes(op: Op, axes: tuple[str, ...]) -> bool:
             op.operands.reverse()
             result.type = TileType(result.type.dtype, axes)
     return result.type.axes == axes
-
-
-def _is_zero(value: Value) -> bool:
-    op = value.op
-    if op is not None and op.name == "full":
-        return _is_zero(op.operands[0])
-    return op is not None and op.name == "const" and op.attributes["value"] == 0
 
 
 def _replace(block: Block, mapping: dict[Value, Value]) -> None:

@@ -55,7 +55,8 @@ def _points(op: Op) -> list[tuple[int, ...]] | None:
     body = op.blocks[0].ops
     if len(bounds) < len(ends) or any(inner.blocks or inner.name in (*LATE, "store", "whole") for inner in body):
         return None
-    points = list(product(*(range(start, stop) for start, stop in zip(bounds[::2], bounds[1::2], strict=True))))
+    step = op.attributes.get("step", 1)
+    points = list(product(*(range(start, stop, step) for start, stop in zip(bounds[::2], bounds[1::2], strict=True))))
     return points if len(points) * len(body) <= MOST_OPS else None
 
 

@@ -1,4 +1,4 @@
-"""Which values are often exactly 0 though nothing that they are computed of is.
+"""Which values are 0, or often exactly 0 though nothing that they are computed of is.
 
 Enters: a value of tile IR. Leaves: whether to reckon with zeros among its elements, here and there. So it is with what
 is rounded to an integer, chosen, or limited (ReLU), and with a sum of a constant and a function that saturates, as 1 +
@@ -13,6 +13,14 @@ from ..ir.nodes import Value
 _KEEPS = frozenset({"cast", "neg", "abs", "mul", "div"})
 _MAKES = frozenset({"max", "min", "select", "round", "floor", "ceil", "trunc"})
 _SATURATES = frozenset({"erf", "tanh", "sigmoid"})
+
+
+def is_zero(value: Value) -> bool:
+    """Whether all elements of a value are the constant 0."""
+    op = value.op
+    if op is not None and op.name == "full":
+        return is_zero(op.operands[0])
+    return op is not None and op.name == "const" and op.attributes["value"] == 0
 
 
 def often_zero(value: Value) -> bool:

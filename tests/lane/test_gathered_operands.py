@@ -168,3 +168,68 @@ def test_steps_leave_counters_out() -> None:
     lane = run_lane(function, arguments, None, AVX512, specialize(function, arguments, dict.fromkeys("COPT", 128)))
     np.testing.assert_allclose(arguments["y"], w[:, :, ::2].sum(2) @ x, rtol=1e-4, atol=1e-4)
     assert parts_of(lane) == 1
+
+
+H, W = dims("H W")
+
+
+@kernel
+def image(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, H, W]):
+    for b in each(B):
+        for o, h, v in tiles(O, H, W):
+            acc = zeros(o, h, v, dtype=f32)
+            for i in range(3):
+                for j in range(3):
+                    p, q = h + i - 1, v + j - 1
+                    inside = (p >= 0) & (p < H) & (q >= 0) & (q < W)
+                    for c in tiles(C):
+                        near = x[b, c, minimum(maximum(p, 0), H - 1), minimum(maximum(q, 0), W - 1)]
+                        acc += w[o, c, i, j] @ where(inside, near, 0.0)
+            y[b, o, h, v] = acc
+
+
+@kernel
+def image_by_elements(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, H, W]):
+    for b, h in each(B, H):
+        for o, v in tiles(O, W):
+            acc = zeros(o, v, dtype=f32)
+            for c in range(C):
+                for i in range(3):
+                    for j in range(3):
+                        p, q = h + i - 1, v + j - 1
+                        inside = (p >= 0) & (p < H) & (q >= 0) & (q < W)
+                        acc += w[o, c, i, j] * where(
+                            inside, x[b, c, minimum(maximum(p, 0), H - 1), minimum(maximum(q, 0), W - 1)], 0.0)
+            y[b, o, h, v] = acc
+
+
+@kernel
+def image_and_taps(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, H, W]):
+    """The tap matters by itself, too."""
+    for b, h in each(B, H):
+        for o, v in tiles(O, W):
+            acc = zeros(o, v, dtype=f32)
+            for c in range(C):
+                for i in range(3):
+                    for j in range(3):
+                        p, q = minimum(h + i, H - 1), minimum(v + j, W - 1)
+                        acc += w[o, c, i, j] * where(i + j < 4, x[b, c, p, q], 0.0)
+            y[b, o, h, v] = acc
+
+
+@pytest.mark.parametrize(("made", "facts"), [
+    (image, AVX512), (image_by_elements, AVX2), (image_and_taps, AVX512)], ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize("extents", [(2, 3, 5, 21), (1, 2, 0, 4)], ids=str)
+def test_windows_read_one_image(made: Any, facts: Any, extents: tuple[int, ...]) -> None:
+    x, w = normal(*extents), normal(7, extents[1], 3, 3)
+    y = np.full((extents[0], 7, *extents[2:]), np.nan, np.float32)
+    edges = ((0, 0), (0, 0), *(((0, 2), (0, 2)) if made is image_and_taps else ((1, 1), (1, 1))))
+    arguments, function = {"x": x, "w": w, "y": y}, made.tile_ir()
+    lane = run_lane(function, arguments, None, facts, specialize(function, arguments, dict.fromkeys("COHW", 64)))
+    assert parts_of(lane) == 1 + (made is not image_and_taps)
+    assert any(op.attributes["label"] == "o" and op.attributes["step"] > 1 for op in lane.walk() if op.name == "loop")
+    if 0 not in extents:
+        padded = np.pad(x, edges, mode="edge" if made is image_and_taps else "constant")
+        taps = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+        kept = w * (np.add.outer(range(3), range(3)) < 4) if made is image_and_taps else w
+        np.testing.assert_allclose(y, np.einsum("bchwij,ocij->bohw", taps, kept), rtol=1e-4, atol=1e-4)

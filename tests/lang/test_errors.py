@@ -207,11 +207,39 @@ def annotated_assignment():
     return k
 
 
-@case("unsupported-expression", "loop")
-def comprehension():
+@case("bad-range", "loop")
+def comprehension_over_an_extent():
     @kernel
     def k(out: Tensor[f32, M]):
-        x = [i for i in range(3)]  # noqa: C416, F841  # here
+        x = [i for i in range(M)]  # noqa: C416, F841  # here
+
+    return k
+
+
+@case("assertion", "where")
+def comprehension_of_what_a_tensor_says():
+    @kernel
+    def k(n: i32, out: Tensor[f32, M]):
+        x = [i for i in range(3) if i < n]  # noqa: F841  # here
+
+    return k
+
+
+@case("unsupported-expression", "a tuple")
+def generator_expression():
+    @kernel
+    def k(out: Tensor[f32, M]):
+        x = (i for i in range(3))  # noqa: F841  # here
+
+    return k
+
+
+@case("literal-range", "0x85ebca6b - 2**32")
+def bits_of_a_literal():
+    @kernel
+    def k(out: Tensor[i32, M]):
+        for m in tiles(M):
+            out[m] = out[m] * 0x85ebca6b  # here
 
     return k
 
@@ -333,6 +361,15 @@ def false_assertion():
     @kernel
     def k(out: Tensor[f32, M]):
         assert TABLE is None, "no table"  # here
+
+    return k
+
+
+@case("assertion", "the constants")
+def assertion_of_constants_beside_extents():
+    @kernel
+    def k(out: Tensor[f32, M]):
+        assert M % 4 == 0 and TABLE is None  # here
 
     return k
 

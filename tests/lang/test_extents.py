@@ -11,6 +11,8 @@ import sapper as sp
 from sapper import CallError, KernelError, Tensor, cdiv, emulate, f32, i32, kernel, max, sum, tiles, u8, whole, zeros
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
+from sapper.runtime.check import check_kernel
+from sapper.targets import target
 from sapper.tile.eager import run as run_eager
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
@@ -170,3 +172,25 @@ def test_an_axis_walks_what_it_indexes() -> None:
         f.tile_ir()
     with pytest.raises(TypeError, match=r"found K / 2; expected an integer, .* write K // 2, or cdiv\(K, 2\)"):
         Tensor[f32, K / 2]
+
+def test_asserted_extents_are_checked_at_the_call() -> None:
+    @kernel
+    def blocks(x: Tensor[f32, M, K], y: Tensor[f32, N]):
+        assert K % 4 == 0, "blocks of 4"
+        assert 1 < M <= 8 and N == 2 * M
+        for n in tiles(N):
+            y[n] = x[n // 2, 0]
+
+    def call(m: int, k: int, n: int, **options: Any) -> None:
+        blocks(np.ones((m, k), np.float32), np.ones(n, np.float32), **options)
+
+    call(2, 4, 4)
+    for extents, expected in (((2, 6, 4), "K to be a multiple of 4"), ((1, 4, 2), "1 to be below M"),
+                              ((9, 4, 18), "M <= 8"), ((4, 4, 7), r"2 \* M <= N"), ((4, 4, 9), r"N <= 2 \* M")):
+        for options in ({}, {"interpret": True}, {"static": "N"}):
+            with pytest.raises(CallError, match=expected):
+                call(*extents, **options)
+    with pytest.raises(KernelError, match="blocks of 4"):
+        call(2, 6, 4, static=True)
+    report = check_kernel(blocks, target("v3"), runs=3)
+    assert report.finding is None and report.cases == 3

@@ -42,6 +42,16 @@ def window_of_two_counters(x: Tensor[f32, C, 5, N], w: Tensor[f32, O, C, 2, 3], 
 
 
 @kernel
+def by_steps(x: Tensor[f32, C, 5, N], w: Tensor[f32, O, C, 2, 3], y: Tensor[f32, O, N]):
+    for o, n in tiles(O, N):
+        total = zeros(o, n, dtype=f32)
+        for c in range(C):
+            for i in range(0, 5, 2):
+                total = total * 0.5 + w[o, c, 0, 0] * x[c, i, n]
+        y[o, n] = total
+
+
+@kernel
 def for_each_channel(x: Tensor[f32, C, 5, N], w: Tensor[f32, O, C, 2, 3], y: Tensor[f32, O, N]):
     """The loop around it carries nothing: it stores."""
     for n in tiles(N):
@@ -96,7 +106,8 @@ def loops(function: Function) -> int:
 
 
 @pytest.mark.parametrize(("of", "left"), [
-    (window, 1), (window_of_two_counters, 1), (for_each_channel, 1), (alone, 1), (of_many, 2), (of_products, 2)],
+    (window, 1), (window_of_two_counters, 1), (by_steps, 1), (for_each_channel, 1), (alone, 1), (of_many, 2),
+    (of_products, 2)],
     ids=lambda value: getattr(value, "name", ""))
 def test_short_loops_are_written_out(of: Any, left: int) -> None:
     function, random = canonical(of), np.random.default_rng(1)
