@@ -292,8 +292,11 @@ def _compute(emit: Listing, value: Any, where: Callable[[str], Memory], pushed: 
         emit.label(f"{here}.down")
         if op == "mod":
             emit("mov.64", RAX, RDX)
+    elif op in ("min", "max"):
+        emit("cmp.64", RAX, RCX)
+        emit("cmovg.64" if op == "min" else "cmovl.64", RAX, RCX)
     else:
-        emit({"add": "add.64", "sub": "sub.64", "mul": "imul.64"}[op], RAX, RCX)
+        emit({"add": "add.64", "sub": "sub.64", "mul": "imul.64", "or": "or.64", "xor": "xor.64"}[op], RAX, RCX)
 
 
 def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
@@ -420,9 +423,15 @@ def _on(kernel: CKernel) -> MachineFunction:
             continue
         if dimension in ("multiple", "inside"):
             wanted = ("mod", constant, terms[0]) if dimension == "multiple" else ("sub", constant, terms[0])
+            met = f"met{len(emit.body)}"
+            for count in terms[1:]:
+                _compute(emit, count, lambda d: here(f"dim.{d}"))
+                emit("test.64", RAX, RAX)
+                emit("jle", met)
             _compute(emit, wanted, lambda d: here(f"dim.{d}"))
             emit("test.64", RAX, RAX)
             emit("jne" if dimension == "multiple" else "jge", "BAD_EXTENT")
+            emit.label(met)
             continue
         emit("mov.64", RAX, Immediate(constant))
         for dim, coefficient in zip(terms[::2], terms[1::2], strict=True):

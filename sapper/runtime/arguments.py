@@ -529,9 +529,13 @@ class Signature:
                     "pass a larger tensor, or one that fits the others",
                 )
 
-    def _check_extent_arithmetic(self, binding: Binding, name: str, kind: str, left: Any, right: Any) -> None:
-        """`multiple`: left is a multiple of right, as a view divides it. `inside`: left, an index, is below right."""
+    def _check_extent_arithmetic(self, binding: Binding, name: str, kind: str, left: Any, right: Any, *walked: Any
+                                 ) -> None:
+        """`multiple`: left is a multiple of right, as a view divides it. `inside`: left, an index, is below right, if
+        each of walked is above 0."""
         parameter = self.parameters[self.positions[name]]
+        if any(evaluate_nested(count, binding.dims) <= 0 for count in walked):
+            return
         try:
             a, b = evaluate_nested(left, binding.dims), evaluate_nested(right, binding.dims)
         except ZeroDivisionError:
@@ -541,7 +545,8 @@ class Signature:
         names = names_in(left) + names_in(right)
         sizes = ", ".join(f"{dim} = {size}" for dim, size in binding.dims.items() if dim in names)
         texts = spell_nested(left), spell_nested(right)
-        wanted = (f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far" if kind == "inside" else
+        wanted = (f"{texts[1]} to be 0 or more, since the kernel begins to index there" if left == -1 else
+                  f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far" if kind == "inside" else
                   f"{texts[0]} to be a multiple of {texts[1]}, since the kernel divides it so")
         raise self._refuse("shape", parameter, sizes, wanted, "pass tensors of such shapes")
 

@@ -141,8 +141,9 @@ class Launch:
         self.specialisation = _for_rows(specialise(self.signature, self.binding, static), rows)
         self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
         self.signature.check_stores(self.binding, self.compiled.stored)
-        for count in (0, 1):  # what extents must fulfil is linear in them: it holds between if it does at both ends
-            dims = self.binding.dims if count else self.binding.dims | dict.fromkeys(rows, 0)
+        most = min((self.binding.dims[dim] for dim in rows), default=0)
+        for count in sorted({0, min(1, most), most}):   # what is asked rises or falls with them: it holds between
+            dims = self.binding.dims if count == most else self.binding.dims | dict.fromkeys(rows, count)
             self.signature.check_requires(self.binding._replace(dims=dims), self.compiled.requires)
         self.words = fill_words(self.signature, self.compiled.slots, self.binding)
         self.scratch_bytes = self.compiled.scratch_for(self.binding.dims)
