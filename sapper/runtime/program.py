@@ -149,6 +149,10 @@ class Launch:
         self.scratch_bytes = self.compiled.scratch_for(self.binding.dims)
         self.keep = filled
         self.places = self._places(arguments, rows)
+        for place in self.places:
+            word = place.word_of(place.variable.value)
+            if place.word < FIRST_SLOT + len(self.words):
+                self.words[place.word - FIRST_SLOT] = word
         self.reads: list[tuple[int, int]] = []
         self.writes: list[tuple[int, int]] = []
         for position, view in self.binding.tensors.items():
@@ -214,6 +218,12 @@ class Launch:
         return (
             _meet(self.writes, other.writes) or _meet(self.writes, other.reads) or _meet(self.reads, other.writes)
         )
+
+
+def _rows_of(kernel: Any, rows: Rows) -> int:
+    """How many rows there are now. Raises ArgumentError for more than the array has."""
+    parameter = Parameter(rows.count.name, DTYPES["i64"], None)
+    return Place(rows.count, 0, parameter, kernel.name, len(rows.array)).word_of(rows.count.value)
 
 
 def _for_rows(specialisation: Specialisation, rows: Iterable[str]) -> Specialisation:
@@ -440,8 +450,8 @@ class Program:
             for variable in self._variables[name]:
                 variable.value = value
         for kernel, arguments in self._interpreted or ():
-            plain = [a.array[: a.count.value] if isinstance(a, Rows) else a.value if isinstance(a, Variable) else a
-                     for a in arguments]
+            plain = [a.array[: _rows_of(kernel, a)] if isinstance(a, Rows) else
+                     a.value if isinstance(a, Variable) else a for a in arguments]
             interpret(kernel, *plain, **self._options)
 
     def renew_lock(self) -> None:
