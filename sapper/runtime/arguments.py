@@ -512,6 +512,9 @@ class Signature:
             if dimension == "contiguous":
                 self._check_contiguous(binding, name, constant, *terms)
                 continue
+            if dimension == "near":
+                self._check_near(binding, name, [constant, *terms])
+                continue
             pairs = list(zip(terms[::2], terms[1::2], strict=True))
             needed = constant + sum(coefficient * binding.dims[dim] for dim, coefficient in pairs)
             position = self.positions[name]
@@ -549,6 +552,17 @@ class Signature:
                   f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far" if kind == "inside" else
                   f"{texts[0]} to be a multiple of {texts[1]}, since the kernel divides it so")
         raise self._refuse("shape", parameter, sizes, wanted, "pass tensors of such shapes")
+
+    def _check_near(self, binding: Binding, name: str, counts: Sequence[int]) -> None:
+        """counts: dimensions, each with the most steps along it between what lanes reach by offsets of 32 bits."""
+        view = binding.tensors[self.positions[name]]
+        apart = sum(min(view.shape[d] - 1, most) * abs(view.strides[d])
+                    for d, most in zip(counts[::2], counts[1::2], strict=True)) * view.dtype.size_bytes
+        if apart >= 1 << 31 and 0 not in view.shape:
+            raise self._refuse(
+                "shape", self.parameters[self.positions[name]], f"elements {apart} bytes apart (shape {view.shape})",
+                "less than 2 GiB between those that the kernel reaches by indices in its lanes",
+                "split it, or index it by scalars: for t in each(...)")
 
     def _check_contiguous(self, binding: Binding, name: str, first: int, last: int, element_bytes: int = 1) -> None:
         """Dimensions first to last of a tensor that a view merges; up to the rank: that it reads as elements of so many

@@ -233,6 +233,24 @@ def test_indices_below_0_are_refused(at: Callable[..., Any]) -> None:
     gather(x, np.zeros((0, 8), np.float32), interpret=True)
 
 
+def test_elements_beyond_the_reach_of_offsets_are_refused() -> None:
+    """Lanes find their elements by offsets of 32 bits. None of this memory is touched but some bytes."""
+    @kernel
+    def pick(x: Tensor[u8, M, N], at: Tensor[i32, K], y: Tensor[u8, K]):
+        for k in tiles(K):
+            y[k] = x[at[k], N - 1 - at[k]]
+
+    at, y = np.array([0, 1], np.int32), np.zeros(2, np.uint8)
+    x = sp.empty((2, 2**30), "u8")
+    x[0, -1], x[1, -2] = 3, 4
+    pick(x, at, y)
+    assert y.tolist() == [3, 4]
+    x = sp.empty((3, 2**30), "u8")
+    for far in (x, x[::-1]):
+        with pytest.raises(CallError, match=r"elements 3221225471 bytes apart(?s:.*)less than 2 GiB"):
+            pick(far, at, y)
+
+
 def test_coordinates_in_narrow_integers_wrap() -> None:
     """So that they meet again: sums join there, and an array of 256 is long enough."""
     @kernel
