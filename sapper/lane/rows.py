@@ -573,9 +573,10 @@ class RowEvaluation(State):
         base = self.tensor_bases.get(memory_of(tensor))
         if base is None:
             base = self.slot(f"{memory_of(tensor).name}.data")
-        access = Access(base, 0, {}, memory_dtype(t.dtype), op=op)
+        access = Access(base, 0, {}, memory_dtype(t.dtype), tensor=tensor)
         for value, stride in zip(indices, self.strides(tensor), strict=True):
             step = self.mul(stride, size_bytes)
+            access.indices.append((value, step))
             form = affine(value)
             if form is None:
                 access.gathers.append((value, step))
@@ -594,7 +595,8 @@ class RowEvaluation(State):
         """The access with every gathered index that does not span the lane axis turned into a scalar offset."""
         if not access.gathers:
             return access
-        moved = Access(access.base, access.disp, access.axes, access.dtype, access.relative, op=access.op)
+        moved = Access(access.base, access.disp, access.axes, access.dtype, access.relative, tensor=access.tensor,
+                       indices=access.indices)
         for value, step in access.gathers:
             if self.spans_lane(value):
                 moved.gathers.append((value, step))
@@ -792,24 +794,20 @@ class RowEvaluation(State):
     def note_reach(self, access: Access) -> None:
         """Offsets have 32 bits: the call checks that what the lanes of an access may reach lies close enough. Said of
         dimensions of the tensor: how many coordinates at most the lanes lie apart."""
-        op = access.op
-        tensor = None if op is None else memory_of(op.operands[0])
-        if op is None or tensor not in self.function.arguments:
+        tensor = None if access.tensor is None else memory_of(access.tensor)
+        if tensor is None or tensor not in self.function.arguments:
             return
-        indices = op.operands[1:] if op.name == "load" else op.operands[2:]
-        steps = self.strides(op.operands[0])
-        size = element_bytes(access.dtype)
         found: list[int] = []
-        for number, (value, step) in enumerate(zip(indices, steps, strict=True)):
+        for number, (value, step) in enumerate(access.indices):
             if any(value is gathered for gathered, _ in access.gathers):
                 most = MOST_OFFSET
             else:
                 form = affine(value)
                 most = 0 if form is None else sum(abs(coefficient) * (self.lanes - 1) * self.bound[axis].run
                                                   for axis, coefficient in form.axes.items() if self.bound[axis].lane)
-            if most and not (isinstance(step, int) and most * abs(step) * size < 1 << 28):
+            if most and not (isinstance(step, int) and most * abs(step) < 1 << 28):
                 found += [number, min(most, MOST_OFFSET)]
-        if tensor is not op.operands[0] and found:     # a view has other dimensions
+        if tensor is not access.tensor and found:     # a view has other dimensions
             found = [part for number in range(len(tensor.type.dims)) for part in (number, MOST_OFFSET)]  # type: ignore[union-attr]
         if found:
             self.reached[tensor.name, "near", *found] = None
