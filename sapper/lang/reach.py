@@ -10,7 +10,7 @@ one of the values is the extreme.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from ..ir.extents import OPERATORS
@@ -23,6 +23,9 @@ Nested = Any
 """A number, the name of a dimension, or [op, left, right] of such."""
 
 MOST_PLACES = 16
+"""Of an index, as far as they are looked at."""
+MOST_STEPS = 500
+"""Taken through the values that one index is made of, which may read one another twice and so be very many."""
 _BITS = ("or", "xor")
 
 
@@ -37,9 +40,11 @@ class Reach:
     def __init__(self, form_of: Callable[[Value], Affine], range_of: RangeOf, static: Mapping[str, int],
                  dimensions: Mapping[Value, DimExpression]) -> None:
         self.form_of, self.range_of, self.static, self.dimensions = form_of, range_of, static, dimensions
+        self.steps = 0
 
     def values(self, form: Affine, largest: bool) -> list[Nested] | None:
         """The values of a form where it may be largest, or smallest; None where they depend on more than dimensions."""
+        self.steps = 0
         try:
             form = self.by_outer_axes(form, largest)
             axes = self.walked(form)
@@ -48,13 +53,15 @@ class Reach:
                 return [extreme]
             choices = [self.places(form, axis, largest) for axis in axes]
             found: list[Nested] = []
-            for chosen in product(*choices):
+            for chosen in islice(product(*choices), MOST_PLACES):
                 value = self.at(form, dict(zip(axes, chosen, strict=True)))
                 if value not in found:
                     found.append(value)
         except Unknown:
             return None
-        return found[:MOST_PLACES]
+        finally:
+            self.steps = 0
+        return found
 
     def by_outer_axes(self, form: Affine, largest: bool) -> Affine:
         """The form with the ends of axes whose ranges are made of others, as in span(c * 64, c * 64 + 64)."""
@@ -146,7 +153,8 @@ class Reach:
     def parts(self, symbol: Any) -> tuple[str, list[Affine]]:
         """A value as an op of OPERATORS and its operands. Raises Unknown."""
         op = symbol.op if isinstance(symbol, Value) else None
-        if op is None or dtype_of(symbol).size_bytes < 4:
+        self.steps += 1
+        if self.steps > MOST_STEPS or op is None or dtype_of(symbol).size_bytes < 4:
             raise Unknown
         forms = [self.form_of(operand) for operand in op.operands]
         if op.name in OPERATORS and (op.name not in _BITS or (not forms[1].terms and forms[1].constant >= 0)):

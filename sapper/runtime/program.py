@@ -73,7 +73,7 @@ Compile = Callable[[Launcher, Specialisation, dict[str, int]], tuple[CompiledKer
 class Variable:
     """A scalar argument, or a number of rows, that may change from run to run of a program, by its name.
 
-    value: what it is at first, also when the kernels are bound.
+    value: what it is at first, also when the kernels are bound; of rows, all where there are fewer.
     """
 
     __slots__ = ("name", "value")
@@ -111,6 +111,12 @@ class Place(NamedTuple):
         if self.most is not None:
             return 0, self.most
         return integer_range(self.parameter.dtype) if self.parameter.dtype.kind in "iu" else (1, 0)
+
+    @property
+    def first_word(self) -> int:
+        """The word for the variable's own value, of which all rows are the most. Raises ArgumentError."""
+        value = self.variable.value
+        return self.word_of(value if self.most is None or not isinstance(value, int) else min(value, self.most))
 
     def word_of(self, value: Any) -> int:
         """The word for a value. Raises ArgumentError."""
@@ -150,7 +156,7 @@ class Launch:
         self.keep = filled
         self.places = self._places(arguments, rows)
         for place in self.places:
-            word = place.word_of(place.variable.value)
+            word = place.first_word
             if place.word < FIRST_SLOT + len(self.words):
                 self.words[place.word - FIRST_SLOT] = word
         self.reads: list[tuple[int, int]] = []
@@ -220,10 +226,10 @@ class Launch:
         )
 
 
-def _rows_of(kernel: Any, rows: Rows) -> int:
-    """How many rows there are now. Raises ArgumentError for more than the array has."""
-    parameter = Parameter(rows.count.name, DTYPES["i64"], None)
-    return Place(rows.count, 0, parameter, kernel.name, len(rows.array)).word_of(rows.count.value)
+def _rows_of(kernel: Any, rows: Rows, given: bool) -> int:
+    """How many rows there are now. given: in this call. Raises ArgumentError for more than the array has, then."""
+    place = Place(rows.count, 0, Parameter(rows.count.name, DTYPES["i64"], None), kernel.name, len(rows.array))
+    return place.word_of(rows.count.value) if given else place.first_word
 
 
 def _for_rows(specialisation: Specialisation, rows: Iterable[str]) -> Specialisation:
@@ -450,7 +456,7 @@ class Program:
             for variable in self._variables[name]:
                 variable.value = value
         for kernel, arguments in self._interpreted or ():
-            plain = [a.array[: _rows_of(kernel, a)] if isinstance(a, Rows) else
+            plain = [a.array[: _rows_of(kernel, a, a.count.name in values)] if isinstance(a, Rows) else
                      a.value if isinstance(a, Variable) else a for a in arguments]
             interpret(kernel, *plain, **self._options)
 

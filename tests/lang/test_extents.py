@@ -233,6 +233,30 @@ def test_indices_below_0_are_refused(at: Callable[..., Any]) -> None:
     gather(x, np.zeros((0, 8), np.float32), interpret=True)
 
 
+def test_an_index_of_many_parts_is_left_alone() -> None:
+    """Each step reads the last one twice: 16384 ways to the coordinate."""
+    @kernel
+    def gather(x: Tensor[f32, T], y: Tensor[f32, N]):
+        for n in tiles(N):
+            a = n // 2 + n % 3
+            b = a // 2 + a % 3
+            c = b // 2 + b % 3
+            d = c // 2 + c % 3
+            e = d // 2 + d % 3
+            f = e // 2 + e % 3
+            g = f // 2 + f % 3
+            h = g // 2 + g % 3
+            i = h // 2 + h % 3
+            j = i // 2 + i % 3
+            k = j // 2 + j % 3
+            l = k // 2 + k % 3
+            m = l // 2 + l % 3
+            o = m // 2 + m % 3
+            y[n] = x[o]
+
+    assert "requires" not in gather.tile_ir().attributes
+
+
 def test_elements_beyond_the_reach_of_offsets_are_refused() -> None:
     """Lanes find their elements by offsets of 32 bits. None of this memory is touched but some bytes."""
     @kernel

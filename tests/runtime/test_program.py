@@ -163,7 +163,13 @@ def test_the_first_value_of_a_variable_says_how_many_rows(options: dict[str, Any
     program = Program([(doubled, (Rows(x, count), Rows(z, count)))], **options)
     program()
     assert (z[:3] == 2.0).all() and (z[3:] == 0.0).all()
-    for wrong in (8, -1, 1.5):
+    eight = Variable("count", 8)
+    more = Program([(doubled, (Rows(x, eight), Rows(z, eight)))], **options)
+    more()
+    assert (z == 2.0).all()
+    with pytest.raises(CallError, match="0 to 7"):
+        more(count=8)
+    for wrong in (-1, 1.5):
         count = Variable("count", wrong)
         with pytest.raises(CallError, match=r"0 to 7|an integer"):
             Program([(doubled, (Rows(x, count), Rows(z, count)))], **options)()
