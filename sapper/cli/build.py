@@ -39,13 +39,13 @@ def run_build(
                          f"whose bytes are made here; mend: `sapper asm --target {target.name}` prints the text")
     chosen = parse_schedule(schedule)
     kernels = [found.kernel for name in wanted for found in find_kernels(name)]
-    extents = _extents(kernels, static, "static"), _extents(kernels, dims, "dims")
+    given_extents = extents(kernels, static, "static"), extents(kernels, dims, "dims")
     from ..runtime.specialise import dim_class
 
     made, told = [], []
     for kernel in kernels:
         own = kernel_dims(kernel)
-        fixed, free = compiled_in(kernel, *({d: n for d, n in given.items() if d in own} for given in extents))
+        fixed, free = compiled_in(kernel, *({d: n for d, n in given.items() if d in own} for given in given_extents))
         classes = {d: dim_class(n) for d, n in free.items() if d not in fixed}
         hand = _by_hand(kernel, target, chosen, fixed, classes, fallback)
         pieces = _pieces_pass(kernel, target, chosen, hand.not_by_hand)
@@ -126,7 +126,7 @@ def _pieces_pass(kernel: Any, target: Any, schedule: Any, not_by_hand: dict[str,
     return False
 
 
-def _extents(kernels: list[Any], text: str | None, option: str) -> dict[str, int]:
+def extents(kernels: list[Any], text: str | None, option: str) -> dict[str, int]:
     """`M=512,N=64`, where each name is a dimension of some kernel of the library. Raises UsageError."""
     if not text:
         return {}

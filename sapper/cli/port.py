@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from .build import extents
 from .code import Piece, code_for
 from .console import console as report_console
 from .errors import is_told
@@ -33,6 +34,8 @@ def run_port(
     found = library_kernels() if wanted is None else find_kernels(wanted)
     names = targets or list(known_targets())
     facts = [find_target(name) for name in names]
+    for text, option in ((static, "static"), (dims, "dims")):
+        extents([kernel.kernel for kernel in found], text, option)     # each is of some kernel
     for kernel in found:
         own = set(kernel_dims(kernel.kernel))
         fixed, free = parse_extents(_own(static, own), _own(dims, own), kernel.kernel)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,8 @@ SCRATCH_AREA, LOCK_AREA, CPU_AREA = "sapper.scratch", "sapper.lock", "sapper.cpu
 CHECK_CPU = "sapper.check_cpu"
 SCRATCH_BYTES = 64 << 20
 _MAX_EXTENT = 2**31 - 1
+MOST_APART = 2**31
+"""Bytes between elements that lanes reach by offsets."""
 _INTEGER_ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
 _VECTOR_ARGUMENTS = 8
 _SAVED = (RBX, RBP, R12, R13)
@@ -292,8 +294,11 @@ def _compute(emit: Listing, value: Any, where: Callable[[str], Memory], pushed: 
         emit.label(f"{here}.down")
         if op == "mod":
             emit("mov.64", RAX, RDX)
+    elif op in ("min", "max"):
+        emit("cmp.64", RAX, RCX)
+        emit("cmovg.64" if op == "min" else "cmovl.64", RAX, RCX)
     else:
-        emit({"add": "add.64", "sub": "sub.64", "mul": "imul.64"}[op], RAX, RCX)
+        emit({"add": "add.64", "sub": "sub.64", "mul": "imul.64", "or": "or.64", "xor": "xor.64"}[op], RAX, RCX)
 
 
 def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
@@ -418,11 +423,20 @@ def _on(kernel: CKernel) -> MachineFunction:
                 emit("test.32", here(f"{name}.data"), Immediate(terms[1] - 1))
                 emit("jne", "BAD_POINTER")
             continue
+        if dimension == "near":
+            _check_near(emit, kernel, name, [constant, *terms], here)
+            continue
         if dimension in ("multiple", "inside"):
             wanted = ("mod", constant, terms[0]) if dimension == "multiple" else ("sub", constant, terms[0])
+            met = f"met{len(emit.body)}"
+            for count in terms[1:]:
+                _compute(emit, count, lambda d: here(f"dim.{d}"))
+                emit("test.64", RAX, RAX)
+                emit("jle", met)
             _compute(emit, wanted, lambda d: here(f"dim.{d}"))
             emit("test.64", RAX, RAX)
             emit("jne" if dimension == "multiple" else "jge", "BAD_EXTENT")
+            emit.label(met)
             continue
         emit("mov.64", RAX, Immediate(constant))
         for dim, coefficient in zip(terms[::2], terms[1::2], strict=True):
@@ -445,6 +459,30 @@ def _on(kernel: CKernel) -> MachineFunction:
     emit("ret")
     _fail(emit, _status_labels(emit), "leave")
     return _finish(f"{kernel.name}_on", emit, [CHECK_CPU, *(v.symbol for v in kernel.variants)])
+
+
+def _check_near(emit: Listing, kernel: CKernel, name: str, counts: Sequence[int],
+                here: Callable[..., Memory]) -> None:
+    """BAD_EXTENT where elements that lanes reach by offsets of 32 bits lie too far apart (docs/ir.md). rsi has the
+    sum."""
+    types = dict(kernel.parameters)
+    emit("xor.32", RSI, RSI)
+    for dimension, most in zip(counts[::2], counts[1::2], strict=True):
+        _load_extent(emit, types[name].dims[dimension], lambda d: here(f"dim.{d}"))
+        emit("sub.64", RCX, Immediate(1))
+        emit("mov.64", RAX, Immediate(most))
+        emit("cmp.64", RCX, RAX)
+        emit("cmovg.64", RCX, RAX)
+        emit("mov.64", RAX, here(f"{name}.stride", 8 * dimension))
+        emit("xor.32", RDX, RDX)
+        emit("sub.64", RDX, RAX)
+        emit("cmp.64", RAX, RDX)
+        emit("cmovl.64", RAX, RDX)              # |x| is the larger of x and -x
+        emit("imul.64", RAX, RCX)
+        emit("add.64", RSI, RAX)
+    emit("mov.64", RAX, Immediate((MOST_APART - 1) // types[name].dtype.size_bytes))
+    emit("cmp.64", RSI, RAX)
+    emit("jg", "BAD_EXTENT")
 
 
 def _check_extents(emit: Listing, kernel: CKernel, refuse: str) -> None:

@@ -110,8 +110,9 @@ def c_kernel(
     for label, fixed, of_dims, strides in wanted:
         compiled = compile_kernel(kernel, fixed, strides, of_dims, target, schedule, by_hand=pieces)
         forms.append(Form(label, compiled, fixed, {d: divisor for d, (_, divisor) in of_dims.items()}, strides))
+    near = dict.fromkeys(row for form in forms for row in form.compiled.requires if row[1] == "near")
     return CKernel(kernel.name, list(kernel.parameters), forms[0].compiled.stored,
-                   requires, [_variant(kernel.name, form) for form in forms],
+                   (*requires, *near), [_variant(kernel.name, form) for form in forms],
                    in_place_of(kernel), Location(kernel.source_file, kernel.source_line), kernel.__doc__ or "")
 
 

@@ -250,7 +250,8 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
     known = lane.attributes
     compiled = Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
-                    stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
+                    stored, _tuples([*function.attributes.get("requires", []), *known.get("reached", [])]),
+                    _tuples(known["tasks"]),
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
                     made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())),
                     not ops.isdisjoint(("barrier", "take_over")),

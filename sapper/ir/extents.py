@@ -17,6 +17,10 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "min": min,
+    "max": max,
+    "or": operator.or_,
+    "xor": operator.xor,
 }
 
 

@@ -23,6 +23,8 @@ def spell_nested(value: Any) -> str:
     op, *sides = value
     if op == "add" and isinstance(sides[0], int) and sides[0] < 0:
         op, sides = "sub", [sides[1], -sides[0]]
+    if op not in SYMBOLS:
+        return f"{op}({', '.join(map(spell_nested, sides))})"
     left, right = (f"({spell_nested(s)})" if isinstance(s, (list, tuple)) else str(s) for s in sides)
     return f"-{right}" if op == "sub" and left == "0" else f"{left} {SYMBOLS[op]} {right}"
 

@@ -404,6 +404,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             lowered.attributes["refused"] = [
                 [key, self.refused.get(key, reason)] for keys, reason in (
                     (self.contractions, NO_TILE), (self.products, NO_FRAGMENTS)) for key in keys if key not in used]
+        if self.reached:
+            lowered.attributes["reached"] = list(map(list, self.reached))
         if self.shared_sizes:
             lowered.attributes["shared_scratch"] = self.shared_sizes
         if self.warps > 1:

@@ -52,6 +52,7 @@ from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 Rows = dict[tuple[int, ...], Value]
 """A value in registers: row for each register coordinate, in the order of the value's axes."""
 
+MOST_OFFSET = (1 << 31) - 1
 _SAME = {"min": "min", "max": "max", "div": "div", "floor": "floor", "ceil": "ceil", "round": "round", "sqrt": "sqrt",
          "abs": "abs", **{name: name for name in MATH}}
 _WRAPS = ("add", "sub", "mul", "neg", "shl", "abs", "not")
@@ -117,6 +118,7 @@ class RowEvaluation(State):
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
         self.contractions: list[str] = []  # micro-kernels that the schedule named
         self.products: list[str] = []  # products of fragments that it named
+        self.reached: dict[tuple[str | int, ...], None] = {}  # rows for what the call checks of offsets (note_reach)
         self.refused: dict[str, str] = {}  # block -> why it is not used, as far as that is known
 
     # Levels.
@@ -571,9 +573,10 @@ class RowEvaluation(State):
         base = self.tensor_bases.get(memory_of(tensor))
         if base is None:
             base = self.slot(f"{memory_of(tensor).name}.data")
-        access = Access(base, 0, {}, memory_dtype(t.dtype))
+        access = Access(base, 0, {}, memory_dtype(t.dtype), tensor=tensor)
         for value, stride in zip(indices, self.strides(tensor), strict=True):
             step = self.mul(stride, size_bytes)
+            access.indices.append((value, step))
             form = affine(value)
             if form is None:
                 access.gathers.append((value, step))
@@ -592,7 +595,8 @@ class RowEvaluation(State):
         """The access with every gathered index that does not span the lane axis turned into a scalar offset."""
         if not access.gathers:
             return access
-        moved = Access(access.base, access.disp, access.axes, access.dtype, access.relative)
+        moved = Access(access.base, access.disp, access.axes, access.dtype, access.relative, tensor=access.tensor,
+                       indices=access.indices)
         for value, step in access.gathers:
             if self.spans_lane(value):
                 moved.gathers.append((value, step))
@@ -766,6 +770,7 @@ class RowEvaluation(State):
 
     def _offsets(self, access: Access, stride: Scalar, at: dict[str, int], level: int) -> Value:
         """Byte offsets of the lanes from the address of lane 0. All are 0 in a tensor that has no elements."""
+        self.note_reach(access)
         total: Value | None = None
         if stride != 0:
             depth = self.depth_of(stride)
@@ -785,6 +790,27 @@ class RowEvaluation(State):
             part = self.emit(level, "mul", [row, factor], ROW_I32)
             total = part if total is None else self.emit(level, "add", [total, part], ROW_I32)
         return self.constant(0, i32) if total is None else total
+
+    def note_reach(self, access: Access) -> None:
+        """Offsets have 32 bits: the call checks that what the lanes of an access may reach lies close enough. Said of
+        dimensions of the tensor: how many coordinates at most the lanes lie apart."""
+        tensor = None if access.tensor is None else memory_of(access.tensor)
+        if tensor is None or tensor not in self.function.arguments:
+            return
+        found: list[int] = []
+        for number, (value, step) in enumerate(access.indices):
+            if any(value is gathered for gathered, _ in access.gathers):
+                most = MOST_OFFSET
+            else:
+                form = affine(value)
+                most = 0 if form is None else sum(abs(coefficient) * (self.lanes - 1) * self.bound[axis].run
+                                                  for axis, coefficient in form.axes.items() if self.bound[axis].lane)
+            if most and not (isinstance(step, int) and most * abs(step) < 1 << 28):
+                found += [number, min(most, MOST_OFFSET)]
+        if tensor is not access.tensor and found:     # a view has other dimensions
+            found = [part for number in range(len(tensor.type.dims)) for part in (number, MOST_OFFSET)]  # type: ignore[union-attr]
+        if found:
+            self.reached[tensor.name, "near", *found] = None
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
             streaming: bool = False, padded: bool = False, disjoint: bool = False) -> None:

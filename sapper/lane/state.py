@@ -133,7 +133,7 @@ class Access:
 
     base + disp + sum over axes of coordinate * coefficient (bytes). relative: coordinates count from the tile's
     offset (scratch buffers). near: in near memory. gathers: non-affine index values, with the byte stride of their
-    dimension.
+    dimension. tensor: which it is, and its index of each dimension, with the byte stride.
     """
 
     base: Scalar
@@ -144,6 +144,8 @@ class Access:
     gathers: list[tuple[Value, Scalar]] = field(default_factory=list)
     near: bool = False
     home: int = 0
+    tensor: Value | None = None
+    indices: list[tuple[Value, Scalar]] = field(default_factory=list)
 
 
 class State:

@@ -18,8 +18,9 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import TensorType, TileType, bool_, index, spell_nested
 from .affine import Affine, extreme, fixed_when_meeting
 from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
-from .dims import Dim, DimExpression, extent_of, nested
+from .dims import Dim, DimExpression, extent_of
 from .errors import KernelError
+from .reach import Reach, is_below
 from .strides import Product, Strides, factors_of
 from .views import Views
 
@@ -80,6 +81,7 @@ class Accesses(Views):
         self.offsets: dict[Axis, Offset] = {}
         self.scopes: tuple[LoopScope, ...] = ()
         self.strides = Strides(self.form_of, self.static, self.dim_expressions)
+        self.reach = Reach(self.form_of, self.range_of, self.static, self.dim_expressions)
 
     def load(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]) -> Value:
         """tensor[items]"""
@@ -266,50 +268,48 @@ class Accesses(Views):
                       f"an index of {shown}", f"0 to {last}",
                       f"end the range earlier: span(start, stop), or take minimum({ast.unparse(node)}, {last})"
                       if form.terms else "give a smaller index")
-        if not excess.terms or self.guards:
+        if self.guards:
             return
-        computed = tensor in self.views or not isinstance(known, (int, Dim))
-        if computed or not all(isinstance(s, str) for s in excess.terms):
-            highest, whole = self.spelled(excess.plus(size), type(known) is DimExpression), self.spelled(size)
-            if highest is not None and whole is not None:
-                self.condition_on(tensor, "inside", highest, whole)
+        if lowest.terms and not self.reach.is_natural(lowest):
+            self.ask_inside(tensor, dimension, form, False, node)
+        if not excess.terms:
+            return
+        if tensor in self.views or not isinstance(known, (int, Dim)) or not all(
+                isinstance(symbol, str) for symbol in excess.terms):
+            self.ask_inside(tensor, dimension, form, True, node)
         else:
             needed = excess.plus(size).plus(Affine(1))
             terms = [part for name, coefficient in sorted(needed.terms.items()) for part in (name, coefficient)]
             key = (tensor.name, dimension, *terms)
             self.requirements[key] = max(needed.constant, self.requirements.get(key, needed.constant))
 
+    def ask_inside(self, tensor: Value, dimension: int, form: Affine, largest: bool, node: Any) -> None:
+        """Let the call check that an index made of axes and dimensions ends below the extent (begins at 0 or above),
+        unless a loop around is empty. An error where it certainly does not."""
+        values = self.reach.values(form, largest)
+        if values is None:
+            return
+        walked = self.reach.counts([*self.reach.walked(form), *(v for scope in self.scopes for v in scope.variables)])
+        if any(isinstance(count, int) and count <= 0 for count in walked):
+            return
+        walked = [count for count in walked if not isinstance(count, int)]
+        size = self.reach.at(self.extent_form(tensor, dimension, node), {})
+        for value in values:
+            below, above = (value, size) if largest else (-1, value)
+            if not isinstance(below, int) or not isinstance(above, int):
+                if not is_below(below, above, walked):
+                    self.condition_on(tensor, "inside", below, above, *walked)
+            elif below >= above:
+                self.fail("out-of-bounds", f"index {dimension} of {tensor.name} " + (
+                    "reaches beyond its end" if largest else "is negative"), node, f"an index of {value}",
+                    f"0 to {size - 1 if isinstance(size, int) else f'{spell_nested(size)} - 1'}",
+                    "end the range earlier, or start it later: span(start, stop)")
+
     def is_inside(self, form: Affine, tensor: Value, dimension: int, node: Any) -> bool:
         """Whether an index is below the extent whatever dimensions are, as one below E is below E + 1."""
         size = extreme(self.extent_form(tensor, dimension, node), self.range_of, True)
         excess = extreme(form, self.range_of, True).plus(size, -1)
         return excess.constant < 0 and all(isinstance(s, str) and factor < 0 for s, factor in excess.terms.items())
-
-    def spelled(self, form: Affine, quotients: bool = False) -> Any:
-        """A form of dimensions and what is computed from them as `dims.nested` writes it; None for any other.
-        quotients: those of axes, too, as the largest of each, as k // 2 is (K - 1) // 2 at most."""
-        total: Any = form.constant
-        for symbol, coefficient in form.terms.items():
-            if not self.is_known(symbol):
-                term = self.largest_quotient(symbol) if quotients and coefficient > 0 else None
-                if term is None:
-                    return None
-            else:
-                term = symbol if isinstance(symbol, str) else nested(self.dim_expressions[symbol])
-            term = term if coefficient == 1 else ["mul", coefficient, term]
-            total = term if total == 0 else ["add", total, term]
-        return total
-
-    def largest_quotient(self, symbol: Any) -> Any:
-        """What a symbol is at most that is an axis, or a sum of such, divided by a number; None for any other."""
-        op = symbol.op if isinstance(symbol, Value) else None
-        if op is None or op.name != "floordiv":
-            return None
-        form, divisor = map(self.form_of, op.operands)
-        if divisor.terms or divisor.constant <= 0 or not all(map(self.is_settled, form.terms)):
-            return None
-        highest = self.spelled(extreme(form, self.range_of, True))
-        return None if highest is None else ["floordiv", highest, divisor.constant]
 
     def is_settled(self, symbol: Any) -> bool:
         """Whether a symbol is an axis whose range is made of dimensions and numbers."""

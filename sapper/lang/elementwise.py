@@ -115,7 +115,7 @@ class Elementwise(Operands):
         if name in COMPARISONS:
             return self.emit(name, [a, b], TileType(bool_, axes))
         result = self.emit(name, [a, b], TileType(dtype, axes))
-        if dtype.kind in "xi" and name in ("add", "sub", "mul") and result not in self.forms:
+        if dtype.kind in "xi" and dtype.size_bytes >= 4 and name in ("add", "sub", "mul") and result not in self.forms:
             left, right = self.form_of(a), self.form_of(b)
             if name == "mul":
                 if not right.terms:
@@ -171,7 +171,7 @@ class Elementwise(Operands):
                       f"write {self.text(a_node)}.to(f32)")
         self.at(node)
         result = self.emit(name, [a], a.type)
-        if name == "neg" and dtype.kind in "xi":
+        if name == "neg" and dtype.kind in "xi" and dtype.size_bytes >= 4:
             self.forms[result] = self.form_of(a).times(-1)
         if a in self.weak:
             self.weak.add(result)

@@ -273,8 +273,8 @@ class Operands(ABC):
 
     def raw_cast(self, value: Value, dtype: DType) -> Value:
         result = self.emit("cast", [value], TileType(dtype, axes_of(value)))
-        if dtype.kind in "xiu" and value in self.forms:
-            self.forms[result] = self.forms[value]
+        if dtype.size_bytes >= 4 and dtype.kind in "xiu" and (value in self.forms or dtype_of(value) is index):
+            self.forms[result] = self.form_of(value)    # narrow integers wrap
         return result
 
     def emit(self, name: str, operands: list[Value], type: TileType, **attributes: Any) -> Value:

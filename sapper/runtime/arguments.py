@@ -512,6 +512,9 @@ class Signature:
             if dimension == "contiguous":
                 self._check_contiguous(binding, name, constant, *terms)
                 continue
+            if dimension == "near":
+                self._check_near(binding, name, [constant, *terms])
+                continue
             pairs = list(zip(terms[::2], terms[1::2], strict=True))
             needed = constant + sum(coefficient * binding.dims[dim] for dim, coefficient in pairs)
             position = self.positions[name]
@@ -529,9 +532,13 @@ class Signature:
                     "pass a larger tensor, or one that fits the others",
                 )
 
-    def _check_extent_arithmetic(self, binding: Binding, name: str, kind: str, left: Any, right: Any) -> None:
-        """`multiple`: left is a multiple of right, as a view divides it. `inside`: left, an index, is below right."""
+    def _check_extent_arithmetic(self, binding: Binding, name: str, kind: str, left: Any, right: Any, *walked: Any
+                                 ) -> None:
+        """`multiple`: left is a multiple of right, as a view divides it. `inside`: left, an index, is below right, if
+        each of walked is above 0."""
         parameter = self.parameters[self.positions[name]]
+        if any(evaluate_nested(count, binding.dims) <= 0 for count in walked):
+            return
         try:
             a, b = evaluate_nested(left, binding.dims), evaluate_nested(right, binding.dims)
         except ZeroDivisionError:
@@ -541,13 +548,26 @@ class Signature:
         names = names_in(left) + names_in(right)
         sizes = ", ".join(f"{dim} = {size}" for dim, size in binding.dims.items() if dim in names)
         texts = spell_nested(left), spell_nested(right)
-        if kind == "multiple":
+        if left == -1:
+            wanted = f"{texts[1]} to be 0 or more, since the kernel begins to index there"
+        elif kind == "multiple":
             wanted = f"{texts[0]} to be a multiple of {texts[1]}, as the kernel asks"
         elif isinstance(right, (list, tuple)) and right[0] == "add" and right[2] == 1:
             wanted = f"{texts[0]} <= {spell_nested(right[1])}, as the kernel asks"
         else:
             wanted = f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far"
         raise self._refuse("shape", parameter, sizes, wanted, "pass tensors of such shapes")
+
+    def _check_near(self, binding: Binding, name: str, counts: Sequence[int]) -> None:
+        """counts: dimensions, each with the most steps along it between what lanes reach by offsets of 32 bits."""
+        view = binding.tensors[self.positions[name]]
+        apart = sum(min(view.shape[d] - 1, most) * abs(view.strides[d])
+                    for d, most in zip(counts[::2], counts[1::2], strict=True)) * view.dtype.size_bytes
+        if apart >= 1 << 31 and 0 not in view.shape:
+            raise self._refuse(
+                "shape", self.parameters[self.positions[name]], f"elements {apart} bytes apart (shape {view.shape})",
+                "less than 2 GiB between those that the kernel reaches by indices in its lanes",
+                "split it, or index it by scalars: for t in each(...)")
 
     def _check_contiguous(self, binding: Binding, name: str, first: int, last: int, element_bytes: int = 1) -> None:
         """Dimensions first to last of a tensor that a view merges; up to the rank: that it reads as elements of so many

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
+from collections.abc import Iterable
 from threading import Thread
 from typing import Any
 
@@ -150,7 +152,10 @@ class _Fetching:
 
 
 def _described(shape: int | tuple[int, ...], dtype: AnyDType) -> tuple[tuple[int, ...], numpy.dtype[Any]]:
-    extents = (shape,) if isinstance(shape, int) else tuple(shape)
+    try:
+        extents = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+    except TypeError:
+        raise ValueError(f"empty: found shape {shape!r}; expected integers") from None
     if any(extent < 0 for extent in extents):
         raise ValueError(f"empty: found shape {extents}; expected extents of 0 or more")
     try:

@@ -346,20 +346,27 @@ def _make_whole(shape: dict[str, int], function: Function) -> None:
     rows += [("inside", -1, dim) for tensor in function.arguments if isinstance(tensor.type, TensorType)
              for dim in tensor.type.dims if isinstance(dim, tuple)]
     for turn in range(2 * _LARGEST_DIVISOR if rows else 0):
-        for kind, left, right in rows:
+        for kind, left, right, *walked in rows:
+            if any(evaluate_nested(count, shape) <= 0 for count in walked):
+                continue
             for name in names_in(right if kind == "multiple" else left):
                 shape[name] = max(1, shape[name])
             try:
                 a, b = evaluate_nested(left, shape), evaluate_nested(right, shape)
             except ZeroDivisionError:
-                shape.update({name: max(1, shape[name]) for name in names_in(right)})
+                shape.update({name: max(1, shape[name]) for name in [*names_in(left), *names_in(right)]})
                 continue
-            if a % b if kind == "multiple" else a >= b:
-                larger = names_in(left if kind == "multiple" else right)[:1]
-                if larger and (kind == "multiple" or turn < _LARGEST_DIVISOR):
+            if kind == "multiple" and a % b:
+                for name in names_in(left)[:1]:
+                    shape[name] += 1
+            elif kind == "inside" and a >= b:
+                larger = names_in(right)[:1]
+                if isinstance(right, str):
+                    shape[right] = a + 1
+                elif larger and turn < _LARGEST_DIVISOR:
                     shape[larger[0]] += 1
                 else:
-                    shape.update({name: max(0, shape[name] - 1) for name in names_in(left)[:1]})
+                    shape.update({name: shape[name] // 2 for name in names_in(left)})
 
 
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:

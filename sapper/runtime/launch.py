@@ -189,6 +189,9 @@ def _find_target(wanted: Any) -> Any:
 
 def _target_key(target: Any) -> str:
     """Every field of a target; sets sorted, since their order changes from process to process."""
+    if not hasattr(target, "features"):
+        raise CallError("option", "that is no target", "target", repr(target),
+                        "a name, or what sapper.targets.target() gives", 'leave it out, or write target="zen4"')
     if is_dataclass(target):
         target = [getattr(target, field.name) for field in fields(target)]
     return json.dumps([sorted(fact) if isinstance(fact, frozenset) else fact for fact in target], default=repr)

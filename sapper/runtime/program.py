@@ -73,7 +73,7 @@ Compile = Callable[[Launcher, Specialisation, dict[str, int]], tuple[CompiledKer
 class Variable:
     """A scalar argument, or a number of rows, that may change from run to run of a program, by its name.
 
-    value: what it is at first, also when the kernels are bound.
+    value: what it is at first, also when the kernels are bound; of rows, all where there are fewer.
     """
 
     __slots__ = ("name", "value")
@@ -112,6 +112,12 @@ class Place(NamedTuple):
             return 0, self.most
         return integer_range(self.parameter.dtype) if self.parameter.dtype.kind in "iu" else (1, 0)
 
+    @property
+    def first_word(self) -> int:
+        """The word for the variable's own value, of which all rows are the most. Raises ArgumentError."""
+        value = self.variable.value
+        return self.word_of(value if self.most is None or not isinstance(value, int) else min(value, self.most))
+
     def word_of(self, value: Any) -> int:
         """The word for a value. Raises ArgumentError."""
         word = scalar_word(value, self.kernel, self.parameter)
@@ -141,13 +147,18 @@ class Launch:
         self.specialisation = _for_rows(specialise(self.signature, self.binding, static), rows)
         self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
         self.signature.check_stores(self.binding, self.compiled.stored)
-        for count in (0, 1):  # what extents must fulfil is linear in them: it holds between if it does at both ends
-            dims = self.binding.dims if count else self.binding.dims | dict.fromkeys(rows, 0)
+        most = min((self.binding.dims[dim] for dim in rows), default=0)
+        for count in sorted({0, min(1, most), most}):   # what is asked rises or falls with them: it holds between
+            dims = self.binding.dims if count == most else self.binding.dims | dict.fromkeys(rows, count)
             self.signature.check_requires(self.binding._replace(dims=dims), self.compiled.requires)
         self.words = fill_words(self.signature, self.compiled.slots, self.binding)
         self.scratch_bytes = self.compiled.scratch_for(self.binding.dims)
         self.keep = filled
         self.places = self._places(arguments, rows)
+        for place in self.places:
+            word = place.first_word
+            if place.word < FIRST_SLOT + len(self.words):
+                self.words[place.word - FIRST_SLOT] = word
         self.reads: list[tuple[int, int]] = []
         self.writes: list[tuple[int, int]] = []
         for position, view in self.binding.tensors.items():
@@ -213,6 +224,12 @@ class Launch:
         return (
             _meet(self.writes, other.writes) or _meet(self.writes, other.reads) or _meet(self.reads, other.writes)
         )
+
+
+def _rows_of(kernel: Any, rows: Rows, given: bool) -> int:
+    """How many rows there are now. given: in this call. Raises ArgumentError for more than the array has, then."""
+    place = Place(rows.count, 0, Parameter(rows.count.name, DTYPES["i64"], None), kernel.name, len(rows.array))
+    return place.word_of(rows.count.value) if given else place.first_word
 
 
 def _for_rows(specialisation: Specialisation, rows: Iterable[str]) -> Specialisation:
@@ -439,8 +456,8 @@ class Program:
             for variable in self._variables[name]:
                 variable.value = value
         for kernel, arguments in self._interpreted or ():
-            plain = [a.array[: a.count.value] if isinstance(a, Rows) else a.value if isinstance(a, Variable) else a
-                     for a in arguments]
+            plain = [a.array[: _rows_of(kernel, a, a.count.name in values)] if isinstance(a, Rows) else
+                     a.value if isinstance(a, Variable) else a for a in arguments]
             interpret(kernel, *plain, **self._options)
 
     def renew_lock(self) -> None:

@@ -82,6 +82,9 @@ def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "bits on v3, bits on zen4: " in out and "instead: the interpreter runs it" in out
     assert main(["port", file, "--target", "nowhere"]) == 2
     assert "found no target 'nowhere'" in capsys.readouterr().err
+    for wrong in ("garbage", "Q=3"):
+        assert main(["port", file, "--target", "v3", "--shape", wrong]) == 2
+        assert "expected dimensions of the kernels: " in capsys.readouterr().err
 
 
 def test_a_kernel_by_hand_is_named_with_its_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

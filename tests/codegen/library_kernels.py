@@ -16,6 +16,7 @@ from sapper import (
     i32,
     i64,
     kernel,
+    minimum,
     tiles,
     u8,
     zeros,
@@ -81,3 +82,17 @@ def twice(x: Tensor[f32, N], y: Tensor[f32, N], register: f32):
     """`register` is a word of C."""
     for n in tiles(N):
         y[n] = x[n] * register
+
+
+@kernel
+def digits(x: Tensor[f32, K], w: Tensor[f32, M], out: Tensor[f32, N]):
+    """How far indices reach is computed of extents; where there is nothing to write, nothing is asked."""
+    for n in tiles(N):
+        out[n] = x[(n // 2 * 3 + n % 2) ^ 1] + w[minimum(n, 3) - N + M]
+
+
+@kernel
+def picked(x: Tensor[u8, M, N], at: Tensor[i32, K], out: Tensor[u8, K]):
+    """Each lane reads a row of its own, which it finds by an offset."""
+    for k in tiles(K):
+        out[k] = x[at[k], at[k] % 2]

@@ -34,7 +34,8 @@ MACHINES = [name for name in ("v3", "v4") if name in RUNNABLE]
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or not MACHINES, reason="runs x86-64 code")
 NEEDS_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 NEEDS_BINUTILS = pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
-ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice, source.blocks, source.halves)
+ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice, source.blocks, source.halves,
+       source.digits, source.picked)
 
 
 def build(*wanted, machine: str = "v3", **options) -> Library:
@@ -136,6 +137,30 @@ def test_extents_are_computed(loaded: Loaded) -> None:
         assert call("halves", arguments) == "OK"
         np.testing.assert_array_equal(arguments["out"][:, :5], x[..., 0] + 2 * x[..., 2])
         assert call("halves", arguments | {"w": w[:0]}) == "BAD_EXTENT"     # K // 0
+
+
+def test_indices_are_checked(loaded: Loaded) -> None:
+    x, w = np.arange(40, dtype=np.float32), np.zeros(40, np.float32)
+    for n in (1, 3, 4, 9):
+        at = np.arange(n) // 2 * 3 + np.arange(n) % 2 ^ 1
+        length = at.max() + 1
+        for call in (loaded.plain, loaded.on):
+            out = np.zeros(n, np.float32)
+            assert call("digits", {"x": x[:length], "w": w[:n], "out": out}) == "OK"
+            np.testing.assert_array_equal(out, at)
+            assert call("digits", {"x": x[:length - 1], "w": w[:n], "out": out}) == "BAD_EXTENT"
+            assert call("digits", {"x": x[:length], "w": w[:n - 1], "out": out}) == "BAD_EXTENT"
+            assert call("digits", {"x": x[:0], "w": w[:0], "out": out[:0]}) == "OK"
+
+
+def test_offsets_of_32_bits_are_checked(loaded: Loaded) -> None:
+    x, at, out = np.arange(8, dtype=np.uint8).reshape(4, 2), np.array([3, 0, 2], np.int32), np.zeros(3, np.uint8)
+    arguments = {"x": x, "at": at, "out": out}
+    assert loaded.plain("picked", arguments) == loaded.on("picked", arguments | {"x": x[::-1]}, 2) == "OK"
+    assert out.tolist() == [1, 6, 2]
+    assert loaded.plain("picked", arguments, M=3, N=2**30) == "BAD_EXTENT"
+    for stride in (2**30, -(2**30), 2**40):
+        assert loaded.on("picked", arguments, **{"x.stride": [stride, 1]}) == "BAD_EXTENT"
 
 
 def test_scratch_memory_is_checked(loaded: Loaded) -> None:

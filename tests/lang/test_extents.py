@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import CallError, KernelError, Tensor, cdiv, emulate, f32, i32, kernel, max, sum, tiles, u8, whole, zeros
+from sapper import (
+    CallError,
+    KernelError,
+    Tensor,
+    cdiv,
+    each,
+    emulate,
+    f32,
+    i8,
+    i32,
+    kernel,
+    max,
+    sum,
+    tiles,
+    u8,
+    whole,
+    zeros,
+)
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
 from sapper.runtime.check import check_kernel
@@ -148,6 +166,142 @@ def test_quotients_of_axes_stay_inside() -> None:
     assert y.tolist() == [[1, 5] * 3] * 3
     with pytest.raises(CallError, match=r"K = 7\n.*\(K - 1\) // 2 to be below K // 2"):
         low_bits(np.zeros((3, 3), np.uint8), np.zeros((3, 7), np.int32))
+
+
+REACHES: list[Callable[..., Any]] = [
+    lambda k, n, K, N: k // 2,
+    lambda k, n, K, N: 2 * (k // 2) + 1,
+    lambda k, n, K, N: k // N,
+    lambda k, n, K, N: k * N + n,
+    lambda k, n, K, N: (k * N + n) // 5,
+    lambda k, n, K, N: k % 3,
+    lambda k, n, K, N: k % N,
+    lambda k, n, K, N: (k + N) % K,
+    lambda k, n, K, N: (k + n + 1) % 4,
+    lambda k, n, K, N: k // 3 % 2,
+    lambda k, n, K, N: k // 4 * 8 + k % 4,
+    lambda k, n, K, N: k // 4 + k % 4 * 2,
+    lambda k, n, K, N: k % 4 // 2 + 3 * n,
+    lambda k, n, K, N: 3 - k % 4,
+    lambda k, n, K, N: (k ^ 1) + (n | 1),
+    lambda k, n, K, N: (k >> 1) + (n & 3),
+    lambda k, n, K, N: k * k,
+    lambda k, n, K, N: K - 1 - k // 2,
+    lambda k, n, K, N: N // 2 + k,
+    lambda k, n, K, N: sp.minimum(k, N - 1),
+    lambda k, n, K, N: sp.maximum(k - 3, n),
+]
+
+
+@pytest.mark.parametrize("at", REACHES)
+def test_arrays_that_an_index_leaves_are_refused(at: Callable[..., Any]) -> None:
+    """Of an array with an extent of its own the smallest that holds all elements is taken, a smaller one refused."""
+    @kernel
+    def gather(x: Tensor[f32, T], y: Tensor[f32, N, K]):
+        for n, k in tiles(N, K):
+            y[n, k] = x[at(k, n, K, N)]
+
+    for n, k in [(1, 1), (3, 5), (5, 3), (4, 8), (1, 6)]:
+        x, y = np.arange(99, dtype=np.float32), np.zeros((n, k), np.float32)
+        gather(x, y, interpret=True)
+        length = int(y.max()) + 1
+        gather(x[:length], y, interpret=True)
+        with pytest.raises(CallError, match="since the kernel indexes so far"):
+            gather(x[:length - 1], y, interpret=True)
+    gather(x[:0], y[:0], interpret=True)     # nothing is read
+    gather(x[:0], y[:, :0], interpret=True)
+
+
+BELOW: list[Callable[..., Any]] = [
+    lambda k, n, K, N: N - 1 - k,
+    lambda k, n, K, N: N - 1 - k // 2,
+    lambda k, n, K, N: n - k,
+    lambda k, n, K, N: n + k - K // 2,
+    lambda k, n, K, N: sp.minimum(n, N - 3),
+]
+
+
+@pytest.mark.parametrize("at", BELOW)
+def test_indices_below_0_are_refused(at: Callable[..., Any]) -> None:
+    @kernel
+    def gather(x: Tensor[f32, T], y: Tensor[f32, N, K]):
+        for n, k in tiles(N, K):
+            y[n, k] = x[at(k, n, K, N)]
+
+    x = np.zeros(99, np.float32)
+    gather(x, np.zeros((3, 1), np.float32), interpret=True)
+    with pytest.raises(CallError, match="to be 0 or more, since the kernel begins to index there"):
+        gather(x, np.zeros((2, 8), np.float32), interpret=True)
+    gather(x, np.zeros((0, 8), np.float32), interpret=True)
+
+
+def test_an_index_of_many_parts_is_left_alone() -> None:
+    """Each step reads the last one twice: 16384 ways to the coordinate."""
+    @kernel
+    def gather(x: Tensor[f32, T], y: Tensor[f32, N]):
+        for n in tiles(N):
+            a = n // 2 + n % 3
+            b = a // 2 + a % 3
+            c = b // 2 + b % 3
+            d = c // 2 + c % 3
+            e = d // 2 + d % 3
+            f = e // 2 + e % 3
+            g = f // 2 + f % 3
+            h = g // 2 + g % 3
+            i = h // 2 + h % 3
+            j = i // 2 + i % 3
+            k = j // 2 + j % 3
+            l = k // 2 + k % 3
+            m = l // 2 + l % 3
+            o = m // 2 + m % 3
+            y[n] = x[o]
+
+    assert "requires" not in gather.tile_ir().attributes
+
+
+def test_elements_beyond_the_reach_of_offsets_are_refused() -> None:
+    """Lanes find their elements by offsets of 32 bits. None of this memory is touched but some bytes."""
+    @kernel
+    def pick(x: Tensor[u8, M, N], at: Tensor[i32, K], y: Tensor[u8, K]):
+        for k in tiles(K):
+            y[k] = x[at[k], N - 1 - at[k]]
+
+    at, y = np.array([0, 1], np.int32), np.zeros(2, np.uint8)
+    x = sp.empty((2, 2**30), "u8")
+    x[0, -1], x[1, -2] = 3, 4
+    pick(x, at, y)
+    assert y.tolist() == [3, 4]
+    x = sp.empty((3, 2**30), "u8")
+    for far in (x, x[::-1]):
+        with pytest.raises(CallError, match=r"elements 3221225471 bytes apart(?s:.*)less than 2 GiB"):
+            pick(far, at, y)
+
+
+def test_coordinates_in_narrow_integers_wrap() -> None:
+    """So that they meet again: sums join there, and an array of 256 is long enough."""
+    @kernel
+    def wrap(x: Tensor[f32, N], y: Tensor[f32, T], z: Tensor[f32, T]):
+        for n in tiles(N):
+            y[n.to(i8).to(i32) + 128] += x[n]
+        for n in each(N):
+            z[n.to(u8)] = x[n]
+
+    x, zeroed = np.arange(300, dtype=np.float32), np.zeros(256, np.float32)
+    for options in ({"interpret": True}, {"threads": 2}):
+        y, z = zeroed.copy(), zeroed.copy()
+        wrap(x, y, z, **options)
+        assert np.roll(y, 128).tolist() == [2 * n + 256 if n < 44 else n for n in range(256)]
+        assert z.tolist() == [n + 256 if n < 44 else n for n in range(256)]
+
+
+def test_an_index_that_is_certainly_outside_is_refused_at_once() -> None:
+    @kernel
+    def before(x: Tensor[f32, T], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = x[n % 4 - 1]
+
+    with pytest.raises(KernelError, match="index 0 of x is negative"):
+        before.tile_ir()
 
 
 @pytest.mark.parametrize(("extent", "mend"), [

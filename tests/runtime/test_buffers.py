@@ -65,6 +65,10 @@ def test_mapping_is_given_back() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="0 or more"):
         empty((3, -1))
+    for shape in ((2.5, 3), "ab"):
+        with pytest.raises(ValueError, match="expected integers"):
+            empty(shape, "f32")  # type: ignore[arg-type]
+    assert empty(np.int64(3), "f32").shape == (3,)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="found dtype 'f33'; expected a dtype of sapper"):
         empty(3, "f33")
     with pytest.raises(LaunchError, match="mmap"):

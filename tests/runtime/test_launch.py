@@ -691,6 +691,8 @@ def test_targets_are_found_and_checked() -> None:
         module._find_target("zen")
     with pytest.raises(LaunchError, match="teleport"):
         module._find_target(here._replace(features=here.features | {"teleport"}))
+    with pytest.raises(CallError, match="found:    3"):
+        module._target_key(3)
     key = module._target_key(here)
     assert key == module._target_key(here._replace(features=frozenset(sorted(here.features, reverse=True))))
     assert key != module._target_key(here._replace(l2_bytes=1))

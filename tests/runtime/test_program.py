@@ -156,6 +156,25 @@ def test_rows_are_not_compiled_in_where_a_kernel_is_specialised() -> None:
     assert (z[:3] == 2.0).all() and (z[3:] == 0.0).all()
 
 
+@pytest.mark.parametrize("options", [{"threads": 1}, {"interpret": True}])
+def test_the_first_value_of_a_variable_says_how_many_rows(options: dict[str, Any]) -> None:
+    x, z = np.ones((7, 5), np.float32), np.zeros((7, 5), np.float32)
+    count = Variable("count", 3)
+    program = Program([(doubled, (Rows(x, count), Rows(z, count)))], **options)
+    program()
+    assert (z[:3] == 2.0).all() and (z[3:] == 0.0).all()
+    eight = Variable("count", 8)
+    more = Program([(doubled, (Rows(x, eight), Rows(z, eight)))], **options)
+    more()
+    assert (z == 2.0).all()
+    with pytest.raises(CallError, match="0 to 7"):
+        more(count=8)
+    for wrong in (-1, 1.5):
+        count = Variable("count", wrong)
+        with pytest.raises(CallError, match=r"0 to 7|an integer"):
+            Program([(doubled, (Rows(x, count), Rows(z, count)))], **options)()
+
+
 def test_rows_that_do_not_fit() -> None:
     x, table = np.zeros((4, 3), np.float32), np.zeros((9, 3), np.float32)
     y = np.zeros_like(x)
