@@ -153,6 +153,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     from ..lane.float8 import expand_float8
     from ..lane.fuse import fuse
     from ..lane.math import expand_math
+    from ..lane.packed_bits import pack_by_bits
     from ..lane.packed_pairs import compute_pairs
     from ..lane.scaled_sums import scale_sums
     from ..lane.scaled_words import scale_words
@@ -176,6 +177,8 @@ def expand_lane(lane: Function, target: Any) -> Function:
         _trace(lane, "scale_words")
     if "dot4_u8i8" in legal and target.slow_products and scale_sums(lane):
         _trace(lane, "scale_sums")
+    if "mul2" in legal and target.slow_conversions and pack_by_bits(lane):
+        _trace(lane, "pack_by_bits")
     if "mul2" in legal and compute_pairs(lane):
         _trace(lane, "compute_pairs")
     if target.slow_conversions and convert_by_bits(lane):

@@ -136,7 +136,11 @@ class Piece:
         else:
             row = eights(depth_half, inside)
             chunk = low.emit(0, "add", [outer_half, low.bits(0, "shr", start, 3)], ROW_I32)
-        self.source = low.swizzled(row, chunk, self.row_bytes)
+        self.source = self.swizzled(row, chunk)
+
+    def swizzled(self, row: Value, chunk: Value) -> Value:
+        """Bytes from the start of the piece to a chunk of a row."""
+        return self.low.swizzled(row, chunk, self.row_bytes)
 
     planes = 1
     """Parts that elements are a sum of, each `plane_bytes` behind the one before."""
@@ -144,12 +148,16 @@ class Piece:
 
     def fragments(self, stage: Value, outer: int, depth: int, plane: int = 0) -> list[Value]:
         """The four registers of 16 x 16 elements, from an outer coordinate of this warp and a depth of the stage."""
-        low = self.low
         across, down = (depth, outer) if self.along_depth else (outer, depth)
+        return self.fragments_at(stage, plane * self.plane_bytes + down * self.row_bytes, across)
+
+    def fragments_at(self, stage: Value, disp: int, across: int) -> list[Value]:
+        """The same of the row so many bytes from the start of the piece, from an element of it on."""
+        low = self.low
         # Moving along a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
         made = Op("load_matrix", [stage, self.source], [ROW_B32] * 4,
-                  {"transposed": not self.along_depth, "flip": across * self.size,
-                   "disp": self.at + plane * self.plane_bytes + down * self.row_bytes}, None, low.location)
+                  {"transposed": not self.along_depth, "flip": across * self.size, "disp": self.at + disp}, None,
+                  low.location)
         low.finish(made)
         return list(made.results)
 

@@ -133,8 +133,9 @@ class Places:
         if op.name == "index":
             axis = op.attributes["axis"]
             spread, j = self.low.bound[axis].spread, at[axis]
-            return Place(spread.origin, spread.lane(j), spread.numbers[j], self.aligned[axis], self.row_aligned[axis],
-                         self.bounds[axis])
+            lane = spread.lane(j)
+            return Place(spread.origin, None if lane is self.low.constant(0, i32) else lane, spread.numbers[j],
+                         self.aligned[axis], self.row_aligned[axis], self.bounds[axis])
         first, *rest = (self.of(v, at) for v in op.operands)
         if not rest:
             return first
@@ -264,15 +265,18 @@ class Places:
         spots = [self.address(load, at) for at in ats]
         shared = all(spot[:2] == spots[0][:2] and mask is masks[0] for spot, mask in zip(spots, masks, strict=True))
         places = sorted({disp for _, _, disp in spots})
-        total = len(places) * size
         with low.located(load):
-            if shared and total >= b32.size_bytes and places == list(range(places[0], places[0] + total, size)) \
-                    and total & (total - 1) == 0 and self._is_aligned(load, ats[0], min(total, CHUNK_BYTES), places[0]):
-                base, offsets, first = spots[0][0], spots[0][1], places[0]
-                words = self._words(base, offsets, first, total, masks[0], level)
-                each = b32.size_bytes // size
-                found = [divmod((disp - first) // size, each) for _, _, disp in spots]
-                return [Element(words[word], place) for word, place in found]
+            if shared:
+                runs = self._runs(load, ats[0], places, size)
+                if runs:
+                    base, offsets, _ = spots[0]
+                    found: dict[int, Element] = {}
+                    for first, total in runs:
+                        words = self._words(base, offsets, first, total, masks[0], level)
+                        for at in range(0, total, size):
+                            word, place = divmod(at, b32.size_bytes)
+                            found[first + at] = Element(words[word], place // size)
+                    return [found[disp] for _, _, disp in spots]
             made: dict[tuple[Value, Value, int, Value | None], Value] = {}
             elements = list[Element]()
             dtype = memory_dtype(t.dtype)
@@ -284,6 +288,20 @@ class Places:
                                          masked=mask is not None)
                 elements.append(Element(made[key], None))
             return elements
+
+    def _runs(self, load: Op, at: dict[str, int], places: Sequence[int], size: int) -> list[tuple[int, int]]:
+        """Elements at these places as (first byte, bytes) of words that lie together, each run at a multiple of its
+        bytes, up to 16; none where a word has other elements, or starts anywhere."""
+        runs, first = list[tuple[int, int]](), places[0]
+        ends = [one + size for one, following in zip(places, [*places[1:], -1], strict=True) if one + size != following]
+        for end in ends:
+            total = end - first
+            if total % b32.size_bytes or (total & total - 1 and total > CHUNK_BYTES) or not self._is_aligned(
+                    load, at, min(total & -total, CHUNK_BYTES), first):
+                return []
+            runs.append((first, total))
+            first = next((place for place in places if place >= end), end)
+        return runs
 
     def _words(self, base: Value, offsets: Value, first: int, total: int, mask: Value | None,
                level: int) -> list[Value]:
@@ -300,11 +318,29 @@ class Places:
         return words
 
     def _is_aligned(self, load: Op, at: dict[str, int], size_bytes: int, first: int) -> bool:
-        """Whether what lanes read of a load starts at multiples of so many bytes."""
-        tensor, size = load.operands[0], element_bytes(load.operands[0].type.dtype)  # type: ignore[union-attr]
-        place = self.of(load.operands[-1], at)
-        return self.low.in_lines(tensor) and first % size_bytes == 0 and place.aligned * size % size_bytes == 0 \
-            and (place.row is None or place.row_aligned * size % size_bytes == 0)
+        """Whether what lanes read of a load starts at multiples of so many bytes. first: that in no lane changes."""
+        low, tensor, size = self.low, load.operands[0], element_bytes(load.operands[0].type.dtype)  # type: ignore[union-attr]
+        if first % size_bytes:
+            return False
+        if low.in_lines(tensor):
+            place = self.of(load.operands[-1], at)
+            return place.aligned * size % size_bytes == 0 and (
+                place.row is None or place.row_aligned * size % size_bytes == 0)
+        return self._lies_at_multiples(load, at, size_bytes, size)
+
+    def _lies_at_multiples(self, load: Op, at: dict[str, int], size_bytes: int, size: int) -> bool:
+        """The same of a view of a tensor that starts at a line, by how far apart its elements lie."""
+        low, root = self.low, memory_of(load.operands[0])
+        if not low.in_lines(root):
+            return False
+        for index, stride in zip(load.operands[1:], low.strides(load.operands[0]), strict=True):
+            place, step = self.of(index, at), low.mul(stride, size)
+            if low.is_multiple(step, size_bytes):
+                continue
+            if not isinstance(step, int) or place.aligned * step % size_bytes or (
+                    place.row is not None and place.row_aligned * step % size_bytes):
+                return False
+        return True
 
     def element(self, load: Op, found: Element, level: int) -> Value:
         """The row of an element, made once."""

@@ -98,7 +98,7 @@ class ResidentLowering(NestLanes):
         carrying = {r.axis for r in ranges
                     if nested and r.axis is not None and self._carries_contractions(r.axis, plan)}
         by_lane = None if self.reads_panels(body) else self._lane_of_nest(ranges, plan, carrying, across, nested)
-        for r in ranges if self.chain is None and self.matrix_walk is None else ():
+        for r in ranges if not self.has_warps_together else ():
             if r.axis is None:
                 continue
             if r.axis == on_tiles:

@@ -186,7 +186,7 @@ class TaskLowering(NestLowering):
             # Every task but the last has a whole number of granules; the last ends where the range does.
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
-            single = self.facts.many_workers and alike and self.matrix_walk is None and self.chain is None
+            single = self.facts.many_workers and alike and not self.has_warps_together
             short = single and (r.axis is None or not self._is_of_product(r.axis))
             capacity = Capacity(cap) if cap else Capacity(granule) if single else r.capacity
             pieces[places[id(r)]] = replace(
@@ -240,10 +240,9 @@ class TaskLowering(NestLowering):
     def _banded(self, number: Scalar, plans: list[Split]) -> dict[str | None, Scalar]:
         """Which tile of rows and columns task `number` is: workers that run at once then share both operands in the
         last-level cache. The tiles of BAND_TILES rows are taken column by column, then those of the next rows."""
-        found = self.matrix_walk
-        assert found is not None
+        across, along = self.axes_of_tiles
         counts = {part.range.axis: part.chunks for part in plans}
-        rows, columns = (counts.get(axis, 1) for axis in (found.rows, found.columns))
+        rows, columns = (counts.get(axis, 1) for axis in (across, along))
         if rows == 1 or columns == 1:       # or the extent is known only inside of a task
             return {}
         inside = number if len([c for c in counts.values() if c != 1]) == 2 else \
@@ -253,8 +252,7 @@ class TaskLowering(NestLowering):
         first = self.mul(band, BAND_TILES)
         high = self.scalar("s_max", self.scalar("s_min", self.sub(rows, first), BAND_TILES), 1)
         rest = self.scalar("s_mod", inside, of_band)
-        return {found.rows: self.add(first, self.scalar("s_mod", rest, high)),
-                found.columns: self.scalar("s_floordiv", rest, high)}
+        return {across: self.add(first, self.scalar("s_mod", rest, high)), along: self.scalar("s_floordiv", rest, high)}
 
     def _most_tasks(self, ranges: list[Range], granules: list[int]) -> list[list[object]] | None:
         """How many tasks a loop may have at most: a product of factors [constant, [dims], size], each the quotient of
@@ -336,8 +334,8 @@ class TaskLowering(NestLowering):
     def _task_granules(self, ranges: list[Range], block: Block) -> list[int]:
         if self.chain is not None:
             return [self.chain_rows() if r.axis == self.chain.rows else self._granule(r) for r in ranges]
-        if self.matrix_walk is not None:
-            sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
+        if self.has_warps_together:
+            sizes = dict(zip(self.axes_of_tiles, self.size_of_tiles, strict=True))
             return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
         if self.facts.many_workers and not self.schedule.chunks:
             return [self._few(r, ranges, block) for r in ranges]
@@ -407,7 +405,7 @@ class TaskLowering(NestLowering):
 
     def _task_cap(self, r: Range) -> int:
         """Rows of a contraction that one task stages at most."""
-        if r.axis is None or r.resident or self.matrix_walk is not None or self.chain is not None:
+        if r.axis is None or r.resident or self.has_warps_together:
             return 0
         if self.requests.rows_end_to_end and self._meets_few(r.axis):
             return 0

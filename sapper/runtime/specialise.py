@@ -12,7 +12,8 @@ The contract of specialisation:
     dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 1024 | 8192 | 2**31-1, the least not below the extent,
                   except that 1 means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that
                   divides the extent; dims in static_dims have none
-    aligned       names of large tensors whose data and rows all start at multiples of 64 bytes
+    aligned       names of large tensors whose data and rows all start at multiples of 64 bytes; of a GPU's, rows at
+                  multiples of 16
 and whose result is read by `CompiledKernel.of`.
 """
 
@@ -62,9 +63,9 @@ def extent_bound(extent: int) -> int:
     return LARGEST_CLASS
 
 
-def specialise(signature: Signature, binding: Binding, static: frozenset[str],
-               large_bytes: int = LARGE_BYTES) -> Specialisation:
-    """What a call lets the compiler assume. large_bytes: see aligned_tensors."""
+def specialise(signature: Signature, binding: Binding, static: frozenset[str], large_bytes: int = LARGE_BYTES,
+               row_bytes: int = CACHE_LINE_BYTES) -> Specialisation:
+    """What a call lets the compiler assume. large_bytes, row_bytes: see aligned_tensors."""
     patterns: list[tuple[str, StrideClass]] = []
     for position, view in binding.tensors.items():
         name = signature.parameters[position].name
@@ -72,18 +73,20 @@ def specialise(signature: Signature, binding: Binding, static: frozenset[str],
                                                tuple(s == 1 for s in view.strides))))
     fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
     classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
-    return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding, large_bytes))
+    return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding, large_bytes, row_bytes))
 
 
-def aligned_tensors(signature: Signature, binding: Binding, large_bytes: int = LARGE_BYTES) -> tuple[str, ...]:
-    """Tensors of large_bytes or more whose data and rows start at cache lines: those of a CPU may be stored past the
-    caches, those of a GPU copied in pieces of 16 bytes. Rows shorter than that (pairs) count as part of longer ones."""
+def aligned_tensors(signature: Signature, binding: Binding, large_bytes: int = LARGE_BYTES,
+                    row_bytes: int = CACHE_LINE_BYTES) -> tuple[str, ...]:
+    """Tensors of large_bytes or more whose data start at cache lines and whose rows at multiples of row_bytes: those of
+    a CPU may be stored past the caches, those of a GPU copied in pieces of 16 bytes. Rows shorter than that (pairs)
+    count as part of longer ones."""
     names = []
     for position, view in binding.tensors.items():
         size_bytes = view.dtype.size_bytes
         if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= large_bytes
                 and view.strides and view.strides[-1] == 1
-                and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1]
+                and not any(s * size_bytes % row_bytes for s in view.strides[:-1]
                             if s * size_bytes not in (2, 4, 8))):
             names.append(signature.parameters[position].name)
     return tuple(names)

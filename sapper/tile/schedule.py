@@ -45,11 +45,13 @@ class MatrixUnit:
 
     dtypes: of the elements. byte_dtypes: of those of 8 bits, which the instruction takes 32 deep, where both operands
     lie along the depth. shapes: rows and columns that a worker computes at once, the largest first. depth: of 16-bit
-    elements. warps: along rows and columns. stages: how many pieces of the operands are in near memory, one being used
-    while the others arrive. chain_rows, chain_step, chain_stages: rows, columns of a piece, and stages where
-    contractions are chained in registers (attention). chain_registers: most of a thread that their sums and left
-    operands may take. near_bytes: of a worker at most. products: of 16-bit elements that a worker makes in a cycle.
-    cache_bytes: that it gets from the last cache in a cycle, about, where all read; port_bytes: most that it takes.
+    elements. warps: along rows and columns. block_warps: likewise, where sums of blocks are scaled before they are
+    added up: two for each scheduler, of which one multiplies while the other scales. stages: how many pieces of the
+    operands are in near memory, one being used while the others arrive. chain_rows, chain_step, chain_stages: rows,
+    columns of a piece, and stages where contractions are chained in registers (attention). chain_registers: most of a
+    thread that their sums and left operands may take. near_bytes: of a worker at most. products: of 16-bit elements
+    that a worker makes in a cycle. cache_bytes: that it gets from the last cache in a cycle, about, where all read;
+    port_bytes: most that it takes.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -57,6 +59,7 @@ class MatrixUnit:
     shapes: tuple[tuple[int, int], ...] = ((128, 128), (128, 64), (64, 128), (64, 64))
     depth: int = 64
     warps: tuple[int, int] = (2, 2)
+    block_warps: tuple[int, int] = (4, 2)
     stages: int = 3
     chain_rows: int = 128
     chain_step: int = 64

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 KDL_MANAGED = 13
 DEVICES = frozenset({KDL_CUDA, KDL_MANAGED})
 LEAST_SCRATCH_BYTES = 64 << 10
+ROW_BYTES = 16
+"""Most that a thread reads or copies at once: what rows of aligned tensors start at multiples of."""
 _ENTRY = re.compile(r"\.entry\s+(\w+)")
 
 
@@ -192,7 +194,7 @@ class DeviceLauncher:
     def _aligned(self, binding: Binding) -> tuple[str, ...]:
         from ..specialise import aligned_tensors
 
-        return aligned_tensors(self.launcher.signature, binding, 0)
+        return aligned_tensors(self.launcher.signature, binding, 0, ROW_BYTES)
 
     def _device_of(self, arguments: tuple[Any, ...]) -> Device:
         """The one device that all tensors lie on."""
@@ -233,7 +235,7 @@ class DeviceLauncher:
         if not runs_on(target, on.capability):
             raise ArgumentError("option", launcher.name, "target", target.name,
                                 f"a level that {on.name} runs, such as {on.target.name}", "leave target out")
-        known = specialise(signature, binding, launcher.static, 0)
+        known = specialise(signature, binding, launcher.static, 0, ROW_BYTES)
         schedule = launcher.schedule_for(binding.dims, target, workers=on.processors)
         assumed = known, repr(schedule), target.name
         compiled = self.compiled.get(assumed)

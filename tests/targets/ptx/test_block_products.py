@@ -1,0 +1,152 @@
+"""Products of bytes in blocks, whose sums scales multiply, on matrix instructions (sapper/lane/block_products.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import Tensor, each, emulate, f16, f32, i8, i32, maximum, targets, tiles, u8, whole, zeros
+from sapper.codegen.pipeline import compile_kernel, facts_of, to_lane
+from sapper.kernels import find
+from sapper.lane.block_nests import BlockNest, find_nest
+from sapper.targets.ptx import assembler
+from sapper.tile.canonical import canonicalize
+from sapper.tile.interpret import interpret
+from sapper.tile.schedule import DimClass, Schedule, Specialization
+
+P, G, C, M = sp.dims("P G C M")
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+
+
+def tensors_of(kernel: Any) -> list[str]:
+    return [name for name, type in kernel.parameters if hasattr(type, "dims")]
+
+
+CASES = {
+    "matmul_q8": {"P": 5, "G": 2, "C": 35, "M": 33}, "matmul_q4": {"P": 3, "G": 1, "C": 64, "M": 64},
+    "matmul_residual_q4m": {"P": 5, "G": 1, "C": 35, "M": 35}, "matmul_swiglu_q4": {"P": 3, "G": 2, "C": 33, "M": 33},
+    "matmul_q4m_128": {"P": 5, "G": 2, "C": 33, "M": 33}, "matmul_q4m_by32": {"P": 5, "G": 3, "C": 70, "M": 70},
+    "matmul_q4k": {"P": 3, "S": 1, "C": 35, "M": 33}, "matmul_q6k": {"P": 3, "S": 2, "C": 33, "M": 33},
+}
+"""Rows and panels that end inside of a tile. Scales of blocks and of groups, minima, sums of the activations, a block
+that is a group, two matrices with the same rows, scales that are integers, weights of 6 bits."""
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("name", CASES)
+def test_on_the_emulator(name: str) -> None:
+    """Two in one launch, lazily, where races would show."""
+    entry, lazy = find(name), name in ("matmul_q4", "matmul_q4m_by32")
+    arguments = entry.make_arguments(np.random.default_rng(5), CASES[name])
+    run = emulate.run(entry.kernel, *arguments.values(), target="sm_80" if lazy else "sm_90a", workers=1,
+                      aligned=tensors_of(entry.kernel), options=emulate.Options(lazy=lazy))
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    assert run.counters.instructions[MMA] > 0
+
+
+@sp.kernel
+def odd(w: Tensor[u8, P, G, 4, 16, 4], x: Tensor[i8, G, C, 32], s: Tensor[f16, P, G, 16], t: Tensor[i32, G, P, 16],
+        start: Tensor[i32, G, C], y: Tensor[f32, M, P, 16]):
+    """What sums begin with is any number of a row, and of a column; one of two sums is scaled twice."""
+    q, begin = x.view(G, C, 2, 4, 4), start.view(G, C)
+    for p, m in tiles(P, M):
+        l = whole(16)
+        acc = zeros(m, p, l, dtype=f32)
+        for g in each(G):
+            j, i = whole(4), whole(4)
+            packed = w[p, g, j, l, i]
+            low, high = (packed & 15) @ q[g, m, 0, j, i], (packed >> 4) @ q[g, m, 1, j, i]
+            acc += (low + (high + t[g, p, l])).to(f32) * s[p, g, l].to(f32)
+            acc += (begin[g, m] - (low << 1)).to(f32) * 0.25
+        y[m, p, l] = acc
+
+
+@sp.kernel
+def clipped(w: Tensor[u8, P, G, 8, 16, 4], x: Tensor[i8, G, C, 32], y: Tensor[f32, M, P, 16]):
+    """Sums that something else is done with."""
+    q = x.view(G, C, 8, 4)
+    for p, m in tiles(P, M):
+        l = whole(16)
+        acc = zeros(m, p, l, dtype=f32)
+        for g in each(G):
+            j, i = whole(8), whole(4)
+            acc += maximum(w[p, g, j, l, i] @ q[g, m, j, i], 0).to(f32)
+        y[m, p, l] = acc
+
+
+def arguments_of(kernel: Any, extents: dict[str, int]) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(3)
+    made: dict[str, np.ndarray] = {}
+    for name, type in kernel.parameters:
+        shape = [extents.get(dim, dim) for dim in type.dims]
+        dtype = {"u8": np.uint8, "i8": np.int8, "i32": np.int32, "f16": np.float16, "f32": np.float32}[type.dtype.name]
+        values = random.standard_normal(shape) if type.dtype.is_float else random.integers(
+            *{"u8": (0, 256), "i8": (-128, 128), "i32": (-9999, 9999)}[type.dtype.name], shape)
+        made[name] = values.astype(dtype)
+    return made
+
+
+@pytest.mark.parametrize("kernel", [odd, clipped], ids=lambda k: k.name)
+def test_other_kernels_of_that_form(kernel: Any) -> None:
+    """What takes elements one by one is done on sums, as far as it does so with floats; else all is as before."""
+    arguments = arguments_of(kernel, {"P": 3, "G": 2, "C": 35, "M": 33})
+    copies = {name: array.copy() for name, array in arguments.items()}
+    interpret(kernel.tile_ir(), copies)
+    counters = emulate.run(kernel, *arguments.values(), target="sm_80", workers=1, aligned=tensors_of(kernel)).counters
+    np.testing.assert_allclose(arguments["y"], copies["y"], rtol=1e-5, atol=1e-5 * np.abs(copies["y"]).max())
+    assert (counters.instructions.get(MMA, 0) > 0) == (kernel is odd)
+
+
+def nest_of(name: str, aligned: bool = True) -> BlockNest | None:
+    kernel = find(name).kernel
+    function = kernel.tile_ir()
+    canonicalize(function)
+    names = tensors_of(kernel)
+    known = frozenset(names if aligned else ())
+    return find_nest(function, Specialization({}, dict.fromkeys(names, "contiguous"), known))
+
+
+def test_parts_of_nests() -> None:
+    """Gate and up have the same rows; what minima meet are other rows, once for a super block."""
+    plain, gated, super_blocks = map(nest_of, ("matmul_q4", "matmul_swiglu_q4", "matmul_q4k"))
+    assert plain is not None and gated is not None and super_blocks is not None
+    assert [(part.count, part.depth, len(part.sums)) for part in plain.parts] == [(4, 32, 1)] and plain.sets == 2
+    (gate, up) = gated.parts
+    assert gate.rows is None and up.rows is gate and gated.sets == 3
+    assert [(part.count, part.depth, len(part.sums), part.rows) for part in super_blocks.parts] == [
+        (4, 64, 2, None), (1, 32, 2, None)]
+
+
+def test_words_of_what_starts_anywhere_are_not_read() -> None:
+    assert nest_of("matmul_q4", aligned=False) is None
+
+
+def lowered(name: str, rows: int) -> set[str]:
+    kernel = find(name).kernel
+    names = tensors_of(kernel)
+    known = Specialization({"M": DimClass(rows, 1), **{d: DimClass(4096, 64) for d in "PGC"}},
+                           dict.fromkeys(names, "contiguous"), frozenset(names))
+    return {op.name for op in to_lane(kernel.tile_ir(), Schedule(), facts_of(targets.target("sm_80")), known).walk()}
+
+
+def test_few_rows_meet_panels_in_registers() -> None:
+    """A tile has 64 at least."""
+    assert "matrix_multiply" in lowered("matmul_q4", 64) and "matrix_multiply" not in lowered("matmul_q4", 16)
+
+
+@pytest.mark.skipif(None in map(assembler.find_tool, ("ptxas", "nvdisasm")),
+                    reason="ptxas or nvdisasm is not installed")
+def test_machine_code() -> None:
+    """Of 128 x 64 sums by eight warps, each 64 products of 16 x 8 x 16 for a group of 128. No more than a word is
+    spilled, and that outside of the loop."""
+    kernel = find("matmul_q4").kernel
+    names = tensors_of(kernel)
+    text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("PGCM", (2**31 - 1, 64)),
+                          targets.target("sm_80"), None, frozenset(names)).text()
+    (made,) = assembler.assemble([text], "sm_80").values()
+    loop = next(loop for loop in made.loops() if loop["HMMA"])
+    assert made.spilled_bytes <= 8 and not loop["LDL"] + loop["STL"]
+    assert loop["HMMA"] == 64 and loop["FFMA"] == 64 * 2 + 32 and loop.total() <= 720
