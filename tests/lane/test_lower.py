@@ -473,7 +473,7 @@ def test_a_worker_copies_rows_once_for_all_of_its_tasks_that_share_columns(
     monkeypatch.setitem(interpret._BUILDERS, "load", load)
 
     def loads(chunks: dict[str, int], workers: int) -> int:
-        arguments = entry.make_arguments(np.random.default_rng(1), {"M": 56, "N": 256, "K": 40})
+        arguments = entry.make_arguments(np.random.default_rng(1), {"M": 56, "N": 256, "K": 12})
         function = reduce_loops(entry.kernel.tile_ir())
         canonicalize(function)
         counted[0] = 0

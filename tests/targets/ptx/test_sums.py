@@ -64,9 +64,9 @@ def test_threads_add_in_one_step(level: str) -> None:
 @pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
 def test_sums_of_products_are_added_once(level: str) -> None:
     random = np.random.default_rng(0)
-    x, w = random.standard_normal((70, 40)).astype(np.float32), random.standard_normal((40, 130)).astype(np.float32)
+    x, w = random.standard_normal((70, 24)).astype(np.float32), random.standard_normal((24, 70)).astype(np.float32)
     run(experts_added, {"x": x, "w": w, "token": random.integers(0, 4, 70).astype(np.int32),
-                        "out": np.zeros((4, 130), np.float32)}, level)
+                        "out": np.zeros((4, 70), np.float32)}, level)
 
 
 @pytest.mark.parametrize(("dtype", "level", "mnemonic"), [
