@@ -149,9 +149,6 @@ class BlockPiece(Piece):
         self._leave()
         return fetched
 
-    def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
-        raise NotImplementedError("parts are stored by what they are")
-
     def store(self, item: tuple[int, int], round_: Scalar, stage: Value, fetched: dict[Op, list[Element]]) -> None:
         """The elements of a part, to a stage."""
         if self.mine is None:

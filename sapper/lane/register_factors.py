@@ -568,13 +568,12 @@ class RegisterFactors(WalkLowering):
         if not self.is_bounded(rows) or not self.is_bounded(depth) or extents[rows] < STAGE_ROWS:
             return 0
         long = extents[depth] >= 2 * steps and extents[rows] * extents[depth] * LANE_BYTES >= self.block_bytes
-        # Of up to `steps` rows the sums have room in half of the second cache, beside panels in the other.
         return steps if long and extents[lane] > WIDE_PANEL * self.lanes else 0
 
     def is_shallow(self, rows: str) -> bool:
-        """Whether more rows meet a few blocks of the depth, as deeper ones have code of their own (DEEP), than have
-        room for their sums in the second cache. A panel of all of their depth then fills half of it, and the next one
-        is not asked for meanwhile: that it is copied between so many rows costs less."""
+        """Whether a few blocks of the depth, as deeper ones have code of their own (DEEP), are met by more rows than
+        have room for their sums in half of the second cache. A panel of all of this depth then fills a half, and the
+        next one is not asked for meanwhile: that it is copied for so many rows costs less."""
         return not self.typical and 0 < self.requests.depth_block < self.extent_hint(rows)
 
     def _mends_sums(self) -> bool:

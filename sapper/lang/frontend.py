@@ -186,8 +186,9 @@ class Frontend(Calls):
                 self.condition_on(tensor, "multiple", nested(left.left), nested(left.right))
                 continue
             low, high = (right, left) if isinstance(operator, (ast.Gt, ast.GtE)) else (left, right)
-            end = high if isinstance(operator, (ast.Lt, ast.Gt)) else DimExpression("add", high, 1)
-            self.condition_on(tensor, "inside", nested(low), nested(end))
+            if isinstance(operator, (ast.Lt, ast.Gt)):      # as what is asked, not as an index that is inside
+                low = DimExpression("add", low, 1) if isinstance(low, DimExpression) else low + 1
+            self.condition_on(tensor, "inside", nested(low), nested(DimExpression("add", high, 1)))
             if isinstance(operator, ast.Eq):
                 self.condition_on(tensor, "inside", nested(high), nested(DimExpression("add", low, 1)))
         return True
