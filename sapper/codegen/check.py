@@ -107,7 +107,9 @@ class _Checker:
         self.stack = Register(*abi.stack_pointer)
         self.slots: dict[int, int] = {}
         self.saved_value = 0
-        self.rows = {what: abi.frame_row(what) for what in ("push", "pop", "subtract", "add", "and", "vzeroupper")}
+        self.rows = {what: abi.frame_row(what) for what in ("subtract", "add", "and", "vzeroupper")}
+        kinds = {kind for kind, _ in abi.callee_saved}
+        self.pushes, self.pops = ([abi.frame_row(what, kind) for kind in kinds] for what in ("push", "pop"))
 
     # --- values ----------------------------------------------------------------------------------------------------
 
@@ -321,9 +323,9 @@ class _Checker:
         for operand in operands:
             if type(operand) is VirtualRegister:
                 raise self.fail(at, f"{operand!r} is still virtual")
-        if row is rows["push"]:
+        if row in self.pushes:
             return (_PUSH, at, self.place(operands[0]))  # type: ignore[arg-type]
-        if row is rows["pop"]:
+        if row in self.pops:
             return (_POP, at, self.place(operands[0]))  # type: ignore[arg-type]
         if row is rows["vzeroupper"]:
             return (_CLEAR, at)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Function, Location
 from .machine import MachineFunction
+
+if TYPE_CHECKING:
+    from .encode import EncodedCode
+    from .print import Style
 
 
 @dataclass(slots=True)
@@ -57,7 +61,30 @@ def text_of(machine: MachineFunction, target: Any) -> str:
         return text
     from .print import print_function
 
-    return print_function(machine)
+    return print_function(machine, style_of(target))
+
+
+def style_of(target: Any) -> Style:
+    """How machine code of the target's family is written as text for GNU as."""
+    if not target.word_bytes:
+        from .print import INTEL
+
+        return INTEL
+    from .words import style_of as style_of_words
+
+    return style_of_words(target)
+
+
+def encoded(machine: MachineFunction, target: Any, checked: bool = True) -> EncodedCode:
+    """The bytes of a machine function, all of whose registers are physical. checked: that the target has each
+    instruction. Raises EncodeError."""
+    if target.word_bytes:
+        from .words import encode as encode_words
+
+        return encode_words(machine, target, checked)
+    from .encode import encode
+
+    return encode(machine, target.features if checked else None)
 
 
 def counters_of(function: Function) -> int:
@@ -78,7 +105,6 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     an op that the target lacks, AllocationError, EncodeError.
     """
     from .allocate import allocate
-    from .encode import encode
     from .frame import finish_frame
     from .joined import Classes
     from .peephole import peephole
@@ -104,9 +130,9 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
 
         check(selected, machine, allocation.origin, registers)
     peephole(machine, registers)
-    encoded = encode(machine, target.features)
+    code = encoded(machine, target)
     return CompiledCode(
-        function.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, machine.frame_bytes,
+        function.name, code.code, code.code_bytes, code.align_bytes, code.line_table, machine.frame_bytes,
         slots, scratch_bytes, counters_of(function), machine, target,
         {"spills": allocation.spills, "reloads": allocation.reloads, "rematerialised": allocation.rematerialised,
          "folded": allocation.folded, "instructions": machine.instruction_count()})

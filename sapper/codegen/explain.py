@@ -23,11 +23,10 @@ from importlib import import_module
 from typing import Any
 
 from ..ir.nodes import Location
-from .compile import rules_of
-from .encode import encode
+from .compile import encoded, rules_of, style_of
 from .liveness import Ranges, analyse
 from .machine import Instruction, Label, MachineFunction, Memory, Register
-from .print import print_instruction
+from .print import local_label
 from .row_facts import READ, WRITE, RowFacts, facts_table
 
 _ITERATIONS = 64
@@ -240,7 +239,7 @@ class _Explainer:
 
     def explanation(self, statistics: dict[str, int]) -> Explanation:
         columns = touched_registers(self.flow, self.abi, self.effects)
-        encoded = encode(self.function)
+        code = encoded(self.function, self.target, checked=False)
         found = self.flow.loops
         loops = [self._loop(header, blocks, found) for header, blocks in sorted(found.items())]
         pressure = {kind: max(row, default=0)
@@ -251,8 +250,8 @@ class _Explainer:
         kinds = [self.flow.kinds[self.flow.kind_of[node]] for node in columns]
         available = {kind: len(numbers) for kind, numbers in self.abi.registers.items() if numbers}
         return Explanation(
-            self.function.name, self.target.name, self.costs.MODEL, encoded.code_bytes,
-            self._rows(columns, encoded.offsets), loops, names, kinds, available, pressure, statistics, block_cycles,
+            self.function.name, self.target.name, self.costs.MODEL, code.code_bytes,
+            self._rows(columns, code.offsets), loops, names, kinds, available, pressure, statistics, block_cycles,
             self.counts)
 
     def _block_count(self) -> int:
@@ -402,12 +401,13 @@ class _Explainer:
     def _rows(self, columns: list[int], offsets: list[int]) -> list[Row]:
         rows: list[Row] = []
         labels: list[str] = []
+        spelled = style_of(self.target).instruction
         for place, item in enumerate(self.function.body):
             if isinstance(item, Label):
                 labels.append(item.name)
                 continue
             letters = register_letters(self.flow, self.ranges, columns, place)
-            rows.append(Row(place, offsets[place], print_instruction(item), item.comment, item.location,
+            rows.append(Row(place, offsets[place], spelled(item, local_label), item.comment, item.location,
                             self.block_of[place], letters, labels))
             labels = []
         return rows

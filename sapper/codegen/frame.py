@@ -3,7 +3,7 @@
 Enters: a machine function after allocation; slots are at [stack pointer + 0 .. frame_bytes).
 Leaves: the same function with a prologue before its first item and an epilogue before each return.
 
-    entry rsp ->  return address          (rsp + 8 is a multiple of 16 here)
+    entry rsp ->  return address          (rsp + 8 is a multiple of 16 here; elsewhere it is in a register)
                   saved registers         push, only those that the code uses
                   entry rsp, less pushes  only where the frame is aligned to more than 16 bytes
     rsp       ->  slots                   frame_bytes, aligned as the widest spilled register
@@ -55,14 +55,16 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
     epilogue: list[Instruction] = []
 
     def add(to: list[Instruction], what: str, *operands: Register | Immediate | Memory) -> None:
-        to.append(Instruction(abi.frame_row(what), list(operands), comment="frame"))
+        first = operands[0]
+        kind = first.kind if isinstance(first, Register) else "gpr"
+        to.append(Instruction(abi.frame_row(what, kind), list(operands), comment="frame"))
 
     for register in saved:
         add(prologue, "push", register)
     if size_bytes:
         if align_bytes <= 16:
-            # After the pushes rsp is 8 more than a multiple of 16 when their number is even.
-            whole = _round_up(size_bytes, 16) + (8 if len(saved) % 2 == 0 else 0)
+            pushed = abi.entry_bytes + abi.push_bytes * len(saved)
+            whole = abi.frame_bytes(_round_up(size_bytes, 16) + -pushed % 16)
             add(prologue, "subtract", stack, Immediate(whole))
             add(epilogue, "add", stack, Immediate(whole))
         else:

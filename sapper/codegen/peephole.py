@@ -97,7 +97,7 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
     if not function.frame_bytes:
         return 0
     stack = Register(*abi.stack_pointer)
-    known: dict[int, tuple[Register, object]] = {}  # slot -> the register with its value, and the row that moved it
+    known: dict[int, tuple[Register, object]] = {}  # slot -> the register with its value, and what copies so much
     slots_of: dict[Register, set[int]] = {}  # register -> the slots whose value it may hold: those of `known`, and more
     places: list[int] = []
     count = 0
@@ -119,17 +119,18 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
             if stored is not None and type(source) is Register:
                 for slot in [slot for slot in known if -64 < slot - stored < 64]:
                     del known[slot]
-                learn(stored, source, item.row)
+                learn(stored, source, abi.copy_row(item.row))
                 continue
             offset = _slot(source, stack)
             if offset is not None and type(target) is Register and target != stack:
                 holder = known.get(offset)
-                if holder is not None and holder[1] is item.row:
+                if holder is not None and holder[1] is abi.copy_row(item.row):
                     count += 1
                     if holder[0] == target:
                         places.append(place)
                         continue
                     operands[1] = holder[0]
+                    item.row = holder[1]
                 loaded = (offset, target)
         if known:
             written: list[Any] = [o for o, how in zip(operands, facts.access, strict=True) if how & WRITE]
@@ -148,7 +149,7 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
                         if slot in known and known[slot][0] == changed:
                             del known[slot]
         if loaded is not None and loaded[0] not in known:
-            learn(*loaded, item.row)
+            learn(*loaded, abi.copy_row(item.row))
     _drop(function, places)
     return count
 

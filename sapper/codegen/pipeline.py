@@ -90,7 +90,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  split_dots=target.dots - rules_of(target).legal_ops(target),
                  float8_rows=target.float8_rows, picks=target.picks, interleaves=target.interleaves,
                  shared_pipes=target.shared_pipes, moves=target.moves, joins=target.joins,
-                 slow_division=target.slow_division,
+                 slow_division=target.slow_division, lane_factors=target.lane_factors,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
@@ -192,6 +192,7 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     from ..ir.rewriter import eliminate_dead
     from ..lane.even_odd import take_even_and_odd
     from ..lane.float8 import join_loads
+    from ..lane.joined_splats import join_splats
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
     from ..lane.strength import point_at_operands, reduce_strength, split_blocks
@@ -202,6 +203,8 @@ def simplify_lane(lane: Function, target: Any) -> Function:
         _trace(lane, "split_blocks")
     simplify(lane, indexed_addresses=target.indexed_addresses)
     _trace(lane, "simplify")
+    if target.lane_factors and join_splats(lane):
+        _trace(lane, "join_splats")
     if "widen_float8" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes:
         join_loads(lane)
         _trace(lane, "join_loads")

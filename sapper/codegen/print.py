@@ -8,7 +8,7 @@ Virtual registers print too (as %vec3), so that machine IR can be read before al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ir.nodes import Location
 from ..targets.x86_64.registers import register_name
@@ -81,9 +81,20 @@ def print_instruction(instruction: Instruction, spell: Names = local_label) -> s
     return f"{row.mnemonic} {', '.join(texts)}" if texts else str(row.mnemonic)
 
 
-def print_function(function: MachineFunction) -> str:
+class Style(NamedTuple):
+    """How a family's text is written. head: first lines of a file. comment: what begins one. instruction: prints."""
+
+    head: Sequence[str]
+    comment: str
+    instruction: Callable[[Instruction, Names], str]
+
+
+INTEL = Style((".intel_syntax noprefix", ".text"), "#", print_instruction)
+
+
+def print_function(function: MachineFunction, style: Style = INTEL) -> str:
     """The whole file: directives, code with the source line of each stretch in a comment, constants."""
-    return "\n".join([*_HEAD, *_function_lines(function, True, _speller(function))]) + "\n"
+    return "\n".join([*style.head, *_function_lines(function, True, _speller(function), style=style)]) + "\n"
 
 
 def print_file(
@@ -97,7 +108,7 @@ def print_file(
     name, the comments of instructions by their place in the body, instead of the usual ones.
     """
     notes = notes or {}
-    lines = [*_comment(notes.get("", ())), *_HEAD]
+    lines = [*_comment(notes.get("", ())), *INTEL.head]
     files: dict[str, int] = {}
     if line_table:
         for function in (item for item, _ in items if isinstance(item, MachineFunction)):
@@ -123,9 +134,6 @@ def print_file(
 
 def _comment(lines: Sequence[str]) -> list[str]:
     return ["", *(f"# {line}".rstrip() for line in lines)] if lines else []
-
-
-_HEAD = (".intel_syntax noprefix", ".text")
 
 
 def _quoted(text: str) -> str:
@@ -156,7 +164,7 @@ def _long_branches(function: MachineFunction) -> set[int]:
 
 def _function_lines(
     function: MachineFunction, exported: bool, spell: Names, files: Mapping[str, int] | None = None,
-    remarks: Mapping[int, str] | None = None,
+    remarks: Mapping[int, str] | None = None, style: Style = INTEL,
 ) -> list[str]:
     name = function.name
     lines = [*([f".globl {name}"] if exported else []), f".type {name}, @function"]
@@ -187,8 +195,8 @@ def _function_lines(
             comments.append(item.comment)
         if remarks is not None:
             comments = [remarks[place]] if place in remarks else []
-        text = ("    {disp32} " if place in long else "    ") + print_instruction(item, spell)
-        lines.append(f"{text:<56}# {'; '.join(comments)}".replace("\n", " ") if comments else text)
+        text = ("    {disp32} " if place in long else "    ") + style.instruction(item, spell)
+        lines.append(f"{text:<56}{style.comment} {'; '.join(comments)}".replace("\n", " ") if comments else text)
     if files is not None:
         lines.append(".cfi_endproc")
     if function.constants:

@@ -101,7 +101,8 @@ class Abi(Protocol):
     registers: the allocatable numbers of each kind, the ones to prefer first. never_spilled: kinds that have no rows to
     and from the frame. counts: how many registers of each kind
     there are, allocatable or not. full_bits: the widest register of each kind. stack_pointer, frame_scratch: (kind,
-    number); frame_scratch is free on entry and at a return.
+    number); frame_scratch is free on entry and at a return. entry_bytes: how far the stack pointer is below a multiple
+    of 16 on entry. push_bytes: what one push takes off it.
     move_bits: names of rows that copy so many low bits of register operand 1 to register operand 0, zero the rest and
     do nothing else. idioms: names of rows whose result is a constant when all registers are the same, with the last
     immediate needed for it or None. facts_table: made by the passes, for them to keep here; None at first.
@@ -114,6 +115,8 @@ class Abi(Protocol):
     callee_saved: Sequence[tuple[str, int]]
     stack_pointer: tuple[str, int]
     frame_scratch: tuple[str, int]
+    entry_bytes: int
+    push_bytes: int
     move_bits: Mapping[str, int]
     idioms: Mapping[str, int | None]
     facts_table: Any
@@ -126,12 +129,21 @@ class Abi(Protocol):
         """A row [register written, memory] that touches no flags."""
         ...
 
+    def copy_row(self, row: Any) -> Any:
+        """The row that copies from register to register what `row`, one of the two above, moves."""
+        ...
+
     def memory_bits(self, row: Any) -> tuple[int, ...]:
         """For each operand of a row its width in memory, 0 where none of the target's encodings takes memory."""
         ...
 
-    def frame_row(self, what: str) -> Any:
-        """push, pop (one register); subtract, and (register, immediate); move, load, store; vzeroupper."""
+    def frame_bytes(self, size_bytes: int) -> int:
+        """What is taken off the stack pointer where so many bytes are wanted: no less."""
+        ...
+
+    def frame_row(self, what: str, kind: str = "gpr") -> Any:
+        """push, pop (one register of the kind); subtract, and (register, immediate); move, load, store; vzeroupper, or
+        None where there is none."""
         ...
 
 

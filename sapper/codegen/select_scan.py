@@ -28,16 +28,18 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "join",
 CONSTANTS = frozenset(["s_const", "splat_const"])
 _PRODUCTS = frozenset(["fma", "dot2_bf16", "dot4_u8i8", "dot2_i16"])
 _LOADS = frozenset(["load", "load_splat", "prefetch"])
-_DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "any_zero_bf16", "neg"])
+_DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "any_zero_bf16", "neg", "broadcast_lane"])
+_FACTORS = 2
+"""Operands of a multiply-add that are multiplied come first."""
 
 
 class _Scan:
     """One walk over the ops. What it finds goes to `values`; what decides what is deferred stays here.
 
     candidates: ops that may be deferred. late: increments of what loops carry, each with the loop's argument and the
-    place of the loop's end. folded, addressed, plain_bases, signed: how often each value is an operand that may stand
+    place of the loop's end. folded, addressed, plain_bases, signed, laned: how often each value is an operand that may
     in memory, a part of an address, a base without an index in its own block, an operand whose sign the instruction
-    takes. conditions: of branches and selections in their own block.
+    takes, a factor that may be one lane of a register. conditions: of branches and selections in their own block.
     """
 
     def __init__(self, values: ScannedValues) -> None:
@@ -50,6 +52,7 @@ class _Scan:
         self.addressed: defaultdict[Value, int] = defaultdict(int)
         self.plain_bases: defaultdict[Value, int] = defaultdict(int)
         self.signed: defaultdict[Value, int] = defaultdict(int)
+        self.laned: defaultdict[Value, int] = defaultdict(int)
         self.conditions: set[Value] = set()
         # In how many loops each value is made, constants aside; the loops around, and what each reads from outside.
         self._depth_of: dict[Value, int] = {}
@@ -66,6 +69,7 @@ class _Scan:
             self._depth_of[argument] = depth
             values.block_of[argument] = block
         absorbs_sign, own_constants = values.rules.ABSORBS_SIGN, values.rules.OWN_CONSTANTS
+        takes_lane = values.rules.TAKES_LANE
         for op in block.ops:
             self.position += 1
             values.start[op] = self.position
@@ -75,6 +79,9 @@ class _Scan:
             if name in absorbs_sign:
                 for value in op.operands:
                     self.signed[value] += 1
+            if name in takes_lane:
+                for value in op.operands[:_FACTORS]:
+                    self.laned[value] += 1
             if name in own_constants:
                 for key in own_constants[name](values, op):
                     self._constant(key)
@@ -231,6 +238,8 @@ class ScannedValues(SelectedValues):
             return value in spread
         if name == "neg":
             return found.signed.get(value, 0) == count
+        if name == "broadcast_lane":
+            return found.laned.get(value, 0) == count
         if name in ("s_add", "s_sub"):
             a, b = op.operands
             if self.small_constant(b) is not None or (name == "s_add" and self.small_constant(a) is not None):

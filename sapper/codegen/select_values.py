@@ -84,8 +84,9 @@ class SelectedValues:
             self.rows[name], [Immediate(o) if type(o) is int else o for o in operands], mask, zeroing, self.location,
             self.comment))
 
-    def branch(self, name: str, label: str) -> None:
-        self.body.append(Instruction(self.rows[name], [LabelReference(label)], None, False, self.location))
+    def branch(self, name: str, label: str, *operands: AnyRegister) -> None:
+        """A jump. operands: registers that it asks, before the label."""
+        self.body.append(Instruction(self.rows[name], [*operands, LabelReference(label)], None, False, self.location))
 
     def label(self, name: str, align: int = 1) -> None:
         self.body.append(Label(name, align))

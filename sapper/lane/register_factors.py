@@ -277,7 +277,8 @@ class RegisterFactors(WalkLowering):
         # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
         hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
         operands = counts[lane] if in_turns else vectors
-        most = max(1, (registers - operands - 1) // (vectors * fixed))
+        # Where elements of a row that lie side by side are loaded together, each row has a register for them.
+        most = max(1, (registers - operands - 1) // (vectors * fixed + self.facts.lane_factors))
         if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
             # The rows that are read where they lie may be a power of two apart: few sets of a cache.
             most = min(most, SET_ROWS)
@@ -346,7 +347,8 @@ class RegisterFactors(WalkLowering):
         at_once = prod(counts[a] for a in outer if a != lane)
         if self.requests.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
             unrolled = LINES_AT_ONCE // at_once
-        wide = lane in outer and counts[lane or ""] * several >= WIDE_VECTORS and not self.facts.many_workers
+        wide = (lane in outer and counts[lane or ""] * several >= WIDE_VECTORS
+                and not self.facts.many_workers and not self.facts.lane_factors)
         if wide or (accumulators >= 2 * self.facts.fma_latency and len(sums.rows) == 1
                     and self.reads_in_blocks(walk, sums.rows[0], lane)):
             unrolled = 1     # there are sums enough, and a row after the other is read

@@ -544,8 +544,7 @@ class _Made:
         """Machine code, made with only some of the steps that may be left out. Raises _Wrong."""
         from ..codegen.allocate import allocate
         from ..codegen.check import CheckError, check
-        from ..codegen.compile import counters_of, rules_of
-        from ..codegen.encode import encode
+        from ..codegen.compile import counters_of, encoded, rules_of
         from ..codegen.frame import finish_frame
         from ..codegen.peephole import peephole
         from ..codegen.pipeline import pieces_in
@@ -575,10 +574,10 @@ class _Made:
             with self.checker.station("peephole"):
                 peephole(machine, registers)
         with self.checker.station("native"):
-            encoded = encode(machine, target.features)
+            code = encoded(machine, target).code
         attributes = lane.attributes
         return CompiledKernel(
-            lane.name, bytes(encoded.code), tuple(attributes["slots"]), 0, _tuples(attributes["scratch"]),
+            lane.name, bytes(code), tuple(attributes["slots"]), 0, _tuples(attributes["scratch"]),
             counters_of(lane), self.stored,
         )
 

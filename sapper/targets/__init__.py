@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .x86_64.target import Target
 
-FAMILIES = ("x86_64", "ptx")
+FAMILIES = ("x86_64", "ptx", "aarch64")
 
 
 def target(name: str) -> Any:

@@ -161,7 +161,9 @@ class Facts:
     four rows become slots of four in few instructions. shared_pipes: whatever computes with vectors takes the pipes of
     multiply-adds. moves: what it takes to bring elements to other lanes, where
     lanes are threads. joins: what is joined with an element of memory in one step, whichever worker comes first, as the
-    op and the element type. slow_division: a quotient of f32 takes a dozen instructions and more.
+    op and the element type. slow_division: a quotient of f32 takes a dozen instructions and more. lane_factors: a
+    multiply-add takes one lane of a register as a factor, so that elements side by side are loaded together and spread
+    by no instruction.
     """
 
     lanes: int = 16
@@ -194,6 +196,7 @@ class Facts:
     moves: Moves | None = None
     joins: frozenset[tuple[str, DType]] = frozenset()
     slow_division: bool = False
+    lane_factors: bool = False
 
     @property
     def lanes_of_wide_rows(self) -> int:

@@ -124,6 +124,12 @@ def test_a_gpu_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "k.s").exists()
 
 
+def test_a_family_without_c_calls_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", file, "-o", str(tmp_path / "f.so"), "--target", "neoverse-n1"]) == 1
+    assert "found a processor of the family aarch64" in capsys.readouterr().err
+    assert not (tmp_path / "f.so").exists()
+
+
 def test_one_kernel_twice_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = build(capsys, f"{file}:scale", file, "-o", str(tmp_path / "k.o"))
     assert status == 1 and "found the name scale twice" in err and not (tmp_path / "k.o").exists()

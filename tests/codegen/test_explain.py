@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.codegen.explain import explain, share_out
-from sapper.codegen.library import c_kernel
 from sapper.codegen.listing import Listing, at
 from sapper.codegen.machine import Immediate, MachineFunction, Memory, Register
 from sapper.codegen.pipeline import compile_kernel
+from sapper.ir.types import TensorType
 from sapper.targets import known_targets, target
 from sapper.targets.x86_64.costs import operations_of, uses_of
 from sapper.targets.x86_64.instructions import ROWS
@@ -190,14 +190,17 @@ def test_work_is_shared_out_evenly_and_whole(work: dict[tuple[str, ...], float])
 @pytest.mark.parametrize("kernel", [source.scale, source.matmul, source.pairs], ids=lambda k: k.name)
 def test_registers_over_time_agree_with_the_text(kernel, name: str) -> None:
     """What the text names is read or written there, and what is read was live before."""
-    compiled = c_kernel(kernel, target(name)).variants[0]
+    tensors = {n: "contiguous" for n, type in kernel.parameters if isinstance(type, TensorType)}
+    compiled = compile_kernel(kernel, {}, tensors, dict.fromkeys(kernel.tile_ir().attributes["dims"], LARGE),
+                              target(name), None).made
     made = explain(compiled.machine, target(name))
     assert len({*made.registers}) == len(made.registers)
     assert [row.offset for row in made.rows] == sorted(row.offset for row in made.rows)
     for row in made.rows:
-        named = set(re.findall(r"(?<!\.)\b(?:[xyz]mm\d+|k[1-7])\b", row.text))
-        touched = {re.sub("^[xyz]", "", made.registers[c]) for c, letter in enumerate(row.registers) if letter in "rwx"}
-        assert {re.sub("^[xyz]", "", n) for n in named} <= touched, row.text
+        named = set(re.findall(r"(?<!\.)\b(?:[xyz]mm\d+|k[1-7]|[vqdshb]\d+(?=\.|\b))\b", row.text))
+        touched = {re.sub("^([xyz]m|[vqdshb])", "", made.registers[c]) for c, letter in enumerate(row.registers)
+                   if letter in "rwx"}
+        assert {re.sub("^([xyz]m|[vqdshb])", "", n) for n in named} <= touched, row.text
         assert len(row.registers) == len(made.registers)
     for kind, count in made.pressure.items():
         assert count <= made.available.get(kind, 0)

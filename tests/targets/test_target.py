@@ -11,6 +11,7 @@ import pytest
 from sapper import targets
 from sapper.codegen.encode import encode
 from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memory, Register
+from sapper.targets.aarch64.target import TARGETS as ARM
 from sapper.targets.ptx.levels import LEVELS
 from sapper.targets.ptx.target import TARGETS as GPUS
 from sapper.targets.rule_tables import joined
@@ -30,7 +31,7 @@ def ins(name: str, *operands: object) -> Instruction:
 def test_known_targets_have_consistent_facts() -> None:
     assert set(targets.known_targets()) >= {"v3", "v4", "zen3", "zen4", "zen5", "sapphirerapids", "icelake-server",
                                             "cascadelake", "skylake-avx512", "haswell"}
-    assert set(targets.known_targets()) == set(TARGETS) | set(GPUS)
+    assert set(targets.known_targets()) == set(TARGETS) | set(GPUS) | set(ARM)
     for name in TARGETS:
         found = targets.target(name)
         assert found.name == name

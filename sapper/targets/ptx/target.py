@@ -70,6 +70,7 @@ class Target:
     """Lanes see each other's stores only after they met."""
     run_bytes: int = 16
     """Most that a thread reads or writes at once (PTX ISA, ld and st: .v4 of 32 bits)."""
+    lane_factors: bool = False
     memory_operands: bool = False
     """What is in memory is loaded by an instruction of its own."""
 

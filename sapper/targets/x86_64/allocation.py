@@ -65,8 +65,8 @@ class RegisterFile:
     """See `Abi` in sapper/codegen/row_facts.py, which this satisfies."""
 
     __slots__ = (
-        "callee_saved", "counts", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "never_spilled",
-        "registers", "stack_pointer",
+        "callee_saved", "counts", "entry_bytes", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits",
+        "never_spilled", "push_bytes", "registers", "stack_pointer",
     )
 
     def __init__(self, registers: dict[str, tuple[int, ...]], vector_bits: int) -> None:
@@ -77,6 +77,7 @@ class RegisterFile:
         self.callee_saved = tuple(("gpr", number) for number in abi.CALLEE_SAVED)
         self.stack_pointer = ("gpr", abi.STACK_POINTER)
         self.frame_scratch = ("gpr", abi.RESULT)
+        self.entry_bytes = self.push_bytes = 8
         self.move_bits = _MOVE_BITS
         self.idioms = IDIOMS
         self.facts_table: Any = None
@@ -88,6 +89,10 @@ class RegisterFile:
     reload_row = spill_row
     """A row [register, memory]: the same rows, the other way round."""
 
+    def copy_row(self, row: Any) -> Any:
+        """The same one."""
+        return row
+
     def memory_bits(self, row: Any) -> tuple[int, ...]:
         """For each operand of a row its width in memory, 0 where none of the target's encodings takes memory."""
         letters = [encoding.letters for encoding in row.encodings
@@ -95,8 +100,14 @@ class RegisterFile:
         return tuple(operand.memory_bits if any(text[position] in "Mm" for text in letters) else 0
                      for position, operand in enumerate(row.operands))
 
-    def frame_row(self, what: str) -> Any:
-        """The row for push, pop, subtract, add, and, move, load, store or vzeroupper."""
+    def frame_bytes(self, size_bytes: int) -> int:
+        """Any number is an immediate."""
+        return size_bytes
+
+    def frame_row(self, what: str, kind: str = "gpr") -> Any:
+        """The row for push, pop, subtract, add, and, move, load, store or vzeroupper; only general registers are
+        saved."""
+        del kind
         return ROWS[_FRAME_ROWS[what]]
 
 

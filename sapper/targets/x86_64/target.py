@@ -110,6 +110,16 @@ class Target(NamedTuple):
         return True
 
     @property
+    def lane_factors(self) -> bool:
+        """What is spread over a register comes from memory, or is spread by an instruction of its own."""
+        return False
+
+    @property
+    def word_bytes(self) -> int:
+        """Instructions have many lengths."""
+        return 0
+
+    @property
     def matrix(self) -> None:
         """No matrix instructions are used yet."""
 

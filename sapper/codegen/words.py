@@ -1,0 +1,118 @@
+"""Machine IR (all registers physical) -> bytes, for families whose instructions all have one size.
+
+Enters: a `MachineFunction` whose rows say what their words are (`words` of a row, such as those of
+sapper/targets/aarch64/rows.py). Leaves: `EncodedCode`, as encode.py has it. Holds: the bytes are those that GNU as
+gives for the text of print.py in the family's style; constants lie behind the code and are reached by their distance,
+so nothing needs relocation.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ..ir.nodes import Location
+from .encode import EncodedCode, EncodeError
+from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
+from .print import Style
+
+CODE_ALIGN_BYTES = 16
+
+
+def encode(function: MachineFunction, target: Any, checked: bool = True) -> EncodedCode:
+    """Raises EncodeError for an instruction that no word of its row holds, and if `checked` for one that the target
+    lacks."""
+    size, nop = target.word_bytes, _rows_of(target).NOP
+    offsets: list[int] = []
+    labels: dict[str, int] = {}
+    at, align = 0, CODE_ALIGN_BYTES
+    for item in function.body:
+        if isinstance(item, Label):
+            align = max(align, item.align)
+            at = -(-at // item.align) * item.align
+            labels[item.name] = at
+        offsets.append(at)
+        at += size * isinstance(item, Instruction)
+    code_bytes = at
+    for label, (alignment, content) in function.constants.items():
+        align = max(align, alignment)
+        at = -(-at // alignment) * alignment
+        labels[label] = at
+        at += len(content)
+    code = bytearray(at)
+    for place in range(0, code_bytes, size):
+        code[place:place + size] = nop
+    lines: list[tuple[int, Location]] = []
+    for offset, item in zip(offsets, function.body, strict=True):
+        if isinstance(item, Instruction):
+            if checked and not item.row.features <= target.features:
+                raise EncodeError(f"row {item.row.name}: found the target {target.name}; expected one with "
+                                  f"{', '.join(sorted(item.row.features - target.features))}")
+            code[offset:offset + size] = _word(item, offset, labels).to_bytes(size, "little")
+            if item.location is not None and (not lines or lines[-1][1] != item.location):
+                lines.append((offset, item.location))
+    for label, (_, content) in function.constants.items():
+        code[labels[label]:labels[label] + len(content)] = content
+    return EncodedCode(bytes(code), code_bytes, labels, lines, align, [], [*offsets, code_bytes])
+
+
+def style_of(target: Any) -> Style:
+    """How the family's instructions are written as text."""
+    text = import_module(f"...targets.{target.family}.text", __name__)
+    return Style(text.head(target), text.COMMENT, text.print_instruction)
+
+
+def _rows_of(target: Any) -> Any:
+    return import_module(f"...targets.{target.family}.rows", __name__)
+
+
+_CLASSES: dict[str, type] = {"gpr": Register, "vec": Register, "mem": Memory, "imm": Immediate, "label": LabelReference}
+
+
+def _word(item: Instruction, offset: int, labels: dict[str, int]) -> int:
+    """The word of one instruction that lies at `offset`."""
+    row, found = item.row, item.operands
+    if len(found) != len(row.operands):
+        raise EncodeError(f"row {row.name}: found {len(found)} operands; expected {len(row.operands)}: {row.syntax}")
+    codes: dict[str, int] = {}
+    memory: Any = None
+    distance: int | None = None
+    for place, (operand, form) in enumerate(zip(found, row.operands, strict=True)):
+        made: dict[str, int] | None = None
+        if type(operand) is _CLASSES[form.kind]:
+            if isinstance(operand, Register):
+                code = form.register_code(operand)
+                made = None if code is None else {form.field: code}
+            elif isinstance(operand, Immediate):
+                made = form.immediate_codes(operand.value)
+            elif isinstance(operand, LabelReference):
+                distance, made = _distance(row, operand.name, offset, labels), {}
+            elif isinstance(operand, Memory):
+                memory, made = operand, {}
+                if operand.label is not None:
+                    distance = _distance(row, operand.label, offset, labels)
+        if made is None:
+            raise EncodeError(f"row {row.name}, operand {place}: found {operand}; expected what `{row.syntax}` says")
+        codes |= made
+    for way in row.words:
+        reached = way.reaches(memory, row.memory_bits // 8) if memory is not None else {}
+        if reached is None:
+            continue
+        if "l" in way.fields:
+            assert distance is not None
+            bits = len(way.fields["l"])
+            if not -1 << bits - 1 <= distance // 4 < 1 << bits - 1:
+                raise EncodeError(f"row {row.name}: found a distance of {distance} bytes; expected {bits + 2} bits, "
+                                  "signed; mend: a smaller function")
+            reached = reached | {"l": distance // 4 & (1 << bits) - 1}
+        word: int | None = way.with_codes(codes | reached)
+        if word is not None:
+            return word
+    raise EncodeError(f"row {row.name}: found operands {', '.join(map(str, found))}; expected some that one of its "
+                      f"words holds: `{row.syntax}`")
+
+
+def _distance(row: Any, label: str, offset: int, labels: dict[str, int]) -> int:
+    if label not in labels:
+        raise EncodeError(f"row {row.name}: found the label {label}; expected one of this function")
+    return labels[label] - offset

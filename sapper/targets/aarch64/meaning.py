@@ -1,0 +1,469 @@
+"""What the rows of AArch64 compute, on Python ints and NumPy arrays.
+
+Enters: what a row's operands hold (see `Row` in rows.py). Leaves: what its written operands hold. Holds: vectors come
+and go as arrays of the row's elements, those of half a register as the lower half of one; general registers are
+unsigned. Source: Arm Architecture Reference Manual DDI 0487, C6.2, C7.2 and J1.3 (shared pseudocode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = Any
+Flags = dict[str, int]
+CONDITIONS: dict[str, Callable[[Flags], bool]] = {
+    "eq": lambda f: f["z"] == 1, "ne": lambda f: f["z"] == 0, "hs": lambda f: f["c"] == 1, "lo": lambda f: f["c"] == 0,
+    "mi": lambda f: f["n"] == 1, "pl": lambda f: f["n"] == 0, "vs": lambda f: f["v"] == 1, "vc": lambda f: f["v"] == 0,
+    "hi": lambda f: f["c"] == 1 and f["z"] == 0, "ls": lambda f: f["c"] == 0 or f["z"] == 1,
+    "ge": lambda f: f["n"] == f["v"], "lt": lambda f: f["n"] != f["v"],
+    "gt": lambda f: f["z"] == 0 and f["n"] == f["v"], "le": lambda f: f["z"] == 1 or f["n"] != f["v"],
+}
+"""What flags say (C1.2.4)."""
+BITS = 64
+ALL = (1 << BITS) - 1
+
+
+def _signed(number: int, bits: int = BITS) -> int:
+    return number - (1 << bits) if number >> (bits - 1) & 1 else number
+
+
+# --- General registers ------------------------------------------------------------------------------------------------
+
+def same(value: Any) -> Any:
+    return value
+
+
+def shifted_immediate(number: int, shift: int) -> int:
+    return number << shift
+
+
+def inverted_immediate(number: int, shift: int) -> int:
+    return ~(number << shift) & ALL
+
+
+def kept_immediate(old: int, number: int, shift: int) -> int:
+    return old & ~(0xFFFF << shift) | number << shift
+
+
+def add(a: int, b: int) -> int:
+    return a + b & ALL
+
+
+def subtract(a: int, b: int) -> int:
+    return a - b & ALL
+
+
+def add_shifted(a: int, b: int, shift: int) -> int:
+    return a + (b << shift) & ALL
+
+
+def add_word(a: int, b: int, shift: int) -> int:
+    return a + (_signed(b & 0xFFFFFFFF, 32) << shift) & ALL
+
+
+def _flags(a: int, b: int, bits: int, subtracts: bool = True) -> dict[str, int]:
+    """N, Z, C and V of a - b, or of a + b (AddWithCarry)."""
+    mask = (1 << bits) - 1
+    other, carry = (~b & mask, 1) if subtracts else (b, 0)
+    whole = a + other + carry
+    result = whole & mask
+    exact = _signed(a, bits) + _signed(other, bits) + carry
+    return {"n": result >> (bits - 1), "z": int(not result), "c": int(whole != result),
+            "v": int(_signed(result, bits) != exact)}
+
+
+def compare(a: int, b: int) -> tuple[Any, ...]:
+    return (_flags(a, b, BITS),)
+
+
+def compare_negative(a: int, b: int) -> tuple[Any, ...]:
+    return (_flags(a, b, BITS, False),)
+
+
+def compare_words(a: int, b: int) -> tuple[Any, ...]:
+    return (_flags(a & 0xFFFFFFFF, b & 0xFFFFFFFF, 32),)
+
+
+def subtract_flags(a: int, b: int) -> tuple[Any, ...]:
+    return a - b & ALL, _flags(a, b, BITS)
+
+
+def multiply(a: int, b: int) -> int:
+    return a * b & ALL
+
+
+def multiply_subtract(a: int, b: int, c: int) -> int:
+    return c - a * b & ALL
+
+
+def divide(a: int, b: int) -> int:
+    """Towards 0; by 0 it is 0."""
+    x, y = _signed(a), _signed(b)
+    return 0 if not y else (abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1) & ALL
+
+
+def bit_and(a: Any, b: Any) -> Any:
+    return a & b
+
+
+def bit_or(a: Any, b: Any) -> Any:
+    return a | b
+
+
+def bit_xor(a: Any, b: Any) -> Any:
+    return a ^ b
+
+
+def shift_left(a: int, amount: int) -> int:
+    return a << amount % BITS & ALL
+
+
+def shift_right(a: int, amount: int) -> int:
+    return a >> amount % BITS
+
+
+def shift_right_signed(a: int, amount: int) -> int:
+    return _signed(a) >> amount % BITS & ALL
+
+
+def chosen(condition: str) -> Callable[..., int]:
+    holds = CONDITIONS[condition]
+    return lambda a, b, flags: a if holds(flags) else b
+
+
+def truth(condition: str) -> Callable[..., int]:
+    holds = CONDITIONS[condition]
+    return lambda flags: int(holds(flags))
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+def loaded(bits: int, signed: bool = False) -> Callable[[int], int]:
+    return lambda memory: _signed(memory, bits) & ALL if signed else memory
+
+
+def stored(bits: int) -> Callable[[int], int]:
+    return lambda value: value & (1 << bits) - 1
+
+
+def added_to(bits: int) -> Callable[[int, int], tuple[int, int]]:
+    """What memory held, and what it holds then."""
+    return lambda value, memory: (memory, memory + value & (1 << bits) - 1)
+
+
+# --- Vectors ----------------------------------------------------------------------------------------------------------
+
+def add_rows(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def subtract_rows(a: Array, b: Array) -> Array:
+    return a - b
+
+
+def multiply_rows(a: Array, b: Array) -> Array:
+    return a * b
+
+
+def divide_rows(a: Array, b: Array) -> Array:
+    return a / b
+
+
+def _all_ones(condition: Array, like: Array) -> Array:
+    return np.where(condition, -1, 0).astype(f"i{like.itemsize}")
+
+
+def equal(a: Array, b: Array) -> Array:
+    return _all_ones(a == b, a)
+
+
+def at_least(a: Array, b: Array) -> Array:
+    return _all_ones(a >= b, a)
+
+
+def above(a: Array, b: Array) -> Array:
+    return _all_ones(a > b, a)
+
+
+def _fused(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c, rounded once: exact by way of long doubles where these have the bits, else by Python's fractions."""
+    from fractions import Fraction
+
+    made = []
+    for x, y, z in zip(a, b, c, strict=True):
+        if not (np.isfinite(x) and np.isfinite(y) and np.isfinite(z)):
+            made.append(x * y + z)
+            continue
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        made.append(_rounded(exact, a.dtype) if exact else x * y + z)
+    return np.array(made, a.dtype)
+
+
+def _rounded(exact: Any, dtype: Any) -> Any:
+    """The float nearest to a fraction, ties to even."""
+    if dtype == np.float64:
+        try:
+            return float(exact)
+        except OverflowError:
+            return np.inf if exact > 0 else -np.inf
+    facts = np.finfo(dtype)
+    magnitude = abs(exact)
+    exponent = max(magnitude.numerator.bit_length() - magnitude.denominator.bit_length() - 1, facts.minexp)
+    if magnitude >= 2 * 2.0**exponent:
+        exponent += 1
+    unit = exponent - facts.nmant
+    scaled = magnitude / 2**unit if unit >= 0 else magnitude * 2**-unit
+    value = round(scaled) * 2.0**unit       # exact in f64; round() is to even
+    with np.errstate(over="ignore"):
+        return dtype.type(value if exact > 0 else -value)
+
+
+def fused(c: Array, a: Array, b: Array) -> Array:
+    return _fused(a, b, c)
+
+
+def fused_negative(c: Array, a: Array, b: Array) -> Array:
+    return _fused(-a, b, c)
+
+
+def by_element(meaning: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array, Array, int], Array]:
+    """One element of the second factor for all of the first."""
+    return lambda c, a, b, place: meaning(c, a, np.full_like(a, b[place]))
+
+
+def negate(a: Array) -> Array:
+    return -a
+
+
+def absolute(a: Array) -> Array:
+    return abs(a)
+
+
+def root(a: Array) -> Array:
+    return np.sqrt(a)
+
+
+def nearest(a: Array) -> Array:
+    return np.rint(a)
+
+
+def floor(a: Array) -> Array:
+    return np.floor(a)
+
+
+def ceiling(a: Array) -> Array:
+    return np.ceil(a)
+
+
+def truncated(a: Array) -> Array:
+    return np.trunc(a)
+
+
+def to_float(a: Array) -> Array:
+    """The bits are integers."""
+    return a.view(f"i{a.itemsize}").astype(a.dtype)
+
+
+def _saturated(a: Array) -> Array:
+    """Whole numbers as integers: NaN is 0, what is too large the largest."""
+    limits = np.iinfo(f"i{a.itemsize}")
+    inside = (a >= float(limits.min)) & (a < -float(limits.min))
+    whole = np.where(inside, a, 0).astype(limits.dtype)
+    return np.where(inside | np.isnan(a), whole, np.where(a > 0, limits.max, limits.min)).astype(limits.dtype)
+
+
+def to_integer(a: Array) -> Array:
+    return _saturated(np.trunc(a))
+
+
+def to_nearest(a: Array) -> Array:
+    return _saturated(np.rint(a))
+
+
+_TYPES = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "i8": np.int8, "i16": np.int16, "i32": np.int32,
+          "i64": np.int64, "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64}
+
+
+def dtype_of(name: str) -> Any:
+    return np.dtype(_TYPES[name])
+
+
+def widened(name: str) -> Callable[[Array], Array]:
+    """The lower half, in elements of twice the bits."""
+    return lambda a: a[: 16 // dtype_of(name).itemsize].astype(dtype_of(name))
+
+
+def narrowed(name: str) -> Callable[[Array], Array]:
+    """All elements, in half of the bits."""
+    return lambda a: a.astype(dtype_of(name))
+
+
+def scalar_to_float(name: str) -> Callable[[int], Array]:
+    return lambda number: np.array([_signed(number)], dtype_of(name))
+
+
+def larger(a: Array, b: Array) -> Array:
+    return np.maximum(a, b)
+
+
+def smaller(a: Array, b: Array) -> Array:
+    return np.minimum(a, b)
+
+
+def _shifted(number: int, amount: int, bits: int) -> int:
+    """By the lowest byte of the amount, signed; to the right where it is negative."""
+    amount = _signed(amount & 0xFF, 8)
+    return (number << amount if amount >= 0 else number >> -amount) & (1 << bits) - 1
+
+
+def shift_by_rows(a: Array, b: Array) -> Array:
+    bits = 8 * a.itemsize
+    return np.array([_shifted(int(x), int(y), bits) for x, y in zip(a, b, strict=True)], f"u{a.itemsize}")
+
+
+def shift_by_rows_unsigned(a: Array, b: Array) -> Array:
+    return shift_by_rows(a.view(f"u{a.itemsize}"), b)
+
+
+def shift_left_rows(a: Array, amount: int) -> Array:
+    return a << a.dtype.type(amount)
+
+
+def _right(a: Array, amount: int) -> Array:
+    bits = 8 * a.itemsize
+    return a >> a.dtype.type(min(amount, bits - 1)) if a.dtype.kind == "i" or amount < bits else np.zeros_like(a)
+
+
+def shift_right_rows_signed(a: Array, amount: int) -> Array:
+    return _right(a, amount)
+
+
+def shift_right_rows(a: Array, amount: int) -> Array:
+    return _right(a.view(f"u{a.itemsize}"), amount)
+
+
+def bit_clear(a: Array, b: Array) -> Array:
+    return a & ~b
+
+
+def bit_not(a: Array) -> Array:
+    return ~a
+
+
+def select_by_result(mask: Array, a: Array, b: Array) -> Array:
+    return a & mask | b & ~mask
+
+
+def insert_where(old: Array, a: Array, mask: Array) -> Array:
+    return a & mask | old & ~mask
+
+
+def insert_unless(old: Array, a: Array, mask: Array) -> Array:
+    return a & ~mask | old & mask
+
+
+def extracted(a: Array, b: Array, place: int) -> Array:
+    return np.concatenate([a, b])[place : place + len(a)]
+
+
+def shifted_wide(a: Array) -> Array:
+    return a[:4].astype(np.uint32) << 16
+
+
+def shifted_narrow(a: Array, amount: int) -> Array:
+    return (a >> np.uint32(amount)).astype(np.uint16)
+
+
+def _zipped(a: Array, b: Array) -> Array:
+    return np.stack([a, b], 1).reshape(-1)
+
+
+def zip_low(a: Array, b: Array) -> Array:
+    return _zipped(a, b)[: len(a)]
+
+
+def zip_high(a: Array, b: Array) -> Array:
+    return _zipped(a, b)[len(a) :]
+
+
+def even(a: Array, b: Array) -> Array:
+    return np.concatenate([a, b])[::2]
+
+
+def odd(a: Array, b: Array) -> Array:
+    return np.concatenate([a, b])[1::2]
+
+
+def even_pairs(a: Array, b: Array) -> Array:
+    return _zipped(a[::2], b[::2])
+
+
+def odd_pairs(a: Array, b: Array) -> Array:
+    return _zipped(a[1::2], b[1::2])
+
+
+def swapped(a: Array) -> Array:
+    return a.reshape(-1, 2)[:, ::-1].reshape(-1)
+
+
+def spread(length: int, bits: int) -> Callable[[int], Array]:
+    return lambda number: np.full(length // bits, number & (1 << bits) - 1, f"u{bits // 8}")
+
+
+def spread_element(length: int) -> Callable[[Array, int], Array]:
+    return lambda a, place: np.full(length // 8 // a.itemsize, a[place])
+
+
+def insert_element(old: Array, to: int, a: Array, place: int) -> Array:
+    made = old.copy()
+    made[to] = a[place]
+    return made
+
+
+def element(a: Array, place: int) -> Array:
+    return a[place : place + 1]
+
+
+def element_number(signed: bool) -> Callable[[Array, int], int]:
+    return lambda a, place: _signed(int(a[place]), 8 * a.itemsize) & ALL if signed else int(a[place])
+
+
+def insert_number(old: Array, to: int, number: int) -> Array:
+    made = old.copy()
+    made[to] = number & (1 << 8 * old.itemsize) - 1
+    return made
+
+
+def number_to_vector(bits: int) -> Callable[[int], Array]:
+    return lambda number: np.array([number & (1 << bits) - 1], f"u{bits // 8}")
+
+
+def vector_to_number(a: Array) -> int:
+    return int.from_bytes(a.tobytes(), "little")
+
+
+def largest(a: Array) -> Array:
+    return a.max(keepdims=True)
+
+
+def smallest(a: Array) -> Array:
+    return a.min(keepdims=True)
+
+
+def larger_pairs(a: Array, b: Array) -> Array:
+    return np.concatenate([a, b]).reshape(-1, 2).max(1)
+
+
+def smaller_pairs(a: Array, b: Array) -> Array:
+    return np.concatenate([a, b]).reshape(-1, 2).min(1)
+
+
+def repeated(byte: int) -> Callable[[], Array]:
+    return lambda: np.full(16, byte, np.uint8)
+
+
+def repeated_word(shift: int) -> Callable[[int], Array]:
+    return lambda number: np.full(4, number << shift, np.uint32)
