@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := cli,models,serve,prove,cuda,test
+EXTRAS := cli,models,serve,prove,cuda,arm,test
 
 .PHONY: demo test lint bench clean
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from typing import Any
 
 from .errors import CommandError, UsageError, is_told
@@ -109,6 +110,10 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
 
         extra |= {"emulate": run, "verify_by_hand": lambda kernel, made, target, seed, runs: verify(
             kernel, made, target, run, seed, runs)}
+    elif target.family == "aarch64" and find_spec("unicorn") is not None:
+        from ..emulate.arm import run_compiled
+
+        extra |= {"run_code": run_compiled}
     try:
         result = check_kernel(found.kernel, target, seed, runs, schedule, on_case=tell, **extra).to_json()
     except (ScheduleError, CommandError):  # of the caller, not of the kernel

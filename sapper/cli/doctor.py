@@ -19,6 +19,7 @@ EXTRAS = {
     "serve": ("starlette", "uvicorn"),
     "prove": ("z3-solver",),
     "cuda": ("cuda-bindings",),
+    "arm": ("unicorn",),
     "test": ("pytest", "pytest-xdist", "hypothesis", "openai"),
     "bench": ("torch", "llama-cpp-python", "matplotlib"),
     "dev": ("ruff", "mypy"),

@@ -92,9 +92,9 @@ def c_kernel(
     whether instructions and blocks by hand may stand in generated code.
     """
     if target.word_bytes:
-        raise BuildError(f"target {target.name}: found a processor of the family {target.family}, for whose C calls there "
-                         "is no code; expected an x86-64; mend: `sapper asm` prints a kernel for GNU as, to be called as "
-                         "docs/ir.md says")
+        raise BuildError(f"target {target.name}: found a processor of the family {target.family}, for whose C calls "
+                         "there is no code; expected an x86-64; mend: `sapper asm` prints a kernel for GNU as, to be "
+                         "called as docs/ir.md says")
     types = dict(kernel.parameters)
     tensors = {n: t for n, t in types.items() if isinstance(t, TensorType)}
     dims = names_of(tensors.values())

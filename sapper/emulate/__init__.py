@@ -1,4 +1,5 @@
-"""Emulators of foreign targets. For NVIDIA: PTX text on NumPy (`load`, see launch.py)."""
+"""Emulators of foreign targets. For NVIDIA: PTX text on NumPy (`load`, see launch.py). For 64-bit Arm: machine code on
+Unicorn (arm.py)."""
 
 from __future__ import annotations
 

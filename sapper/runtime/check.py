@@ -125,14 +125,15 @@ def check_kernel(
     kernel: Any, target: Any = None, seed: int = 0, runs: int = RUNS, schedule: Any = None,
     make_arguments: MakeArguments | None = None, shapes: tuple[Mapping[str, int], ...] = (),
     on_case: Callable[[str], None] | None = None, emulate: Callable[..., Any] | None = None, prove: bool = True,
-    verify_by_hand: Callable[..., int] | None = None,
+    verify_by_hand: Callable[..., int] | None = None, run_code: Callable[..., None] | None = None,
 ) -> Report:
     """Check a kernel on `runs` cases and stop at the first wrong result.
 
     target: None for this CPU. make_arguments, shapes: see cases.cases. on_case: told the label of each case. emulate:
     runs a kernel for a GPU (sapper.emulate.run); without it the last station of such a target is left out. prove: try
     to show of pieces by hand that they are right for all inputs. verify_by_hand: compares a kernel by hand for a GPU
-    with the kernel (sapper.emulate.by_hand.verify).
+    with the kernel (sapper.emulate.by_hand.verify). run_code: runs machine code of another family
+    (sapper.emulate.arm.run_compiled), which is left out without it.
     Raises KernelError where the kernel does not compile to tile IR, ScheduleError where the schedule can't be followed.
     """
     if target is None:
@@ -141,7 +142,7 @@ def check_kernel(
         target = host_target()
     drawn = cases(kernel, kernel.tile_ir(), seed, runs, make_arguments, shapes)
     report = Report(kernel.name)
-    checker = _Checker(kernel, target, schedule, report, emulate)
+    checker = _Checker(kernel, target, schedule, report, emulate, run_code=run_code)
     for case in drawn:
         if on_case is not None:
             on_case(case.label)
@@ -252,8 +253,10 @@ class _Checker:
     """
 
     def __init__(self, kernel: Any, target: Any, schedule: Any, report: Report,
-                 emulate: Callable[..., Any] | None = None, brief: bool = False) -> None:
+                 emulate: Callable[..., Any] | None = None, brief: bool = False,
+                 run_code: Callable[..., None] | None = None) -> None:
         self.emulate = emulate
+        self.run_code = run_code
         self.brief = brief
         self.kernel = kernel
         self.target = target
@@ -268,9 +271,11 @@ class _Checker:
         self.workers = self.turns = 0
         from ..targets.x86_64.detect import UnsupportedCPU, host
 
-        if target.assembler_allocates:
+        if target.assembler_allocates or target.word_bytes:
             self.native = False
-            report.skipped["native"] = f"code of the family {target.family} can't run here"
+            if run_code is None:
+                emulated = "; mend: pip install 'sapper[arm]', with an emulator" if target.family == "aarch64" else ""
+                report.skipped["native"] = f"code of the family {target.family} can't run here{emulated}"
             return
         try:
             missing = sorted(target.features - host().features)
@@ -447,6 +452,13 @@ class _Checker:
             with self.station("emulator"):
                 self.emulate(self.kernel, *given.values(), target=self.target.name, schedule=self.schedule or {},
                              static=case.static, workers=self.workers, trial=False)
+            self.compare("emulator", given, expected, note)
+            self.passed("emulator")
+        if self.run_code is not None:
+            given = copies_of(arguments)
+            with self.station("emulator"):
+                self.run_code(made.code, self.signature, self.signature.bind(tuple(given.values())), given,
+                              self.workers)
             self.compare("emulator", given, expected, note)
             self.passed("emulator")
         if self.native:

@@ -10,7 +10,7 @@ from sapper.lane.ops import LANE_OPS
 
 
 def lane_of(*loads: str, dtype: str = "f32", lanes: int = 4) -> str:
-    """A function that adds up spread elements: of each line its value's name, base and displacement; or any other op."""
+    """A function that adds up spread elements: of each its value's name, base and displacement; or any other op."""
     lines = ["%x: s64 = arg {slot = 3}", "%y: s64 = arg {slot = 4}"]
     names = []
     for load in loads:

@@ -50,21 +50,26 @@ def widen(s: Any, name: str, source: Any, result: Value) -> None:
         source = register
 
 
-def for_each_lane(s: Any, mask: Any, body: Callable[[int], None]) -> None:
-    """Code for lane 0, 1, ..., each jumped over if its lane is off. mask: a register, or None."""
-    for lane in range(s.lanes):
-        if mask is None:
+def for_each_lane(s: Any, op: Op, body: Callable[[int], None]) -> None:
+    """Code for lane 0, 1, ..., each jumped over if the op's mask has it off. Of a mask of the first lanes the first
+    that is off is the last to be looked at."""
+    if not op.attributes.get("masked"):
+        for lane in range(s.lanes):
             body(lane)
-            continue
-        on, after = s.new("gpr"), s.new_label("lane")
+        return
+    value = op.operands[-1]
+    mask = s.vector(value)
+    first_ones = value.op is not None and value.op.name == "mask_first"
+    end = s.new_label("lanes")
+    for lane in range(s.lanes):
+        on, after = s.new("gpr"), end if first_ones else s.new_label("lane")
         s.emit("umov.s", on, mask, lane)
         s.branch("cbz.32", after, on)
         body(lane)
-        s.label(after)
-
-
-def _mask_of(s: Any, op: Op) -> Any:
-    return s.vector(op.operands[-1]) if op.attributes.get("masked") else None
+        if not first_ones:
+            s.label(after)
+    if first_ones:
+        s.label(end)
 
 
 def load(s: Any, op: Op) -> None:
@@ -83,7 +88,7 @@ def load(s: Any, op: Op) -> None:
     memory = address(s, op, 0, each)
     made = s.new("vec")
     s.emit("movi.zero", made)
-    for_each_lane(s, _mask_of(s, op), lambda lane: _insert(s, made, lane, part(s, memory, lane * each, each), each))
+    for_each_lane(s, op, lambda lane: _insert(s, made, lane, part(s, memory, lane * each, each), each))
     _finish(s, dtype.name, made, result)
 
 
@@ -159,8 +164,7 @@ def store(s: Any, op: Op) -> None:
         return
     each = op.attributes["dtype"].size_bytes
     memory = address(s, op, 1, each)
-    for_each_lane(s, _mask_of(s, op), lambda lane: _store_element(s, part(s, memory, lane * each, each), row, lane,
-                                                                 each))
+    for_each_lane(s, op, lambda lane: _store_element(s, part(s, memory, lane * each, each), row, lane, each))
 
 
 def store_lane0(s: Any, op: Op) -> None:
@@ -179,19 +183,19 @@ def _offset_place(s: Any, op: Op, base: Any, offsets: Any, lane: int) -> Any:
 
 def gather(s: Any, op: Op) -> None:
     dtype = op.attributes["dtype"]
-    base, offsets, mask = s.scalar(op.operands[0]), s.vector(op.operands[1]), _mask_of(s, op)
+    base, offsets = s.scalar(op.operands[0]), s.vector(op.operands[1])
     made = s.new("vec")
     s.emit("movi.zero", made)
-    for_each_lane(s, mask, lambda lane: _insert(s, made, lane, _offset_place(s, op, base, offsets, lane),
-                                                dtype.size_bytes))
+    for_each_lane(s, op, lambda lane: _insert(s, made, lane, _offset_place(s, op, base, offsets, lane),
+                                              dtype.size_bytes))
     _finish(s, dtype.name, made, op.results[0])
 
 
 def scatter(s: Any, op: Op) -> None:
     row = _packed(s, op, op.operands[0])
-    base, offsets, mask = s.scalar(op.operands[1]), s.vector(op.operands[2]), _mask_of(s, op)
-    for_each_lane(s, mask, lambda lane: _store_element(s, _offset_place(s, op, base, offsets, lane), row, lane,
-                                                       op.attributes["dtype"].size_bytes))
+    base, offsets = s.scalar(op.operands[1]), s.vector(op.operands[2])
+    for_each_lane(s, op, lambda lane: _store_element(s, _offset_place(s, op, base, offsets, lane), row, lane,
+                                                     op.attributes["dtype"].size_bytes))
 
 
 def prefetch(s: Any, op: Op) -> None:
