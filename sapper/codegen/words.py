@@ -39,9 +39,7 @@ def encode(function: MachineFunction, target: Any, checked: bool = True) -> Enco
         at = -(-at // alignment) * alignment
         labels[label] = at
         at += len(content)
-    code = bytearray(at)
-    for place in range(0, code_bytes, size):
-        code[place:place + size] = nop
+    code = bytearray(nop * (code_bytes // size)).ljust(at, b"\xcc")     # as print.py pads
     lines: list[tuple[int, Location]] = []
     for offset, item in zip(offsets, function.body, strict=True):
         if isinstance(item, Instruction):

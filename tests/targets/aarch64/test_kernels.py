@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,6 +23,8 @@ from tests.lang.test_random_kernels import kernel_of
 from tests.strategies import KernelCase, assert_expected, assert_meaning, examples, kernels, reject_unbuildable
 from tests.strategies.nests import TILE_SIZES, hints, nests
 from tests.strategies.sums import arguments_of_sums, sums
+
+from .test_rows import ASSEMBLER, assembled
 
 machine = pytest.importorskip("tests.targets.aarch64.machine", reason="the package unicorn is not installed")
 run_emulated = machine.run_emulated
@@ -144,6 +149,15 @@ def test_the_same_bytes_each_time() -> None:
     arguments = entry.make_arguments(np.random.default_rng(0), {"M": 3, "N": 50})
     first, second = (machine.compile_for(entry.kernel.tile_ir(), arguments)[0] for _ in range(2))
     assert first.bytes == second.bytes and first.text == second.text
+
+
+@pytest.mark.skipif(shutil.which(ASSEMBLER) is None, reason=f"{ASSEMBLER} is not installed")
+@pytest.mark.parametrize("name", ["softmax", "matmul_nt_bf16", "rope_yarn_half_split", "grouped_q4"])
+def test_text_and_bytes_are_the_same_program(name: str, tmp_path: Path) -> None:
+    entry = find(name)
+    arguments = entry.make_arguments(np.random.default_rng(0), entry.check_shapes[-1])
+    made, _ = machine.compile_for(entry.kernel.tile_ir(), arguments)
+    assert assembled(made.text, tmp_path) == made.bytes
 
 
 @sp.kernel
