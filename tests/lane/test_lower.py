@@ -303,6 +303,28 @@ def row_sums(a: Tensor[f32, D, F], bias: Tensor[f32, D], out: Tensor[f32, D]):
 
 
 @kernel
+def row_sums_of_larger(a: Tensor[f32, D, F], out: Tensor[f32, D]):
+    for d in tiles(D):
+        f = whole(F)
+        out[d] = sum(a[d, f] + 1.0, over=f)
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_zeros_behind_the_end_of_a_row_need_no_select(facts: Facts) -> None:
+    wide = np.full((7, 40), np.inf, np.float32)
+    wide[:, :21] = np.random.default_rng(3).integers(-9, 9, (7, 21))
+    a = wide[:, :21]
+    schedule = Schedule(lane="f", registers={"d": 1})
+    for summed, selects, expected in ((row_sums, 0, (a * a).sum(1)), (row_sums_of_larger, 1, (a + 1).sum(1))):
+        arguments = {"a": a, "bias": np.zeros(7, np.float32), "out": np.full(7, np.nan, np.float32)}
+        function = reduce_loops(summed.tile_ir())
+        arguments = {tensor.name: arguments[tensor.name] for tensor in function.tensors()}
+        lane = run_lane(function, arguments, schedule, facts)
+        np.testing.assert_array_equal(arguments["out"], expected)
+        assert len(ops_named(lane, "select")) == selects
+
+
+@kernel
 def row_sums_apart(a: Tensor[f32, D, F], out: Tensor[f32, D, 2]):
     for d in tiles(D):
         f = whole(F)
