@@ -328,13 +328,13 @@ class Schedule:
         if not isinstance(self.requests, dict):
             raise ScheduleError(f"schedule entry requests: found {self.requests!r}; expected fields with a value for "
                                 "each")
-        for name, number in self.requests.items():
+        for name, value in self.requests.items():
             if name not in usual:
                 raise ScheduleError(f"schedule entry requests: found {name!r}; expected some of {', '.join(usual)}")
             most = 2 if name.endswith("_level") else 2**31 - 1
-            if type(number) is not type(usual[name]) or not 0 <= number <= most:
+            if type(value) is not type(usual[name]) or not 0 <= value <= most:
                 expected = "true or false" if isinstance(usual[name], bool) else f"an integer of 0 to {most}"
-                raise ScheduleError(f"schedule entry requests, {name}: found {number!r}; expected {expected}")
+                raise ScheduleError(f"schedule entry requests, {name}: found {value!r}; expected {expected}")
         if self.split and self.stream is not None:
             raise ScheduleError(f"schedule entries split and stream: found both, of {', '.join(self.split)} and "
                                 f"{self.stream}; expected one: a tile is split, or workers part all of them evenly")
@@ -342,7 +342,8 @@ class Schedule:
     def steered(self, facts: Facts) -> Facts:
         """The facts as this schedule has them. Raises ScheduleError for lanes that rows can't have."""
         if self.requests:
-            facts = replace(facts, requests=facts.requests._replace(**self.requests))
+            asked: dict[str, Any] = self.requests
+            facts = replace(facts, requests=facts.requests._replace(**asked))
         if self.lanes is None or self.lanes == facts.lanes:
             return facts
         if facts.many_workers or type(self.lanes) is not int or not FEWEST_LANES <= self.lanes < facts.lanes or (
