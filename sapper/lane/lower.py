@@ -366,7 +366,9 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             chosen = pieces_named(name)
             if not chosen:
                 raise ScheduleError(f"schedule of {self.function.name}: no block {name!r}; expected one of "
-                                    f"{', '.join(block_names()) or 'none, as no block is registered'}")
+                                    f"{', '.join(block_names()) or 'none, as no block is registered'}; mend: import "
+                                    "the module that it is written in, or name that too, as in "
+                                    "sapper.kernels.by_hand.rows:exp_by_table")
             for piece in chosen:
                 if piece.key in CONTRACTIONS:
                     self.contractions.append(piece.key)
