@@ -162,10 +162,10 @@ def test_a_tile_of_an_axis_that_the_model_puts_across_the_lanes_is_whole_vectors
 
 
 def test_schedule_json_round_trip() -> None:
-    schedule = Schedule("n", {"m": 4}, {"k": 2}, ("n", "m"), ("b",), None, {"m": 3})
+    schedule = Schedule("n", {"m": 4}, {"k": 2}, ("n", "m"), ("b",), None, {"m": 3}, requests={"again": False}, lanes=8)
     assert Schedule.from_json(schedule.to_json()) == schedule
     with pytest.raises(ScheduleError, match="unknown schedule entry"):
-        Schedule.from_json({"lanes": 3})
+        Schedule.from_json({"slots": 3})
 
 
 @pytest.mark.parametrize("dtype", ["i8", "u8", "i16", "i32"])
