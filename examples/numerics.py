@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, exp, f32, f64, i32, span, tiles, u8, where, whole, zeros
+from sapper import Tensor, each, exp, f32, f64, i32, minimum, span, tiles, u8, where, whole, zeros
 
 from . import Example, empty, normal
 
-E, J, K, M, N, P = sp.dims("E J K M N P")
+B, E, J, K, M, N, P = sp.dims("B E J K M N P")
 STEPS = 50
 
 
@@ -117,6 +117,31 @@ def heat_on_a_torus(x: Tensor[f32, M, N], rate: f32, y: Tensor[f32, M, N]):
         y[m, n] = x[m, n] + rate * (beside - 4.0 * x[m, n])
 
 
+@sp.kernel
+def cholesky(a: Tensor[f32, B, N, N], upper: Tensor[f32, B, N, N]):
+    """a is upper.T @ upper. A row at a time: an element at a time each would wait for the one before it."""
+    for b in each(B):
+        for i in range(N):
+            k, j = whole(span(0, i)), whole(span(i, N))
+            row = a[b, i, j] - sum(upper[b, k, i] * upper[b, k, j], over=k)
+            upper[b, i, j] = row
+            upper[b, i, j] = row * sp.rsqrt(upper[b, i, i])
+            upper[b, i, k] = 0.0
+
+
+@sp.kernel
+def triangular_solve(lower: Tensor[f32, N, N], b: Tensor[f32, N, M], x: Tensor[f32, N, M]):
+    """lower @ x is b. What is known goes into 16 rows as one product, which then follow one by one."""
+    for m in tiles(M):
+        for first in range(0, N, 16):
+            stop = minimum(first + 16, N)
+            i, known = whole(span(first, stop)), whole(span(0, first))
+            x[i, m] = b[i, m] - lower[i, known] @ x[known, m]
+            for row in range(first, stop):
+                k = whole(span(first, row))
+                x[row, m] = (x[row, m] - sum(lower[row, k] * x[k, m], over=k)) / lower[row, row]
+
+
 def _gravity_reference(x, mass):
     between = x[:, None, :] - x[:, :, None]
     square = (between * between).sum(0) + np.float32(0.01)
@@ -212,8 +237,33 @@ def _torch_labels(left, right, label):
     return smallest.scatter_reduce_(0, right, label[left], "amin")
 
 
+def _cholesky_reference(a):
+    return (np.linalg.cholesky(a.astype(np.float64)).transpose(0, 2, 1),)
+
+
+def _positive(random, b, n):
+    a = normal(random, b, n, n)
+    return a @ a.transpose(0, 2, 1) + 4 * np.eye(n, dtype=np.float32)
+
+
+def _lower(random, n):
+    return np.tril(0.1 * normal(random, n, n), -1) + np.diag(1 + random.random(n, dtype=np.float32))
+
+
 def _torch_torus(x, rate):
     return x + rate * (x.roll(1, 0) + x.roll(-1, 0) + x.roll(1, 1) + x.roll(-1, 1) - 4 * x)
+
+
+def _torch_cholesky(a):
+    import torch
+
+    return torch.linalg.cholesky(a, upper=True)
+
+
+def _torch_solve(lower, b):
+    import torch
+
+    return torch.linalg.solve_triangular(lower, b, upper=False)
 
 
 EXAMPLES = [
@@ -255,4 +305,11 @@ EXAMPLES = [
         _labels_reference, {"E": 65536, "N": 4096}, {"E": 70, "N": 21}, _torch_labels),
     Example(heat_on_a_torus, lambda random, s: (normal(random, s["M"], s["N"]), 0.1, empty(s["M"], s["N"])),
             _torus_reference, {"M": 512, "N": 512}, {"M": 5, "N": 37}, _torch_torus),
+    Example(cholesky, lambda random, s: (_positive(random, s["B"], s["N"]), empty(s["B"], s["N"], s["N"])),
+            _cholesky_reference, {"B": 256, "N": 32}, {"B": 2, "N": 21},
+            _torch_cholesky),
+    Example(triangular_solve, lambda random, s: (
+        _lower(random, s["N"]), normal(random, s["N"], s["M"]), empty(s["N"], s["M"])),
+        lambda lower, b: (np.linalg.solve(lower.astype(np.float64), b),), {"N": 256, "M": 256}, {"N": 37, "M": 21},
+        _torch_solve),
 ]

@@ -111,6 +111,24 @@ def drawn_tokens(logits: Tensor[f32, B, N], share: f32, chance: Tensor[f32, B], 
         token[b] = sum(sp.where(k == drawn, place.to(i32), 0), over=k)
 
 
+@sp.kernel
+def run_lengths(x: Tensor[i32, N], value: Tensor[i32, N], start: Tensor[i32, N], runs: Tensor[i32, 1]):
+    """What repeats, and where it begins, for each run of equal numbers. Each number goes to the place of its run, which
+    moves on where the next one differs: a store at all of them costs less than a branch."""
+    for n in tiles(N):
+        value[n] = 0
+        start[n] = 0
+    run = zeros(dtype=i32)
+    first = zeros(dtype=i32)
+    for n in range(N):
+        value[run] = x[n]
+        start[run] = first
+        ends = where(x[minimum(n + 1, N - 1)] != x[n], 1, 0)
+        first = where(ends == 1, (n + 1).to(i32), first)
+        run += ends
+    runs[0] = run + 1
+
+
 def _neighbours_reference(x, known):
     closeness = 2 * x @ known.T - (known * known).sum(1)
     return (np.argsort(-closeness, 1, kind="stable")[:, :8].astype(np.int32),)
@@ -198,6 +216,12 @@ def _torch_drawn(logits, share, chance):
     return place.gather(1, drawn.clamp(max=31))
 
 
+def _runs_reference(x):
+    start = np.flatnonzero(np.append(True, x[1:] != x[:-1])).astype(np.int32)
+    rest = np.zeros(len(x) - len(start), np.int32)
+    return np.append(x[start], rest), np.append(start, rest), np.array([len(start)], np.int32)
+
+
 EXAMPLES = [
     Example(nearest_centres, lambda random, s: (
         normal(random, s["M"], s["D"]), normal(random, s["N"], s["D"]), empty(s["M"], dtype=np.int32)),
@@ -230,4 +254,8 @@ EXAMPLES = [
         3 * normal(random, s["B"], s["N"]), 0.9, random.random(s["B"], dtype=np.float32),
         empty(s["B"], dtype=np.int32)),
         _drawn_reference, {"B": 16, "N": 32768}, {"B": 3, "N": 45}, _torch_drawn),
+    Example(run_lengths, lambda random, s: (
+        random.integers(0, 3, s["N"], np.int32), *(empty(s["N"], dtype=np.int32) for _ in range(2)),
+        empty(1, dtype=np.int32)),
+        _runs_reference, {"N": 1 << 17}, {"N": 53}, lambda x: x.unique_consecutive(return_counts=True), results=3),
 ]

@@ -208,49 +208,50 @@ class Emulator:
         index = next(s for s in self.item.row.operands if s.index_bits)
         return max(1, int(specs[0].bits) // int(index.memory_bits))
 
+    def _read(self, item: Instruction, spec: Any, operand: Any, mask: Any, constant: bool) -> tuple[Any, Any]:
+        """What an operand has before the instruction, and the place in memory that its result goes to."""
+        if isinstance(operand, Immediate):
+            return operand.value & ((1 << spec.bits) - 1) if spec.kind == "gpr" else operand.value, None
+        if isinstance(operand, Memory):
+            return self._read_memory(item, spec, operand, mask)
+        if spec.kind == "tile" and not spec.reads:
+            return np.zeros(self.shape(operand), np.uint8), None
+        if spec.reads or (spec.writes and item.mask is not None and not item.zeroing) or spec.role == "a":
+            return self._value(spec, operand, constant), None
+        return self._blank(spec), None
+
+    def _read_memory(self, item: Instruction, spec: Any, operand: Memory, mask: Any) -> tuple[Any, Any]:
+        """Likewise, of a tile's rows, of lanes' own elements, of an address alone, or of bytes side by side."""
+        if spec.sibmem:
+            addresses, row_bytes = self.rows_of(item, operand)
+            return self._tile_from(addresses, row_bytes, spec.writes), (addresses, row_bytes)
+        if spec.index_bits:
+            addresses, on = self.gathered(spec, operand, mask)
+            size = spec.memory_bits // 8
+            got = [np.zeros(size, np.uint8)] * len(addresses)
+            for lane in on:
+                got[lane] = self.view(addresses[lane], size, spec.writes)
+            return np.concatenate(got), (addresses, on, size)
+        address = self.address(operand)
+        if spec.role == "a":
+            return address, None
+        size = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
+        if item.row.mnemonic in self.table.ALIGNED and address % size:
+            raise self.fail("footprint", f"{item.row.mnemonic} needs memory aligned to {size} bytes",
+                            f"an address {address % size} bytes past such a one")
+        return self._load(item, spec, operand, address, size, mask), (address, size)
+
     def execute(self, item: Instruction) -> None:
         """One instruction that is no jump."""
         row = item.row
-        raw: list[Any] = []
-        in_memory: list[bool] = []
         mask = None if item.mask is None else self.get(item.mask)
         constant = item.mask is None and _same_registers(item) and row.name in self.table.IDIOMS
+        raw: list[Any] = []
         places: list[Any] = []
         for spec, operand in zip(row.operands, item.operands, strict=True):
-            in_memory.append(isinstance(operand, Memory))
-            places.append(None)
-            if isinstance(operand, Immediate):
-                raw.append(operand.value & ((1 << spec.bits) - 1) if spec.kind == "gpr" else operand.value)
-            elif isinstance(operand, Memory):
-                if spec.sibmem:
-                    addresses, row_bytes = self.rows_of(item, operand)
-                    places[-1] = (addresses, row_bytes)
-                    raw.append(self._tile_from(addresses, row_bytes, spec.writes))
-                elif spec.index_bits:
-                    addresses, on = self.gathered(spec, operand, mask)
-                    size = spec.memory_bits // 8
-                    places[-1] = (addresses, on, size)
-                    got = [np.zeros(size, np.uint8)] * len(addresses)
-                    for lane in on:
-                        got[lane] = self.view(addresses[lane], size, spec.writes)
-                    raw.append(np.concatenate(got))
-                else:
-                    address = self.address(operand)
-                    if spec.role == "a":
-                        raw.append(address)
-                        continue
-                    size = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
-                    places[-1] = (address, size)
-                    if row.mnemonic in self.table.ALIGNED and address % size:
-                        raise self.fail("footprint", f"{row.mnemonic} needs memory aligned to {size} bytes",
-                                        f"an address {address % size} bytes past such a one")
-                    raw.append(self._load(item, spec, operand, address, size, mask))
-            elif spec.kind == "tile" and not spec.reads:
-                raw.append(np.zeros(self.shape(operand), np.uint8))
-            elif spec.reads or (spec.writes and item.mask is not None and not item.zeroing) or spec.role == "a":
-                raw.append(self._value(spec, operand, constant))
-            else:
-                raw.append(self._blank(spec))
+            value, place = self._read(item, spec, operand, mask, constant)
+            raw.append(value)
+            places.append(place)
         if row.meaning is None:
             action = self.table.ACTIONS.get(row.name)
             if action is None:
@@ -265,7 +266,7 @@ class Emulator:
             try:
                 with np.errstate(all="ignore"):
                     after, implicit, flags, mask_after = self.table.execute(
-                        row, raw, tuple(in_memory), mask, item.zeroing, flags_in,
+                        row, raw, tuple(isinstance(o, Memory) for o in item.operands), mask, item.zeroing, flags_in,
                         tuple(self.get(Register(*pair)) for pair in row.implicit_reads))
             except OverflowError as error:
                 raise self.fail("result", f"{row.mnemonic} traps", str(error)) from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..codegen.pipeline import Compiled, stored_tensors
 from ..codegen.print import print_function
 from ..ir.types import Dim, TensorType, spell_nested
 from ..lang.by_hand import ByHand
+from ..targets import module_of
 from .arguments import Arguments
 from .build import Assembly, Region
 from .errors import AssemblyError, author_location
@@ -152,7 +152,7 @@ class Override:
 
 def table_of(family: str) -> Any:
     """What a family of targets says of assembly by hand."""
-    return import_module(f"...targets.{family}.assembly", __name__)
+    return module_of(family, "assembly")
 
 
 def build(kernel: Any, piece: ByHand) -> Any:

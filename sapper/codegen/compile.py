@@ -7,10 +7,10 @@ Where a target's data says that its assembler allocates (PTX), selection is the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Function, Location
+from ..targets import module_of
 from .machine import MachineFunction
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ class CompiledCode:
 
 def rules_of(target: Any) -> Any:
     """The selection rules of the target's family."""
-    return import_module(f"...targets.{target.family}.select", __name__)
+    return module_of(target.family, "select")
 
 
 def text_of(machine: MachineFunction, target: Any) -> str:
     """A machine function as the target's assembler takes it."""
     if target.assembler_allocates:
-        text: str = import_module(f"...targets.{target.family}.text", __name__).print_function(machine, target.name)
+        text: str = module_of(target.family, "text").print_function(machine, target.name)
         return text
     from .print import print_function
 

@@ -401,6 +401,44 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
             raise EncodeError(f"row {row.name}: found zeroing; expected merging, the destination can't be zeroed")
 
 
+def _legacy_head(plan: _Plan, operands: list[Any], reg: int, x: int, b: int) -> bytes:
+    """Prefixes, REX and opcode (SDM volume 2, section 2.2.1)."""
+    rex = (plan.w << 3) | (reg >> 3) << 2 | x << 1 | b
+    opcode = plan.legacy_opcode
+    if plan.low >= 0:
+        low = operands[plan.low].number
+        rex |= low >> 3
+        opcode = opcode[:-1] + bytes((opcode[-1] | low & 7,))
+    prefix = plan.legacy_prefix
+    if rex:
+        return prefix + bytes((0x40 | rex,)) + opcode
+    if plan.byte_registers and any(4 <= operands[i].number < 8 for i in plan.byte_registers):
+        return prefix + b"\x40" + opcode
+    return prefix + opcode
+
+
+def _vex_head(plan: _Plan, operands: list[Any], reg: int, x: int, b: int) -> bytes:
+    """VEX of two or three bytes, and opcode (section 2.3)."""
+    v = operands[plan.vvvv].number if plan.vvvv >= 0 else 0
+    p1 = plan.p1 | (~v & 15) << 3
+    if plan.short_vex and not x and not b:
+        return bytes((0xC5, p1 | (0 if reg & 8 else 0x80), plan.opcode))
+    return bytes((0xC4, (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | plan.mmm, p1, plan.opcode))
+
+
+def _evex_head(plan: _Plan, instruction: Instruction, reg: int, x: int, b: int, high_index: int) -> bytes:
+    """EVEX and opcode (section 2.7). high_index: bit 4 of the index register."""
+    operands: list[Any] = instruction.operands
+    v = operands[plan.vvvv].number if plan.vvvv >= 0 else high_index << 4
+    p0 = (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | (0 if reg & 16 else 0x10) | plan.mmm
+    p2 = plan.length_code << 5 | (0 if v & 16 else 8)
+    if instruction.mask is not None:
+        p2 |= instruction.mask.number | (0x80 if instruction.zeroing else 0)
+    if plan.rm_memory and operands[plan.rm].broadcast:
+        p2 |= 0x10
+    return bytes((0x62, p0, plan.p1 | (~v & 15) << 3 | 4, p2, plan.opcode))
+
+
 def encode_instruction(
     instruction: Instruction, available: frozenset[str] | None = None
 ) -> tuple[bytes, str | None, int]:
@@ -439,39 +477,11 @@ def encode_instruction(
     elif plan.no_rm:
         tail = bytes((0xC0 | (reg & 7) << 3,))
     if space == 0:
-        rex = (plan.w << 3) | (reg >> 3) << 2 | x << 1 | b
-        opcode = plan.legacy_opcode
-        if plan.low >= 0:
-            low = operands[plan.low].number
-            rex |= low >> 3
-            opcode = opcode[:-1] + bytes((opcode[-1] | low & 7,))
-        if rex:
-            head = plan.legacy_prefix + bytes((0x40 | rex,)) + opcode
-        elif plan.byte_registers and any(4 <= operands[i].number < 8
-                                         for i in plan.byte_registers):
-            head = plan.legacy_prefix + b"\x40" + opcode
-        else:
-            head = plan.legacy_prefix + opcode
+        head = _legacy_head(plan, operands, reg, x, b)
     elif space == 1:
-        v = operands[plan.vvvv].number if plan.vvvv >= 0 else 0
-        p1 = plan.p1 | (~v & 15) << 3
-        if plan.short_vex and not x and not b:
-            head = bytes((0xC5, p1 | (0 if reg & 8 else 0x80), plan.opcode))
-        else:
-            head = bytes((0xC4, (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | plan.mmm, p1,
-                          plan.opcode))
+        head = _vex_head(plan, operands, reg, x, b)
     else:
-        v = operands[plan.vvvv].number if plan.vvvv >= 0 else high_index << 4
-        p0 = (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | (0 if reg & 16 else 0x10) | plan.mmm
-        p2 = plan.length_code << 5 | (0 if v & 16 else 8)
-        mask = instruction.mask
-        if mask is not None:
-            p2 |= mask.number
-            if instruction.zeroing:
-                p2 |= 0x80
-        if plan.rm_memory and operands[plan.rm].broadcast:
-            p2 |= 0x10
-        head = bytes((0x62, p0, plan.p1 | (~v & 15) << 3 | 4, p2, plan.opcode))
+        head = _evex_head(plan, instruction, reg, x, b, high_index)
     field = len(head) + 1
     if plan.immediate_bytes:
         size = plan.immediate_bytes
@@ -628,6 +638,32 @@ def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dic
         if type(item) is not Label and item.target not in labels:
             raise EncodeError(f"function {function.name}, row {item.row.name}: found a jump to {item.target!r}; "
                               "expected a label of the function")
+    _grow(items, starts, regions, labels, order)
+    offsets: list[int] = []
+    here = 0
+    for piece in pieces:
+        offsets.append(here)
+        kind = type(piece)
+        if kind is bytes:
+            here += len(piece)
+        elif kind is Label:
+            here += -here % piece.align
+        else:
+            here += len(piece.long) + 4 if piece.is_long else len(piece.short) + 1
+    offsets.append(here)
+    size = here
+    for name, (alignment, content) in function.constants.items():
+        if name in labels:
+            raise EncodeError(f"function {function.name}: found constant {name!r} twice; expected each label once")
+        here += -here % alignment
+        labels[name] = here
+        here += len(content)
+    return offsets, labels, size, align
+
+
+def _grow(items: list[Any], starts: list[int], regions: list[int], labels: dict[str, int],
+          order: dict[str, tuple[int, int]]) -> None:
+    """Passes of `_relax`, in place, until no jump grows any more."""
     moved = True
     while moved:
         moved = False
@@ -654,23 +690,3 @@ def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dic
                 if not -128 <= target - start - short <= 127:
                     item.is_long = moved = True
                     stretch += len(item.long) + 4 - short
-    offsets: list[int] = []
-    here = 0
-    for piece in pieces:
-        offsets.append(here)
-        kind = type(piece)
-        if kind is bytes:
-            here += len(piece)
-        elif kind is Label:
-            here += -here % piece.align
-        else:
-            here += len(piece.long) + 4 if piece.is_long else len(piece.short) + 1
-    offsets.append(here)
-    size = here
-    for name, (alignment, content) in function.constants.items():
-        if name in labels:
-            raise EncodeError(f"function {function.name}: found constant {name!r} twice; expected each label once")
-        here += -here % alignment
-        labels[name] = here
-        here += len(content)
-    return offsets, labels, size, align

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 from ..ir.nodes import Location
+from ..targets import FAMILIES, module_of
 from .compile import encoded, rules_of, style_of
 from .liveness import Ranges, analyse
 from .machine import Instruction, Label, MachineFunction, Memory, Register
@@ -142,10 +142,10 @@ class Unexplained(Exception):
 def costs_of(target: Any) -> Any:
     """The costs of the target's processor. Raises Unexplained."""
     try:
-        return import_module(f"...targets.{target.family}.costs", __name__).model_of(target)
+        return module_of(target.family, "costs").model_of(target)
     except ModuleNotFoundError:
         raise Unexplained(f"target {target.name}: found no table of what its instructions cost; expected "
-                          f"sapper/targets/{target.family}/costs.py") from None
+                          f"{FAMILIES[target.family].replace('.', '/')}/costs.py") from None
 
 
 def explain(
@@ -162,7 +162,7 @@ def explain(
 def register_map(function: MachineFunction, target: Any) -> tuple[list[str], dict[int, str]]:
     """The registers that finished code touches, in order, and for each instruction, by its place in the body, a letter
     for each of them (see `Row`)."""
-    names = import_module(f"...targets.{target.family}.registers", __name__)
+    names = module_of(target.family, "registers")
     file = rules_of(target).register_file(target)
     flow = analyse(function, file)
     ranges = Ranges(flow, sum(len(numbers) for numbers in file.registers.values()))
@@ -395,7 +395,7 @@ class _Explainer:
 
     def _register_name(self, node: int) -> str:
         register = self.flow.nodes[node]
-        names = import_module(f"...targets.{self.target.family}.registers", __name__)
+        names = module_of(self.target.family, "registers")
         return str(names.register_name(register.kind, register.number, self.abi.full_bits[register.kind]))
 
     def _rows(self, columns: list[int], offsets: list[int]) -> list[Row]:

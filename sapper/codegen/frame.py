@@ -27,6 +27,16 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
 
     origin: the list that belongs to the body (see Allocation); it gets -1 for each instruction added.
     """
+    saved, wide, align_bytes = _needs(function, abi)
+    prologue, epilogue = _ends(abi, saved, function.frame_bytes, align_bytes)
+    if wide:
+        epilogue.insert(0, Instruction(abi.frame_row("vzeroupper"), [], comment="frame"))
+    if prologue or epilogue:
+        _insert(function, abi, prologue, epilogue, origin)
+
+
+def _needs(function: MachineFunction, abi: Abi) -> tuple[list[Register], bool, int]:
+    """Callee-saved registers that are written, whether any is wider than 128 bits, and the alignment of the frame."""
     facts_of = facts_table(abi)
     stack = Register(*abi.stack_pointer)
     saved_candidates = {Register(*pair) for pair in abi.callee_saved}
@@ -48,9 +58,13 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
                 align_bytes = max(align_bytes, max(facts.bits) // 8)
         if facts.writes:
             used.update(register for register in saved_candidates if register in facts.writes)
-    saved = sorted(used, key=lambda r: (r.kind, r.number))
-    size_bytes = function.frame_bytes
+    return sorted(used, key=lambda r: (r.kind, r.number)), wide, align_bytes
 
+
+def _ends(abi: Abi, saved: list[Register], size_bytes: int, align_bytes: int) -> tuple[
+        list[Instruction], list[Instruction]]:
+    """Prologue and epilogue."""
+    stack = Register(*abi.stack_pointer)
     prologue: list[Instruction] = []
     epilogue: list[Instruction] = []
 
@@ -77,11 +91,13 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
             add(epilogue, "load", stack, Memory(stack, disp=size_bytes))
     for register in reversed(saved):
         add(epilogue, "pop", register)
-    if wide:
-        epilogue.insert(0, Instruction(abi.frame_row("vzeroupper"), [], comment="frame"))
-    if not prologue and not epilogue:
-        return
+    return prologue, epilogue
 
+
+def _insert(function: MachineFunction, abi: Abi, prologue: list[Instruction], epilogue: list[Instruction],
+            origin: list[int] | None) -> None:
+    """The prologue before the body, the epilogue before each return."""
+    facts_of = facts_table(abi)
     body: list[Instruction | Label] = [*prologue]
     new_origin = [-1] * len(prologue)
     done = 0  # how much of the code has its frame

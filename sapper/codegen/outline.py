@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import Any
 
 from ..ir.nodes import Location
+from ..targets import module_of
 from .lives import Lives, limits, lives
 from .machine import Instruction, Label, LabelReference, MachineFunction
 
@@ -83,7 +83,7 @@ class Outline:
 
 def outline(function: MachineFunction, target: Any) -> Outline:
     """Outline a selected function."""
-    texts, names = import_module(f"...targets.{target.family}.text", __name__).items_and_names(function)
+    texts, names = module_of(target.family, "text").items_and_names(function)
     table = table_of(target)
     registers = lives(function.body, table)
     limit = limits(function.body, table, table.most_registers(function, target))
@@ -136,12 +136,12 @@ def _loop(function: MachineFunction, span: tuple[int, int, str], spans: list[tup
 
 def table_of(target: Any) -> Any:
     """What the target's family says of its instructions beside the rows."""
-    return import_module(f"...targets.{target.family}.assembly", __name__)
+    return module_of(target.family, "assembly")
 
 
 def costs_of(target: Any) -> Any:
     """What the target's family says of costs."""
-    return import_module(f"...targets.{target.family}.costs", __name__)
+    return module_of(target.family, "costs")
 
 
 def assembled(text: str, target: Any) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def assembled(text: str, target: Any) -> dict[str, Any]:
 
     {"missing": why} where it is not at hand, or does not take the text.
     """
-    assembler = import_module(f"...targets.{target.family}.assembler", __name__)
+    assembler = module_of(target.family, "assembler")
     try:
         (made,) = assembler.assemble([text], target.name).values()
     except assembler.AssemblerError as error:

@@ -22,6 +22,7 @@ from typing import Any
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import RowType, ScalarType, Type
 from ..lane.ops import FIRST_WORDS, LANE_OPS
+from ..targets import FAMILIES
 from .machine import Immediate, MachineFunction, Operand, VirtualRegister
 from .select_scan import CONSTANTS, ScannedValues
 
@@ -83,7 +84,7 @@ class Selector(ScannedValues):
                     raise SelectionError(
                         f"{where}lane op {name}: found no rule of the family {self.rules.FAMILY}; expected one for "
                         "each op but those that legal_ops leaves out; mend: a rule in "
-                        f"sapper/targets/{self.rules.FAMILY}/select.py")
+                        f"{FAMILIES[self.rules.FAMILY].replace('.', '/')}/select.py")
                 rule(self, op)
         self.scope.pop()
 

@@ -8,10 +8,10 @@ so nothing needs relocation.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 from ..ir.nodes import Location
+from ..targets import module_of
 from .encode import EncodedCode, EncodeError
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
 from .print import Style
@@ -56,12 +56,12 @@ def encode(function: MachineFunction, target: Any, checked: bool = True) -> Enco
 
 def style_of(target: Any) -> Style:
     """How the family's instructions are written as text."""
-    text = import_module(f"...targets.{target.family}.text", __name__)
+    text = module_of(target.family, "text")
     return Style(text.head(target), text.COMMENT, text.print_instruction)
 
 
 def _rows_of(target: Any) -> Any:
-    return import_module(f"...targets.{target.family}.rows", __name__)
+    return module_of(target.family, "rows")
 
 
 _CLASSES: dict[str, type] = {"gpr": Register, "vec": Register, "mem": Memory, "imm": Immediate, "label": LabelReference}

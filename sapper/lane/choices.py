@@ -115,6 +115,7 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
                 hints[r.axis] = max(hints.get(r.axis, 1), r.hint)
             super()._resident(r, body)
 
+    facts = schedule.steered(facts)
     lowering = Recording(function, schedule, facts, specialization, lanes_of(function, facts))
     lowering.run()
     tile |= lowering.sequential_tiles
@@ -133,13 +134,13 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
         streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly,
-        matrix=True if on_tiles else schedule.matrix)
+        matrix=True if on_tiles else schedule.matrix, requests=dict(schedule.requests), lanes=schedule.lanes)
     if lowering.part_walks and lowering.part is not lowering.function.body:
         told = schedule     # what says more of how loops are walked leaves products where they are
     product = _product(lowering)
     if product is not None:
         told = replace(product.schedule(), stage=(), streaming=told.streaming, assembly=schedule.assembly,
-                       chunks=dict(schedule.chunks), matrix=schedule.matrix)
+                       chunks=dict(schedule.chunks), matrix=schedule.matrix, requests=dict(schedule.requests))
     present = {op.name for op in function.walk()}
     blocks.update(f"{piece.module}:{piece.name}" for piece in PIECES.values()
                   if piece.implements in present and piece.usable(facts.family, facts.features, lowering.lanes, (f32,),

@@ -118,6 +118,7 @@ def has_wide_rows(function: Function) -> bool:
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
+    facts = schedule.steered(facts)
     return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
 
 
@@ -144,6 +145,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     A walk that is lowered several times, once for each tail, is reported where it holds the most registers.
     """
     found: dict[Op, Layout] = {}
+    facts = schedule.steered(facts)
     lanes = lanes_of(function, facts)
 
     class Recording(Lowering):
@@ -162,7 +164,8 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
 
 def _says_nothing(schedule: Schedule) -> bool:
     """Whether a schedule leaves it to the model how loops are walked."""
-    return schedule == Schedule(assembly=schedule.assembly, chunks=schedule.chunks)
+    return schedule == Schedule(assembly=schedule.assembly, chunks=schedule.chunks, requests=schedule.requests,
+                                lanes=schedule.lanes)
 
 
 def _typical(specialization: Specialization) -> Callable[[Value], int | None]:
@@ -363,7 +366,9 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             chosen = pieces_named(name)
             if not chosen:
                 raise ScheduleError(f"schedule of {self.function.name}: no block {name!r}; expected one of "
-                                    f"{', '.join(block_names()) or 'none, as no block is registered'}")
+                                    f"{', '.join(block_names()) or 'none, as no block is registered'}; mend: import "
+                                    "the module that it is written in, or name that too, as in "
+                                    "sapper.kernels.by_hand.rows:exp_by_table")
             for piece in chosen:
                 if piece.key in CONTRACTIONS:
                     self.contractions.append(piece.key)

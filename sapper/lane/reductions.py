@@ -461,7 +461,7 @@ class Reductions(Staging):
             a.rows[key] = self.dot(op, at, old)
             return
         if op.name == "contract":
-            left, right = (self._contract_row(v, at, old) for v in op.operands)
+            factors = left, right = [self._contract_row(v, at, old) for v in op.operands]
             if old.type in (RowType(f32), RowType(f64)):
                 new = self.emit(depth, "fma", [left, right, old], old.type)
             else:
@@ -482,7 +482,10 @@ class Reductions(Staging):
                 row = self.emit(depth, "cvt", [row], old.type)
             new = self.emit(depth, "add" if kind == "sum" else kind, [old, row] if kind == "sum" else [row, old],
                             old.type)
-        a.rows[key] = new if mask is None else self.emit(depth, "select", [mask, new, old], old.type)
+            factors = [row] if kind == "sum" else []
+        if mask is not None and not (factors and all(_is_zero_outside(mask, row) for row in factors)):
+            new = self.emit(depth, "select", [mask, new, old], old.type)
+        a.rows[key] = new
 
     def _contract_row(self, value: Value, at: dict[str, int], like: Value) -> Value:
         row = self.row(value, at)
@@ -647,3 +650,13 @@ def _source(value: Value) -> Value:
     while value.op is not None and value.op.name == "cast":
         value = value.op.operands[0]
     return value.op.operands[0] if value.op is not None and value.op.name == "load" else value
+
+
+def _is_zero_outside(mask: Value, row: Value) -> bool:
+    """Whether a row is 0 in the lanes that a mask leaves out, as what is read under it is: it adds nothing there."""
+    op = row.op
+    if op is None:
+        return False
+    if op.name in ("load", "gather"):
+        return bool(op.attributes.get("masked")) and op.operands[-1] is mask
+    return op.name in ("mul", "neg", "cvt", "abs") and all(_is_zero_outside(mask, v) for v in op.operands)

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, Trace, eliminate_dead, rewrite
-from ..ir.types import ROW_F32, ROW_I32, S64, DType, RowType
+from ..ir.types import ROW_F32, ROW_I32, S64, DType, RowType, bool_
 from .ops import LANE_OPS
 
 READERS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "prefetch"})
@@ -411,6 +411,25 @@ def _store_wraps(op: Op, build: Rewriter) -> Replacement:
     return _rebuild(op, build, [kept, *op.operands[1:]]) if cut else None
 
 
+def _store_scalar(op: Op, build: Rewriter) -> Replacement:
+    """What all lanes hold of a scalar is stored from there."""
+    before, dtype = op.operands[0].op, op.attributes["dtype"]
+    if before is None or before.name != "splat" or not dtype.is_integer or dtype is bool_:
+        return None
+    return build.build_op("s_store", [before.operands[0], *op.operands[1:]], [], op.attributes).results
+
+
+def _store_scalar_wraps(op: Op, build: Rewriter) -> Replacement:
+    """A store takes the low bits of a scalar: the sign of an i32 need not be spread above them."""
+    before = op.operands[0].op
+    if before is None or before.name != "s_sar" or op.attributes["dtype"].bits > 32:
+        return None
+    up = before.operands[0].op
+    if up is None or up.name != "s_shl" or any(constant(o.operands[1]) != 32 for o in (before, up)):
+        return None
+    return _rebuild(op, build, [up.operands[0], *op.operands[1:]])
+
+
 def _convert_rounded(op: Op, build: Rewriter) -> Replacement:
     """What is rounded to an integer and then becomes one rounds as it becomes that."""
     before = op.operands[0].op
@@ -442,6 +461,8 @@ FOLD = RuleSet([
     Rule("mask-full", ("mask_and", "mask_or"), _mask_full),
     Rule("store-rounds", ("store", "store_lane0", "scatter"), _store_rounds, priority=2),
     Rule("store-wraps", ("store", "store_lane0", "scatter"), _store_wraps, priority=3),
+    Rule("store-scalar", ("store_lane0",), _store_scalar, priority=4),
+    Rule("store-scalar-wraps", ("s_store",), _store_scalar_wraps, priority=1),
     Rule("convert-rounded", ("cvt",), _convert_rounded),
     Rule("drop-full-mask", _MASKABLE, _drop_full_mask, priority=1),
     _FOLD_DISPLACEMENT,

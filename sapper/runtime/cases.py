@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 
 from ..ir.extents import evaluate_nested, names_in, names_of, shape_of
-from ..ir.nodes import Block, Function, Value
+from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import Dim, DType, TensorType, TileType
 from ..tile.interpret import interpret
 from ..tile.semantics import OutOfBounds
@@ -101,64 +101,81 @@ def _most(index: Value) -> float:
 
 
 def _uses_of(function: Function, start: Value) -> IntegerUse:
-    use = IntegerUse([])
-    asserted = {op for loop in function.walk() if loop.attributes.get("asserted") for op in loop.walk()}
-    tainted: set[Value] = {start}
-    axes: set[str] = set()
-    before = (-1, -1)
-    while before != (len(tainted), len(axes)):
-        before = len(tainted), len(axes)
-        for op in function.walk():
-            name, operands = op.name, op.operands
-            if name in ("load", "store"):
-                tensor, indices = operands[0], operands[1 if name == "load" else 2 :]
-                assert isinstance(tensor.type, TensorType)
-                for dim, index in zip(tensor.type.dims, indices, strict=True):
-                    if isinstance(dim, int) and _most(index) < dim:
-                        continue  # any value will do
-                    if index in tainted and name == "store" and op in asserted:
-                        use.distinct = True
-                    if index in tainted and dim == "?":
-                        use.bound = True
-                    elif index in tainted and dim not in use.dims:
-                        use.dims.append(dim)
-                if tensor in tainted and name == "load" and not op.result.type.dtype.is_float:  # type: ignore[union-attr]
-                    tainted.add(op.result)
-                continue
-            if name in ("tiles", "whole", "each"):
-                names = op.attributes.get("axes") or [op.attributes.get("axis", "")]
-                count = op.attributes.get("count", len(names))
-                for at in range(count):
-                    if operands[2 * at] in tainted or operands[2 * at + 1] in tainted:
-                        use.bound = True
-                        if name == "each":
-                            tainted.add(op.blocks[0].arguments[at])
-                        else:
-                            axes.add(names[at])
-                if op.blocks:
-                    block = op.blocks[0]
-                    carried = block.arguments[len(block.arguments) - len(op.results) :]
-                    initial = operands[2 * count :]
-                    yielded = block.terminator.operands if block.terminator is not None else []
-                    for sources in (initial, yielded):
-                        for source, argument, result in zip(sources, carried, op.results, strict=False):
-                            if source in tainted:
-                                tainted |= {argument, result}
-                continue
-            if name == "index":
-                if op.attributes["axis"] in axes:
-                    tainted.add(op.result)
-                continue
-            if name in ("floordiv", "mod", "shl", "shr") and operands[1] in tainted:
-                use.divisor = True
-            for block in op.blocks:
-                if block.terminator is not None:
-                    for source, result in zip(block.terminator.operands, op.results, strict=True):
-                        if source in tainted:
-                            tainted.add(result)
-            if not op.blocks and any(v in tainted for v in operands):
-                tainted.update(r for r in op.results if isinstance(r.type, TileType) and r.type.dtype.is_integer)
-    return use
+    return _Uses(function, start).found()
+
+
+class _Uses:
+    """What becomes of an integer: the values that depend on it, axes whose ranges do, and what these are used for."""
+
+    def __init__(self, function: Function, start: Value) -> None:
+        self.function = function
+        self.use = IntegerUse([])
+        self.tainted: set[Value] = {start}
+        self.axes: set[str] = set()
+        self.asserted = {op for loop in function.walk() if loop.attributes.get("asserted") for op in loop.walk()}
+
+    def found(self) -> IntegerUse:
+        before = (-1, -1)
+        while before != (len(self.tainted), len(self.axes)):
+            before = len(self.tainted), len(self.axes)
+            for op in self.function.walk():
+                if op.name in ("load", "store"):
+                    self._access(op)
+                elif op.name in ("tiles", "whole", "each"):
+                    self._loop(op)
+                elif op.name == "index":
+                    if op.attributes["axis"] in self.axes:
+                        self.tainted.add(op.result)
+                else:
+                    self._other(op)
+        return self.use
+
+    def _access(self, op: Op) -> None:
+        tensor, indices = op.operands[0], op.operands[1 if op.name == "load" else 2 :]
+        assert isinstance(tensor.type, TensorType)
+        for dim, index in zip(tensor.type.dims, indices, strict=True):
+            if index not in self.tainted or (isinstance(dim, int) and _most(index) < dim):
+                continue  # any value will do
+            if op.name == "store" and op in self.asserted:
+                self.use.distinct = True
+            if dim == "?":
+                self.use.bound = True
+            elif dim not in self.use.dims:
+                self.use.dims.append(dim)
+        if tensor in self.tainted and op.name == "load" and not op.result.type.dtype.is_float:  # type: ignore[union-attr]
+            self.tainted.add(op.result)
+
+    def _loop(self, op: Op) -> None:
+        operands = op.operands
+        names = op.attributes.get("axes") or [op.attributes.get("axis", "")]
+        count = op.attributes.get("count", len(names))
+        for at in range(count):
+            if operands[2 * at] in self.tainted or operands[2 * at + 1] in self.tainted:
+                self.use.bound = True
+                if op.name == "each":
+                    self.tainted.add(op.blocks[0].arguments[at])
+                else:
+                    self.axes.add(names[at])
+        if not op.blocks:
+            return
+        block = op.blocks[0]
+        carried = block.arguments[len(block.arguments) - len(op.results) :]
+        yielded = block.terminator.operands if block.terminator is not None else []
+        for sources in (operands[2 * count :], yielded):
+            for source, argument, result in zip(sources, carried, op.results, strict=False):
+                if source in self.tainted:
+                    self.tainted |= {argument, result}
+
+    def _other(self, op: Op) -> None:
+        if op.name in ("floordiv", "mod", "shl", "shr") and op.operands[1] in self.tainted:
+            self.use.divisor = True
+        for block in op.blocks:
+            if block.terminator is not None:
+                for source, result in zip(block.terminator.operands, op.results, strict=True):
+                    if source in self.tainted:
+                        self.tainted.add(result)
+        if not op.blocks and any(v in self.tainted for v in op.operands):
+            self.tainted.update(r for r in op.results if isinstance(r.type, TileType) and r.type.dtype.is_integer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from . import arguments as _arguments
 from .arguments import WRITEABLE_FLAG, Signature, integer_range
+
+if TYPE_CHECKING:
+    from ..ir.types import DType
 
 ARRAY, PACKED, TORCH = "array", "packed", "torch"
 """Kinds of tensors that this path knows: NumPy's arrays, Packed, and tensors of PyTorch in memory of the host."""
@@ -31,6 +34,23 @@ def kind_of(value: Any) -> str | None:
     if torch is not None and type(value) is torch.Tensor:
         return TORCH
     return None
+
+
+def _fits_scalar(position: int, dtype: DType) -> str:
+    """The condition under which an argument is a scalar of a dtype as it is; of f16 and bf16 none is."""
+    if dtype.kind == "f":
+        return f"type(a{position}) is float" if dtype.bits >= 32 else "False"
+    if dtype.kind == "b":
+        return f"type(a{position}) is bool"
+    low, high = integer_range(dtype)
+    return f"type(a{position}) is int and {low} <= a{position} <= {high}"
+
+
+def _lie_apart(i: int, j: int, kind: dict[int, str], same: bool) -> str:
+    """The condition under which two tensors share no memory, or all of it if they may be the same."""
+    exact = f" or (p{i} == p{j} and low{i} == low{j} and high{i} == high{j}" if same else ""
+    exact += f" and ({_FORM[kind[i]].format(i)}) == ({_FORM[kind[j]].format(j)}))" if same else ""
+    return f"(p{i} + high{i} <= p{j} + low{j} or p{j} + high{j} <= p{i} + low{i}{exact})"
 
 
 def make_fast_call(
@@ -84,19 +104,12 @@ def make_fast_call(
             writes.append(f"block[w{i}] = p{i}")
             continue
         unpack.append(f"w{i}")
+        known.append(_fits_scalar(i, dtype))
         if dtype.kind == "f" and dtype.bits >= 32:
-            known.append(f"type(a{i}) is float")
             writes.append(f"floats[2 * w{i}] = a{i}" if dtype.bits == 32 else f"doubles[w{i}] = a{i}")
             if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
                 checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
-        elif dtype.kind == "f":
-            known.append("False")
-        elif dtype.kind == "b":
-            known.append(f"type(a{i}) is bool")
-            writes.append(f"block[w{i}] = a{i}")
-        else:
-            low, high = integer_range(dtype)
-            known.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
+        elif dtype.kind != "f":
             writes.append(f"block[w{i}] = a{i}")
     if aligned:
         checks.append(f"not ({' | '.join(aligned)})")
@@ -108,9 +121,7 @@ def make_fast_call(
         for j in tensors:
             if j != i and not (j in stored_positions and j < i):
                 same = frozenset((parameters[i].name, parameters[j].name)) in signature.in_place
-                exact = f" or (p{i} == p{j} and low{i} == low{j} and high{i} == high{j}" if same else ""
-                exact += f" and ({_FORM[kind[i]].format(i)}) == ({_FORM[kind[j]].format(j)}))" if same else ""
-                checks.append(f"(p{i} + high{i} <= p{j} + low{j} or p{j} + high{j} <= p{i} + low{i}{exact})")
+                checks.append(_lie_apart(i, j, kind, same))
     names = "".join(f"a{i}, " for i in range(len(parameters)))
     lines = [
         "def call(*arguments, **options):",

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .x86_64.target import Target
 
-FAMILIES = ("x86_64", "ptx", "aarch64")
+FAMILIES = {"x86_64": "sapper.targets.x86_64", "ptx": "sapper.targets.ptx",
+            "aarch64": "sapper.targets.aarch64"}
+"""The package of each family. One outside this tree enters itself: FAMILIES["reed"] = "my_chip.reed"."""
+
+
+def module_of(family: str, name: str) -> Any:
+    """A module of a family's package, such as "select"; docs/add-a-target.md says what each holds."""
+    return import_module(f"{FAMILIES[family]}.{name}")
 
 
 def target(name: str) -> Any:
     """The facts of the target called `name` ("v3", "zen4", "sm_80", ...). Raises KeyError that lists the known ones."""
     for family in FAMILIES:
-        found = import_module(f".{family}.target", __name__).TARGETS.get(name)
+        found = module_of(family, "target").TARGETS.get(name)
         if found is not None:
             return found
     raise KeyError(f"target: found {name!r}; expected one of {', '.join(known_targets())}")
@@ -26,7 +33,7 @@ def target(name: str) -> Any:
 
 def known_targets() -> tuple[str, ...]:
     """Names of all targets, family by family."""
-    return tuple(name for family in FAMILIES for name in import_module(f".{family}.target", __name__).TARGETS)
+    return tuple(name for family in FAMILIES for name in module_of(family, "target").TARGETS)
 
 
 def host_target() -> Target:

@@ -7,7 +7,7 @@ A `Schedule` is data. Every part that is left out is chosen by the analytic mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..ir.extents import evaluate_nested, names_in
@@ -17,6 +17,23 @@ from .requests import USUAL, Requests
 
 TASKS_PER_WORKER = 2
 """Into how many tasks for each worker a parallel range is split, where there is enough of it."""
+
+
+FEWEST_LANES = 4
+"""Of a row: 128 bits."""
+
+ELSEWHERE = {
+    "unroll": "registers says how many rows, or vectors, a loop holds at once",
+    "vectorize": "lane says which axis lies across the lanes, lanes how many there are",
+    "parallel": "chunks says into how many tasks an axis is split; threads= of a call, how many workers there are",
+    "prefetch": "requests says how far ahead memory is asked for, as in {\"stream_ahead_bytes\": 1024}",
+    "reorder": "order says which loops stand outside",
+    "pack": "stage says which tensors are copied in the order of reading",
+    "block": "tile says how much of an axis a piece takes, registers how much a loop holds",
+    "num_warps": "which warps there are follows from tile",
+    "num_stages": "how many stages there are follows from tile",
+}
+"""How what other languages have is said here."""
 
 
 class ScheduleError(ValueError):
@@ -270,6 +287,8 @@ class Schedule:
     Both empty: the model's.
     cluster: axis -> how many workers with neighbouring tiles along it copy what all of them read once for all
     (lane/clusters.py).
+    requests: field of `Requests` -> what this kernel has in place of the target's.
+    lanes: of 32 bits, of a row; fewer than a vector register has, where it has parts. None: all of them.
     """
 
     lane: str | None = None
@@ -284,6 +303,8 @@ class Schedule:
     split: dict[str, int] = field(default_factory=dict)
     stream: str | None = None
     cluster: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    lanes: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ScheduleError for what is no schedule of any kernel."""
@@ -306,17 +327,42 @@ class Schedule:
                 continue
             if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
                 raise ScheduleError(f"schedule entry {entry}: found {names!r}; expected a list of names")
+        usual = USUAL._asdict()
+        if not isinstance(self.requests, dict):
+            raise ScheduleError(f"schedule entry requests: found {self.requests!r}; expected fields with a value for "
+                                "each")
+        for name, value in self.requests.items():
+            if name not in usual:
+                raise ScheduleError(f"schedule entry requests: found {name!r}; expected some of {', '.join(usual)}")
+            most = 2 if name.endswith("_level") else 2**31 - 1
+            if type(value) is not type(usual[name]) or not 0 <= value <= most:
+                expected = "true or false" if isinstance(usual[name], bool) else f"an integer of 0 to {most}"
+                raise ScheduleError(f"schedule entry requests, {name}: found {value!r}; expected {expected}")
         if self.split and self.stream is not None:
             raise ScheduleError(f"schedule entries split and stream: found both, of {', '.join(self.split)} and "
                                 f"{self.stream}; expected one: a tile is split, or workers part all of them evenly")
 
+    def steered(self, facts: Facts) -> Facts:
+        """The facts as this schedule has them. Raises ScheduleError for lanes that rows can't have."""
+        if self.requests:
+            asked: dict[str, Any] = self.requests
+            facts = replace(facts, requests=facts.requests._replace(**asked))
+        if self.lanes is None or self.lanes == facts.lanes:
+            return facts
+        if facts.many_workers or type(self.lanes) is not int or not FEWEST_LANES <= self.lanes < facts.lanes or (
+                self.lanes & (self.lanes - 1)):
+            raise UnfollowedError(f"schedule entry lanes: found {self.lanes!r}; expected {_lanes_of(facts)}", "lanes",
+                                  "")
+        # Matrix instructions take whole registers.
+        return replace(facts, lanes=self.lanes, wide_lanes=max(FEWEST_LANES, self.lanes // 2), tiles=None)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with only what is set; `Schedule.from_json` reads it back."""
         data: dict[str, Any] = {}
-        for name in ("lane", "stream"):
+        for name in ("lane", "stream", "lanes"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
-        for name in ("tile", "registers", "chunks", "split", "cluster"):
+        for name in ("tile", "registers", "chunks", "split", "cluster", "requests"):
             if getattr(self, name):
                 data[name] = dict(sorted(getattr(self, name).items()))
         for name in ("order", "assembly"):
@@ -337,9 +383,17 @@ class Schedule:
             raise ScheduleError(f"schedule: found {data!r}; expected an object with some of {', '.join(sorted(known))}")
         for key in data:
             if key not in known:
-                raise ScheduleError(f"unknown schedule entry {key!r}; expected one of {', '.join(sorted(known))}")
+                mend = f"; mend: {ELSEWHERE[key]}" if key in ELSEWHERE else ""
+                raise ScheduleError(f"unknown schedule entry {key!r}; expected one of {', '.join(sorted(known))}{mend}")
         values = dict(data)
         for key in ("order", "stage", "streaming", "assembly"):
             if isinstance(values.get(key), list):
                 values[key] = tuple(values[key])
         return Schedule(**values)
+
+
+def _lanes_of(facts: Facts) -> str:
+    """For messages: the lanes that rows may have."""
+    if facts.many_workers:
+        return f"{facts.lanes}, as lanes are threads"
+    return f"a power of two from {FEWEST_LANES} to {facts.lanes}"

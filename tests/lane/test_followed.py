@@ -55,7 +55,9 @@ def test_what_nothing_follows_is_an_error(name: str, schedule: Schedule, message
     ("softmax", Schedule(registers={"n": 2})), ("matmul_nn_f32", Schedule(registers={"m": 3, "n": 1})),
     ("matmul_nn_f32", Schedule(order=("m", "n", "k"), stage=())), ("matmul_nn_f32", Schedule(stage=("b",))),
     ("matmul_nn_f32", Schedule(chunks={"m": 3})), ("matmul_nt_f32", Schedule(lane="k")),
-    ("attention_f32", Schedule(tile={"p": 16})),
+    ("attention_f32", Schedule(tile={"p": 16})), ("softmax", Schedule(lanes=8)),
+    ("matvec_f32", Schedule(requests={"row_streams": 4, "short_row_streams": 4, "again": False})),
+    ("matmul_nn_f32", Schedule(requests={"reread_ahead_bytes": 1024})),
 ])
 def test_what_is_followed_makes_other_code(name: str, schedule: Schedule) -> None:
     assert lowered(name, schedule) != lowered(name, Schedule())

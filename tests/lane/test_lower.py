@@ -162,10 +162,10 @@ def test_a_tile_of_an_axis_that_the_model_puts_across_the_lanes_is_whole_vectors
 
 
 def test_schedule_json_round_trip() -> None:
-    schedule = Schedule("n", {"m": 4}, {"k": 2}, ("n", "m"), ("b",), None, {"m": 3})
+    schedule = Schedule("n", {"m": 4}, {"k": 2}, ("n", "m"), ("b",), None, {"m": 3}, requests={"again": False}, lanes=8)
     assert Schedule.from_json(schedule.to_json()) == schedule
     with pytest.raises(ScheduleError, match="unknown schedule entry"):
-        Schedule.from_json({"lanes": 3})
+        Schedule.from_json({"slots": 3})
 
 
 @pytest.mark.parametrize("dtype", ["i8", "u8", "i16", "i32"])
@@ -300,6 +300,28 @@ def row_sums(a: Tensor[f32, D, F], bias: Tensor[f32, D], out: Tensor[f32, D]):
     for d in tiles(D):
         f = whole(F)
         out[d] = sum(a[d, f] * a[d, f], over=f) + bias[d]
+
+
+@kernel
+def row_sums_of_larger(a: Tensor[f32, D, F], out: Tensor[f32, D]):
+    for d in tiles(D):
+        f = whole(F)
+        out[d] = sum(a[d, f] + 1.0, over=f)
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_zeros_behind_the_end_of_a_row_need_no_select(facts: Facts) -> None:
+    wide = np.full((7, 40), np.inf, np.float32)
+    wide[:, :21] = np.random.default_rng(3).integers(-9, 9, (7, 21))
+    a = wide[:, :21]
+    schedule = Schedule(lane="f", registers={"d": 1})
+    for summed, selects, expected in ((row_sums, 0, (a * a).sum(1)), (row_sums_of_larger, 1, (a + 1).sum(1))):
+        arguments = {"a": a, "bias": np.zeros(7, np.float32), "out": np.full(7, np.nan, np.float32)}
+        function = reduce_loops(summed.tile_ir())
+        arguments = {tensor.name: arguments[tensor.name] for tensor in function.tensors()}
+        lane = run_lane(function, arguments, schedule, facts)
+        np.testing.assert_array_equal(arguments["out"], expected)
+        assert len(ops_named(lane, "select")) == selects
 
 
 @kernel

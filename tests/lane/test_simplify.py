@@ -94,6 +94,9 @@ C = "".join([f"%c{n}: s64 = s_const {{value = {n}}}\n" for n in (0, 1, 2, 3, 4, 
          "%d: row<i32> = sar %b {amount = 24}\nstore %d, %x {dtype = :i8}", "store %a, %x {dtype = :i8}"),
         ("store-wraps", "%a: row<i32> = load %x {dtype = :i32}\n%b: row<i32> = splat_const {value = 255}\n"
          "%d: row<i32> = and %a, %b\nstore_lane0 %d, %x {dtype = :u8}", "store_lane0 %a, %x {dtype = :u8}"),
+        ("store-scalar", "%a: row<i32> = splat %n\nstore_lane0 %a, %x {dtype = :i16}", "s_store %n, %x {dtype = :i16}"),
+        ("store-scalar-wraps", "%h: s64 = s_const {value = 32}\n%a: s64 = s_shl %n, %h\n%b: s64 = s_sar %a, %h\n"
+         "s_store %b, %x {dtype = :i32}", "s_store %n, %x {dtype = :i32}"),
         ("convert-rounded", "%a: row<f32> = load %x {dtype = :f32}\n%b: row<f32> = round %a\n"
          "%d: row<i32> = cvt %b\nstore %d, %x {dtype = :i32}", "%d: row<i32> = cvt %a {nearest = true}"),
         ("displacement", "%p: s64 = s_add %x, %c16\n%a: row<f32> = load %p {dtype = :f32, disp = 4}\n"
@@ -134,6 +137,9 @@ def test_what_does_not_fit_stays() -> None:
     for dtype in ("i16", "i32"):
         lines, _ = simplified(HEAD + cut + f"store %d, %x {{dtype = :{dtype}}}")
         assert lines[-1] == f"store %d, %x {{dtype = :{dtype}}}"
+    lines, _ = simplified(HEAD + "%h: s64 = s_const {value = 32}\n%a: s64 = s_shl %n, %h\n%b: s64 = s_sar %a, %h\n"
+                          "s_store %b, %x {dtype = :i64}")
+    assert lines[-1] == "s_store %b, %x {dtype = :i64}"
     lines, _ = simplified(HEAD + "%a: row<f64> = load %x {dtype = :f64}\n%b: row<f64> = round %a\n"
                           "%d: row<i32> = cvt %b\nstore %d, %x {dtype = :i32}")
     assert "%d: row<i32> = cvt %b" in lines
@@ -311,6 +317,7 @@ class Generator:
             build.add("store", [row, self.y], dtype=dtype, disp=where)
         if depth == 0:
             build.add("s_store", [self.pick(scalars), self.y], dtype=I32, disp=128)
+            build.add("store_lane0", [self.pick(ints), self.y], dtype=I32, disp=132)
         self.left = (self.pick(scalars), self.pick(floats))
 
     def loop(self, build: Builder, scalars: list[Value], ints: list[Value], floats: list[Value], masks: list[Value],
@@ -345,7 +352,7 @@ class Generator:
 
 def outcome(function: Function, n: int) -> tuple[bytes, bytes]:
     x = np.linspace(-3, 5, 32, dtype=np.float32)
-    y = np.zeros(33, np.int32)
+    y = np.zeros(34, np.int32)
     run(function, *bind_arguments(function, {"x": x, "y": y}, {"n": n}))
     return x.tobytes(), y.tobytes()
 

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function
+from sapper.tile.requests import USUAL
 from sapper.tile.schedule import Schedule, UnfollowedError
 
 T = TypeVar("T")
+NUMBERS = [name for name, value in USUAL._asdict().items() if not isinstance(value, bool) and name[-6:] != "_level"]
 
 
 def axes_of(function: Function) -> list[str]:
@@ -36,7 +38,9 @@ def draw_schedule(data: Any, function: Function) -> Schedule:
         tile={axis: data.draw(st.sampled_from([size, 16 * size])) for axis, size in numbers(4).items()},
         registers=numbers(5), order=some(axes), chunks=numbers(5),
         stage=data.draw(st.sampled_from([None, some(tensors)])),
-        streaming=data.draw(st.sampled_from([None, some(tensors)])))
+        streaming=data.draw(st.sampled_from([None, some(tensors)])),
+        requests=data.draw(st.dictionaries(st.sampled_from(NUMBERS), st.integers(0, 20), max_size=2)),
+        lanes=data.draw(st.sampled_from([None, None, None, 4, 8])))
 
 
 def as_far_as_followed(schedule: Schedule, lowered: Callable[[Schedule], T]) -> T:

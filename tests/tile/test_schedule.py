@@ -35,11 +35,33 @@ JUNK: tuple[Any, ...] = (
     ("order", None, "found None; expected a list of names"),
     ("stage", [1], "found (1,); expected a list of names"),
     ("assembly", {"a": 1}, "expected a list of names"),
+    ("requests", ["again"], "expected fields with a value for each"),
+    ("requests", {"prefetch": 1}, "found 'prefetch'; expected some of stream_ahead_bytes, line_by_line"),
+    ("requests", {"again": 1}, "again: found 1; expected true or false"),
+    ("requests", {"row_streams": True}, "row_streams: found True; expected an integer of 0 to 2147483647"),
+    ("requests", {"stream_level": 3}, "stream_level: found 3; expected an integer of 0 to 2"),
 ])
 def test_what_is_no_schedule(entry: str, value: Any, expected: str) -> None:
     with pytest.raises(ScheduleError, match=f"schedule entry {entry}") as caught:
         Schedule.from_json({entry: value})
     assert expected in str(caught.value)
+
+
+def test_what_other_languages_have_has_a_mend() -> None:
+    with pytest.raises(ScheduleError, match=r"unknown schedule entry 'unroll'; .* mend: registers says how many rows"):
+        Schedule.from_json({"unroll": {"k": 4}})
+
+
+@pytest.mark.parametrize("lanes", [3, 6, 2, 32, True, "8"])
+def test_lanes_that_rows_cannot_have(lanes: Any) -> None:
+    with pytest.raises(ScheduleError, match=f"lanes: found {lanes!r}; expected a power of two from 4 to 16"):
+        compiled(Schedule(lanes=lanes))
+
+
+@pytest.mark.parametrize(("lanes", "used"), [(16, "zmm"), (8, "ymm"), (4, "xmm")])
+def test_rows_of_fewer_lanes_take_narrower_registers(lanes: int, used: str) -> None:
+    text = compiled(Schedule(lanes=lanes))
+    assert {name for name in ("zmm", "ymm", "xmm") if f"vmulps {name}" in text} == {used}
 
 
 @pytest.mark.parametrize("data", [3, [1], "tile", None], ids=str)
@@ -56,8 +78,8 @@ def test_a_schedule_that_unrolls_without_end_is_refused(sizes: dict[str, dict[st
         compiled(Schedule(**sizes))
 
 
-def compiled(schedule: Schedule | None) -> None:
-    compile_kernel(SOFTMAX, {}, dict.fromkeys("xy", "contiguous"), {}, targets.target("v4"), schedule)
+def compiled(schedule: Schedule | None) -> str:
+    return compile_kernel(SOFTMAX, {}, dict.fromkeys("xy", "contiguous"), {}, targets.target("v4"), schedule).text()
 
 
 def changed(count: int) -> Iterator[str]:
@@ -82,7 +104,8 @@ def changed(count: int) -> Iterator[str]:
 def test_a_thousand_malformed_schedules() -> None:
     """Each is refused as text, as schedule, or by the kernel, or compiles."""
     kinds = UsageError, ScheduleError, LoweringError
-    found = refusals(changed(300), lambda text: compiled(parse_schedule(text)), kinds)
+    found = refusals(changed(300), lambda text: compile_kernel(
+        SOFTMAX, {}, dict.fromkeys("xy", "contiguous"), {}, targets.target("v4"), parse_schedule(text)), kinds)
     assert 150 < len(found) < 300
     text = json.dumps(GOOD.to_json())[1:]
     pieces = ('"lane"', "null", "true", "1.5", '{"m": 3}', '"tile"', "{")

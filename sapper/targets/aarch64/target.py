@@ -8,10 +8,9 @@ latencies; cache sizes of typical members (Graviton 2, Grace).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from ...ir.types import DType
-from ...tile.requests import Requests
+from ..plain import PlainTarget
 
 KIB, MIB = 1024, 1024 * 1024
 VECTOR_BITS = 128
@@ -20,13 +19,12 @@ V8_1_FEATURES = frozenset({"neon", "lse"})
 """Armv8.1-A, as far as generated code uses it: Advanced SIMD, and atomic additions in one instruction."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the compiler knows of a processor.
+class _Row(NamedTuple):
+    """What differs from processor to processor.
 
     name: how it is asked for. features: what generated code may use. l1_bytes, l2_bytes: data caches of one core;
-    l3_bytes: the share that one core sees. fma_per_cycle: multiply-adds of 128 bits that begin in a cycle, and as many
-    loads_per_cycle. fma_latency: cycles, by way of the factors; a sum that is passed on takes half of that.
+    l3_bytes: the share that one core sees. fma_per_cycle: multiply-adds of 128 bits that begin in a cycle.
+    fma_latency: cycles, by way of the factors; a sum that is passed on takes half of that.
     """
 
     name: str
@@ -35,41 +33,22 @@ class Target:
     l2_bytes: int
     l3_bytes: int
     fma_per_cycle: float
-    loads_per_cycle: float
-    fma_latency: int
+    fma_latency: int = 4
     family: str = "aarch64"
-    word_bytes: int = 4
-    """Of every instruction."""
     vector_registers: int = 32
-    assembler_allocates: bool = False
-    """Registers, frame and bytes are the compiler's own work."""
-    lanes_are_threads: bool = False
-    memory_operands: bool = False
-    """Arithmetic is on registers."""
-    indexed_addresses: bool = False
-    """Of a register and a number, or of two registers: never of all three."""
-    software_prefetch: bool = True
-    matrix: None = None
-    matrix_group: None = None
-    tiles: None = None
-    moves: None = None
-    dots: frozenset[str] = frozenset()
-    joins: frozenset[tuple[str, DType]] = frozenset()
-    float8_rows: int = 1
-    picks: bool = False
-    interleaves: bool = False
-    shared_pipes: bool = False
-    rounded_at_once: int = 4
-    run_bytes: int = 0
-    slow_underflow: bool = False
-    slow_products: bool = False
-    slow_conversions: bool = False
-    slow_division: bool = False
-    lane_factors: bool = True
+
+
+class Target(_Row, PlainTarget):
+    """What the compiler knows of a processor; of what it does not say, see PlainTarget."""
+
+    __slots__ = ()
+
+    # An address is of a register and a number, or of two registers, never of all three. How memory is best asked for
+    # was not measured.
+    word_bytes = 4
+    software_prefetch = True
+    lane_factors = True
     """FMLA (by element)."""
-    quick_denormals: bool = False
-    fuses_indexed: bool = True
-    folded_loads: float = 0
 
     @property
     def lanes(self) -> int:
@@ -81,11 +60,6 @@ class Target:
         """Lanes of a row of 8-byte elements."""
         return self.lanes // 2
 
-    @property
-    def requests(self) -> Requests:
-        """How memory is best asked for: as usual, for nothing was measured."""
-        return Requests()
-
     def has(self, feature: str) -> bool:
         return feature in self.features
 
@@ -93,8 +67,8 @@ class Target:
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
         # A level: figures that are safe on any member.
-        Target("armv8.1-a", V8_1_FEATURES, 32 * KIB, 512 * KIB, 1 * MIB, 2, 2, 4),
-        Target("neoverse-n1", V8_1_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2, 2, 4),
-        Target("neoverse-v2", V8_1_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4, 3, 4),
+        Target("armv8.1-a", V8_1_FEATURES, 32 * KIB, 512 * KIB, 1 * MIB, 2),
+        Target("neoverse-n1", V8_1_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2),
+        Target("neoverse-v2", V8_1_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4),
     )
 }

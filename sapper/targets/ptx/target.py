@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ...ir.types import DType, bf16, f16, f32, f64, i32, i64
 from ...tile.requests import Requests
 from ...tile.schedule import MatrixGroup, MatrixUnit, Moves
+from ..plain import PlainTarget
 from .levels import number_of
 
 KIB, MIB = 1024, 1024 * 1024
@@ -30,16 +31,15 @@ sectors of 32 bytes (Nsight Compute, "Memory Tables"), of which an SM writes two
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Target(PlainTarget):
     """What the compiler knows of a GPU.
 
     name: as in `.target`; what the level has is said by each instruction's row. processors: SMs. warps: most resident
     on an SM. registers: most of a thread. accumulators: rows that the model gives to sums and operands of plain
     arithmetic: as many again go to addresses of 64 bits, and ptxas then spills none. shared_bytes: most that a block
-    may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. fma_latency: cycles from one fused multiply-add to
-    one that needs it. byte_dtypes: of elements of 8 bits that mma.sync takes; `matrix` has its tiles, whose sums fit
-    the registers and whose stages fit shared memory. chain_registers: see MatrixUnit; with more ptxas spills on some
-    levels. matrix_group: wgmma, where there is one, likewise.
+    may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. byte_dtypes: of elements of 8 bits that mma.sync
+    takes; `matrix` has its tiles, whose sums fit the registers and whose stages fit shared memory. chain_registers: see
+    MatrixUnit; with more ptxas spills on some levels. matrix_group: wgmma, where there is one, likewise.
     """
 
     name: str
@@ -50,29 +50,28 @@ class Target:
     l2_bytes: int
     registers: int = 255
     accumulators: int = 24
-    fma_latency: int = 4
-    fma_per_cycle: float = 1.0
     byte_dtypes: tuple[str, ...] = ("i8", "u8")
     chain_registers: int = 144
-    dots: frozenset[str] = frozenset()
-    """None that the model may choose: a slot in memory would have to be aligned."""
-    float8_rows: int = 1
-    picks: bool = False
-    """A shuffle needs all lanes, and is as slow as a read of shared memory."""
-    interleaves: bool = False
-    moves: Moves = MOVES
     matrix_group: MatrixGroup | None = None
-    tiles: None = None
     family: str = "ptx"
-    assembler_allocates: bool = True
+
+    # Of dots there are none that the model may choose, as a slot in memory would have to be aligned. Nothing picks: a
+    # shuffle needs all lanes, and is as slow as a read of shared memory. Conversions have pipes of their own.
+    assembler_allocates = True
     """ptxas gives registers, frame and encoding: the compiler stops at text."""
-    lanes_are_threads: bool = True
+    lanes_are_threads = True
     """Lanes see each other's stores only after they met."""
-    run_bytes: int = 16
+    moves = MOVES
+    run_bytes = 16
     """Most that a thread reads or writes at once (PTX ISA, ld and st: .v4 of 32 bits)."""
-    lane_factors: bool = False
-    memory_operands: bool = False
-    """What is in memory is loaded by an instruction of its own."""
+    slow_division = True
+    """div.rn.f32 is an estimate, its correction, and a call where that may fail: 16 to 18 instructions of machine
+    code."""
+    slow_conversions = True
+    """16 of integers to floats start in a cycle, 64 from sm_90 on, of others 64 to 128 (CUDA C++ Programming Guide,
+    "Throughput of Native Arithmetic Instructions")."""
+    quick_denormals = True
+    """They are multiplied as other numbers are (CUDA C++ Programming Guide, "Floating-Point Standard")."""
 
     @property
     def features(self) -> frozenset[str]:
@@ -110,57 +109,11 @@ class Target:
         return self.l2_bytes
 
     @property
-    def indexed_addresses(self) -> bool:
-        """An address is a register and a constant."""
-        return False
-
-    @property
-    def software_prefetch(self) -> bool:
-        """Other warps run while one waits."""
-        return False
-
-    @property
     def requests(self) -> Requests:
         """Nothing is asked for early. What thousands of warps keep lies beyond the caches: while 8 bytes of an element
         go and come, an A100 does some hundred instructions for it (1.5 TB/s, and 108 x 4 x 32 in a cycle)."""
         return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1, block_loads=BLOCK_LOADS,
                         keep_cost=KEEP_COST)
-
-    @property
-    def slow_underflow(self) -> bool:
-        """Numbers below the normal ones are as quick as others."""
-        return False
-
-    @property
-    def slow_division(self) -> bool:
-        """div.rn.f32 is an estimate, its correction, and a call where that may fail: 16 to 18 instructions of machine
-        code."""
-        return True
-
-    @property
-    def slow_products(self) -> bool:
-        """A product of 32 bits and a sum are one instruction."""
-        return False
-
-    @property
-    def slow_conversions(self) -> bool:
-        """16 of integers to floats start in a cycle, 64 from sm_90 on, of others 64 to 128 (CUDA C++ Programming Guide,
-        "Throughput of Native Arithmetic Instructions")."""
-        return True
-
-    @property
-    def quick_denormals(self) -> bool:
-        """They are multiplied as other numbers are (CUDA C++ Programming Guide, "Floating-Point Standard")."""
-        return True
-
-    @property
-    def shared_pipes(self) -> bool:
-        """Conversions have pipes of their own."""
-        return False
-
-    @property
-    def rounded_at_once(self) -> int:
-        return 4
 
 
 _WITH_FP8 = ("i8", "u8", "f8e4m3")

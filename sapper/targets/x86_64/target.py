@@ -11,8 +11,9 @@ cache sizes of typical members, replaced by the host's own in detect.py.
 # part of every process's first call.
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
+from ..plain import PlainTarget
+
 if TYPE_CHECKING:
-    from ...ir.types import DType
     from ...tile.requests import Requests
     from ...tile.schedule import TileUnit
 
@@ -27,8 +28,8 @@ V4_OPTIONAL_FEATURES = frozenset({"avx512_bf16", "avx512_vnni", "avx512_vbmi"}) 
 """The same of x86-64-v4."""
 
 
-class Target(NamedTuple):
-    """What the compiler knows of a processor.
+class _Row(NamedTuple):
+    """What is said of each processor.
 
     name: how it is asked for. family: the folder of its instructions. features: what generated code may use.
     vector_bits: width of the vectors used. lanes: 32-bit lanes in one. vector_registers: how many there are.
@@ -73,15 +74,16 @@ class Target(NamedTuple):
     folded_loads: float
     slow_products: bool
 
-    @property
-    def slow_conversions(self) -> bool:
-        """Integers become floats as quickly as they are added."""
-        return False
 
-    @property
-    def quick_denormals(self) -> bool:
-        """A denormal operand of a product takes a hundred cycles and more."""
-        return False
+class Target(_Row, PlainTarget):
+    """What the compiler knows of a processor: its row, what follows from it, and what holds of the family.
+
+    picks: VPERMD, of AVX2 among eight lanes, of AVX-512 among sixteen. Joins there are none: an instruction with LOCK
+    takes some twenty cycles.
+    """
+
+    __slots__ = ()
+    indexed_addresses = memory_operands = software_prefetch = picks = True
 
     @property
     def requests(self) -> "Requests":
@@ -102,28 +104,6 @@ class Target(NamedTuple):
         return self.lanes // 2
 
     @property
-    def indexed_addresses(self) -> bool:
-        return True
-
-    @property
-    def software_prefetch(self) -> bool:
-        return True
-
-    @property
-    def lane_factors(self) -> bool:
-        """What is spread over a register comes from memory, or is spread by an instruction of its own."""
-        return False
-
-    @property
-    def word_bytes(self) -> int:
-        """Instructions have many lengths."""
-        return 0
-
-    @property
-    def matrix(self) -> None:
-        """No matrix instructions are used yet."""
-
-    @property
     def dots(self) -> frozenset[str]:
         """Packed dot products; without an instruction for them, by several (lane/split_dots.py)."""
         bf16 = {"avx512f", "avx512vl", "avx512_bf16"} <= self.features
@@ -134,11 +114,6 @@ class Target(NamedTuple):
         """Of 512 bits Intel's cores compute on ports 0 and 5, which both multiply (Skylake-SP to Ice Lake-SP); those
         that came later have instructions for bf16, and so do others that have AVX-512."""
         return self.vector_bits == 512 and not self.has("avx512_bf16")
-
-    @property
-    def picks(self) -> bool:
-        """VPERMD: of AVX2 among eight lanes, of AVX-512 among sixteen."""
-        return True
 
     @property
     def tiles(self) -> Optional["TileUnit"]:
@@ -157,44 +132,6 @@ class Target(NamedTuple):
         of 256 bits take the same two pipes: 5.5 and 3.9 cycles for 16 numbers of e4m3 that meet one, on a Cascade
         Lake."""
         return 4 if {"avx512vl", "avx512_vbmi"} <= self.features or self.shared_pipes else 1
-
-    @property
-    def matrix_group(self) -> None:
-        """No groups of warps."""
-
-    @property
-    def lanes_are_threads(self) -> bool:
-        """Lanes are parts of one register."""
-        return False
-
-    @property
-    def joins(self) -> "frozenset[tuple[str, DType]]":
-        """None: an instruction with LOCK takes some twenty cycles."""
-        return frozenset()
-
-    @property
-    def moves(self) -> None:
-        """An instruction exchanges lanes of two registers as they are."""
-
-    @property
-    def assembler_allocates(self) -> bool:
-        """Registers, frame and bytes are the compiler's own work."""
-        return False
-
-    @property
-    def slow_division(self) -> bool:
-        """A quotient is one instruction."""
-        return False
-
-    @property
-    def run_bytes(self) -> int:
-        """A lane has one element of a row."""
-        return 0
-
-    @property
-    def memory_operands(self) -> bool:
-        """Of an instruction one operand may be in memory."""
-        return True
 
     def has(self, feature: str) -> bool:
         return feature in self.features
