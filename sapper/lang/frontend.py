@@ -417,10 +417,11 @@ class Frontend(Calls):
         location = self.builder.location
         initial, weak = self.enter_carried(carried, dtypes, node)
         self.level += 1
-        ragged = any(self.empty_range(*pair) or not self.reach.is_never_empty(*pair) for pair in forms)
+        empty = any(self.empty_range(*pair) for pair in forms)
+        ragged = empty or not all(self.reach.is_never_empty(*pair) for pair in forms)
         self.ragged += ragged
         scope = LoopScope(walked.kind, self.level, self.guards + self.ragged, node, names, bool(carried))
-        scope.disjoint = walked.disjoint
+        scope.disjoint, scope.empty, scope.ends = walked.disjoint, empty, bounds if ragged else []
         if scope.disjoint and carried:
             self.fail("disjoint", "a loop that carries a value runs in order", node.iter,
                       f"carried: {', '.join(carried)}", "a loop without carried values, or without disjoint=True",
@@ -497,6 +498,7 @@ class Frontend(Calls):
             self.ranges[value] = (start, stop)
             return value
         steps = Value(INDEX, None, value.name)
+        self.counters[steps] = value
         self.levels[steps] = self.level
         self.forms[value] = start.plus(Affine(0, {steps: walked.step}))
         (span,) = walked.spans

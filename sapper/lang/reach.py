@@ -188,6 +188,16 @@ class Reach:
                         found.update(dict.fromkeys(self.walked(operand)))
         return list(found)
 
+    def walked_by(self, form: Affine) -> list[Any]:
+        """As `walked`; nothing where a form depends on data."""
+        self.steps = 0
+        try:
+            return self.walked(form)
+        except Unknown:
+            return []
+        finally:
+            self.steps = 0
+
     def parts(self, symbol: Any) -> tuple[str, list[Affine]]:
         """A value as an op of OPERATORS and its operands. Raises Unknown."""
         op = symbol.op if isinstance(symbol, Value) else None

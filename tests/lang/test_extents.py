@@ -294,6 +294,41 @@ def test_blocks_of_an_axis_ask_for_whole_ones() -> None:
         doubled(x[:7], y[:7], static=True)
 
 
+def test_indices_in_loops_that_may_be_empty_are_checked() -> None:
+    """But those of counters that say how long such a loop is."""
+    @kernel
+    def shared(k: Tensor[f32, T, H], length: Tensor[i32, 1], y: Tensor[f32, R], z: Tensor[f32, R]):
+        for r in each(R):
+            total = 0.0
+            for t in tiles(sp.span(0, length[0])):
+                total += sum(k[t, r // 4], over=t)
+            y[r] = total
+        for r in range(0, R, 2):
+            for t in range(length[0]):
+                z[r] = k[t, r // 4]
+
+    length, y = np.full(1, 3, np.int32), np.zeros(8, np.float32)
+    shared(np.ones((3, 2), np.float32), length, y, y.copy())
+    assert y.tolist() == [3.0] * 8
+    with pytest.raises(CallError, match=r"H = 1, R = 8\n.*\(R - 1\) // 4 to be below H"):
+        shared(np.ones((3, 1), np.float32), length, y, y.copy())
+
+    @kernel
+    def before(x: Tensor[f32, N], start: Tensor[i32, N], y: Tensor[f32, N]):
+        for n in range(N):
+            total = 0.0
+            for i in range(n):
+                total += x[n - 1 - i] + x[n - 1]
+            for i in range(sp.minimum(start[n], 1)):
+                total += x[n - 1 + i]
+            y[n] = total
+
+    x = np.arange(4, dtype=np.float32)
+    y = np.zeros(4, np.float32)
+    before(x, np.arange(4, dtype=np.int32), y)
+    assert y.tolist() == [0, 0, 4, 11]
+
+
 def test_an_index_of_many_parts_is_left_alone() -> None:
     """Each step reads the last one twice: 16384 ways to the coordinate."""
     @kernel
