@@ -246,7 +246,7 @@ class Accesses(Views):
                           f"write 0 for {name}: an extent of 1 is not stretched, its element is named"
                           if known == 1 else
                           f"walk {extent}{alike}; if part of {extent} is meant, write {name} + 0")
-        if (self.guards or self.ragged) and not (form.terms and all(map(self.is_settled, form.terms))):
+        if (self.guards or self.ragged) and not self.are_settled(form):
             return  # a condition or an empty range may keep the index in bounds
         if any(self.is_empty(symbol) for symbol in form.terms):
             return
@@ -312,8 +312,33 @@ class Accesses(Views):
         return excess.constant < 0 and all(isinstance(s, str) and factor < 0 for s, factor in excess.terms.items())
 
     def is_settled(self, symbol: Any) -> bool:
-        """Whether a symbol is an axis whose range is made of dimensions and numbers."""
-        return isinstance(symbol, Axis) and all(map(self.is_known, (*symbol.start.terms, *symbol.stop.terms)))
+        """Whether a symbol is an axis whose range is made of dimensions and numbers; or, where no branch is open, the
+        index of a loop with such a range, if no loop around may be empty that depends on it."""
+        bounds = self.range_of(symbol)
+        if isinstance(symbol, Axis) or self.guards or bounds is None:
+            return isinstance(symbol, Axis) and all(map(self.is_known, (*symbol.start.terms, *symbol.stop.terms)))
+        counter = self.counters.get(symbol, symbol)
+        return all(map(self.is_known, (*bounds[0].terms, *bounds[1].terms))) and not any(
+            scope.empty or any(self.reads(end, counter) for end in scope.ends) for scope in self.scopes)
+
+    def reads(self, value: Value, counter: Value) -> bool:
+        """Whether a scalar may depend on the index of a loop."""
+        stored = {access.tensor for access in self.accesses if access.store}
+        read = [value]
+        for one in read:
+            op = one.op
+            if one is counter or (op is not None and (op.blocks or not stored.isdisjoint(op.operands))):
+                return True
+            symbols = [s for bound in self.ranges.get(one, ()) for s in bound.terms] if op is None else op.operands
+            read += [v for v in symbols if isinstance(v, Value) and v not in read]
+        return False
+
+    def are_settled(self, form: Affine) -> bool:
+        """Whether an index is made of settled symbols, and of more than numbers."""
+        if self.guards:
+            return bool(form.terms) and all(map(self.is_settled, form.terms))
+        walked = self.reach.walked_by(form)
+        return bool(walked) and all(map(self.is_settled, walked))
 
     def is_known(self, symbol: Any) -> bool:
         """Whether a symbol is a dimension, or computed from dimensions."""

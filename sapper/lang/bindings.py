@@ -48,10 +48,10 @@ class LoopScope:
     """A loop while its body is read.
 
     kind: "tiles", "each" or "range". variables: Axes, or index Values. guards: open branches and ragged loops.
-    disjoint: see LoopRange.
+    disjoint: see LoopRange. ends: of a range that may be empty as the kernel runs; empty: it surely is.
     """
 
-    __slots__ = ("carries", "disjoint", "guards", "kind", "level", "names", "node", "variables")
+    __slots__ = ("carries", "disjoint", "empty", "ends", "guards", "kind", "level", "names", "node", "variables")
 
     def __init__(self, kind: str, level: int, guards: int, node: ast.For, names: list[str], carries: bool) -> None:
         self.kind = kind
@@ -61,6 +61,8 @@ class LoopScope:
         self.names = names
         self.carries = carries
         self.disjoint = False
+        self.empty = False
+        self.ends: list[Value] = []
         self.variables: list[Any] = []
 
 

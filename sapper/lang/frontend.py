@@ -417,11 +417,11 @@ class Frontend(Calls):
         location = self.builder.location
         initial, weak = self.enter_carried(carried, dtypes, node)
         self.level += 1
-        ragged = any(not self.is_known(s) for pair in forms for bound in pair for s in bound.terms) or any(
-            self.empty_range(*pair) for pair in forms)
+        empty = any(self.empty_range(*pair) for pair in forms)
+        ragged = empty or not all(self.reach.is_never_empty(*pair) for pair in forms)
         self.ragged += ragged
         scope = LoopScope(walked.kind, self.level, self.guards + self.ragged, node, names, bool(carried))
-        scope.disjoint = walked.disjoint
+        scope.disjoint, scope.empty, scope.ends = walked.disjoint, empty, bounds if ragged else []
         if scope.disjoint and carried:
             self.fail("disjoint", "a loop that carries a value runs in order", node.iter,
                       f"carried: {', '.join(carried)}", "a loop without carried values, or without disjoint=True",
@@ -489,13 +489,29 @@ class Frontend(Calls):
                 env[name] = value = body.arguments[position]
                 value.name = name
                 self.levels[value] = self.level
-                if walked.step == 1:
-                    self.ranges[value] = (start, stop)
-                elif not start.terms and not stop.terms:  # the last value lies a whole number of steps from the first
-                    steps = max((stop.constant - start.constant - 1) // walked.step, 0)
-                    self.ranges[value] = (start, Affine(start.constant + steps * walked.step + 1))
-                scope.variables.append(value)
+                scope.variables.append(self.counted(value, walked, start, stop))
             self.frame.assigned_at[name] = node.target
+
+    def counted(self, value: Value, walked: LoopRange, start: Affine, stop: Affine) -> Value:
+        """What takes each number from 0, or its start, on in a loop: its index, or how many steps that has taken."""
+        if walked.step == 1:
+            self.ranges[value] = (start, stop)
+            return value
+        steps = Value(INDEX, None, value.name)
+        self.counters[steps] = value
+        self.levels[steps] = self.level
+        self.forms[value] = start.plus(Affine(0, {steps: walked.step}))
+        (span,) = walked.spans
+        extent, ends = stop.plus(start, -1), (span.start, span.stop)
+        if not extent.terms:
+            self.ranges[steps] = (Affine(0), Affine(max(0, -(-extent.constant // walked.step))))
+        elif all(isinstance(end, (int, DimExpression)) for end in ends):
+            first, behind = ends
+            last = DimExpression("floordiv", DimExpression("sub", behind, first + 1), walked.step)
+            most = Value(INDEX, None)
+            self.levels[most], self.dim_expressions[most] = 0, last
+            self.ranges[steps] = (Affine(0), Affine(1, {most: 1}))
+        return steps
 
     def bind_carried(self, env: dict[str, Any], name: str, value: Value, unsettled: bool) -> None:
         value.name = name

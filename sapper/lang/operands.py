@@ -46,6 +46,7 @@ class Operands(ABC):
         self.level = 0
         self.axes: dict[str, Axis] = {}
         self.ranges: dict[Value, tuple[Affine, Affine]] = {}
+        self.counters: dict[Value, Value] = {}  # of how many steps a counter has taken
         self.guards = 0  # open run-time branches
         self.ragged = 0  # open loops whose range depends on run-time values, so that it may be empty
 

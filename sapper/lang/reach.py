@@ -9,8 +9,9 @@ one of the values is the extreme.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
+from types import MappingProxyType
 from typing import Any
 
 from ..ir.extents import OPERATORS
@@ -26,6 +27,7 @@ MOST_PLACES = 16
 """Of an index, as far as they are looked at."""
 MOST_STEPS = 500
 """Taken through the values that one index is made of, which may read one another twice and so be very many."""
+NOWHERE: Mapping[Any, Nested] = MappingProxyType({})
 _BITS = ("or", "xor")
 
 
@@ -51,10 +53,9 @@ class Reach:
             extreme = self.extreme(form, largest)
             if extreme is not None:
                 return [extreme]
-            choices = [self.places(form, axis, largest) for axis in axes]
             found: list[Nested] = []
-            for chosen in islice(product(*choices), MOST_PLACES):
-                value = self.at(form, dict(zip(axes, chosen, strict=True)))
+            for place in islice(self.placed(form, axes, largest), MOST_PLACES):
+                value = self.at(form, place)
                 if value not in found:
                     found.append(value)
         except Unknown:
@@ -64,16 +65,52 @@ class Reach:
         return found
 
     def by_outer_axes(self, form: Affine, largest: bool) -> Affine:
-        """The form with the ends of axes whose ranges are made of others, as in span(c * 64, c * 64 + 64)."""
+        """The form with the ends of axes whose ranges are made of others, as in span(c * 64, c * 64 + 64), but of those
+        that matter elsewhere in it."""
         while True:
             inner = next((symbol for symbol in form.terms if (bounds := self.range_of(symbol)) is not None and any(
-                map(self.walked, bounds))), None)
+                map(self.walked, bounds)) and symbol not in self.walked(form.plus(Affine(0, {symbol: 1}),
+                                                                                 -form.terms[symbol]))), None)
             if inner is None:
                 return form
             start, stop = self.range_of(inner) or (form, form)
             coefficient = form.terms[inner]
             end = stop.plus(Affine(-1)) if (coefficient > 0) == largest else start
             form = form.plus(Affine(0, {inner: -coefficient})).plus(end, coefficient)
+
+    def placed(self, form: Affine, axes: list[Any], largest: bool) -> Iterator[dict[Any, Nested]]:
+        """Where all axes may be for a form to be extreme, those first that the ranges of others are made of, at whose
+        ends these begin and end."""
+        outer: dict[Any, None] = {}
+        for axis in axes:
+            bounds = self.range_of(axis) or ()
+            around = [symbol for bound in bounds for symbol in self.walked(bound)]
+            if around and not self.is_never_empty(*bounds):
+                raise Unknown
+            outer.update(dict.fromkeys(around))
+        if not outer:
+            for chosen in product(*(self.places(form, axis, largest) for axis in axes)):
+                yield dict(zip(axes, chosen, strict=True))
+            return
+        inner = [axis for axis in axes if axis not in outer]
+        for place in self.placed(Affine(0), list(outer), largest):
+            for chosen in product(*(self.places(form, axis, largest, place) for axis in inner)):
+                yield place | dict(zip(inner, chosen, strict=True))
+
+    def is_never_empty(self, start: Affine, stop: Affine) -> bool:
+        """Whether a range surely has a coordinate, or has one unless dimensions alone say otherwise."""
+        extent = stop.plus(start, -1)
+        if all(isinstance(symbol, str) or symbol in self.dimensions for symbol in extent.terms):
+            return bool(extent.terms) or extent.constant > 0
+        op = stop.single.op if isinstance(stop.single, Value) else None
+        if op is not None and op.name == "min":
+            return all(self.is_never_empty(start, self.form_of(part)) for part in op.operands)
+        values = self.values(start, True)
+        try:
+            end, walked = self.at(stop, {}), self.counts(self.walked(start))
+        except Unknown:
+            return False
+        return values is not None and all(is_below(value, end, walked) for value in values)
 
     def extreme(self, form: Affine, largest: bool) -> Nested | None:
         """The largest or smallest value, where no axis stands in two symbols and each has an extreme by itself."""
@@ -95,7 +132,8 @@ class Reach:
             return self.symbol_at(symbol, {})
         bounds = self.range_of(symbol)
         if bounds is not None:
-            return self.at(bounds[1].plus(Affine(-1)) if largest else bounds[0], {})
+            return None if any(map(self.walked, bounds)) else self.at(
+                bounds[1].plus(Affine(-1)) if largest else bounds[0], {})
         op, (number, *others) = self.parts(symbol)
         if op not in ("floordiv", "mod") or self.walked(others[0]) or not self.is_natural(others[0]):
             return None
@@ -150,6 +188,16 @@ class Reach:
                         found.update(dict.fromkeys(self.walked(operand)))
         return list(found)
 
+    def walked_by(self, form: Affine) -> list[Any]:
+        """As `walked`; nothing where a form depends on data."""
+        self.steps = 0
+        try:
+            return self.walked(form)
+        except Unknown:
+            return []
+        finally:
+            self.steps = 0
+
     def parts(self, symbol: Any) -> tuple[str, list[Affine]]:
         """A value as an op of OPERATORS and its operands. Raises Unknown."""
         op = symbol.op if isinstance(symbol, Value) else None
@@ -199,12 +247,12 @@ class Reach:
             return made(value[0], *map(self.fixed, value[1:]))
         return self.static.get(value, value) if isinstance(value, str) else value
 
-    def places(self, form: Affine, axis: Any, largest: bool) -> list[Nested]:
-        """Where along an axis a form may be largest, or smallest."""
+    def places(self, form: Affine, axis: Any, largest: bool, place: Mapping[Any, Nested] = NOWHERE) -> list[Nested]:
+        """Where along an axis a form may be largest, or smallest. place: of axes that its range is made of."""
         bounds = self.range_of(axis)
         assert bounds is not None
-        first, last = self.at(bounds[0], {}), self.at(bounds[1].plus(Affine(-1)), {})
-        rises = self.rises(form, axis)
+        first, last = self.at(bounds[0], place), self.at(bounds[1].plus(Affine(-1)), place)
+        rises = self.rises(form, axis) if axis in self.walked(form) else None
         if rises is not None:
             return [last if (rises >= 0) == largest else first]
         found = [last, first]
@@ -300,6 +348,10 @@ def is_below(value: Nested, bound: Nested, walked: Sequence[Nested] = ()) -> boo
         match value, bound:     # the last of digits: (Q - 1) * J + r, r below J
             case ["add", ["mul", ["sub", a, 1], b], rest], ["mul", c, d] if a == c and b == d:
                 return is_below(rest, b, walked)
+            case ["mul", ["floordiv", most, int(by)], int(times)], _ if by == times > 0:
+                return is_below(most, bound, walked)
+            case ["sub", ["min", a, b], int(less)], _:
+                return any(is_below(made("sub", most, less), bound, walked) for most in (a, b))
     most = ceiling(value)
     return most is not None and (most < bound if isinstance(bound, int) else most < 0 and is_natural(bound))
 

@@ -163,8 +163,9 @@ class Strides:
         (high, low), (other_high, other_low) = self._by_stride(form, stride), self._by_stride(other, stride)
         unit = gcd(high.constant, other_high.constant, *high.terms.values(), *other_high.terms.values())
         for upper, lower in ((low, other_low), (other_low, low)):
-            reach = self._reach(upper, varies, ranges_of, True).plus(self._reach(lower, varies, ranges_of, False), -1)
-            if not self._is_negative(reach.plus(Affine(0, {stride: unit}), -1)):
+            most, least = self._reach(upper, varies, ranges_of, True), self._reach(lower, varies, ranges_of, False)
+            unbounded = any(varies(factor) for symbol in (*most.terms, *least.terms) for factor in factors_of(symbol))
+            if unbounded or not self._is_negative(most.plus(least, -1).plus(Affine(0, {stride: unit}), -1)):
                 return []
         return [(low, other_low), (high, other_high)]
 

@@ -46,9 +46,11 @@ def bring_gathered(function: Function, typical: Typical, fewest: int, most_bytes
     columns that meet an operand, typically, for it to be made before. most_bytes: of all such memory, typically. of:
     of which products, "contract", or "mul", what a loop in order adds up, of windows alone."""
     stored = {place_of(op.operands[0]) for op in function.walk() if op.name == "store"}
+    wholes: Bounds = {op.attributes["axis"]: (op.operands[0], op.operands[1])
+                      for op in function.body.ops if op.name == "whole"}
     for nest in [op for op in function.body.ops if op.attributes.get("parallel")]:
         finder = _Finder(function, stored, typical, fewest, of)
-        finder.block(nest, {})
+        finder.block(nest, wholes)
         for operand in finder.found:
             most_bytes -= operand.size_bytes(typical)
             if most_bytes >= 0:
@@ -213,9 +215,9 @@ class _Finder:
                 sums: Sums | None) -> bool:
         """Take the ops that compute a value, in order, and what it depends on; whether all of it can be made before the
         nest. sums: of variables, where these are taken for one; None where they are not."""
-        if value in self.top:
-            return not axes_of(value)
         op = value.op
+        if value in self.top and (op is None or op.name != "index"):
+            return not axes_of(value)
         total = self._sum(value, bounds) if sums is not None else None
         if sums is not None and total is not None:
             sums[value] = total

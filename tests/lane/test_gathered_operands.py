@@ -151,6 +151,23 @@ def test_beside_sums() -> None:
 
 
 @kernel
+def from_the_top(x: Tensor[f32, C, T], w: Tensor[f32, O, C], y: Tensor[f32, O, T]):
+    """Axes that come before the loop."""
+    o, c = whole(O), whole(C)
+    for p in tiles(T):
+        y[o, p] = w[o, c] @ x[c, T - 1 - minimum(p, T - 1)]
+
+
+def test_axes_from_the_top() -> None:
+    x, w = normal(5, 46), normal(33, 5)
+    arguments = {"x": x, "w": w, "y": np.zeros((33, 46), np.float32)}
+    function = from_the_top.tile_ir()
+    lane = run_lane(function, arguments, None, AVX512, specialize(function, arguments, dict.fromkeys("COT", 128)))
+    np.testing.assert_allclose(arguments["y"], w @ x[:, ::-1], rtol=1e-4, atol=1e-4)
+    assert parts_of(lane) == 2
+
+
+@kernel
 def every_other_tap(x: Tensor[f32, C, T], w: Tensor[f32, O, C, 5], y: Tensor[f32, O, P]):
     """Between the taps there may be nothing to read."""
     for o, p in tiles(O, P):

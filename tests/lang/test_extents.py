@@ -235,6 +235,100 @@ def test_indices_below_0_are_refused(at: Callable[..., Any]) -> None:
     gather(x, np.zeros((0, 8), np.float32), interpret=True)
 
 
+STEPS: list[Callable[..., Any]] = [
+    lambda k: k,
+    lambda k: k + 1,
+    lambda k: k // 2,
+    lambda k: k // 4 * 8 + k % 2,
+    lambda k: k - k // 2,
+    lambda k: K - 1 - k // 2,
+]
+
+
+@pytest.mark.parametrize("at", STEPS)
+def test_counters_that_take_steps_end_somewhere(at: Callable[..., Any]) -> None:
+    """By themselves, and with a block between them, which ends where the axis does or is whole."""
+    @kernel
+    def single(x: Tensor[f32, T], w: Tensor[f32, K], y: Tensor[f32, 1]):
+        for k in range(1, K, 4):
+            y[0] = sp.maximum(y[0], x[at(k)])
+
+    @kernel
+    def cut_off(x: Tensor[f32, T], w: Tensor[f32, K], y: Tensor[f32, 1]):
+        for i in range(0, K, 4):
+            for k in range(i, sp.minimum(i + 4, K)):
+                y[0] = sp.maximum(y[0], x[at(k)])
+
+    @kernel
+    def blocks(x: Tensor[f32, T], w: Tensor[f32, K], y: Tensor[f32, 1]):
+        for i in range(0, K, 4):
+            j = whole(4)
+            y[0] = sp.maximum(y[0], max(x[at(i + j)], over=j))
+
+    for one in (single, cut_off, blocks):
+        for k in (2, 5, 8, 11):
+            x, w, y = np.arange(99, dtype=np.float32), np.zeros(k, np.float32), np.zeros(1, np.float32)
+            one(x, w, y, interpret=True)
+            length = int(y[0]) + 1
+            one(x[:length], w, y, interpret=True)
+            with pytest.raises(CallError, match="since the kernel indexes so far"):
+                one(x[:length - 1], w, y, interpret=True)
+        one(x[:0], w[:0], y, interpret=True)        # nothing is read
+
+
+def test_blocks_of_an_axis_ask_for_whole_ones() -> None:
+    """Machine code would read and write past the end."""
+    @kernel
+    def doubled(x: Tensor[f32, K], y: Tensor[f32, K]):
+        for i in range(0, K, 4):
+            j = whole(4)
+            y[i + j] = 2.0 * x[i + j]
+
+    x, y = np.arange(8, dtype=np.float32), np.zeros(8, np.float32)
+    doubled(x, y)
+    assert y.tolist() == (2 * x).tolist()
+    for options in ({}, {"interpret": True}):
+        with pytest.raises(CallError, match=r"K = 7\n.*\+ 3 to be below K"):
+            doubled(x[:7], y[:7], **options)
+    with pytest.raises(KernelError, match="index 0 of x reaches beyond its end"):
+        doubled(x[:7], y[:7], static=True)
+
+
+def test_indices_in_loops_that_may_be_empty_are_checked() -> None:
+    """But those of counters that say how long such a loop is."""
+    @kernel
+    def shared(k: Tensor[f32, T, H], length: Tensor[i32, 1], y: Tensor[f32, R], z: Tensor[f32, R]):
+        for r in each(R):
+            total = 0.0
+            for t in tiles(sp.span(0, length[0])):
+                total += sum(k[t, r // 4], over=t)
+            y[r] = total
+        for r in range(0, R, 2):
+            for t in range(length[0]):
+                z[r] = k[t, r // 4]
+
+    length, y = np.full(1, 3, np.int32), np.zeros(8, np.float32)
+    shared(np.ones((3, 2), np.float32), length, y, y.copy())
+    assert y.tolist() == [3.0] * 8
+    with pytest.raises(CallError, match=r"H = 1, R = 8\n.*\(R - 1\) // 4 to be below H"):
+        shared(np.ones((3, 1), np.float32), length, y, y.copy())
+
+    @kernel
+    def before(x: Tensor[f32, N], start: Tensor[i32, N], y: Tensor[f32, N]):
+        for n in range(N):
+            total = 0.0
+            for i in range(n):
+                total += x[n - 1 - i] + x[n - 1]
+            for i in range(sp.minimum(start[n], 1)):
+                total += x[n - 1 + i]
+            y[n] = total
+
+    x = np.arange(4, dtype=np.float32)
+    y = np.zeros(4, np.float32)
+    before(x, np.arange(4, dtype=np.int32), y)
+    assert y.tolist() == [0, 0, 4, 11]
+
+
 def test_an_index_of_many_parts_is_left_alone() -> None:
     """Each step reads the last one twice: 16384 ways to the coordinate."""
     @kernel

@@ -874,9 +874,17 @@ def test_strides_that_are_dimensions_are_the_base_of_digits():
             for n in tiles(N):
                 out[m * M + n] = a[m, n]
 
+    @kernel
+    def a_digit_more(a: Tensor[f32, M, N], out: Tensor[f32, K]):
+        for m in each(M):
+            for n in range(N):
+                for d in range(3):
+                    out[m * N + n + d % 4] = a[m, n]
+
     assert loop_attributes(heads_of_groups) == loop_attributes(chunks) == [PARALLEL, PARALLEL]
     assert loop_attributes(three) == loop_attributes(pairs) == [PARALLEL]
     assert loop_attributes(one_too_long) == loop_attributes(another_stride) == [ORDERED, PARALLEL]
+    assert loop_attributes(a_digit_more)[0] == ORDERED      # nothing bounds d % 4, which differs between two rows
     a = floats(2, 6)
     np.testing.assert_array_equal(check_meaning(chunks, a[0], floats(4), np.zeros(6, np.float32))[2], a[0])
     np.testing.assert_array_equal(check_meaning(pairs, a, np.zeros(12, np.float32))[1].reshape(2, 3, 2)[..., 1],

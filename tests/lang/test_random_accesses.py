@@ -93,6 +93,7 @@ def test_proofs(source: str) -> None:
 
 
 EXTENTS = st.sampled_from(["A", "B", "A // B", "B // 2", "A - 1", "4"])
+DIGITS = st.sampled_from(["{}", "{}", "{}", "({} % 3)", "({} // 2)"])
 STRIDES = st.sampled_from(["A", "B", "(A // B)", "1", "2", "A * B", "(A + 1)", "2 * B", "4"])
 
 
@@ -110,7 +111,7 @@ def strided_programs(draw: st.DrawFn) -> str:
         lines.append(f"{indent}for {name} in {draw(st.sampled_from(['tiles', 'each', 'each']))}({extent}):")
         indent += "    "
     for _ in range(draw(st.integers(1, 2))):
-        terms = [f"{name} * {draw(STRIDES)}" for name in names]
+        terms = [f"{draw(DIGITS).format(name)} * {draw(STRIDES)}" for name in names]
         lines.append(f"{indent}out[{' + '.join([*terms, str(draw(st.integers(0, 3)))])}] = "
                      f"{draw(st.sampled_from(names))}.to(i32)")
     return "\n".join(lines) + "\n"
