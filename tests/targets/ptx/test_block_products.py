@@ -30,16 +30,19 @@ CASES = {
     "matmul_residual_q4m": {"P": 5, "G": 1, "C": 35, "M": 35}, "matmul_swiglu_q4": {"P": 3, "G": 2, "C": 33, "M": 33},
     "matmul_q4m_128": {"P": 5, "G": 2, "C": 33, "M": 33}, "matmul_q4m_by32": {"P": 5, "G": 3, "C": 70, "M": 70},
     "matmul_q4k": {"P": 3, "S": 1, "C": 35, "M": 33}, "matmul_q6k": {"P": 3, "S": 2, "C": 33, "M": 33},
+    "grouped_swiglu_q8": {"E": 3, "N": 2, "T": 3, "G": 1, "C": 80, "J": 67},
+    "grouped_q4m": {"E": 4, "N": 1, "T": 5, "G": 2, "C": 80, "J": 80},
+    "grouped_q4k": {"E": 3, "N": 1, "T": 3, "S": 1, "C": 40, "J": 33},
 }
 """Rows and panels that end inside of a tile. Scales of blocks and of groups, minima, sums of the activations, a block
-that is a group, two matrices with the same rows, scales that are integers, weights of 6 bits."""
+that is a group, two matrices with the same rows, scales that are integers, weights of 6 bits; rows of experts."""
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CASES)
 def test_on_the_emulator(name: str) -> None:
     """Two in one launch, lazily, where races would show."""
-    entry, lazy = find(name), name in ("matmul_q4", "matmul_q4m_by32")
+    entry, lazy = find(name), name in ("matmul_q4", "matmul_q4m_by32", "grouped_q4m")
     arguments = entry.make_arguments(np.random.default_rng(5), CASES[name])
     run = emulate.run(entry.kernel, *arguments.values(), target="sm_80" if lazy else "sm_90a", workers=1,
                       aligned=tensors_of(entry.kernel), options=emulate.Options(lazy=lazy))
