@@ -59,7 +59,8 @@ class BlockPart:
 @dataclass(frozen=True, slots=True)
 class BlockNest:
     """rows: its axis. columns: the axes of panels, and of what is in one. body: the block of the nest. loop: the one
-    over blocks. floats: integers that are made of sums, as floats here."""
+    over blocks. floats: integers that are made of sums, as floats here. groups: the loop in order over groups of rows,
+    if there is one."""
 
     rows: str
     columns: tuple[str, str]
@@ -67,6 +68,7 @@ class BlockNest:
     loop: Op
     parts: tuple[BlockPart, ...]
     floats: frozenset[Value]
+    groups: Op | None = None
 
     @property
     def loops(self) -> list[Op]:
@@ -87,6 +89,7 @@ def find_nest(function: Function, specialization: Specialization) -> BlockNest |
     """The nest that a function is, if it is one."""
     block = function.body
     axes: list[str] = []
+    groups = None
     while True:
         control = [op for op in block.ops if op.blocks]
         if len(control) != 1 or control[0].name not in ("tiles", "each"):
@@ -98,18 +101,19 @@ def find_nest(function: Function, specialization: Specialization) -> BlockNest |
         if any(op.name in ("store", "reduce", "contract", "buffer") for op in block.ops) or not (
                 parallel or (block is not function.body and _is_of_groups(outer))):
             return None
+        groups = groups if parallel else outer
         axes += outer.attributes["axes"] if outer.name == "tiles" else ()
         innermost, (block,) = outer, outer.blocks
     if len(axes) != 2 or innermost.name != "tiles" or not _is_ordered(outer):
         return None
-    return _Finder(function, specialization, axes, block, outer).nest()
+    return _Finder(function, specialization, axes, block, outer, groups).nest()
 
 
 class _Finder:
     def __init__(self, function: Function, specialization: Specialization, tiles: Sequence[str], block: Block,
-                 loop: Op) -> None:
-        self.function, self.specialization, self.tiles, self.block, self.loop = (
-            function, specialization, tiles, block, loop)
+                 loop: Op, groups: Op | None) -> None:
+        self.function, self.specialization, self.tiles, self.block, self.loop, self.groups = (
+            function, specialization, tiles, block, loop, groups)
         self.inside = [op for op in loop.blocks[0].ops if op.blocks]
         self.levels = [loop.blocks[0], *(op.blocks[0] for op in self.inside)]
 
@@ -138,7 +142,7 @@ class _Finder:
         parts: list[BlockPart] = []
         for level, loop in zip((*self.levels[1:], self.levels[0]), (*self.inside, None), strict=True):
             parts += self._parts(level, loop, parts)
-        return BlockNest(rows, columns, self.block, self.loop, tuple(parts), frozenset(self.floats))
+        return BlockNest(rows, columns, self.block, self.loop, tuple(parts), frozenset(self.floats), self.groups)
 
     def _axes(self, contractions: Sequence[Op]) -> tuple[str, tuple[str, str]] | None:
         """The axis of rows, and those of columns: of panels, and of what is in one."""
