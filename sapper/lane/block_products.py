@@ -321,16 +321,17 @@ class BlockProducts(ChainPairLowering):
         return next(enough, fitting[-1]) if fitting else None
 
     def _rows_of_nest(self, nest: BlockNest) -> int:
-        """How many rows there typically are: where memory tells how many a group has, the groups share those of what is
-        stored."""
+        """How many rows there typically are: where memory tells how many a group has, groups share those of what is
+        stored evenly, and each has some."""
         rows = self._extent_of(nest.rows, False)
         if nest.groups is None:
             return rows
-        for op in nest.body.ops:
-            for index, dim in zip(op.operands[2:], op.operands[0].type.dims, strict=True) if op.name == "store" else ():  # type: ignore[union-attr]
+        groups = self.hint(nest.groups.operands[1])[0]
+        for op in (op for op in nest.body.ops if op.name == "store"):
+            for index, dim in zip(op.operands[2:], op.operands[0].type.dims, strict=True):  # type: ignore[union-attr]
                 if axes_of(index) == (nest.rows,) and isinstance(dim, str):
-                    of_all = self.specialization.dims.get(dim, DimClass()).hint
-                    rows = min(rows, max(1, of_all // self.hint(nest.groups.operands[1])[0]))
+                    most = self.specialization.dims.get(dim, DimClass()).hint
+                    rows = min(rows, most, max(FEWEST_ROWS, most // groups))
         return rows
 
     @property
