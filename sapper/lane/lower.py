@@ -459,6 +459,10 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             self.block_products(block)
             self.followed.on_matrix = True
             return
+        if self.vectors is not None and block is self.vectors.body:
+            self.panel_vectors(block)
+            self.followed.on_matrix = True
+            return
         self.begin_block(block)
         bound = self._bind_short_axis(block)
         self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand, self.has_room,

@@ -1,0 +1,356 @@
+"""Vectors that meet weights in panels: a worker's warps share the depth, and half a warp has a panel of 16 columns.
+
+Enters a function of parallel loops around panels, of which each is a tile of 16 columns and loops in order over blocks
+of the depth, which add up what a block gives. Leaves lane IR in which sums stay in registers: lane 16 i + l has column
+l of panel i of two. Each warp takes some blocks in a row of `warps` times so many; what a lane reads of them are words
+as they lie in memory (places.py), of a vector up to 16 bytes at once, all before they are needed. Then all warps' sums
+pass through near memory and are added in the order of the warps.
+
+    near memory   each warp's sums, 128 bytes for a result
+
+So a matrix of 4096 rows has 128 tasks of eight warps each, in place of 256 of a warp, half of whose lanes were idle,
+and a warp has 2 KiB of weights of 4 bits on their way.
+Holds: results are the same, but for the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import MASK, ROW_F32, S64, RowType, TileType, f32, i32
+from ..tile.affine import affine
+from ..tile.plan import axes_of
+from ..tile.semantics import ELEMENTWISE
+from ..tile.sums import is_join
+from ..tile.zeros import is_zero
+from .block_nests import PANEL, extents_of, number_of
+from .block_products import BlockProducts
+from .places import FREE, Places, forms_place
+from .spread import Spread
+from .state import Bound, Scalar, element_bytes, row_dtype
+
+PANELS = 2
+"""Of a worker at once: half a warp has one."""
+MOST_SUMMED = 256
+"""Elements of a contraction, which is written out."""
+MOST_RESULTS = 4
+"""Of a loop whose rounds warps share."""
+BYTES_ON_THEIR_WAY, MOST_BLOCKS = 64, 4
+"""Of weights for a lane, and blocks for that: eight warps then have 16 KiB on their way, which 132 processors need for
+3.35 TB/s and 600 ns."""
+PLAIN = frozenset({"whole", "index", "const", "dim", "yield", "full", "load"})
+
+
+@dataclass(frozen=True, slots=True)
+class PanelNest:
+    """panels, columns: the axes. body: of the nest. shared: loops over blocks whose rounds warps share."""
+
+    panels: str
+    columns: str
+    body: Block
+    shared: tuple[Op, ...]
+
+
+def find_panels(function: Function) -> PanelNest | None:
+    """The nest that a function is, if it is one."""
+    block = function.body
+    while True:
+        control = [op for op in block.ops if op.blocks]
+        if len(control) != 1 or control[0].results or not control[0].attributes.get("parallel") or any(
+                op.name in ("store", "reduce", "contract", "buffer") for op in block.ops):
+            return None
+        (outer,), (block,) = control, control[0].blocks
+        if outer.name == "tiles":
+            break
+    columns = [op.attributes["axis"] for op in block.ops if op.name == "whole"
+               and [number_of(v) for v in op.operands] == [0, PANEL]]
+    if len(outer.attributes["axes"]) != 1 or len(columns) != 1 or "repeats" in outer.attributes:
+        return None
+    finder = _Finder(function, (outer.attributes["axes"][0], columns[0]))
+    return PanelNest(*finder.axes, block, tuple(finder.shared)) if finder.takes(block) and finder.shared else None
+
+
+class _Finder:
+    """shared: the loops that were found."""
+
+    def __init__(self, function: Function, axes: tuple[str, str]) -> None:
+        self.function, self.axes = function, axes
+        self.shared: list[Op] = []
+
+    def takes(self, block: Block, inside: int = 0) -> bool:
+        """Whether all ops of a block can be done. inside: so many loops, negative: of a shared one."""
+        wholes = {op.attributes["axis"]: number_of(op.operands[1]) if number_of(op.operands[0]) == 0 else None
+                  for op in block.ops if op.name == "whole"}
+        if not all(wholes.values()):
+            return False
+        for op in block.ops:
+            values = [v for v in (*op.operands, *op.results) if isinstance(v.type, TileType)]
+            if any(v.type.dtype.bits > 32 and v.type.dtype.name != "index" for v in values):  # type: ignore[union-attr]
+                return False
+            if op.blocks:
+                shared = inside >= 0 and _adds_up(op) and any(
+                    inner.name in ("contract", "reduce") for inner in op.walk())
+                if not self._is_ordered(op) or not self.takes(op.blocks[0], -1 if shared or inside < 0 else inside + 1):
+                    return False
+                self.shared += [op] if shared else []
+            elif op.name == "store":
+                if inside or is_join(op) or set(axes_of(op.operands[1])) != set(self.axes) or any(
+                        affine(v) is None for v in op.operands[2:]):
+                    return False
+            elif op.name in ("contract", "reduce"):
+                if inside >= 0 or op.attributes.get("kind", "sum") != "sum" or not set(
+                        axes_of(op.result)) <= set(self.axes) or not 0 < prod(
+                        extents_of(self.function, op).values()) <= MOST_SUMMED:
+                    return False
+            elif op.name == "load":
+                if not all(self._is_place(v, inside < 0) for v in op.operands[1:]):
+                    return False
+            elif op.name not in PLAIN and op.name not in ELEMENTWISE - {"asm"}:
+                return False
+        return True
+
+    def _is_ordered(self, loop: Op) -> bool:
+        return loop.name == "each" and not loop.attributes["parallel"] and loop.attributes["count"] == 1 and \
+            loop.attributes.get("step", 1) == 1 and 0 < len(loop.results) <= MOST_RESULTS and all(
+            isinstance(v.type, TileType) and v.type.dtype is f32 and set(v.type.axes) == set(self.axes)
+            for v in loop.results)
+
+    @staticmethod
+    def _is_place(index: Value, inside: bool) -> bool:
+        """Whether it is known where lanes' elements lie. inside: of a loop whose rounds warps share."""
+        return not axes_of(index) or (
+            forms_place(index, dict.fromkeys(axes_of(index), 1)) if inside else affine(index)) is not None
+
+
+def _adds_up(loop: Op) -> bool:
+    """Whether each value that a loop carries begins with 0, and a round but adds to it."""
+    (body,) = loop.blocks
+    used = [v for op in loop.walk() for v in op.operands if op is not loop]
+
+    def adds(value: Value, carried: Value) -> bool:
+        op = value.op
+        if value is carried:
+            return True
+        return op is not None and op.name == "add" and op in body.ops and used.count(value) == 1 and any(
+            adds(v, carried) for v in op.operands)
+
+    first = len(loop.operands) - len(loop.results)
+    carried = body.arguments[len(body.arguments) - len(loop.results):]
+    return all(is_zero(begin) and used.count(mine) == 1 and adds(made, mine) for begin, mine, made in zip(
+        loop.operands[first:], carried, body.ops[-1].operands, strict=True))
+
+
+class PanelVectors(BlockProducts):
+    """Finds such nests and emits them."""
+
+    vectors: PanelNest | None = None
+
+    def find_matrix_walk(self) -> None:
+        super().find_matrix_walk()
+        unit, schedule = self.facts.matrix, self.schedule
+        if unit is None or self.warps > 1 or schedule.lane or schedule.order or schedule.registers or schedule.tile \
+                or schedule.chunks:
+            return
+        vectors = find_panels(self.function)
+        warps = prod(unit.block_warps)
+        if vectors is not None and all(self.hint(loop.operands[1])[0] >= warps for loop in vectors.shared):
+            self.vectors, self.warps = vectors, warps
+
+    @property
+    def tiles_are_tasks(self) -> bool:
+        return super().tiles_are_tasks or self.vectors is not None
+
+    @property
+    def has_warps_together(self) -> bool:
+        return super().has_warps_together or self.vectors is not None
+
+    @property
+    def axes_of_tiles(self) -> tuple[str, str]:
+        return super().axes_of_tiles if self.vectors is None else (self.vectors.panels, "")
+
+    @property
+    def size_of_tiles(self) -> tuple[int, int]:
+        return super().size_of_tiles if self.vectors is None else (PANELS, 1)
+
+    # The nest.
+
+    def panel_vectors(self, block: Block) -> None:
+        """Emit the nest for all of its open panels."""
+        nest = self.vectors
+        assert nest is not None
+        panels = self.open[nest.panels]
+        self._count(panels, PANELS, lambda panel: self._vectors_of_panels(nest, block, panel, self.add(
+            panels.offset, panels.extent)))
+
+    def _vectors_of_panels(self, nest: PanelNest, block: Block, panel: Value, stop: Scalar) -> None:
+        half, last = self.bits(0, "shr", self.iota(), PANEL.bit_length() - 1), self.row_of(
+            self.sub(self.sub(stop, 1), panel))
+        inside = self.emit(self.depth, "cmp", [half, last], MASK, cond="le")
+        across = Spread(panel, [self.least(half, last)], [0], [inside], repeats=True)
+        along = Spread(0, [self.bits(0, "and", self.iota(), PANEL - 1)], [0])
+        with self._spread_axes({nest.panels: across, nest.columns: along}):
+            self._vector_block(nest, block, None)
+            first = self.emit(0, "s_cmp", [self.value(self.warp()), self.value(0)], S64, cond="eq")
+            mine = self.emit(0, "mask_first", [self.value(self.mul(first, self.lanes))], MASK)
+            at = dict.fromkeys((nest.panels, nest.columns), 0)
+            for op in block.ops:
+                if op.name == "store":
+                    access = self.access(op)
+                    base, offsets, disp = self.spread_address(access, at)
+                    mask = self.all_of(mine, inside)
+                    assert mask is not None
+                    self.effect("scatter", [self.row(op.operands[1], at), base, offsets, mask], dtype=access.dtype,
+                                scale=1, disp=disp, masked=True, disjoint=True)
+
+    @contextmanager
+    def _spread_axes(self, spreads: dict[str, Spread]) -> Iterator[None]:
+        for axis, spread in spreads.items():
+            self.bound[axis] = Bound(spread.origin, len(spread.numbers), False, None, self.depth, spread=spread)
+        yield
+        for axis in spreads:
+            del self.bound[axis]
+
+    def _vector_block(self, nest: PanelNest, block: Block, counter: Scalar | None) -> list[Value]:
+        """The loops of a block, and rows of what it yields. counter: of a round of a loop."""
+        if counter is None:
+            self.begin_block(block)
+        else:
+            self._begin_at(block, counter)
+        outer = self.places
+        loads: list[Op] = []
+        at = dict.fromkeys((nest.panels, nest.columns), 0)
+        zero = self.constant(0, i32)
+        wholes = {op.attributes["axis"]: Spread(0, [zero], list(range(number_of(op.operands[1]) or 0)))
+                  for op in block.ops if op.name == "whole" and op.attributes["axis"] != nest.columns}
+        with self._spread_axes(wholes):
+            if outer is not None or self._is_vector_sum(nest, block):
+                aligned = {axis: 1 if axis in at else FREE for axis in self.bound}
+                self.places = Places(self, aligned, dict(aligned))
+                loads = [op for op in block.ops if op.name == "load" and axes_of(op.result)]
+                for load in loads:
+                    self._fetch_words(load, self.places)
+            for op in block.ops:
+                if op in nest.shared:
+                    self._share_rounds(nest, op)
+                elif op.blocks:
+                    self._vector_loop(nest, op)
+            yielded = block.ops[-1].operands
+            rows = [self.row(v, at) for v in yielded]
+        for load in loads:
+            del self.rows[load.result]
+        self.places = outer
+        return rows
+
+    @staticmethod
+    def _is_vector_sum(nest: PanelNest, block: Block) -> bool:
+        return any(block is loop.blocks[0] for loop in nest.shared)
+
+    def _fetch_words(self, load: Op, places: Places) -> None:
+        """All that a lane has of a load, in registers."""
+        axes = axes_of(load.result)
+        coordinates = list(product(*(range(self.bound[axis].count) for axis in axes)))
+        found = places.fetch(load, [dict(zip(axes, at, strict=True)) for at in coordinates],
+                             [None] * len(coordinates), self.depth)
+        self.rows[load.result] = {at: places.element(load, element, self.depth)
+                                  for at, element in zip(coordinates, found, strict=True)}
+
+    def _hold_row(self, values: Sequence[Value], rows: Sequence[Value]) -> None:
+        for value, row in zip(values, rows, strict=True):
+            self.home[value] = self.depth
+            self.depths[row] = min(self.depths.get(row, 0), self.depth)
+            self.rows[value] = {(0,) * len(axes_of(value)): row}
+
+    def _vector_loop(self, nest: PanelNest, loop: Op) -> None:
+        """A loop that each warp takes all of."""
+        start, stop = (self.integer(v) for v in loop.operands[:2])
+        at = dict.fromkeys((nest.panels, nest.columns), 0)
+        first = [self.row(v, at) for v in loop.operands[2:]]
+        self._hold_row(loop.results, self._vector_rounds(nest, loop, start, stop, 1, 1, first))
+
+    def _vector_rounds(self, nest: PanelNest, loop: Op, start: Scalar, stop: Scalar, step: int, together: int,
+              rows: list[Value]) -> list[Value]:
+        """Rounds from `start` on, so many together, to carry these rows."""
+        block = Block([S64, *[row.type for row in rows]])
+        self.enter(block)
+        totals = list(block.arguments[1:])
+        body = loop.blocks[0]
+        for number in range(together):
+            self.enter_again()
+            self._hold_row(body.arguments[1:], totals)
+            totals = self._vector_block(nest, body, self.add(block.arguments[0], number))
+            self.leave()
+        self.effect("yield", totals)
+        self.leave()
+        made = Op("loop", [self.value(start), self.value(stop), *rows], [row.type for row in rows],
+                  {"step": step, "label": "blocks"}, [block], loop.location)
+        self.finish(made)
+        return list(made.results)
+
+    def _share_rounds(self, nest: PanelNest, loop: Op) -> None:
+        """A loop of whose rounds each warp takes some; leaves the sums of all."""
+        start, stop = (self.integer(v) for v in loop.operands[:2])
+        rows = [self.constant(0.0, f32)] * len(loop.results)
+        together, warp = self._blocks_together(nest, loop), self.warp()
+        if together > 1:
+            rounds = self.scalar("s_floordiv", self.sub(stop, start), together)
+            ends = self.add(start, self.mul(rounds, together))
+            mine = self.add(start, self.mul(warp, together))
+            rows = self._vector_rounds(nest, loop, mine, ends, together * self.warps, together, rows)
+            start = ends
+        rows = self._vector_rounds(nest, loop, self.add(start, warp), stop, self.warps, 1, rows)
+        self._hold_row(loop.results, self._sums_of_warps(rows))
+
+    def _blocks_together(self, nest: PanelNest, loop: Op) -> int:
+        """Rounds at once, so that enough is on its way."""
+        (body,) = loop.blocks
+        if any(op.blocks for op in body.ops):
+            return 1
+        ends = {op.attributes["axis"]: number_of(op.operands[1]) or 1 for op in body.ops if op.name == "whole"}
+        loads = [op for op in body.ops if op.name == "load" and nest.columns in axes_of(op.result)]
+        each = sum(element_bytes(op.result.type.dtype) * prod(  # type: ignore[union-attr]
+            ends.get(axis, 1) for axis in axes_of(op.result)) for op in loads)
+        return max(1, min(MOST_BLOCKS, -(-BYTES_ON_THEIR_WAY // max(1, each))))
+
+    def _sums_of_warps(self, rows: list[Value]) -> list[Value]:
+        """Sums of all warps, through near memory."""
+        padded = rows + rows[-1:] * (len(rows) % 2)
+        each = len(padded) * self.lanes * f32.size_bytes
+        self.near_bytes_used = max(self.near_bytes_used, self.warps * each)
+        self.name_buffers([("sums", 0, self.warps * each)])
+        self.effect("sync_warps", [])       # the last sums are read
+        operands, attributes = self.memory_operands(self.add(self.near(), self.mul(self.warp(), each)), 0, 1, 0)
+        self.effect("store_run", [*operands, *padded], dtype=f32, streaming=False, near=True, **attributes)
+        self.effect("sync_warps", [])
+        totals: list[Value] = []
+        for warp in range(self.warps):
+            operands, attributes = self.memory_operands(self.near(), 0, 1, warp * each)
+            read = Op("load_run", operands, [ROW_F32] * len(padded), {
+                "dtype": f32, "masked": False, "near": True, **attributes}, None, self.location)
+            self.finish(read)
+            totals = [self.emit(self.depth, "add", [total, part], ROW_F32) for total, part in zip(
+                totals, read.results, strict=True)] if totals else list(read.results)
+        return totals[:len(rows)]
+
+    # Values.
+
+    def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
+        op = value.op
+        if self.vectors is None or op is None or op.name not in ("contract", "reduce"):
+            return super()._compute(value, at, level)
+        extents = extents_of(self.function, op)
+        total: Value | None = None
+        for place in product(*map(range, extents.values())):
+            rows = [self.row(v, {**at, **dict(zip(extents, place, strict=True))}) for v in op.operands]
+            type = RowType(row_dtype(value.type.dtype))     # type: ignore[union-attr]
+            if total is not None and len(rows) == 2 and type == ROW_F32:
+                total = self.emit(level, "fma", [*rows, total], type)
+                continue
+            term = rows[0] if len(rows) == 1 else self.emit(level, "mul", rows, type)
+            total = term if total is None else self.emit(level, "add", [total, term], type)
+        assert total is not None
+        return total

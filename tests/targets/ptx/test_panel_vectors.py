@@ -1,0 +1,155 @@
+"""Vectors that meet weights in panels: warps share the depth (sapper/lane/panel_vectors.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import Tensor, each, emulate, f32, i8, sum, targets, tiles, u8, whole, zeros
+from sapper.codegen.pipeline import compile_kernel, facts_of, to_lane
+from sapper.kernels import find
+from sapper.lane.panel_vectors import PanelNest, find_panels
+from sapper.targets.ptx import assembler
+from sapper.tile.canonical import canonicalize
+from sapper.tile.interpret import interpret
+from sapper.tile.schedule import DimClass, Schedule, Specialization
+
+from .test_block_products import arguments_of, tensors_of
+
+B, P = sp.dims("B P")
+
+CASES = {
+    "matvec_q4": {"P": 3, "B": 43}, "matvec_swiglu_q8": {"P": 2, "B": 19}, "matvec_residual_q4m": {"P": 1, "B": 7},
+    "matvec_q4k": {"P": 2, "S": 9}, "matvec_residual_q6k": {"P": 3, "S": 2},
+    "expert_matvec_q4": {"E": 3, "K": 2, "P": 3, "B": 33},
+    "expert_matvec_swiglu_q4m": {"E": 3, "K": 2, "P": 2, "B": 9},
+}
+"""Blocks by fours and single ones, fewer than warps, one panel of two; loops in blocks, a loop over experts around."""
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", CASES)
+def test_on_the_emulator(name: str) -> None:
+    """Lazily where tensors are aligned; others have elements one by one."""
+    entry, lazy = find(name), not name.endswith("q8")
+    arguments = entry.make_arguments(np.random.default_rng(5), CASES[name])
+    expected = entry.reference(arguments)
+    emulate.run(entry.kernel, *arguments.values(), target="sm_80" if lazy else "sm_90a", workers=2,
+                aligned=tensors_of(entry.kernel) if lazy else [], options=emulate.Options(lazy=lazy))
+    assert entry.compare(arguments, expected) is None
+
+
+@sp.kernel
+def odd(w: Tensor[u8, P, B, 2, 16, 4], x: Tensor[i8, B, 8], s: Tensor[f32, B, P, 16], y: Tensor[f32, P, 16],
+        z: Tensor[f32, 16, P]):
+    """A product of integers, a sum beside it, two values that are carried, of which one adds twice; two stores."""
+    for p in tiles(P):
+        l = whole(16)
+        acc = zeros(p, l, dtype=f32)
+        both = zeros(p, l, dtype=f32)
+        for b in each(B):
+            j, i = whole(2), whole(4)
+            acc += (w[p, b, j, l, i] @ x.view(B, 2, 4)[b, j, i]).to(f32) * s[b, p, l]
+            both += sum(w[p, b, j, l, i].to(f32), over=(j, i)) + s[b, p, l]
+            both += 0.5
+        y[p, l] = acc + both
+        z[l, p] = both
+
+
+@sp.kernel
+def fading(w: Tensor[f32, P, B, 8, 16], x: Tensor[f32, B, 8], y: Tensor[f32, P, 16]):
+    """What is carried is more than a sum."""
+    for p in tiles(P):
+        l = whole(16)
+        acc = zeros(p, l, dtype=f32)
+        for b in each(B):
+            j = whole(8)
+            acc = acc * 0.5 + w[p, b, j, l] @ x[b, j]
+        y[p, l] = acc
+
+
+@sp.kernel
+def watched(w: Tensor[f32, P, B, 8, 16], x: Tensor[f32, B, 8], y: Tensor[f32, P, 16]):
+    """Another value sees what a sum has come to."""
+    for p in tiles(P):
+        l = whole(16)
+        acc = zeros(p, l, dtype=f32)
+        most = zeros(p, l, dtype=f32)
+        for b in each(B):
+            j = whole(8)
+            acc += w[p, b, j, l] @ x[b, j]
+            most = sp.maximum(most, acc)
+        y[p, l] = most
+
+
+@sp.kernel
+def wide(w: Tensor[f32, P, B, 8, 32], x: Tensor[f32, B, 8], y: Tensor[f32, P, 32]):
+    for p in tiles(P):
+        l = whole(32)
+        acc = zeros(p, l, dtype=f32)
+        for b in each(B):
+            j = whole(8)
+            acc += w[p, b, j, l] @ x[b, j]
+        y[p, l] = acc
+
+
+def nest_of(kernel: Any) -> PanelNest | None:
+    function = kernel.tile_ir()
+    canonicalize(function)
+    return find_panels(function)
+
+
+def test_a_kernel_of_that_form() -> None:
+    nest = nest_of(odd)
+    assert nest is not None and len(nest.shared) == 1 and len(nest.shared[0].results) == 2
+    arguments = arguments_of(odd, {"P": 3, "B": 21})
+    copies = {name: array.copy() for name, array in arguments.items()}
+    interpret(odd.tile_ir(), copies)
+    emulate.run(odd, *arguments.values(), target="sm_80", workers=1, aligned=tensors_of(odd))
+    for name in "yz":
+        np.testing.assert_allclose(arguments[name], copies[name], rtol=1e-5, atol=1e-5 * np.abs(copies[name]).max())
+
+
+@pytest.mark.parametrize("kernel", [fading, watched, wide], ids=lambda k: k.name)
+def test_others_are_left(kernel: Any) -> None:
+    assert nest_of(kernel) is None
+
+
+def test_loops_that_warps_share() -> None:
+    """That over blocks, and not the one inside, nor that over experts around it."""
+    for name, depth in ("matvec_q4k", 0), ("expert_matvec_q4", 1):
+        nest = nest_of(find(name).kernel)
+        assert nest is not None
+        (shared,) = nest.shared
+        assert (shared in nest.body.ops) == (depth == 0)
+
+
+def warps(blocks: int, schedule: Schedule) -> int:
+    kernel = find("matvec_q4").kernel
+    known = Specialization({"P": DimClass(256, 1), "B": DimClass(blocks, 1)},
+                           dict.fromkeys(tensors_of(kernel), "contiguous"))
+    function = to_lane(kernel.tile_ir(), schedule, facts_of(targets.target("sm_90a")), known)
+    return int(function.attributes.get("warps", 1))
+
+
+def test_short_depths_are_not_shared() -> None:
+    """Nor what a schedule walks otherwise."""
+    assert [warps(blocks, Schedule()) for blocks in (128, 8, 4)] == [8, 8, 1]
+    assert warps(128, Schedule(lane="l")) == 1
+
+
+@pytest.mark.skipif(None in map(assembler.find_tool, ("ptxas", "nvdisasm")),
+                    reason="ptxas or nvdisasm is not installed")
+def test_machine_code() -> None:
+    """Of four blocks of 32 weights of a lane: a multiply-add each, the two operations that make one of 4 bits a float,
+    and half an operation more."""
+    kernel = find("matvec_q4").kernel
+    names = tensors_of(kernel)
+    text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("PB", (2**31 - 1, 64)),
+                          targets.target("sm_90a"), None, frozenset(names)).text()
+    (made,) = assembler.assemble([text], "sm_90a").values()
+    loop = max((loop for loop in made.loops() if not loop["BAR"]), key=lambda loop: loop.total())
+    assert not made.spilled_bytes and loop["FFMA"] >= 4 * 32 and loop["LDG"] == 4 * 13 and loop.total() <= 4 * 32 * 4
