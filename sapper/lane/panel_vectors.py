@@ -6,6 +6,9 @@ l of panel i of two. Each warp takes some blocks in a row of `warps` times so ma
 as they lie in memory (places.py), of a vector up to 16 bytes at once, all before they are needed. Then all warps' sums
 pass through near memory and are added in the order of the warps.
 
+Where panels are counted one by one, and contractions are over all of the depth, lanes are along that, too: each has all
+16 columns of its places in registers, 16 bytes of fp8, and lanes exchange halves of their sums (`_sums_of_lanes`).
+
     near memory   each warp's sums, 128 bytes for a result
 
 So a matrix of 4096 rows has 128 tasks of eight warps each, in place of 256 of a warp, half of whose lanes were idle,
@@ -29,7 +32,7 @@ from ..tile.semantics import ELEMENTWISE
 from ..tile.sums import is_join
 from ..tile.zeros import is_zero
 from .block_nests import PANEL, extents_of, number_of
-from .block_products import BlockProducts
+from .block_products import BlockProducts, loads_of
 from .places import FREE, Places, forms_place
 from .spread import Spread
 from .state import Bound, Scalar, element_bytes, row_dtype
@@ -48,12 +51,17 @@ PLAIN = frozenset({"whole", "index", "const", "dim", "yield", "full", "load"})
 
 @dataclass(frozen=True, slots=True)
 class PanelNest:
-    """panels, columns: the axes. body: of the nest. shared: loops over blocks whose rounds warps share."""
+    """panels, columns: the axes; panels are None where they are counted. body: of the nest. shared: loops over blocks
+    whose rounds warps share, or contractions over the depth where panels are counted."""
 
-    panels: str
+    panels: str | None
     columns: str
     body: Block
     shared: tuple[Op, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return (self.columns,) if self.panels is None else (self.panels, self.columns)
 
 
 def find_panels(function: Function) -> PanelNest | None:
@@ -65,66 +73,81 @@ def find_panels(function: Function) -> PanelNest | None:
                 op.name in ("store", "reduce", "contract", "buffer") for op in block.ops):
             return None
         (outer,), (block,) = control, control[0].blocks
-        if outer.name == "tiles":
+        if outer.name == "tiles" or not any(op.attributes.get("parallel") for op in block.ops if op.blocks):
             break
+    panels = outer.attributes.get("axes", [None])
     columns = [op.attributes["axis"] for op in block.ops if op.name == "whole"
                and [number_of(v) for v in op.operands] == [0, PANEL]]
-    if len(outer.attributes["axes"]) != 1 or len(columns) != 1 or "repeats" in outer.attributes:
+    if len(panels) != 1 or len(columns) != 1 or "repeats" in outer.attributes:
         return None
-    finder = _Finder(function, (outer.attributes["axes"][0], columns[0]))
-    return PanelNest(*finder.axes, block, tuple(finder.shared)) if finder.takes(block) and finder.shared else None
+    finder = _Finder(function, panels[0], columns[0])
+    found = finder.takes(block) and finder.shared
+    return PanelNest(panels[0], columns[0], block, tuple(finder.shared)) if found else None
 
 
 class _Finder:
     """shared: the loops that were found."""
 
-    def __init__(self, function: Function, axes: tuple[str, str]) -> None:
-        self.function, self.axes = function, axes
+    def __init__(self, function: Function, panels: str | None, columns: str) -> None:
+        self.function, self.panels = function, panels
+        self.axes = {columns} if panels is None else {panels, columns}
         self.shared: list[Op] = []
 
-    def takes(self, block: Block, inside: int = 0) -> bool:
-        """Whether all ops of a block can be done. inside: so many loops, negative: of a shared one."""
+    def takes(self, block: Block, inside: bool = False, around: bool = False) -> bool:
+        """Whether all ops of a block can be done. inside: of a loop that is shared. around: there is a loop around."""
         wholes = {op.attributes["axis"]: number_of(op.operands[1]) if number_of(op.operands[0]) == 0 else None
                   for op in block.ops if op.name == "whole"}
-        if not all(wholes.values()):
+        depth = [axis for axis, extent in wholes.items() if not extent]
+        if len(depth) > (self.panels is None):
             return False
+        loaded = {load for op in block.ops if op.name == "contract" for v in op.operands for load in loads_of(v)}
         for op in block.ops:
             values = [v for v in (*op.operands, *op.results) if isinstance(v.type, TileType)]
             if any(v.type.dtype.bits > 32 and v.type.dtype.name != "index" for v in values):  # type: ignore[union-attr]
                 return False
             if op.blocks:
-                shared = inside >= 0 and _adds_up(op) and any(
+                shared = not inside and self.panels is not None and _adds_up(op) and any(
                     inner.name in ("contract", "reduce") for inner in op.walk())
-                if not self._is_ordered(op) or not self.takes(op.blocks[0], -1 if shared or inside < 0 else inside + 1):
+                if not self._is_ordered(op) or not self.takes(op.blocks[0], inside or shared, True):
                     return False
                 self.shared += [op] if shared else []
             elif op.name == "store":
-                if inside or is_join(op) or set(axes_of(op.operands[1])) != set(self.axes) or any(
+                if around or is_join(op) or set(axes_of(op.operands[1])) != self.axes or any(
                         affine(v) is None for v in op.operands[2:]):
                     return False
             elif op.name in ("contract", "reduce"):
-                if inside >= 0 or op.attributes.get("kind", "sum") != "sum" or not set(
-                        axes_of(op.result)) <= set(self.axes) or not 0 < prod(
-                        extents_of(self.function, op).values()) <= MOST_SUMMED:
+                if not (self._is_over_depth(op, depth) if depth else inside and self._is_short(op)):
                     return False
+                self.shared += [op] if depth else []
             elif op.name == "load":
-                if not all(self._is_place(v, inside < 0) for v in op.operands[1:]):
+                if not all(self._is_place(v, inside or (bool(depth) and op in loaded)) for v in op.operands[1:]):
                     return False
             elif op.name not in PLAIN and op.name not in ELEMENTWISE - {"asm"}:
                 return False
         return True
 
+    def _is_short(self, op: Op) -> bool:
+        """Whether a sum can be written out."""
+        return op.attributes.get("kind", "sum") == "sum" and set(axes_of(op.result)) <= self.axes \
+            and 0 < prod(extents_of(self.function, op).values()) <= MOST_SUMMED
+
+    def _is_over_depth(self, op: Op, depth: list[str]) -> bool:
+        loads = [load for v in op.operands for load in loads_of(v)]
+        return op.name == "contract" and op.attributes["over"] == depth and set(axes_of(op.result)) == self.axes and (
+            isinstance(op.result.type, TileType) and op.result.type.dtype is f32) and all(
+            set(axes_of(load.result)) <= {*self.axes, *depth} for load in loads)
+
     def _is_ordered(self, loop: Op) -> bool:
         return loop.name == "each" and not loop.attributes["parallel"] and loop.attributes["count"] == 1 and \
             loop.attributes.get("step", 1) == 1 and 0 < len(loop.results) <= MOST_RESULTS and all(
-            isinstance(v.type, TileType) and v.type.dtype is f32 and set(v.type.axes) == set(self.axes)
+            isinstance(v.type, TileType) and v.type.dtype is f32 and set(v.type.axes) == self.axes
             for v in loop.results)
 
     @staticmethod
-    def _is_place(index: Value, inside: bool) -> bool:
-        """Whether it is known where lanes' elements lie. inside: of a loop whose rounds warps share."""
+    def _is_place(index: Value, moves: bool) -> bool:
+        """Whether it is known where lanes' elements lie. moves: of a loop whose rounds warps share."""
         return not axes_of(index) or (
-            forms_place(index, dict.fromkeys(axes_of(index), 1)) if inside else affine(index)) is not None
+            forms_place(index, dict.fromkeys(axes_of(index), 1)) if moves else affine(index)) is not None
 
 
 def _adds_up(loop: Op) -> bool:
@@ -158,7 +181,9 @@ class PanelVectors(BlockProducts):
             return
         vectors = find_panels(self.function)
         warps = prod(unit.block_warps)
-        if vectors is not None and all(self.hint(loop.operands[1])[0] >= warps for loop in vectors.shared):
+        if vectors is not None and all(
+                self.hint(op.operands[1])[0] >= warps if op.blocks else
+                self._extent_of(op.attributes["over"][0], False) >= warps * self.lanes for op in vectors.shared):
             self.vectors, self.warps = vectors, warps
 
     @property
@@ -171,7 +196,7 @@ class PanelVectors(BlockProducts):
 
     @property
     def axes_of_tiles(self) -> tuple[str, str]:
-        return super().axes_of_tiles if self.vectors is None else (self.vectors.panels, "")
+        return super().axes_of_tiles if self.vectors is None else (self.vectors.panels or "", "")
 
     @property
     def size_of_tiles(self) -> tuple[int, int]:
@@ -183,21 +208,32 @@ class PanelVectors(BlockProducts):
         """Emit the nest for all of its open panels."""
         nest = self.vectors
         assert nest is not None
+        if nest.panels is None:
+            column = self.bits(0, "shr", self.iota(), 1)
+            even = self.emit(0, "cmp", [self.bits(0, "and", self.iota(), 1), self.constant(0, i32)], MASK, cond="eq")
+            self._vectors_of_panels(nest, block, {nest.columns: Spread(0, [column], [0])}, even)
+            return
         panels = self.open[nest.panels]
-        self._count(panels, PANELS, lambda panel: self._vectors_of_panels(nest, block, panel, self.add(
-            panels.offset, panels.extent)))
-
-    def _vectors_of_panels(self, nest: PanelNest, block: Block, panel: Value, stop: Scalar) -> None:
-        half, last = self.bits(0, "shr", self.iota(), PANEL.bit_length() - 1), self.row_of(
-            self.sub(self.sub(stop, 1), panel))
-        inside = self.emit(self.depth, "cmp", [half, last], MASK, cond="le")
-        across = Spread(panel, [self.least(half, last)], [0], [inside], repeats=True)
+        last = self.sub(self.add(panels.offset, panels.extent), 1)
+        half = self.bits(0, "shr", self.iota(), PANEL.bit_length() - 1)
         along = Spread(0, [self.bits(0, "and", self.iota(), PANEL - 1)], [0])
-        with self._spread_axes({nest.panels: across, nest.columns: along}):
+
+        def two(panel: Value) -> None:
+            left = self.row_of(self.sub(last, panel))
+            inside = self.emit(self.depth, "cmp", [half, left], MASK, cond="le")
+            across = Spread(panel, [self.least(half, left)], [0], [inside], repeats=True)
+            assert nest.panels is not None
+            self._vectors_of_panels(nest, block, {nest.panels: across, nest.columns: along}, inside)
+
+        self._count(panels, PANELS, two)
+
+    def _vectors_of_panels(self, nest: PanelNest, block: Block, spreads: dict[str, Spread], inside: Value) -> None:
+        """inside: lanes that store."""
+        with self._spread_axes(spreads):
             self._vector_block(nest, block, None)
             first = self.emit(0, "s_cmp", [self.value(self.warp()), self.value(0)], S64, cond="eq")
             mine = self.emit(0, "mask_first", [self.value(self.mul(first, self.lanes))], MASK)
-            at = dict.fromkeys((nest.panels, nest.columns), 0)
+            at = dict.fromkeys(spreads, 0)
             for op in block.ops:
                 if op.name == "store":
                     access = self.access(op)
@@ -209,11 +245,13 @@ class PanelVectors(BlockProducts):
 
     @contextmanager
     def _spread_axes(self, spreads: dict[str, Spread]) -> Iterator[None]:
+        outside = {axis: self.bound[axis] for axis in spreads if axis in self.bound}
         for axis, spread in spreads.items():
             self.bound[axis] = Bound(spread.origin, len(spread.numbers), False, None, self.depth, spread=spread)
         yield
         for axis in spreads:
             del self.bound[axis]
+        self.bound |= outside
 
     def _vector_block(self, nest: PanelNest, block: Block, counter: Scalar | None) -> list[Value]:
         """The loops of a block, and rows of what it yields. counter: of a round of a loop."""
@@ -223,20 +261,25 @@ class PanelVectors(BlockProducts):
             self._begin_at(block, counter)
         outer = self.places
         loads: list[Op] = []
-        at = dict.fromkeys((nest.panels, nest.columns), 0)
+        at = dict.fromkeys(nest.axes, 0)
         zero = self.constant(0, i32)
         wholes = {op.attributes["axis"]: Spread(0, [zero], list(range(number_of(op.operands[1]) or 0)))
-                  for op in block.ops if op.name == "whole" and op.attributes["axis"] != nest.columns}
+                  for op in block.ops if op.name == "whole" and op.attributes["axis"] != nest.columns
+                  and number_of(op.operands[1]) is not None}
+        contractions = [op for op in block.ops if op in nest.shared and not op.blocks]
+        if contractions:
+            self._share_depth(nest, contractions)
         with self._spread_axes(wholes):
             if outer is not None or self._is_vector_sum(nest, block):
                 aligned = {axis: 1 if axis in at else FREE for axis in self.bound}
                 self.places = Places(self, aligned, dict(aligned))
                 loads = [op for op in block.ops if op.name == "load" and axes_of(op.result)]
                 for load in loads:
-                    self._fetch_words(load, self.places)
+                    self._fetch_words(load, self.places, None)
             for op in block.ops:
                 if op in nest.shared:
-                    self._share_rounds(nest, op)
+                    if op.blocks:
+                        self._share_rounds(nest, op)
                 elif op.blocks:
                     self._vector_loop(nest, op)
             yielded = block.ops[-1].operands
@@ -248,14 +291,14 @@ class PanelVectors(BlockProducts):
 
     @staticmethod
     def _is_vector_sum(nest: PanelNest, block: Block) -> bool:
-        return any(block is loop.blocks[0] for loop in nest.shared)
+        return any(block in op.blocks for op in nest.shared)
 
-    def _fetch_words(self, load: Op, places: Places) -> None:
+    def _fetch_words(self, load: Op, places: Places, mask: Value | None) -> None:
         """All that a lane has of a load, in registers."""
         axes = axes_of(load.result)
         coordinates = list(product(*(range(self.bound[axis].count) for axis in axes)))
         found = places.fetch(load, [dict(zip(axes, at, strict=True)) for at in coordinates],
-                             [None] * len(coordinates), self.depth)
+                             [mask] * len(coordinates), self.depth)
         self.rows[load.result] = {at: places.element(load, element, self.depth)
                                   for at, element in zip(coordinates, found, strict=True)}
 
@@ -268,7 +311,7 @@ class PanelVectors(BlockProducts):
     def _vector_loop(self, nest: PanelNest, loop: Op) -> None:
         """A loop that each warp takes all of."""
         start, stop = (self.integer(v) for v in loop.operands[:2])
-        at = dict.fromkeys((nest.panels, nest.columns), 0)
+        at = dict.fromkeys(nest.axes, 0)
         first = [self.row(v, at) for v in loop.operands[2:]]
         self._hold_row(loop.results, self._vector_rounds(nest, loop, start, stop, 1, 1, first))
 
@@ -312,9 +355,85 @@ class PanelVectors(BlockProducts):
             return 1
         ends = {op.attributes["axis"]: number_of(op.operands[1]) or 1 for op in body.ops if op.name == "whole"}
         loads = [op for op in body.ops if op.name == "load" and nest.columns in axes_of(op.result)]
-        each = sum(element_bytes(op.result.type.dtype) * prod(  # type: ignore[union-attr]
-            ends.get(axis, 1) for axis in axes_of(op.result)) for op in loads)
-        return max(1, min(MOST_BLOCKS, -(-BYTES_ON_THEIR_WAY // max(1, each))))
+        sizes: list[int] = [element_bytes(op.result.type.dtype) * prod(  # type: ignore[union-attr]
+            ends.get(axis, 1) for axis in axes_of(op.result)) for op in loads]
+        return max(1, min(MOST_BLOCKS, -(-BYTES_ON_THEIR_WAY // max(1, sum(sizes)))))
+
+    def _share_depth(self, nest: PanelNest, contractions: Sequence[Op]) -> None:
+        """The same of contractions over the depth: its places are along the lanes."""
+        (axis,) = contractions[0].attributes["over"]
+        depth = self.open[axis]
+        start, stop = depth.offset, self.add(depth.offset, depth.extent)
+        loads = list(dict.fromkeys(load for op in contractions for v in op.operands for load in loads_of(v)
+                                   if axes_of(load.result)))
+        sizes: list[int] = [element_bytes(load.result.type.dtype) * (  # type: ignore[union-attr]
+            PANEL if nest.columns in axes_of(load.result) else 1) for load in loads]
+        several = max(1, min(MOST_BLOCKS, -(-BYTES_ON_THEIR_WAY // sum(sizes))))
+        whole = self.lanes * several
+        ends = self.add(start, self.mul(self.scalar("s_floordiv", depth.extent, whole), whole))
+        rows = [self.constant(0.0, f32)] * (PANEL * len(contractions))
+        for first, last, count in (start, ends, several), (ends, stop, 1):
+            rows = self._depth_rounds(nest, contractions, loads, first, last, count, rows)
+        sums = [self._sums_of_lanes(rows[first:first + PANEL]) for first in range(0, len(rows), PANEL)]
+        self._hold_row([op.result for op in contractions], self._sums_of_warps(sums))
+
+    def _depth_rounds(self, nest: PanelNest, contractions: Sequence[Op], loads: Sequence[Op], start: Scalar,
+                      stop: Scalar, several: int, rows: list[Value]) -> list[Value]:
+        """Rounds of this warp, of `several` places of each lane; of one, it may be past the end."""
+        (axis,) = contractions[0].attributes["over"]
+        block = Block([S64, *[row.type for row in rows]])
+        self.enter(block)
+        here, *totals = block.arguments
+        inside = self.emit(self.depth, "cmp", [self.iota(), self.row_of(self.sub(stop, here))], MASK, cond="lt") \
+            if several == 1 else None
+        made: list[Value] = []
+        with self._spread_axes({
+                axis: Spread(here, [self.iota()], [self.lanes * number for number in range(several)]),
+                nest.columns: Spread(0, [self.constant(0, i32)], list(range(PANEL)))}):
+            aligned = {name: 1 if name == axis else FREE for name in self.bound}
+            outer, self.places = self.places, Places(self, aligned, dict(aligned))
+            for load in loads:
+                self._fetch_words(load, self.places, inside)
+            for number, op in enumerate(contractions):
+                for column in range(PANEL):
+                    total = totals[number * PANEL + column]
+                    for place in range(several):
+                        at = {axis: place, nest.columns: column}
+                        total = self.emit(self.depth, "fma", [*(self.row(v, at) for v in op.operands), total], ROW_F32)
+                    made.append(total)
+            for load in loads:
+                del self.rows[load.result]
+            self.places = outer
+        if inside is not None:
+            made = [self.emit(self.depth, "select", [inside, new, old], ROW_F32)
+                    for new, old in zip(made, totals, strict=True)]
+        self.effect("yield", made)
+        self.leave()
+        each = self.lanes * several
+        loop = Op("loop", [self.value(self.add(start, self.mul(self.warp(), each))), self.value(stop), *rows],
+                  [row.type for row in rows], {"step": each * self.warps, "label": axis}, [block],
+                  contractions[0].location)
+        self.finish(loop)
+        return list(loop.results)
+
+    def _sums_of_lanes(self, rows: list[Value]) -> Value:
+        """Of 16 rows, sums of all lanes: of row i in lanes 2 i and 2 i + 1. Two rows become one by an exchange, after
+        which half of the lanes have the first, half the second."""
+        distance = self.lanes // 2
+        while len(rows) > 1:
+            count = len(rows) // 2
+            bit = self.emit(0, "cmp", [self.constant(0, i32), self.bits(0, "and", self.iota(), distance)], MASK,
+                            cond="lt")
+            joined = []
+            for first, second in zip(rows[:count], rows[count:], strict=True):
+                mine = self.emit(self.depth, "select", [bit, second, first], ROW_F32)
+                other = self.emit(self.depth, "select", [bit, first, second], ROW_F32)
+                joined.append(self.emit(self.depth, "add", [mine, self._exchanged(other, distance)], ROW_F32))
+            rows, distance = joined, distance // 2
+        return self.emit(self.depth, "add", [rows[0], self._exchanged(rows[0], distance)], ROW_F32)
+
+    def _exchanged(self, row: Value, distance: int) -> Value:
+        return self.emit(self.depth, "shuffle_xor", [row], ROW_F32, distance=distance)
 
     def _sums_of_warps(self, rows: list[Value]) -> list[Value]:
         """Sums of all warps, through near memory."""
@@ -342,10 +461,10 @@ class PanelVectors(BlockProducts):
         op = value.op
         if self.vectors is None or op is None or op.name not in ("contract", "reduce"):
             return super()._compute(value, at, level)
-        extents = extents_of(self.function, op)
+        over: list[str] = op.attributes["over"]
         total: Value | None = None
-        for place in product(*map(range, extents.values())):
-            rows = [self.row(v, {**at, **dict(zip(extents, place, strict=True))}) for v in op.operands]
+        for place in product(*(range(self.bound[axis].count) for axis in over)):
+            rows = [self.row(v, {**at, **dict(zip(over, place, strict=True))}) for v in op.operands]
             type = RowType(row_dtype(value.type.dtype))     # type: ignore[union-attr]
             if total is not None and len(rows) == 2 and type == ROW_F32:
                 total = self.emit(level, "fma", [*rows, total], type)

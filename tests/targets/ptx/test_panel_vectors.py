@@ -15,6 +15,7 @@ from sapper.lane.panel_vectors import PanelNest, find_panels
 from sapper.targets.ptx import assembler
 from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
+from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
 from .test_block_products import arguments_of, tensors_of
@@ -26,8 +27,10 @@ CASES = {
     "matvec_q4k": {"P": 2, "S": 9}, "matvec_residual_q6k": {"P": 3, "S": 2},
     "expert_matvec_q4": {"E": 3, "K": 2, "P": 3, "B": 33},
     "expert_matvec_swiglu_q4m": {"E": 3, "K": 2, "P": 2, "B": 9},
+    "matvec_residual_fp8": {"P": 3, "K": 1301, "A": 2}, "expert_matvec_fp8": {"E": 3, "S": 2, "P": 2, "K": 300, "A": 1},
 }
-"""Blocks by fours and single ones, fewer than warps, one panel of two; loops in blocks, a loop over experts around."""
+"""Blocks by fours and single ones, fewer than warps, one panel of two; loops in blocks, a loop over experts around; all
+of the depth, which ends inside of a row of lanes."""
 
 
 @pytest.mark.sampled(3)
@@ -96,20 +99,33 @@ def wide(w: Tensor[f32, P, B, 8, 32], x: Tensor[f32, B, 8], y: Tensor[f32, P, 32
         y[p, l] = acc
 
 
+@sp.kernel
+def scaled(w: Tensor[i8, P, B, 16], x: Tensor[f32, P, B], s: Tensor[f32, 16, P], y: Tensor[f32, P, 16]):
+    """Counted panels: an operand is computed, also of what has no place along the depth; the sum is added to itself."""
+    for p in each(P):
+        l = whole(16)
+        acc = zeros(l, dtype=f32)
+        for b in tiles(B):
+            acc += (w[p, b, l].to(f32) * s[l, p]) @ x[p, b]
+        y[p, l] = acc * s[l, p] + acc
+
+
 def nest_of(kernel: Any) -> PanelNest | None:
     function = kernel.tile_ir()
+    reduce_loops(function)
     canonicalize(function)
     return find_panels(function)
 
 
-def test_a_kernel_of_that_form() -> None:
-    nest = nest_of(odd)
-    assert nest is not None and len(nest.shared) == 1 and len(nest.shared[0].results) == 2
-    arguments = arguments_of(odd, {"P": 3, "B": 21})
+@pytest.mark.parametrize(("kernel", "blocks", "results"), [(odd, 21, 2), (scaled, 299, 1)], ids=["odd", "scaled"])
+def test_kernels_of_that_form(kernel: Any, blocks: int, results: int) -> None:
+    nest = nest_of(kernel)
+    assert nest is not None and [len(op.results) for op in nest.shared] == [results]
+    arguments = arguments_of(kernel, {"P": 3, "B": blocks})
     copies = {name: array.copy() for name, array in arguments.items()}
-    interpret(odd.tile_ir(), copies)
-    emulate.run(odd, *arguments.values(), target="sm_80", workers=1, aligned=tensors_of(odd))
-    for name in "yz":
+    interpret(kernel.tile_ir(), copies)
+    emulate.run(kernel, *arguments.values(), target="sm_80", workers=1, aligned=tensors_of(kernel))
+    for name in set("yz") & set(copies):
         np.testing.assert_allclose(arguments[name], copies[name], rtol=1e-5, atol=1e-5 * np.abs(copies[name]).max())
 
 
@@ -143,13 +159,18 @@ def test_short_depths_are_not_shared() -> None:
 
 @pytest.mark.skipif(None in map(assembler.find_tool, ("ptxas", "nvdisasm")),
                     reason="ptxas or nvdisasm is not installed")
-def test_machine_code() -> None:
-    """Of four blocks of 32 weights of a lane: a multiply-add each, the two operations that make one of 4 bits a float,
-    and half an operation more."""
-    kernel = find("matvec_q4").kernel
+@pytest.mark.parametrize(("name", "weights", "loads", "most"), [
+    ("matvec_q4", 4 * 32, 4 * 13, 4.0), ("matvec_fp8", 4 * 16, 4 * 2, 3.0)])
+def test_machine_code(name: str, weights: int, loads: int, most: float) -> None:
+    """Of so many weights of a lane, in 16 bytes each: a multiply-add, one and a half or two operations that make them
+    floats, and up to half an operation more."""
+    kernel = find(name).kernel
     names = tensors_of(kernel)
-    text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("PB", (2**31 - 1, 64)),
-                          targets.target("sm_90a"), None, frozenset(names)).text()
+    function = kernel.tile_ir()
+    text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"),
+                          dict.fromkeys(function.attributes["dims"], (2**31 - 1, 64)), targets.target("sm_90a"), None,
+                          frozenset(names)).text()
     (made,) = assembler.assemble([text], "sm_90a").values()
     loop = max((loop for loop in made.loops() if not loop["BAR"]), key=lambda loop: loop.total())
-    assert not made.spilled_bytes and loop["FFMA"] >= 4 * 32 and loop["LDG"] == 4 * 13 and loop.total() <= 4 * 32 * 4
+    assert not made.spilled_bytes and loop["FFMA"] >= weights and loop["LDG"] == loads
+    assert loop.total() <= weights * most
