@@ -39,7 +39,7 @@ from .state import Bound, Scalar, element_bytes, row_dtype
 
 PANELS = 2
 """Of a worker at once: half a warp has one."""
-MOST_SUMMED = 256
+MOST_SUMMED = 128
 """Elements of a contraction, which is written out."""
 MOST_RESULTS = 4
 """Of a loop whose rounds warps share."""
@@ -64,9 +64,8 @@ class PanelNest:
         return (self.columns,) if self.panels is None else (self.panels, self.columns)
 
 
-def find_panels(function: Function) -> PanelNest | None:
-    """The nest that a function is, if it is one."""
-    block = function.body
+def find_panels(function: Function, block: Block) -> PanelNest | None:
+    """The nest that a part of a function is, if it is one."""
     while True:
         control = [op for op in block.ops if op.blocks]
         if len(control) != 1 or control[0].results or not control[0].attributes.get("parallel") or any(
@@ -108,7 +107,7 @@ class _Finder:
             if op.blocks:
                 shared = not inside and self.panels is not None and _adds_up(op) and any(
                     inner.name in ("contract", "reduce") for inner in op.walk())
-                if not self._is_ordered(op) or not self.takes(op.blocks[0], inside or shared, True):
+                if not self._is_ordered(op, inside) or not self.takes(op.blocks[0], inside or shared, True):
                     return False
                 self.shared += [op] if shared else []
             elif op.name == "store":
@@ -137,10 +136,11 @@ class _Finder:
             isinstance(op.result.type, TileType) and op.result.type.dtype is f32) and all(
             set(axes_of(load.result)) <= {*self.axes, *depth} for load in loads)
 
-    def _is_ordered(self, loop: Op) -> bool:
+    def _is_ordered(self, loop: Op, inside: bool) -> bool:
+        """Whether it carries rows. inside: of a loop that is shared; these may be of integers."""
         return loop.name == "each" and not loop.attributes["parallel"] and loop.attributes["count"] == 1 and \
             loop.attributes.get("step", 1) == 1 and 0 < len(loop.results) <= MOST_RESULTS and all(
-            isinstance(v.type, TileType) and v.type.dtype is f32 and set(v.type.axes) == self.axes
+            isinstance(v.type, TileType) and v.type.dtype in (f32, i32)[:1 + inside] and set(v.type.axes) == self.axes
             for v in loop.results)
 
     @staticmethod
@@ -169,22 +169,34 @@ def _adds_up(loop: Op) -> bool:
 
 
 class PanelVectors(BlockProducts):
-    """Finds such nests and emits them."""
+    """Finds such nests and emits them. vectors: that of the part at hand."""
 
     vectors: PanelNest | None = None
+    part_vectors: dict[Block, PanelNest]
 
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
-        unit, schedule = self.facts.matrix, self.schedule
+        unit, schedule, body = self.facts.matrix, self.schedule, self.function.body
+        self.part_vectors = {}
         if unit is None or self.warps > 1 or schedule.lane or schedule.order or schedule.registers or schedule.tile \
                 or schedule.chunks:
             return
-        vectors = find_panels(self.function)
         warps = prod(unit.block_warps)
-        if vectors is not None and all(
-                self.hint(op.operands[1])[0] >= warps if op.blocks else
-                self._extent_of(op.attributes["over"][0], False) >= warps * self.lanes for op in vectors.shared):
-            self.vectors, self.warps = vectors, warps
+        for block in [op.blocks[0] for op in body.ops if op.name == "part"] or [body]:
+            found = find_panels(self.function, block)
+            if found is not None and all(
+                    self.hint(op.operands[1])[0] >= warps if op.blocks else
+                    self._extent_of(op.attributes["over"][0], False) >= warps * self.lanes for op in found.shared):
+                self.part_vectors[block] = found
+        self.vectors = self.part_vectors.get(body)
+        if self.part_vectors:
+            self.warps = warps
+
+    def take_part(self, part: Block) -> None:
+        super().take_part(part)
+        if self.part_vectors:
+            self.vectors = self.part_vectors.get(part)
+            self.warps_have_tasks = self.vectors is None
 
     @property
     def tiles_are_tasks(self) -> bool:

@@ -27,10 +27,12 @@ CASES = {
     "matvec_q4k": {"P": 2, "S": 9}, "matvec_residual_q6k": {"P": 3, "S": 2},
     "expert_matvec_q4": {"E": 3, "K": 2, "P": 3, "B": 33},
     "expert_matvec_swiglu_q4m": {"E": 3, "K": 2, "P": 2, "B": 9},
+    "expert_matmul_q4": {"E": 3, "K": 2, "P": 3, "G": 9},
+    "expert_matmul_swiglu_q6k": {"E": 2, "K": 1, "P": 1, "S": 9},
     "matvec_residual_fp8": {"P": 3, "K": 1301, "A": 2}, "expert_matvec_fp8": {"E": 3, "S": 2, "P": 2, "K": 300, "A": 1},
 }
-"""Blocks by fours and single ones, fewer than warps, one panel of two; loops in blocks, a loop over experts around; all
-of the depth, which ends inside of a row of lanes."""
+"""Blocks by fours and single ones, fewer than warps, one panel of two; loops in blocks, a loop over experts around; one
+part of two, of quantised numbers; all of the depth, which ends inside of a row of lanes."""
 
 
 @pytest.mark.sampled(3)
@@ -114,7 +116,7 @@ def nest_of(kernel: Any) -> PanelNest | None:
     function = kernel.tile_ir()
     reduce_loops(function)
     canonicalize(function)
-    return find_panels(function)
+    return find_panels(function, function.body)
 
 
 @pytest.mark.parametrize(("kernel", "blocks", "results"), [(odd, 21, 2), (scaled, 299, 1)], ids=["odd", "scaled"])
