@@ -11,6 +11,7 @@ import sapper as sp
 from sapper import Tensor, each, emulate, f32, i8, sum, targets, tiles, u8, whole, zeros
 from sapper.codegen.pipeline import compile_kernel, facts_of, to_lane
 from sapper.kernels import find
+from sapper.lane.choices import choices
 from sapper.lane.panel_vectors import PanelNest, find_panels
 from sapper.targets.ptx import assembler
 from sapper.tile.canonical import canonicalize
@@ -157,6 +158,18 @@ def test_short_depths_are_not_shared() -> None:
     """Nor what a schedule walks otherwise."""
     assert [warps(blocks, Schedule()) for blocks in (128, 8, 4)] == [8, 8, 1]
     assert warps(128, Schedule(lane="l")) == 1
+
+
+@pytest.mark.parametrize("name", ["matvec_q4", "expert_matmul_q4"])
+def test_what_is_chosen_is_chosen_again(name: str) -> None:
+    kernel = find(name).kernel
+    function = kernel.tile_ir()
+    canonicalize(function)
+    known = Specialization(dict.fromkeys(function.attributes["dims"], DimClass(64, 1)),
+                           dict.fromkeys(tensors_of(kernel), "contiguous"))
+    facts = facts_of(targets.target("sm_90a"))
+    chosen = choices(function, Schedule(), facts, known).schedule
+    assert to_lane(kernel.tile_ir(), chosen, facts, known).attributes["warps"] == 8
 
 
 @pytest.mark.skipif(None in map(assembler.find_tool, ("ptxas", "nvdisasm")),
