@@ -299,8 +299,9 @@ class BlockProducts(ChainPairLowering):
             self.few_registers = True
 
     def _tile_of_nest(self, nest: BlockNest, unit: MatrixUnit) -> tuple[int, int] | None:
-        """The largest of which there is one for each worker, or the smallest; None: there is none. Two halves of
-        columns are tried where the registers have no room for all of them; few rows have tiles of their own."""
+        """The largest of which there is one for each worker, or of which there are most; None: there is none. Parts of
+        columns are tried where registers have no room for all of them; few rows have tiles of their own. Those of
+        groups are no tasks."""
         rows, panels = self._rows_of_nest(nest), self._extent_of(nest.columns[0], False)
         if rows < FEWEST_ROWS or panels * PANEL < FEWEST:
             return None
@@ -316,9 +317,12 @@ class BlockProducts(ChainPairLowering):
 
         fitting = sorted((shape for shape in shapes if fits(*shape)), key=lambda shape: (-prod(shape), sum(
             size // warps for size, warps in zip(shape, unit.warps_of_blocks(*shape), strict=True))))
-        enough = (tile for tile in fitting if -(-rows // tile[0]) * -(-panels * PANEL // tile[1]) * self._nests()
-                  >= unit.workers)
-        return next(enough, fitting[-1]) if fitting else None
+
+        def tasks(high: int, wide: int) -> int:
+            return (1 if nest.groups is not None else -(-rows // high)) * -(-panels * PANEL // wide) * self._nests()
+
+        enough = next((tile for tile in fitting if tasks(*tile) >= unit.workers), None)
+        return enough or max(fitting, key=lambda tile: (tasks(*tile), prod(tile)), default=None)
 
     def _rows_of_nest(self, nest: BlockNest) -> int:
         """How many rows there typically are: where memory tells how many a group has, groups share those of what is

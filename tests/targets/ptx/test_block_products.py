@@ -166,6 +166,7 @@ def test_tiles() -> None:
     assert [tile_of(name, M=8) for name in ("matmul_q4", "matmul_swiglu_q4", "matmul_q4k")] == [
         (32, 128), (32, 128), (32, 64)]
     assert tile_of("matmul_q4", M=64) == tile_of("matmul_q4") == (128, 64)
+    assert tile_of("grouped_q4", J=16384, E=64, T=8, N=8) == (128, 32)      # experts' rows share a task
     assert [tile_of("grouped_q4", J=rows, E=64, T=8, N=128) for rows in (16384, 2048, 8, 1)] == [
         (128, 64), (32, 128), (32, 128), (0, 0)]
 
