@@ -33,6 +33,7 @@ from ..tile.sums import is_join
 from ..tile.zeros import is_zero
 from .block_nests import PANEL, extents_of, number_of
 from .block_products import BlockProducts, loads_of
+from .pieces import CHUNK_BYTES
 from .places import FREE, Places, forms_place
 from .spread import Spread
 from .state import Bound, Scalar, element_bytes, row_dtype
@@ -90,6 +91,7 @@ class _Finder:
     def __init__(self, function: Function, panels: str | None, columns: str) -> None:
         self.function, self.panels = function, panels
         self.axes = {columns} if panels is None else {panels, columns}
+        self.columns = columns
         self.shared: list[Op] = []
 
     def takes(self, block: Block, inside: bool = False, around: bool = False) -> bool:
@@ -119,7 +121,8 @@ class _Finder:
                     return False
                 self.shared += [op] if depth else []
             elif op.name == "load":
-                if not all(self._is_place(v, inside or (bool(depth) and op in loaded)) for v in op.operands[1:]):
+                if not all(self._is_place(v, inside or (bool(depth) and op in loaded)) for v in op.operands[1:]) or (
+                        inside and not self._lies_side_by_side(op)):
                     return False
             elif op.name not in PLAIN and op.name not in ELEMENTWISE - {"asm"}:
                 return False
@@ -142,6 +145,16 @@ class _Finder:
             loop.attributes.get("step", 1) == 1 and 0 < len(loop.results) <= MOST_RESULTS and all(
             isinstance(v.type, TileType) and v.type.dtype in (f32, i32)[:1 + inside] and set(v.type.axes) == self.axes
             for v in loop.results)
+
+    def _lies_side_by_side(self, load: Op) -> bool:
+        """Whether what lanes read at once for neighbouring columns does, as in panels."""
+        *_, last = [-1, *(n for n, v in enumerate(load.operands[1:]) if self.columns in axes_of(v))]
+        behind = load.operands[2 + last:] if last >= 0 else ()
+        extents = {op.attributes["axis"]: number_of(op.operands[1]) or 0 for op in self.function.walk()
+                   if op.name == "whole"}
+        size: int = prod(extents.get(axis, 0) for v in behind for axis in axes_of(v)) * element_bytes(
+            load.result.type.dtype)     # type: ignore[union-attr]
+        return last < 0 or 0 < size <= CHUNK_BYTES
 
     @staticmethod
     def _is_place(index: Value, moves: bool) -> bool:

@@ -103,6 +103,18 @@ def wide(w: Tensor[f32, P, B, 8, 32], x: Tensor[f32, B, 8], y: Tensor[f32, P, 32
 
 
 @sp.kernel
+def rows(w: Tensor[f32, P, 16, B, 8], x: Tensor[f32, B, 8], y: Tensor[f32, P, 16]):
+    """The depth lies along memory: no panels."""
+    for p in tiles(P):
+        l = whole(16)
+        acc = zeros(p, l, dtype=f32)
+        for b in each(B):
+            j = whole(8)
+            acc += w[p, l, b, j] @ x[b, j]
+        y[p, l] = acc
+
+
+@sp.kernel
 def scaled(w: Tensor[i8, P, B, 16], x: Tensor[f32, P, B], s: Tensor[f32, 16, P], y: Tensor[f32, P, 16]):
     """Counted panels: an operand is computed, also of what has no place along the depth; the sum is added to itself."""
     for p in each(P):
@@ -132,7 +144,7 @@ def test_kernels_of_that_form(kernel: Any, blocks: int, results: int) -> None:
         np.testing.assert_allclose(arguments[name], copies[name], rtol=1e-5, atol=1e-5 * np.abs(copies[name]).max())
 
 
-@pytest.mark.parametrize("kernel", [fading, watched, wide], ids=lambda k: k.name)
+@pytest.mark.parametrize("kernel", [fading, watched, wide, rows], ids=lambda k: k.name)
 def test_others_are_left(kernel: Any) -> None:
     assert nest_of(kernel) is None
 
