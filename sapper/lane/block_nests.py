@@ -1,8 +1,9 @@
 """Nests of products of bytes in blocks, whose sums scales multiply before they are added up: for block_products.py.
 
 Enters a tile function. Leaves the nest that it is, if it is one: parallel rows, and columns in panels of 16, around one
-loop in order over blocks of the depth. In that stand sums of contractions over short axes, or loops in order over a few
-blocks that have such sums; and else what takes elements one by one.
+loop in order over blocks of the depth. Between rows and columns may stand a loop in order over groups of rows. In that
+over blocks stand sums of contractions over short axes, or loops in order over a few blocks that have such sums; and
+else what takes elements one by one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, f32, i32
 from ..tile.affine import affine
 from ..tile.ops import memory_of
-from ..tile.plan import axes_of
+from ..tile.plan import axes_of, is_scalar_integer
 from ..tile.schedule import Specialization
 from ..tile.semantics import ELEMENTWISE
 from . import fragments
@@ -58,7 +59,8 @@ class BlockPart:
 @dataclass(frozen=True, slots=True)
 class BlockNest:
     """rows: its axis. columns: the axes of panels, and of what is in one. body: the block of the nest. loop: the one
-    over blocks. floats: integers that are made of sums, as floats here."""
+    over blocks. floats: integers that are made of sums, as floats here. groups: the loop in order over groups of rows,
+    if there is one."""
 
     rows: str
     columns: tuple[str, str]
@@ -66,6 +68,7 @@ class BlockNest:
     loop: Op
     parts: tuple[BlockPart, ...]
     floats: frozenset[Value]
+    groups: Op | None = None
 
     @property
     def loops(self) -> list[Op]:
@@ -85,27 +88,32 @@ class BlockNest:
 def find_nest(function: Function, specialization: Specialization) -> BlockNest | None:
     """The nest that a function is, if it is one."""
     block = function.body
+    axes: list[str] = []
+    groups = None
     while True:
         control = [op for op in block.ops if op.blocks]
-        if len(control) != 1 or control[0].results or control[0].name not in ("tiles", "each") or not \
-                control[0].attributes["parallel"] or any(
-                op.name in ("store", "reduce", "contract", "buffer") for op in block.ops):
+        if len(control) != 1 or control[0].name not in ("tiles", "each"):
             return None
         (outer,) = control
-        (block,) = outer.blocks
-        if outer.name == "tiles":
+        if outer.results:
             break
-    loops = [op for op in block.ops if op.blocks]
-    if len(loops) != 1 or len(outer.attributes["axes"]) != 2 or not _is_ordered(loops[0]):
+        parallel = outer.attributes["parallel"]
+        if any(op.name in ("store", "reduce", "contract", "buffer") for op in block.ops) or not (
+                parallel or (block is not function.body and _is_of_groups(outer))):
+            return None
+        groups = groups if parallel else outer
+        axes += outer.attributes["axes"] if outer.name == "tiles" else ()
+        innermost, (block,) = outer, outer.blocks
+    if len(axes) != 2 or innermost.name != "tiles" or not _is_ordered(outer):
         return None
-    return _Finder(function, specialization, outer.attributes["axes"], block, loops[0]).nest()
+    return _Finder(function, specialization, axes, block, outer, groups).nest()
 
 
 class _Finder:
     def __init__(self, function: Function, specialization: Specialization, tiles: Sequence[str], block: Block,
-                 loop: Op) -> None:
-        self.function, self.specialization, self.tiles, self.block, self.loop = (
-            function, specialization, tiles, block, loop)
+                 loop: Op, groups: Op | None) -> None:
+        self.function, self.specialization, self.tiles, self.block, self.loop, self.groups = (
+            function, specialization, tiles, block, loop, groups)
         self.inside = [op for op in loop.blocks[0].ops if op.blocks]
         self.levels = [loop.blocks[0], *(op.blocks[0] for op in self.inside)]
 
@@ -134,7 +142,7 @@ class _Finder:
         parts: list[BlockPart] = []
         for level, loop in zip((*self.levels[1:], self.levels[0]), (*self.inside, None), strict=True):
             parts += self._parts(level, loop, parts)
-        return BlockNest(rows, columns, self.block, self.loop, tuple(parts), frozenset(self.floats))
+        return BlockNest(rows, columns, self.block, self.loop, tuple(parts), frozenset(self.floats), self.groups)
 
     def _axes(self, contractions: Sequence[Op]) -> tuple[str, tuple[str, str]] | None:
         """The axis of rows, and those of columns: of panels, and of what is in one."""
@@ -337,6 +345,12 @@ def _alike(a: Value, b: Value, counters: Mapping[Value, Value], axes: Mapping[st
 def _is_ordered(loop: Op) -> bool:
     return loop.name == "each" and not loop.attributes["parallel"] and loop.attributes["count"] == 1 and \
         loop.attributes.get("step", 1) == 1 and len(loop.results) > 0
+
+
+def _is_of_groups(loop: Op) -> bool:
+    """Whether a loop in order around a nest computes but where a group's rows begin and end."""
+    return loop.name == "each" and all(
+        is_scalar_integer(v) for op in loop.blocks[0].ops if not op.blocks for v in op.results)
 
 
 def _counts(loop: Op) -> bool:

@@ -24,13 +24,13 @@ Holds: results are the same but for roundings, of integers beyond 2**24 too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import prod
+from math import gcd, prod
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TileType, b32, f16, f32, i32
 from ..tile.ops import memory_of
 from ..tile.plan import axes_of
-from ..tile.schedule import MatrixUnit
+from ..tile.schedule import DimClass, MatrixUnit
 from ..tile.sums import is_join
 from . import fragments
 from .block_nests import PANEL, BlockNest, BlockPart, BlockSum, extents_of, find_nest, number_of
@@ -54,6 +54,9 @@ INSTRUCTIONS_TOGETHER = 8
 BLOCKS_WAITING = 2
 """Of a loop inside: what comes for the next round waits in registers while so many are multiplied."""
 
+FEWEST_ROWS = 2
+"""Typical ones for which a tile is worth its size."""
+
 Item = tuple[int, int]
 """What a warp brings of a piece at once: 32 rows, or columns, from one on, and the place in the loop inside."""
 
@@ -71,9 +74,9 @@ class BlockPiece(Piece):
         self.elements = [element for found in part.sums.values() for element in self._elements(found)]
         blocks = extent // low.lanes
         self.along = min(low.warps, blocks)         # warps that have other rows
-        beside = low.warps // self.along            # and those that have other places of the inner loop
-        self.shared = part.count % beside == 0
-        self.each = part.count // beside if self.shared else part.count
+        self.beside = low.warps // self.along       # and those that may have other places of the inner loop
+        self.shares = gcd(part.count, self.beside)
+        self.each = part.count // self.shares
         self.items: list[Item] = [(block, number) for number in range(self.each)
                                   for block in range(0, blocks, self.along)]
         self.panel_depth = self.each * part.depth
@@ -98,12 +101,14 @@ class BlockPiece(Piece):
         warp = low.warp()
         mine = low.scalar("s_mod", warp, self.along)
         beside = low.scalar("s_floordiv", warp, self.along)
-        self.number: Scalar = low.mul(beside, self.each) if self.shared else 0
+        share = low.scalar("s_mod", beside, self.shares)
+        self.number: Scalar = low.mul(share, self.each)
         row = low.emit(0, "add", [low.row_of(low.mul(mine, low.lanes)), low.iota()], ROW_I32)
         self.target = self.swizzled(row, low.constant(0, i32))
-        if self.shared and self.bytes > self.panel_bytes:
-            self.target = low.emit(0, "add", [self.target, low.row_of(low.mul(beside, self.panel_bytes))], ROW_I32)
-        self.mine = None if self.shared else low.emit(0, "s_cmp", [low.value(beside), low.value(0)], S64, cond="eq")
+        if self.shares > 1:
+            self.target = low.emit(0, "add", [self.target, low.row_of(low.mul(share, self.panel_bytes))], ROW_I32)
+        self.mine = None if self.shares == self.beside else low.emit(
+            0, "s_cmp", [low.value(beside), low.value(self.shares)], S64, cond="lt")
         self.lanes_of: dict[int, dict[str, Spread]] = {}
         for block, _ in self.items:
             if block in self.lanes_of:
@@ -272,11 +277,11 @@ class BlockPiece(Piece):
 
 
 class BlockProducts(ChainPairLowering):
-    """Finds such nests and emits them. nest_tile: rows and columns that a worker computes at once. block_pieces: of
-    each part its rows' and its columns'. stage: near memory of the block at hand."""
+    """Finds such nests and emits them. nest_tile: rows and columns that a worker computes at once, nest_warps: and the
+    warps along each. block_pieces: of each part its rows' and its columns'. stage: near memory of the block at hand."""
 
     nest: BlockNest | None = None
-    nest_tile = (0, 0)
+    nest_tile = nest_warps = (0, 0)
     block_pieces: list[tuple[BlockPiece, BlockPiece]]
     stage: Value
 
@@ -289,30 +294,49 @@ class BlockProducts(ChainPairLowering):
         nest = find_nest(self.function, self.specialization)
         tile = None if nest is None else self._tile_of_nest(nest, unit)
         if tile is not None:
-            self.nest, self.nest_tile = nest, tile
+            self.nest, self.nest_tile, self.nest_warps = nest, tile, unit.warps_of_blocks(*tile)
             self.warps = prod(unit.block_warps)
             self.few_registers = True
 
     def _tile_of_nest(self, nest: BlockNest, unit: MatrixUnit) -> tuple[int, int] | None:
-        """The largest of which there is one for each worker, or the smallest; None: there is none. Two halves of
-        columns are tried where the registers have no room for all of them."""
-        rows, panels = (self._extent_of(axis, False) for axis in (nest.rows, nest.columns[0]))
-        if min(rows, panels * PANEL) < FEWEST:
+        """The largest of which there is one for each worker, or of which there are most; None: there is none. Parts of
+        columns are tried where registers have no room for all of them; few rows have tiles of their own. Those of
+        groups are no tasks."""
+        rows, panels = self._rows_of_nest(nest), self._extent_of(nest.columns[0], False)
+        if rows < FEWEST_ROWS or panels * PANEL < FEWEST:
             return None
-        warps = prod(unit.block_warps)
-        shapes = dict.fromkeys((high, wide // parts) for parts in (1, 2, 4) for high, wide in unit.shapes)
+        shapes = unit.few_shapes if rows <= max(high for high, _ in unit.few_shapes) else dict.fromkeys(
+            (high, wide // parts) for parts in (1, 2, 4) for high, wide in unit.shapes)
 
         def fits(high: int, wide: int) -> bool:
             near = sum((wide + high * (part.rows is None)) * part.depth * part.count for part in nest.parts)
-            return high % (fragments.ROWS * unit.block_warps[0]) == 0 and wide % (PANEL * unit.block_warps[1]) == 0 \
-                and high * wide * nest.sets <= MOST_SUMS * warps * self.lanes \
+            down, across = unit.warps_of_blocks(high, wide)
+            return high % (fragments.ROWS * down) == 0 and wide % (PANEL * across) == 0 \
+                and high * wide * nest.sets <= MOST_SUMS * down * across * self.lanes \
                 and STAGES * near * ELEMENT_BYTES <= min(unit.near_bytes, MOST_NEAR_BYTES)
 
         fitting = sorted((shape for shape in shapes if fits(*shape)), key=lambda shape: (-prod(shape), sum(
-            size // warps for size, warps in zip(shape, unit.block_warps, strict=True))))
-        enough = (tile for tile in fitting if -(-rows // tile[0]) * -(-panels * PANEL // tile[1]) * self._nests()
-                  >= unit.workers)
-        return next(enough, fitting[-1]) if fitting else None
+            size // warps for size, warps in zip(shape, unit.warps_of_blocks(*shape), strict=True))))
+
+        def tasks(high: int, wide: int) -> int:
+            return (1 if nest.groups is not None else -(-rows // high)) * -(-panels * PANEL // wide) * self._nests()
+
+        enough = next((tile for tile in fitting if tasks(*tile) >= unit.workers), None)
+        return enough or max(fitting, key=lambda tile: (tasks(*tile), prod(tile)), default=None)
+
+    def _rows_of_nest(self, nest: BlockNest) -> int:
+        """How many rows there typically are: where memory tells how many a group has, groups share those of what is
+        stored evenly, and each has some."""
+        rows = self._extent_of(nest.rows, False)
+        if nest.groups is None:
+            return rows
+        groups = self.hint(nest.groups.operands[1])[0]
+        for op in (op for op in nest.body.ops if op.name == "store"):
+            for index, dim in zip(op.operands[2:], op.operands[0].type.dims, strict=True):  # type: ignore[union-attr]
+                if axes_of(index) == (nest.rows,) and isinstance(dim, str):
+                    most = self.specialization.dims.get(dim, DimClass()).hint
+                    rows = min(rows, most, max(FEWEST_ROWS, most // groups))
+        return rows
 
     @property
     def tiles_are_tasks(self) -> bool:
@@ -376,11 +400,9 @@ class BlockProducts(ChainPairLowering):
             rows, high, lambda row: self._tile_of_blocks(nest, block, row, panel)))
 
     def _tile_of_blocks(self, nest: BlockNest, block: Block, row: Value, panel: Value) -> None:
-        unit = self.facts.matrix
-        assert unit is not None
         self.begin_block(block)
-        high, wide = (size // warps for size, warps in zip(self.nest_tile, unit.block_warps, strict=True))
-        mine = [self.scalar(name, self.warp(), unit.block_warps[1]) for name in ("s_floordiv", "s_mod")]
+        high, wide = (size // warps for size, warps in zip(self.nest_tile, self.nest_warps, strict=True))
+        mine = [self.scalar(name, self.warp(), self.nest_warps[1]) for name in ("s_floordiv", "s_mod")]
         mine_row = self.add(row, self.mul(mine[0], high))
         mine_panel = self.add(panel, self.mul(mine[1], wide // PANEL))
         rows, panels = self.open[nest.rows], self.open[nest.columns[0]]

@@ -135,7 +135,7 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
         streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly,
         matrix=True if on_tiles else schedule.matrix, requests=dict(schedule.requests), lanes=schedule.lanes)
-    if lowering.part_walks and lowering.part is not lowering.function.body:
+    if (lowering.part_walks or lowering.part_vectors) and lowering.part is not lowering.function.body:
         told = schedule     # what says more of how loops are walked leaves products where they are
     product = _product(lowering)
     if product is not None:

@@ -16,8 +16,8 @@ from ..ir.nodes import Block, Op, Value
 from ..tile.affine import Affine, affine
 from ..tile.schedule import DimClass, Specialization
 from ..tile.signs import never_negative
-from .block_products import BlockProducts
 from .late import LateWalk
+from .panel_vectors import PanelVectors
 from .state import Capacity, Open, Scalar
 
 
@@ -143,7 +143,7 @@ def most_between(start: Value, stop: Value) -> Capacity | None:
     return Capacity(max(0, min(known))) if known else None
 
 
-class ExtentLowering(BlockProducts):
+class ExtentLowering(PanelVectors):
     """Knows the extents of axes, and opens axes."""
 
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:

@@ -34,6 +34,7 @@ from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
 from ..tile.counter_axes import spread_counters
 from ..tile.gathered_operands import bring_gathered
+from ..tile.group_columns import lift_columns
 from ..tile.hoist import hoist_operands
 from ..tile.interchange import interchange
 from ..tile.joined_depths import join_depths
@@ -246,12 +247,16 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 op.name == "contract" for op in function.walk()):
             return
 
-        def is_one_product() -> bool:
-            whole = Lowering(function, schedule, facts, specialization, lanes, as_it_is=True)
-            whole.find_matrix_walk()
-            return whole.warps > 1 and whole.part is function.body
+        def whole() -> Lowering:
+            lowering = Lowering(function, schedule, facts, specialization, lanes, as_it_is=True)
+            lowering.find_matrix_walk()
+            return lowering
 
-        if is_one_product():
+        def is_one_product() -> bool:
+            lowering = whole()
+            return lowering.warps > 1 and lowering.part is function.body
+
+        if lift_columns(function, lambda: whole().nest is not None) or is_one_product():
             return
         contiguous = all(specialization.strides.get(tensor.name, "contiguous") == "contiguous"
                          for tensor in function.tensors())
@@ -457,6 +462,10 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             return
         if self.nest is not None and block is self.nest.body:
             self.block_products(block)
+            self.followed.on_matrix = True
+            return
+        if self.vectors is not None and block is self.vectors.body:
+            self.panel_vectors(block)
             self.followed.on_matrix = True
             return
         self.begin_block(block)

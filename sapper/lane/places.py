@@ -71,13 +71,14 @@ def forms_place(value: Value, extents: dict[str, int]) -> tuple[int, int] | None
         return forms_place(op.operands[0], extents)
     if op.name not in ("add", "mul", "floordiv", "mod"):
         return None
-    first, second = (forms_place(v, extents) for v in op.operands)
+    left, right = _factor_last(op)
+    first, second = forms_place(left, extents), forms_place(right, extents)
     if first is None or second is None:
         return None
     (aligned, bound), (other, more) = first, second
     if op.name == "add":
         return min(aligned, other), bound + more - 1
-    factor = power_of_two(op.operands[1])
+    factor = power_of_two(right)
     if factor is None:
         return None
     if op.name == "mul":
@@ -87,6 +88,12 @@ def forms_place(value: Value, extents: dict[str, int]) -> tuple[int, int] | None
     if factor % aligned == 0 and bound <= aligned:
         return (1, 1) if op.name == "floordiv" else (aligned, bound)
     return None
+
+
+def _factor_last(op: Op) -> tuple[Value, Value]:
+    """The operands, of a product by a power of two that last."""
+    first, second = op.operands
+    return (second, first) if op.name == "mul" and power_of_two(second) is None else (first, second)
 
 
 def number_at(value: Value, at: dict[str, int]) -> int:
@@ -136,7 +143,7 @@ class Places:
             lane = spread.lane(j)
             return Place(spread.origin, None if lane is self.low.constant(0, i32) else lane, spread.numbers[j],
                          self.aligned[axis], self.row_aligned[axis], self.bounds[axis])
-        first, *rest = (self.of(v, at) for v in op.operands)
+        first, *rest = (self.of(v, at) for v in (op.operands if len(op.operands) == 1 else _factor_last(op)))
         if not rest:
             return first
         (second,) = rest

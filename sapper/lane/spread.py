@@ -253,7 +253,7 @@ class SpreadLowering(MatrixLowering):
     def _in_pairs(self, op: Op, access: Access, axis: str, at: dict[str, int]) -> bool:
         """Whether the neighbours along an axis that a lane holds are neighbours in memory and can be read together."""
         spread = self.bound[axis].spread
-        if spread is None or access.dtype.name not in PAIRED_DTYPES or len(spread.lanes) > 1:
+        if spread is None or access.dtype.name not in PAIRED_DTYPES or len(spread.lanes) > 1 or len(spread.numbers) < 2:
             return False
         return access.axes[axis] == element_bytes(access.dtype) and self.is_multiple(spread.origin, 2) \
             and spread.load_mask(at[axis] & -2) is spread.load_mask(at[axis] | 1) \

@@ -63,7 +63,8 @@ class MatrixUnit:
     dtypes: of the elements. byte_dtypes: of those of 8 bits, which the instruction takes 32 deep, where both operands
     lie along the depth. shapes: rows and columns that a worker computes at once, the largest first. depth: of 16-bit
     elements. warps: along rows and columns. block_warps: likewise, where sums of blocks are scaled before they are
-    added up: two for each scheduler, of which one multiplies while the other scales. stages: how many pieces of the
+    added up: two for each scheduler, of which one multiplies while the other scales. few_shapes: of these, where rows
+    are few: warps stand side by side, so that each weight is unpacked once for all rows. stages: how many pieces of the
     operands are in near memory, one being used while the others arrive. chain_rows, chain_step, chain_stages: rows,
     columns of a piece, and stages where contractions are chained in registers (attention). chain_registers: most of a
     thread that their sums and left operands may take. near_bytes: of a worker at most. products: of 16-bit elements
@@ -77,6 +78,7 @@ class MatrixUnit:
     depth: int = 64
     warps: tuple[int, int] = (2, 2)
     block_warps: tuple[int, int] = (4, 2)
+    few_shapes: tuple[tuple[int, int], ...] = ((32, 128), (32, 64))
     stages: int = 3
     chain_rows: int = 128
     chain_step: int = 64
@@ -87,6 +89,14 @@ class MatrixUnit:
     products: int = 1024
     cache_bytes: int = 32
     port_bytes: int = 64
+
+    def warps_of_blocks(self, high: int, wide: int) -> tuple[int, int]:
+        """Along rows and columns of a tile of sums that are scaled."""
+        down, across = self.block_warps
+        if (high, wide) in self.few_shapes:
+            across = min(down * across, wide // 16)
+            return down * self.block_warps[1] // across, across
+        return down, across
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sapper import Tensor, each, emulate, f16, f32, i8, i32, maximum, targets, t
 from sapper.codegen.pipeline import compile_kernel, facts_of, to_lane
 from sapper.kernels import find
 from sapper.lane.block_nests import BlockNest, find_nest
+from sapper.lane.lower import Lowering, lanes_of
 from sapper.targets.ptx import assembler
 from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
@@ -30,17 +32,26 @@ CASES = {
     "matmul_residual_q4m": {"P": 5, "G": 1, "C": 35, "M": 35}, "matmul_swiglu_q4": {"P": 3, "G": 2, "C": 33, "M": 33},
     "matmul_q4m_128": {"P": 5, "G": 2, "C": 33, "M": 33}, "matmul_q4m_by32": {"P": 5, "G": 3, "C": 70, "M": 70},
     "matmul_q4k": {"P": 3, "S": 1, "C": 35, "M": 33}, "matmul_q6k": {"P": 3, "S": 2, "C": 33, "M": 33},
+    "grouped_swiglu_q8": {"E": 3, "N": 2, "T": 3, "G": 1, "C": 80, "J": 67},
+    "grouped_q4m": {"E": 4, "N": 1, "T": 5, "G": 2, "C": 80, "J": 80},
+    "grouped_q4k": {"E": 3, "N": 1, "T": 3, "S": 1, "C": 40, "J": 33},
+}
+FEW = {
+    "matmul_residual_q4": {"P": 9, "G": 2, "C": 16, "M": 9}, "matmul_swiglu_q4m_128": {"P": 7, "G": 1, "C": 3, "M": 3},
+    "matmul_residual_q6k": {"P": 5, "S": 1, "C": 16, "M": 16},
+    "grouped_swiglu_q4m": {"E": 3, "N": 1, "T": 9, "G": 1, "C": 40, "J": 40},
 }
 """Rows and panels that end inside of a tile. Scales of blocks and of groups, minima, sums of the activations, a block
-that is a group, two matrices with the same rows, scales that are integers, weights of 6 bits."""
+that is a group, two matrices with the same rows, scales that are integers, weights of 6 bits; rows of experts. FEW:
+up to 16 rows, or so many of an expert where those of all are shared out evenly."""
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *FEW])
 def test_on_the_emulator(name: str) -> None:
-    """Two in one launch, lazily, where races would show."""
-    entry, lazy = find(name), name in ("matmul_q4", "matmul_q4m_by32")
-    arguments = entry.make_arguments(np.random.default_rng(5), CASES[name])
+    """Some lazily, where races would show."""
+    entry, lazy = find(name), name in ("matmul_q4", "matmul_q4m_by32", "grouped_q4m", "matmul_residual_q4")
+    arguments = entry.make_arguments(np.random.default_rng(5), (CASES | FEW)[name])
     run = emulate.run(entry.kernel, *arguments.values(), target="sm_80" if lazy else "sm_90a", workers=1,
                       aligned=tensors_of(entry.kernel), options=emulate.Options(lazy=lazy))
     assert entry.compare(arguments, entry.reference(arguments)) is None
@@ -132,9 +143,32 @@ def lowered(name: str, rows: int) -> set[str]:
     return {op.name for op in to_lane(kernel.tile_ir(), Schedule(), facts_of(targets.target("sm_80")), known).walk()}
 
 
-def test_few_rows_meet_panels_in_registers() -> None:
-    """A tile has 64 at least."""
-    assert "matrix_multiply" in lowered("matmul_q4", 64) and "matrix_multiply" not in lowered("matmul_q4", 16)
+def test_a_row_meets_panels_in_registers() -> None:
+    assert "matrix_multiply" in lowered("matmul_q4", 2) and "matrix_multiply" not in lowered("matmul_q4", 1)
+
+
+def tile_of(name: str, **hints: int) -> tuple[int, int]:
+    kernel = find(name).kernel
+    function, names = kernel.tile_ir(), tensors_of(kernel)
+    canonicalize(function)
+    known = Specialization({dim: DimClass(hints.get(dim, 4096), 64) for dim in function.attributes["dims"]},
+                           dict.fromkeys(names, "contiguous"), frozenset(names))
+    facts = facts_of(targets.target("sm_80"))
+    lowering = Lowering(function, Schedule(), facts, known, lanes_of(function, facts))
+    lowering.find_matrix_walk()
+    assert max(1, prod(lowering.nest_warps)) == lowering.warps
+    return lowering.nest_tile
+
+
+def test_tiles() -> None:
+    """Few rows have tiles of 32, wide as stages have room: two matrices, and blocks of 256. Rows of experts are those
+    of all by the number of experts, from 2 to 256, if there are so many."""
+    assert [tile_of(name, M=8) for name in ("matmul_q4", "matmul_swiglu_q4", "matmul_q4k")] == [
+        (32, 128), (32, 128), (32, 64)]
+    assert tile_of("matmul_q4", M=64) == tile_of("matmul_q4") == (128, 64)
+    assert tile_of("grouped_q4", J=16384, E=64, T=8, N=8) == (128, 32)      # experts' rows share a task
+    assert [tile_of("grouped_q4", J=rows, E=64, T=8, N=128) for rows in (16384, 2048, 8, 1)] == [
+        (128, 64), (32, 128), (32, 128), (0, 0)]
 
 
 @pytest.mark.skipif(None in map(assembler.find_tool, ("ptxas", "nvdisasm")),
