@@ -9,6 +9,7 @@ where; what a function has to leave as it found it (Procedure Call Standard, IHI
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,8 @@ class Core:
     the package `unicorn`."""
 
     def __init__(self, code: bytes, memory: Sequence[tuple[int, Any]] = ()) -> None:
-        import unicorn
-        from unicorn import arm64_const as names
-
+        unicorn: Any = import_module("unicorn")     # its types say nothing
+        names: Any = import_module("unicorn.arm64_const")
         self.names = names
         self.general = [getattr(names, f"UC_ARM64_REG_X{number}") for number in range(31)]
         self.vectors = [getattr(names, f"UC_ARM64_REG_V{number}") for number in range(32)]

@@ -28,8 +28,8 @@ from ..lang import digest as _digest  # noqa: F401  each first call needs it: lo
 from ..lang.errors import CallError, KernelError
 from ..lang.kernel import CALL_OPTIONS as OPTIONS
 from ..targets import known_targets
+from ..targets import target as named_target
 from ..targets.x86_64.detect import host, host_target
-from ..targets.x86_64.target import target as named_target
 from . import settings
 from .arguments import (
     FIRST_SLOT,
