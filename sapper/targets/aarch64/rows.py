@@ -286,6 +286,7 @@ def _word(name: str, text: str) -> Word:
     fields: dict[str, list[int]] = {}
     for place, letter in enumerate(pattern):
         if letter not in "01":
-            fields.setdefault(letter, []).insert(0 if letter == "e" else 32, 31 - place)
+            places = fields.setdefault(letter, [])
+            places.insert(0 if letter == "e" else len(places), 31 - place)
     fixed = int("".join(c if c in "01" else "0" for c in pattern), 2)
     return Word(reach, fixed, {letter: tuple(places) for letter, places in fields.items()})
