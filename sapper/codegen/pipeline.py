@@ -173,7 +173,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "expand_float8")
     split_dots(lane, legal)
     _trace(lane, "split_dots")
-    if "dot4_u8i8" not in legal and scale_words(lane):
+    if "dot2_i16" in legal and "dot4_u8i8" not in legal and scale_words(lane):
         _trace(lane, "scale_words")
     if "dot4_u8i8" in legal and target.slow_products and scale_sums(lane):
         _trace(lane, "scale_sums")

@@ -26,11 +26,9 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "join",
 """Ops that a load may not be moved over."""
 
 CONSTANTS = frozenset(["s_const", "splat_const"])
-_PRODUCTS = frozenset(["fma", "dot2_bf16", "dot4_u8i8", "dot2_i16"])
+_PRODUCTS = frozenset(["fma", "dot2_bf16", "dot4_u8i8", "dot4_i8i8", "dot4_u8u8", "dot2_i16"])
 _LOADS = frozenset(["load", "load_splat", "prefetch"])
 _DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "any_zero_bf16", "neg", "broadcast_lane"])
-_FACTORS = 2
-"""Operands of a multiply-add that are multiplied come first."""
 
 
 class _Scan:
@@ -79,9 +77,8 @@ class _Scan:
             if name in absorbs_sign:
                 for value in op.operands:
                     self.signed[value] += 1
-            if name in takes_lane:
-                for value in op.operands[:_FACTORS]:
-                    self.laned[value] += 1
+            for place in takes_lane.get(name, ()):
+                self.laned[op.operands[place]] += 1
             if name in own_constants:
                 for key in own_constants[name](values, op):
                     self._constant(key)

@@ -1,9 +1,9 @@
 """Elements side by side that are spread one by one -> one load, whose lanes are spread.
 
-Enters: a lane function for a target whose multiply-adds take one lane of a register as a factor. Leaves: the same
-function, in which spread elements that make a whole row are a `load` and a `broadcast_lane` of each of its lanes,
-which such an instruction has for nothing. Holds: the row is loaded where the first of them was; nothing between writes
-memory.
+Enters: a lane function for a target whose multiply-adds, and products of bytes, take one lane of a register as a
+factor. Leaves: the same function, in which spread elements that make a whole row are a `load` and a `broadcast_lane` of
+each of its lanes, which such an instruction has for nothing. Holds: the row is loaded where the first of them was;
+nothing between writes memory.
 
     %a = load_splat %x {disp = 0}           %r = load %x {disp = 0}
     %b = load_splat %x {disp = 4}      ->   %a = broadcast_lane %r {lane = 0}
@@ -13,7 +13,7 @@ memory.
 from __future__ import annotations
 
 from ..ir.nodes import Block, Function, Op
-from ..ir.types import f32, f64
+from ..ir.types import b32, f32, f64
 from .even_odd import PASSED_BY_LOADS
 
 
@@ -29,7 +29,7 @@ def _visit(block: Block, lanes: int) -> int:
     lane_of: dict[Op, tuple[Op, int]] = {}      # spread element -> the load that has it, and its lane
     for op in block.ops:
         count += sum(_visit(inner, lanes) for inner in op.blocks)
-        if op.name == "load_splat" and op.attributes["dtype"] in (f32, f64):
+        if op.name == "load_splat" and op.attributes["dtype"] in (b32, f32, f64):
             a = op.attributes
             size = a["dtype"].size_bytes
             near = found.setdefault((*op.operands, a["dtype"], a.get("scale", 1), a.get("near", False)), {})

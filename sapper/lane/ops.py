@@ -178,8 +178,8 @@ LANE_OPS = OpTable("lane", [
                                     "with one rounding; always split into two fma"),
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping; "
                                     "split into the four below where no instruction does it"),
-    OpSpec("dot4_i8i8", (3, 3), doc="the same of i8 and i8; always split"),
-    OpSpec("dot4_u8u8", (3, 3), doc="the same of u8 and u8; always split"),
+    OpSpec("dot4_i8i8", (3, 3), doc="the same of i8 and i8; split where no instruction does it"),
+    OpSpec("dot4_u8u8", (3, 3), doc="the same of u8 and u8; likewise"),
     OpSpec("dot2_i16", (3, 3), doc="acc (i32), a, b (b32, two i16 each): acc + sum a * b, wrapping; only where the "
                                    "target has it"),
     OpSpec("pairs_u8i8", (2, 2), doc="a (b32, four u8), b (b32, four i8) -> b32, two i16: the sums a0 * b0 + a1 * b1 "

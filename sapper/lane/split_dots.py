@@ -1,7 +1,7 @@
 """Packed dot products, by products of parts of the slots, for targets without an instruction for them.
 
 Enters: a lane function. Leaves: the same without `fma2_bf16`, and, where `dot4_u8i8` is no instruction, without that
-and its kin of two operands of one sign.
+and its kin of two operands of one sign; where these are instructions, by them.
 Holds: results are the same for all operands.
 
 A slot of bf16 is two numbers of f32: its upper half as it is, its lower half shifted up. Of bytes there are two ways,
@@ -15,6 +15,9 @@ and the bits that an operand may have decide:
   lane: two `dot2_i16`.
 
 An operand is widened where it is defined, once for all products that it is part of.
+
+Where bytes of one sign are multiplied by an instruction (`dot4_i8i8`), unsigned ones that are below 128 are signed as
+they are, and 128 is taken off others: a * b = (a - 128) * b + 64 * b + 64 * b.
 """
 
 from __future__ import annotations
@@ -220,10 +223,46 @@ class _Splitter:
         return op.result
 
 
+SIGNS, HALVES = 0x80808080, 0x40404040
+"""128 and 64 in each byte."""
+
+
+def _multiply_signed(function: Function) -> None:
+    """Products of u8 and i8 become products of i8, in place."""
+    splitter = _Splitter(function, False)
+    signs, halves = splitter.constant(SIGNS), splitter.constant(HALVES)
+    signed: dict[tuple[Block, Value], Value] = {}
+
+    def visit(block: Block) -> None:
+        ops: list[Op] = []
+        for op in block.ops:
+            for inner in op.blocks:
+                visit(inner)
+            if op.name != "dot4_u8i8":
+                ops.append(op)
+                continue
+            total, a, b = op.operands
+            if bits_of(a, splitter.known) & SIGNS:
+                if (block, a) not in signed:
+                    signed[block, a] = splitter.emit(ops, "xor", [a, signs], ROW_B32, op.location)
+                a = signed[block, a]
+                for _ in range(2):
+                    total = splitter.emit(ops, "dot4_i8i8", [total, halves, b], ROW_I32, op.location)
+            splitter.emit(ops, "dot4_i8i8", [total, a, b], ROW_I32, op.location)
+            splitter.replace(op, ops[-1])
+        block.ops = ops
+
+    visit(function.body)
+    function.body.ops[:0] = splitter.head
+
+
 def split_dots(function: Function, legal: frozenset[str]) -> None:
     """In place."""
-    split = {"fma2_bf16"} if "dot4_u8i8" in legal else {"fma2_bf16", *BYTE_DOTS}
-    if split.isdisjoint([op.name for op in function.walk()]):
+    split = {"fma2_bf16"} if legal & {"dot4_u8i8", "dot4_i8i8"} else {"fma2_bf16", *BYTE_DOTS}
+    names = {op.name for op in function.walk()}
+    if "dot4_i8i8" in legal and "dot4_u8i8" in names:
+        _multiply_signed(function)
+    if split.isdisjoint(names):
         return
     splitter = _Splitter(function, "dot4_u8i8" in split)
     splitter.plan(function.body)

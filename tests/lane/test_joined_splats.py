@@ -55,6 +55,14 @@ def test_rows_of_several_places() -> None:
     assert count == 2 and found[:4] == ["load 0", "lane 0", "load 0", "lane 0"] and "splat 0" not in found
 
 
+def test_slots_of_bytes() -> None:
+    loads = ["%x: s64 = arg {slot = 3}", *(f"%b{n}: row<b32> = load_splat %x {{dtype = :b32, disp = {4 * n}}}"
+                                          for n in range(4)), "store %b3, %x {dtype = :b32}"]
+    body = "\n".join(loads)
+    function = parse_function(f'lane func @f() {{lanes = 4, slots = ["x.data"]}} {{\n{body}\n}}\n', {"lane": LANE_OPS})
+    assert join_splats(function) == 1
+
+
 def test_two_lanes_of_doubles() -> None:
     assert joined("a x 16", "b x 24", "c x 40", dtype="f64", lanes=2) == (
         1, ["load 16", "lane 0", "lane 1", "splat 40"])

@@ -20,6 +20,7 @@ from .test_interpret import program
 
 LANES = 8
 NOTHING: frozenset[str] = frozenset()
+SIGNED = frozenset({"dot4_i8i8", "dot4_u8u8"})
 U8, I8 = (0, 1, 15, 127, 128, 255), (-128, -127, -1, 0, 1, 127)
 
 
@@ -50,7 +51,7 @@ def results(function: Function, count: int, seed: int) -> np.ndarray:
 
 
 def names(function: Function) -> list[str]:
-    wanted = ("dot4_u8i8", "dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes")
+    wanted = ("dot4_u8i8", "dot4_i8i8", "dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes")
     return [op.name for op in function.walk() if op.name in wanted]
 
 
@@ -63,12 +64,12 @@ BYTES = st.sampled_from([word(0xFF), word(0xFF), word(0x0F), word(0x7F), word(0x
 
 @settings(max_examples=examples(60))
 @given(masks=st.lists(st.tuples(BYTES, BYTES), min_size=1, max_size=12), kept=st.sets(st.integers(0, 11), max_size=2),
-       seed=st.integers(0, 99))
-def test_sums_stay_exact(masks: list[tuple[int, int]], kept: set[int], seed: int) -> None:
+       seed=st.integers(0, 99), legal=st.sampled_from([NOTHING, SIGNED]))
+def test_sums_stay_exact(masks: list[tuple[int, int]], kept: set[int], seed: int, legal: frozenset[str]) -> None:
     read_twice = tuple(n for n in sorted(kept) if n < len(masks))
     expected = results(chain(masks, read_twice), len(masks), seed)
     function = chain(masks, read_twice)
-    split_dots(function, NOTHING)
+    split_dots(function, legal)
     verify(function, LANE_OPS)
     assert "dot4_u8i8" not in names(function)
     np.testing.assert_array_equal(results(function, len(masks), seed), expected)
@@ -82,6 +83,16 @@ def test_words_are_added_up_as_long_as_they_fit(count: int, bits: int, sums: int
     split_dots(function, NOTHING)
     assert sorted(names(function)) == sorted(
         ["pairs_u8i8"] * count + ["add_i16"] * (count - sums) + ["dot2_i16"] * sums)
+
+
+def test_bytes_below_128_are_signed_as_they_are() -> None:
+    """Others take 128 off, once for all products, and two more products put it back."""
+    function = chain([(word(0x7F), word(0xFF))] * 3)
+    split_dots(function, SIGNED)
+    assert names(function) == ["dot4_i8i8"] * 3 and "xor" not in [op.name for op in function.walk()]
+    function = chain([(word(0x80), word(0xFF)), (word(0x7F), word(0xFF))])
+    split_dots(function, SIGNED)
+    assert names(function) == ["dot4_i8i8"] * 4
 
 
 def test_what_may_not_fit_is_widened_once() -> None:

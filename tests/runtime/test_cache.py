@@ -359,6 +359,6 @@ def test_a_first_call_from_disk_loads_no_compiler_and_no_pool(tmp_path: Path) ->
         "sapper.runtime.entries", "sapper.runtime.errors", "sapper.runtime.fast_call",
         "sapper.runtime.launch", "sapper.runtime.loader", "sapper.runtime.scratch", "sapper.runtime.settings",
         "sapper.runtime.specialise", "sapper.runtime.system", "sapper.runtime.tuned",
-        "sapper.runtime.vectorcall", "sapper.targets", "sapper.targets.x86_64",
+        "sapper.runtime.vectorcall", "sapper.targets", "sapper.targets.plain", "sapper.targets.x86_64",
         "sapper.targets.x86_64.detect", "sapper.targets.x86_64.target",
     ]

@@ -72,6 +72,7 @@ _CLASSES: dict[str, tuple[int, float, str]] = {
     "atomic": (8, 16, "memory"), "hint": (1, 1, "memory"), "system": (50, 50, "alu"), "vector": (2, 1, "vector"),
     "fadd": (2, 1, "vector"), "fmul": (3, 1, "vector"), "fma": (4, 1, "vector"), "fdiv": (10, 5, "half"),
     "fsqrt": (12, 6, "half"), "convert": (3, 1, "half"), "vector mul": (4, 1, "half"), "vector shift": (2, 1, "half"),
+    "dot": (3, 1, "vector"),
     "across": (5, 1, "half"), "to vector": (3, 1, "memory"), "from vector": (2, 1, "half"),
 }
 """Latency, cycles of one pipe, and which pipes, by the class that a row names; of loads the core has the latency."""

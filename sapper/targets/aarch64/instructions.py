@@ -259,6 +259,14 @@ def _integer_rows() -> None:
         row(f"ext.{suffix}", f"ext <Vd>.{suffix}, <Vn>.{suffix}, <Vm>.{suffix}, <#i>",
             f"0{q}101110000 mmmmm 0{limit}{'i' * (4 - len(limit))}0 nnnnn ddddd", m.extracted, "vector", length=length,
             dtypes="u8")
+    for q, length, source, made in (("0", 64, "8b", "2s"), ("1", 128, "16b", "4s")):
+        for name, u, dtype in (("sdot", 0, "i8"), ("udot", 1, "u8")):
+            row(f"{name}.{made}", f"{name} <Vd+>.{made}, <Vn>.{source}, <Vm>.{source}",
+                f"0{q}{u}01110 100 mmmmm 100101 nnnnn ddddd", m.dot_of_four, "dot", length=length, dtypes=dtype,
+                features=frozenset({"dotprod"}))
+            row(f"{name}.element.{made}", f"{name} <Vd+>.{made}, <Vn>.{source}, <Em>.4b[<:e>]",
+                f"0{q}{u}01111 10e mmmmm 1110 e 0 nnnnn ddddd", m.dot_by_element, "dot", length=length, dtypes=dtype,
+                features=frozenset({"dotprod"}))
     # From the lower half of a register, and to it.
     for source, made, code, taken, wide in (("8b", "8h", "00", 8, 16), ("4h", "4s", "01", 16, 32),
                                             ("2s", "2d", "10", 32, 64)):

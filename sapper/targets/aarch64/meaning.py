@@ -369,6 +369,17 @@ def extracted(a: Array, b: Array, place: int) -> Array:
     return np.concatenate([a, b])[place : place + len(a)]
 
 
+def dot_of_four(c: Array, a: Array, b: Array) -> Array:
+    """Sums of 32 bits, with the products of four bytes each."""
+    products = a.astype(np.int32) * b.astype(np.int32)
+    return c.view(np.int32) + products.reshape(-1, 4).sum(1, dtype=np.int32)
+
+
+def dot_by_element(c: Array, a: Array, b: Array, place: int) -> Array:
+    """Four bytes of the second factor for all of the first."""
+    return dot_of_four(c, a, np.tile(b[4 * place:4 * place + 4], len(a) // 4))
+
+
 def shifted_wide(a: Array) -> Array:
     return a[:4].astype(np.uint32) << 16
 

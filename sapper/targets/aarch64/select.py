@@ -43,10 +43,11 @@ FOLDED_DTYPES: frozenset[str] = frozenset()
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of a factor for nothing (fmls)."""
 
-TAKES_LANE = frozenset(["fma"])
-"""Ops of whose factors one may be a lane of a register, for nothing (fmla by element)."""
+TAKES_LANE = {"fma": (0, 1), "dot4_i8i8": (1, 2), "dot4_u8u8": (1, 2)}
+"""Operands of which one may be a lane of a register, for nothing (fmla and sdot by element)."""
 
-TIED = {"fma": (2,), "copy_sign": (0,), "select": (1, 2), "min": (0, 1), "max": (0, 1)}
+TIED = {"fma": (2,), "dot4_i8i8": (0,), "dot4_u8u8": (0,), "copy_sign": (0,),
+        "select": (1, 2), "min": (0, 1), "max": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
 
 
@@ -86,8 +87,8 @@ def facts_of(s: Any, target: Any) -> Facts:
 
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
-    del target
-    return frozenset({"round", "floor", "ceil", "trunc", "copy_sign"})
+    dots = {"dot4_i8i8", "dot4_u8u8"} if target.has("dotprod") else set()
+    return frozenset({"round", "floor", "ceil", "trunc", "copy_sign", *dots})
 
 
 def register_file(target: Any) -> Any:

@@ -101,24 +101,28 @@ def _extreme(of_integers: str) -> Rule:
     return rule
 
 
-def fma(s: Any, op: Op) -> None:
-    """a * b + c, in the register of c. The negation of a factor costs nothing, nor does taking one lane of it."""
+def _factors(s: Any, values: list[Value]) -> tuple[list[Any], int | None, bool]:
+    """Registers of two factors, the lane of the last of them that counts alone, if it does, and whether the product is
+    negative: neither takes an instruction."""
     negative = False
-    factors = []
+    factors: list[Any] = []
     lane: int | None = None
-    for value in op.operands[:2]:
-        made = value.op
-        if value in s.deferred and made is not None and made.name == "neg":
+    for value in values:
+        made = value.op if value in s.deferred else None
+        if made is not None and made.name == "neg":
             negative, value = not negative, made.operands[0]
-        elif value in s.deferred and made is not None and made.name == "broadcast_lane" and lane is None:
+        elif made is not None and made.name == "broadcast_lane" and lane is None:
             lane = made.attributes["lane"]
             factors.append(s.vector(made.operands[0]))
             continue
-        factors.insert(0, s.vector(value))      # the lane is that of the last
-    c = op.operands[2]
-    kind = arrangement(s, dtype_of(op.results[0]))
-    held = None if c in s.registers else s.vector(c) if c in s.deferred else None
-    register, place = s.tie(op.results[0], (c,))
+        factors.insert(0, s.vector(value))
+    return factors, lane, negative
+
+
+def _add_product(s: Any, op: Op, name: str, total: Value, factors: list[Any], lane: int | None, kind: str) -> None:
+    """An instruction that adds a product to its destination: the total's register, or a copy."""
+    held = s.vector(total) if total in s.deferred else None
+    register, place = s.tie(op.results[0], (total,))
     sums = register
     if place < 0:
         if register in factors:
@@ -126,14 +130,28 @@ def fma(s: Any, op: Op) -> None:
         if held is not None:
             copy_row(s, sums, held)
         else:
-            bring(s, c, sums)
-    name = "fmls" if negative else "fmla"
+            bring(s, total, sums)
     if lane is None:
         s.emit(f"{name}.{kind}", sums, *factors)
     else:
         s.emit(f"{name}.element.{kind}", sums, *factors, lane)
     if sums is not register:
         copy_row(s, register, sums)
+
+
+def fma(s: Any, op: Op) -> None:
+    """a * b + c, in the register of c."""
+    factors, lane, negative = _factors(s, op.operands[:2])
+    _add_product(s, op, "fmls" if negative else "fmla", op.operands[2], factors, lane,
+                 arrangement(s, dtype_of(op.results[0])))
+
+
+def _dot(name: str) -> Rule:
+    """Products of four bytes each, added to 32 bits."""
+    def rule(s: Any, op: Op) -> None:
+        factors, lane, _ = _factors(s, op.operands[1:])
+        _add_product(s, op, name, op.operands[0], factors, lane, s.facts.narrow)
+    return rule
 
 
 def _one(of_floats: str, of_integers: str = "") -> Rule:
@@ -353,7 +371,7 @@ RULES: dict[str, Rule] = {
     "imod": lambda s, op: by_lanes(s, op, lambda a, b: divide_scalars(s, a, b)[1]),
     "cmp": compare, "select": select, "mask_first": mask_first, "mask_to_row": mask_to_row, "mask_not": bit_not,
     "mask_and": _bits("and"), "mask_or": _bits("orr"), "mask_xor": _bits("eor"),
-    "cvt": convert, "round_to": round_to,
+    "cvt": convert, "round_to": round_to, "dot4_i8i8": _dot("sdot"), "dot4_u8u8": _dot("udot"),
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {

@@ -17,6 +17,8 @@ VECTOR_BITS = 128
 
 V8_1_FEATURES = frozenset({"neon", "lse"})
 """Armv8.1-A, as far as generated code uses it: Advanced SIMD, and atomic additions in one instruction."""
+V8_2_FEATURES = V8_1_FEATURES | {"dotprod"}
+"""The same of Armv8.2-A with FEAT_DotProd, which is optional there."""
 
 
 class _Row(NamedTuple):
@@ -60,6 +62,11 @@ class Target(_Row, PlainTarget):
         """Lanes of a row of 8-byte elements."""
         return self.lanes // 2
 
+    @property
+    def dots(self) -> frozenset[str]:
+        """Products of four bytes: SDOT and UDOT, of one sign; of two signs by the first (lane/split_dots.py)."""
+        return frozenset({"dot4_u8i8"} if self.has("dotprod") else ())
+
     def has(self, feature: str) -> bool:
         return feature in self.features
 
@@ -68,7 +75,7 @@ TARGETS: dict[str, Target] = {
     t.name: t for t in (
         # A level: figures that are safe on any member.
         Target("armv8.1-a", V8_1_FEATURES, 32 * KIB, 512 * KIB, 1 * MIB, 2),
-        Target("neoverse-n1", V8_1_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2),
-        Target("neoverse-v2", V8_1_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4),
+        Target("neoverse-n1", V8_2_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2),
+        Target("neoverse-v2", V8_2_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4),
     )
 }

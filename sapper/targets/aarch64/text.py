@@ -19,7 +19,7 @@ _PLACE = re.compile(r"<[^>]+>")
 
 def head(target: Any) -> tuple[str, ...]:
     """Lines at the start of a file."""
-    return (".arch armv8.1-a" if target.has("lse") else ".arch armv8-a", ".text")
+    return (".arch armv8.2-a+dotprod" if target.has("dotprod") else ".arch armv8.1-a", ".text")
 
 
 def _is_virtual(register: Any) -> bool:

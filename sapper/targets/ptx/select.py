@@ -70,7 +70,7 @@ FOLDED_DTYPES: frozenset[str] = frozenset()
 """No operand but that of a load or a store is memory."""
 ABSORBS_SIGN: frozenset[str] = frozenset()
 """ptxas folds a negation into its user; PTX has no place to write it."""
-TAKES_LANE: frozenset[str] = frozenset()
+TAKES_LANE: dict[str, tuple[int, ...]] = {}
 """A lane is a thread."""
 TIED: dict[str, tuple[int, ...]] = {"group_multiply": (-1,), "group_multiply_rows": (-1,)}
 """Sums are made in place. Others have operands of their own."""

@@ -53,6 +53,7 @@ class Target(PlainTarget):
     byte_dtypes: tuple[str, ...] = ("i8", "u8")
     chain_registers: int = 144
     matrix_group: MatrixGroup | None = None
+    moves: Moves = MOVES
     family: str = "ptx"
 
     # Of dots there are none that the model may choose, as a slot in memory would have to be aligned. Nothing picks: a
@@ -61,7 +62,6 @@ class Target(PlainTarget):
     """ptxas gives registers, frame and encoding: the compiler stops at text."""
     lanes_are_threads = True
     """Lanes see each other's stores only after they met."""
-    moves = MOVES
     run_bytes = 16
     """Most that a thread reads or writes at once (PTX ISA, ld and st: .v4 of 32 bits)."""
     slow_division = True

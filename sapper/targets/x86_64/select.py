@@ -65,8 +65,8 @@ _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of any operand for nothing (vfnmadd, vfmsub, vfnmsub)."""
 
-TAKES_LANE: frozenset[str] = frozenset()
-"""Ops whose factors may be one lane of a register."""
+TAKES_LANE: dict[str, tuple[int, ...]] = {}
+"""Operands that may be one lane of a register."""
 
 TIED = {"fma": (2, 0, 1), "dot2_bf16": (0,), "dot4_u8i8": (0,), "dot2_i16": (0,), "tile_multiply": (0,),
         "copy_sign": (0,), "s_add": (0, 1), "s_sub": (0,), "s_mul": (0, 1), "s_and": (0, 1), "s_or": (0, 1),
