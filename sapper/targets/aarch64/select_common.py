@@ -14,6 +14,7 @@ from typing import Any
 from ...ir.nodes import Op, Value
 from ...ir.types import DType, RowType, ScalarType
 from ...ir.types import i32 as I32
+from ..constants import constant_bits
 
 Key = tuple[Any, ...]
 Rule = Callable[[Any, Op], None]
@@ -49,13 +50,7 @@ def constant_key(s: Any, value: Value) -> Key:
         op = value.op
         assert op is not None
         dtype = dtype_of(value)
-        number = op.attributes["value"]
-        if dtype.name == "f32":
-            bits = _float32_bits(float(number))
-        elif dtype.name == "f64":
-            bits = struct.unpack("<Q", struct.pack("<d", float(number)))[0]
-        else:
-            bits = int(number) & ((1 << dtype.bits) - 1)
+        bits = constant_bits(dtype, op.attributes["value"])
         key = s.facts.keys[value] = number_key(dtype.bits // 8, bits)
     return key
 
@@ -65,14 +60,6 @@ def number_key(size: int, bits: int) -> Key:
     if bits == 0:
         return ZERO4
     return ONES if bits == (1 << 8 * size) - 1 else ("s", size, bits)
-
-
-def _float32_bits(number: float) -> int:
-    """The bits of the f32 nearest to a Python float."""
-    try:
-        return int(struct.unpack("<I", struct.pack("<f", number))[0])
-    except OverflowError:
-        return 0x7F800000 if number > 0 else 0xFF800000
 
 
 def _one_byte(key: Key) -> int | None:

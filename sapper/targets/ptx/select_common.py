@@ -6,12 +6,12 @@ register, its content), and stands in the instruction that uses it.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op, Value
 from ...ir.types import DType, MaskType, RowType, ScalarType
+from ..constants import constant_bits
 
 Key = tuple[Any, ...]
 Rule = Callable[[Any, Op], None]
@@ -44,20 +44,7 @@ def constant_key(s: Any, value: Value) -> Key:
     op = value.op
     assert op is not None
     dtype = dtype_of(value)
-    number = op.attributes["value"]
-    if dtype.name == "f32":
-        return 32, float32_bits(float(number))
-    if dtype.name == "f64":
-        return 64, struct.unpack("<Q", struct.pack("<d", float(number)))[0]
-    return dtype.bits, int(number) & ((1 << dtype.bits) - 1)
-
-
-def float32_bits(number: float) -> int:
-    """The bits of the f32 nearest to a Python float."""
-    try:
-        return int(struct.unpack("<I", struct.pack("<f", number))[0])
-    except OverflowError:
-        return 0x7F800000 if number > 0 else 0xFF800000
+    return dtype.bits, constant_bits(dtype, op.attributes["value"])
 
 
 def is_cheap(key: Key) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from ...ir.nodes import Op, Value
 from ...ir.types import DType, MaskType, RowType, ScalarType, TileRegisterType
 from ...ir.types import i32 as I32
+from ..constants import constant_bits
 
 Key = tuple[Any, ...]
 Rule = Callable[[Any, Op], None]
@@ -52,13 +53,7 @@ def constant_key(s: Any, value: Value) -> Key:
         op = value.op
         assert op is not None
         dtype = dtype_of(value)
-        number = op.attributes["value"]
-        if dtype.name == "f32":
-            bits = float32_bits(float(number))
-        elif dtype.name == "f64":
-            bits = struct.unpack("<Q", struct.pack("<d", float(number)))[0]
-        else:
-            bits = int(number) & ((1 << dtype.bits) - 1)
+        bits = constant_bits(dtype, op.attributes["value"])
         if bits == 0:
             key = ZERO4
         elif bits == (1 << dtype.bits) - 1:
@@ -67,14 +62,6 @@ def constant_key(s: Any, value: Value) -> Key:
             key = ("s", dtype.bits // 8, bits)
         s.facts.keys[value] = key
     return key
-
-
-def float32_bits(number: float) -> int:
-    """The bits of the f32 nearest to a Python float."""
-    try:
-        return int(struct.unpack("<I", struct.pack("<f", number))[0])
-    except OverflowError:
-        return 0x7F800000 if number > 0 else 0xFF800000
 
 
 def is_cheap(key: Key) -> bool:
