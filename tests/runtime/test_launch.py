@@ -689,7 +689,7 @@ def test_targets_are_found_and_checked() -> None:
     assert module._find_target("v3").name == "v3"
     with pytest.raises(CallError, match=r"'zen'\n  expected: one of v3, v4, zen3.*\n  mend:     did you mean zen.\?"):
         module._find_target("zen")
-    with pytest.raises(LaunchError, match="found no lse, neon in this CPU"):
+    with pytest.raises(LaunchError, match=r"found no .*neon in this CPU"):
         module._find_target("neoverse-n1")
     with pytest.raises(LaunchError, match="teleport"):
         module._find_target(here._replace(features=here.features | {"teleport"}))

@@ -34,7 +34,7 @@ LIBRARY = library()
 M, N, K = sp.dims("M N K")
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("place", range(len(LIBRARY)), ids=[entry.name for entry in LIBRARY])
 def test_library_kernel(place: int) -> None:
     """At one of its shapes, by turns, compiled as for large extents or for its own."""
