@@ -24,6 +24,7 @@ instructions in matrix.py, groups.py and chained.py."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,9 @@ from .windows import PAIR_STRIDES, PICKED, STRIDES
 if TYPE_CHECKING:
     from .layout import Layout
 
+FRAMES_OF_OP, FRAMES_BESIDE = 40, 1000
+"""Python's frames for each of a chain of ops that need each other (22 of elementwise ones), and all others."""
+
 LONG_REDUCTION = 16384
 """Typical extent from which on a reduction at the top of a kernel is shared among workers."""
 
@@ -121,6 +125,14 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
     """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
     facts = schedule.steered(facts)
     return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+
+
+def _allow_depth(function: Function) -> None:
+    """Let walks go down chains of values as long as the function. The limit stays, as another thread may be on its way
+    down; what is written in Python takes no C stack."""
+    needed = FRAMES_OF_OP * sum(1 for _ in function.walk()) + FRAMES_BESIDE
+    if sys.getrecursionlimit() < needed:
+        sys.setrecursionlimit(needed)
 
 
 def _parts(function: Function, specialization: Specialization) -> Function:
@@ -387,6 +399,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                                     f"expected a multiple of the {self.lanes} lanes")
 
     def run(self) -> Function:
+        _allow_depth(self.function)
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()

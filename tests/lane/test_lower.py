@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from sapper.tile.requests import Requests
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from tests.kernels.shapes import interpreted
+from tests.lang.test_random_kernels import kernel_of
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 from tests.strategies.amount import FUZZ, dealt
 from tests.strategies.schedule import as_far_as_followed, draw_schedule
@@ -763,3 +765,24 @@ def test_a_page_of_positions_is_typically_whole() -> None:
         reduce_loops(function)
         canonicalize(function)
         assert choices(function, Schedule(), AVX512, Specialization()).hints["p"] == 64
+
+
+def test_a_chain_of_many_ops() -> None:
+    """Two hundred ops that each need the one before, on a limit of Python's that does not suffice for them."""
+    steps = "\n".join(f"        t = t * 0.5 + x[m] * {1 + i % 7}.0" for i in range(100))
+    kernel = kernel_of(f"@kernel\ndef k(x: Tensor[f32, M], y: Tensor[f32, M]):\n    for m in tiles(M):\n"
+                       f"        t = x[m]\n{steps}\n        y[m] = t\n")
+    x = np.linspace(-1, 1, 21, dtype=np.float32)
+    arguments = {"x": x, "y": np.zeros(21, np.float32)}
+    function = kernel.tile_ir()
+    canonicalize(function)
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(1000)
+        run_lane(function, arguments)
+    finally:
+        sys.setrecursionlimit(before)
+    expected = x.astype(np.float64)
+    for i in range(100):
+        expected = expected * 0.5 + x * (1 + i % 7)
+    np.testing.assert_allclose(arguments["y"], expected, rtol=1e-5)
