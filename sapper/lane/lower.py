@@ -25,7 +25,9 @@ instructions in matrix.py, groups.py and chained.py."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
@@ -127,12 +129,33 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
     return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
 
 
-def _allow_depth(function: Function) -> None:
-    """Let walks go down chains of values as long as the function. The limit stays, as another thread may be on its way
-    down; what is written in Python takes no C stack."""
-    needed = FRAMES_OF_OP * sum(1 for _ in function.walk()) + FRAMES_BESIDE
-    if sys.getrecursionlimit() < needed:
-        sys.setrecursionlimit(needed)
+class _Depth:
+    """Python's limit of recursion while functions are lowered, in any thread: as before when the last one is done. What
+    is written in Python takes no C stack."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.inside = self.before = 0
+
+    @contextmanager
+    def enough_for(self, function: Function) -> Iterator[None]:
+        """Walks may go down chains of values as long as the function."""
+        needed = FRAMES_OF_OP * sum(1 for _ in function.walk()) + FRAMES_BESIDE
+        with self.lock:
+            if not self.inside:
+                self.before = sys.getrecursionlimit()
+            self.inside += 1
+            sys.setrecursionlimit(max(needed, sys.getrecursionlimit()))
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    sys.setrecursionlimit(self.before)
+
+
+_DEPTH = _Depth()
 
 
 def _parts(function: Function, specialization: Specialization) -> Function:
@@ -399,7 +422,10 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                                     f"expected a multiple of the {self.lanes} lanes")
 
     def run(self) -> Function:
-        _allow_depth(self.function)
+        with _DEPTH.enough_for(self.function):
+            return self._lowered()
+
+    def _lowered(self) -> Function:
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()

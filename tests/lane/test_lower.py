@@ -780,6 +780,7 @@ def test_a_chain_of_many_ops() -> None:
     try:
         sys.setrecursionlimit(1000)
         run_lane(function, arguments)
+        assert sys.getrecursionlimit() == 1000
     finally:
         sys.setrecursionlimit(before)
     expected = x.astype(np.float64)
