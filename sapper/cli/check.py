@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from typing import Any
 
 from .errors import CommandError, UsageError, is_told
@@ -104,16 +103,17 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
         if progress:
             print(f"\r\033[K{found.name}: {label}", end="", file=sys.stderr, flush=True)
 
+    mend = ""
     if target.assembler_allocates:
         from ..emulate import run
         from ..emulate.by_hand import verify
 
         extra |= {"emulate": run, "verify_by_hand": lambda kernel, made, target, seed, runs: verify(
             kernel, made, target, run, seed, runs)}
-    elif target.family == "aarch64" and find_spec("unicorn") is not None:
-        from ..emulate.arm import run_compiled
+    else:
+        from ..emulate import code_runner
 
-        extra |= {"run_code": run_compiled}
+        extra["run_code"], mend = code_runner(target.family)
     try:
         result = check_kernel(found.kernel, target, seed, runs, schedule, on_case=tell, **extra).to_json()
     except (ScheduleError, CommandError):  # of the caller, not of the kernel
@@ -127,6 +127,8 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
         if progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
     result["kernel"] = found.name
+    if mend and "native" in result["skipped"]:
+        result["skipped"]["native"] += f"; mend: {mend}"
     return result
 
 

@@ -65,6 +65,8 @@ STATUS = {
 }
 """What the functions return, by name."""
 
+C_FAMILY = "x86_64"
+"""The family of chips whose C calls this file writes."""
 SYNC_BYTES = 1024
 CLEAR_BYTES = 576
 """Of the sync block, what is zero before a launch: eight task counters and the barrier (docs/ir.md)."""

@@ -14,7 +14,7 @@ from typing import Any
 from ..ir.extents import names_of
 from ..ir.nodes import Location
 from ..ir.types import TensorType
-from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts, needed_features
+from .c_abi import C_FAMILY, SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts, needed_features
 from .encode import EncodedCode, encode
 from .header import header_text
 from .machine import MachineFunction
@@ -91,7 +91,7 @@ def c_kernel(
     are tried first; without a fallback they stand in place of the special one, and are for the same calls. pieces:
     whether instructions and blocks by hand may stand in generated code.
     """
-    if target.word_bytes:
+    if target.family != C_FAMILY:
         raise BuildError(f"target {target.name}: found a processor of the family {target.family}, for whose C calls "
                          "there is no code; expected an x86-64; mend: `sapper asm` prints a kernel for GNU as, to be "
                          "called as docs/ir.md says")

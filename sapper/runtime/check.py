@@ -271,18 +271,16 @@ class _Checker:
         self.workers = self.turns = 0
         from ..targets.x86_64.detect import UnsupportedCPU, host
 
-        if target.assembler_allocates or target.word_bytes:
+        if target.assembler_allocates:
             self.native = False
-            if run_code is None:
-                emulated = "; mend: pip install 'sapper[arm]', with an emulator" if target.family == "aarch64" else ""
-                report.skipped["native"] = f"code of the family {target.family} can't run here{emulated}"
+            report.skipped["native"] = f"code of the family {target.family} can't run here"
             return
         try:
             missing = sorted(target.features - host().features)
         except UnsupportedCPU as error:
             missing = [str(error)]
         self.native = not missing
-        if missing:
+        if missing and run_code is None:
             report.skipped["native"] = f"this CPU has no {', '.join(missing)}"
 
     def guarded(self, case: Case, stations: Callable[[], None]) -> None:

@@ -65,11 +65,19 @@ def test_registers_of_the_caller() -> None:
 
 def test_workers_that_wait_for_each_other_in_vain() -> None:
     """Worker 0 waits for a word that nobody writes."""
-    code = code_of(("cbnz.64", X[1], LabelReference(".end")), FIRST, ".again", ("ldar.32", X[5], Memory(X[4])),
-                   ("cbz.32", X[5], LabelReference(".again")), ".end")
+    code = code_of(("cmp.imm.64", X[1], Immediate(0)), ("b.ne", LabelReference(".end")), FIRST, ".again",
+                   ("ldar.32", X[5], Memory(X[4])), ("cbz.32", X[5], LabelReference(".again")), ".end")
     array = np.zeros(1, np.int64)
     with pytest.raises(DeadlockError, match="found 1 of 2 workers still running"):
         run(code, array, workers=2)
+
+
+def test_check_says_what_brings_the_emulator(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sapper.emulate.find_spec", lambda name: None)
+    assert main(["check", "scale_inputs", "--target", "neoverse-n1", "--runs", "1"]) == 0
+    assert "native left out: this CPU has no dotprod, lse, neon; mend: pip install 'sapper[arm]'" in (
+        capsys.readouterr().out)
 
 
 def test_check_runs_machine_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,10 @@ from . import abi
 from .instructions import ROWS
 from .registers import COUNTS
 
-_MOVE_BITS = {"mov.64": 64, "ldr.64": 64, "str.64": 64, "mov.8b": 64, "mov.16b": 128, "ldr.q": 128, "str.q": 128,
-              "ldr.d": 64, "str.d": 64}
+_MOVE_BITS = {"mov.64": 64, "ldr.64": 64, "str.64": 64, "mov.16b": 128, "ldr.q": 128, "str.q": 128}
 _SPILLS = {"gpr": "str.64", "vec": "str.q"}
 _RELOADS = {"gpr": "ldr.64", "vec": "ldr.q"}
-_COPIES = {"ldr.64": "mov.64", "str.64": "mov.64", "ldr.q": "mov.16b", "str.q": "mov.16b", "ldr.d": "mov.8b",
-           "str.d": "mov.8b"}
+_COPIES = {"ldr.64": "mov.64", "str.64": "mov.64", "ldr.q": "mov.16b", "str.q": "mov.16b"}
 _FRAME_ROWS = {"subtract": "sub.stack", "add": "add.stack", "and": "and.imm.64", "move": "mov.64", "load": "ldr.64",
                "store": "str.64"}
 _SHORT_FRAME_BYTES, _STEP_BYTES = 4096, 4096
@@ -43,11 +41,13 @@ class RegisterFile:
 
     def spill_row(self, kind: str, bits: int) -> Any:
         """A row [memory, register]."""
-        return ROWS["str.d" if kind == "vec" and bits == 64 else _SPILLS[kind]]
+        del bits    # all of a register
+        return ROWS[_SPILLS[kind]]
 
     def reload_row(self, kind: str, bits: int) -> Any:
         """A row [register, memory]."""
-        return ROWS["ldr.d" if kind == "vec" and bits == 64 else _RELOADS[kind]]
+        del bits
+        return ROWS[_RELOADS[kind]]
 
     def copy_row(self, row: Any) -> Any:
         """The row that copies what such a row moves."""

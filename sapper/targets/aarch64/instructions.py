@@ -43,8 +43,6 @@ def _arithmetic() -> None:
         row(f"{name}.imm.64", f"{name} <Pd>, <Pn>, <#i>", (
             f"1{bit}01000100 iiiiiiiiiiii nnnnn ddddd", f"high: 1{bit}01000101 iiiiiiiiiiii nnnnn ddddd"), meaning,
             "alu")
-    row("add.shifted.64", "add <Xd>, <Xn>, <Xm>, lsl <#i>", "10001011000 mmmmm iiiiii nnnnn ddddd", m.add_shifted,
-        "alu shifted")
     row("add.word.64", "add <Pd>, <Pn>, <Wm>, sxtw <#i>", "10001011001 mmmmm 110 iii nnnnn ddddd", m.add_word,
         "alu shifted")
     row("subs.imm.64", "subs <Xd>, <Pn>, <#i>", (
@@ -83,15 +81,13 @@ def _control() -> None:
     for condition, number in CONDITION_CODES.items():
         row(f"b.{condition}", f"b.{condition} <label>", f"01010100 lllllllllllllllllll 0{number:04b}", None, "branch",
             control="branch", flags_read=FLAGS)
-    for name, bit in (("cbz", "0"), ("cbnz", "1")):
-        for letter, sf, bits in (("X", "1", 64), ("W", "0", 32)):
-            row(f"{name}.{bits}", f"{name} <{letter}t>, <label>", f"{sf}011010{bit} lllllllllllllllllll ttttt", None,
-                "branch", control="branch")
+    for letter, sf, bits in (("X", "1", 64), ("W", "0", 32)):
+        row(f"cbz.{bits}", f"cbz <{letter}t>, <label>", f"{sf}0110100 lllllllllllllllllll ttttt", None, "branch",
+            control="branch")
     row("ret", "ret", "11010110010111110000001111000000", None, "branch", control="return")
     row("svc", "svc #0", "11010100000000000000000000000001", None, "system", side_effects=True,
         implicit_reads=tuple(("gpr", n) for n in (0, 1, 2, 3, 8)), implicit_writes=(("gpr", 0),))
     row("yield", "yield", "11010101000000110010000000111111", None, "hint", side_effects=True)
-    row("dmb.ish", "dmb ish", "11010101000000110011101110111111", None, "system", side_effects=True)
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
@@ -132,8 +128,6 @@ def _memory() -> None:
             f"plain: {size}111000111 mmmmm 000000 nnnnn ttttt", m.added_to(bits), "atomic", memory_bits=bits,
             side_effects=True, features=frozenset({"lse"}))
     row("ldar.32", "ldar <Wt=>, <mem>", "plain: 1000100011011111111111 nnnnn ttttt", m.loaded(32), "load",
-        memory_bits=32, side_effects=True)
-    row("stlr.32", "stlr <Wt>, <mem=>", "plain: 1000100010011111111111 nnnnn ttttt", m.stored(32), "store",
         memory_bits=32, side_effects=True)
     # The frame: sums of the stack pointer and itself.
     for name, bit, meaning in (("add", "0", m.add), ("sub", "1", m.subtract)):
@@ -242,23 +236,20 @@ def _integer_rows() -> None:
                                                  ("ushr", 1, "000001", right, m.shift_right_rows)):
             _elements(name, f"{_TWO}, {amount}", f"0q{u}011110 iiiiiii {opcode} nnnnn ddddd", meaning, "vector shift",
                       "i", (arrangement,))
-    for q, length, suffix in (("0", 64, "8b"), ("1", 128, "16b")):
-        for name, u, size, meaning in (("and", 0, "00", m.bit_and), ("bic", 0, "01", m.bit_clear),
-                                       ("orr", 0, "10", m.bit_or), ("eor", 1, "00", m.bit_xor)):
-            row(f"{name}.{suffix}", f"{name} <Vd>.{suffix}, <Vn>.{suffix}, <Vm>.{suffix}",
-                f"0{q}{u}01110 {size}1 mmmmm 000111 nnnnn ddddd", meaning, "vector", length=length, dtypes="u8")
-        for name, size, meaning in (("bsl", "01", m.select_by_result), ("bit", "10", m.insert_where),
-                                    ("bif", "11", m.insert_unless)):
-            row(f"{name}.{suffix}", f"{name} <Vd+>.{suffix}, <Vn>.{suffix}, <Vm>.{suffix}",
-                f"0{q}101110 {size}1 mmmmm 000111 nnnnn ddddd", meaning, "vector", length=length, dtypes="u8")
-        row(f"mov.{suffix}", f"mov <Vd>.{suffix}, <Vn>.{suffix}", f"0{q}001110 101 NNNNN 000111 nnnnn ddddd", m.same,
-            "vector", length=length, dtypes="u8")
-        row(f"mvn.{suffix}", f"mvn <Vd>.{suffix}, <Vn>.{suffix}", f"0{q}101110 00 10000 00101 10 nnnnn ddddd",
-            m.bit_not, "vector", length=length, dtypes="u8")
-        limit = "0" if q == "0" else ""
-        row(f"ext.{suffix}", f"ext <Vd>.{suffix}, <Vn>.{suffix}, <Vm>.{suffix}, <#i>",
-            f"0{q}101110000 mmmmm 0{limit}{'i' * (4 - len(limit))}0 nnnnn ddddd", m.extracted, "vector", length=length,
-            dtypes="u8")
+    for name, u, size, meaning in (("and", 0, "00", m.bit_and), ("orr", 0, "10", m.bit_or),
+                                   ("eor", 1, "00", m.bit_xor)):
+        row(f"{name}.16b", f"{name} <Vd>.16b, <Vn>.16b, <Vm>.16b", f"01{u}01110 {size}1 mmmmm 000111 nnnnn ddddd",
+            meaning, "vector", length=128, dtypes="u8")
+    for name, size, meaning in (("bsl", "01", m.select_by_result), ("bit", "10", m.insert_where),
+                                ("bif", "11", m.insert_unless)):
+        row(f"{name}.16b", f"{name} <Vd+>.16b, <Vn>.16b, <Vm>.16b", f"01101110 {size}1 mmmmm 000111 nnnnn ddddd",
+            meaning, "vector", length=128, dtypes="u8")
+    row("mov.16b", "mov <Vd>.16b, <Vn>.16b", "01001110 101 NNNNN 000111 nnnnn ddddd", m.same, "vector", length=128,
+        dtypes="u8")
+    row("mvn.16b", "mvn <Vd>.16b, <Vn>.16b", "01101110 00 10000 00101 10 nnnnn ddddd", m.bit_not, "vector", length=128,
+        dtypes="u8")
+    row("ext.16b", "ext <Vd>.16b, <Vn>.16b, <Vm>.16b, <#i>", "01101110000 mmmmm 0 iiii 0 nnnnn ddddd", m.extracted,
+        "vector", length=128, dtypes="u8")
     for q, length, source, made in (("0", 64, "8b", "2s"), ("1", 128, "16b", "4s")):
         for name, u, dtype in (("sdot", 0, "i8"), ("udot", 1, "u8")):
             row(f"{name}.{made}", f"{name} <Vd+>.{made}, <Vn>.{source}, <Vm>.{source}",
@@ -318,13 +309,8 @@ def _lanes() -> None:
             f"01001110000 {place} 000111 nnnnn ddddd", m.insert_number, "to vector", length=128, dtypes=f"u{bits}")
     row("smov.s", "smov <Xd>, <Vn>.s[<:i>]", "01001110000 ii100 001011 nnnnn ddddd", m.element_number(True),
         "from vector", length=128, dtypes="u32")
-    for name, syntax, word in (("fmov.to_s", "fmov <Sd>, <Wn>", "0001111000100111000000"),
-                               ("fmov.to_d", "fmov <Dd>, <Xn>", "1001111001100111000000")):
-        row(name, syntax, f"{word} nnnnn ddddd", m.number_to_vector(32 if name[-1] == "s" else 64), "to vector",
-            dtypes="u8")
-    for name, syntax, word in (("fmov.from_s", "fmov <Wd>, <Sn>", "0001111000100110000000"),
-                               ("fmov.from_d", "fmov <Xd>, <Dn>", "1001111001100110000000")):
-        row(name, syntax, f"{word} nnnnn ddddd", m.vector_to_number, "from vector", dtypes="u8")
+    row("fmov.from_s", "fmov <Wd>, <Sn>", "0001111000100110000000 nnnnn ddddd", m.vector_to_number, "from vector",
+        dtypes="u8")
     # All elements of a mask: of four at once, of two as a pair.
     for name, bit, meaning in (("umaxv", "0", m.largest), ("uminv", "1", m.smallest)):
         row(f"{name}.4s", f"{name} <Sd>, <Vn>.4s", f"01101110 10 11000 {bit}1010 10 nnnnn ddddd", meaning, "across",

@@ -56,10 +56,6 @@ def subtract(a: int, b: int) -> int:
     return a - b & ALL
 
 
-def add_shifted(a: int, b: int, shift: int) -> int:
-    return a + (b << shift) & ALL
-
-
 def add_word(a: int, b: int, shift: int) -> int:
     return a + (_signed(b & 0xFFFFFFFF, 32) << shift) & ALL
 
@@ -345,10 +341,6 @@ def shift_right_rows(a: Array, amount: int) -> Array:
     return _right(a.view(f"u{a.itemsize}"), amount)
 
 
-def bit_clear(a: Array, b: Array) -> Array:
-    return a & ~b
-
-
 def bit_not(a: Array) -> Array:
     return ~a
 
@@ -446,10 +438,6 @@ def insert_number(old: Array, to: int, number: int) -> Array:
     made = old.copy()
     made[to] = number & (1 << 8 * old.itemsize) - 1
     return made
-
-
-def number_to_vector(bits: int) -> Callable[[int], Array]:
-    return lambda number: np.array([number & (1 << bits) - 1], f"u{bits // 8}")
 
 
 def vector_to_number(a: Array) -> int:

@@ -48,8 +48,8 @@ class Operand:
     role: "r", "w", "rw", or "a" (only the address is used). kind: "gpr", "vec", "imm", "mem" or "label". bits: of the
     register, or of memory. field: its letter in the word. stack: number 31 is the stack pointer, not zero. vector:
     spelled as v0, its elements follow. codes: of an immediate, for each of its fields (letter, sign, number, multiple):
-    the word holds number + sign * value / multiple. mark: what stands before it. memory_bits, index_bits,
-    broadcast_bits, immediate_bits, fixed: as other families have them; here only memory has the first.
+    the word holds number + sign * value / multiple. mark: what stands before it. memory_bits: of memory. index_bits,
+    broadcast_bits: no address is of a vector, no operand a spread element.
     """
 
     role: str
@@ -63,9 +63,6 @@ class Operand:
     memory_bits: int = 0
     index_bits: int = 0
     broadcast_bits: int = 0
-    immediate_bits: int = 0
-    fixed: int | None = None
-    sibmem: bool = False
 
     @property
     def reads(self) -> bool:
@@ -171,8 +168,8 @@ class Row:
     name: unique and stable: the mnemonic, then what tells forms apart. length: bits of a vector, or 0. words: "reach
     pattern" each, in order of preference. meaning: f(*reads) -> written value, or a tuple in the order of operands;
     reads are operands whose role has "r", immediates included, then `flags` (a dict of n, z, c, v) if flags are read.
-    General registers are unsigned Python ints; vectors and scalars of vector registers are NumPy arrays of
-    `dtypes` (for each operand, or one for all); memory is what it holds. None: no value (jumps, fences, prefetches).
+    General registers are unsigned Python ints; vectors are NumPy arrays of `dtypes`, scalars of vector registers of
+    bytes; memory is what it holds. None: no value (jumps, fences, prefetches).
     control, flags_read, flags_written, implicit_*, side_effects: see x86-64's rows, which have the same.
     cost: the class of its costs (costs.py). stores: a register goes to memory.
     """
@@ -247,12 +244,8 @@ class Row:
         kind, bits = _SCALARS[letter]
         return Operand(role, kind, bits, field, stack=letter == "P")
 
-    def roles(self, masked: bool = False, zeroing: bool = False) -> tuple[str, ...]:
-        """The roles of the operands."""
-        del masked, zeroing
-        return tuple(operand.role for operand in self.operands)
-
-    def _figures(self) -> Any:
+    @property
+    def _core(self) -> Any:
         from .costs import CORES
 
         return CORES["neoverse-n1"]
@@ -260,19 +253,19 @@ class Row:
     @property
     def latency(self) -> int:
         """Cycles from the registers read, or the address, to the result on a Neoverse N1; see costs.py."""
-        core = self._figures()
+        core = self._core
         own: int = core.cost_of(self).latency
         return own or int(core.LOAD_LATENCY["vec" if self.cost == "load vector" else "gpr"])
 
     @property
     def throughput(self) -> float:
         """Cycles for each instruction in a long independent run (reciprocal throughput)."""
-        return float(self._figures().cost_of(self).throughput)
+        return float(self._core.cost_of(self).throughput)
 
     @property
     def ports(self) -> tuple[str, ...]:
         """The pipes that can execute it."""
-        return tuple(self._figures().cost_of(self).ports)
+        return tuple(self._core.cost_of(self).ports)
 
     def __repr__(self) -> str:
         return f"<row {self.name}>"

@@ -15,6 +15,7 @@ from ...ir.nodes import Value
 from ...lane.nans import short_nans
 from ..rule_tables import joined
 from . import select_arithmetic, select_control, select_memory, select_scalars
+from .abi import ARGUMENTS
 from .instructions import ROWS as ROWS
 from .select_common import Key, OwnConstants, Rule
 from .select_common import constant_key as constant_key
@@ -108,8 +109,8 @@ def folds(s: Any) -> dict[str, frozenset[int]]:
 def begin(s: Any) -> None:
     """Take over the arguments (x0 args block, x1 worker, x2 workers), those that are needed."""
     needed, facts = s.names, s.facts
-    for number, name, ops in ((0, "arguments", {"arg", "tasks", "barrier"}), (1, "worker", {"worker", "tasks"}),
-                              (2, "workers", {"workers", "tasks", "barrier"})):
+    for number, name, ops in zip(ARGUMENTS, ("arguments", "worker", "workers"), (
+            {"arg", "tasks", "barrier"}, {"worker", "tasks"}, {"workers", "tasks", "barrier"}), strict=False):
         if needed & ops:
             register = s.new("gpr")
             setattr(facts, name, register)

@@ -174,34 +174,11 @@ def place(s: Any, base: Any, disp: int, size: int) -> Any:
 
 def address(s: Any, op: Op, at: int, size: int) -> Any:
     """The memory operand of an op whose base is operand `at`, for so many bytes."""
-    base, index, scale, disp = s.address_parts(op, at)
-    register = s.scalar(base)
-    if index is None:
-        return place(s, register, disp, size)
-    other = s.scalar(index)
-    if disp == 0 and scale in (1, size):
-        return s.memory(register, other, scale)
-    both = s.new("gpr")
-    if scale == 1:
-        s.emit("add.64", both, register, other)
-    else:
-        s.emit("add.shifted.64", both, register, other, scale.bit_length() - 1)
-    return place(s, both, disp, size)
+    base, index, _, disp = s.address_parts(op, at)
+    assert index is None, "the target says that addresses have none"
+    return place(s, s.scalar(base), disp, size)
 
 
 def part(s: Any, memory: Any, bytes_: int, size: int) -> Any:
     """Memory of `size` bytes so far behind the start of another operand."""
-    base = memory.base
-    if memory.index is not None and bytes_:
-        base = s.new("gpr")
-        s.emit("add.shifted.64", base, memory.base, memory.index, memory.scale.bit_length() - 1)
-        return place(s, base, bytes_, size)
-    if memory.index is not None:
-        return memory if memory.scale in (1, size) else part(s, s.memory(_summed(s, memory)), 0, size)
-    return place(s, base, memory.disp + bytes_, size)
-
-
-def _summed(s: Any, memory: Any) -> Any:
-    both = s.new("gpr")
-    s.emit("add.shifted.64", both, memory.base, memory.index, memory.scale.bit_length() - 1)
-    return both
+    return place(s, memory.base, memory.disp + bytes_, size)
