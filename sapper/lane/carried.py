@@ -24,6 +24,9 @@ from .stream_prefetches import StreamPrefetches
 SEQUENTIAL_TILE, MOST_SEQUENTIAL = 64, 512
 """Default size of a sequential tile: its intermediate tiles then stay in L1; and the most where a few rows meet it."""
 
+LONG_TILE = 128
+"""The same where more vectors than usual are held on tile registers (TILE_VECTORS)."""
+
 
 class CarriedLowering(NestLowering, StreamPrefetches):
     """Emits sequential loops and branches. Subclasses emit blocks."""
@@ -65,6 +68,8 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         if self.facts.many_workers or not rows or not known:
             return SEQUENTIAL_TILE
         vectors = max((bound.count for bound in self.bound.values() if bound.lane), default=1)
+        if vectors > RESIDENT_VECTORS and self.facts.tiles is not None and self.schedule.matrix is not False:
+            return LONG_TILE
         if self.sixteen_registers and vectors > RESIDENT_VECTORS:
             # Whole steps of as many rows as have sums, and whole lines of what is loaded a line at a time.
             unit = lcm((self.facts.vector_registers - BESIDE_SUMS) // vectors, LINE_BYTES // f32.size_bytes)

@@ -168,12 +168,13 @@ class BoundTiles:
 
     # The sums.
 
-    def store(self, totals: Sequence[Value], position: Scalar) -> None:
-        """Sums of a tile of rows, `position` behind the first, to scratch memory: those of each value, tile by tile."""
+    def store(self, totals: Sequence[Value], position: Scalar, first: int = 0) -> None:
+        """Sums of a tile of rows, `position` behind the first, to scratch memory: those of each value, tile by tile.
+        first: the tile of columns that they begin with."""
         low, stride = self.low, self.wide * self.row_bytes
-        sums = self.memory("sums", len(totals) // self.wide * self.most * stride)
+        sums = self.memory("sums", -(-len(totals) // self.wide) * self.most * stride)
         to = low.value(low.add(sums, low.mul(position, stride)))
-        for number, total in enumerate(totals):
+        for number, total in enumerate(totals, first):
             value, column = divmod(number, self.wide)
             low.effect("tile_store", [total, to, low.value(stride)],
                        disp=value * self.most * stride + column * self.row_bytes)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .model import Model
     from .walk import WalkLowering
 
-HELD_TILES = 4
-"""Tiles of the right operand that stay in registers while the rows go by."""
+MOST_SUMS = 4
+"""Tiles of sums at once: half of all that there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +102,22 @@ class _Emission(BoundTiles):
         places = [(number * self.size * stride, column * self.row_bytes)
                   for number in range(self.deep) for column in range(self.wide)]
         held = [self.load(low.add(right, at), stride, disp) for at, disp in places] \
-            if len(places) <= HELD_TILES else []
+            if len(places) + self.wide < 2 * MOST_SUMS else []      # which leaves one for the left operand
         lefts = self._turned() if found.left in low.slot_axes else self._in_place()
 
         def products(start: Value) -> None:
             position = low.sub(start, rows.offset)
-            totals = [self.zeros() for _ in range(self.wide)]
-            for number, (left, left_stride) in enumerate(lefts):
-                a = self.load(low.add(left, low.mul(position, left_stride)), left_stride)
-                for column in range(self.wide):
-                    place = number * self.wide + column
-                    b = held[place] if held else self.load(low.add(right, places[place][0]), stride, places[place][1])
-                    totals[column] = self.multiply(totals[column], a, b, (bf16, bf16))
-            self.store(totals, position)
+            for first in range(0, self.wide, MOST_SUMS):
+                columns = range(first, min(first + MOST_SUMS, self.wide))
+                totals = {column: self.zeros() for column in columns}
+                for number, (left, left_stride) in enumerate(lefts):
+                    a = self.load(low.add(left, low.mul(position, left_stride)), left_stride)
+                    for column in columns:
+                        place = number * self.wide + column
+                        b = held[place] if held else self.load(
+                            low.add(right, places[place][0]), stride, places[place][1])
+                        totals[column] = self.multiply(totals[column], a, b, (bf16, bf16))
+                self.store(list(totals.values()), position, first)
 
         low.counted(self.axis, rows.offset, low.add(rows.offset, rows.extent), self.size, products)
         self.finish([self.walk.reductions[0].result])

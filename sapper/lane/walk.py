@@ -19,7 +19,7 @@ from dataclasses import replace
 from math import gcd
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, S64, RowType, i32, u8
+from ..ir.types import MASK, S64, RowType, b32, i32, u8
 from ..tile.plan import Walk, axes_of
 from .axis_loops import Carried, WalkChoice
 from .followed import Followed
@@ -222,7 +222,14 @@ class WalkLowering(Reductions):
             lane in op.result.type.axes for op in choice.staged))  # type: ignore[union-attr]
         room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1) // (2 if choice.block_ahead else 1)
         fitting = self.scalar("s_floordiv", room_bytes, self.scalar("s_max", panel_bytes, 1))
-        return self.mul(self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1), width)
+        panels = self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1)
+        if choice.tiles is not None and all(self.panels_of(op) is not None for op in choice.staged):
+            rows_bytes = self.mul(self.mul(depth, b32.size_bytes), self.open[choice.tiles.rows].extent)
+            stay = self.emit(self.depth_of(rows_bytes), "s_cmp",
+                             [self.value(rows_bytes), self.value(self.block_bytes)], S64, cond="le")
+            level = max(self.depth_of(stay), self.depth_of(panels))
+            panels = self.emit(level, "s_select", [stay, self.value(1), self.value(panels)], S64)
+        return self.mul(panels, width)
 
     def _depth_of_panels(self, walk: Walk, choice: WalkChoice, body: Callable[[Carried], Carried]) -> None:
         """Run `body` for a block of panels: of all of their depth, or of one block of it after another, between which

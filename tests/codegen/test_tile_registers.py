@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,17 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper import bf16, f32, i8, i32, u8
-from sapper.codegen.pipeline import facts_of, panels_of_kernel
+from sapper.codegen.compile import compile_lane
+from sapper.codegen.pipeline import facts_of, finish_lane, panels_of_kernel, to_lane
 from sapper.kernels.quantized import FORMS, product_kernels
+from sapper.lane.fuse import fuse
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Schedule
-from tests.lane.run_lane import run_lane
+from tests.lane.run_lane import run_lane, specialize
 from tests.lane.test_packed import ORDERS, PAIRS, PRODUCTS, arguments_of, expected_of
 from tests.lane.test_tile_blocks import arguments_for
 from tests.lane.test_tile_registers import gated
-from tests.lane.test_tile_slots import chained, chained_arguments, chained_expected
+from tests.lane.test_tile_slots import TILES, chained, chained_arguments, chained_expected
 from tests.strategies import examples
 
 from .run_native import RUNNABLE, run_native
@@ -78,6 +82,16 @@ def test_native(m, n, k, order, types, threads) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 
+@pytest.mark.parametrize("tile", TILES)
+def test_chained_tiles_of_any_size_fit_the_registers(tile) -> None:
+    """None of eight can be spilled."""
+    arguments = chained_arguments(160, 128, 64, 128)
+    function = reduce_loops(chained.tile_ir({"D": 64}))
+    lane = to_lane(function, Schedule(tile=tile), facts_of(TARGET),
+                   specialize(function, arguments, {"T": 512, "P": 512}))
+    assert "tdpbf16ps" in compile_lane(finish_lane(lane, TARGET), TARGET, checked=True).text
+
+
 @NATIVE
 @pytest.mark.parametrize("m", [5, 40])
 def test_two_products_and_what_follows_as_interpreted(m) -> None:
@@ -100,7 +114,8 @@ def test_blocks_of_quantised_weights_as_interpreted(form, m, task) -> None:
     kernel = getattr(product_kernels(FORMS[form], FORMS[form].block), task)
     arguments = arguments_for(form, m, panels=3, task=task)
     wanted = {name: array.copy() for name, array in arguments.items()}
-    run_lane(reduce_loops(kernel.tile_ir()), wanted, None, facts_of(TARGET))
+    run_lane(reduce_loops(kernel.tile_ir()), wanted, None, facts_of(TARGET),
+             passes=partial(fuse, memory_operands=TARGET.memory_operands))
     _, made, _ = mnemonics_of(kernel.tile_ir(), arguments, TARGET)
     assert "tdpbusd" in made.text or "tdpbsud" in made.text
     run_native(kernel.tile_ir(), arguments, TARGET)

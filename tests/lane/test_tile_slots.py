@@ -17,6 +17,8 @@ from .run_lane import run_lane, specialize
 from .test_tile_registers import MACHINES, tiles_in
 
 T, P, D = dims("T P D")
+TILES = ({"t": 64, "p": 32}, {"t": 128, "p": 64}, {"t": 96, "p": 128})
+"""A single tile of the depth could stay in registers for all rows, but not beside four sums; eight sums; six."""
 
 
 @kernel
@@ -84,8 +86,19 @@ def test_vectors_take_what_tiles_do_not(d, schedule) -> None:
     np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
 
 
-def test_each_tile_of_keys_meets_all_queries_at_hand() -> None:
-    """Two tiles of queries stay in registers; one of keys, two deep, is loaded for both."""
-    arguments = chained_arguments(64, 128, 64, 128)
-    ops = [op.name for op in run_chained(arguments, 16).walk()]
-    assert ops.count("tile_multiply") % 4 == 0 and "dot2_bf16" not in ops
+@pytest.mark.parametrize(("queries", "loads"), [(64, 2 + 2 * 4), (128, 2 * (2 + 2 * 4))])
+def test_each_tile_of_keys_meets_four_of_queries(queries, loads) -> None:
+    """Keys are two tiles deep. Four sums are all that there is room for beside the operands."""
+    arguments = chained_arguments(queries, 128, 64, 128)
+    lane = run_chained(arguments, 16, hint=queries)
+    bodies = [[op.name for op in loop.blocks[0].ops] for loop in lane.walk() if loop.name == "loop"]
+    scores = next(names for names in bodies if "tile_multiply" in names)
+    assert scores.count("tile_multiply") == 2 * queries // 16
+    assert scores.count("tile_load") == loads and "dot2_bf16" not in [op.name for op in lane.walk()]
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_tiles_that_a_schedule_names_are_exact(tile) -> None:
+    arguments = chained_arguments(160, 128, 64, 128)
+    assert tiles_in(run_chained(arguments, 16, Schedule(tile=tile)))
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
