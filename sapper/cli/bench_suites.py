@@ -213,7 +213,7 @@ def _suite_of(name: str, module: str) -> str:
         return "rows"
     if module in ("matmul", "batched", "integer"):
         return "matmul"
-    if module in ("attention", "mla"):
+    if module in ("attention", "attention_narrow", "mla"):
         return "attention"
     if module == "matvec":
         return module

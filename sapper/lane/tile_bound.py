@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .model import Model
     from .walk import WalkLowering
 
-FINISHED_ROWS = 8
-"""Rows of sums that are finished at once."""
+FINISHED_ROWS, FINISHED_VECTORS = 8, 16
+"""Rows of sums, and vectors of them, that are finished at once, at most."""
 
 
 def dtype_of(value: Value) -> DType:
@@ -191,6 +191,7 @@ class BoundTiles:
             low._roots(self.walk.after)
             return carried
 
-        low.axis_loop(self.axis, FINISHED_ROWS, False, [], rows, tails=low.slot_tails(self.walk.after, self.axis))
+        at_once = min(FINISHED_ROWS, FINISHED_VECTORS // self.wide)
+        low.axis_loop(self.axis, at_once, False, [], rows, tails=low.slot_tails(self.walk.after, self.axis))
         for value in values:
             del low.buffers[value]
