@@ -11,13 +11,13 @@ there are have sums that nothing reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TensorType, TileRegisterType, TileType, b32, i32, u8
 from ..tile.ops import memory_of
-from ..tile.plan import Walk
+from ..tile.plan import Walk, axes_of
 from .state import Access, Bound, Scalar, element_bytes
 
 if TYPE_CHECKING:
@@ -186,6 +186,7 @@ class BoundTiles:
         for number, value in enumerate(values):
             axes: dict[str, Scalar] = {self.axis: stride, self.lane: self.sum_dtype.size_bytes}
             low.buffers[value] = Access(sums, number * self.most * stride, axes, self.sum_dtype, relative=True)
+        self._keep_in_place(values)
 
         def rows(carried: list[Value]) -> list[Value]:
             low._roots(self.walk.after)
@@ -195,3 +196,13 @@ class BoundTiles:
         low.axis_loop(self.axis, at_once, False, [], rows, tails=low.slot_tails(self.walk.after, self.axis))
         for value in values:
             del low.buffers[value]
+
+    def _keep_in_place(self, values: Sequence[Value]) -> None:
+        """Have one that is made of each sum, and kept for the walks after this one, take its place: half as much lies
+        in the caches then."""
+        low = self.low
+        kept = [root for root in self.walk.after if isinstance(root, Value) and root not in low.carried_buffers
+                and root not in low.slot_axes and low.kept_dtype(root) is self.sum_dtype
+                and set(axes_of(root)) == {self.axis, self.lane}]
+        for root, value in zip(kept, values, strict=False):
+            low.pending_buffers[root] = replace(low.buffers[value])
