@@ -9,8 +9,10 @@ torch.compile.
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +22,8 @@ from .bench_suites import Row, Settings, attempt, rows_of, with_floor
 PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
 DECODE_S = 0.03
 """A sample of decoding lasts about so long: several tokens one after the other, as they come in use."""
+TRIAL_S = 300
+"""How long llama.cpp may take to load a file and to read two tokens."""
 BF16 = "bf16"
 ROUNDED = " rounded"
 """Said of rows of activations, and in blocks of the weights that many rows meet, that are rounded to bf16."""
@@ -185,7 +189,7 @@ def _speeds(name: str, form: str, model: Any, operations: Operations, weight_byt
     feeds = {"sapper": feeds_of(model.session(CONTEXT, threads=threads), prompt_tokens), **(more or {})}
     dtypes = {"torch": BF16, "llama": peer_form}
     if path is not None and "llama" in settings.against:
-        feeds["llama"] = _llama_feeds(path, prompt_tokens, threads)
+        feeds["llama"] = _llama_feeds(path, prompt_tokens, threads, _repacks(path, settings))
     label = f"{name} prefill, {form}, {threads} thread{'s' * (threads > 1)}"
     peaks, products = settings.peaks(threads), _products(form)
     settings.report(label)
@@ -233,11 +237,48 @@ def feeds_of(session: Any, prompt_tokens: int) -> tuple[Feed, Feed]:
     return feed_prompt, feed_token
 
 
-def _llama_feeds(path: Path, prompt_tokens: int, threads: int) -> tuple[Feed, Feed]:
+@cache
+def _survives(path: Path) -> bool:
+    """Whether llama.cpp runs a file in the layouts that it makes for this processor. It ends the process where it finds
+    no kernel for a matrix in its layout (some types of experts, with tile registers), so another one tries."""
+    code = "import sys; from sapper.cli.bench_models import llama; llama(sys.argv[1], 1, True).eval([1, 2])"
+    try:
+        return not subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True,
+                                  timeout=TRIAL_S).returncode
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _repacks(path: Path, settings: Settings) -> bool:
+    settings.report(f"trying {path.name} with llama.cpp")
+    if not _survives(path):
+        settings.say(f"llama.cpp ends with {path.name} in layouts that it makes for this processor: it runs without")
+    return _survives(path)
+
+
+def llama(path: str, threads: int, repacks: bool) -> Any:
+    """A model of llama.cpp. repacks: in the layouts that it makes for this processor."""
+    import llama_cpp.llama_cpp as library
     from llama_cpp import Llama
 
-    other: Any = Llama(str(path), n_ctx=CONTEXT, n_batch=PROMPT_TOKENS, n_threads=threads,
-                       n_threads_batch=threads, verbose=False)
+    defaults = library.llama_model_default_params
+
+    def plain() -> Any:
+        made = defaults()
+        made.use_extra_bufts = False
+        return made
+
+    if not repacks:
+        library.llama_model_default_params = plain
+    try:
+        return Llama(path, n_ctx=CONTEXT, n_batch=PROMPT_TOKENS, n_threads=threads, n_threads_batch=threads,
+                     verbose=False)
+    finally:
+        library.llama_model_default_params = defaults
+
+
+def _llama_feeds(path: Path, prompt_tokens: int, threads: int, repacks: bool) -> tuple[Feed, Feed]:
+    other = llama(str(path), threads, repacks)
     tokens = _tokens(prompt_tokens)
 
     def feed_prompt() -> None:

@@ -71,6 +71,34 @@ def test_rounded_blocks_are_left_out_where_pairs_of_bf16_are_not_multiplied(
     assert set(said) <= {"smollm2, 4 bit rounded, is left out: this processor does not multiply pairs of bf16"}
 
 
+FRAGILE_PEER = """
+import os
+from types import SimpleNamespace
+from . import llama_cpp
+class Llama:
+    def __init__(self, path, **options):
+        self.repacks = llama_cpp.llama_model_default_params().use_extra_bufts
+    def eval(self, tokens):
+        if self.repacks:
+            os.abort()
+"""
+
+
+def test_a_peer_that_ends_the_process_runs_without_its_layouts(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "__init__.py").write_text(FRAGILE_PEER)
+    (tmp_path / "llama_cpp" / "llama_cpp.py").write_text(
+        "from types import SimpleNamespace\n"
+        "def llama_model_default_params():\n    return SimpleNamespace(use_extra_bufts=True)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    said: list[str] = []
+    settings = SimpleNamespace(say=said.append, report=lambda line: None)
+    assert not bench_models._repacks(tmp_path / "a.gguf", settings)
+    assert "a.gguf" in said[0]
+    code = "from sapper.cli.bench_models import llama; llama('a.gguf', 1, False).eval([1, 2])"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 ROUNDS_BLOCKS = Workspace(1, 1).packs_pairs()
 """Whether this CPU multiplies pairs of bf16, to which weights in blocks are rounded."""
 
@@ -314,7 +342,8 @@ def test_the_floor_of_a_case_is_measured_with_it(monkeypatch: pytest.MonkeyPatch
     assert measured[-1] == ["sapper", "(f32_flops)", f"({integers})"]
     for products, name in (("f32", "f32_flops"), ("i8", integers)):
         probe, repeats = given.product_probe(products, base)
-        assert getattr(found, name) == found.arithmetic(products) == probe.work * repeats / 2.0
+        assert getattr(found, name) == probe.work * repeats / 2.0
+        assert found.arithmetic(products) == getattr(found, found.fastest(products)) >= getattr(found, name)
     assert found.read == base.read
 
 
