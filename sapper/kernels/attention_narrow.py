@@ -218,7 +218,8 @@ def _entry(kernel: Any, dtype: str, depth: int, width: int) -> LibraryKernel:
         make_arguments=lambda random, shape: make_arguments(random, shape, dtype, depth, width),
         tolerance=Tolerance(2 * half_ulp, 5 * half_ulp, "each weight and the result are rounded to the narrow type, "
                             "and the weights multiply values of up to five"),
-        cases=(case(512, 3, 3, 0, depth, width), case(512, 8, 4, 512, depth, width), case(2048, 32, 1, 0, depth, width)),
+        cases=(case(512, 3, 3, 0, depth, width), case(512, 8, 4, 512, depth, width),
+               case(2048, 32, 1, 0, depth, width)),
         check_shapes=({"T": 1, "H": 1, "G": 1, "position": 0}, {"T": 7, "H": 2, "G": 3, "position": 6},
                       {"T": 0, "H": 1, "G": 1, "position": 0}, {"T": 131, "H": 1, "G": 1, "position": 0},
                       {"T": 20, "H": 3, "G": 1, "position": 33}),

@@ -8,6 +8,7 @@ these are too many at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
@@ -151,11 +152,16 @@ class ResidentLowering(NestLanes):
         """How many vectors of a lane axis are held at once, if it is that long, before RESIDENT_VECTORS."""
         if r.axis not in carrying:
             return ()
-        if self.facts.tiles is not None and self.schedule.matrix is not False and not self.schedule.registers and all(
-                ("bf16", "bf16") in self.facts.tiles.products and all(dtype_of(v) is bf16 for v in op.operands)
-                for item in plan.items if isinstance(item, Op) for op in item.walk() if op.name == "contract"):
+        if self.contracts_on_tiles([op for item in plan.items if isinstance(item, Op) for op in item.walk()]):
             return TILE_VECTORS
         return (MANY_VECTORS,) if self.sixteen_registers else ()
+
+    def contracts_on_tiles(self, ops: Sequence[Op]) -> bool:
+        """Whether tile registers may take all contractions among some ops, as far as types and the schedule say."""
+        unit, products = self.facts.tiles, [op for op in ops if op.name == "contract"]
+        return (unit is not None and ("bf16", "bf16") in unit.products and bool(products)
+                and self.schedule.matrix is not False and not self.schedule.registers
+                and all(dtype_of(v) is bf16 for op in products for v in op.operands))
 
     def _walk_by_parts(self, ranges: list[Range], plan: Plan, sums: dict[str, int]) -> None:
         """Has many rows walk the one loop that carries their sums by parts (Requests.part_bytes)."""

@@ -102,3 +102,11 @@ def test_tiles_that_a_schedule_names_are_exact(tile) -> None:
     arguments = chained_arguments(160, 128, 64, 128)
     assert tiles_in(run_chained(arguments, 16, Schedule(tile=tile)))
     np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
+
+
+@pytest.mark.parametrize(("queries", "d", "positions"), [(32, 32, 32), (32, 64, 64), (128, 64, 128)])
+def test_tiles_of_positions_are_as_long_as_the_first_cache_wants(queries, d, positions) -> None:
+    """Of 16 lanes and 32 KiB."""
+    lane = run_chained(chained_arguments(queries, 256, d, 256), 16, hint=queries)
+    assert positions == max(op.attributes["step"] for op in lane.walk()
+                            if op.name == "loop" and op.attributes["label"] == "p")
