@@ -179,6 +179,10 @@ class BoundTiles:
             low.effect("tile_store", [total, to, low.value(stride)],
                        disp=value * self.most * stride + column * self.row_bytes)
 
+    @property
+    def rows_at_once(self) -> int:
+        return min(FINISHED_ROWS, FINISHED_VECTORS // self.wide)
+
     def finish(self, values: Sequence[Value]) -> None:
         """What follows the contractions, row by row. values: what the stored sums are."""
         low, stride = self.low, self.wide * self.row_bytes
@@ -192,8 +196,8 @@ class BoundTiles:
             low._roots(self.walk.after)
             return carried
 
-        at_once = min(FINISHED_ROWS, FINISHED_VECTORS // self.wide)
-        low.axis_loop(self.axis, at_once, False, [], rows, tails=low.slot_tails(self.walk.after, self.axis))
+        low.axis_loop(self.axis, self.rows_at_once, False, [], rows,
+                      tails=low.slot_tails(self.walk.after, self.axis))
         for value in values:
             del low.buffers[value]
 

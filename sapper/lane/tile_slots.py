@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Value
-from ..ir.types import ROW_B32, b32, bf16, f32, i32
-from ..tile.plan import Walk, axes_of
+from ..ir.types import ROW_B32, TILE_F32, b32, bf16, f32, i32
+from ..tile.plan import Walk, axes_of, ops_behind
 from .packed import DOT2_BF16, Packing, Term
-from .state import PAIR, Bound, Scalar
+from .state import PAIR, Access, Bound, Scalar
 from .tile_bound import BoundTiles, Left, dtype_of, lies_in_tensor, most_of
 
 if TYPE_CHECKING:
@@ -104,23 +104,72 @@ class _Emission(BoundTiles):
         held = [self.load(low.add(right, at), stride, disp) for at, disp in places] \
             if len(places) + self.wide < 2 * MOST_SUMS else []      # which leaves one for the left operand
         lefts = self._turned() if found.left in low.slot_axes else self._in_place()
+        carried = self._carried()
+        if carried is not None:
+            self._begin(*carried)
+        into = None if carried is None else low.kept_access(carried[0])
 
         def products(start: Value) -> None:
             position = low.sub(start, rows.offset)
             for first in range(0, self.wide, MOST_SUMS):
                 columns = range(first, min(first + MOST_SUMS, self.wide))
-                totals = {column: self.zeros() for column in columns}
+                totals = [self.zeros() if into is None else self._sums(into, position, column) for column in columns]
                 for number, (left, left_stride) in enumerate(lefts):
                     a = self.load(low.add(left, low.mul(position, left_stride)), left_stride)
-                    for column in columns:
-                        place = number * self.wide + column
+                    for place, column in enumerate(columns, number * self.wide + first):
                         b = held[place] if held else self.load(
                             low.add(right, places[place][0]), stride, places[place][1])
-                        totals[column] = self.multiply(totals[column], a, b, (bf16, bf16))
-                self.store(list(totals.values()), position, first)
+                        totals[column - first] = self.multiply(totals[column - first], a, b, (bf16, bf16))
+                if into is None:
+                    self.store(totals, position, first)
+                else:
+                    self._store_into(into, position, first, totals)
 
         low.counted(self.axis, rows.offset, low.add(rows.offset, rows.extent), self.size, products)
-        self.finish([self.walk.reductions[0].result])
+        if into is None:
+            self.finish([self.walk.reductions[0].result])
+
+    # Sums that are only added to what a loop carries begin with that, where it lies.
+
+    def _carried(self) -> tuple[Value, Value] | None:
+        """The value that all of the walk is for, kept in scratch memory, and what the sums are added to for it."""
+        low, (op,) = self.low, self.walk.reductions
+        if self.found.left not in low.slot_axes or len(self.walk.after) != 1:
+            return None     # the rows may end within a tile
+        (total,) = self.walk.after
+        if not isinstance(total, Value) or total.op is None or total.op.name != "add" or total in low.slot_axes or (
+                low.users.get(op.result) != [total.op] or low.kept_dtype(total) is not f32):
+            return None
+        access, others = low.kept_access(total), [v for v in total.op.operands if v is not op.result]
+        if access is None or len(others) != 1 or access.axes.keys() != {self.axis, self.lane} or (
+                access.axes[self.lane] != f32.size_bytes or op in ops_behind(others[0])):
+            return None
+        return total, others[0]
+
+    def _begin(self, total: Value, addend: Value) -> None:
+        """What sums are added to, where the total is to lie."""
+        low = self.low
+
+        def rows(carried: list[Value]) -> list[Value]:
+            points = low._coordinates(axes_of(total))
+            for at, row in [(at, low.row(addend, at)) for at in points]:
+                low._keep(total, at, row)
+            return carried
+
+        low.axis_loop(self.axis, self.rows_at_once, False, [], rows)
+
+    def _sums(self, access: Access, position: Scalar, column: int) -> Value:
+        low = self.low
+        place = low.add(access.base, low.mul(access.axes[self.axis], position))
+        return low.emit(low.depth, "tile_load", [low.value(place), low.value(access.axes[self.axis])], TILE_F32,
+                        disp=access.disp + column * self.row_bytes)
+
+    def _store_into(self, access: Access, position: Scalar, first: int, totals: list[Value]) -> None:
+        low = self.low
+        place = low.value(low.add(access.base, low.mul(access.axes[self.axis], position)))
+        for column, total in enumerate(totals, first):
+            low.effect("tile_store", [total, place, low.value(access.axes[self.axis])],
+                       disp=access.disp + column * self.row_bytes)
 
     def _slots(self, value: Value) -> tuple[Scalar, int]:
         """Address and stride of the slots of a kept value, to the end of its memory: behind those that there are come

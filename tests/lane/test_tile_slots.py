@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sapper import Tensor, bf16, dims, f32, i32, kernel, span, tiles, where, whole, zeros
+from sapper.ir.types import TILE_F32
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Schedule
 from tests.strategies import examples
@@ -110,3 +111,15 @@ def test_tiles_of_positions_are_as_long_as_the_first_cache_wants(queries, d, pos
     lane = run_chained(chained_arguments(queries, 256, d, 256), 16, hint=queries)
     assert positions == max(op.attributes["step"] for op in lane.walk()
                             if op.name == "loop" and op.attributes["label"] == "p")
+
+
+def test_sums_that_are_added_to_what_a_loop_carries_begin_with_it() -> None:
+    """Where that lies, which no other sums then take up the first cache beside."""
+    lane = run_chained(chained_arguments(64, 128, 64, 128), 16, hint=64)
+    loops = [loop.blocks[0].ops for loop in lane.walk() if loop.name == "loop"]
+    first, second = [ops for ops in loops if any(op.name == "tile_multiply" for op in ops)][:2]
+    assert [op.name for op in first if op.name == "tile_zero"] and not [op for op in second if op.name == "tile_zero"]
+    begun = [op for op in second if op.name == "tile_load" and op.result.type == TILE_F32]
+    stored = [op for op in second if op.name == "tile_store"]
+    assert len(begun) == len(stored) == 4
+    assert [op.operands[0] for op in begun] == [op.operands[1] for op in stored]
