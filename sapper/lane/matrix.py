@@ -442,16 +442,24 @@ class MatrixLowering(DepthShares):
             walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
         # Of split operands there are as many planes of rows and columns as stages hold.
         tiles = [(rows // (2 if walk.split else 1), columns // narrow) for rows, columns in unit.shapes]
+        down, across = self._warps_of(walk)
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
         least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
 
         def fit(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
             return [(rows, columns) for rows, columns in tiles
-                    if rows >= max(least[0], fragments.ROWS * unit.warps[0])
-                    and columns >= max(least[1], self.lanes * unit.warps[1])]
+                    if rows >= max(least[0], fragments.ROWS * down)
+                    and columns >= max(least[1], self.lanes * across)]
 
         return fit(tiles) or ([] if walk.split else fit([(rows // 2, 2 * columns) for rows, columns in tiles]))
+
+    def _warps_of(self, walk: MatrixWalk) -> tuple[int, int]:
+        """Along rows and columns of a tile. Planes of two matrices leave room for few columns of each: all warps have
+        them, so that each has whole rows of lanes."""
+        unit = self.facts.matrix
+        assert unit is not None
+        return (prod(unit.warps), 1) if walk.split and len(walk.right) > 1 else unit.warps
 
     def matrix_tile(self) -> tuple[int, int]:
         """Rows and columns that a worker computes at once: what the model took (settle_product), or the largest of
@@ -528,9 +536,10 @@ class MatrixLowering(DepthShares):
         rows, columns = self.open[found.rows], self.open[found.columns]
         high, wide = self.matrix_tile()
         depth = self.piece_depth()
-        warp_rows, warp_columns = high // unit.warps[0], wide // unit.warps[1]
-        mine_row = self.mul(self.scalar("s_floordiv", self.warp(), unit.warps[1]), warp_rows)
-        mine_column = self.mul(self.scalar("s_mod", self.warp(), unit.warps[1]), warp_columns)
+        down, across = self._warps_of(found)
+        warp_rows, warp_columns = high // down, wide // across
+        mine_row = self.mul(self.scalar("s_floordiv", self.warp(), across), warp_rows)
+        mine_column = self.mul(self.scalar("s_mod", self.warp(), across), warp_columns)
         left = self.piece(found, found.left[0], found.rows, high, depth, 0)
         right = []
         stage_bytes = left.bytes
