@@ -89,7 +89,7 @@ class GroupLowering(Clusters):
         super().find_matrix_walk()
         group, walk = self.facts.matrix_group, self.only_walk()
         self.tensor_maps: list[list[object]] = []
-        if group is None or walk is None or len(plan_block(self.function.body, self.wholes).items) != 1:
+        if group is None or walk is None or self.fills or len(plan_block(self.function.body, self.wholes).items) != 1:
             return
         found, dtypes = self.matrix_walk, group.dtypes
         if self.schedule.matrix is not False and (found is None or found.computed):

@@ -23,10 +23,12 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f8e4m3, f8e5m2, f32, i32
 from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
-from ..tile.plan import Walk, axes_of, is_scalar_integer, plan_block
+from ..tile.plan import LATE, ORDERED, Walk, axes_of, is_scalar_integer, plan_block
+from ..tile.product_parts import axes_brought
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from ..tile.sums import is_join
 from . import fragments, stage_sums
+from .block_nests import number_of
 from .depth_shares import DepthShares
 from .pieces import CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS, Piece, PlainDepth, WindowDepth
 from .state import Access, Capacity, Open, Scalar, row_dtype
@@ -175,9 +177,13 @@ class MatrixLowering(DepthShares):
     in_order = False
     """Whether loops that run in order stand around the walk: those of ragged groups."""
 
+    fills: frozenset[Op] = frozenset()
+    """Loops before it in these, which make what it reads in memory; a worker's warps share them."""
+
     def only_walk(self, part: Block | None = None) -> Walk | None:
         """The walk of a function, or of a part of it, that is one nest of parallel tiles around it. Between these may
-        stand a loop over groups that runs in order: every warp reads where a group starts and ends."""
+        stand a loop over groups that runs in order: every warp reads where a group starts and ends, and whether there
+        is anything to do. What a group makes in memory before its product may stand there, too."""
         block = part or self.function.body
         control = [op for op in block.ops if op.blocks]
         if len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
@@ -186,18 +192,25 @@ class MatrixLowering(DepthShares):
             return None
         inner = control[0]
         while True:
-            nested = [op for op in inner.blocks[0].ops if op.blocks]
-            if not nested:
+            *before, nested = [op for op in inner.blocks[0].ops if op.blocks] or [None]
+            if nested is None:
                 break
-            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results or any(
-                    isinstance(item, Walk) for item in plan_block(inner.blocks[0], self.wholes).items):
+            if nested.results or any(isinstance(item, Walk) for item in plan_block(inner.blocks[0], self.wholes).items):
                 return None
-            if not nested[0].attributes.get("parallel"):
-                self.in_order = True
-                if nested[0].name != "each" or not all(is_scalar_integer(v) for op in nested[0].blocks[0].ops
-                                                       if not op.blocks for v in op.results):
+            if before and not (self.in_order and all(map(_is_fill, before))):
+                return None
+            if nested.name == "if":
+                if not self.in_order or len(nested.blocks[1].ops) > 1:
                     return None
-            inner = nested[0]
+            elif nested.name not in ("tiles", "each"):
+                return None
+            elif not nested.attributes.get("parallel"):
+                self.in_order = True
+                if nested.name != "each" or not all(is_scalar_integer(v) for op in nested.blocks[0].ops
+                                                    if not op.blocks for v in op.results):
+                    return None
+            self.fills |= {*before}
+            inner = nested
         items = plan_block(inner.blocks[0], self.wholes).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
@@ -221,7 +234,7 @@ class MatrixLowering(DepthShares):
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
             if plain:
                 a, b = (_load_of(v) if split else _rounded_load_of(v, dtypes) for v in op.operands)
-                made = [self._computed(v, depth, dtypes, around) if computes and load is None else None
+                made = [self._computed(v, depth, dtypes, around) if computes and not _is_affine(load) else None
                         for load, v in ((a, op.operands[0]), (b, op.operands[1]))]
                 computed.update((v.value.op, v) for v in made if v is not None and v.value.op is not None)
                 a, b = (load if v is None else v.value.op for load, v in zip((a, b), made, strict=True))
@@ -257,8 +270,9 @@ class MatrixLowering(DepthShares):
             rows, columns, left, right = columns, rows, right, left
         loads = [op for op in (*left, *right) if op not in computed]
         placed = {depth, *(axis for op in computed for axis in _tile(op.result).axes)}
+        wide = () if self._is_narrow(columns) else (columns,)
         if any(self._extent_of(axis, axis in placed or self._starts_pieces(axis, loads)) < FEWEST
-               for axis in (rows, columns, depth)):
+               for axis in (rows, *wide, depth)):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
@@ -438,11 +452,12 @@ class MatrixLowering(DepthShares):
         """Those of a walk: the sums of several contractions share the registers. None, where all are too narrow."""
         unit = self.facts.matrix
         assert unit is not None
-        narrow = len(walk.right) * (2 if self._turns(walk) or (
+        down, across = self._warps_of(walk)
+        narrow = 1 if across == 1 else len(walk.right) * (2 if self._turns(walk) or (
             walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
         # Of split operands there are as many planes of rows and columns as stages hold.
-        tiles = [(rows // (2 if walk.split else 1), columns // narrow) for rows, columns in unit.shapes]
-        down, across = self._warps_of(walk)
+        tiles = [(rows // (2 if walk.split else 1), columns // narrow)
+                 for rows, columns in (unit.narrow_shapes if across == 1 else unit.shapes)]
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
         least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
@@ -452,14 +467,22 @@ class MatrixLowering(DepthShares):
                     if rows >= max(least[0], fragments.ROWS * down)
                     and columns >= max(least[1], self.lanes * across)]
 
-        return fit(tiles) or ([] if walk.split else fit([(rows // 2, 2 * columns) for rows, columns in tiles]))
+        return fit(tiles) or ([] if walk.split or across == 1 else fit([
+            (rows // 2, 2 * columns) for rows, columns in tiles]))
 
     def _warps_of(self, walk: MatrixWalk) -> tuple[int, int]:
-        """Along rows and columns of a tile. Planes of two matrices leave room for few columns of each: all warps have
-        them, so that each has whole rows of lanes."""
+        """Along rows and columns of a tile. Planes of two matrices leave room for few columns of each, and panels may
+        have no more: all warps have them, so that each has whole rows of lanes."""
         unit = self.facts.matrix
         assert unit is not None
-        return (prod(unit.warps), 1) if walk.split and len(walk.right) > 1 else unit.warps
+        few = (walk.split and len(walk.right) > 1) or self._is_narrow(walk.columns)
+        return (prod(unit.warps), 1) if few else unit.warps
+
+    def _is_narrow(self, axis: str) -> bool:
+        """Whether an axis is as long as a row of lanes: that of a panel's columns."""
+        found = [[number_of(v) for v in op.operands[2 * axes.index(axis):][:2]] for op in self.function.walk()
+                 if op.name in ("tiles", "whole") and axis in (axes := axes_brought(op))]
+        return found == [[0, self.lanes]]
 
     def matrix_tile(self) -> tuple[int, int]:
         """Rows and columns that a worker computes at once: what the model took (settle_product), or the largest of
@@ -781,6 +804,17 @@ def _load_of(value: Value) -> Op | None:
     while value.op is not None and value.op.name == "cast" and _widens(value.op):
         value = value.op.operands[0]
     return value.op if value.op is not None and value.op.name == "load" else None
+
+
+def _is_fill(loop: Op) -> bool:
+    """Whether a loop but computes element by element, and stores."""
+    return loop.name in ("tiles", "each") and bool(loop.attributes["parallel"]) and not loop.results and \
+        loop.attributes.get("step", 1) == 1 and not any(op.name in (*LATE, *ORDERED) for op in loop.walk())
+
+
+def _is_affine(load: Op | None) -> bool:
+    """Whether it is there, and of a place that needs no quotients."""
+    return load is not None and all(affine(v) is not None for v in load.operands[1:])
 
 
 def _widens(cast: Op) -> bool:
