@@ -23,7 +23,7 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f8e4m3, f8e5m2, f32, i32
 from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
-from ..tile.plan import LATE, ORDERED, Walk, axes_of, is_scalar_integer, plan_block
+from ..tile.plan import Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.product_parts import axes_brought
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from ..tile.sums import is_join
@@ -197,11 +197,14 @@ class MatrixLowering(DepthShares):
                 break
             if nested.results or any(isinstance(item, Walk) for item in plan_block(inner.blocks[0], self.wholes).items):
                 return None
-            if before and not (self.in_order and all(map(_is_fill, before))):
+            if nested.name == "if":     # else all warps share what is to be done
+                before += [op for op in nested.blocks[1].ops if op.blocks]
+                if any(isinstance(item, Walk) for item in plan_block(nested.blocks[1], self.wholes).items):
+                    return None
+            if (before or nested.name == "if") and not (self.in_order and all(map(_is_shared, before))):
                 return None
             if nested.name == "if":
-                if not self.in_order or len(nested.blocks[1].ops) > 1:
-                    return None
+                pass
             elif nested.name not in ("tiles", "each"):
                 return None
             elif not nested.attributes.get("parallel"):
@@ -419,8 +422,11 @@ class MatrixLowering(DepthShares):
         return found
 
     def swizzled(self, row: Value, chunk: Value, row_bytes: int) -> Value:
-        """Bytes from the start of a piece to a chunk of a row."""
-        turned = self.emit(0, "xor", [chunk, self.bits(0, "and", row, SWIZZLED_ROWS - 1)], ROW_I32)
+        """Bytes from the start of a piece to a chunk of a row. Two rows of 64 bytes are as one of 128."""
+        rows_of_line = max(1, fragments.ROW_BYTES // row_bytes)
+        mine = self.bits(0, "shr", row, rows_of_line.bit_length() - 1) if rows_of_line > 1 else row
+        turn = self.bits(0, "and", mine, SWIZZLED_ROWS // rows_of_line - 1)
+        turned = self.emit(0, "xor", [chunk, turn], ROW_I32)
         start = self.bits(0, "shl", row, row_bytes.bit_length() - 1)
         return self.emit(0, "add", [start, self.bits(0, "shl", turned, 4)], ROW_I32)
 
@@ -459,8 +465,9 @@ class MatrixLowering(DepthShares):
         tiles = [(rows // (2 if walk.split else 1), columns // narrow)
                  for rows, columns in (unit.narrow_shapes if across == 1 else unit.shapes)]
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
-        least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
-                 for loads in (walk.left, walk.right)]
+        right_panel = fragments.PANEL if across > 1 else self.lanes
+        least = [panel if any(self._lies_across(op, walk) for op in loads) else 0
+                 for loads, panel in ((walk.left, fragments.PANEL), (walk.right, right_panel))]
 
         def fit(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
             return [(rows, columns) for rows, columns in tiles
@@ -806,10 +813,10 @@ def _load_of(value: Value) -> Op | None:
     return value.op if value.op is not None and value.op.name == "load" else None
 
 
-def _is_fill(loop: Op) -> bool:
-    """Whether a loop but computes element by element, and stores."""
+def _is_shared(loop: Op) -> bool:
+    """Whether warps can have a part of a loop each."""
     return loop.name in ("tiles", "each") and bool(loop.attributes["parallel"]) and not loop.results and \
-        loop.attributes.get("step", 1) == 1 and not any(op.name in (*LATE, *ORDERED) for op in loop.walk())
+        loop.attributes.get("step", 1) == 1
 
 
 def _is_affine(load: Op | None) -> bool:
