@@ -567,8 +567,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 self.walk(item)
             self.buffers.update(self.pending_buffers)
             self.pending_buffers.clear()
-        elif item in self.fills and self.matrix_walk is not None:
-            self._fill(item)
+        elif item in self.shared_loops and self.matrix_walk is not None:
+            self._by_warps(item)
         elif item.name == "tiles" and item.attributes["parallel"] and not top and self._is_plain(item):
             self._as_whole(item)
         elif item.name in ("tiles", "each"):
@@ -597,9 +597,9 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         for axis in op.attributes["axes"]:
             del self.open[axis]
 
-    def _fill(self, op: Op) -> None:
-        """A loop that makes what the product of a group reads: each warp has its part of it. Before it all have left the
-        product of the group before."""
+    def _by_warps(self, op: Op) -> None:
+        """A loop beside the product of a group, which may make what that reads: each warp has its part of it. Before it
+        all have left the product of the group before."""
         self.effect("sync_warps", [])
         walk, self.matrix_walk, self.warps_have_tasks = self.matrix_walk, None, True
         self._nest(op, False)
@@ -619,7 +619,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         body = chain[-1].blocks[0]
         parallel = bool(op.attributes["parallel"])
         if parallel:
-            if op in self.fills and self.warps_have_tasks:
+            if op in self.shared_loops and self.warps_have_tasks:
                 longest = max(range(len(ranges)), key=lambda number: ranges[number].hint)
                 ranges[longest] = self._part_of_warp(ranges[longest])
             plan = plan_block(body, self.wholes, keep_cost=self.facts.requests.keep_cost)

@@ -28,7 +28,7 @@ from ..tile.product_parts import axes_brought
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from ..tile.sums import is_join
 from . import fragments, stage_sums
-from .block_nests import number_of
+from .block_nests import PANEL, number_of
 from .depth_shares import DepthShares
 from .pieces import CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS, Piece, PlainDepth, WindowDepth
 from .state import Access, Capacity, Open, Scalar, row_dtype
@@ -177,8 +177,9 @@ class MatrixLowering(DepthShares):
     in_order = False
     """Whether loops that run in order stand around the walk: those of ragged groups."""
 
-    fills: frozenset[Op] = frozenset()
-    """Loops before it in these, which make what it reads in memory; a worker's warps share them."""
+    shared_loops: frozenset[Op] = frozenset()
+    """Loops beside it in these: what makes in memory what it reads, and what is done in its place. A worker's warps
+    share them."""
 
     def only_walk(self, part: Block | None = None) -> Walk | None:
         """The walk of a function, or of a part of it, that is one nest of parallel tiles around it. Between these may
@@ -191,29 +192,26 @@ class MatrixLowering(DepthShares):
         if any(map(is_join, control[0].walk())):     # several warps would each add what they all compute
             return None
         inner = control[0]
-        while True:
-            *before, nested = [op for op in inner.blocks[0].ops if op.blocks] or [None]
-            if nested is None:
-                break
-            if nested.results or any(isinstance(item, Walk) for item in plan_block(inner.blocks[0], self.wholes).items):
+        while nested := [op for op in inner.blocks[0].ops if op.blocks]:
+            *beside, last = nested
+            blocks = [inner.blocks[0]]
+            if last.name == "if":
+                blocks.append(last.blocks[1])
+                beside += [op for op in last.blocks[1].ops if op.blocks]
+            elif last.name not in ("tiles", "each"):
                 return None
-            if nested.name == "if":     # else all warps share what is to be done
-                before += [op for op in nested.blocks[1].ops if op.blocks]
-                if any(isinstance(item, Walk) for item in plan_block(nested.blocks[1], self.wholes).items):
-                    return None
-            if (before or nested.name == "if") and not (self.in_order and all(map(_is_shared, before))):
-                return None
-            if nested.name == "if":
-                pass
-            elif nested.name not in ("tiles", "each"):
-                return None
-            elif not nested.attributes.get("parallel"):
+            elif not last.attributes.get("parallel"):
                 self.in_order = True
-                if nested.name != "each" or not all(is_scalar_integer(v) for op in nested.blocks[0].ops
-                                                    if not op.blocks for v in op.results):
+                if last.name != "each" or not all(is_scalar_integer(v) for op in last.blocks[0].ops
+                                                  if not op.blocks for v in op.results):
                     return None
-            self.fills |= {*before}
-            inner = nested
+            if last.results or any(isinstance(item, Walk) for block in blocks
+                                   for item in plan_block(block, self.wholes).items):
+                return None
+            if (beside or last.name == "if") and not (self.in_order and all(map(_can_be_shared, beside))):
+                return None
+            self.shared_loops |= {*beside}
+            inner = last
         items = plan_block(inner.blocks[0], self.wholes).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
@@ -273,7 +271,7 @@ class MatrixLowering(DepthShares):
             rows, columns, left, right = columns, rows, right, left
         loads = [op for op in (*left, *right) if op not in computed]
         placed = {depth, *(axis for op in computed for axis in _tile(op.result).axes)}
-        wide = () if self._is_narrow(columns) else (columns,)
+        wide = () if self._panel_of(columns) else (columns,)
         if any(self._extent_of(axis, axis in placed or self._starts_pieces(axis, loads)) < FEWEST
                for axis in (rows, *wide, depth)):
             return None
@@ -459,37 +457,37 @@ class MatrixLowering(DepthShares):
         unit = self.facts.matrix
         assert unit is not None
         down, across = self._warps_of(walk)
-        narrow = 1 if across == 1 else len(walk.right) * (2 if self._turns(walk) or (
-            walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
-        # Of split operands there are as many planes of rows and columns as stages hold.
-        tiles = [(rows // (2 if walk.split else 1), columns // narrow)
-                 for rows, columns in (unit.narrow_shapes if across == 1 else unit.shapes)]
+        halves = 2 if walk.split else 1     # there are as many planes of rows and columns as stages hold
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
-        right_panel = fragments.PANEL if across > 1 else self.lanes
-        least = [panel if any(self._lies_across(op, walk) for op in loads) else 0
-                 for loads, panel in ((walk.left, fragments.PANEL), (walk.right, right_panel))]
+        least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
+                 for loads in (walk.left, walk.right)]
+        if across == 1:
+            return [(rows // halves, self._panel_of(walk.columns) or columns) for rows, columns in unit.narrow_shapes
+                    if rows // halves >= max(least[0], fragments.ROWS * down)]
+        narrow = len(walk.right) * (2 if self._turns(walk) or (
+            walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
+        tiles = [(rows // halves, columns // narrow) for rows, columns in unit.shapes]
 
         def fit(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
             return [(rows, columns) for rows, columns in tiles
                     if rows >= max(least[0], fragments.ROWS * down)
                     and columns >= max(least[1], self.lanes * across)]
 
-        return fit(tiles) or ([] if walk.split or across == 1 else fit([
-            (rows // 2, 2 * columns) for rows, columns in tiles]))
+        return fit(tiles) or ([] if walk.split else fit([(rows // 2, 2 * columns) for rows, columns in tiles]))
 
     def _warps_of(self, walk: MatrixWalk) -> tuple[int, int]:
         """Along rows and columns of a tile. Planes of two matrices leave room for few columns of each, and panels may
         have no more: all warps have them, so that each has whole rows of lanes."""
         unit = self.facts.matrix
         assert unit is not None
-        few = (walk.split and len(walk.right) > 1) or self._is_narrow(walk.columns)
+        few = (walk.planes[1] > 1 and len(walk.right) > 1) or self._panel_of(walk.columns)
         return (prod(unit.warps), 1) if few else unit.warps
 
-    def _is_narrow(self, axis: str) -> bool:
-        """Whether an axis is as long as a row of lanes: that of a panel's columns."""
+    def _panel_of(self, axis: str) -> int:
+        """How long an axis is that is a panel's columns, of one or two fragments or a row of lanes; 0 of any other."""
         found = [[number_of(v) for v in op.operands[2 * axes.index(axis):][:2]] for op in self.function.walk()
                  if op.name in ("tiles", "whole") and axis in (axes := axes_brought(op))]
-        return found == [[0, self.lanes]]
+        return next((length for length in (PANEL, self.lanes) if found == [[0, length]]), 0)
 
     def matrix_tile(self) -> tuple[int, int]:
         """Rows and columns that a worker computes at once: what the model took (settle_product), or the largest of
@@ -634,7 +632,7 @@ class MatrixLowering(DepthShares):
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
         stays = self.stays(walk, found, warp_rows, warp_columns, self.warps, stages * stage_bytes)
-        own_bytes = 0 if stays else warp_rows * sum_row_bytes(warp_columns) * len(right)
+        own_bytes = 0 if stays else warp_rows * self.sum_row_bytes(warp_columns) * len(right)
         if own_bytes:
             self.effect("sync_warps", [])
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
@@ -731,11 +729,15 @@ class MatrixLowering(DepthShares):
             self.refused.setdefault(key, reason)
         return None
 
+    def sum_row_bytes(self, columns: int) -> int:
+        """Of a row of sums in near memory, of which all lanes read something."""
+        return max(columns, self.lanes) * f32.size_bytes + PADDING_BYTES
+
     def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: Part, columns: Part,
                      base: Scalar) -> None:
         """Sums of each reduction to near memory from `base` on, and the walk's stores from there, each warp for its own
         part."""
-        row_bytes = sum_row_bytes(columns[1])
+        row_bytes = self.sum_row_bytes(columns[1])
         group, member = self.bits(0, "shr", self.iota(), 2), self.bits(0, "and", self.iota(), 3)
         lane_row = self.emit(0, "mul", [group, self.constant(row_bytes, i32)], ROW_I32)
         offsets = self.emit(0, "add", [lane_row, self.bits(0, "shl", member, 3)], ROW_I32)
@@ -769,11 +771,6 @@ def plane_pairs(left: int, right: int) -> list[tuple[int, int]]:
     f32 keeps of the whole (split_pieces.py)."""
     pairs = [(i, j) for i in range(left) for j in range(right) if i + j < max(left, right)]
     return sorted(pairs, key=lambda pair: -sum(pair))
-
-
-def sum_row_bytes(columns: int) -> int:
-    """Of a row of sums in near memory."""
-    return columns * f32.size_bytes + PADDING_BYTES
 
 
 def _dtype_of(load: Op) -> DType:
@@ -813,7 +810,7 @@ def _load_of(value: Value) -> Op | None:
     return value.op if value.op is not None and value.op.name == "load" else None
 
 
-def _is_shared(loop: Op) -> bool:
+def _can_be_shared(loop: Op) -> bool:
     """Whether warps can have a part of a loop each."""
     return loop.name in ("tiles", "each") and bool(loop.attributes["parallel"]) and not loop.results and \
         loop.attributes.get("step", 1) == 1
