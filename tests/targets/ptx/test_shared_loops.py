@@ -49,16 +49,18 @@ def test_on_the_emulator(name: str) -> None:
 @sp.kernel
 def filled(x: Tensor[bf16, J, H, 2], w: Tensor[f32, E, Q, H, 2, 32], first: Tensor[i32, E], last: Tensor[i32, E],
            bias: Tensor[f32, Q, 32], near: Tensor[bf16, Q, H, 32, 2], y: Tensor[f32, J, Q, 32],
-           seen: Tensor[f32, Q, 32]):
-    """Columns in pairs, made for each group; groups of no more than three rows have a bias in place of a product,
-    and see what the first row has by then."""
+           seen: Tensor[f32, Q, 32], stop: Tensor[i32, Q, 1]):
+    """Columns in pairs, made for each group, as is where its rows end. Groups of no more than three rows have a bias in
+    place of a product, and see what the first row has by then."""
     for q in each(Q):
         for e in range(E):
             if last[e] - first[e] > 3:
                 for h in tiles(H):
                     l, i = whole(32), whole(2)
                     near[q, h, l, i] = w[e, q, h, i, l].to(bf16)
-                for m, l in tiles(span(first[e], last[e]), 32):
+                for i in tiles(1):
+                    stop[q, i] = last[e]
+                for m, l in tiles(span(first[e], stop[q, 0]), 32):
                     acc = zeros(m, l, dtype=f32)
                     for h, i in tiles(H, 2):
                         acc += x[m, h, i] @ near[q, h, l, i]
@@ -93,7 +95,7 @@ def arguments_of_filled() -> dict[str, np.ndarray]:
         "w": random.standard_normal((5, 2, 40, 2, 32), dtype=np.float32), "first": first, "last": last,
         "bias": random.standard_normal((2, 32), dtype=np.float32),
         "near": np.zeros((2, 40, 32, 2), ml_dtypes.bfloat16), "y": np.full((143, 2, 32), np.nan, np.float32),
-        "seen": np.zeros((2, 32), np.float32)}
+        "seen": np.zeros((2, 32), np.float32), "stop": np.zeros((2, 1), np.int32)}
 
 
 def compiled(kernel: Any, level: str) -> Compiled:
