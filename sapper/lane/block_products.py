@@ -300,13 +300,12 @@ class BlockProducts(ChainPairLowering):
 
     def _tile_of_nest(self, nest: BlockNest, unit: MatrixUnit) -> tuple[int, int] | None:
         """The largest of which there is one for each worker, or of which there are most; None: there is none. Parts of
-        columns are tried where registers have no room for all of them; few rows have tiles of their own. Those of
-        groups are no tasks."""
+        columns are tried where registers have no room for all of them; few rows have tiles of their own, where
+        these fit. Those of groups are no tasks."""
         rows, panels = self._rows_of_nest(nest), self._extent_of(nest.columns[0], False)
         if rows < FEWEST_ROWS or panels * PANEL < FEWEST:
             return None
-        shapes = unit.few_shapes if rows <= max(high for high, _ in unit.few_shapes) else dict.fromkeys(
-            (high, wide // parts) for parts in (1, 2, 4) for high, wide in unit.shapes)
+        shapes = list(dict.fromkeys((high, wide // parts) for parts in (1, 2, 4) for high, wide in unit.shapes))
 
         def fits(high: int, wide: int) -> bool:
             near = sum((wide + high * (part.rows is None)) * part.depth * part.count for part in nest.parts)
@@ -315,7 +314,8 @@ class BlockProducts(ChainPairLowering):
                 and high * wide * nest.sets <= MOST_SUMS * down * across * self.lanes \
                 and STAGES * near * ELEMENT_BYTES <= min(unit.near_bytes, MOST_NEAR_BYTES)
 
-        fitting = sorted((shape for shape in shapes if fits(*shape)), key=lambda shape: (-prod(shape), sum(
+        few = [shape for shape in unit.few_shapes if rows <= shape[0] and fits(*shape)]
+        fitting = sorted(few or (shape for shape in shapes if fits(*shape)), key=lambda shape: (-prod(shape), sum(
             size // warps for size, warps in zip(shape, unit.warps_of_blocks(*shape), strict=True))))
 
         def tasks(high: int, wide: int) -> int:
