@@ -34,6 +34,7 @@ from ..tile.schedule import DimClass, MatrixUnit
 from ..tile.sums import is_join
 from . import fragments
 from .block_nests import PANEL, BlockNest, BlockPart, BlockSum, extents_of, find_nest, number_of
+from .byte_words import byte_word
 from .chained_pairs import ChainPairLowering
 from .matrix import FEWEST
 from .pieces import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES, SWIZZLED_ROWS, Piece
@@ -193,44 +194,14 @@ class BlockPiece(Piece):
         if first is not None and None not in elements and all(
                 e is not None and e[0] is first[0] for e in elements) and _operations(first[0]) > FEW_OPERATIONS:
             dtype = _dtype(first[0])
-            word = self._word(first[0], [e[1] for e in elements if e is not None])
+            outer = dict.fromkeys((self.nest.rows, *self.nest.columns), 0)
+            ats = [{**outer, **element[1]} for element in elements if element is not None]
+            word = byte_word(low, low.depth, self.words, first[0], ats)
             if word is not None:
                 bits = low.emit(low.depth, "bitcast", [word], ROW_B32)
                 return [low.emit(low.depth, "cvt", [low.emit(
                     low.depth, "unpack", [bits], ROW_I32, dtype=dtype, place=place)], ROW_F32) for place in ORDER]
         return [zero if element is None else self._element(*element) for element in (elements[at] for at in ORDER)]
-
-    def _word(self, value: Value, ats: Sequence[dict[str, int]]) -> Value | None:
-        """row<i32>: four bytes of a value, the first in the low bits; None where an operation needs each by itself, or
-        memory has them apart."""
-        low, op = self.low, value.op
-        assert op is not None
-
-        def joined(name: str, row: Value, number: int) -> Value:
-            mask = (number & 0xFF) * 0x01010101
-            return low.emit(low.depth, name, [row, low.constant(mask - (mask >> 31 << 32), i32)], ROW_I32)
-
-        if op.name == "load":
-            outer = dict.fromkeys((self.nest.rows, *self.nest.columns), 0)
-            found = [self.words[op][tuple({**outer, **at}[a] for a in axes_of(value))] for at in ats]
-            beside = all(element.row is found[0].row and element.place == place for place, element in enumerate(found))
-            return low.emit(low.depth, "bitcast", [found[0].row], ROW_I32) if beside else None
-        if op.name == "cast":
-            return self._word(op.operands[0], ats) if _dtype(op.operands[0]).bits == 8 else None
-        number = number_of(op.operands[-1])
-        if op.name not in ("and", "or", "xor", "shl", "shr") or (op.name == "shr" and _dtype(value).kind == "i") or (
-                op.name in ("shl", "shr") and (number is None or not 0 <= number < 8)):
-            return None
-        first = self._word(op.operands[0], ats)
-        if first is None:
-            return None
-        if number is None:
-            second = self._word(op.operands[1], ats)
-            return None if second is None else low.emit(low.depth, op.name, [first, second], ROW_I32)
-        if op.name in ("and", "or", "xor"):
-            return joined(op.name, first, number)
-        moved = low.emit(low.depth, op.name, [first], ROW_I32, amount=number) if number else first
-        return joined("and", moved, 0xFF << number if op.name == "shl" else 0xFF >> number)
 
     def _element(self, operand: Value, at: dict[str, int]) -> Value:
         low = self.low
