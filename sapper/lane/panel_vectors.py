@@ -27,6 +27,7 @@ from math import prod
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, RowType, TileType, f32, i8, i32, u8
 from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import axes_of
 from ..tile.semantics import ELEMENTWISE
 from ..tile.sums import is_join
@@ -341,13 +342,16 @@ class PanelVectors(BlockProducts):
             self.rows[value] = {(0,) * len(axes_of(value)): row}
 
     def _vector_loop(self, nest: PanelNest, loop: Op) -> None:
-        """A loop that each warp takes all of. Of a few rounds of bytes it is written out, so that all of a block is on
-        its way together; floats, an element each, would want more registers than there are."""
+        """A loop that each warp takes all of. Of a few rounds of words of bytes it is written out, so that all of a
+        block is on its way together; elements by themselves would want more registers than there are."""
         start, stop = (self.integer(v) for v in loop.operands[:2])
         at = dict.fromkeys(nest.axes, 0)
         rows = [self.row(v, at) for v in loop.operands[2:]]
-        whole = all(op.result.type.dtype is i32 for op in loop.walk() if op.name == "contract")  # type: ignore[union-attr]
-        if whole and start == 0 and isinstance(stop, int) and stop <= MOST_WRITTEN_OUT:
+        contractions = [op for op in loop.walk() if op.name == "contract"]
+        words = all(op.result.type.dtype is i32 for op in contractions) and all(  # type: ignore[union-attr]
+            memory_of(load.operands[0]).name in self.specialization.aligned
+            for op in contractions for v in op.operands for load in loads_of(v))
+        if words and start == 0 and isinstance(stop, int) and stop <= MOST_WRITTEN_OUT:
             rows = self._rounds_together(nest, loop, range(stop), rows)
         else:
             rows = self._vector_rounds(nest, loop, start, stop, 1, 1, rows)
