@@ -573,6 +573,8 @@ class BlockProducts(ChainPairLowering):
             return self._sum_of_block(nest, value, at, level)
         if op.name == "cast" and op.operands[0] in nest.floats:
             return self.row(op.operands[0], at)
+        if value in nest.floats and op.name == "add":
+            return self._added(nest, value, at, level)
         if value in nest.floats:
             rows = [self._as_float(v, at) for v in op.operands]
             if op.name == "shl":
@@ -581,6 +583,28 @@ class BlockProducts(ChainPairLowering):
                 return self.emit(level, "mul", [rows[0], self.constant(2.0**amount, f32)], ROW_F32)
             return self.emit(level, op.name, rows, ROW_F32)
         return super()._compute(value, at, level)
+
+    def _added(self, nest: BlockNest, value: Value, at: dict[str, int], level: int) -> Value:
+        """A sum of integers, which any order gives: products by multiply-adds, behind all else."""
+        products, pending = list[Value](), [value]
+        total: Value | None = None
+        while pending:
+            term = pending.pop(0)
+            made = term in nest.floats and term.op is not None and nest.part_of(term) is None
+            if made and term.op.name == "add":      # type: ignore[union-attr]
+                pending[:0] = term.op.operands      # type: ignore[union-attr]
+            elif made and term.op.name == "mul":    # type: ignore[union-attr]
+                products.append(term)
+            else:
+                row = self._as_float(term, at)
+                total = row if total is None else self.emit(level, "add", [total, row], ROW_F32)
+        for term in products:
+            assert term.op is not None
+            rows = [self._as_float(v, at) for v in term.op.operands]
+            total = self.emit(level, "mul", rows, ROW_F32) if total is None else self.emit(
+                level, "fma", [*rows, total], ROW_F32)
+        assert total is not None
+        return total
 
     def _of_sums(self, value: Value, at: dict[str, int]) -> Value:
         """A row with which sums begin."""
