@@ -11,6 +11,8 @@ Where panels are counted one by one, and contractions are over all of the depth,
 
     near memory   each warp's sums, 128 bytes for a result
 
+Where vectors are of bytes, too, an instruction adds up four products, of words (byte_words.py).
+
 So a matrix of 4096 rows has 128 tasks of eight warps each, in place of 256 of a warp, half of whose lanes were idle,
 and a warp has 2 KiB of weights of 4 bits on their way.
 Holds: results are the same, but for the order of sums.
