@@ -34,6 +34,7 @@ from ..tile.schedule import DimClass, MatrixUnit
 from ..tile.sums import is_join
 from . import fragments
 from .block_nests import PANEL, BlockNest, BlockPart, BlockSum, extents_of, find_nest, number_of
+from .byte_words import byte_word
 from .chained_pairs import ChainPairLowering
 from .matrix import FEWEST
 from .pieces import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES, SWIZZLED_ROWS, Piece
@@ -193,44 +194,14 @@ class BlockPiece(Piece):
         if first is not None and None not in elements and all(
                 e is not None and e[0] is first[0] for e in elements) and _operations(first[0]) > FEW_OPERATIONS:
             dtype = _dtype(first[0])
-            word = self._word(first[0], [e[1] for e in elements if e is not None])
+            outer = dict.fromkeys((self.nest.rows, *self.nest.columns), 0)
+            ats = [{**outer, **element[1]} for element in elements if element is not None]
+            word = byte_word(low, low.depth, self.words, first[0], ats)
             if word is not None:
                 bits = low.emit(low.depth, "bitcast", [word], ROW_B32)
                 return [low.emit(low.depth, "cvt", [low.emit(
                     low.depth, "unpack", [bits], ROW_I32, dtype=dtype, place=place)], ROW_F32) for place in ORDER]
         return [zero if element is None else self._element(*element) for element in (elements[at] for at in ORDER)]
-
-    def _word(self, value: Value, ats: Sequence[dict[str, int]]) -> Value | None:
-        """row<i32>: four bytes of a value, the first in the low bits; None where an operation needs each by itself, or
-        memory has them apart."""
-        low, op = self.low, value.op
-        assert op is not None
-
-        def joined(name: str, row: Value, number: int) -> Value:
-            mask = (number & 0xFF) * 0x01010101
-            return low.emit(low.depth, name, [row, low.constant(mask - (mask >> 31 << 32), i32)], ROW_I32)
-
-        if op.name == "load":
-            outer = dict.fromkeys((self.nest.rows, *self.nest.columns), 0)
-            found = [self.words[op][tuple({**outer, **at}[a] for a in axes_of(value))] for at in ats]
-            beside = all(element.row is found[0].row and element.place == place for place, element in enumerate(found))
-            return low.emit(low.depth, "bitcast", [found[0].row], ROW_I32) if beside else None
-        if op.name == "cast":
-            return self._word(op.operands[0], ats) if _dtype(op.operands[0]).bits == 8 else None
-        number = number_of(op.operands[-1])
-        if op.name not in ("and", "or", "xor", "shl", "shr") or (op.name == "shr" and _dtype(value).kind == "i") or (
-                op.name in ("shl", "shr") and (number is None or not 0 <= number < 8)):
-            return None
-        first = self._word(op.operands[0], ats)
-        if first is None:
-            return None
-        if number is None:
-            second = self._word(op.operands[1], ats)
-            return None if second is None else low.emit(low.depth, op.name, [first, second], ROW_I32)
-        if op.name in ("and", "or", "xor"):
-            return joined(op.name, first, number)
-        moved = low.emit(low.depth, op.name, [first], ROW_I32, amount=number) if number else first
-        return joined("and", moved, 0xFF << number if op.name == "shl" else 0xFF >> number)
 
     def _element(self, operand: Value, at: dict[str, int]) -> Value:
         low = self.low
@@ -300,13 +271,12 @@ class BlockProducts(ChainPairLowering):
 
     def _tile_of_nest(self, nest: BlockNest, unit: MatrixUnit) -> tuple[int, int] | None:
         """The largest of which there is one for each worker, or of which there are most; None: there is none. Parts of
-        columns are tried where registers have no room for all of them; few rows have tiles of their own. Those of
-        groups are no tasks."""
+        columns are tried where registers have no room for all of them; few rows have tiles of their own, where
+        these fit. Those of groups are no tasks."""
         rows, panels = self._rows_of_nest(nest), self._extent_of(nest.columns[0], False)
         if rows < FEWEST_ROWS or panels * PANEL < FEWEST:
             return None
-        shapes = unit.few_shapes if rows <= max(high for high, _ in unit.few_shapes) else dict.fromkeys(
-            (high, wide // parts) for parts in (1, 2, 4) for high, wide in unit.shapes)
+        shapes = list(dict.fromkeys((high, wide // parts) for parts in (1, 2, 4) for high, wide in unit.shapes))
 
         def fits(high: int, wide: int) -> bool:
             near = sum((wide + high * (part.rows is None)) * part.depth * part.count for part in nest.parts)
@@ -315,7 +285,8 @@ class BlockProducts(ChainPairLowering):
                 and high * wide * nest.sets <= MOST_SUMS * down * across * self.lanes \
                 and STAGES * near * ELEMENT_BYTES <= min(unit.near_bytes, MOST_NEAR_BYTES)
 
-        fitting = sorted((shape for shape in shapes if fits(*shape)), key=lambda shape: (-prod(shape), sum(
+        few = [shape for shape in unit.few_shapes if rows <= shape[0] and fits(*shape)]
+        fitting = sorted(few or (shape for shape in shapes if fits(*shape)), key=lambda shape: (-prod(shape), sum(
             size // warps for size, warps in zip(shape, unit.warps_of_blocks(*shape), strict=True))))
 
         def tasks(high: int, wide: int) -> int:
@@ -602,6 +573,8 @@ class BlockProducts(ChainPairLowering):
             return self._sum_of_block(nest, value, at, level)
         if op.name == "cast" and op.operands[0] in nest.floats:
             return self.row(op.operands[0], at)
+        if value in nest.floats and op.name == "add":
+            return self._added(nest, value, at, level)
         if value in nest.floats:
             rows = [self._as_float(v, at) for v in op.operands]
             if op.name == "shl":
@@ -610,6 +583,28 @@ class BlockProducts(ChainPairLowering):
                 return self.emit(level, "mul", [rows[0], self.constant(2.0**amount, f32)], ROW_F32)
             return self.emit(level, op.name, rows, ROW_F32)
         return super()._compute(value, at, level)
+
+    def _added(self, nest: BlockNest, value: Value, at: dict[str, int], level: int) -> Value:
+        """A sum of integers, which any order gives: products by multiply-adds, behind all else."""
+        products, pending = list[Value](), [value]
+        total: Value | None = None
+        while pending:
+            term = pending.pop(0)
+            made = term in nest.floats and term.op is not None and nest.part_of(term) is None
+            if made and term.op.name == "add":      # type: ignore[union-attr]
+                pending[:0] = term.op.operands      # type: ignore[union-attr]
+            elif made and term.op.name == "mul":    # type: ignore[union-attr]
+                products.append(term)
+            else:
+                row = self._as_float(term, at)
+                total = row if total is None else self.emit(level, "add", [total, row], ROW_F32)
+        for term in products:
+            assert term.op is not None
+            rows = [self._as_float(v, at) for v in term.op.operands]
+            total = self.emit(level, "mul", rows, ROW_F32) if total is None else self.emit(
+                level, "fma", [*rows, total], ROW_F32)
+        assert total is not None
+        return total
 
     def _of_sums(self, value: Value, at: dict[str, int]) -> Value:
         """A row with which sums begin."""

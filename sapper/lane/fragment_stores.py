@@ -168,7 +168,7 @@ class FragmentStores(SpreadLowering):
         """Of the sums of a warp's high x wide elements, and what the walk computes of them, to where it is stored; none
         if only near memory is one."""
         moves = self.facts.moves
-        if moves is None or not self._are_plain(walk, found):
+        if moves is None or wide < self.lanes or not self._are_plain(walk, found):
             return []
         held, names, through = fragment(high, wide), [], None
         stored = Price()

@@ -34,7 +34,7 @@ from . import fragments
 from .boxed_stores import MOST_DIMENSIONS
 from .clusters import Clusters
 from .fragments import PANEL, ROW_BYTES
-from .matrix import MatrixLowering, MatrixWalk, Sum, sum_row_bytes
+from .matrix import MatrixLowering, MatrixWalk, Sum
 from .state import Scalar
 
 PIECE_ROWS = 8
@@ -89,7 +89,8 @@ class GroupLowering(Clusters):
         super().find_matrix_walk()
         group, walk = self.facts.matrix_group, self.only_walk()
         self.tensor_maps: list[list[object]] = []
-        if group is None or walk is None or len(plan_block(self.function.body, self.wholes).items) != 1:
+        if group is None or walk is None or self.shared_loops or len(
+                plan_block(self.function.body, self.wholes).items) != 1:
             return
         found, dtypes = self.matrix_walk, group.dtypes
         if self.schedule.matrix is not False and (found is None or found.computed):
@@ -307,7 +308,7 @@ class GroupLowering(Clusters):
             return self.pieces_bytes(store)
         if self.stays_held:
             return 0
-        return PIECE_ROWS * sum_row_bytes(self.piece_columns) * (len(self.pieces) - 1)
+        return PIECE_ROWS * self.sum_row_bytes(self.piece_columns) * (len(self.pieces) - 1)
 
     def _operand(self, op: Op, outer: str, depth_axis: str, extent: int, at: int) -> Operand:
         t = op.operands[0].type

@@ -27,6 +27,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
 from .computed_pieces import find_computed
 from .depth_parts import DepthParts
-from .extents import hint
+from .extents import Range, hint
 from .followed import Followed
 from .late import LateWalk
 from .matrix import FEWEST, SPLIT_DTYPES
@@ -566,6 +567,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 self.walk(item)
             self.buffers.update(self.pending_buffers)
             self.pending_buffers.clear()
+        elif item in self.shared_loops and self.matrix_walk is not None:
+            self._by_warps(item)
         elif item.name == "tiles" and item.attributes["parallel"] and not top and self._is_plain(item):
             self._as_whole(item)
         elif item.name in ("tiles", "each"):
@@ -594,12 +597,31 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         for axis in op.attributes["axes"]:
             del self.open[axis]
 
+    def _by_warps(self, op: Op) -> None:
+        """A loop beside the product of a group, which may make what that reads: each warp has its part of it. Before it
+        all have left the product of the group before."""
+        self.effect("sync_warps", [])
+        walk, self.matrix_walk, self.warps_have_tasks = self.matrix_walk, None, True
+        self._nest(op, False)
+        self.matrix_walk, self.warps_have_tasks = walk, False
+        self.effect("sync_warps", [])
+
+    def _part_of_warp(self, r: Range) -> Range:
+        """So many of a range as each warp has, but for the last ones."""
+        size = self.ceil_div(self.extent_of(r), self.warps)
+        start = self.scalar("s_min", self.add(r.start, self.mul(self.warp(), size)), r.stop)
+        return replace(r, start=start, stop=self.scalar("s_min", self.add(start, size), r.stop), fixed=None,
+                       hint=-(-r.hint // self.warps), divisor=1)
+
     def _nest(self, op: Op, tasks: bool) -> None:
         chain = self._chain(op) if op.attributes["parallel"] else [op]
         ranges = [r for o in chain for r in self._ranges(o)]
         body = chain[-1].blocks[0]
         parallel = bool(op.attributes["parallel"])
         if parallel:
+            if op in self.shared_loops and self.warps_have_tasks:
+                longest = max(range(len(ranges)), key=lambda number: ranges[number].hint)
+                ranges[longest] = self._part_of_warp(ranges[longest])
             plan = plan_block(body, self.wholes, keep_cost=self.facts.requests.keep_cost)
             late = self._late(ranges, body, plan) if len(chain) == 1 else None
             self._residents(ranges, body, plan, late is not None)

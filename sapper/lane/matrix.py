@@ -24,9 +24,11 @@ from ..ir.types import ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16,
 from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
 from ..tile.plan import Walk, axes_of, is_scalar_integer, plan_block
+from ..tile.product_parts import axes_brought
 from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from ..tile.sums import is_join
 from . import fragments, stage_sums
+from .block_nests import PANEL, number_of
 from .depth_shares import DepthShares
 from .pieces import CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS, Piece, PlainDepth, WindowDepth
 from .state import Access, Capacity, Open, Scalar, row_dtype
@@ -175,9 +177,14 @@ class MatrixLowering(DepthShares):
     in_order = False
     """Whether loops that run in order stand around the walk: those of ragged groups."""
 
+    shared_loops: frozenset[Op] = frozenset()
+    """Loops beside it in these: what makes in memory what it reads, and what is done in its place. A worker's warps
+    share them."""
+
     def only_walk(self, part: Block | None = None) -> Walk | None:
         """The walk of a function, or of a part of it, that is one nest of parallel tiles around it. Between these may
-        stand a loop over groups that runs in order: every warp reads where a group starts and ends."""
+        stand a loop over groups that runs in order: every warp reads where a group starts and ends, and whether there
+        is anything to do. What a group makes in memory before its product may stand there, too."""
         block = part or self.function.body
         control = [op for op in block.ops if op.blocks]
         if len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
@@ -185,19 +192,26 @@ class MatrixLowering(DepthShares):
         if any(map(is_join, control[0].walk())):     # several warps would each add what they all compute
             return None
         inner = control[0]
-        while True:
-            nested = [op for op in inner.blocks[0].ops if op.blocks]
-            if not nested:
-                break
-            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results or any(
-                    isinstance(item, Walk) for item in plan_block(inner.blocks[0], self.wholes).items):
+        while nested := [op for op in inner.blocks[0].ops if op.blocks]:
+            *beside, last = nested
+            blocks = [inner.blocks[0]]
+            if last.name == "if":
+                blocks.append(last.blocks[1])
+                beside += [op for op in last.blocks[1].ops if op.blocks]
+            elif last.name not in ("tiles", "each"):
                 return None
-            if not nested[0].attributes.get("parallel"):
+            elif not last.attributes.get("parallel"):
                 self.in_order = True
-                if nested[0].name != "each" or not all(is_scalar_integer(v) for op in nested[0].blocks[0].ops
-                                                       if not op.blocks for v in op.results):
+                if last.name != "each" or not all(is_scalar_integer(v) for op in last.blocks[0].ops
+                                                  if not op.blocks for v in op.results):
                     return None
-            inner = nested[0]
+            if last.results or any(isinstance(item, Walk) for block in blocks
+                                   for item in plan_block(block, self.wholes).items):
+                return None
+            if (beside or last.name == "if") and not (self.in_order and all(map(_can_be_shared, beside))):
+                return None
+            self.shared_loops |= {*beside}
+            inner = last
         items = plan_block(inner.blocks[0], self.wholes).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
@@ -221,7 +235,7 @@ class MatrixLowering(DepthShares):
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
             if plain:
                 a, b = (_load_of(v) if split else _rounded_load_of(v, dtypes) for v in op.operands)
-                made = [self._computed(v, depth, dtypes, around) if computes and load is None else None
+                made = [self._computed(v, depth, dtypes, around) if computes and not _is_affine(load) else None
                         for load, v in ((a, op.operands[0]), (b, op.operands[1]))]
                 computed.update((v.value.op, v) for v in made if v is not None and v.value.op is not None)
                 a, b = (load if v is None else v.value.op for load, v in zip((a, b), made, strict=True))
@@ -257,8 +271,9 @@ class MatrixLowering(DepthShares):
             rows, columns, left, right = columns, rows, right, left
         loads = [op for op in (*left, *right) if op not in computed]
         placed = {depth, *(axis for op in computed for axis in _tile(op.result).axes)}
+        wide = () if self._panel_of(columns) else (columns,)
         if any(self._extent_of(axis, axis in placed or self._starts_pieces(axis, loads)) < FEWEST
-               for axis in (rows, columns, depth)):
+               for axis in (rows, *wide, depth)):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
@@ -405,8 +420,11 @@ class MatrixLowering(DepthShares):
         return found
 
     def swizzled(self, row: Value, chunk: Value, row_bytes: int) -> Value:
-        """Bytes from the start of a piece to a chunk of a row."""
-        turned = self.emit(0, "xor", [chunk, self.bits(0, "and", row, SWIZZLED_ROWS - 1)], ROW_I32)
+        """Bytes from the start of a piece to a chunk of a row. Two rows of 64 bytes are as one of 128."""
+        rows_of_line = max(1, fragments.ROW_BYTES // row_bytes)
+        mine = self.bits(0, "shr", row, rows_of_line.bit_length() - 1) if rows_of_line > 1 else row
+        turn = self.bits(0, "and", mine, SWIZZLED_ROWS // rows_of_line - 1)
+        turned = self.emit(0, "xor", [chunk, turn], ROW_I32)
         start = self.bits(0, "shl", row, row_bytes.bit_length() - 1)
         return self.emit(0, "add", [start, self.bits(0, "shl", turned, 4)], ROW_I32)
 
@@ -438,20 +456,38 @@ class MatrixLowering(DepthShares):
         """Those of a walk: the sums of several contractions share the registers. None, where all are too narrow."""
         unit = self.facts.matrix
         assert unit is not None
-        narrow = len(walk.right) * (2 if self._turns(walk) or (
-            walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
-        # Of split operands there are as many planes of rows and columns as stages hold.
-        tiles = [(rows // (2 if walk.split else 1), columns // narrow) for rows, columns in unit.shapes]
+        down, across = self._warps_of(walk)
+        halves = 2 if walk.split else 1     # there are as many planes of rows and columns as stages hold
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
         least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
+        if across == 1:
+            return [(rows // halves, self._panel_of(walk.columns) or columns) for rows, columns in unit.narrow_shapes
+                    if rows // halves >= max(least[0], fragments.ROWS * down)]
+        narrow = len(walk.right) * (2 if self._turns(walk) or (
+            walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
+        tiles = [(rows // halves, columns // narrow) for rows, columns in unit.shapes]
 
         def fit(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
             return [(rows, columns) for rows, columns in tiles
-                    if rows >= max(least[0], fragments.ROWS * unit.warps[0])
-                    and columns >= max(least[1], self.lanes * unit.warps[1])]
+                    if rows >= max(least[0], fragments.ROWS * down)
+                    and columns >= max(least[1], self.lanes * across)]
 
         return fit(tiles) or ([] if walk.split else fit([(rows // 2, 2 * columns) for rows, columns in tiles]))
+
+    def _warps_of(self, walk: MatrixWalk) -> tuple[int, int]:
+        """Along rows and columns of a tile. Planes of two matrices leave room for few columns of each, and panels may
+        have no more: all warps have them, so that each has whole rows of lanes."""
+        unit = self.facts.matrix
+        assert unit is not None
+        few = (walk.planes[1] > 1 and len(walk.right) > 1) or self._panel_of(walk.columns)
+        return (prod(unit.warps), 1) if few else unit.warps
+
+    def _panel_of(self, axis: str) -> int:
+        """How long an axis is that is a panel's columns, of one or two fragments or a row of lanes; 0 of any other."""
+        found = [[number_of(v) for v in op.operands[2 * axes.index(axis):][:2]] for op in self.function.walk()
+                 if op.name in ("tiles", "whole") and axis in (axes := axes_brought(op))]
+        return next((length for length in (PANEL, self.lanes) if found == [[0, length]]), 0)
 
     def matrix_tile(self) -> tuple[int, int]:
         """Rows and columns that a worker computes at once: what the model took (settle_product), or the largest of
@@ -528,9 +564,10 @@ class MatrixLowering(DepthShares):
         rows, columns = self.open[found.rows], self.open[found.columns]
         high, wide = self.matrix_tile()
         depth = self.piece_depth()
-        warp_rows, warp_columns = high // unit.warps[0], wide // unit.warps[1]
-        mine_row = self.mul(self.scalar("s_floordiv", self.warp(), unit.warps[1]), warp_rows)
-        mine_column = self.mul(self.scalar("s_mod", self.warp(), unit.warps[1]), warp_columns)
+        down, across = self._warps_of(found)
+        warp_rows, warp_columns = high // down, wide // across
+        mine_row = self.mul(self.scalar("s_floordiv", self.warp(), across), warp_rows)
+        mine_column = self.mul(self.scalar("s_mod", self.warp(), across), warp_columns)
         left = self.piece(found, found.left[0], found.rows, high, depth, 0)
         right = []
         stage_bytes = left.bytes
@@ -595,7 +632,7 @@ class MatrixLowering(DepthShares):
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
         stays = self.stays(walk, found, warp_rows, warp_columns, self.warps, stages * stage_bytes)
-        own_bytes = 0 if stays else warp_rows * sum_row_bytes(warp_columns) * len(right)
+        own_bytes = 0 if stays else warp_rows * self.sum_row_bytes(warp_columns) * len(right)
         if own_bytes:
             self.effect("sync_warps", [])
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
@@ -692,11 +729,15 @@ class MatrixLowering(DepthShares):
             self.refused.setdefault(key, reason)
         return None
 
+    def sum_row_bytes(self, columns: int) -> int:
+        """Of a row of sums in near memory, of which all lanes read something."""
+        return max(columns, self.lanes) * f32.size_bytes + PADDING_BYTES
+
     def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: Part, columns: Part,
                      base: Scalar) -> None:
         """Sums of each reduction to near memory from `base` on, and the walk's stores from there, each warp for its own
         part."""
-        row_bytes = sum_row_bytes(columns[1])
+        row_bytes = self.sum_row_bytes(columns[1])
         group, member = self.bits(0, "shr", self.iota(), 2), self.bits(0, "and", self.iota(), 3)
         lane_row = self.emit(0, "mul", [group, self.constant(row_bytes, i32)], ROW_I32)
         offsets = self.emit(0, "add", [lane_row, self.bits(0, "shl", member, 3)], ROW_I32)
@@ -730,11 +771,6 @@ def plane_pairs(left: int, right: int) -> list[tuple[int, int]]:
     f32 keeps of the whole (split_pieces.py)."""
     pairs = [(i, j) for i in range(left) for j in range(right) if i + j < max(left, right)]
     return sorted(pairs, key=lambda pair: -sum(pair))
-
-
-def sum_row_bytes(columns: int) -> int:
-    """Of a row of sums in near memory."""
-    return columns * f32.size_bytes + PADDING_BYTES
 
 
 def _dtype_of(load: Op) -> DType:
@@ -772,6 +808,17 @@ def _load_of(value: Value) -> Op | None:
     while value.op is not None and value.op.name == "cast" and _widens(value.op):
         value = value.op.operands[0]
     return value.op if value.op is not None and value.op.name == "load" else None
+
+
+def _can_be_shared(loop: Op) -> bool:
+    """Whether warps can have a part of a loop each."""
+    return loop.name in ("tiles", "each") and bool(loop.attributes["parallel"]) and not loop.results and \
+        loop.attributes.get("step", 1) == 1
+
+
+def _is_affine(load: Op | None) -> bool:
+    """Whether it is there, and of a place that needs no quotients."""
+    return load is not None and all(affine(v) is not None for v in load.operands[1:])
 
 
 def _widens(cast: Op) -> bool:

@@ -11,6 +11,8 @@ Where panels are counted one by one, and contractions are over all of the depth,
 
     near memory   each warp's sums, 128 bytes for a result
 
+Where vectors are of bytes, too, an instruction adds up four products, of words (byte_words.py).
+
 So a matrix of 4096 rows has 128 tasks of eight warps each, in place of 256 of a warp, half of whose lanes were idle,
 and a warp has 2 KiB of weights of 4 bits on their way.
 Holds: results are the same, but for the order of sums.
@@ -25,16 +27,18 @@ from itertools import product
 from math import prod
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import MASK, ROW_F32, S64, RowType, TileType, f32, i32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, RowType, TileType, f32, i8, i32, u8
 from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import axes_of
 from ..tile.semantics import ELEMENTWISE
 from ..tile.sums import is_join
 from ..tile.zeros import is_zero
 from .block_nests import PANEL, extents_of, number_of
 from .block_products import BlockProducts, loads_of
+from .byte_words import byte_word
 from .pieces import CHUNK_BYTES
-from .places import FREE, Places, forms_place
+from .places import FREE, Element, Places, forms_place
 from .spread import Spread
 from .state import Bound, Scalar, element_bytes, row_dtype
 
@@ -42,6 +46,10 @@ PANELS = 2
 """Of a worker at once: half a warp has one."""
 MOST_SUMMED = 128
 """Elements of a contraction, which is written out."""
+DOT_BYTES = 4
+"""That one instruction multiplies, and adds up."""
+MOST_WRITTEN_OUT = 8
+"""Rounds of a loop in a block."""
 MOST_RESULTS = 4
 """Of a loop whose rounds warps share."""
 BYTES_ON_THEIR_WAY, MOST_BLOCKS = 64, 4
@@ -182,15 +190,16 @@ def _adds_up(loop: Op) -> bool:
 
 
 class PanelVectors(BlockProducts):
-    """Finds such nests and emits them. vectors: that of the part at hand."""
+    """Finds such nests and emits them. vectors: that of the part at hand. panel_words: of what is loaded in a round."""
 
     vectors: PanelNest | None = None
+    panel_words: dict[Op, dict[tuple[int, ...], Element]]
     part_vectors: dict[Block, PanelNest]
 
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
         unit, schedule, body = self.facts.matrix, self.schedule, self.function.body
-        self.part_vectors = {}
+        self.part_vectors, self.panel_words = {}, {}
         if unit is None or self.warps > 1 or schedule.lane or schedule.order or schedule.registers or schedule.tile \
                 or schedule.chunks:
             return
@@ -310,7 +319,7 @@ class PanelVectors(BlockProducts):
             yielded = block.ops[-1].operands
             rows = [self.row(v, at) for v in yielded]
         for load in loads:
-            del self.rows[load.result]
+            del self.rows[load.result], self.panel_words[load]
         self.places = outer
         return rows
 
@@ -324,8 +333,9 @@ class PanelVectors(BlockProducts):
         coordinates = list(product(*(range(self.bound[axis].count) for axis in axes)))
         found = places.fetch(load, [dict(zip(axes, at, strict=True)) for at in coordinates],
                              [mask] * len(coordinates), self.depth)
+        self.panel_words[load] = dict(zip(coordinates, found, strict=True))
         self.rows[load.result] = {at: places.element(load, element, self.depth)
-                                  for at, element in zip(coordinates, found, strict=True)}
+                                  for at, element in self.panel_words[load].items()}
 
     def _hold_row(self, values: Sequence[Value], rows: Sequence[Value]) -> None:
         for value, row in zip(values, rows, strict=True):
@@ -334,25 +344,38 @@ class PanelVectors(BlockProducts):
             self.rows[value] = {(0,) * len(axes_of(value)): row}
 
     def _vector_loop(self, nest: PanelNest, loop: Op) -> None:
-        """A loop that each warp takes all of."""
+        """A loop that each warp takes all of. Of a few rounds of words of bytes it is written out, so that all of a
+        block is on its way together; elements by themselves would want more registers than there are."""
         start, stop = (self.integer(v) for v in loop.operands[:2])
         at = dict.fromkeys(nest.axes, 0)
-        first = [self.row(v, at) for v in loop.operands[2:]]
-        self._hold_row(loop.results, self._vector_rounds(nest, loop, start, stop, 1, 1, first))
+        rows = [self.row(v, at) for v in loop.operands[2:]]
+        contractions = [op for op in loop.walk() if op.name == "contract"]
+        words = all(op.result.type.dtype is i32 for op in contractions) and all(  # type: ignore[union-attr]
+            memory_of(load.operands[0]).name in self.specialization.aligned
+            for op in contractions for v in op.operands for load in loads_of(v))
+        if words and start == 0 and isinstance(stop, int) and stop <= MOST_WRITTEN_OUT:
+            rows = self._rounds_together(nest, loop, range(stop), rows)
+        else:
+            rows = self._vector_rounds(nest, loop, start, stop, 1, 1, rows)
+        self._hold_row(loop.results, rows)
+
+    def _rounds_together(self, nest: PanelNest, loop: Op, rounds: Sequence[Scalar], rows: list[Value]) -> list[Value]:
+        """Rounds one after the other, at the level at hand."""
+        body = loop.blocks[0]
+        for number in rounds:
+            self.enter_again()
+            self._hold_row(body.arguments[1:], rows)
+            rows = self._vector_block(nest, body, number)
+            self.leave()
+        return rows
 
     def _vector_rounds(self, nest: PanelNest, loop: Op, start: Scalar, stop: Scalar, step: int, together: int,
               rows: list[Value]) -> list[Value]:
         """Rounds from `start` on, so many together, to carry these rows."""
         block = Block([S64, *[row.type for row in rows]])
         self.enter(block)
-        totals = list(block.arguments[1:])
-        body = loop.blocks[0]
-        for number in range(together):
-            self.enter_again()
-            self._hold_row(body.arguments[1:], totals)
-            totals = self._vector_block(nest, body, self.add(block.arguments[0], number))
-            self.leave()
-        self.effect("yield", totals)
+        self.effect("yield", self._rounds_together(nest, loop, [
+            self.add(block.arguments[0], number) for number in range(together)], list(block.arguments[1:])))
         self.leave()
         made = Op("loop", [self.value(start), self.value(stop), *rows], [row.type for row in rows],
                   {"step": step, "label": "blocks"}, [block], loop.location)
@@ -427,7 +450,7 @@ class PanelVectors(BlockProducts):
                         total = self.emit(self.depth, "fma", [*(self.row(v, at) for v in op.operands), total], ROW_F32)
                     made.append(total)
             for load in loads:
-                del self.rows[load.result]
+                del self.rows[load.result], self.panel_words[load]
             self.places = outer
         if inside is not None:
             made = [self.emit(self.depth, "select", [inside, new, old], ROW_F32)
@@ -487,6 +510,9 @@ class PanelVectors(BlockProducts):
         if self.vectors is None or op is None or op.name not in ("contract", "reduce"):
             return super()._compute(value, at, level)
         over: list[str] = op.attributes["over"]
+        dots = self._dots(op, at, level)
+        if dots is not None:
+            return dots
         total: Value | None = None
         for place in product(*(range(self.bound[axis].count) for axis in over)):
             rows = [self.row(v, {**at, **dict(zip(over, place, strict=True))}) for v in op.operands]
@@ -497,4 +523,21 @@ class PanelVectors(BlockProducts):
             term = rows[0] if len(rows) == 1 else self.emit(level, "mul", rows, type)
             total = term if total is None else self.emit(level, "add", [total, term], type)
         assert total is not None
+        return total
+
+    def _dots(self, op: Op, at: dict[str, int], level: int) -> Value | None:
+        """A sum of products of bytes, four by each instruction; None where these do not lie together in words."""
+        over: list[str] = op.attributes["over"]
+        sides = {v.type.dtype: v for v in op.operands if isinstance(v.type, TileType)}
+        if op.name != "contract" or sides.keys() != {u8, i8} or self.bound[over[-1]].count % DOT_BYTES:
+            return None
+        places = list(product(*(range(self.bound[axis].count) for axis in over)))
+        total = self.constant(0, i32)
+        for first in range(0, len(places), DOT_BYTES):
+            ats = [{**at, **dict(zip(over, place, strict=True))} for place in places[first:first + DOT_BYTES]]
+            words = [byte_word(self, level, self.panel_words, sides[dtype], ats) for dtype in (u8, i8)]
+            if None in words:
+                return None
+            bits = [self.emit(level, "bitcast", [word], ROW_B32) for word in words if word is not None]
+            total = self.emit(level, "dot4_u8i8", [total, *bits], ROW_I32)
         return total

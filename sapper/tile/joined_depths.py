@@ -271,15 +271,19 @@ class _Sum:
         return self._emit("load", [tensor, *(self._copy(v) for v in indices[:first]), place], _dtype(value))
 
     def _joined(self, tensor: Value, first: int) -> Value:
-        """A tensor whose dimensions are one from the first of them on."""
-        t = tensor.type
+        """A tensor whose dimensions are one from the first of them on: of a view that leaves those before, what it is
+        of."""
+        t, root = tensor.type, tensor
         assert isinstance(t, TensorType)
-        sizes = self._extents(tensor, self.head)
+        if tensor.op is not None and tensor.op.attributes["groups"][:first] == [[1, 1]] * first and \
+                _dtype(tensor.op.operands[0]) is t.dtype and _has_named_sizes(tensor.op.operands[0]):
+            root = tensor.op.operands[0]
+        sizes = self._extents(root, self.head)
         merged = sizes[first]
         for size in sizes[first + 1:]:
             merged = self._op("mul", [merged, size], TileType(index), self.head)
         groups = [[1, 1]] * first + [[len(sizes) - first, 1]]
-        self.view = Op("view", [tensor, *sizes[:first], merged], (TensorType(t.dtype, ("?",) * (first + 1)),),
+        self.view = Op("view", [root, *sizes[:first], merged], (TensorType(t.dtype, ("?",) * (first + 1)),),
                        {"groups": groups}, None, self.location)
         self.depth.views[tensor] = self.view.result
         return self.view.result
@@ -513,5 +517,5 @@ def _constant(value: Value) -> int | None:
 
 
 def _dtype(value: Value) -> DType:
-    assert isinstance(value.type, TileType)
+    assert isinstance(value.type, TileType | TensorType)
     return value.type.dtype

@@ -64,7 +64,8 @@ class MatrixUnit:
     lie along the depth. shapes: rows and columns that a worker computes at once, the largest first. depth: of 16-bit
     elements. warps: along rows and columns. block_warps: likewise, where sums of blocks are scaled before they are
     added up: two for each scheduler, of which one multiplies while the other scales. few_shapes: of these, where rows
-    are few: warps stand side by side, so that each weight is unpacked once for all rows. stages: how many pieces of the
+    are few: warps stand side by side, so that each weight is unpacked once for all rows. narrow_shapes: where all warps
+    have the same columns, as there are few. stages: how many pieces of the
     operands are in near memory, one being used while the others arrive. chain_rows, chain_step, chain_stages: rows,
     columns of a piece, and stages where contractions are chained in registers (attention). chain_registers: most of a
     thread that their sums and left operands may take. near_bytes: of a worker at most. products: of 16-bit elements
@@ -79,6 +80,7 @@ class MatrixUnit:
     warps: tuple[int, int] = (2, 2)
     block_warps: tuple[int, int] = (4, 2)
     few_shapes: tuple[tuple[int, int], ...] = ((32, 128), (32, 64))
+    narrow_shapes: tuple[tuple[int, int], ...] = ((128, 32), (64, 32))
     stages: int = 3
     chain_rows: int = 128
     chain_step: int = 64

@@ -161,10 +161,10 @@ def tile_of(name: str, **hints: int) -> tuple[int, int]:
 
 
 def test_tiles() -> None:
-    """Few rows have tiles of 32, wide as stages have room: two matrices, and blocks of 256. Rows of experts are those
-    of all by the number of experts, from 2 to 256, if there are so many."""
-    assert [tile_of(name, M=8) for name in ("matmul_q4", "matmul_swiglu_q4", "matmul_q4k")] == [
-        (32, 128), (32, 128), (32, 64)]
+    """Few rows have tiles of 32, wide as stages have room: two matrices, and blocks of 256; of both at once others.
+    Rows of experts are those of all by the number of experts, from 2 to 256, if there are so many."""
+    assert [tile_of(name, M=8) for name in ("matmul_q4", "matmul_swiglu_q4", "matmul_q4k", "matmul_swiglu_q4k")] == [
+        (32, 128), (32, 128), (32, 64), (64, 32)]
     assert tile_of("matmul_q4", M=64) == tile_of("matmul_q4") == (128, 64)
     assert tile_of("grouped_q4", J=16384, E=64, T=8, N=8) == (128, 32)      # experts' rows share a task
     assert [tile_of("grouped_q4", J=rows, E=64, T=8, N=128) for rows in (16384, 2048, 8, 1)] == [
@@ -173,14 +173,18 @@ def test_tiles() -> None:
 
 @pytest.mark.skipif(None in map(assembler.find_tool, ("ptxas", "nvdisasm")),
                     reason="ptxas or nvdisasm is not installed")
-def test_machine_code() -> None:
-    """Of 128 x 64 sums by eight warps, each 64 products of 16 x 8 x 16 for a group of 128. No more than a word is
-    spilled, and that outside of the loop."""
-    kernel = find("matmul_q4").kernel
+@pytest.mark.parametrize(("name", "rows", "multiply_adds", "most", "spilled"), [
+    ("matmul_q4", 2**31 - 1, 64 * 2 + 32, 720, 8), ("matmul_q6k", 16, 256 + 16, 1640, 40)])
+def test_machine_code(name: str, rows: int, multiply_adds: int, most: int, spilled: int) -> None:
+    """Of 128 x 64, or 32 x 128, sums by eight warps, each 64 products of 16 x 8 x 16 for a group, or a block of 256,
+    of which each 16 have a scale: a multiply-add. What is spilled is outside of the loop."""
+    kernel = find(name).kernel
     names = tensors_of(kernel)
-    text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("PGCM", (2**31 - 1, 64)),
-                          targets.target("sm_80"), None, frozenset(names)).text()
+    dims = dict.fromkeys("PGSCM", (2**31 - 1, 64)) | {"M": (rows, 1 if rows == 16 else 64)}
+    text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), {
+        dim: dims[dim] for dim in kernel.tile_ir().attributes["dims"]}, targets.target("sm_80"), None,
+        frozenset(names)).text()
     (made,) = assembler.assemble([text], "sm_80").values()
     loop = next(loop for loop in made.loops() if loop["HMMA"])
-    assert made.spilled_bytes <= 8 and not loop["LDL"] + loop["STL"]
-    assert loop["HMMA"] == 64 and loop["FFMA"] == 64 * 2 + 32 and loop.total() <= 720
+    assert made.spilled_bytes <= spilled and not loop["LDL"] + loop["STL"]
+    assert (loop["HMMA"], loop["FFMA"]) == (64, multiply_adds) and loop.total() <= most

@@ -22,6 +22,7 @@ from sapper.tile.schedule import DimClass, Schedule, Specialization
 from .test_block_products import arguments_of, tensors_of
 
 B, P = sp.dims("B P")
+DOT = "dp4a.u32.s32"
 
 CASES = {
     "matvec_q4": {"P": 3, "B": 43}, "matvec_swiglu_q8": {"P": 2, "B": 19}, "matvec_residual_q4m": {"P": 1, "B": 7},
@@ -43,9 +44,10 @@ def test_on_the_emulator(name: str) -> None:
     entry, lazy = find(name), not name.endswith("q8")
     arguments = entry.make_arguments(np.random.default_rng(5), CASES[name])
     expected = entry.reference(arguments)
-    emulate.run(entry.kernel, *arguments.values(), target="sm_80" if lazy else "sm_90a", workers=2,
-                aligned=tensors_of(entry.kernel) if lazy else [], options=emulate.Options(lazy=lazy))
+    run = emulate.run(entry.kernel, *arguments.values(), target="sm_80" if lazy else "sm_90a", workers=2,
+                      aligned=tensors_of(entry.kernel) if lazy else [], options=emulate.Options(lazy=lazy))
     assert entry.compare(arguments, expected) is None
+    assert (DOT in run.counters.instructions) == name.startswith("expert_matmul")
 
 
 @sp.kernel
@@ -125,6 +127,20 @@ def scaled(w: Tensor[i8, P, B, 16], x: Tensor[f32, P, B], s: Tensor[f32, 16, P],
         y[p, l] = acc * s[l, p] + acc
 
 
+@sp.kernel
+def signs(w: Tensor[i8, P, B, 2, 16, 4], v: Tensor[u8, P, B, 2, 16, 4], x: Tensor[i8, B, 2, 4], y: Tensor[f32, P, 16]):
+    """Bytes whose signs no instruction has, and others, of which each word is joined, shifted both ways and masked."""
+    for p in tiles(P):
+        l = whole(16)
+        acc = zeros(p, l, dtype=f32)
+        for b in each(B):
+            j, i = whole(2), whole(4)
+            q, bits = x[b, j, i], v[p, b, j, l, i]
+            acc += ((w[p, b, j, l, i] >> 1) @ q).to(f32)
+            acc += ((((bits << 3) | (bits >> 5)) ^ (bits & 51)) @ q).to(f32)
+        y[p, l] = acc
+
+
 def nest_of(kernel: Any) -> PanelNest | None:
     function = kernel.tile_ir()
     reduce_loops(function)
@@ -132,14 +148,16 @@ def nest_of(kernel: Any) -> PanelNest | None:
     return find_panels(function, function.body)
 
 
-@pytest.mark.parametrize(("kernel", "blocks", "results"), [(odd, 21, 2), (scaled, 299, 1)], ids=["odd", "scaled"])
+@pytest.mark.parametrize(("kernel", "blocks", "results"), [(odd, 21, 2), (scaled, 299, 1), (signs, 19, 1)],
+                         ids=["odd", "scaled", "signs"])
 def test_kernels_of_that_form(kernel: Any, blocks: int, results: int) -> None:
     nest = nest_of(kernel)
     assert nest is not None and [len(op.results) for op in nest.shared] == [results]
     arguments = arguments_of(kernel, {"P": 3, "B": blocks})
     copies = {name: array.copy() for name, array in arguments.items()}
     interpret(kernel.tile_ir(), copies)
-    emulate.run(kernel, *arguments.values(), target="sm_80", workers=1, aligned=tensors_of(kernel))
+    run = emulate.run(kernel, *arguments.values(), target="sm_80", workers=1, aligned=tensors_of(kernel))
+    assert (DOT in run.counters.instructions) == (kernel is not scaled)
     for name in set("yz") & set(copies):
         np.testing.assert_allclose(arguments[name], copies[name], rtol=1e-5, atol=1e-5 * np.abs(copies[name]).max())
 
@@ -187,10 +205,11 @@ def test_what_is_chosen_is_chosen_again(name: str) -> None:
 @pytest.mark.skipif(None in map(assembler.find_tool, ("ptxas", "nvdisasm")),
                     reason="ptxas or nvdisasm is not installed")
 @pytest.mark.parametrize(("name", "weights", "loads", "most"), [
-    ("matvec_q4", 4 * 32, 4 * 13, 4.0), ("matvec_fp8", 4 * 16, 4 * 2, 3.0)])
+    ("matvec_q4", 4 * 32, 4 * 13, 4.0), ("matvec_fp8", 4 * 16, 4 * 2, 3.0), ("expert_matmul_q4", 4 * 32, 33, 1.5),
+    ("expert_matmul_q4k", 8 * 32, 63, 1.2)])
 def test_machine_code(name: str, weights: int, loads: int, most: float) -> None:
     """Of so many weights of a lane, in 16 bytes each: a multiply-add, one and a half or two operations that make them
-    floats, and up to half an operation more."""
+    floats, and up to half an operation more. Where vectors are of bytes, an instruction multiplies four."""
     kernel = find(name).kernel
     names = tensors_of(kernel)
     function = kernel.tile_ir()
@@ -199,5 +218,6 @@ def test_machine_code(name: str, weights: int, loads: int, most: float) -> None:
                           frozenset(names)).text()
     (made,) = assembler.assemble([text], "sm_90a").values()
     loop = max((loop for loop in made.loops() if not loop["BAR"]), key=lambda loop: loop.total())
-    assert not made.spilled_bytes and loop["FFMA"] >= weights and loop["LDG"] == loads
+    assert not made.spilled_bytes and loop["LDG"] == loads
+    assert loop["IDP"] >= weights // 4 if name.startswith("expert_matmul") else loop["FFMA"] >= weights
     assert loop.total() <= weights * most

@@ -10,7 +10,7 @@ from sapper.codegen.pipeline import compile_kernel
 from sapper.kernels import find
 
 NAMES = ("grouped_matmul_bf16_bf16", "grouped_matmul_swiglu_bf16_bf16", "grouped_matmul_f32", "grouped_matmul_bf16",
-         "grouped_matmul_swiglu_bf16", "grouped_matmul_i8")
+         "grouped_matmul_swiglu_bf16", "grouped_matmul_i8", "grouped_matmul_swiglu_f32")
 
 
 def run(name: str, level: str, aligned: bool, lazy: bool = False) -> dict[str, int]:
