@@ -130,6 +130,10 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
 
         check(selected, machine, allocation.origin, registers)
     peephole(machine, registers)
+    if target.vector_state:
+        from .settle import settle
+
+        settle(machine, registers, target, function.attributes["lanes"])
     code = encoded(machine, target)
     return CompiledCode(
         function.name, code.code, code.code_bytes, code.align_bytes, code.line_table, machine.frame_bytes,

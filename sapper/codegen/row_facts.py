@@ -165,7 +165,7 @@ class FactsTable(dict[Any, RowFacts]):
         facts = self[row] = RowFacts(
             row.name,
             tuple(_ROLES.get(o.role, 0) for o in operands),
-            tuple(o.bits if o.kind in ("gpr", "vec", "mask", "tile") else o.index_bits for o in operands),
+            tuple(o.bits if o.kind in ("gpr", "fpr", "vec", "mask", "tile") else o.index_bits for o in operands),
             tuple(row.implicit_reads),
             tuple(row.implicit_writes),
             _CONTROL[row.control],
