@@ -135,14 +135,30 @@ def _start_code(vector_bits: int, entry: int, words: int, workers: int, done: in
         start.emit("j", ".wait")
         start.label(".written")
         start.emit("fence")
-        for address, size_bytes in memory:
-            start.call_system(_WRITE, 1, address, size_bytes)
+        for place, (address, size_bytes) in enumerate(memory):
+            _written(start, f".write{place}", address, size_bytes)
         start.call_system(_EXIT_GROUP, 0)
     for number in (STACK, *CALLEE_SAVED, *(32 + n for n in CALLEE_SAVED_FLOATS)):
         start.label(f".changed{number}")
         start.call_system(_EXIT_GROUP, _CHANGED + number)
+    start.label(".unwritten")
+    start.call_system(_EXIT_GROUP, 1)
     start.emit("ret")
     return start.bytes()
+
+
+def _written(start: Start, label: str, address: int, size_bytes: int) -> None:
+    """Memory to the standard output, as much at a time as it takes. Ends where it takes none."""
+    start.load(11, address)
+    start.load(12, size_bytes)
+    start.load(17, _WRITE)
+    start.label(label)
+    start.load(10, 1)
+    start.emit("ecall")
+    start.emit("blez", general(10), ".unwritten")
+    start.emit("add", general(11), general(11), general(10))
+    start.emit("sub", general(12), general(12), general(10))
+    start.emit("bgtz", general(12), label)
 
 
 def _stack_of(worker: int) -> int:

@@ -17,6 +17,8 @@ _SPILLS = {"gpr": "sd", "fpr": "fsd", "vec": "vs1r.v"}
 _RELOADS = {"gpr": "ld", "fpr": "fld", "vec": "vl1re8.v"}
 _COPIES = {"ld": "mv", "sd": "mv", "fld": "fmv.d", "fsd": "fmv.d", "vl1re8.v": "vmv1r.v", "vs1r.v": "vmv1r.v"}
 _FRAME_ROWS = {"subtract": "sub.stack", "add": "add.stack", "and": "and.stack", "move": "mv", "load": "ld", "store": "sd"}
+_ISSUE = (2, 1)
+"""Two enter in a cycle, and who waits has the others behind it wait: as of the X60 (costs.py)."""
 
 
 class RegisterFile:
@@ -32,6 +34,7 @@ class RegisterFile:
         self.stack_pointer = ("gpr", abi.STACK_POINTER)
         self.frame_scratch = ("gpr", abi.FRAME_SCRATCH)
         self.entry_bytes, self.push_bytes = 0, abi.STACK_ALIGN_BYTES
+        self.issue = _ISSUE
         self.move_bits = {name: vector_bits if name[0] == "v" else 64 for name in (*_COPIES, *_COPIES.values())}
         self.idioms: dict[str, int | None] = {}
         self.facts_table: Any = None

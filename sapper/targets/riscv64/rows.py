@@ -201,10 +201,8 @@ class Row:
 
     @property
     def latency(self) -> int:
-        """Cycles from the registers read, or the address, to the result on a SpacemiT X60; see costs.py."""
-        core = self._core
-        own: int = core.cost_of(self).latency
-        return own or int(core.LOAD_LATENCY["vec" if self.cost == "load vector" else "gpr"])
+        """Cycles from the registers read to the result on a SpacemiT X60, 0 of a load; see costs.py."""
+        return int(self._core.cost_of(self).latency)
 
     @property
     def throughput(self) -> float:
