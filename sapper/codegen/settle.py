@@ -85,7 +85,8 @@ class _Settling:
     def _writes(self, item: Instruction, held: Register) -> bool:
         """Whether it writes that register, or the mask register."""
         written = [operand for operand, form in zip(item.operands, item.row.operands, strict=True) if form.writes]
-        return held in written or any(kind == held.kind for kind, _ in item.row.implicit_writes)
+        return held in written or self.family.MASK_REGISTER in written or any(
+            kind == held.kind for kind, _ in item.row.implicit_writes)
 
     # --- The state of vectors ---------------------------------------------------------------------------------------
 

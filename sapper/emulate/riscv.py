@@ -11,7 +11,6 @@ Source: System V ABI, "Program Header"; Linux system calls of riscv64.
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -236,7 +235,3 @@ def run_compiled(compiled: CompiledKernel, signature: Signature, binding: Bindin
     """Run a compiled kernel on bound arguments, by name; arrays take what it wrote. Raises as `run_executable`."""
     words_of, scratch = bound(compiled, signature, binding, arguments)
     run_code(compiled.code, words_of, scratch, workers if compiled.counters else 1, vector_bits=vector_bits)
-
-
-def is_there() -> bool:
-    return shutil.which(PROGRAM) is not None

@@ -170,15 +170,15 @@ class _Table:
                             f"{made} {kind}" + (f" {kind}" if way == "v" else ""), bits)
 
     def sums(self, name: str, code: str, scalar: str, dtype: str, meaning: Meaning, cost: str) -> None:
-        """Products that are added to the destination."""
+        """Multiply-adds whose destination is the sum, or a factor."""
         for bits in (32, 64):
             kind = f"{dtype}{bits}"
             row, spread = ("001", "101") if dtype == "f" else ("010", "110")
             self.vector(f"{name}.vv", f"{name}.vv <Vd+>, <Vs>, <Vt>", f"{code}1", "t", "s", row, meaning, cost,
                         f"{kind} {kind} {kind}", bits)
-            number = m.by_float(meaning) if dtype == "f" else m.by_number(meaning)
+            number = m.scalar_between(meaning, m.float_row if dtype == "f" else m.number_row)
             self.vector(f"{name}.v{scalar}", f"{name}.v{scalar} <Vd+>, <{scalar.upper()}s>, <Vt>", f"{code}1", "t", "s",
-                        spread, m.factor_first(number), cost, f"{kind} {kind}", bits)
+                        spread, number, cost, f"{kind} {kind}", bits)
 
     def one(self, name: str, code: str, place: str, form: str, pairs: tuple[tuple[int, str, str], ...],
             meaning: Callable[[str], Meaning], cost: str, apart: bool = False, **more: Any) -> None:
@@ -241,6 +241,8 @@ class _Table:
         three("vmfge", "011111", "f", "f", m.at_least, "vector", result="m")
         self.sums("vfmacc", "101100", "f", "f", m.fused, "fma")
         self.sums("vfnmsac", "101111", "f", "f", m.fused_negative, "fma")
+        self.sums("vfmadd", "101000", "f", "f", m.fused_factor, "fma")
+        self.sums("vfnmsub", "101011", "f", "f", m.fused_negative_factor, "fma")
         whole = ((32, "f32", "f32"), (64, "f64", "f64"))
         self.one("vfsqrt.v", "010011", "00000", "001", whole, lambda _: m.root, "fdiv")
         for name, code, meaning in (("vfneg.v", "001001", m.negative), ("vfabs.v", "001010", m.absolute)):

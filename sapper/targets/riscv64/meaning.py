@@ -160,12 +160,16 @@ def half_to_single(value: int) -> int:
 
 # --- Vectors ----------------------------------------------------------------------------------------------------------
 
+def number_row(value: int, count: int, size: int) -> Array:
+    """The low bits of a number in each lane."""
+    return np.full(count, value & (1 << 8 * size) - 1, f"u{size}").view(f"i{size}")
+
+
 def by_number(meaning: Meaning) -> Meaning:
     """The last operand is a number, whose low bits are in each lane."""
     def rule(*values: Any) -> Any:
         *others, a, b = values
-        return meaning(*others, a, np.full(len(a), b & (1 << 8 * a.itemsize) - 1, f"u{a.itemsize}").view(
-            a.dtype if a.dtype.kind == "i" else f"u{a.itemsize}"))
+        return meaning(*others, a, number_row(b, len(a), a.itemsize).view(a.dtype))
     return rule
 
 
@@ -184,9 +188,9 @@ def float_row(value: int, count: int, size: int) -> Array:
     return np.full(count, value & (1 << 8 * size) - 1, f"u{size}").view(f"f{size}")
 
 
-def factor_first(meaning: Meaning) -> Meaning:
-    """(sum, scalar, row) in the order (sum, row, scalar)."""
-    return lambda total, scalar, row: meaning(total, row, scalar)
+def scalar_between(meaning: Meaning, spread: Callable[[int, int, int], Array]) -> Meaning:
+    """(row, scalar, row): the scalar is spread."""
+    return lambda own, scalar, row: meaning(own, spread(scalar, len(row), row.itemsize), row)
 
 
 def add_rows(a: Array, b: Array) -> Array:
@@ -248,6 +252,14 @@ def fused(total: Array, a: Array, b: Array) -> Array:
 
 def fused_negative(total: Array, a: Array, b: Array) -> Array:
     return _fma(-a, b, total)
+
+
+def fused_factor(factor: Array, a: Array, b: Array) -> Array:
+    return _fma(factor, a, b)
+
+
+def fused_negative_factor(factor: Array, a: Array, b: Array) -> Array:
+    return _fma(-factor, a, b)
 
 
 def equal(a: Array, b: Array) -> Array:

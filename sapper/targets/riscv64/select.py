@@ -50,7 +50,7 @@ ABSORBS_SIGN = frozenset(["fma"])
 TAKES_LANE: dict[str, tuple[int, ...]] = {}
 """No operand is one lane of a register."""
 
-TIED = {"fma": (2,)}
+TIED = {"fma": (2, 0, 1)}
 """Operands that an instruction may overwrite with its result."""
 
 

@@ -23,6 +23,7 @@ from .select_common import (
     immediate_of,
     load_immediate,
     mask_on,
+    mask_register,
     named,
     row,
     scalar_kind,
@@ -68,10 +69,11 @@ def _by_immediate(s: Any, op: Op, name: str) -> bool:
 
 
 def choose(s: Any, result: Value, mask: Any, a: Value, b: Value) -> None:
-    """Lanes of a where the mask is on, else of b."""
+    """Lanes of a where the mask (None: v0) is on, else of b."""
     number = immediate_of(s, a)
     x, y = None if number is not None else s.vector(a), row(s, b)
-    mask_on(s, mask)
+    if mask is not None:
+        mask_on(s, mask)
     if x is None:
         s.emit(named(s, "vmerge.vim", result), s.define(result), y, number)
     else:
@@ -88,9 +90,8 @@ def _extreme(of_integers: str) -> Rule:
             s.emit(named(s, f"{of_integers}.vv", op.results[0]), s.define(op.results[0]), x, y)
             return
         left, right = (y, x) if of_integers == "vmax" else (x, y)
-        mask = s.new("vec")
-        s.emit(named(s, "vmflt.vv", a), mask, left, right)
-        choose(s, op.results[0], mask, a, b)
+        s.emit(named(s, "vmflt.vv", a), mask_register(s), left, right)
+        choose(s, op.results[0], None, a, b)
     return rule
 
 
@@ -109,21 +110,24 @@ def _factors(s: Any, values: list[Value]) -> tuple[list[Any], bool]:
 
 
 def fma(s: Any, op: Op) -> None:
-    """a * b + c, in the register of c."""
-    total = op.operands[2]
+    """a * b + c: in the register of c, or else in that of a factor."""
+    total, result = op.operands[2], op.results[0]
     factors, negative = _factors(s, op.operands[:2])
-    held = s.vector(total) if total in s.deferred else None
-    register, place = s.tie(op.results[0], (total,))
+    candidates = (total, *(value for value in op.operands[:2] if value in s.registers and value not in s.deferred
+                           and s.registers[value].kind == "vec" and s.registers[value] in factors))
+    register, place = s.tie(result, candidates)
+    if place > 0:
+        others = [factor for factor in factors if factor is not register] or [register]
+        name = f"{'vfnmsub' if negative else 'vfmadd'}.v{scalar_kind(others[0])}"
+        s.emit(named(s, name, result), register, others[0], row(s, total))
+        return
     sums = register
     if place < 0:
         if register in factors:
             sums = s.new("vec")
-        if held is not None:
-            copy_row(s, sums, held)
-        else:
-            bring(s, total, sums)
+        bring(s, total, sums)
     name = f"{'vfnmsac' if negative else 'vfmacc'}.v{scalar_kind(factors[0])}"
-    s.emit(named(s, name, op.results[0]), sums, *factors)
+    s.emit(named(s, name, result), sums, *factors)
     if sums is not register:
         copy_row(s, register, sums)
 
@@ -184,12 +188,11 @@ def _shift(name: str) -> Rule:
 
 def _signs_differ(s: Any, result: Value, rest: Any, divisor: Any) -> None:
     """v0: lanes with a remainder whose sign is not the divisor's."""
-    signs, negative, some, wrong = (s.new("vec") for _ in range(4))
+    signs, negative, some = (s.new("vec") for _ in range(3))
     s.emit(named(s, "vxor.vv", result), signs, rest, divisor)
     s.emit(named(s, "vmsle.vi", result), negative, signs, -1)
     s.emit(named(s, "vmsne.vi", result), some, rest, 0)
-    s.emit("vmand.mm", wrong, negative, some)
-    mask_on(s, wrong)
+    s.emit("vmand.mm", mask_register(s), negative, some)
 
 
 def divide(s: Any, op: Op) -> None:
@@ -331,10 +334,9 @@ def round_bfloat16(s: Any, given: Any) -> Any:
     s.emit("vadd.vv.e32", rounded, amount, odd)
     if s.facts.short_nans:
         return rounded
-    nan, quiet, made = (s.new("vec") for _ in range(3))
+    quiet, made = s.new("vec"), s.new("vec")
     s.emit("vor.vx.e32", quiet, given, s.constant(_QUIET))
-    s.emit("vmfne.vv.e32", nan, given, given)
-    mask_on(s, nan)
+    s.emit("vmfne.vv.e32", mask_register(s), given, given)
     s.emit("vmerge.vvm.e32", made, rounded, quiet)
     return made
 

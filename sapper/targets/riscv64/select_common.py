@@ -15,6 +15,7 @@ from ...ir.nodes import Op, Value
 from ...ir.types import DType, RowType, ScalarType
 from ...ir.types import i32 as I32
 from ..constants import constant_bits
+from .registers import MASK
 
 Key = tuple[Any, ...]
 Rule = Callable[[Any, Op], None]
@@ -218,6 +219,11 @@ def apart(s: Any) -> Any:
     made = s.new("vec")
     s.emit("undefined", made)
     return made
+
+
+def mask_register(s: Any) -> Any:
+    """v0, for a mask that the next instructions take and nobody else."""
+    return s.physical("vec", MASK)
 
 
 def mask_on(s: Any, mask: Any) -> None:

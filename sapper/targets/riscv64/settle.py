@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .abi import SCRATCH, STACK_ALIGN_BYTES
-from .registers import STACK, ZERO
+from .registers import MASK, STACK, ZERO
 
 JUMP = "j"
 INVERTED = {a: b for pair in (("beq", "bne"), ("blt", "bge"), ("beqz", "bnez"), ("bltz", "bgez"), ("bgtz", "blez"))
             for a, b in (pair, pair[::-1])}
 """The branch that is taken where another is not."""
-MASK_COPY = "vmv1r.v.mask"
-"""Copies its operand to v0."""
+MASK_COPY, MASK_REGISTER = "vmv1r.v.mask", ("vec", MASK)
+"""The row that copies its operand to v0."""
 LOSES_STATE = "ecall"
 """After it nothing is known of what vectors are set to."""
 USUAL_ELEMENT = 32
