@@ -88,8 +88,8 @@ def encoded(machine: MachineFunction, target: Any, checked: bool = True) -> Enco
 
 
 def settle_vectors(machine: MachineFunction, registers: Any, target: Any, lanes: int) -> None:
-    """In place: each row has a word, and vectors are set to elements, where a target asks for that. registers: its facts.
-    lanes: of the function's rows."""
+    """In place: each row has a word, and vectors are set to elements, where a target asks for that. registers: its
+    facts. lanes: of the function's rows."""
     if target.vector_state:
         from .settle import settle
 

@@ -65,7 +65,8 @@ def _rows_of(target: Any) -> Any:
     return module_of(target.family, "rows")
 
 
-_CLASSES: dict[str, type] = {"gpr": Register, "fpr": Register, "vec": Register, "mem": Memory, "imm": Immediate, "label": LabelReference}
+_CLASSES: dict[str, type] = {"gpr": Register, "fpr": Register, "vec": Register, "mem": Memory,
+                            "imm": Immediate, "label": LabelReference}
 
 
 def _word(item: Instruction, offset: int, labels: dict[str, int], unit: int) -> int:

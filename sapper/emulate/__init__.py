@@ -17,9 +17,10 @@ from .launch import Module, Result, Uninitialised, load
 from .machine import Options
 from .tensor_map import TensorMap
 
+
 class CodeRunner(NamedTuple):
-    """module: the one here that runs machine code of a family on another processor, by `run_compiled`. is_there: whether
-    what it needs is installed. mend: what brings that. facts: of the target, passed on by name."""
+    """module: the one here that runs machine code of a family on another processor, by `run_compiled`. is_there:
+    whether what it needs is installed. mend: what brings that. facts: of the target, passed on by name."""
 
     module: str
     is_there: Callable[[], bool]

@@ -16,7 +16,8 @@ from .registers import COUNTS
 _SPILLS = {"gpr": "sd", "fpr": "fsd", "vec": "vs1r.v"}
 _RELOADS = {"gpr": "ld", "fpr": "fld", "vec": "vl1re8.v"}
 _COPIES = {"ld": "mv", "sd": "mv", "fld": "fmv.d", "fsd": "fmv.d", "vl1re8.v": "vmv1r.v", "vs1r.v": "vmv1r.v"}
-_FRAME_ROWS = {"subtract": "sub.stack", "add": "add.stack", "and": "and.stack", "move": "mv", "load": "ld", "store": "sd"}
+_FRAME_ROWS = {"subtract": "sub.stack", "add": "add.stack", "and": "and.stack", "move": "mv", "load": "ld",
+               "store": "sd"}
 _ISSUE = (2, 1)
 """Two enter in a cycle, and who waits has the others behind it wait: as of the X60 (costs.py)."""
 

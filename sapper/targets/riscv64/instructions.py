@@ -165,9 +165,9 @@ class _Table:
                     form = {"v": "001", "f": "101", "x": "110"}[way]
                     form = "010" if form == "001" and dtype != "f" else form
                 of = {"v": meaning, "f": m.by_float(meaning)}.get(way, m.by_number(meaning))
-                self.vector(f"{name}.v{way.replace('u', 'i')}", f"{name}.v{way.replace('u', 'i')} <Vd>, <Vt>, {operand}",
-                            f"{code}1", "t", way if way in "iu" else "s", form, of, cost,
-                            f"{made} {kind}" + (f" {kind}" if way == "v" else ""), bits)
+                full = f"{name}.v{way.replace('u', 'i')}"
+                self.vector(full, f"{full} <Vd>, <Vt>, {operand}", f"{code}1", "t", way if way in "iu" else "s",
+                            form, of, cost, f"{made} {kind}" + (f" {kind}" if way == "v" else ""), bits)
 
     def sums(self, name: str, code: str, scalar: str, dtype: str, meaning: Meaning, cost: str) -> None:
         """Multiply-adds whose destination is the sum, or a factor."""
@@ -215,7 +215,7 @@ class _Table:
                         m.masked(m.by_number(m.add_rows)), "vector", f"i{bits} i{bits}", bits, masked=True)
             self.vector("vadd.vv.masked", "vadd.vv <Vd+>, <Vt>, <Vs>, v0.t", "0000000", "t", "s", "000",
                         m.masked(m.add_rows), "vector", f"i{bits} i{bits} i{bits}", bits, masked=True)
-        extend, code = m.extended_where, "010010"
+        extend, code = m.extended, "010010"
         self.one("vsext.vf2", code, "00111", "010", ((32, "i32", "i16"), (64, "i64", "i32")), extend, "vector", True)
         self.one("vzext.vf2", code, "00110", "010", ((32, "u32", "u16"), (64, "u64", "u32")), extend, "vector", True)
         self.one("vsext.vf4", code, "00101", "010", ((32, "i32", "i8"),), extend, "vector", True)
@@ -283,10 +283,10 @@ class _Table:
             for way, operand, field, form in (("vvm", "<Vs>", "s", "000"), ("vxm", "<Xs>", "s", "100"),
                                               ("vim", "<#i>", "i", "011")):
                 vector(f"vmerge.{way}", f"vmerge.{way} <Vd>, <Vt>, {operand}, v0", "0101110", "t", field, form,
-                       m.chosen if way == "vvm" else _with_mask(m.by_number(_keep)), "vector",
+                       m.chosen if way == "vvm" else m.chosen_number, "vector",
                        f"{kind} {kind}" + f" {kind}" * (way == "vvm"), bits, masked=True)
             vector("vfmerge.vfm", "vfmerge.vfm <Vd>, <Vt>, <Fs>, v0", "0101110", "t", "s", "101",
-                   _with_mask(m.by_float(_keep)), "vector", f"f{bits} f{bits}", bits, masked=True)
+                   m.chosen_float, "vector", f"f{bits} f{bits}", bits, masked=True)
             vector("vrgather.vv", "vrgather.vv <Vd+>, <Vt>, <Vs>", "0011001", "t", "s", "000", m.gathered, "permute",
                    f"{kind} {kind} {kind}", bits)
             vector("vrgather.vv.masked", "vrgather.vv <Vd+>, <Vt>, <Vs>, v0.t", "0011000", "t", "s", "000",
@@ -354,17 +354,6 @@ class _Table:
                 self.row(f"vsetivli.e{bits}.{multiple}", f"vsetivli zero, <#u>, e{bits}, {multiple}, ta, mu",
                          f"11 00 01 {place:03b} {multiples[multiple]} uuuuu 111 00000 1010111", None, "state",
                          side_effects=True, features=_V)
-
-
-def _keep(a: Any, b: Any) -> Any:
-    """Both of them, for who chooses."""
-    return a, b
-
-
-def _with_mask(meaning: Meaning) -> Meaning:
-    def rule(a: Any, b: Any, mask: Any) -> Any:
-        return m.chosen(*meaning(a, b), mask)
-    return rule
 
 
 @cache

@@ -327,11 +327,15 @@ def chosen(b: Array, a: Array, mask: Array) -> Array:
     return np.where(mask, a, b)
 
 
+def chosen_number(b: Array, a: int, mask: Array) -> Array:
+    return chosen(b, number_row(a, len(b), b.itemsize).view(b.dtype), mask)
+
+
+def chosen_float(b: Array, a: int, mask: Array) -> Array:
+    return chosen(b, float_row(a, len(b), b.itemsize), mask)
+
+
 def extended(name: str) -> Meaning:
-    return lambda a: a.astype(dtype_of(name))
-
-
-def extended_where(name: str) -> Meaning:
     return lambda old, a: a.astype(dtype_of(name))
 
 

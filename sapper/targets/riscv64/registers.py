@@ -20,7 +20,8 @@ MASK = 0
 
 
 def register_name(kind: str, number: int, bits: int = 0) -> str:
-    """The name of register `number` of `kind`, however many bits of it are used. Raises KeyError for a register that does not exist."""
+    """The name of register `number` of `kind`, however many bits of it are used. Raises KeyError for a register that
+    does not exist."""
     del bits
     if kind in NAMES and 0 <= number < COUNTS[kind]:
         return NAMES[kind][number]

@@ -13,7 +13,8 @@ A register in field d is written, others are read; behind the letter `=` says th
 `+` that it is read and written. Of memory `=` and `+` say the same, and `&` that only its address counts.
 Words: 32 characters of 0, 1 and fields' letters, the most significant first; letters of one field make its number in
 that order, but those of a distance, `b` of branches and `j` of jumps, as the manual has them (2.3); a capital repeats
-a field. Blanks mean nothing. Fields d, s and t are the manual's rd (vd), rs1 (vs1) and rs2 (vs2); `m` are the 12 bits of an address.
+a field. Blanks mean nothing. Fields d, s and t are the manual's rd (vd), rs1 (vs1) and rs2 (vs2); `m` are the 12 bits
+of an address.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from .select_common import (
     copy_row,
     deliver,
     dtype_of,
-    element,
     immediate_of,
     load_immediate,
     mask_on,

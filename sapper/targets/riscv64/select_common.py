@@ -98,7 +98,7 @@ def number_key(size: int, bits: int) -> Key:
 def is_cheap(key: Key) -> bool:
     """Made by one instruction."""
     if key[0] == "x":
-        return -2048 <= key[1] < 2048
+        return bool(-2048 <= key[1] < 2048)
     if key[0] == "f":
         return bool(key[2] == 0)
     return key[0] == "numbers" or (key[0] == "s" and -16 <= signed(key[2], 8 * key[1]) < 16)

@@ -20,10 +20,10 @@ from .select_common import (
     deliver,
     dtype_of,
     element,
+    make_constant,
     mask_on,
     named,
     number_key,
-    make_constant,
     row,
 )
 from .select_scalars import LOADS, STORES, add_number
