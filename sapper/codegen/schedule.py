@@ -10,8 +10,8 @@ processors join with it.
 
 The model: each instruction starts when its inputs are there and its unit is free; so many enter in a cycle, in order,
 and at most so many wait at a time (`issue` of the register facts), so the processor itself runs that far ahead and only
-blocks with longer waits than that gain anything. Latencies, throughputs and ports are the rows'. An instruction moves up
-past at most `WINDOW` others, so that what runs ahead (loads, mostly) is a little ahead.
+blocks with longer waits than that gain anything. Latencies, throughputs and ports are the rows'. An instruction moves
+up past at most `WINDOW` others, so that what runs ahead (loads, mostly) is a little ahead.
 """
 
 from __future__ import annotations
