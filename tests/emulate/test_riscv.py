@@ -58,8 +58,8 @@ def test_code_that_is_right() -> None:
 @pytest.mark.parametrize("workers", [2, 3])
 def test_each_worker_has_its_number(workers: int) -> None:
     array = np.full(4, 9, np.int64)
-    run(code_of(FIRST, ("slli", X[14], X[11], Immediate(3)), ("add", X[13], X[13], X[14]), ("sd", Memory(X[13]), X[12])),
-        array, workers)
+    run(code_of(FIRST, ("slli", X[14], X[11], Immediate(3)), ("add", X[13], X[13], X[14]),
+                ("sd", Memory(X[13]), X[12])), array, workers)
     assert array.tolist() == [workers] * workers + [9] * (4 - workers)
 
 

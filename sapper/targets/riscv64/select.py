@@ -50,7 +50,7 @@ ABSORBS_SIGN = frozenset(["fma"])
 TAKES_LANE: dict[str, tuple[int, ...]] = {}
 """No operand is one lane of a register."""
 
-TIED = {"fma": (2, 0, 1)}
+TIED = {"fma": (2, 0, 1), "add": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
 
 
@@ -108,6 +108,7 @@ def folds(s: Any) -> dict[str, frozenset[int]]:
 
 def begin(s: Any) -> None:
     """Take over the arguments (a0 args block, a1 worker, a2 workers), those that are needed."""
+    select_arithmetic.defer_products(s)
     needed, facts = s.names, s.facts
     for number, name, ops in zip(ARGUMENTS, ("arguments", "worker", "workers"), (
             {"arg", "tasks", "barrier"}, {"worker", "tasks"}, {"workers", "tasks", "barrier"}), strict=False):

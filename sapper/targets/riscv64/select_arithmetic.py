@@ -5,6 +5,7 @@ See select.py. A mask is a bit for each lane, whatever the elements are that it 
 
 from __future__ import annotations
 
+from bisect import insort
 from typing import Any
 
 from ...ir.nodes import Op, Value
@@ -43,12 +44,47 @@ def _arithmetic(of_floats: str, of_integers: str, turned_floats: str = "", turne
     def rule(s: Any, op: Op) -> None:
         is_float = dtype_of(op.results[0]).is_float
         name, turned = (of_floats, turned_floats) if is_float else (of_integers, turned_integers)
-        if not is_float and _by_immediate(s, op, name):
+        if not is_float and (_added_product(s, op) or _by_immediate(s, op, name)):
             return
         left, right, swapped = _operands(s, op)
         name = f"{turned if swapped and turned else name}.v{scalar_kind(right)}"
         s.emit(named(s, name, op.results[0]), s.define(op.results[0]), left, right)
     return rule
+
+
+def defer_products(s: Any) -> None:
+    """Products of integers that only a sum reads wait for it, as an instruction does both (vmacc)."""
+    for op in s.function.walk():
+        if op.name != "add" or dtype_of(op.results[0]).is_float:
+            continue
+        for value in op.operands:
+            made = value.op
+            if made is not None and made.name == "mul" and s.uses.get(value) == 1 and value not in s.deferred \
+                    and s.block_of[value] is s.block_of.get(op.results[0]):
+                s.deferred[value] = made
+                for used in made.operands:
+                    used = s.alias.get(used, used)
+                    if used in s.uses_at:
+                        insort(s.uses_at[used], s.start[op])
+                break
+
+
+def _added_product(s: Any, op: Op) -> bool:
+    """Whether it was the sum of a product that waited."""
+    place = next((n for n, value in enumerate(op.operands) if value in s.deferred and value.op.name == "mul"), None)
+    if op.name != "add" or place is None:
+        return False
+    product = s.deferred[op.operands[place]]
+    left, right, _ = _operands(s, product)
+    total, result = op.operands[1 - place], op.results[0]
+    register, tied = s.tie(result, (total,) if total not in s.facts.scalars else ())
+    sums = s.new("vec") if tied < 0 and register in (left, right) else register
+    if tied < 0:
+        bring(s, total, sums)
+    s.emit(named(s, f"vmacc.v{scalar_kind(right)}", result), sums, right, left)
+    if sums is not register:
+        copy_row(s, register, sums)
+    return True
 
 
 def _by_immediate(s: Any, op: Op, name: str) -> bool:
