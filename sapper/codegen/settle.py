@@ -57,12 +57,20 @@ class _Settling:
     def expanded(self, body: Items) -> Items:
         """Each row has a word."""
         s = _Emitter(self.rows)
-        for item in body:
+        together: list[Any] = []
+        for place, item in enumerate(body):
             if isinstance(item, Label):
                 s.body.append(item)
                 continue
             s.location, s.comment = item.location, item.comment
-            if not self.family.expand(s, item):
+            kind = item.row.mnemonic
+            if kind in self.family.TOGETHER:
+                together.append(item.operands[0])
+                behind = body[place + 1] if place + 1 < len(body) else None
+                if not isinstance(behind, Instruction) or behind.row.mnemonic != kind:
+                    self.family.TOGETHER[kind](s, together)
+                    together = []
+            elif not self.family.expand(s, item):
                 s.body.append(item)
         return s.body
 

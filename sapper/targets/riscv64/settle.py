@@ -102,14 +102,27 @@ def _float_constant(s: Any, name: str, register: Any, number: int) -> None:
     s.emit(name, register, scratch)
 
 
-def _push(s: Any, store: str, register: Any) -> None:
-    _move_stack(s, -STACK_ALIGN_BYTES)
-    s.emit(store, s.memory(s.physical("gpr", STACK)), register)
+def _saved(s: Any, registers: list[Any]) -> list[tuple[Any, Any]]:
+    """Registers that are pushed one after the other, each with its place on the stack: the last lies lowest."""
+    stack = s.physical("gpr", STACK)
+    return [(register, s.memory(stack, disp=8 * place)) for place, register in enumerate(reversed(registers))][::-1]
 
 
-def _pop(s: Any, load: str, register: Any) -> None:
-    s.emit(load, register, s.memory(s.physical("gpr", STACK)))
-    _move_stack(s, STACK_ALIGN_BYTES)
+def _bytes_of(count: int) -> int:
+    return -(-8 * count // STACK_ALIGN_BYTES) * STACK_ALIGN_BYTES
+
+
+def _push(s: Any, registers: list[Any]) -> None:
+    _move_stack(s, -_bytes_of(len(registers)))
+    for register, memory in _saved(s, registers):
+        s.emit("sd" if register.kind == "gpr" else "fsd", memory, register)
+
+
+def _pop(s: Any, registers: list[Any]) -> None:
+    """The last that was pushed comes first."""
+    for register, memory in _saved(s, registers[::-1])[::-1]:
+        s.emit("ld" if register.kind == "gpr" else "fld", register, memory)
+    _move_stack(s, _bytes_of(len(registers)))
 
 
 _EXPANSIONS: dict[str, Callable[..., None]] = {
@@ -121,11 +134,11 @@ _EXPANSIONS: dict[str, Callable[..., None]] = {
     "undefined": lambda s, register: None,
     "add.stack": lambda s, stack, number: _move_stack(s, number.value),
     "sub.stack": lambda s, stack, number: _move_stack(s, -number.value),
-    "push.gpr": lambda s, register: _push(s, "sd", register),
-    "push.fpr": lambda s, register: _push(s, "fsd", register),
-    "pop.gpr": lambda s, register: _pop(s, "ld", register),
-    "pop.fpr": lambda s, register: _pop(s, "fld", register),
 }
+
+
+TOGETHER: dict[str, Callable[..., None]] = {"push": _push, "pop": _pop}
+"""By mnemonic: what is done with the registers of several instructions, one after the other."""
 
 
 def expand(s: Any, item: Any) -> bool:

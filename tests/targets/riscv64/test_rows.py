@@ -436,6 +436,15 @@ def test_far_memory(disp: int, lines: list[str]) -> None:
     assert settled(("ld", X[11], Memory(X[10], disp=disp))) == lines
 
 
+def test_registers_are_saved_together() -> None:
+    """The stack pointer stays a multiple of 16, and moves once; what was saved last comes back first."""
+    pushes = [("push.gpr", X[8]), ("push.gpr", X[9]), ("push.fpr", F)]
+    assert settled(*pushes) == ["addi sp, sp, -32", "sd s0, 16(sp)", "sd s1, 8(sp)", "fsd ft1, 0(sp)"]
+    pops = [("pop.fpr", F), ("pop.gpr", X[9]), ("pop.gpr", X[8]), ("ret",)]
+    assert settled(*pops) == ["fld ft1, 0(sp)", "ld s1, 8(sp)", "ld s0, 16(sp)", "addi sp, sp, 32", "ret"]
+    assert settled(("sub.stack", X[2], 5000)) == ["lui t6, 1048575", "addiw t6, t6, -904", "add sp, sp, t6"]
+
+
 def test_vectors_in_far_memory() -> None:
     assert settled(("vl1re8.v", V, Memory(X[10], disp=48))) == ["addi t6, a0, 48", "vl1re8.v v1, (t6)"]
     assert settled(("vl1re8.v", V, Memory(X[10], disp=5000))) == [
