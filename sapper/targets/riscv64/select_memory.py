@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir.nodes import Op, Value
+from ...ir.types import DType
 from .select_arithmetic import round_bfloat16, rounding_constants
 from .select_common import (
     Key,
@@ -32,7 +33,6 @@ WHOLE = frozenset(["f32", "f64", "i32", "i64", "b32"])
 """Dtypes of memory that are a row's own."""
 _WIDENING = {"bf16": "vzext.vf2.e32", "f16": "vfwcvt.f.f.v.e16", "i16": "vsext.vf2.e32", "i8": "vsext.vf4.e32",
              "u8": "vzext.vf4.e32", "bool": "vzext.vf4.e32"}
-_ZERO: Key = ("s", 4, 0)
 
 
 def widen(s: Any, name: str, source: Any, result: Value) -> None:
@@ -57,10 +57,10 @@ def _finish(s: Any, name: str, made: Any, result: Value) -> None:
         widen(s, name, made, result)
 
 
-def _none(s: Any) -> Any:
-    """A fresh register of zeros."""
+def _none(s: Any, dtype: DType) -> Any:
+    """A fresh register of zeros, as many as there are lanes, of at least 32 bits."""
     made = s.new("vec")
-    make_constant(s, _ZERO, made)
+    make_constant(s, number_key(max(4, dtype.size_bytes), 0), made)
     return made
 
 
@@ -69,7 +69,7 @@ def load(s: Any, op: Op) -> None:
     memory = s.address(op, 0)
     name = f"vle{dtype.bits}.v"
     if op.attributes.get("masked"):
-        mask, made = s.vector(op.operands[-1]), _none(s)
+        mask, made = s.vector(op.operands[-1]), _none(s, dtype)
         mask_on(s, mask)
         s.emit(f"{name}.masked", made, memory)
         _finish(s, dtype.name, made, result)
@@ -173,7 +173,7 @@ def gather(s: Any, op: Op) -> None:
     dtype = op.attributes["dtype"]
     masked = bool(op.attributes.get("masked"))
     mask = s.vector(op.operands[-1]) if masked else None
-    made = _none(s) if masked else apart(s)
+    made = _none(s, dtype) if masked else apart(s)
     memory = _offset_memory(s, op, 0)
     if masked:
         mask_on(s, mask)
@@ -204,9 +204,8 @@ def splat(s: Any, op: Op) -> None:
     result = op.results[0]
     dtype = dtype_of(result)
     if result in s.facts.scalars:
-        made = s.new("fpr" if dtype.is_float else "gpr")
-        source = s.scalar(op.operands[0])
-        s.emit({"f32": "fmv.w.x", "f64": "fmv.d.x"}.get(dtype.name, "mv"), made, source)
+        made = s.new("gpr")
+        s.emit("mv", made, s.scalar(op.operands[0]))
         s.registers[result] = made
         return
     number = s.constant_of(op.operands[0])
