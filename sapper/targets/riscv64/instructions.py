@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from . import meaning as m
-from .registers import LINK, STACK
+from .registers import LINK, PAIR, STACK
 from .rows import ANY, Row
 
 Meaning = Callable[..., Any]
@@ -312,7 +312,7 @@ class _Table:
     def vector_memory(self) -> None:
         """Elements of 8 to 64 bits, as many as there are lanes, whatever elements the processor is set to."""
         widths = {8: "000", 16: "101", 32: "110", 64: "111"}
-        pair = (("vec", 30), ("vec", 31))
+        pair = (("vec", PAIR), ("vec", PAIR + 1))
         for bits, width in widths.items():
             memory_bits, kind = min(bits * self.lanes, self.vector_bits), f"u{bits}"
             more: dict[str, Any] = {"element": ANY, "memory_bits": memory_bits, "vector_bits": self.vector_bits}
@@ -324,17 +324,22 @@ class _Table:
                    "load vector", dtypes=f"{kind} {kind}", masked=True, features=_V, **more)
             vector(f"vse{bits}.v", f"vse{bits}.v <Vd->, <mem=>", f"000000100000 {store}", m.same, "store vector",
                    dtypes=f"{kind} {kind}", features=_V, **more)
-            vector(f"vse{bits}.v.masked", f"vse{bits}.v <Vd->, <mem+>, v0.t", f"000000000000 {store}",
+            vector(f"vse{bits}.v.masked", f"vse{bits}.v <Vd->, <mem=>, v0.t", f"000000000000 {store}",
                    m.stored_where, "store vector", dtypes=f"{kind} {kind}", masked=True, features=_V, **more)
-            # By offsets of 64 bits for each lane, in v30, and v31 where a register does not hold them.
-            for masked, vm, mark in ((False, "1", ""), (True, "0", "+")):
-                name, end = (".masked", ", v0.t") if masked else ("", "")
-                alone: dict[str, Any] = more | {"element": bits if bits > 32 else 32, "masked": masked,
-                                                "implicit_reads": pair, "features": _V}
-                vector(f"vluxei64.v.{bits}{name}", f"vluxei64.v <Vd{mark}>, <mem>, v30{end}",
-                       f"000001{vm}11110 sssss 111 ddddd 0000111", None, "gather", **alone | {"element": bits})
-                vector(f"vsoxei64.v.{bits}{name}", f"vsoxei64.v <Vd->, <mem{mark or '='}>, v30{end}",
-                       f"000011{vm}11110 sssss 111 ddddd 0100111", None, "scatter", **alone | {"element": bits})
+            for masked, vm, name, end in ((False, "1", "", ""), (True, "0", ".masked", ", v0.t")):
+                mark = "+" if masked else ""
+                # From lane to lane so many bytes further.
+                vector(f"vlse{bits}.v{name}", f"vlse{bits}.v <Vd{mark}>, <mem>{end}", f"000010{vm}xxxxx {load}", None,
+                       "gather", masked=masked, features=_V, **more)
+                vector(f"vsse{bits}.v{name}", f"vsse{bits}.v <Vd->, <mem=>{end}", f"000010{vm}xxxxx {store}", None,
+                       "scatter", masked=masked, features=_V, **more)
+                # By offsets of 64 bits for each lane, in v30, and v31 where a register does not hold them. What is
+                # loaded may be in neither.
+                alone = more | {"element": bits, "masked": masked, "implicit_reads": pair, "features": _V}
+                vector(f"vluxei64.v.{bits}{name}", f"vluxei64.v <Vd+>, <mem>{end}",
+                       f"000001{vm}wwwww sssss 111 ddddd 0000111", None, "gather", **alone)
+                vector(f"vsoxei64.v.{bits}{name}", f"vsoxei64.v <Vd->, <mem=>{end}",
+                       f"000011{vm}wwwww sssss 111 ddddd 0100111", None, "scatter", **alone)
         more = {"element": 64, "vector_bits": self.vector_bits, "implicit_writes": pair, "features": _V}
         self.row("vsext.vf2.pair", "vsext.vf2 v30, <Vt>", "0100101 ttttt 00111 010 11110 1010111", None, "vector",
                  **more)

@@ -19,6 +19,10 @@ MASK = 0
 """v0, the only register that instructions under a mask take it from (30.5.3)."""
 
 
+PAIR = 30
+"""v30, and v31 with it: a row of 64-bit offsets, of as many lanes as a register has of 32 bits."""
+
+
 def register_name(kind: str, number: int, bits: int = 0) -> str:
     """The name of register `number` of `kind`, however many bits of it are used. Raises KeyError for a register that
     does not exist."""

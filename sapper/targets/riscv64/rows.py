@@ -7,14 +7,15 @@ Syntax: what GNU as takes, with operands in angle brackets: a letter for what it
 the word.
   <Xd> <Fd> <Vd>   general, float or vector register
   <#i> <#u>        immediate, signed or unsigned
-  <mem>            memory; its bits stand with the row. Scalars are at a register and 12 bits, vectors at a register
+  <mem>            memory; its bits stand with the row. Scalars are at a register and 12 bits, vectors at a register;
+                   an index is how far lanes lie apart, or where each lies
   <label>          where a jump goes
 A register in field d is written, others are read; behind the letter `=` says that it is written, `-` that it is read,
 `+` that it is read and written. Of memory `=` and `+` say the same, and `&` that only its address counts.
 Words: 32 characters of 0, 1 and fields' letters, the most significant first; letters of one field make its number in
 that order, but those of a distance, `b` of branches and `j` of jumps, as the manual has them (2.3); a capital repeats
 a field. Blanks mean nothing. Fields d, s and t are the manual's rd (vd), rs1 (vs1) and rs2 (vs2); `m` are the 12 bits
-of an address.
+of an address, `x` and `w` a general or vector register as its index.
 """
 
 from __future__ import annotations
@@ -88,11 +89,17 @@ class Word:
     def reaches(self, memory: Any, size_bytes: int) -> dict[str, int] | None:
         """What the word has for memory, by field; None if it is not reached so."""
         del size_bytes
-        base = memory.base
-        if memory.label is not None or memory.index is not None or memory.broadcast or base.kind != "gpr" \
+        base, index = memory.base, memory.index
+        if memory.label is not None or memory.broadcast or base.kind != "gpr" \
                 or not 0 <= base.number < COUNTS["gpr"]:
             return None
         found = {"s": base.number}
+        letter = "" if index is None else {"gpr": "x", "vec": "w"}.get(index.kind, "")
+        if (index is None) != self.fields.keys().isdisjoint("xw") or (letter and letter not in self.fields) \
+                or memory.scale != 1:
+            return None
+        if index is not None:
+            found[letter] = index.number
         places = self.fields.get("m")
         if places is None:
             return None if memory.disp else found

@@ -55,7 +55,8 @@ TIED = {"fma": (2, 0, 1), "add": (0, 1)}
 
 
 class Facts:
-    """What selection needs to know of one target, and what it notes for one function. scalars: see scalar_values."""
+    """What selection needs to know of one target, and what it notes for one function. scalars: see scalar_values. pair:
+    the offsets that v30 holds, and their scale, from place `pair_at` of the code on."""
 
     def __init__(self, s: Any, target: Any) -> None:
         self.features: frozenset[str] = target.features
@@ -73,6 +74,8 @@ class Facts:
         self.function = s.function
         self.scalars = scalar_values(s.function)
         self.keys: dict[Value, Key] = {}
+        self.pair: tuple[Value, int] | None = None
+        self.pair_at = 0
         self.arguments: Any = None
         self.worker: Any = None
         self.workers: Any = None
@@ -109,6 +112,7 @@ def folds(s: Any) -> dict[str, frozenset[int]]:
 def begin(s: Any) -> None:
     """Take over the arguments (a0 args block, a1 worker, a2 workers), those that are needed."""
     select_arithmetic.defer_products(s)
+    select_memory.defer_strides(s)
     needed, facts = s.names, s.facts
     for number, name, ops in zip(ARGUMENTS, ("arguments", "worker", "workers"), (
             {"arg", "tasks", "barrier"}, {"worker", "tasks"}, {"workers", "tasks", "barrier"}), strict=False):

@@ -71,9 +71,10 @@ def defer_products(s: Any) -> None:
 
 def _added_product(s: Any, op: Op) -> bool:
     """Whether it was the sum of a product that waited."""
-    place = next((n for n, value in enumerate(op.operands) if value in s.deferred and value.op.name == "mul"), None)
-    if op.name != "add" or place is None:
+    waiting = [value in s.deferred and s.deferred[value].name == "mul" for value in op.operands]
+    if op.name != "add" or True not in waiting:
         return False
+    place = waiting.index(True)
     product = s.deferred[op.operands[place]]
     left, right, _ = _operands(s, product)
     total, result = op.operands[1 - place], op.results[0]

@@ -6,10 +6,13 @@ move as many as there are lanes. Lanes that a mask leaves off touch no memory.
 
 from __future__ import annotations
 
+from bisect import insort
 from typing import Any
 
 from ...ir.nodes import Op, Value
 from ...ir.types import DType
+from ...lane.ops import ADDRESS_AT
+from .registers import PAIR
 from .select_arithmetic import round_bfloat16, rounding_constants
 from .select_common import (
     Key,
@@ -21,6 +24,7 @@ from .select_common import (
     deliver,
     dtype_of,
     element,
+    load_immediate,
     make_constant,
     mask_on,
     named,
@@ -156,28 +160,75 @@ def store_lane0(s: Any, op: Op) -> None:
     s.emit(STORES[dtype.size_bytes], s.address(op, 1), number)
 
 
-def _offset_memory(s: Any, op: Op, at: int) -> Any:
-    """The base of a gather or scatter; how far each lane lies from it is left in v30 (and v31), 64 bits each."""
-    base, offsets = s.scalar(op.operands[at]), row(s, op.operands[at + 1])
+def _stride(s: Any, offsets: Value) -> Value | int | None:
+    """How many bytes lanes lie apart, where offsets are so many times the lanes' numbers. What the lanes reach lies
+    less than 2 GiB apart (docs/ir.md), so that 32 bits of them are all."""
+    op = offsets.op
+    if op is None or op.name not in ("mul", "shl"):
+        return None
+    iota, others = [value.op is not None and value.op.name == "iota" for value in op.operands], op.operands
+    if True not in iota:
+        return None
+    if op.name == "shl":
+        return 1 << op.attributes["amount"] if "amount" in op.attributes else None
+    factor = others[1 - iota.index(True)].op
+    if factor is not None and factor.name == "splat":
+        number = s.constant_of(factor.operands[0])
+        return factor.operands[0] if number is None else int(number)
+    return int(factor.attributes["value"]) if factor is not None and factor.name == "splat_const" else None
+
+
+def defer_strides(s: Any) -> None:
+    """Offsets that are only read by what takes a stride are not computed; the stride is read in their place."""
+    strided: dict[Value, int] = {}
+    for op in s.function.walk():
+        if op.name in ("gather", "scatter") and op.attributes.get("scale", 1) == 1:
+            offsets = op.operands[ADDRESS_AT[op.name] + 1]
+            if _stride(s, offsets) is not None:
+                strided[offsets] = strided.get(offsets, 0) + 1
+    for offsets, count in strided.items():
+        stride = _stride(s, offsets)
+        if isinstance(stride, Value) and (places := s.uses_at.get(s.alias.get(stride, stride))) is not None:
+            for place in s.uses_at[offsets]:
+                insort(places, place)
+        if s.uses[offsets] == count:
+            s.deferred[offsets] = offsets.op
+
+
+def _offset_memory(s: Any, op: Op, at: int) -> tuple[Any, bool]:
+    """The memory of a gather or scatter, and whether its index is a stride. Else it is v30 (and v31): how far each lane
+    lies from the base, 64 bits each, which stay there for the next one."""
+    base, offsets = s.scalar(op.operands[at]), op.operands[at + 1]
     disp, scale = op.attributes.get("disp", 0), op.attributes.get("scale", 1)
     if disp:
         base, near = s.new("gpr"), base
         add_number(s, base, near, disp)
-    s.emit("vsext.vf2.pair", offsets)
-    if scale > 1:
-        s.emit("vsll.vi.pair", scale.bit_length() - 1)
-    return s.memory(base)
+    stride = _stride(s, offsets) if scale == 1 else None
+    if stride is not None:
+        if isinstance(stride, Value):
+            return s.memory(base, s.scalar(stride)), True
+        between = s.new("gpr")
+        load_immediate(s, between, stride)
+        return s.memory(base, between), True
+    facts, wanted = s.facts, (offsets, scale)
+    if facts.pair != wanted or not all(hasattr(item, "row") for item in s.body[facts.pair_at:]):
+        s.emit("vsext.vf2.pair", row(s, offsets))
+        if scale > 1:
+            s.emit("vsll.vi.pair", scale.bit_length() - 1)
+    facts.pair, facts.pair_at = wanted, len(s.body)
+    return s.memory(base, s.physical("vec", PAIR)), False
 
 
 def gather(s: Any, op: Op) -> None:
     dtype = op.attributes["dtype"]
     masked = bool(op.attributes.get("masked"))
     mask = s.vector(op.operands[-1]) if masked else None
-    made = _none(s, dtype) if masked else apart(s)
-    memory = _offset_memory(s, op, 0)
+    memory, strided = _offset_memory(s, op, 0)
+    made = _none(s, dtype) if masked else s.new("vec") if strided else apart(s)
     if masked:
         mask_on(s, mask)
-    s.emit(f"vluxei64.v.{dtype.bits}{'.masked' * masked}", made, memory)
+    name = f"vlse{dtype.bits}.v" if strided else f"vluxei64.v.{dtype.bits}"
+    s.emit(name + ".masked" * masked, made, memory)
     _finish(s, dtype.name, made, op.results[0])
 
 
@@ -185,10 +236,11 @@ def scatter(s: Any, op: Op) -> None:
     packed = _packed(s, op, op.operands[0])
     masked = bool(op.attributes.get("masked"))
     mask = s.vector(op.operands[-1]) if masked else None
-    memory = _offset_memory(s, op, 1)
+    memory, strided = _offset_memory(s, op, 1)
     if masked:
         mask_on(s, mask)
-    s.emit(f"vsoxei64.v.{op.attributes['dtype'].bits}{'.masked' * masked}", memory, packed)
+    bits = op.attributes["dtype"].bits
+    s.emit((f"vsse{bits}.v" if strided else f"vsoxei64.v.{bits}") + ".masked" * masked, memory, packed)
 
 
 def prefetch(s: Any, op: Op) -> None:

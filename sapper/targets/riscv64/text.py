@@ -33,7 +33,8 @@ def _operand(found: Any, operand: Any, vector: bool, spell: Callable[[str], str]
     if operand.kind == "label":
         return spell(found.name)
     if operand.kind == "mem":
-        return f"{'' if vector and not found.disp else found.disp}({_register(found.base)})"
+        place = f"{'' if vector and not found.disp else found.disp}({_register(found.base)})"
+        return place if found.index is None else f"{place}, {_register(found.index)}"
     return _register(found)
 
 

@@ -67,7 +67,9 @@ def operands_of(row: Row, choose: random.Random) -> list[Any]:
         else:
             places = len(row.words[0].fields.get("m", ()))
             disp = choose.randrange(-2048, 2048) // (1 << 12 - places) * (1 << 12 - places) if places else 0
-            made.append(Memory(Register("gpr", choose.randrange(32)), disp=disp))
+            fields = row.words[0].fields
+            kind = "gpr" if "x" in fields else "vec" if "w" in fields else ""
+            made.append(Memory(Register("gpr", choose.randrange(32)), Register(kind, 30) if kind else None, disp=disp))
     return made
 
 
@@ -121,7 +123,7 @@ PLACE_BYTES = 64
 BASE, OTHER = 5, 6
 """General registers with the address of a case's data, and of its memory operand."""
 NOT_RUN = re.compile(r"j|jalr|b(eq|ne|lt|ge|gt|le)z?|ret|ecall|pause|fence|prefetch.*|push.*|pop.*|.*\.stack|undefined"
-                     r"|vsetivli.*|.*\.pair|vluxei64.*|vsoxei64.*|vmv1r.v.mask")
+                     r"|vsetivli.*|.*\.pair|vluxei64.*|vsoxei64.*|vlse.*|vsse.*|vmv1r.v.mask")
 
 
 class Case(NamedTuple):
@@ -240,7 +242,7 @@ def meant(case: Case) -> list[bytes]:
     for form, operand, data, dtype in zip(row.operands, case.operands, case.held, operand_dtypes(row), strict=True):
         if form.kind == "imm":
             reads.append(operand.value)
-        elif data is not None and form.reads:
+        elif data is not None and (form.reads or row.masked):      # what a mask leaves off stays in memory
             reads.append(elements(row, data, dtype) if dtype else int.from_bytes(data, "little"))
     if row.masked:
         reads.append(elements(row, case.mask.to_bytes(8, "little"), "m"))
