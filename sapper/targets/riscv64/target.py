@@ -14,7 +14,7 @@ from ..plain import PlainTarget
 
 KIB, MIB = 1024, 1024 * 1024
 
-RVA22_V = frozenset({"v", "zba", "zbb", "zfhmin", "zicbop", "zvfhmin"})
+RVA22_V = frozenset({"v", "zbb", "zfhmin", "zicbop", "zvfhmin"})
 """RVA22 with V and Zvfhmin, as far as generated code uses it: all of it is mandatory in RVA23."""
 
 

@@ -3,6 +3,7 @@ ones."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -15,18 +16,22 @@ import sapper as sp
 from sapper import Tensor, each, f32, i32, i64, tiles, zeros
 from sapper.codegen.machine import Instruction
 from sapper.emulate.riscv import PROGRAM
+from sapper.ir.scratch import scratch_bytes
 from sapper.kernels import find, library
 from sapper.kernels.record import LibraryKernel
 from sapper.lang.errors import KernelError
+from sapper.targets import target
 from sapper.targets.riscv64.rows import NOP
 from sapper.tile.rounding import expect
 from tests.codegen.run_native import threads_of
 from tests.kernels.shapes import interpreted
+from tests.lane.run_lane import argument_words, dims_of
 from tests.lang.test_random_kernels import kernel_of
 from tests.strategies import KernelCase, assert_expected, assert_meaning, examples, kernels, reject_unbuildable
 from tests.strategies.nests import TILE_SIZES, hints, nests
 from tests.strategies.sums import arguments_of_sums, sums
 
+from .by_meaning import run_by_meaning
 from .machine import compile_for, run_emulated
 from .test_rows import ASSEMBLER, assembled
 
@@ -52,6 +57,28 @@ def test_library_kernel(place: int) -> None:
         assert made.code_bytes
         return
     run_emulated(entry.kernel.tile_ir(), arguments, threads_of(entry.name), name, large, at_end=place % 3 > 0)
+    wrong = entry.compare(arguments, expected)
+    assert wrong is None, (shape, wrong)
+
+
+BY_MEANING = ("softmax_bf16", "matmul_nn_f32", "matmul_nt_i8", "matmul_tn_bf16", "attention_f16_128", "gather_f32",
+              "rope_half_split", "rms_norm_quantize", "matvec_q4m", "dequantize_q4", "quantize_rows", "sample")
+
+
+@pytest.mark.parametrize("place", range(len(BY_MEANING)), ids=BY_MEANING)
+def test_library_kernel_by_the_meanings_of_rows(place: int) -> None:
+    """Without an emulator, at a shape of middling size: code, what vectors are set to, and the frame."""
+    entry, name = find(BY_MEANING[place]), TARGETS[place % 2]
+    shapes = sorted((s for s in entry.check_shapes if all(s.values())), key=lambda s: math.prod(s.values()))
+    shape = shapes[len(shapes) // 3]
+    arguments = entry.make_arguments(np.random.default_rng(place), shape)
+    with np.errstate(all="ignore"):
+        expected = entry.reference(arguments)
+    function = entry.kernel.tile_ir()
+    made, lane = compile_for(function, arguments, name, dict.fromkeys(function.attributes["dims"], 512))
+    run_by_meaning(made.machine, target(name).vector_bits, lambda buffers: argument_words(
+        function, lane.attributes["slots"], arguments, lambda name: buffers.add_array(arguments[name])),
+        scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
     wrong = entry.compare(arguments, expected)
     assert wrong is None, (shape, wrong)
 

@@ -1,5 +1,5 @@
-"""What selection for RISC-V makes of each lane op: run on the emulator against the lane interpreter; and what it
-refuses."""
+"""What selection for RISC-V makes of each lane op: run by the rows' meanings and on the emulator, against the lane
+interpreter; and what it refuses."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.ops import CONDITIONS, LANE_OPS
 from sapper.targets import target
 from tests.codegen.test_select import ALWAYS_SPLIT, OF_THREADS, STRUCTURE
+
+from .by_meaning import run_by_meaning
 
 ARRAYS = {"f": np.float32, "i": np.int32, "d": np.float64, "w": np.int64, "h": np.float16, "b": np.uint8,
           "o": np.int32, "y": np.uint8}
@@ -311,10 +313,11 @@ def same(found: np.ndarray, wanted: np.ndarray) -> bool:
     return False
 
 
-@pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
+@pytest.mark.parametrize("emulated", [False, pytest.param(True, marks=pytest.mark.skipif(
+    shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed"))], ids=["by meaning", "emulated"])
 @pytest.mark.parametrize("name", ["rva23u64", "spacemit-x60"])
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-def test_each_op_computes_what_the_interpreter_does(name: str, wide: bool) -> None:
+def test_each_op_computes_what_the_interpreter_does(name: str, wide: bool, emulated: bool) -> None:
     facts, wrong = target(name), []
     for p in probes(name, wide):
         wanted, found = arrays(3), arrays(3)
@@ -325,7 +328,10 @@ def test_each_op_computes_what_the_interpreter_does(name: str, wide: bool) -> No
         def words_of(buffers: Buffers, found: dict[str, np.ndarray] = found) -> list[int]:
             return [buffers.add_array(found[array]) for array in ARRAYS]
 
-        run_code(made.bytes, words_of, 0, vector_bits=facts.vector_bits)
+        if emulated:
+            run_code(made.bytes, words_of, 0, vector_bits=facts.vector_bits)
+        else:
+            assert run_by_meaning(made.machine, facts.vector_bits, words_of, 0) > 0
         assert len(p.names) <= PROBES
         for number, probe in enumerate(p.names):
             at = slice(PROBE_BYTES * number, PROBE_BYTES * (number + 1))
