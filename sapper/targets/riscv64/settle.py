@@ -55,24 +55,18 @@ def load_number(s: Any, register: Any, number: int) -> None:
         s.emit("addi", register, register, low)
 
 
-def _far(s: Any, base: Any, disp: int, most: int = 2047) -> Any:
-    """Memory at x31, which is base + disp but for a rest that a word can say (none if `most` is 0)."""
-    scratch = s.physical("gpr", SCRATCH)
-    if _short(disp):
-        s.emit("addi", scratch, base, disp)
-        return s.memory(scratch)
-    rest = (disp + 2048) % 4096 - 2048 if most else 0
-    load_number(s, scratch, disp - rest)
-    s.emit("add", scratch, scratch, base)
-    return s.memory(scratch, disp=rest)
-
-
 def _reach(s: Any, item: Any, place: int) -> None:
-    """The same with an address that its word holds."""
-    memory = item.operands[place]
-    vector = not item.row.words[0].fields.get("m")
-    operands = list(item.operands)
-    operands[place] = _far(s, memory.base, memory.disp, 0 if vector else 2047)
+    """The same with an address that its word holds: x31, and the lower bits of the distance where it has some."""
+    memory, operands = item.operands[place], list(item.operands)
+    scratch, rest = s.physical("gpr", SCRATCH), 0
+    if _short(memory.disp):
+        s.emit("addi", scratch, memory.base, memory.disp)
+    else:
+        if "m" in item.row.words[0].fields:
+            rest = (memory.disp + 2048) % 4096 - 2048
+        load_number(s, scratch, memory.disp - rest)
+        s.emit("add", scratch, scratch, memory.base)
+    operands[place] = s.memory(scratch, disp=rest)
     s.emit(item.row.name, *operands)
 
 
@@ -148,7 +142,8 @@ def expand(s: Any, item: Any) -> bool:
         made(s, *item.operands)
         return True
     place = next((place for place, form in enumerate(item.row.operands) if form.kind == "mem"), None)
-    if place is None or item.row.words[0].reaches(item.operands[place], 0) is not None:
+    if place is None or item.operands[place].index is not None \
+            or item.row.words[0].reaches(item.operands[place], 0) is not None:
         return False
     _reach(s, item, place)
     return True
