@@ -113,7 +113,7 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
     else:
         from ..emulate import code_runner
 
-        extra["run_code"], mend = code_runner(target.family)
+        extra["run_code"], mend = code_runner(target)
     try:
         result = check_kernel(found.kernel, target, seed, runs, schedule, on_case=tell, **extra).to_json()
     except (ScheduleError, CommandError):  # of the caller, not of the kernel

@@ -16,7 +16,8 @@ from .explain import measured_lines, remarks
 from .explain_outline import assembled_lines, bank_lines, registers_line
 
 _PLACE = "__FACTS__"
-COLOURS = {"gpr": "gpr", "vec": "vec", "mask": "mask", "wide": "gpr", "half": "vec", "pred": "mask", "near": "near"}
+COLOURS = {"gpr": "gpr", "vec": "vec", "mask": "mask", "fpr": "mask", "wide": "gpr", "half": "vec", "pred": "mask",
+           "near": "near"}
 """Kind of a column -> its colour's name in the page."""
 
 
@@ -55,7 +56,7 @@ def _register_view(facts: Mapping[str, Any]) -> View:
         [(title, [loop[key] for loop in loops]) for title, key in (
             ("ports", "port_cycles"), ("latency", "latency_cycles"), ("front end", "front_end_cycles"))],
         ("Ports", [loop["ports"] for loop in loops]),
-        legend=[("gpr", "general"), ("vec", "vector"), ("mask", "mask")])
+        legend=[("gpr", "general"), ("vec", "vector"), ("mask", "float" if "fpr" in facts["kinds"] else "mask")])
 
 
 def _outline_view(facts: Mapping[str, Any]) -> View:

@@ -87,6 +87,15 @@ def encoded(machine: MachineFunction, target: Any, checked: bool = True) -> Enco
     return encode(machine, target.features if checked else None)
 
 
+def settle_vectors(machine: MachineFunction, registers: Any, target: Any, lanes: int) -> None:
+    """In place: each row has a word, and vectors are set to elements, where a target asks for that. registers: its
+    facts. lanes: of the function's rows."""
+    if target.vector_state:
+        from .settle import settle
+
+        settle(machine, registers, target, lanes)
+
+
 def counters_of(function: Function) -> int:
     """How many task counters a function uses, at least 1 if it has a barrier."""
     used = 0
@@ -130,6 +139,7 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
 
         check(selected, machine, allocation.origin, registers)
     peephole(machine, registers)
+    settle_vectors(machine, registers, target, function.attributes["lanes"])
     code = encoded(machine, target)
     return CompiledCode(
         function.name, code.code, code.code_bytes, code.align_bytes, code.line_table, machine.frame_bytes,

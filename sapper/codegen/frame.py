@@ -29,8 +29,8 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
     """
     saved, wide, align_bytes = _needs(function, abi)
     prologue, epilogue = _ends(abi, saved, function.frame_bytes, align_bytes)
-    if wide:
-        epilogue.insert(0, Instruction(abi.frame_row("vzeroupper"), [], comment="frame"))
+    if wide and (cleans := abi.frame_row("vzeroupper")) is not None:
+        epilogue.insert(0, Instruction(cleans, [], comment="frame"))
     if prologue or epilogue:
         _insert(function, abi, prologue, epilogue, origin)
 

@@ -102,7 +102,8 @@ class Abi(Protocol):
     and from the frame. counts: how many registers of each kind
     there are, allocatable or not. full_bits: the widest register of each kind. stack_pointer, frame_scratch: (kind,
     number); frame_scratch is free on entry and at a return. entry_bytes: how far the stack pointer is below a multiple
-    of 16 on entry. push_bytes: what one push takes off it.
+    of 16 on entry. push_bytes: what one push takes off it. issue: how many instructions enter in a cycle, and how many
+    may wait for what they read while others go on.
     move_bits: names of rows that copy so many low bits of register operand 1 to register operand 0, zero the rest and
     do nothing else. idioms: names of rows whose result is a constant when all registers are the same, with the last
     immediate needed for it or None. facts_table: made by the passes, for them to keep here; None at first.
@@ -117,6 +118,7 @@ class Abi(Protocol):
     frame_scratch: tuple[str, int]
     entry_bytes: int
     push_bytes: int
+    issue: tuple[int, int]
     move_bits: Mapping[str, int]
     idioms: Mapping[str, int | None]
     facts_table: Any
@@ -165,7 +167,7 @@ class FactsTable(dict[Any, RowFacts]):
         facts = self[row] = RowFacts(
             row.name,
             tuple(_ROLES.get(o.role, 0) for o in operands),
-            tuple(o.bits if o.kind in ("gpr", "vec", "mask", "tile") else o.index_bits for o in operands),
+            tuple(o.bits if o.kind in ("gpr", "fpr", "vec", "mask", "tile") else o.index_bits for o in operands),
             tuple(row.implicit_reads),
             tuple(row.implicit_writes),
             _CONTROL[row.control],

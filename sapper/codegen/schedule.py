@@ -8,10 +8,10 @@ not. A block is given a new order only if the model finds it faster, and if it w
 order, or one fewer than there are. A jump stays last, and so does the comparison right before it, which some
 processors join with it.
 
-The model: each instruction starts when its inputs are there and its unit is free; `ISSUE_WIDTH` enter in a cycle, in
-order, and at most `QUEUE` wait at a time, so the processor itself runs that far ahead and only blocks with longer
-waits than that gain anything. Latencies, throughputs and ports are the rows'. An instruction moves up past at most
-`WINDOW` others, so that what runs ahead (loads, mostly) is a little ahead.
+The model: each instruction starts when its inputs are there and its unit is free; so many enter in a cycle, in order,
+and at most so many wait at a time (`issue` of the register facts), so the processor itself runs that far ahead and only
+blocks with longer waits than that gain anything. Latencies, throughputs and ports are the rows'. An instruction moves
+up past at most `WINDOW` others, so that what runs ahead (loads, mostly) is a little ahead.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ from .liveness import Flow
 from .machine import Instruction, MachineFunction, Memory
 from .row_facts import READ, WRITE, Abi, RowFacts, facts_table
 
-ISSUE_WIDTH = 6
-QUEUE = 48
-"""Zen 4 has two queues of 32 for vector operations and four of 24 for the rest; half of that is taken, since blocks
-follow each other and the order across them is not seen here."""
 WINDOW = 24
 GAIN = 0.97
 """A new order must take less than this part of the old one's cycles."""
@@ -92,7 +88,8 @@ def _flows_well(
     starts: list[float] = []
     entered = 0.0
     end = longest = 0.0
-    step = 1.0 / ISSUE_WIDTH
+    width, queue = abi.issue
+    step = 1.0 / width
     uses, writes, changes = flow.uses, flow.writes, flow.changes
     for place in range(start, stop):
         if place in moves:
@@ -133,8 +130,8 @@ def _flows_well(
             longest = depth
         starts.append(begin)
         entered += step
-        if len(starts) >= QUEUE and starts[-QUEUE] > entered:
-            entered = starts[-QUEUE]
+        if len(starts) >= queue and starts[-queue] > entered:
+            entered = starts[-queue]
     bound = max(longest, max(busy.values(), default=0.0), len(starts) * step)
     # The last result of a block that is bound by a unit comes a latency after the unit is done.
     return end * GAIN <= bound + 4.0
@@ -158,13 +155,14 @@ def _movable_end(function: MachineFunction, start: int, stop: int, abi: Abi) -> 
     return stop
 
 
-def _issue(made: Dependences, order: list[int] | range) -> float:
+def _issue(made: Dependences, order: list[int] | range, issue: tuple[int, int]) -> float:
     """Cycles until the last result is there, when the instructions enter in this order."""
+    width, queue = issue
     ready = [0.0] * len(made.cost)
     unit_free: dict[Any, float] = {}
     starts: list[float] = []
     entered = end = 0.0
-    step = 1.0 / ISSUE_WIDTH
+    step = 1.0 / width
     for number in order:
         cost = made.cost[number]
         begin = ready[number]
@@ -177,8 +175,8 @@ def _issue(made: Dependences, order: list[int] | range) -> float:
                 begin = free
             starts.append(begin)
             entered += step
-            if len(starts) >= QUEUE and starts[-QUEUE] > entered:
-                entered = starts[-QUEUE]
+            if len(starts) >= queue and starts[-queue] > entered:
+                entered = starts[-queue]
         for other, cycles in made.after[number]:
             if begin + cycles > ready[other]:
                 ready[other] = begin + cycles
@@ -225,13 +223,13 @@ def _reorder(
     live_before = made.live
     limits = registers.limits
     old = range(stop - start)
-    enough = GAIN * _issue(made, old)
+    enough = GAIN * _issue(made, old, abi.issue)
     if max(made.height) > enough:
         return None  # no order is faster than the longest chain
     old_most = _pressure(made, old, live_before)
     allowed = [max(a, b) for a, b in zip(limits, old_most, strict=False)]
-    order = _list_schedule(made, stop - start, live_before, allowed)
-    if _issue(made, order) > enough:
+    order = _list_schedule(made, stop - start, live_before, allowed, abi.issue[0])
+    if _issue(made, order, abi.issue) > enough:
         return None
     new_most = _pressure(made, order, live_before)
     if any(new > most for new, most in zip(new_most, allowed, strict=False)):
@@ -239,7 +237,7 @@ def _reorder(
     return order
 
 
-def _list_schedule(made: Dependences, size: int, live_before: list[int], limits: list[int]) -> list[int]:
+def _list_schedule(made: Dependences, size: int, live_before: list[int], limits: list[int], width: int) -> list[int]:
     """Take at each step, of the instructions whose inputs are there, the one with the longest chain behind it.
 
     One that would want more registers than the limit waits until a register is free, or nothing else can go on.
@@ -255,7 +253,7 @@ def _list_schedule(made: Dependences, size: int, live_before: list[int], limits:
     done = [False] * size
     first_open = 0  # all before it are done
     now = 0.0
-    step = 1.0 / ISSUE_WIDTH
+    step = 1.0 / width
     order: list[int] = []
     beyond: list[int] = []  # ready, but more than a window ahead; heaps all three
     pending: list[tuple[float, int]] = [(0.0, number) for number in range(size) if not waits_for[number]]

@@ -22,7 +22,8 @@ CODE_ALIGN_BYTES = 16
 def encode(function: MachineFunction, target: Any, checked: bool = True) -> EncodedCode:
     """Raises EncodeError for an instruction that no word of its row holds, and if `checked` for one that the target
     lacks."""
-    size, nop = target.word_bytes, _rows_of(target).NOP
+    rows = _rows_of(target)
+    size, nop, unit = target.word_bytes, rows.NOP, rows.DISTANCE_BYTES
     offsets: list[int] = []
     labels: dict[str, int] = {}
     at, align = 0, CODE_ALIGN_BYTES
@@ -46,7 +47,7 @@ def encode(function: MachineFunction, target: Any, checked: bool = True) -> Enco
             if checked and not item.row.features <= target.features:
                 raise EncodeError(f"row {item.row.name}: found the target {target.name}; expected one with "
                                   f"{', '.join(sorted(item.row.features - target.features))}")
-            code[offset:offset + size] = _word(item, offset, labels).to_bytes(size, "little")
+            code[offset:offset + size] = _word(item, offset, labels, unit).to_bytes(size, "little")
             if item.location is not None and (not lines or lines[-1][1] != item.location):
                 lines.append((offset, item.location))
     for label, (_, content) in function.constants.items():
@@ -64,11 +65,12 @@ def _rows_of(target: Any) -> Any:
     return module_of(target.family, "rows")
 
 
-_CLASSES: dict[str, type] = {"gpr": Register, "vec": Register, "mem": Memory, "imm": Immediate, "label": LabelReference}
+_CLASSES: dict[str, type] = {"gpr": Register, "fpr": Register, "vec": Register, "mem": Memory,
+                            "imm": Immediate, "label": LabelReference}
 
 
-def _word(item: Instruction, offset: int, labels: dict[str, int]) -> int:
-    """The word of one instruction that lies at `offset`."""
+def _word(item: Instruction, offset: int, labels: dict[str, int], unit: int) -> int:
+    """The word of one instruction that lies at `offset`. unit: bytes that distances are counted by."""
     row, found = item.row, item.operands
     if len(found) != len(row.operands):
         raise EncodeError(f"row {row.name}: found {len(found)} operands; expected {len(row.operands)}: {row.syntax}")
@@ -99,10 +101,11 @@ def _word(item: Instruction, offset: int, labels: dict[str, int]) -> int:
         if "l" in way.fields:
             assert distance is not None
             bits = len(way.fields["l"])
-            if not -1 << bits - 1 <= distance // 4 < 1 << bits - 1:
-                raise EncodeError(f"row {row.name}: found a distance of {distance} bytes; expected {bits + 2} bits, "
+            if not -1 << bits - 1 <= distance // unit < 1 << bits - 1:
+                reach = bits + unit.bit_length() - 1
+                raise EncodeError(f"row {row.name}: found a distance of {distance} bytes; expected {reach} bits, "
                                   "signed; mend: a smaller function")
-            reached = reached | {"l": distance // 4 & (1 << bits) - 1}
+            reached = reached | {"l": distance // unit & (1 << bits) - 1}
         word: int | None = way.with_codes(codes | reached)
         if word is not None:
             return word

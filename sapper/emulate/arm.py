@@ -1,34 +1,27 @@
 """AArch64 machine code on an emulator that others wrote: Unicorn, which is QEMU's translator as a library.
 
-Enters: code as docs/ir.md says that it is called, and arguments. Leaves: arrays as the code left them. Holds: each
-buffer lies in pages of its own, between pages that can't be reached, so an access beyond one is a fault that says
-where; what a function has to leave as it found it (Procedure Call Standard, IHI 0055, 6.1) is compared. Needs the extra
-`arm`.
+Enters: code as docs/ir.md says that it is called, and arguments. Leaves: arrays as the code left them. Holds: buffers
+lie as laid_out.py says, so an access beyond one is a fault, of which it is said where; what a function has to leave as
+it found it (Procedure Call Standard, IHI 0055, 6.1) is compared. Needs the extra `arm`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
-from ..ir.scratch import scratch_bytes
-from ..runtime.arguments import Binding, Signature, fill_words
+from ..runtime.arguments import Binding, Signature
 from ..runtime.compiled import CompiledKernel
 from ..targets.aarch64.abi import CALLEE_SAVED, CALLEE_SAVED_VECTORS
 from ..targets.aarch64.registers import LINK
 from .errors import DeadlockError, EmulationError, MemoryFault
+from .laid_out import LOW, PAGE_BYTES, WordsOf, bound, whole_pages, with_arguments
 
-PAGE_BYTES = 4096
-CODE_AT, BUFFERS_AT, STACK_AT, RETURN_AT = 0x10_0000, 0x1000_0000, 0x70_0000_0000, 0x7F_0000_0000
+CODE_AT, STACK_AT, RETURN_AT = 0x10_0000, 0x70_0000_0000, 0x7F_0000_0000
 STACK_BYTES = 64 * PAGE_BYTES
-SYNC_BYTES = 1024
-"""Of the sync block (docs/ir.md)."""
 STEPS, MOST_STEPS = 997, 50_000_000
 """Instructions that a core runs before the next one's turn, and that all of a call may take."""
-_LOW = (1 << 64) - 1
 
 
 class Core:
@@ -61,7 +54,7 @@ class Core:
         for kept, number, mark in self._kept():
             self.uc.reg_write(kept[number], mark)
         for number, value in enumerate(arguments):
-            self.uc.reg_write(self.general[number], value & _LOW)
+            self.uc.reg_write(self.general[number], value & LOW)
 
     def step(self, count: int) -> bool:
         """Some instructions; whether the code is still on its way. Raises MemoryFault, EmulationError."""
@@ -75,7 +68,7 @@ class Core:
         if self.at != RETURN_AT:
             return True
         for kept, number, mark in self._kept():
-            if self.uc.reg_read(kept[number]) & _LOW != mark:
+            if self.uc.reg_read(kept[number]) & LOW != mark:
                 name = f"{'x' if kept is self.general else 'd'}{number}"
                 raise EmulationError(f"found {name} changed at the return; expected what the caller had there")
         if self.uc.reg_read(self.names.UC_ARM64_REG_SP) != STACK_AT + STACK_BYTES:
@@ -88,60 +81,10 @@ class Core:
                 *((self.vectors, n, 0xF00D_0000 + n) for n in CALLEE_SAVED_VECTORS)]
 
 
-def whole_pages(size_bytes: int) -> int:
-    return max(1, -(-size_bytes // PAGE_BYTES)) * PAGE_BYTES
-
-
-class Buffers:
-    """Memory in pages of its own, with pages that nobody has between. at_end: arrays end with their pages, else they
-    begin with them."""
-
-    def __init__(self, at_end: bool = True) -> None:
-        self.at_end = at_end
-        self.next = BUFFERS_AT
-        self.memory: list[tuple[int, Any]] = []
-        self.arrays: list[tuple[Any, Any]] = []
-
-    def add(self, size_bytes: int, align_bytes: int = 1) -> tuple[int, Any]:
-        """So many bytes: their address, and the bytes, all ones."""
-        whole = whole_pages(size_bytes)
-        room = np.full(whole + PAGE_BYTES, 0xFF, np.uint8)
-        start = -room.ctypes.data % PAGE_BYTES
-        pages = room[start:start + whole]
-        address, self.next = self.next, self.next + whole + PAGE_BYTES
-        self.memory.append((address, pages))
-        offset = (whole - size_bytes) // align_bytes * align_bytes if self.at_end else 0
-        return address + offset, pages[offset:offset + size_bytes]
-
-    def add_array(self, array: Any) -> int:
-        """The address of the first element of a copy, which lies as the array does; `give_back` copies it back."""
-        low = high = 0
-        for extent, stride in zip(array.shape, array.strides, strict=True):
-            low, high = low + min(0, (extent - 1) * stride), high + max(0, (extent - 1) * stride)
-        size = high - low + array.itemsize if array.size else 0
-        address, held = self.add(size, max(1, array.itemsize))
-        if size:
-            view = np.ndarray(array.shape, array.dtype, held, -low, array.strides)
-            view[...] = array
-            self.arrays.append((array, view))
-        return address - low
-
-    def give_back(self) -> None:
-        for array, view in self.arrays:
-            if array.flags.writeable:
-                array[...] = view
-
-
-def run_code(code: bytes, words_of: Callable[[Buffers], Sequence[int]], scratch: int, workers: int = 1,
-             at_end: bool = True) -> None:
-    """Run a kernel's code. words_of: adds arrays to the buffers and gives the words of the argument block from word 3
-    on. scratch: bytes of each worker. Raises EmulationError and its kin, ModuleNotFoundError without `unicorn`."""
-    buffers = Buffers(at_end)
-    each = max(64, scratch)
-    first, _ = buffers.add(each * workers, 64)
-    sync, held = buffers.add(SYNC_BYTES, 64)
-    held[:] = 0
-    words = buffers.add_array(np.array([w & _LOW for w in (first, each, sync, *words_of(buffers))], np.uint64))
+def run_code(code: bytes, words_of: WordsOf, scratch: int, workers: int = 1, at_end: bool = True) -> None:
+    """Run a kernel's code. words_of, scratch: see laid_out.py. Raises EmulationError and its kin, ModuleNotFoundError
+    without `unicorn`."""
+    buffers, words = with_arguments(words_of, scratch, workers, at_end)
     cores = [Core(code, buffers.memory) for _ in range(workers)]
     for number, core in enumerate(cores):
         core.begin(words, number, workers)
@@ -159,19 +102,5 @@ def run_code(code: bytes, words_of: Callable[[Buffers], Sequence[int]], scratch:
 def run_compiled(compiled: CompiledKernel, signature: Signature, binding: Binding, arguments: Mapping[str, Any],
                  workers: int = 1) -> None:
     """Run a compiled kernel on bound arguments, by name; arrays take what it wrote. Raises as `run_code`."""
-    names = [parameter.name for parameter in signature.parameters]
-
-    def words_of(buffers: Buffers) -> list[int]:
-        added: dict[int, int] = {}
-
-        def address_of(position: int) -> int:
-            if position not in added:
-                given = arguments[names[position]]
-                added[position] = buffers.add_array(getattr(given, "data", given) if not isinstance(given, np.ndarray)
-                                                    else given)
-            return added[position]
-
-        return fill_words(signature, compiled.slots, binding, address_of)
-
-    run_code(compiled.code, words_of, scratch_bytes(compiled.scratch, binding.dims),
-             workers if compiled.counters else 1)
+    words_of, scratch = bound(compiled, signature, binding, arguments)
+    run_code(compiled.code, words_of, scratch, workers if compiled.counters else 1)

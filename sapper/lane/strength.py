@@ -68,6 +68,9 @@ def _split(block: Block, op: Op) -> int:
     masks = {number for inner in body.ops if inner.name == "s_and" and counter in inner.operands
              for number in map(constant, inner.operands) if number is not None}
     size = next((-mask for mask in sorted(masks) if mask < 0 and -mask - 1 in masks and -mask & -mask - 1 == 0), 0)
+    if size and step % size == 0 and _is_multiple(op.operands[0], size):
+        _begin_at_blocks(body, counter, size)
+        return 0
     if size <= step or size % step or not _is_multiple(op.operands[0], size):
         return 0
     # Over the blocks: the same values carried, the counter of the block in place of the loop's.
@@ -90,6 +93,18 @@ def _split(block: Block, op: Op) -> int:
     op.blocks = [outer]
     op.attributes = {**op.attributes, "step": size}
     return 1
+
+
+def _begin_at_blocks(body: Block, counter: Value, size: int) -> None:
+    """The counter of a loop is always where a block begins."""
+    none = Op("s_const", [], (S64,), {"value": 0}, None, None)
+    for inner in body.ops:
+        if inner.name == "s_and" and counter in inner.operands:
+            if any(constant(operand) == -size for operand in inner.operands):
+                _replace(body, inner.result, counter)
+            elif any(constant(operand) == size - 1 for operand in inner.operands):
+                _replace(body, inner.result, none.result)
+    body.ops.insert(0, none)
 
 
 def _replace(block: Block, old: Value, new: Value) -> None:

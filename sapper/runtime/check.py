@@ -554,7 +554,7 @@ class _Made:
         """Machine code, made with only some of the steps that may be left out. Raises _Wrong."""
         from ..codegen.allocate import allocate
         from ..codegen.check import CheckError, check
-        from ..codegen.compile import counters_of, encoded, rules_of
+        from ..codegen.compile import counters_of, encoded, rules_of, settle_vectors
         from ..codegen.frame import finish_frame
         from ..codegen.peephole import peephole
         from ..codegen.pipeline import pieces_in
@@ -584,6 +584,7 @@ class _Made:
             with self.checker.station("peephole"):
                 peephole(machine, registers)
         with self.checker.station("native"):
+            settle_vectors(machine, registers, target, lane.attributes["lanes"])
             code = encoded(machine, target).code
         attributes = lane.attributes
         return CompiledKernel(

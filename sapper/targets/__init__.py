@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .x86_64.target import Target
 
 FAMILIES = {"x86_64": "sapper.targets.x86_64", "ptx": "sapper.targets.ptx",
-            "aarch64": "sapper.targets.aarch64"}
+            "aarch64": "sapper.targets.aarch64", "riscv64": "sapper.targets.riscv64"}
 """The package of each family. One outside this tree enters itself: FAMILIES["reed"] = "my_chip.reed"."""
 
 

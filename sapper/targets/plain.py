@@ -19,7 +19,9 @@ class PlainTarget:
 
     fma_latency: cycles. fma_per_cycle: multiply-adds of whole registers. assembler_allocates: the compiler stops at
     text, whose registers the vendor's assembler gives; else registers, frame and bytes are its own work. word_bytes:
-    of every instruction, where all have one size (codegen/words.py).
+    of every instruction, where all have one size (codegen/words.py). vector_state: what a vector instruction does
+    depends on how many elements of which size the processor was set to before: `settle.py` of the family sets it, and
+    puts instructions in the place of rows that have no word.
     lanes_are_threads: lanes see each other's stores only after they met; else they are parts of one register.
     indexed_addresses: an address may have an index. memory_operands: of an instruction one operand may be in memory.
     software_prefetch: asking early for what will be read gains time. slow_underflow: an instruction whose result is
@@ -34,6 +36,7 @@ class PlainTarget:
     fma_per_cycle: float = 1.0
     assembler_allocates: bool = False
     word_bytes: int = 0
+    vector_state: bool = False
     lanes_are_threads: bool = False
     indexed_addresses: bool = False
     memory_operands: bool = False

@@ -124,9 +124,11 @@ def test_a_gpu_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "k.s").exists()
 
 
-def test_a_family_without_c_calls_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", file, "-o", str(tmp_path / "f.so"), "--target", "neoverse-n1"]) == 1
-    assert "found a processor of the family aarch64" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "family"), [("neoverse-n1", "aarch64"), ("rva23u64", "riscv64")])
+def test_a_family_without_c_calls_is_refused(file: str, name: str, family: str, tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", file, "-o", str(tmp_path / "f.so"), "--target", name]) == 1
+    assert f"found a processor of the family {family}" in capsys.readouterr().err
     assert not (tmp_path / "f.so").exists()
 
 

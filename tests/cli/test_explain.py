@@ -152,6 +152,15 @@ def test_the_page_needs_no_network(file: str, tmp_path: Path, capfd: pytest.Capt
     assert status == 1 and "the file can't be written: No such file or directory" in err
 
 
+@pytest.mark.parametrize(("name", "said"), [("rva23u64", '["mask","float"]'), ("neoverse-n1", '["mask","mask"]')])
+def test_the_page_shows_the_registers_of_each_family(file: str, name: str, said: str, tmp_path: Path,
+                                                     capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "other.html"
+    status, _, err = run(capfd, "explain", file, "--target", name, "--no-run", "--html", str(path))
+    assert status == 0, err
+    assert said in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.skipif(DRIVER is None or BROWSER is None, reason="Chromium and its driver are not installed")
 def test_the_page_in_a_browser(file: str, tmp_path: Path) -> None:
     facts = gather(file, "zen4" if "zen4" in RUNNABLE else "v3", None, "M=8,N=100", None)

@@ -11,8 +11,9 @@ import pytest
 from sapper.cli.main import main
 from sapper.codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
 from sapper.codegen.words import encode
-from sapper.emulate.arm import Buffers, run_code
+from sapper.emulate.arm import run_code
 from sapper.emulate.errors import DeadlockError, EmulationError, MemoryFault
+from sapper.emulate.laid_out import Buffers
 from sapper.targets import target
 from sapper.targets.aarch64.instructions import ROWS
 

@@ -88,6 +88,22 @@ def test_what_is_no_loop_over_blocks_stays(old: str, new: str) -> None:
     assert split_blocks(function) == 0
 
 
+@pytest.mark.parametrize("n", [0, 1, 16, 17, 33, 64])
+@pytest.mark.parametrize("step", [16, 32])
+def test_steps_of_whole_blocks_begin_at_them(n: int, step: int) -> None:
+    """The counter is the block's, and nothing of a block is behind it: what is left is a pointer."""
+    text = BLOCKED.replace("{step = 4", f"{{step = {step}").replace("START", "%c16")
+    plain, whole = parse(text), parse(text)
+    split_blocks(whole)
+    verify(whole, LANE_OPS)
+    simplify(whole)
+    assert reduce_strength(whole) == 1
+    eliminate_dead(whole, LANE_OPS)
+    verify(whole, LANE_OPS)
+    assert stored(whole, n) == stored(plain, n)
+    assert [op.name for op in innermost(whole)] == ["s_add", "s_store", "s_add", "yield"]
+
+
 LINEAR = """
 loop %c1, %n {step = 2} (%k: s64) {
 %p: s64 = s_mul %k, %c24

@@ -14,6 +14,7 @@ from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memo
 from sapper.targets.aarch64.target import TARGETS as ARM
 from sapper.targets.ptx.levels import LEVELS
 from sapper.targets.ptx.target import TARGETS as GPUS
+from sapper.targets.riscv64.target import TARGETS as RISCV
 from sapper.targets.rule_tables import joined
 from sapper.targets.x86_64 import detect, tiles
 from sapper.targets.x86_64.instructions import ROWS
@@ -31,7 +32,7 @@ def ins(name: str, *operands: object) -> Instruction:
 def test_known_targets_have_consistent_facts() -> None:
     assert set(targets.known_targets()) >= {"v3", "v4", "zen3", "zen4", "zen5", "sapphirerapids", "icelake-server",
                                             "cascadelake", "skylake-avx512", "haswell"}
-    assert set(targets.known_targets()) == set(TARGETS) | set(GPUS) | set(ARM)
+    assert set(targets.known_targets()) == set(TARGETS) | set(GPUS) | set(ARM) | set(RISCV)
     for name in TARGETS:
         found = targets.target(name)
         assert found.name == name

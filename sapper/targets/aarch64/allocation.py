@@ -35,6 +35,7 @@ class RegisterFile:
         self.stack_pointer = ("gpr", abi.STACK_POINTER)
         self.frame_scratch = ("gpr", abi.SCRATCH)
         self.entry_bytes, self.push_bytes = 0, abi.STACK_ALIGN_BYTES
+        self.issue = (6, 48)
         self.move_bits = _MOVE_BITS
         self.idioms: dict[str, int | None] = {}
         self.facts_table: Any = None

@@ -35,6 +35,8 @@ from .registers import COUNTS, SP, ZERO
 
 NOP = (0xD503201F).to_bytes(4, "little")
 """What pads code."""
+DISTANCE_BYTES = 4
+"""By what jumps count."""
 _SCALARS = {"X": ("gpr", 64), "W": ("gpr", 32), "P": ("gpr", 64), "Q": ("vec", 128), "D": ("vec", 64),
             "S": ("vec", 32), "H": ("vec", 16), "B": ("vec", 8)}
 _OPERAND = re.compile(r"<([^>]+)>")

@@ -65,8 +65,8 @@ class RegisterFile:
     """See `Abi` in sapper/codegen/row_facts.py, which this satisfies."""
 
     __slots__ = (
-        "callee_saved", "counts", "entry_bytes", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits",
-        "never_spilled", "push_bytes", "registers", "stack_pointer",
+        "callee_saved", "counts", "entry_bytes", "facts_table", "frame_scratch", "full_bits", "idioms", "issue",
+        "move_bits", "never_spilled", "push_bytes", "registers", "stack_pointer",
     )
 
     def __init__(self, registers: dict[str, tuple[int, ...]], vector_bits: int) -> None:
@@ -78,6 +78,7 @@ class RegisterFile:
         self.stack_pointer = ("gpr", abi.STACK_POINTER)
         self.frame_scratch = ("gpr", abi.RESULT)
         self.entry_bytes = self.push_bytes = 8
+        self.issue = (6, 48)    # Zen 4 has two queues of 32 for vectors and four of 24; half of that, as blocks follow
         self.move_bits = _MOVE_BITS
         self.idioms = IDIOMS
         self.facts_table: Any = None

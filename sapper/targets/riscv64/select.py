@@ -1,0 +1,135 @@
+"""Selection rules of RISC-V: one small function for each lane op, and what the neutral driver asks of a target.
+
+Enters: a lane op and the driver (`s`, sapper/codegen/select.py: Selector), which knows where values are. Leaves:
+instructions, through `s.emit`. The rules stand by concern in the modules select_*.py, each with its own table.
+Holds: rows are as many elements of vector registers as the function has lanes; a mask is a vector register with a bit
+for each lane, and is copied to v0 where it is used. A row whose lanes are all equal, and that is only read where a
+scalar may stand, is in a float or general register. What rows stand for several instructions, and how the processor is
+set to elements, is left to settle.py.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from ...ir.nodes import Value
+from ...lane.nans import short_nans
+from ..rule_tables import joined
+from . import select_arithmetic, select_control, select_memory, select_scalars
+from .abi import ARGUMENTS
+from .instructions import ROWS as ROWS
+from .instructions import table
+from .select_common import Key, OwnConstants, Rule, scalar_values
+from .select_common import constant_key as constant_key
+from .select_common import constant_kind as constant_kind
+from .select_common import constant_room as constant_room
+from .select_common import is_cheap as is_cheap
+from .select_common import load_immediate as load_immediate
+from .select_common import make_constant as make_constant
+from .select_common import move as move
+from .select_control import after_task as after_task
+from .select_control import before_tasks as before_tasks
+from .select_control import next_task as next_task
+from .select_scalars import add_immediate as add_immediate
+from .select_scalars import add_register as add_register
+from .select_scalars import branch_unless as branch_unless
+from .select_scalars import compare_branch as compare_branch
+from .select_scalars import jump as jump
+from .select_scalars import subtract_branch as subtract_branch
+from .select_scalars import subtract_register as subtract_register
+
+FAMILY = "riscv64"
+
+FOLDED_DTYPES: frozenset[str] = frozenset()
+"""No load becomes an operand of arithmetic."""
+
+ABSORBS_SIGN = frozenset(["fma"])
+"""Ops that take the negation of a factor for nothing (vfnmsac)."""
+
+TAKES_LANE: dict[str, tuple[int, ...]] = {}
+"""No operand is one lane of a register."""
+
+TIED = {"fma": (2, 0, 1), "add": (0, 1)}
+"""Operands that an instruction may overwrite with its result."""
+
+
+class Facts:
+    """What selection needs to know of one target, and what it notes for one function. scalars: see scalar_values. pair:
+    the offsets that v30 holds, and their scale, from place `pair_at` of the code on."""
+
+    def __init__(self, s: Any, target: Any) -> None:
+        self.features: frozenset[str] = target.features
+        self.vector_registers: int = target.vector_registers
+        self.mask_kind = self.wide_kind = "vec"
+        self.indexed_addresses: bool = target.indexed_addresses
+        self.loop_align_bytes = 16
+        self.most_folded_splats = 0
+        self.folded_loads = 0
+        self.wide_lanes: int = target.wide_lanes
+        if s.lanes not in (target.lanes, target.wide_lanes):
+            raise ValueError(f"lanes of function {s.function.name}: found {s.lanes}; expected {target.lanes}, or "
+                             f"{target.wide_lanes} of 64-bit elements; mend: lower for that many lanes")
+        s.rows = table(target.vector_bits)
+        self.function = s.function
+        self.scalars = scalar_values(s.function)
+        self.keys: dict[Value, Key] = {}
+        self.pair: tuple[Value, int] | None = None
+        self.pair_at = 0
+        self.arguments: Any = None
+        self.worker: Any = None
+        self.workers: Any = None
+
+    @cached_property
+    def short_nans(self) -> bool:
+        """Whether rounding to bf16 needs no care of NaN."""
+        return short_nans(self.function)
+
+
+def facts_of(s: Any, target: Any) -> Facts:
+    return Facts(s, target)
+
+
+def legal_ops(target: Any) -> frozenset[str]:
+    """Lane ops with instructions of their own here, among those that not every target has."""
+    del target
+    return frozenset({"copy_sign"})
+
+
+def register_file(target: Any) -> Any:
+    """The registers that allocation may use on this target."""
+    from .allocation import register_file as registers
+
+    return registers(target.vector_bits)
+
+
+def folds(s: Any) -> dict[str, frozenset[int]]:
+    """No operand stands in memory."""
+    del s
+    return {}
+
+
+def begin(s: Any) -> None:
+    """Take over the arguments (a0 args block, a1 worker, a2 workers), those that are needed."""
+    select_arithmetic.defer_products(s)
+    select_memory.defer_strides(s)
+    needed, facts = s.names, s.facts
+    for number, name, ops in zip(ARGUMENTS, ("arguments", "worker", "workers"), (
+            {"arg", "tasks", "barrier"}, {"worker", "tasks"}, {"workers", "tasks", "barrier"}), strict=False):
+        if needed & ops:
+            register = s.new("gpr")
+            setattr(facts, name, register)
+            s.emit("mv", register, s.physical("gpr", number))
+
+
+def finish(s: Any) -> None:
+    s.location = None
+    s.emit("ret")
+
+
+_MODULES = (select_arithmetic, select_control, select_memory, select_scalars)
+RULES: dict[str, Rule] = joined(FAMILY, (module.RULES for module in _MODULES))
+
+OWN_CONSTANTS: dict[str, OwnConstants] = joined(FAMILY, (
+    module.OWN_CONSTANTS for module in (select_arithmetic, select_memory)))
+"""Constants that the rules of these ops use: they are worth a register in a loop."""
