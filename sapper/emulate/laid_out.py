@@ -28,13 +28,14 @@ def whole_pages(size_bytes: int) -> int:
 
 class Buffers:
     """Memory in pages of its own, with pages that nobody has between. at_end: arrays end with their pages, else they
-    begin with them."""
+    begin with them. laid: of each array where its bytes begin here, where in a launch, and these."""
 
     def __init__(self, at_end: bool = True) -> None:
         self.at_end = at_end
         self.next = BUFFERS_AT
         self.memory: list[tuple[int, Any]] = []
         self.arrays: list[tuple[Any, Any]] = []
+        self.laid: list[tuple[int, int, Any]] = []
 
     def add(self, size_bytes: int, align_bytes: int = 1) -> tuple[int, Any]:
         """So many bytes: their address, and the bytes, all ones."""
@@ -48,12 +49,18 @@ class Buffers:
         return address + offset, pages[offset:offset + size_bytes]
 
     def add_array(self, array: Any) -> int:
-        """The address of the first element of a copy, which lies as the array does; `give_back` copies it back."""
+        """The address of the first element of a copy, which lies as the array does; `give_back` copies it back. An
+        array within another one that was added, as one that is worked on in place, lies there."""
         low = high = 0
         for extent, stride in zip(array.shape, array.strides, strict=True):
             low, high = low + min(0, (extent - 1) * stride), high + max(0, (extent - 1) * stride)
         size = high - low + array.itemsize if array.size else 0
-        address, held = self.add(size, max(1, array.itemsize))
+        first = array.ctypes.data + low
+        address, held = next(((address + first - start, held[first - start:]) for start, address, held in self.laid
+                              if size and start <= first and first + size <= start + held.size), (0, None))
+        if held is None:
+            address, held = self.add(size, max(1, array.itemsize))
+            self.laid.append((first, address, held))
         if size:
             view = np.ndarray(array.shape, array.dtype, held, -low, array.strides)
             view[...] = array
