@@ -70,11 +70,10 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         if self.facts.many_workers or not rows or not known:
             return SEQUENTIAL_TILE
         vectors = max((bound.count for bound in self.bound.values() if bound.lane), default=1)
-        products_axes = {a for op in body.ops if op.name == "contract" for v in op.operands for a in axes_of(v)}
-        if self.contracts_on_tiles(body.ops) and products_axes - {axis} <= self.bound.keys() | self.open.keys():
-            least = self.lanes * PAIR
-            return LONG_TILE if vectors > RESIDENT_VECTORS else \
-                least if self._bytes_on_tiles(body, axis, least) <= self.near_bytes else SEQUENTIAL_TILE
+        met = {a for op in body.ops if op.name == "contract" for v in op.operands for a in axes_of(v)} - {axis}
+        if vectors >= RESIDENT_VECTORS and met <= self.bound.keys() | self.open.keys() and (
+                self.contracts_on_tiles(body.ops)):
+            return self._tile_on_tiles(body, axis, vectors)
         if self.sixteen_registers and vectors > RESIDENT_VECTORS:
             # Whole steps of as many rows as have sums, and whole lines of what is loaded a line at a time.
             unit = lcm((self.facts.vector_registers - BESIDE_SUMS) // vectors, LINE_BYTES // f32.size_bytes)
@@ -85,20 +84,26 @@ class CarriedLowering(NestLowering, StreamPrefetches):
             fitting = min(fitting, r.capacity.constant)
         return 1 << max(SEQUENTIAL_TILE, fitting).bit_length() - 1
 
-    def _bytes_on_tiles(self, body: Block, axis: str, size: int) -> int:
-        """What a tile of so many positions touches, typically: of a product over it, values as they lie, as slots and
-        turned, and sums beside those that are carried; of others, both operands and the sums (tile_slots.py)."""
+    def _tile_on_tiles(self, body: Block, axis: str, vectors: int) -> int:
+        """The same on tile registers (tile_slots.py)."""
+        if vectors > RESIDENT_VECTORS:
+            return LONG_TILE
+        least = self.lanes * PAIR
+        touched = sum(self._touched(op, axis, least) for op in body.ops if op.name == "contract")
+        return least if touched <= self.near_bytes else SEQUENTIAL_TILE
+
+    def _touched(self, product: Op, axis: str, size: int) -> int:
+        """How many bytes a product on tile registers touches for so much of an axis, typically: what spans the lanes
+        as slots; of the other operand, if it is summed over the axis, also as they lie and turned, and sums beside
+        those that are carried."""
         def elements(value: Value) -> int:
             return prod(size if a == axis else self.extent_hint(a) for a in axes_of(value))
 
-        found = 0
-        for op in body.ops:
-            if op.name == "contract":
-                copies, sums = (3, 2) if axis in op.attributes["over"] else (1, 1)
-                lanes = [any(a in self.bound and self.bound[a].lane for a in axes_of(v)) for v in op.operands]
-                found += sum(bf16.size_bytes * elements(v) * (1 if spans else copies)
-                             for v, spans in zip(op.operands, lanes, strict=True))
-                found += f32.size_bytes * elements(op.result) * sums
+        turned = axis in product.attributes["over"]
+        found = f32.size_bytes * elements(product.result) * (2 if turned else 1)
+        for value in product.operands:
+            spans = any(a in self.bound and self.bound[a].lane for a in axes_of(value))
+            found += bf16.size_bytes * elements(value) * (3 if turned and not spans else 1)
         return found
 
     def _sequential(self, op: Op, ranges: list[Range]) -> None:

@@ -40,11 +40,13 @@ or more from the one before: products of 2048 x 2048 x 2048 in f32 with a left m
 
 class Staging(Prefetches):
     """stage_memory: scratch memory of each staged operand. task_axes: those of which the task at hand has a piece, if
-    it has pieces of nothing else. all_depth: where the depth is open to a block of it, how it is open to all."""
+    it has pieces of nothing else. all_depth: where the depth is open to a block of it, how it is open to all.
+    most_columns: of which there are blocks of panels, if that is known."""
 
     stage_memory: dict[tuple[str, Op], Scalar]
     task_axes: tuple[str, ...] = ()
     all_depth: Open | None = None
+    most_columns: int | None = None
 
     def _panel_depth(self, depth_axis: str) -> Scalar:
         """Steps of the depth that a panel has room for: transposed squares are stored whole."""
@@ -147,7 +149,8 @@ class Staging(Prefetches):
             depth = (self._capacity(depth_axis), self.lanes * self.slot_elements)
             self.stage_memory[key] = self._scratch_of(op, [depth, (width, 1)])
             if choice.blocked:       # a block has one panel, or fits: the room for both follows on that for one
-                self.scratch([(self.block_bytes * (DEEP_BLOCKS if choice.deep else 1), 64)], u8)
+                room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1)
+                self.scratch([(min(room_bytes, self._all_panels_bytes(op, depth_axis, width)), 64)], u8)
         column_bytes = self.mul(self._panel_depth(depth_axis), dtype.size_bytes) if choice.blocked else 0
         panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, dtype, column_bytes)
         turned = any(self.straight_operand(contraction) is op.result for contraction in walk.reductions)
@@ -191,6 +194,17 @@ class Staging(Prefetches):
         else:
             over_pieces(lambda _: starts(self.axis_loop(depth_axis, 4, False, [], copy)))
         return panel
+
+    def _all_panels_bytes(self, op: Op, depth_axis: str, width: int) -> int:
+        """What copies of all panels of an operand take, where that is known, or else more than any block."""
+        depth = self._capacity(depth_axis)
+        deep = depth if isinstance(depth, int) else depth.constant if not depth.dims else None
+        if deep is None or self.most_columns is None:
+            return self.block_bytes * DEEP_BLOCKS
+        rows = -(-deep // (self.lanes * self.slot_elements)) * self.lanes * self.slot_elements
+        dtype = op.result.type.dtype  # type: ignore[union-attr]
+        size = element_bytes(row_dtype(dtype) if self.packing is None else dtype)
+        return -(-self.most_columns // width) * width * rows * size
 
     def _stage_part(self, op: Op, choice: WalkChoice, part: Open) -> None:
         """Join the slots of one part of the depth, [depth][piece] for the piece that the lane axis is bound to."""

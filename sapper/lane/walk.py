@@ -188,6 +188,8 @@ class WalkLowering(Reductions):
         """Run `body` with the lane axis open to one block of panels after another."""
         o = self.open[lane]
         size = self._block_columns(choice, lane)
+        self.most_columns = o.extent if isinstance(o.extent, int) else (
+            o.capacity.constant if o.capacity is not None and not o.capacity.dims else None)
 
         def block(start: Scalar, extent: Scalar) -> None:
             width = choice.counts[lane] * self.lanes
@@ -208,7 +210,7 @@ class WalkLowering(Reductions):
         else:
             blocks = self.scalar("s_floordiv", self.sub(self.add(o.extent, size), 1), size)
             self.counted(lane, 0, blocks, 1, numbered)
-        self.open[lane] = o
+        self.open[lane], self.most_columns = o, None
 
     def _block_columns(self, choice: WalkChoice, lane: str) -> Scalar:
         """Columns of a block: of as many panels as fill half of the second cache, or half of that where what becomes

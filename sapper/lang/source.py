@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import linecache
+from collections import OrderedDict
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -51,16 +52,22 @@ class ParsedFunction:
         return place
 
 
-_parsed: dict[tuple[CodeType, str], ParsedFunction] = {}
-"""By code and file: code objects of equal lines in different files are equal."""
+_parsed: OrderedDict[tuple[CodeType, str], ParsedFunction] = OrderedDict()
+"""By code and file: code objects of equal lines in different files are equal. The KEPT that were asked for last."""
+KEPT = 16
+"""A function's nodes take some 20 KB, and a fraction of a millisecond to be made again. The kernels of a model and what
+they call are a hundred functions."""
 
 
 def parse_function(function: FunctionType) -> ParsedFunction:
     """The parsed source of a function. Raises SourceUnavailable."""
     key = (function.__code__, function.__code__.co_filename)
-    found = _parsed.get(key)
+    found = _parsed.pop(key, None)
     if found is None:
-        found = _parsed[key] = _parse(function)
+        found = _parse(function)
+    _parsed[key] = found
+    if len(_parsed) > KEPT:
+        _parsed.popitem(last=False)     # at once, whatever other threads do
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, max, min, span, tiles, whole, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
+from sapper.ir.scratch import scratch_bytes
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.types import f16
 from sapper.ir.verifier import VerificationError, verify
@@ -352,3 +355,13 @@ def test_sums_of_pairs_are_what_the_manual_says(seed) -> None:
     np.testing.assert_allclose(got, c + a.astype(np.float64) @ right, atol=1e-4)
     tiny = np.full((16, 32), 1e-39, ml_dtypes.bfloat16)
     assert (multiply_tiles(c, tiny.view(np.uint32), b.view(np.uint32), (ml_dtypes.bfloat16,) * 2) == c).all()
+
+
+def test_no_more_memory_is_set_aside_for_panels_than_there_are() -> None:
+    """A block of panels takes half of the second cache, at most: 256 KiB here, and 16 KiB are all panels."""
+    function = reduce_loops(PRODUCTS["nt", PAIRS[-1]].tile_ir({"N": 64, "K": 128}))
+    arguments = arguments_of("nt", PAIRS[-1], 64, 64, 128)
+    facts = replace(MACHINES[16], l2_bytes=1 << 19)
+    made = run_lane(function, arguments, None, facts, specialize(function, arguments, {"M": 512}))
+    np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+    assert tiles_in(made) and scratch_bytes(made.attributes["scratch"], {"M": 64, "N": 64, "K": 128}) < 1 << 16
