@@ -18,7 +18,8 @@ from typing import Any
 UNIT = 1e9
 LEVELS = ("L1", "L2", "L3", "DRAM")
 ROOFS = {"f32": ("peak multiply-add", "#1f77b4"), "bf16": ("peak vdpbf16ps", "#d9730d"),
-         "i8": ("peak vpdpbusd", "#2a9134"), "i8 in pairs": ("peak vpmaddubsw", "#2a9134")}
+         "i8": ("peak vpdpbusd", "#2a9134"), "i8 in pairs": ("peak vpmaddubsw", "#2a9134"),
+         "bf16 on tiles": ("peak tdpbf16ps", "#d9730d"), "i8 on tiles": ("peak tdpbusd", "#2a9134")}
 LEAST_INTENSITY, LARGEST_INTENSITY = 0.03, 2e3
 
 
