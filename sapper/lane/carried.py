@@ -11,7 +11,7 @@ from collections.abc import Collection
 from math import lcm, prod
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import S64, RowType, TileType, bf16, f32
+from ..ir.types import S64, RowType, TileType, f32
 from ..tile.plan import LATE, Walk, axes_of, is_scalar_integer, plan_block
 from .extents import Range
 from .nests import NestLowering
@@ -20,6 +20,7 @@ from .register_factors import BESIDE_SUMS
 from .residents import RESIDENT_VECTORS
 from .state import PAIR, Access, Capacity, Open
 from .stream_prefetches import StreamPrefetches
+from .tile_slots import touched_bytes
 
 SEQUENTIAL_TILE, MOST_SEQUENTIAL = 64, 512
 """Default size of a sequential tile: its intermediate tiles then stay in L1; and the most where a few rows meet it."""
@@ -89,22 +90,8 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         if vectors > RESIDENT_VECTORS:
             return LONG_TILE
         least = self.lanes * PAIR
-        touched = sum(self._touched(op, axis, least) for op in body.ops if op.name == "contract")
+        touched = sum(touched_bytes(self, op, axis, least) for op in body.ops if op.name == "contract")
         return least if touched <= self.near_bytes else SEQUENTIAL_TILE
-
-    def _touched(self, product: Op, axis: str, size: int) -> int:
-        """How many bytes a product on tile registers touches for so much of an axis, typically: what spans the lanes
-        as slots; of the other operand, if it is summed over the axis, also as they lie and turned, and sums beside
-        those that are carried."""
-        def elements(value: Value) -> int:
-            return prod(size if a == axis else self.extent_hint(a) for a in axes_of(value))
-
-        turned = axis in product.attributes["over"]
-        found = f32.size_bytes * elements(product.result) * (2 if turned else 1)
-        for value in product.operands:
-            spans = any(a in self.bound and self.bound[a].lane for a in axes_of(value))
-            found += bf16.size_bytes * elements(value) * (3 if turned and not spans else 1)
-        return found
 
     def _sequential(self, op: Op, ranges: list[Range]) -> None:
         body = op.blocks[0]

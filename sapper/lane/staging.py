@@ -197,8 +197,7 @@ class Staging(Prefetches):
 
     def _all_panels_bytes(self, op: Op, depth_axis: str, width: int) -> int:
         """What copies of all panels of an operand take, where that is known, or else more than any block."""
-        depth = self._capacity(depth_axis)
-        deep = depth if isinstance(depth, int) else depth.constant if not depth.dims else None
+        deep = self._in_elements(depth_axis).most
         if deep is None or self.most_columns is None:
             return self.block_bytes * DEEP_BLOCKS
         rows = -(-deep // (self.lanes * self.slot_elements)) * self.lanes * self.slot_elements
@@ -396,9 +395,13 @@ class Staging(Prefetches):
 
         self.axis_loop(depth_axis, max(1, COPIED_STEPS // self.slot_elements), False, [], steps)
 
+    def _in_elements(self, axis: str) -> Open:
+        """How an axis is open, if it is the one along which slots lie in elements."""
+        return self.open[axis] if self.packing is None or axis != self.packing.depth else self.packing.elements
+
     def _capacity(self, axis: str) -> Capacity | int:
         """Most elements along an axis."""
-        o = self.open[axis] if self.packing is None or axis != self.packing.depth else self.packing.elements
+        o = self._in_elements(axis)
         if isinstance(o.extent, int):
             return o.extent
         if o.capacity is None:

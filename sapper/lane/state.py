@@ -118,6 +118,13 @@ class Open:
     once: bool = False
     apart: Scalar = 1
 
+    @property
+    def most(self) -> int | None:
+        """The greatest extent that it may have, if that is known."""
+        if isinstance(self.extent, int):
+            return self.extent
+        return self.capacity.constant if self.capacity is not None and not self.capacity.dims else None
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:

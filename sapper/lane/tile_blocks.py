@@ -27,7 +27,7 @@ from ..ir.types import b32, i8, i32
 from ..tile.plan import Walk, axes_of
 from .packed import Packing, slot_loads
 from .state import Bound, Scalar, element_bytes
-from .tile_bound import BoundTiles, Left, dtype_of, lies_in_tensor, most_of
+from .tile_bound import BoundTiles, Left, dtype_of, lies_in_tensor
 
 if TYPE_CHECKING:
     from .model import Model
@@ -104,7 +104,7 @@ def is_worth(model: Model, contractions: Sequence[Op], sums: int, extents: Calla
 def fit(model: Model, walk: Walk, lane: str) -> TileBlocks | None:
     """How tiles serve a walk whose axis `lane` is bound, or None: vectors then take it."""
     rows = [axis for axis in walk.outer if axis in model.open]
-    most = most_of(model, rows[0]) if len(rows) == 1 else None
+    most = model.open[rows[0]].most if len(rows) == 1 else None
     if most is None or most > CHUNK_TILES * model.lanes or walk.inner or not walk.reductions:
         return None
     if not all(op.name == "contract" and serves(model, op) for op in walk.reductions):

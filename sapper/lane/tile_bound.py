@@ -33,14 +33,6 @@ def dtype_of(value: Value) -> DType:
     return value.type.dtype
 
 
-def most_of(model: Model, axis: str) -> int | None:
-    """The greatest extent that an open axis may have, if it is known."""
-    o = model.open[axis]
-    if isinstance(o.extent, int):
-        return o.extent
-    return o.capacity.constant if o.capacity is not None and not o.capacity.dims else None
-
-
 def lies_in_tensor(model: Model, value: Value) -> bool:
     """Whether a value is read where it lies in a tensor that the function is given."""
     op = value.op

@@ -188,8 +188,7 @@ class WalkLowering(Reductions):
         """Run `body` with the lane axis open to one block of panels after another."""
         o = self.open[lane]
         size = self._block_columns(choice, lane)
-        self.most_columns = o.extent if isinstance(o.extent, int) else (
-            o.capacity.constant if o.capacity is not None and not o.capacity.dims else None)
+        self.most_columns = o.most
 
         def block(start: Scalar, extent: Scalar) -> None:
             width = choice.counts[lane] * self.lanes
