@@ -463,6 +463,34 @@ def _lane_group_multiply_rows(check: Checker, op: Op) -> None:
     check.results(op, *[ROW_F32] * sums)
 
 
+def _lane_sums_columns(check: Checker, op: Op) -> None:
+    columns = check.attribute(op, "columns", int)
+    if columns not in (32, 64, 128, 256, 512):
+        check.fail(f"columns = {columns}", "a power of two from 32 to 512")
+    check.operands(op, S64)
+    check.results(op)
+
+
+def _lane_sums_multiply(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (bf16, f16))
+    for side in ("left", "right"):
+        if not check.attribute(op, f"{side}_rows", bool):
+            check.attribute(op, f"{side}_panel_bytes", int)
+    rows, columns = (check.attribute(op, name, int) for name in ("rows", "columns"))
+    if rows != 128 or columns % 16 or not 16 <= columns <= 256:
+        check.fail(f"{rows} x {columns} sums", "128 rows, and a multiple of 16 columns up to 256")
+    check.operands(op, S64, S64, S64, S64)
+    check.results(op)
+
+
+def _lane_sums_load(check: Checker, op: Op) -> None:
+    check.attribute(op, "disp", int, 0)
+    check.operands(op, S64)
+    if len(op.results) not in (4, 8, 16, 32, 64, 128):
+        check.fail(f"{len(op.results)} results", "4 for each 8 columns, of which there is a power of two up to 256")
+    check.results(op, *[ROW_F32] * len(op.results))
+
+
 def _lane_store_wait(check: Checker, op: Op) -> None:
     if check.attribute(op, "pending", int) < 0:
         check.fail(f"pending = {op.attributes['pending']}", "a whole number from 0")
@@ -636,6 +664,13 @@ LANE_RULES: dict[str, Rule] = {
     "group_multiply": _lane_group_multiply,
     "group_multiply_rows": _lane_group_multiply_rows,
     "group_commit": nothing,
+    "sums_open": _lane_sums_columns,
+    "sums_close": _lane_sums_columns,
+    "sums_multiply": _lane_sums_multiply,
+    "sums_signal": _lane_signal(),
+    "sums_load": _lane_sums_load,
+    "sums_acquire": nothing,
+    "sums_release": nothing,
     "group_wait": _lane_group_wait,
     "register_budget": _lane_register_budget,
     "loop": _lane_loop,

@@ -26,7 +26,6 @@ from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, TensorType, TileType, f32, i32
 from ..tile.affine import Affine, affine
 from ..tile.plan import Walk
-from ..tile.schedule import MatrixGroup
 from . import fragments
 from .fragment_stores import FragmentStores, is_extent
 from .fragments import ROW_BYTES
@@ -41,9 +40,8 @@ EXCHANGED_BYTES = 64
 
 class BoxedStores(FragmentStores):
     """boxed: the stores that go so, with their tensor maps. piece_columns: of them that lie in near memory at once, in
-    each of `piece_places`, from sums_at on, for each warp. columns: of the tile. tensor_maps: of the function."""
+    each of `piece_places`, from sums_at on, for each warp. tensor_maps: of the function."""
 
-    columns = 0
     piece_columns: int
     piece_places = 1
     sums_at: int
@@ -162,15 +160,13 @@ class BoxedStores(FragmentStores):
     def _piece_bytes(self, store: Op) -> int:
         return fragments.ROWS * self.piece_columns * _dtype(store.operands[1]).size_bytes
 
-    def _hold_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
-                   column: Value) -> None:
-        """Give each sum's register its coordinates, for the tile at (row, column)."""
+    def _hold_sums(self, walk: Walk, found: MatrixWalk, sums: list[Value], mine: Value, column: Value) -> None:
+        """Give each sum's register its coordinates, for a warp's 16 rows from `mine` on."""
         each = len(sums) // len(walk.reductions)
-        mine = self.value(self.add(row, self.mul(self.warp(), group.group_rows // group.group_warps)))
         rows, columns = self.open[found.rows], self.open[found.columns]
         down = self.down(mine, 2, self.row_of(self.sub(self.sub(self.add(rows.offset, rows.extent), 1), mine)))
         down.repeats = False        # another warp may store the last row that is read
-        across = self.along(column, self.columns)
+        across = self.along(column, 2 * each)
         ends = self.inside(across, self.sub(self.add(columns.offset, columns.extent), column))
         across.valid = [mask for mask in ends[::2] for _ in range(2)]       # rows of boxes have even numbers of columns
         for axis, spread in ((found.rows, down), (found.columns, across)):
@@ -181,9 +177,9 @@ class BoxedStores(FragmentStores):
                 place = {found.rows: at % 4 // 2, found.columns: at // 4 * 2 + at % 2}
                 held[tuple(place[a] for a in reduction.result.type.axes)] = value  # type: ignore[union-attr]
 
-    def _store_boxed_walk(self, store: Op, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value],
-                          row: Value, column: Value) -> None:
-        self._hold_sums(group, walk, found, sums, row, column)
+    def _store_boxed_walk(self, store: Op, walk: Walk, found: MatrixWalk, sums: list[Value], mine: Value,
+                          column: Value) -> None:
+        self._hold_sums(walk, found, sums, mine, column)
         self.store_boxes(store, found.rows, found.columns)
         for axis in (found.rows, found.columns):
             del self.bound[axis]
