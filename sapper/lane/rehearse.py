@@ -9,6 +9,8 @@ over, from what it waited for, not from the order in which they happened to run:
     (vector clocks: Mattern, "Virtual Time and Global States of Distributed Systems", 1989)
     a copy is over when its signal's phase is, or after the async_wait of the warp that issued it
     a matrix instruction of a group reads until its group_wait, a copy of a box from near memory until its store_wait
+    products whose sums have a memory of their own are over when the phase is of a signal that a later sums_signal of
+    their warp arrived at; that warp's own are done in turn
     a wait for a parity is taken at its weakest: for the first phase of that parity of which the warp does not know yet;
     if it knows of one, and of none of the other parity since, it passes at once
 
@@ -48,8 +50,10 @@ WORKERS = 2
 HANDING = ((EXTENT, WORKERS), (128, WORKERS), (128, 8))
 """Extents and workers where workers hand over: the first with which they do counts. Shares that go with the number of
 tiles want few of them."""
-NEAR_STRIDE, SCRATCH = 1 << 24, 1 << 40
-"""From a worker's near memory to the next one's, and where scratch memory begins."""
+NEAR_STRIDE, SCRATCH, SUMS = 1 << 24, 1 << 40, 1 << 60
+"""From a worker's near memory, or its sums, to the next one's, and where scratch memory and sums begin."""
+SUMS_PLACE = 0
+"""Of the columns that are set aside. A place of sums memory is its column: all rows of one are one."""
 PAGE_BYTES = 1024
 """Places are looked for among those of the same pages: most are a row or two of a tile."""
 MOST_FAULTS = 8
@@ -63,7 +67,8 @@ _SYNCHRONISES = frozenset({
     "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
     "store_fence", "tensor_store", "store_wait",
     "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "async_copy",
-    "async_commit", "async_wait"})
+    "async_commit", "async_wait", "sums_open", "sums_close", "sums_multiply", "sums_signal", "sums_load", "sums_acquire",
+    "sums_release"})
 _WAITS = frozenset({"take_over", "sync_warps", "sync_cluster", "signal_wait", "group_wait", "async_wait"})
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
@@ -172,8 +177,11 @@ class Signal:
 class Warp:
     """number: among all warps, of which it is the one `own` of a worker. batches: the reads of each batch of matrix
     instructions that is not known to be done; issued: of those in no batch; groups, copies: likewise of copies by
-    lanes; stores: batches of copies of boxes from near memory, of which the last has not ended. held: an ordinary
-    access that the next one may belong to, the bytes, and whether it writes. runs: of each loop in which it waits."""
+    lanes; stores: batches of copies of boxes from near memory, of which the last has not ended. started: accesses of
+    products whose sums have a memory, of no sums_signal yet; signalled: how many of these there were; acquired: whether
+    its next product, or load of sums, comes after what it waited for; loading: whether loads may come after what it
+    tells. held: an ordinary access that the next one may belong to, the bytes, and whether it writes. runs: of each
+    loop in which it waits."""
 
     number: int
     worker: int = 0
@@ -187,6 +195,10 @@ class Warp:
     groups: list[list[Access]] = field(default_factory=list)
     copies: list[Access] = field(default_factory=list)
     stores: list[list[Access]] = field(default_factory=lambda: [[]])
+    started: list[Access] = field(default_factory=list)
+    signalled: int = 0
+    acquired: bool = False
+    loading: bool = False
     held: tuple[Op, int, int, bool] | None = None
     runs: dict[Op, int] = field(default_factory=dict)
 
@@ -265,6 +277,7 @@ class _Rehearsal:
         self.loaded: dict[Op, int] = {}
         self.signals: dict[int, Signal] = {}
         self.words: dict[int, Any] = {}
+        self.sums: dict[int, int] = {}
         self.cluster = attributes.get("cluster", 1)
         sizes = [each] * rehearsed + [each * rehearsed]     # the warps of each worker, and of all
         self.met = [[0] * size for size in sizes]
@@ -543,9 +556,13 @@ class _Rehearsal:
                 page.append(found)
         return found
 
-    def touch(self, warp: Warp, interval: Interval, access: Access, writes: bool) -> None:
+    def touch(self, warp: Warp, interval: Interval, access: Access, writes: bool, in_turn: bool = False) -> None:
+        """in_turn: what one agent does so is done in its order."""
         low, high = interval
         first = low // NEAR_STRIDE * NEAR_STRIDE if 0 <= low < SCRATCH else 0
+        if low >= SUMS and not self.sums.get(warp.worker, 0) >= high - SUMS - warp.worker * NEAR_STRIDE:
+            self.fault(access.op, "sums that are not set aside")
+            return
         if low < SCRATCH and not first <= low <= high <= first + self.near_bytes:
             self.fault(access.op, f"bytes {low - first} to {high - first} of {self.near_bytes} of near memory")
             return
@@ -559,6 +576,8 @@ class _Rehearsal:
                 missing -= (high if high < other.high else other.high) - (low if low > other.low else other.low)
             # As `knows` says, which is called too often here.
             epoch = before.epoch
+            if in_turn and before.agent == access.agent:
+                continue
             if epoch is None or (before.agent != number and epoch_of(before.agent, -1) < epoch):
                 self.fault(access.op, "what was not waited for" if not writes else "a write over a write", before.op)
             elif before.ordinary and not access.ordinary:
@@ -566,6 +585,8 @@ class _Rehearsal:
         for other in place.others if writes else ():
             for read in other.reads.values():
                 epoch = read.epoch
+                if in_turn and read.agent == access.agent:
+                    continue
                 if epoch is None or (read.agent != number and epoch_of(read.agent, -1) < epoch):
                     self.fault(access.op, "a write over what may still be read", read.op)
         if missing > 0:
@@ -711,6 +732,83 @@ class _Rehearsal:
         for signal in self.signals.values():
             signal.fenced |= signal.starter.agent == warp.number
 
+    # Sums in a memory of their own. Agent -1 - n is what warp n starts: an epoch of it is over with each sums_signal.
+
+    def _open_sums(self, warp: Warp, op: Op) -> None:
+        address = self._address(warp, op, 0)
+        if address is not None:
+            self.touch(warp, (address, address + 4), Access(op, warp.number, warp.epoch, True), True)
+            self.words[address] = SUMS_PLACE
+            self.sums[warp.worker] = op.attributes["columns"]
+
+    def _close_sums(self, warp: Warp, op: Op) -> None:
+        columns = self.sums.pop(warp.worker, 0)
+        if columns != op.attributes["columns"]:
+            self.fault(op, f"{columns} columns that are set aside")
+        first = SUMS + warp.worker * NEAR_STRIDE
+        for place in self.places.values():
+            if first <= place.low < first + columns:
+                for access in (place.write, *place.reads.values()):
+                    if access is not None and not self.knows(warp, access):
+                        self.fault(op, "sums that may still be worked on", access.op)
+
+    def _columns(self, warp: Warp, op: Op, at: int, columns: int) -> Interval | None:
+        place = self._address(warp, op, at)
+        if place is None:
+            return None
+        first = SUMS + warp.worker * NEAR_STRIDE + place % (1 << 16)
+        return first, first + columns
+
+    def _start_product(self, warp: Warp, op: Op) -> None:
+        if not warp.acquired:
+            self.fault(op, "a wait before it without sums_acquire")
+        agent = -1 - warp.number
+        for at, side, extent in ((0, "left", op.attributes["rows"]), (1, "right", op.attributes["columns"])):
+            interval = self._operand_of_group(warp, op, at, side, extent)
+            if interval is not None:
+                access = Access(op, agent, None, False)
+                self.touch(warp, interval, access, False)
+                warp.started.append(access)
+        sums, adds = self._columns(warp, op, 2, op.attributes["columns"]), warp.values.get(op.operands[3])
+        if sums is not None:
+            access = Access(op, agent, None, False)
+            if adds != 0:
+                self.touch(warp, sums, access, False, True)
+            self.touch(warp, sums, access, True, True)
+            warp.started.append(access)
+
+    def _signal_products(self, warp: Warp, op: Op) -> None:
+        for access in warp.started:
+            access.epoch = warp.signalled
+        warp.started = []
+        for away in self._away(warp, op):
+            signal = self._signal(warp, op, away=away)
+            if signal is None:
+                continue
+            if signal.arrivals == 0:
+                self.fault(op, "more arrivals than a phase has")
+                continue
+            if away:
+                self._reach(warp, away, Access(op, -1 - warp.number, warp.signalled, False))
+            _merge(signal.gathered, warp.clock)     # known before the products were started
+            signal.gathered[-1 - warp.number] = warp.signalled
+            self._count(signal, 1, 0)
+        warp.signalled += 1
+
+    def _load_sums(self, warp: Warp, op: Op) -> None:
+        if not warp.acquired:
+            self.fault(op, "a wait before it without sums_acquire")
+        interval = self._columns(warp, op, 0, 2 * len(op.results))
+        if interval is not None:
+            self.touch(warp, interval, Access(op, warp.number, warp.epoch, False), False)
+            warp.loading = True
+
+    def _acquire_sums(self, warp: Warp, op: Op) -> None:
+        warp.acquired = True
+
+    def _release_sums(self, warp: Warp, op: Op) -> None:
+        warp.loading = False
+
     def _count(self, signal: Signal, arrivals: int, announced: int) -> None:
         signal.arrivals -= arrivals
         signal.announced += announced
@@ -720,6 +818,8 @@ class _Rehearsal:
             signal.arrivals = signal.each
 
     def _arrive(self, warp: Warp, op: Op) -> None:
+        if warp.loading:
+            self.fault(op, "loads of sums before it without sums_release")
         for away in self._away(warp, op):
             signal = self._signal(warp, op, away=away)
             if signal is not None:
@@ -737,6 +837,7 @@ class _Rehearsal:
         if signal is None or not isinstance(parity, int):
             self.fault(op, "a parity that memory holds")
             return
+        warp.acquired = False
         following = warp.clock.get(signal.agent, -1) + 1
         if following & 1 != parity:
             return
@@ -790,18 +891,23 @@ class _Rehearsal:
         columns = (len(op.operands) - _FIRST_SUM[op.name]) * 2
         sides = ((0, "left", 64), (1, "right", columns))
         for at, side, extent in sides if op.name == "group_multiply" else ((0, "right", columns),):
-            start = self._address(warp, op, at, f"{side}_disp")
-            if start is None:
-                continue
-            rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
-            size = op.attributes["dtype"].size_bytes
-            deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
-            last = fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size)
-            row = fragments.ROW_BYTES
-            interval = start // row * row, (start + int(last)) // row * row + row
-            access = Access(op, warp.number, None, False)
-            self.touch(warp, interval, access, False)
-            warp.issued.append(access)
+            interval = self._operand_of_group(warp, op, at, side, extent)
+            if interval is not None:
+                access = Access(op, warp.number, None, False)
+                self.touch(warp, interval, access, False)
+                warp.issued.append(access)
+
+    def _operand_of_group(self, warp: Warp, op: Op, at: int, side: str, extent: int) -> Interval | None:
+        """Where an operand of `extent` rows, or columns, lies in near memory."""
+        start = self._address(warp, op, at, f"{side}_disp")
+        if start is None:
+            return None
+        rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
+        size = op.attributes["dtype"].size_bytes
+        deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
+        last = fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size)
+        row = fragments.ROW_BYTES
+        return start // row * row, (start + int(last)) // row * row + row
 
     def _commit(self, warp: Warp, op: Op) -> None:
         warp.batches.append(warp.issued)
@@ -845,6 +951,10 @@ _ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
     "store_wait": _Rehearsal._wait_stores,
     "group_fence": _Rehearsal._fence_group, "group_multiply": _Rehearsal._multiply,
     "group_multiply_rows": _Rehearsal._multiply,
+    "sums_open": _Rehearsal._open_sums, "sums_close": _Rehearsal._close_sums,
+    "sums_multiply": _Rehearsal._start_product, "sums_signal": _Rehearsal._signal_products,
+    "sums_load": _Rehearsal._load_sums, "sums_acquire": _Rehearsal._acquire_sums,
+    "sums_release": _Rehearsal._release_sums,
     "group_commit": _Rehearsal._commit, "group_wait": _Rehearsal._wait_group, "async_copy": _Rehearsal._copy_lanes,
     "async_commit": _Rehearsal._commit_copies, "async_wait": _Rehearsal._wait_copies,
 }
