@@ -438,13 +438,18 @@ def _lane_tensor_copy(check: Checker, op: Op) -> None:
     check.results(op)
 
 
-def _lane_group_multiply(check: Checker, op: Op) -> None:
+def _near_operands(check: Checker, op: Op) -> None:
+    """The type and the layouts of operands in near memory."""
     dtype = check.one_of(op, "dtype", (bf16, f16, f8e4m3))
     for side in ("left", "right"):
         if not check.attribute(op, f"{side}_rows", bool):
             if dtype.bits == 8:
                 check.fail(f"{side}_rows = False for {dtype}", "rows along the depth")
             check.attribute(op, f"{side}_panel_bytes", int)
+
+
+def _lane_group_multiply(check: Checker, op: Op) -> None:
+    _near_operands(check, op)
     sums = len(op.operands) - 2
     if sums % 4 or not 4 <= sums <= 128:
         check.fail(f"{sums} rows of sums", "a multiple of 4, up to 128: 64 x N elements of which N is up to 256")
@@ -472,10 +477,7 @@ def _lane_sums_columns(check: Checker, op: Op) -> None:
 
 
 def _lane_sums_multiply(check: Checker, op: Op) -> None:
-    check.one_of(op, "dtype", (bf16, f16))
-    for side in ("left", "right"):
-        if not check.attribute(op, f"{side}_rows", bool):
-            check.attribute(op, f"{side}_panel_bytes", int)
+    _near_operands(check, op)
     rows, columns = (check.attribute(op, name, int) for name in ("rows", "columns"))
     if rows != 128 or columns % 16 or not 16 <= columns <= 256:
         check.fail(f"{rows} x {columns} sums", "128 rows, and a multiple of 16 columns up to 256")

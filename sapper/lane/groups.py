@@ -95,7 +95,8 @@ class GroupLowering(Clusters):
                 plan_block(self.function.body, self.wholes).items) != 1:
             return
         found, dtypes = self.matrix_walk, group.dtypes
-        if self.schedule.matrix is not False and (found is None or found.computed):
+        if self.schedule.matrix is not False and (found is None or found.computed
+                                                  or found.dtype.name in group.narrow_dtypes):
             # Bytes, which single warps would make wider where they are computed.
             dtypes = group.narrow_dtypes
             found = self.match_matrix_walk(walk, dtypes, True)
@@ -418,7 +419,7 @@ class GroupLowering(Clusters):
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
             counter, *sums = carried
-            scales = self._scales(found, {**starts, found.depth: here}, group, sides)     # on their way meanwhile
+            scales = self.scales(found, {**starts, found.depth: here}, group, sides)     # on their way meanwhile
             stage = self._stage_of(group, counter)
             self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
                         disp=self.full_at)
@@ -445,7 +446,7 @@ class GroupLowering(Clusters):
                 self.effect("group_commit", [])
                 if self.narrow:
                     free = self._all_done(sums[place])
-                    sums[place] = self._add_block(free, scales[part], totals)
+                    sums[place] = self.add_block(free, scales[part], totals)
             if not self.narrow:
                 self.effect("group_wait", [], pending=1)
             before = self._stage_of(group, self.sub(counter, 1))
@@ -461,7 +462,7 @@ class GroupLowering(Clusters):
         self.finish(done)
         return list(done.results)
 
-    def _scales(self, found: MatrixWalk, at: dict[str, Value], group: MatrixGroup,
+    def scales(self, found: MatrixWalk, at: dict[str, Value], group: MatrixGroup,
                 sides: range) -> list[list[Value | None]]:
         """By what the sums of one block of the depth are multiplied, for each part of the columns: those of a lane's
         upper rows, and of its lower."""
@@ -485,7 +486,7 @@ class GroupLowering(Clusters):
                          for by, value in zip(of_rows, of_columns, strict=True)])
         return made
 
-    def _add_block(self, sums: list[Value], scales: list[Value | None], totals: list[Value]) -> list[Value]:
+    def add_block(self, sums: list[Value], scales: list[Value | None], totals: list[Value]) -> list[Value]:
         """The sums of one block of the depth, times its scales, to the totals, in f32: the instruction keeps fewer bits
         of a sum of such elements than f32 has, so that none runs over more than a block (DeepSeek-V3 Technical Report,
         section 3.3.2: about 14 bits; promotion every 128)."""

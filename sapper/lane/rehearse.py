@@ -442,7 +442,13 @@ class _Rehearsal:
             return
         inner = any(self.holds_wait(loop) for loop in block.ops if loop.blocks and loop.name != "if")
         waits = self.holds_wait(op)
-        for count, number in enumerate(numbers[:ROUNDS - warp.runs.get(op, 0) % 2 if waits and not inner else None]):
+        if waits and not inner:
+            before = warp.runs.get(op, 0)
+            # Who waits once for each tile has as many tiles as who does so in a loop for each.
+            of_tiles = op.name == "tasks" or op.attributes.get("label") == "tile"
+            numbers = numbers[:max(0, TILES - before) if of_tiles else ROUNDS - before % 2]
+            warp.runs[op] = before + (len(numbers) if of_tiles else 1)
+        for count, number in enumerate(numbers):
             if inner and (count >= MOST_ROUNDS or (warp.runs and min(warp.runs.values()) >= TILES)):
                 break
             values[counter] = number
@@ -450,8 +456,6 @@ class _Rehearsal:
             if op.name == "loop":
                 carried = [values.get(v) for v in block.ops[-1].operands]
                 values.update(zip(arguments, carried, strict=True))
-        if waits and not inner:
-            warp.runs[op] = warp.runs.get(op, 0) + 1
         if op.name == "loop":
             values.update((r, values.get(a)) for r, a in zip(op.results, arguments, strict=True))
 

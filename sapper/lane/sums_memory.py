@@ -8,15 +8,17 @@ Leaves lane IR: the function's body three times, once for each part that a warp 
     stores      a group of warps for each 128 rows brings the sums of a tile to registers, 16 rows by some columns at
                 once, and stores them as groups.py does
 
-The sums of two tiles have room, so that the products of the next one go on while those of the last are stored.
+The sums of two tiles have room, so that the products of the next one go on while those of the last are stored. Elements
+of 8 bits are summed anew in each stage, a block of the depth: the storing warps add its sums, times their scales, to
+totals in registers, while the products of the next block go to the other room.
 
 Signals of each stage: `full`, as in groups.py; `free`, at which its products arrive by themselves when they are done.
-Signals of each of the two rooms: `made`, at which the products of a tile's last stage arrive; `taken`, at which the
-storing warps arrive once all is in registers. A count of tiles says the room, and the phase; like the counter of
-stages it waits between tiles in a word of near memory.
+Signals of each of the two rooms: `made`, at which the last products of its sums arrive; `taken`, at which the storing
+warps arrive once all is in registers. A count of how often rooms were used says the room, and the phase; like the
+counter of stages it waits between tiles in a word of near memory.
 
     near memory   stage 0 (left, right, ...), stage 1, ... | sums of each warp | full, free of each stage | made, taken of
-                  each room | counters, counts of tiles | where the sums begin
+                  each room | counters, counts of rooms | where the sums begin
     sums memory   room 0 (for each 128 rows: columns of each contraction), room 1
 """
 
@@ -63,6 +65,12 @@ class SumsMemoryLowering(GroupLowering):
             return "sums in a memory of their own, which workers do not hand over"
         return super()._unshareable(asked)
 
+    def _shapes(self, group: MatrixGroup, found: MatrixWalk) -> list[tuple[int, int]]:
+        shapes = super()._shapes(group, found)
+        if not group.sums_columns or not self.narrow:
+            return shapes
+        return [shape for shape in shapes if shape[1] <= group.narrow_columns]
+
     # Near memory.
 
     def held_columns(self) -> int:
@@ -98,7 +106,7 @@ class SumsMemoryLowering(GroupLowering):
             return
         self.frees_late = False
         group = self._lay_out(group)
-        for word in (self._stages_word(), self._tiles_word()):
+        for word in (self._stages_word(), self._rooms_word()):
             self.effect("s_store", [self.value(0), word], dtype=i32, near=True)
         storing = self.groups * group.group_warps
         first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
@@ -144,16 +152,16 @@ class SumsMemoryLowering(GroupLowering):
                 self.effect("signal_start", [self.near()], arrivals=arrivals, disp=at + number * SIGNAL_BYTES)
         self.effect("signal_fence", [])
 
-    def _word(self, number: Scalar) -> Value:
+    def _near_word(self, number: Scalar) -> Value:
         return self.value(self.add(self.near(), self.add(self.counters_at, self.mul(number, COUNTER_BYTES))))
 
     def _stages_word(self) -> Value:
         """The word with this warp's counter of stages."""
-        return self._word(self.warp())
+        return self._near_word(self.warp())
 
-    def _tiles_word(self) -> Value:
-        """The word with this warp's count of tiles."""
-        return self._word(self.add(self.warp(), self.warps))
+    def _rooms_word(self) -> Value:
+        """The word with this warp's count of rooms."""
+        return self._near_word(self.add(self.warp(), self.warps))
 
     # The walk.
 
@@ -163,19 +171,19 @@ class SumsMemoryLowering(GroupLowering):
             super()._tile(walk, found, unit, row, column)
             return
         starts = {found.rows: row, found.columns: column}
-        word = self._tiles_word() if self.part_played == STORES else self._stages_word()
+        word = self._rooms_word() if self.part_played == STORES else self._stages_word()
         counter = self.emit(self.depth, "s_load", [word], S64, dtype=i32, near=True)
         if self.part_played == COPIES:
             counter = self._copy_tile(group, found, counter, starts)
         elif self.part_played == STARTS:
             counter = self._start_tile(group, found, counter)
         else:
-            self._store_tile(group, walk, found, counter, starts)
-            counter = self.value(self.add(counter, 1))
+            take = self._add_tile if self.narrow else self._store_tile
+            counter = take(group, walk, found, counter, starts)
         self.effect("s_store", [counter, word], dtype=i32, near=True)
 
     def _room_of(self, count: Scalar) -> tuple[Scalar, Scalar]:
-        """The room of a tile's sums, and the parity of its phase."""
+        """The room that is used next, and the parity of its phase."""
         return self.scalar("s_mod", count, ROOMS), self.scalar("s_mod", self.scalar("s_floordiv", count, ROOMS), 2)
 
     def _sums_at(self, room: Scalar, group: Scalar, number: int) -> Scalar:
@@ -184,67 +192,126 @@ class SumsMemoryLowering(GroupLowering):
         return self.add(self.sums_base, self.add(self.mul(room, self._tile_columns()), part))
 
     def _start_tile(self, group: MatrixGroup, found: MatrixWalk, counter: Value) -> Value:
-        left, *right = self.pieces
-        dtype = left.op.operands[0].type.dtype  # type: ignore[union-attr]
-        word = self._tiles_word()
-        count = self.emit(self.depth, "s_load", [word], S64, dtype=i32, near=True)
-        room, parity = self._room_of(count)
-        self.effect("signal_wait", [self._signal(room), self.value(self.scalar("s_xor", parity, 1))],
-                    disp=self.taken_at)
+        word = self._rooms_word()
+        rooms = self.emit(self.depth, "s_load", [word], S64, dtype=i32, near=True)
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
-            counter, adds = carried
+            counter, rooms, adds = carried
             stage = self._stage_of(group, counter)
+            room, _ = self._room_of(rooms)
+            if self.narrow:
+                self._wait_taken(rooms)
             self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
                         disp=self.full_at)
             self.effect("sums_acquire", [])
-            source = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
-            for depth in range(0, self.deep, fragments.GROUP_DEPTH_BYTES // left.size):
-                again = self.value(1) if depth else adds
-                for mine in range(self.groups):
-                    top = left.outer_bytes(mine * group.group_rows, self)
-                    assert isinstance(top, int)
-                    for number, piece in enumerate(right):
-                        place = self.value(self._sums_at(room, mine, number))
-                        self.effect("sums_multiply", [source, source, place, again], **{
-                            "dtype": dtype, "rows": group.group_rows, "columns": self.columns,
-                            "left_rows": left.along_depth, "right_rows": piece.along_depth,
-                            "left_disp": left.at + left.depth_bytes(depth) + top,
-                            "right_disp": piece.at + piece.depth_bytes(depth),
-                            "left_panel_bytes": left.panel_bytes, "right_panel_bytes": piece.panel_bytes})
+            self._start_stage(group, stage, room, adds)
             self.effect("sums_signal", [self._signal(stage)], disp=self.free_at, **self.of_cluster(self.cluster))
-            return [self.value(self.add(counter, 1)), self.value(1)]
+            if self.narrow:
+                self.effect("sums_signal", [self._signal(room)], disp=self.made_at)
+                rooms = self.value(self.add(rooms, 1))
+            return [self.value(self.add(counter, 1)), rooms, self.value(0 if self.narrow else 1)]
 
-        counter, _ = self._depth_loop(found, [counter, self.value(0)], body)
-        self.effect("sums_signal", [self._signal(room)], disp=self.made_at)
-        self.effect("s_store", [self.value(self.add(count, 1)), word], dtype=i32, near=True)
+        if not self.narrow:
+            self._wait_taken(rooms)
+        counter, rooms, _ = self._depth_loop(found, [counter, rooms, self.value(0)], body)
+        if not self.narrow:
+            self.effect("sums_signal", [self._signal(self._room_of(rooms)[0])], disp=self.made_at)
+            rooms = self.value(self.add(rooms, 1))
+        self.effect("s_store", [rooms, word], dtype=i32, near=True)
         return counter
 
-    def _store_tile(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, count: Value,
-                    starts: dict[str, Value]) -> None:
-        room, parity = self._room_of(count)
-        mine = self.scalar("s_floordiv", self.warp(), group.group_warps)
-        warp_rows = group.group_rows // group.group_warps
-        down = self.mul(self.scalar("s_mod", self.warp(), group.group_warps), warp_rows)
+    def _wait_taken(self, rooms: Scalar) -> None:
+        room, parity = self._room_of(rooms)
+        self.effect("signal_wait", [self._signal(room), self.value(self.scalar("s_xor", parity, 1))],
+                    disp=self.taken_at)
+
+    def _start_stage(self, group: MatrixGroup, stage: Scalar, room: Scalar, adds: Value) -> None:
+        """The products of a stage, added to what is in the room if `adds` is not 0."""
+        left, *right = self.pieces
+        dtype = left.op.operands[0].type.dtype  # type: ignore[union-attr]
+        source = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
+        for depth in range(0, self.deep, fragments.GROUP_DEPTH_BYTES // left.size):
+            for mine in range(self.groups):
+                top = left.outer_bytes(mine * group.group_rows, self)
+                assert isinstance(top, int)
+                for number, piece in enumerate(right):
+                    place = self.value(self._sums_at(room, mine, number))
+                    self.effect("sums_multiply", [source, source, place, self.value(1) if depth else adds], **{
+                        "dtype": dtype, "rows": group.group_rows, "columns": self.columns,
+                        "left_rows": left.along_depth, "right_rows": piece.along_depth,
+                        "left_disp": left.at + left.depth_bytes(depth) + top,
+                        "right_disp": piece.at + piece.depth_bytes(depth),
+                        "left_panel_bytes": left.panel_bytes, "right_panel_bytes": piece.panel_bytes})
+
+    def _wait_made(self, rooms: Scalar) -> Scalar:
+        """Until the sums of the next room are there; gives it."""
+        room, parity = self._room_of(rooms)
         self.effect("signal_wait", [self._signal(room), self.value(parity)], disp=self.made_at)
         self.effect("sums_acquire", [])
-        parts = [(top, side) for top in range(0, warp_rows, fragments.ROWS)
-                 for side in range(0, self.columns, self.held_columns())]
-        for top, side in parts:
-            sums = [value for number in range(len(self.pieces) - 1) for value in self._load_sums(
-                self.add(self._sums_at(room, mine, number), self.mul(self.add(down, top), ROW_PLACES)), side)]
-            if (top, side) == parts[-1]:
-                self.effect("sums_release", [])
-                self.effect("signal_arrive", [self._signal(room)], disp=self.taken_at)
-            start = self.add(self.add(starts[found.rows], self.mul(self.warp(), warp_rows)), top)
-            self.store_sums(walk, found, self._or_zeros(found, sums), self.value(start),
-                            self.value(self.add(starts[found.columns], side)))
+        return room
 
-    def _load_sums(self, place: Scalar, side: int) -> list[Value]:
-        held = fragments.ROWS * self.held_columns() // self.lanes
-        loaded = Op("sums_load", [self.value(place)], [ROW_F32] * held, {"disp": side}, None, self.location)
+    def _give_back(self, room: Scalar) -> None:
+        self.effect("sums_release", [])
+        self.effect("signal_arrive", [self._signal(room)], disp=self.taken_at)
+
+    def _load_sums(self, group: MatrixGroup, room: Scalar, contraction: int, top: Scalar, side: Scalar,
+                   columns: int) -> list[Value]:
+        """16 rows of this warp's, from `top` on, by so many columns."""
+        mine, warp = (self.scalar(name, self.warp(), group.group_warps) for name in ("s_floordiv", "s_mod"))
+        row = self.add(self.mul(warp, group.group_rows // group.group_warps), top)
+        place = self.add(self._sums_at(room, mine, contraction), self.add(self.mul(row, ROW_PLACES), side))
+        loaded = Op("sums_load", [self.value(place)], [ROW_F32] * (fragments.ROWS * columns // self.lanes), {}, None,
+                    self.location)
         self.finish(loaded)
         return list(loaded.results)
+
+    def _store_part(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value],
+                    starts: dict[str, Value], top: Scalar, side: Scalar) -> None:
+        first = self.mul(self.warp(), group.group_rows // group.group_warps)
+        start = self.add(self.add(starts[found.rows], first), top)
+        self.store_sums(walk, found, sums, self.value(start), self.value(self.add(starts[found.columns], side)))
+
+    def _store_tile(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, rooms: Value,
+                    starts: dict[str, Value]) -> Value:
+        wide, halves = self.held_columns(), group.group_rows // group.group_warps // fragments.ROWS
+        room = self._wait_made(rooms)
+
+        def part(number: Value) -> None:
+            top = self.mul(self.scalar("s_mod", number, halves), fragments.ROWS)
+            side = self.mul(self.scalar("s_floordiv", number, halves), wide)
+            sums = [value for contraction in range(len(self.pieces) - 1)
+                    for value in self._load_sums(group, room, contraction, top, side, wide)]
+            self._store_part(group, walk, found, self._or_zeros(found, sums), starts, top, side)
+
+        self.counted("part", 0, halves * (self.columns // wide), 1, part)
+        self._give_back(room)
+        return self.value(self.add(rooms, 1))
+
+    def _add_tile(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, rooms: Value,
+                  starts: dict[str, Value]) -> Value:
+        """The sums of each block of the depth, times its scales, to totals in registers."""
+        tops = range(0, group.group_rows // group.group_warps, fragments.ROWS)
+        each = fragments.ROWS * self.columns // self.lanes
+
+        def body(here: Value, carried: list[Value]) -> list[Value]:
+            rooms, *totals = carried
+            scales = [self.scales(found, {**starts, found.depth: here,
+                                          found.rows: self.value(self.add(starts[found.rows], top))},
+                                  group, range(1))[0] for top in tops]      # on their way meanwhile
+            room = self._wait_made(rooms)
+            made = []
+            for number, top in enumerate(tops):
+                sums = self._load_sums(group, room, 0, top, 0, self.columns)
+                made += self.add_block(sums, scales[number], totals[number * each:(number + 1) * each])
+            self._give_back(room)
+            return [self.value(self.add(rooms, 1)), *made]
+
+        rooms, *totals = self._depth_loop(found, [rooms, *[self.constant(0.0, f32)] * (each * len(tops))], body)
+        held = fragments.ROWS * self.held_columns() // self.lanes
+        for number, at in enumerate(range(0, len(totals), held)):
+            top, side = divmod(number, each // held)
+            self._store_part(group, walk, found, totals[at:at + held], starts, tops[top], side * self.held_columns())
+        return rooms
 
     def _or_zeros(self, found: MatrixWalk, sums: list[Value]) -> list[Value]:
         """The sums, or zeros where the depth has no elements and nothing was multiplied."""

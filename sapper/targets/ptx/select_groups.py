@@ -205,7 +205,7 @@ def sums_close(s: Any, op: Op) -> None:
 
 def instruction_descriptor(op: Op) -> int:
     """Types, majors and shape of a product with sums of f32 (PTX ISA, "Instruction descriptor")."""
-    element = {"f16": 0, "bf16": 1}[op.attributes["dtype"].name]
+    element = {"f16": 0, "bf16": 1, "f8e4m3": 0}[op.attributes["dtype"].name]
     left, right = (int(not op.attributes[f"{side}_rows"]) for side in ("left", "right"))
     rows, columns = op.attributes["rows"], op.attributes["columns"]
     return 1 << 4 | element << 7 | element << 10 | left << 15 | right << 16 | columns >> 3 << 17 | rows >> 4 << 24
@@ -221,7 +221,8 @@ def sums_multiply(s: Any, op: Op) -> None:
         s.emit("setp.ne.s64", keeps, s.scalar(adds), 0)
     else:
         s.emit("setp.eq.s32" if known else "setp.ne.s32", keeps, s.facts.lane, s.facts.lane)
-    s.emit_masked("tcgen05.mma.cta_group::1.kind::f16", elected(s), False, near_scalar(s, place), a, b,
+    kind = "f8f6f4" if op.attributes["dtype"].bits == 8 else "f16"
+    s.emit_masked(f"tcgen05.mma.cta_group::1.kind::{kind}", elected(s), False, near_scalar(s, place), a, b,
                   instruction_descriptor(op), keeps)
 
 
