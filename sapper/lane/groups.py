@@ -240,7 +240,7 @@ class GroupLowering(Clusters):
         multiplying = self.groups * group.group_warps
         self.fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
         self.effect("sync_warps" if self.cluster == 1 else "sync_cluster", [])
-        more, fewer = self._budgets(group)
+        more, fewer = self.budgets(group)
 
         def multiply() -> None:
             self.multiplies = True
@@ -335,7 +335,7 @@ class GroupLowering(Clusters):
                 self.effect("signal_start", [self.near()], arrivals=arrivals, disp=at + stage * SIGNAL_BYTES)
         self.effect("signal_fence", [])
 
-    def _budgets(self, group: MatrixGroup) -> tuple[int, int]:
+    def budgets(self, group: MatrixGroup) -> tuple[int, int]:
         """Registers of a thread that multiplies, and of one that copies; 0 where all have enough at the start."""
         if self.groups == 1:
             return 0, 0

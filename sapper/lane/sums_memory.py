@@ -125,11 +125,18 @@ class SumsMemoryLowering(GroupLowering):
             body()
             more()
 
+        more, fewer = self.budgets(group)
+
         def store() -> None:
+            if more:
+                self.effect("register_budget", [], registers=more, more=True)
             play(STORES, lambda: self.effect("store_wait", [], pending=0) if self.boxed else None)
 
         def rest() -> None:
-            self.fork(self._is_warp(storing), lambda: play(COPIES), lambda: play(STARTS))
+            if fewer:
+                self.effect("register_budget", [], registers=fewer, more=False)
+            self.fork(self._is_warp(storing), lambda: play(COPIES), lambda: self.fork(
+                self._is_warp(storing + 1), lambda: play(STARTS), lambda: None))
 
         self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(storing)], S64, cond="lt"), store, rest)
         self._meet()
@@ -290,27 +297,27 @@ class SumsMemoryLowering(GroupLowering):
     def _add_tile(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, rooms: Value,
                   starts: dict[str, Value]) -> Value:
         """The sums of each block of the depth, times its scales, to totals in registers."""
+        wide = self.held_columns()
         tops = range(0, group.group_rows // group.group_warps, fragments.ROWS)
-        each = fragments.ROWS * self.columns // self.lanes
+        parts = [(top, side) for top in tops for side in range(0, self.columns, wide)]
+        each = fragments.ROWS * wide // self.lanes
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
             rooms, *totals = carried
-            scales = [self.scales(found, {**starts, found.depth: here,
-                                          found.rows: self.value(self.add(starts[found.rows], top))},
-                                  group, range(1))[0] for top in tops]      # on their way meanwhile
+            scales = {top: self.scales(found, {**starts, found.depth: here,
+                                               found.rows: self.value(self.add(starts[found.rows], top))},
+                                       group, range(1))[0] for top in tops}     # on their way meanwhile
             room = self._wait_made(rooms)
             made = []
-            for number, top in enumerate(tops):
-                sums = self._load_sums(group, room, 0, top, 0, self.columns)
-                made += self.add_block(sums, scales[number], totals[number * each:(number + 1) * each])
+            for number, (top, side) in enumerate(parts):
+                sums = self._load_sums(group, room, 0, top, side, wide)
+                made += self.add_block(sums, scales[top], totals[number * each:(number + 1) * each])
             self._give_back(room)
             return [self.value(self.add(rooms, 1)), *made]
 
-        rooms, *totals = self._depth_loop(found, [rooms, *[self.constant(0.0, f32)] * (each * len(tops))], body)
-        held = fragments.ROWS * self.held_columns() // self.lanes
-        for number, at in enumerate(range(0, len(totals), held)):
-            top, side = divmod(number, each // held)
-            self._store_part(group, walk, found, totals[at:at + held], starts, tops[top], side * self.held_columns())
+        rooms, *totals = self._depth_loop(found, [rooms, *[self.constant(0.0, f32)] * (each * len(parts))], body)
+        for number, (top, side) in enumerate(parts):
+            self._store_part(group, walk, found, totals[number * each:(number + 1) * each], starts, top, side)
         return rooms
 
     def _or_zeros(self, found: MatrixWalk, sums: list[Value]) -> list[Value]:
