@@ -478,15 +478,35 @@ def _lane_sums_columns(check: Checker, op: Op) -> None:
 
 def _lane_sums_multiply(check: Checker, op: Op) -> None:
     _near_operands(check, op)
-    rows, columns = (check.attribute(op, name, int) for name in ("rows", "columns"))
-    if rows != 128 or columns % 16 or not 16 <= columns <= 256:
-        check.fail(f"{rows} x {columns} sums", "128 rows, and a multiple of 16 columns up to 256")
+    _sums_shape(check, op)
     check.operands(op, S64, S64, S64, S64)
     check.results(op)
 
 
+def _sums_shape(check: Checker, op: Op) -> None:
+    rows, columns = (check.attribute(op, name, int) for name in ("rows", "columns"))
+    if rows != 128 or columns % 16 or not 16 <= columns <= 256:
+        check.fail(f"{rows} x {columns} sums", "128 rows, and a multiple of 16 columns up to 256")
+
+
+def _lane_sums_multiply_rows(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (bf16, f16))
+    if not check.attribute(op, "right_rows", bool):
+        check.attribute(op, "right_panel_bytes", int)
+    _sums_shape(check, op)
+    check.operands(op, S64, S64, S64, S64)
+    check.results(op)
+
+
+def _lane_sums_store(check: Checker, op: Op) -> None:
+    rows = len(op.operands) - 1
+    if rows not in (4, 8, 16, 32, 64, 128):
+        check.fail(f"{rows} rows", "4 for each 16 elements, of which there is a power of two up to 512")
+    check.operands(op, S64, *[ROW_B32] * rows)
+    check.results(op)
+
+
 def _lane_sums_load(check: Checker, op: Op) -> None:
-    check.attribute(op, "disp", int, 0)
     check.operands(op, S64)
     if len(op.results) not in (4, 8, 16, 32, 64, 128):
         check.fail(f"{len(op.results)} results", "4 for each 8 columns, of which there is a power of two up to 256")
@@ -670,7 +690,9 @@ LANE_RULES: dict[str, Rule] = {
     "sums_close": _lane_sums_columns,
     "sums_multiply": _lane_sums_multiply,
     "sums_signal": _lane_signal(),
+    "sums_multiply_rows": _lane_sums_multiply_rows,
     "sums_load": _lane_sums_load,
+    "sums_store": _lane_sums_store,
     "sums_acquire": nothing,
     "sums_release": nothing,
     "group_wait": _lane_group_wait,

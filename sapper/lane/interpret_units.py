@@ -369,7 +369,7 @@ def _build_sums_close(program: Program, op: Op) -> Step:
 
 def _sums_at(worker: Worker, op: Op, place: int, rows: int, columns: int) -> NDArray[np.float32]:
     """A view of rows x columns sums. Raises LaneError where they are not all set aside."""
-    row, column = divmod(place + op.attributes.get("disp", 0), 1 << 16)
+    row, column = divmod(place, 1 << 16)
     held, aside = worker.launch.sums.get(worker.number, (None, range(0)))
     if held is None or row + rows > SUMS_ROWS or column not in aside or column + columns > aside.stop:
         raise LaneError(f"{at_op(op)}, worker {worker.number}: found {rows} x {columns} sums at row {row}, column "
@@ -389,16 +389,50 @@ def _build_sums_multiply(program: Program, op: Op) -> Step:
     return sums_multiply
 
 
+def _build_sums_multiply_rows(program: Program, op: Op) -> Step:
+    left, right, place, adds = (program.slot(v) for v in op.operands)
+    rows, columns = op.attributes["rows"], op.attributes["columns"]
+    kind = ELEMENTS[op.attributes["dtype"]]
+
+    def sums_multiply_rows(e: list[Any]) -> None:
+        at = e[left] + op.attributes.get("left_disp", 0)
+        packed = _sums_at(e[0], op, at, rows, fragments.DEPTH // 2)
+        a = np.ascontiguousarray(packed).view(kind).reshape(rows, fragments.DEPTH).astype(np.float64)
+        sums = _sums_at(e[0], op, e[place], rows, columns)
+        product = a @ _near_operand(e, op, "right", right, 0, columns).T
+        sums[:] = product if not e[adds] else sums.astype(np.float64) + product
+
+    return sums_multiply_rows
+
+
+def _own_rows(program: Program, worker: Worker, op: Op, place: int) -> None:
+    if (place >> 16) // program.lanes != worker.warp % 4:
+        raise LaneError(f"{at_op(op)}: found row {place >> 16} at hand of warp {worker.warp}; expected one of rows "
+                        f"{worker.warp % 4 * program.lanes} .. + {program.lanes - 1}")
+
+
+def _build_sums_store(program: Program, op: Op) -> Step:
+    place, *rows = (program.slot(v) for v in op.operands)
+    columns = len(rows) * 2
+    down, across = fragments.A      # of pairs: each register's two slots side by side
+
+    def sums_store(e: list[Any]) -> None:
+        _own_rows(program, e[0], op, e[place])
+        sums = _sums_at(e[0], op, e[place], fragments.ROWS, columns).view(np.uint32)
+        for number, slot in enumerate(rows):
+            block, register = divmod(number, 4)
+            sums[down[register, 0], 8 * block + across[register, 0] // 2] = np.asarray(e[slot]).view(np.uint32)
+
+    return sums_store
+
+
 def _build_sums_load(program: Program, op: Op) -> Step:
     place, results = program.slot(op.operands[0]), [program.slot(v) for v in op.results]
     columns = len(results) * fragments.COLUMNS // 4
 
     def sums_load(e: list[Any]) -> None:
-        worker: Worker = e[0]
-        if (e[place] >> 16) // program.lanes != worker.warp % 4:
-            raise LaneError(f"{at_op(op)}: found row {e[place] >> 16} read by warp {worker.warp}; expected one of "
-                            f"rows {worker.warp % 4 * program.lanes} .. + {program.lanes - 1}")
-        sums = _sums_at(worker, op, e[place], fragments.ROWS, columns)
+        _own_rows(program, e[0], op, e[place])
+        sums = _sums_at(e[0], op, e[place], fragments.ROWS, columns)
         rows, within = fragments.C
         for number, result in enumerate(results):
             e[result] = sums[rows[number % 4], number // 4 * fragments.COLUMNS + within[number % 4]]
@@ -416,7 +450,8 @@ BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "tile_multiply": _build_tile_multiply, "signal_start": _build_signal(_signal_start),
     "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
     "sums_signal": _build_signal(_signal_arrive), "sums_open": _build_sums_open, "sums_close": _build_sums_close,
-    "sums_multiply": _build_sums_multiply, "sums_load": _build_sums_load,
+    "sums_multiply": _build_sums_multiply, "sums_multiply_rows": _build_sums_multiply_rows,
+    "sums_load": _build_sums_load, "sums_store": _build_sums_store,
     "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy,
     "store_matrix": _build_store_matrix, "tensor_store": _build_tensor_copy,
     "group_multiply": _build_group_multiply, "group_multiply_rows": _build_group_multiply,

@@ -306,15 +306,22 @@ LANE_OPS = OpTable("lane", [
            doc="near addresses of a and b, place, adds (s64): c + a @ b where c is, or a @ b if adds is 0, of rows x D, "
                "D x columns and rows x columns elements, as group_multiply has them in near memory. This warp starts "
                "it; those that one warp starts are done in turn, and others know by a sums_signal"),
+    OpSpec("sums_multiply_rows", (4, 4), (0, 0), attributes=("dtype", "rows", "columns", "right_rows"),
+           optional=("left_disp", "right_disp", "right_panel_bytes"), pure=False,
+           doc="place of a, near address of b, place, adds (s64): as sums_multiply, with a in sums memory: rows x 16 "
+               "elements of 16 bits in 8 columns, as sums_store puts them"),
+    OpSpec("sums_store", (1 + 4, None), (0, 0), pure=False,
+           doc="place, row<b32>: 16 rows from there on of pairs of 16-bit elements, 16 of them in 8 columns for each four "
+               "registers (fragments.A). Warp w writes rows 32 (w mod 4) .. + 31 alone"),
     OpSpec("sums_signal", (1, 1), (0, 0), optional=("disp", "workers"), pure=False,
            doc="signal: one arrival, once all sums_multiply that this warp started are done; `workers`: as signal_arrive"),
-    OpSpec("sums_load", (1, 1), (4, None), optional=("disp",), pure=False,
-           doc="place -> 16 rows of sums from there and from column `disp` on, 8 columns for each four row<f32>, which "
-               "hold 16 x 8 elements (fragments.C). Warp w reads rows 32 (w mod 4) .. + 31 alone"),
+    OpSpec("sums_load", (1, 1), (4, None), pure=False,
+           doc="place -> 16 rows of sums from there on, 8 columns for each four row<f32>, which hold 16 x 8 elements "
+               "(fragments.C). Warp w reads rows 32 (w mod 4) .. + 31 alone"),
     OpSpec("sums_acquire", (0, 0), (0, 0), pure=False,
            doc="sums_multiply and sums_load after it come after what the warp waited for before it"),
     OpSpec("sums_release", (0, 0), (0, 0), pure=False,
-           doc="who is told after it that this warp's sums_load are done may have the sums overwritten"),
+           doc="who is told something after it comes after this warp's sums_load and sums_store"),
     OpSpec("register_budget", (0, 0), (0, 0), attributes=("registers", "more"), pure=False,
            doc="a thread of this group of warps has so many registers from here on; more: than before"),
     # Control.

@@ -52,8 +52,8 @@ HANDING = ((EXTENT, WORKERS), (128, WORKERS), (128, 8))
 tiles want few of them."""
 NEAR_STRIDE, SCRATCH, SUMS = 1 << 24, 1 << 40, 1 << 60
 """From a worker's near memory, or its sums, to the next one's, and where scratch memory and sums begin."""
-SUMS_PLACE = 0
-"""Of the columns that are set aside. A place of sums memory is its column: all rows of one are one."""
+SUMS_COLUMNS, QUARTERS = 512, 4
+"""Of sums memory, of which each quarter of the rows is some warps' own: a column of one has an address."""
 PAGE_BYTES = 1024
 """Places are looked for among those of the same pages: most are a row or two of a tile."""
 MOST_FAULTS = 8
@@ -67,8 +67,8 @@ _SYNCHRONISES = frozenset({
     "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
     "store_fence", "tensor_store", "store_wait",
     "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "async_copy",
-    "async_commit", "async_wait", "sums_open", "sums_close", "sums_multiply", "sums_signal", "sums_load", "sums_acquire",
-    "sums_release"})
+    "async_commit", "async_wait", "sums_open", "sums_close", "sums_multiply", "sums_multiply_rows", "sums_signal",
+    "sums_load", "sums_store", "sums_acquire", "sums_release"})
 _WAITS = frozenset({"take_over", "sync_warps", "sync_cluster", "signal_wait", "group_wait", "async_wait"})
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
@@ -179,7 +179,7 @@ class Warp:
     instructions that is not known to be done; issued: of those in no batch; groups, copies: likewise of copies by
     lanes; stores: batches of copies of boxes from near memory, of which the last has not ended. started: accesses of
     products whose sums have a memory, of no sums_signal yet; signalled: how many of these there were; acquired: whether
-    its next product, or load of sums, comes after what it waited for; loading: whether loads may come after what it
+    its next product, load or store of sums comes after what it waited for; moving: whether these may come after what it
     tells. held: an ordinary access that the next one may belong to, the bytes, and whether it writes. runs: of each
     loop in which it waits."""
 
@@ -198,7 +198,7 @@ class Warp:
     started: list[Access] = field(default_factory=list)
     signalled: int = 0
     acquired: bool = False
-    loading: bool = False
+    moving: bool = False
     held: tuple[Op, int, int, bool] | None = None
     runs: dict[Op, int] = field(default_factory=dict)
 
@@ -336,7 +336,7 @@ class _Rehearsal:
                     want(op.operands[1:])
                 elif op.name == "group_wait":
                     pass
-                elif op.name in _FIRST_SUM:
+                elif op.name in _FIRST_SUM or op.name == "sums_store":
                     want([v for v in op.operands if isinstance(v.type, ScalarType)])
                 else:
                     want(op.operands)
@@ -564,7 +564,7 @@ class _Rehearsal:
         """in_turn: what one agent does so is done in its order."""
         low, high = interval
         first = low // NEAR_STRIDE * NEAR_STRIDE if 0 <= low < SCRATCH else 0
-        if low >= SUMS and not self.sums.get(warp.worker, 0) >= high - SUMS - warp.worker * NEAR_STRIDE:
+        if low >= SUMS and high - 1 - low >= self.sums.get(warp.worker, 0) - low % SUMS_COLUMNS:
             self.fault(access.op, "sums that are not set aside")
             return
         if low < SCRATCH and not first <= low <= high <= first + self.near_bytes:
@@ -742,7 +742,7 @@ class _Rehearsal:
         address = self._address(warp, op, 0)
         if address is not None:
             self.touch(warp, (address, address + 4), Access(op, warp.number, warp.epoch, True), True)
-            self.words[address] = SUMS_PLACE
+            self.words[address] = 0
             self.sums[warp.worker] = op.attributes["columns"]
 
     def _close_sums(self, warp: Warp, op: Op) -> None:
@@ -751,35 +751,42 @@ class _Rehearsal:
             self.fault(op, f"{columns} columns that are set aside")
         first = SUMS + warp.worker * NEAR_STRIDE
         for place in self.places.values():
-            if first <= place.low < first + columns:
+            if first <= place.low < first + QUARTERS * SUMS_COLUMNS:
                 for access in (place.write, *place.reads.values()):
                     if access is not None and not self.knows(warp, access):
                         self.fault(op, "sums that may still be worked on", access.op)
 
-    def _columns(self, warp: Warp, op: Op, at: int, columns: int) -> Interval | None:
-        place = self._address(warp, op, at)
+    def _columns(self, warp: Warp, op: Op, at: int, columns: int, disp: str = "") -> list[Interval]:
+        """Of sums, in all quarters, the first of which is that of the place."""
+        place = self._address(warp, op, at, disp)
         if place is None:
-            return None
-        first = SUMS + warp.worker * NEAR_STRIDE + place % (1 << 16)
-        return first, first + columns
+            return []
+        quarter, column = place >> 21, place % (1 << 16)
+        first = SUMS + warp.worker * NEAR_STRIDE + column
+        return [(first + n * SUMS_COLUMNS, first + n * SUMS_COLUMNS + columns) for n in range(quarter, QUARTERS)]
 
     def _start_product(self, warp: Warp, op: Op) -> None:
         if not warp.acquired:
             self.fault(op, "a wait before it without sums_acquire")
-        agent = -1 - warp.number
-        for at, side, extent in ((0, "left", op.attributes["rows"]), (1, "right", op.attributes["columns"])):
-            interval = self._operand_of_group(warp, op, at, side, extent)
-            if interval is not None:
-                access = Access(op, agent, None, False)
-                self.touch(warp, interval, access, False)
-                warp.started.append(access)
-        sums, adds = self._columns(warp, op, 2, op.attributes["columns"]), warp.values.get(op.operands[3])
-        if sums is not None:
+        agent, columns = -1 - warp.number, op.attributes["columns"]
+
+        def touch(interval: Interval, writes: bool = False) -> None:
             access = Access(op, agent, None, False)
-            if adds != 0:
-                self.touch(warp, sums, access, False, True)
-            self.touch(warp, sums, access, True, True)
+            self.touch(warp, interval, access, writes, True)
             warp.started.append(access)
+
+        if op.name == "sums_multiply_rows":
+            for interval in self._columns(warp, op, 0, fragments.DEPTH // 2, "left_disp"):
+                touch(interval)
+        sides = ((0, "left", op.attributes["rows"]), (1, "right", columns))
+        for at, side, extent in sides[op.name == "sums_multiply_rows":]:
+            near = self._operand_of_group(warp, op, at, side, extent)
+            if near is not None:
+                touch(near)
+        for interval in self._columns(warp, op, 2, columns):
+            if warp.values.get(op.operands[3]) != 0:
+                touch(interval)
+            touch(interval, True)
 
     def _signal_products(self, warp: Warp, op: Op) -> None:
         for access in warp.started:
@@ -799,19 +806,21 @@ class _Rehearsal:
             self._count(signal, 1, 0)
         warp.signalled += 1
 
-    def _load_sums(self, warp: Warp, op: Op) -> None:
+    def _move_sums(self, warp: Warp, op: Op) -> None:
+        """sums_load and sums_store, of this warp's quarter."""
         if not warp.acquired:
             self.fault(op, "a wait before it without sums_acquire")
-        interval = self._columns(warp, op, 0, 2 * len(op.results))
-        if interval is not None:
-            self.touch(warp, interval, Access(op, warp.number, warp.epoch, False), False)
-            warp.loading = True
+        stores = op.name == "sums_store"
+        columns = 2 * (len(op.operands) - 1 if stores else len(op.results))
+        for interval in self._columns(warp, op, 0, columns)[:1]:
+            self.touch(warp, interval, Access(op, warp.number, warp.epoch, False), stores)
+            warp.moving = True
 
     def _acquire_sums(self, warp: Warp, op: Op) -> None:
         warp.acquired = True
 
     def _release_sums(self, warp: Warp, op: Op) -> None:
-        warp.loading = False
+        warp.moving = False
 
     def _count(self, signal: Signal, arrivals: int, announced: int) -> None:
         signal.arrivals -= arrivals
@@ -822,8 +831,8 @@ class _Rehearsal:
             signal.arrivals = signal.each
 
     def _arrive(self, warp: Warp, op: Op) -> None:
-        if warp.loading:
-            self.fault(op, "loads of sums before it without sums_release")
+        if warp.moving:
+            self.fault(op, "loads or stores of sums before it without sums_release")
         for away in self._away(warp, op):
             signal = self._signal(warp, op, away=away)
             if signal is not None:
@@ -956,8 +965,9 @@ _ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
     "group_fence": _Rehearsal._fence_group, "group_multiply": _Rehearsal._multiply,
     "group_multiply_rows": _Rehearsal._multiply,
     "sums_open": _Rehearsal._open_sums, "sums_close": _Rehearsal._close_sums,
-    "sums_multiply": _Rehearsal._start_product, "sums_signal": _Rehearsal._signal_products,
-    "sums_load": _Rehearsal._load_sums, "sums_acquire": _Rehearsal._acquire_sums,
+    "sums_multiply": _Rehearsal._start_product, "sums_multiply_rows": _Rehearsal._start_product,
+    "sums_signal": _Rehearsal._signal_products, "sums_load": _Rehearsal._move_sums,
+    "sums_store": _Rehearsal._move_sums, "sums_acquire": _Rehearsal._acquire_sums,
     "sums_release": _Rehearsal._release_sums,
     "group_commit": _Rehearsal._commit, "group_wait": _Rehearsal._wait_group, "async_copy": _Rehearsal._copy_lanes,
     "async_commit": _Rehearsal._commit_copies, "async_wait": _Rehearsal._wait_copies,

@@ -94,7 +94,8 @@ class SumsMemoryLowering(GroupLowering):
         """Of sums memory that a tile takes."""
         return self.groups * (len(self.pieces) - 1) * self.columns
 
-    def _set_aside(self) -> int:
+    def set_aside(self) -> int:
+        """Columns of sums memory."""
         return max(LEAST_COLUMNS, ROOMS * self._tile_columns())
 
     # Parts.
@@ -105,7 +106,7 @@ class SumsMemoryLowering(GroupLowering):
             super().parts(body)
             return
         self.frees_late = False
-        group = self._lay_out(group)
+        group = self.chain_group = self._lay_out(group)
         for word in (self._stages_word(), self._rooms_word()):
             self.effect("s_store", [self.value(0), word], dtype=i32, near=True)
         storing = self.groups * group.group_warps
@@ -114,7 +115,7 @@ class SumsMemoryLowering(GroupLowering):
 
         def start() -> None:
             self._start_signals(group, storing)
-            self.effect("sums_open", [base], columns=self._set_aside())
+            self.effect("sums_open", [base], columns=self.set_aside())
 
         self.fork(first, start, lambda: None)
         self._meet()
@@ -140,7 +141,7 @@ class SumsMemoryLowering(GroupLowering):
 
         self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(storing)], S64, cond="lt"), store, rest)
         self._meet()
-        self.fork(first, lambda: self.effect("sums_close", [self.value(self.sums_base)], columns=self._set_aside()),
+        self.fork(first, lambda: self.effect("sums_close", [self.value(self.sums_base)], columns=self.set_aside()),
                   lambda: None)
 
     def _meet(self) -> None:
@@ -153,11 +154,15 @@ class SumsMemoryLowering(GroupLowering):
         if self._sums_group() is None:
             super()._start_signals(group, multiplying)
             return
-        for at, count, arrivals in ((self.full_at, group.stages, 1), (self.free_at, group.stages, self.cluster),
-                                    (self.made_at, ROOMS, 1), (self.taken_at, ROOMS, multiplying)):
+        for at, count, arrivals in self.signals(group, multiplying):
             for number in range(count):
                 self.effect("signal_start", [self.near()], arrivals=arrivals, disp=at + number * SIGNAL_BYTES)
         self.effect("signal_fence", [])
+
+    def signals(self, group: MatrixGroup, storing: int) -> list[tuple[int, int, int]]:
+        """(where they begin, how many, arrivals of a phase) of signals of each kind. storing: how many warps do."""
+        return [(self.full_at, group.stages, 1), (self.free_at, group.stages, self.cluster),
+                (self.made_at, ROOMS, 1), (self.taken_at, ROOMS, storing)]
 
     def _near_word(self, number: Scalar) -> Value:
         return self.value(self.add(self.near(), self.add(self.counters_at, self.mul(number, COUNTER_BYTES))))

@@ -206,7 +206,7 @@ def sums_close(s: Any, op: Op) -> None:
 def instruction_descriptor(op: Op) -> int:
     """Types, majors and shape of a product with sums of f32 (PTX ISA, "Instruction descriptor")."""
     element = {"f16": 0, "bf16": 1, "f8e4m3": 0}[op.attributes["dtype"].name]
-    left, right = (int(not op.attributes[f"{side}_rows"]) for side in ("left", "right"))
+    left, right = (int(not op.attributes.get(f"{side}_rows", True)) for side in ("left", "right"))
     rows, columns = op.attributes["rows"], op.attributes["columns"]
     return 1 << 4 | element << 7 | element << 10 | left << 15 | right << 16 | columns >> 3 << 17 | rows >> 4 << 24
 
@@ -214,8 +214,11 @@ def instruction_descriptor(op: Op) -> int:
 def sums_multiply(s: Any, op: Op) -> None:
     """One lane starts it."""
     left, right, place, adds = op.operands
-    a, b = (descriptor(s, op, side, base, TENSOR_SWIZZLE_128_BYTES)
-            for side, base in (("left", left), ("right", right)))
+    if op.name == "sums_multiply_rows":
+        a = near_scalar(s, left, op.attributes.get("left_disp", 0))
+    else:
+        a = descriptor(s, op, "left", left, TENSOR_SWIZZLE_128_BYTES)
+    b = descriptor(s, op, "right", right, TENSOR_SWIZZLE_128_BYTES)
     keeps, known = s.new("pred"), s.constant_of(adds)
     if known is None:
         s.emit("setp.ne.s64", keeps, s.scalar(adds), 0)
@@ -240,8 +243,16 @@ def sums_load(s: Any, op: Op) -> None:
     """16 lanes by 256 bits are the rows and columns of fragments.C."""
     s.emit(f"tcgen05.ld.sync.aligned.16x256b.x{len(op.results) // 4}.b32",
            tuple(s.define(result) for result in op.results),
-           near_scalar(s, op.operands[0], op.attributes.get("disp", 0)))
+           near_scalar(s, op.operands[0]))
     s.emit("tcgen05.wait::ld.sync.aligned")
+
+
+def sums_store(s: Any, op: Op) -> None:
+    """16 lanes by 128 bits are the rows and pairs of fragments.A."""
+    place, *rows = op.operands
+    s.emit(f"tcgen05.st.sync.aligned.16x128b.x{len(rows) // 2}.b32", near_scalar(s, place),
+           tuple(s.vector(v) for v in rows))
+    s.emit("tcgen05.wait::st.sync.aligned")
 
 
 def _sums_fence(when: str) -> Rule:
@@ -264,5 +275,6 @@ RULES: dict[str, Rule] = {
     "group_multiply": group_multiply, "group_multiply_rows": group_multiply,
     "group_commit": group_commit, "group_wait": group_wait, "register_budget": register_budget,
     "sums_open": sums_open, "sums_close": sums_close, "sums_multiply": sums_multiply, "sums_signal": sums_signal,
-    "sums_load": sums_load, "sums_acquire": _sums_fence("after"), "sums_release": _sums_fence("before"),
+    "sums_multiply_rows": sums_multiply, "sums_load": sums_load, "sums_store": sums_store,
+    "sums_acquire": _sums_fence("after"), "sums_release": _sums_fence("before"),
 }
