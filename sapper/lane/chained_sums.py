@@ -38,15 +38,13 @@ from ..ir.types import ROW_F32, S64, i32
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
 from .chained import Chain, Contraction, _axes
-from .chained_pairs import ChainPairLowering
+from .chained_pairs import FEWEST_STAGES, ChainPairLowering
+from .chained_shared import SHORTEST_STEP
 from .groups import COUNTER_BYTES, SIGNAL_BYTES
 from .pieces import ELEMENT_BYTES
 from .state import Scalar
 from .sums_memory import ROW_PLACES, STARTS
 
-STEPS = (128, 64, 32)
-"""Coordinates of the loop's axis in a round, the most that fits."""
-FEWEST_STAGES = 2
 LOADED_COLUMNS = 64
 """Of the second product's sums that a warp brings to registers at once."""
 LEFT, MADE, TAKEN, PUT, ADDED = range(5)
@@ -100,8 +98,10 @@ class ChainSumsLowering(ChainPairLowering):
         """The steps that fit, the longest first: a thread has the carried sums and a round's scores of its share of 32
         rows."""
         first, second = (chain.contractions[op] for op in order)
-        wide, found = self.extents[second.columns], []
-        for step in STEPS:
+        unit = self.facts.matrix
+        assert unit is not None
+        wide, found, step = self.extents[second.columns], [], unit.chain_step
+        while step >= SHORTEST_STEP:
             columns = step + wide + step // 2
             row_bytes = sum(self._padded_bytes(op, chain) for op in chain.streams)
             near = FEWEST_STAGES * (step * row_bytes + 2 * SIGNAL_BYTES) \
@@ -110,6 +110,7 @@ class ChainSumsLowering(ChainPairLowering):
             if wide + step <= group.chain_registers and groups * columns <= group.sums_columns \
                     and near <= group.near_bytes:
                 found.append(Shape(groups, step, columns))
+            step //= 2
         return found
 
     def _left_bytes(self, group: MatrixGroup, found: Contraction) -> int:

@@ -31,13 +31,14 @@ from ..ir.types import MASK, ROW_F32, S64, f32, i32
 from ..tile.plan import Walk
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
+from .depth_shares import Cluster
 from .groups import COUNTER_BYTES, SIGNAL_BYTES, GroupLowering
 from .matrix import MatrixWalk
 from .state import Scalar
 
 ROOMS = 2
-HELD_COLUMNS = 64
-"""That a warp brings to registers at once, of each contraction."""
+HELD_COLUMNS, MOST_SHARED = 64, 128
+"""That a warp brings to registers at once, of each contraction, and of all where workers hand over sums."""
 LEAST_COLUMNS = 32
 """Of sums memory that can be set aside: a power of two, from these on (PTX ISA, "tcgen05.alloc")."""
 ROW_PLACES = 1 << 16
@@ -60,10 +61,12 @@ class SumsMemoryLowering(GroupLowering):
         group = self.facts.matrix_group
         return group if group is not None and group.sums_columns and self.groups else None
 
-    def _unshareable(self, asked: str | None) -> str | None:
-        if self._sums_group() is not None:
-            return "sums in a memory of their own, which workers do not hand over"
-        return super()._unshareable(asked)
+    def _cycles(self, found: MatrixWalk, tile: tuple[int, int], cluster: Cluster, shares: int | None) -> float:
+        group = self._sums_group()
+        rows, columns = tile
+        if group is not None and shares is not None and rows * columns * len(found.right) > MOST_SHARED * group.group_rows:
+            return float("inf")     # a thread has all of a tile's sums where workers share its depth
+        return super()._cycles(found, tile, cluster, shares)
 
     def _shapes(self, group: MatrixGroup, found: MatrixWalk) -> list[tuple[int, int]]:
         shapes = super()._shapes(group, found)
@@ -121,25 +124,28 @@ class SumsMemoryLowering(GroupLowering):
         self._meet()
         self.sums_base = self.emit(0, "s_load", [base], S64, dtype=i32, near=True)
 
-        def play(part: str, more: Callable[[], None] = lambda: None) -> None:
+        def play(part: str, warp: int) -> None:
             self.part_played, self.multiplies = part, part == STORES
+            self.only_warp = warp if self.shares is not None and part != STORES else None
             body()
-            more()
 
         more, fewer = self.budgets(group)
 
         def store() -> None:
             if more:
                 self.effect("register_budget", [], registers=more, more=True)
-            play(STORES, lambda: self.effect("store_wait", [], pending=0) if self.boxed else None)
+            play(STORES, 0)
+            if self.boxed:
+                self.effect("store_wait", [], pending=0)        # near memory is there until it was read
 
         def rest() -> None:
             if fewer:
                 self.effect("register_budget", [], registers=fewer, more=False)
-            self.fork(self._is_warp(storing), lambda: play(COPIES), lambda: self.fork(
-                self._is_warp(storing + 1), lambda: play(STARTS), lambda: None))
+            self.fork(self._is_warp(storing), lambda: play(COPIES, storing), lambda: self.fork(
+                self._is_warp(storing + 1), lambda: play(STARTS, storing + 1), lambda: None))
 
         self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(storing)], S64, cond="lt"), store, rest)
+        self.only_warp = None
         self._meet()
         self.fork(first, lambda: self.effect("sums_close", [self.value(self.sums_base)], columns=self.set_aside()),
                   lambda: None)
@@ -287,6 +293,13 @@ class SumsMemoryLowering(GroupLowering):
                     starts: dict[str, Value]) -> Value:
         wide, halves = self.held_columns(), group.group_rows // group.group_warps // fragments.ROWS
         room = self._wait_made(rooms)
+        following = self.value(self.add(rooms, 1))
+        if self.turn is not None:
+            sums = [value for top, side in self._held_parts(group) for contraction in range(len(self.pieces) - 1)
+                    for value in self._load_sums(group, room, contraction, top, side, wide)]
+            self._give_back(room)
+            self._store_parts(group, walk, found, sums, starts)
+            return following
 
         def part(number: Value) -> None:
             top = self.mul(self.scalar("s_mod", number, halves), fragments.ROWS)
@@ -297,21 +310,37 @@ class SumsMemoryLowering(GroupLowering):
 
         self.counted("part", 0, halves * (self.columns // wide), 1, part)
         self._give_back(room)
-        return self.value(self.add(rooms, 1))
+        return following
+
+    def _held_parts(self, group: MatrixGroup) -> list[tuple[int, int]]:
+        """(row, column) of what a warp brings to registers at once."""
+        return [(top, side) for top in range(0, group.group_rows // group.group_warps, fragments.ROWS)
+                for side in range(0, self.columns, self.held_columns())]
+
+    def _store_parts(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value],
+                     starts: dict[str, Value]) -> None:
+        """All of a tile's sums, part after part; or those of a segment of it."""
+        parts = self._held_parts(group)
+        each = len(sums) // len(parts)
+
+        def store(sums: list[Value], row: Value, column: Value) -> None:
+            for number, (top, side) in enumerate(parts):
+                self._store_part(group, walk, found, sums[number * each:(number + 1) * each],
+                                 {found.rows: row, found.columns: column}, top, side)
+
+        self.finish_segment(found, sums, starts[found.rows], starts[found.columns], store)
 
     def _add_tile(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, rooms: Value,
                   starts: dict[str, Value]) -> Value:
         """The sums of each block of the depth, times its scales, to totals in registers."""
-        wide = self.held_columns()
-        tops = range(0, group.group_rows // group.group_warps, fragments.ROWS)
-        parts = [(top, side) for top in tops for side in range(0, self.columns, wide)]
+        wide, parts = self.held_columns(), self._held_parts(group)
         each = fragments.ROWS * wide // self.lanes
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
             rooms, *totals = carried
             scales = {top: self.scales(found, {**starts, found.depth: here,
                                                found.rows: self.value(self.add(starts[found.rows], top))},
-                                       group, range(1))[0] for top in tops}     # on their way meanwhile
+                                       group, range(1))[0] for top, _ in parts}     # on their way meanwhile
             room = self._wait_made(rooms)
             made = []
             for number, (top, side) in enumerate(parts):
@@ -321,8 +350,7 @@ class SumsMemoryLowering(GroupLowering):
             return [self.value(self.add(rooms, 1)), *made]
 
         rooms, *totals = self._depth_loop(found, [rooms, *[self.constant(0.0, f32)] * (each * len(parts))], body)
-        for number, (top, side) in enumerate(parts):
-            self._store_part(group, walk, found, totals[number * each:(number + 1) * each], starts, top, side)
+        self._store_parts(group, walk, found, totals, starts)
         return rooms
 
     def _or_zeros(self, found: MatrixWalk, sums: list[Value]) -> list[Value]:
