@@ -434,6 +434,8 @@ class _Parser:
         for operand in form.operands:
             if operand.joined:
                 arranged.append(rest.pop(0)[0] if rest and rest[0][1] else None)
+            elif operand.optional and operand.count and rest and not isinstance(rest[0][0], Vector):
+                arranged.append(None)
             elif not rest:
                 if not operand.optional:
                     raise ParseError(f"{form.mnemonic} has too few operands: found {len(found)}", line)

@@ -90,6 +90,12 @@ def arrive(machine: Machine, one: MbarrierObject, count: int, line: int) -> None
     _complete(machine, one)
 
 
+def arrive_for(machine: Machine, one: MbarrierObject, known: Array, line: int) -> None:
+    """One arrival of asynchronous operations, which makes `known` known to whoever waits."""
+    _open(one, known)
+    arrive(machine, one, 1, line)
+
+
 def take(machine: Machine, one: MbarrierObject, agent: int, reach: int, acquires: bool) -> None:
     """What a wait of an agent for a phase that is over makes known to it."""
     clocks, (known, everybodys) = machine.clocks, one.told

@@ -46,7 +46,7 @@ def operand_text(row: Row, form: Form, operand: Operand, number: int) -> str | N
             return "[argument]"
         if space.startswith("param"):
             return None
-        return "[%d9]"
+        return "[%r9]" if operand.type else "[%d9]"
     if operand.optional:
         hinted = "L2::cache_hint" in form and operand.type == "b64"
         masked = "multicast::cluster" in form and operand.type == "u16"
