@@ -23,7 +23,7 @@ from .errors import EmulationError
 from .machine import WARP, Lanes, Machine, Run, Wait
 from .memory import SHARED_START
 from .operand_tiles import Descriptor, Tile, begin_reads, tile_at
-from .races import READS, STARTS, TENSOR, WRITES
+from .races import READS, TENSOR
 from .tensor_memory import LANES, LOW, WHOLE, Toucher, Use, places_of, split_address, tensor_memory
 from .unit_mbarrier import MbarrierObject, arrive_for, find, object_reader
 from .unit_memory import Access, address_reader, shared_shadow
@@ -190,10 +190,8 @@ def _arrive_after(machine: Machine, thread: int, objects: list[MbarrierObject], 
     """One arrival at each, when all that the thread issued before is made."""
     core, block, clocks = tensor_core(machine), int(machine.block_of[thread]), machine.clocks
     mine = [product for product in core.pending.get(block, []) if product.thread == thread]
-    agent = int(machine.warp_of[thread])
-    known = clocks.known[agent].copy()      # the products came after what their warp had waited for
-    known[[WRITES, STARTS], agent] = 0
-    known[READS] = clocks.joint(np.array([agent]))[READS]
+    known = np.zeros_like(clocks.known[0])
+    known[READS] = clocks.joint(machine.warp_of[thread:thread + 1])[READS]
     known[TENSOR, clocks.engine(block)] = clocks.tick()
     for one in objects:
         def land(one: MbarrierObject = one) -> None:
