@@ -116,7 +116,7 @@ def tile_at(access: Access, thread: int, descriptor: Descriptor, extent: int, de
         flat = descriptor.offsets(extent, depth, access.size, transposed).reshape(-1)
         flat = flat | rank << RANK_SHIFT
         offsets = access.shared_offsets(np.full(len(flat), thread), flat).reshape(extent, depth)
-        places = shared_shadow(machine).places(offsets) if machine.options.races else np.zeros(0, np.int64)
+        places = shared_shadow(machine).places(offsets, access.size) if machine.options.races else np.zeros(0, np.int64)
         found = cache[key] = Tile(offsets, places, access.size)
     return found
 

@@ -180,9 +180,10 @@ class Shadow:
         count = max(size_bytes // self.granule, 1)
         return first[:, None] + np.arange(count) if count > 1 else first[:, None]
 
-    def places(self, offsets: Array) -> Array:
-        """The granules of these bytes, each once, in order: by flags, since they are many and lie close together."""
-        places = offsets.reshape(-1) // self.granule
+    def places(self, offsets: Array, size_bytes: int) -> Array:
+        """The granules of so many bytes at each of these, each once, in order: by flags, since they are many and lie
+        close together."""
+        places = self.granules(offsets.reshape(-1), size_bytes).reshape(-1)
         first = int(places.min()) if len(places) else 0
         touched = np.zeros(int(places.max()) - first + 1 if len(places) else 0, bool)
         touched[places - first] = True

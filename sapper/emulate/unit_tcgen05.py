@@ -23,7 +23,7 @@ from .errors import EmulationError
 from .machine import WARP, Lanes, Machine, Run, Wait
 from .memory import SHARED_START
 from .operand_tiles import Descriptor, Tile, begin_reads, tile_at
-from .races import READS, TENSOR
+from .races import READS, TENSOR, WRITES
 from .tensor_memory import LANES, LOW, WHOLE, Toucher, Use, places_of, split_address, tensor_memory
 from .unit_mbarrier import MbarrierObject, arrive_for, find, object_reader
 from .unit_memory import Access, address_reader, shared_shadow
@@ -187,11 +187,13 @@ def _of_cluster(machine: Machine, thread: int, offset: int, mask: int) -> list[i
 
 
 def _arrive_after(machine: Machine, thread: int, objects: list[MbarrierObject], line: int) -> None:
-    """One arrival at each, when all that the thread issued before is made."""
+    """One arrival at each, when all that the thread issued before is made. It tells that their accesses are over, and
+    what they came after; not what the thread wrote itself."""
     core, block, clocks = tensor_core(machine), int(machine.block_of[thread]), machine.clocks
     mine = [product for product in core.pending.get(block, []) if product.thread == thread]
+    warp = machine.warp_of[thread:thread + 1]
     known = np.zeros_like(clocks.known[0])
-    known[READS] = clocks.joint(machine.warp_of[thread:thread + 1])[READS]
+    known[WRITES], known[READS] = clocks.known[warp[0], WRITES], clocks.joint(warp)[READS]
     known[TENSOR, clocks.engine(block)] = clocks.tick()
     for one in objects:
         def land(one: MbarrierObject = one) -> None:
