@@ -2,8 +2,8 @@
 
 Enters: descriptors of operands in shared memory, or the address of A in tensor memory, and the instruction's own
 descriptor. Leaves: sums in tensor memory, arrivals at mbarriers. Holds: a product is in flight until the arrival of a
-later commit of its thread; in lazy mode it reads its operands and writes its sums only then, and that arrival comes
-when something waits for it. The tensor core of a block takes products in the order in which they are issued.
+later commit of its thread, which comes when something waits for it; in lazy mode it reads its operands and writes its
+sums only then. The tensor core of a block takes products in the order in which they are issued.
 Source: PTX ISA, "TensorCore 5th Generation Family Instructions": "tcgen05.mma", "Instruction descriptor", "Data Path
 Layout Organization", "tcgen05.commit"; CUTLASS, include/cute/arch/mma_sm100_desc.hpp.
 """
@@ -200,11 +200,8 @@ def _arrive_after(machine: Machine, thread: int, objects: list[MbarrierObject], 
             core.finish(block, mine)
             arrive_for(machine, one, known, line)
 
-        if machine.options.lazy:
-            one.landing.append(land)
-            machine.happened()
-        else:
-            land()
+        one.landing.append(land)
+        machine.happened()
 
 
 # --- tcgen05.mma ----------------------------------------------------------------------------------------------------
