@@ -40,9 +40,9 @@ from ..tile.affine import Affine, affine
 from ..tile.schedule import MatrixUnit
 from ..tile.sums import is_join
 from . import fragments
-from .sums_memory import SumsMemoryLowering
 from .pieces import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
 from .state import Bound, Capacity, Scalar, row_dtype
+from .sums_memory import SumsMemoryLowering
 
 PANEL_CHUNKS = fragments.ROW_BYTES // CHUNK_BYTES
 NARROW = ("bf16", "f16")

@@ -74,7 +74,8 @@ class ChainGroupLowering(SharedRowsLowering):
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
         chain, group = self.chain, self.facts.matrix_group
-        if chain is None or group is None or group.sums_columns or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
+        if chain is None or group is None or group.sums_columns or not all(
+                self._comes_in_boxes(op, chain.step) for op in chain.streams):
             return
         groups, high = self.groups_of_chain(group, chain)
         unit = self.facts.matrix

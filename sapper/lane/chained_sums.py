@@ -30,7 +30,7 @@ Signals of each group:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..ir.nodes import Block, Op, Value
@@ -45,7 +45,7 @@ from .pieces import ELEMENT_BYTES
 from .state import Scalar
 from .sums_memory import ROW_PLACES, STARTS
 
-LOADED_COLUMNS = 64
+LOADED_COLUMNS = 32
 """Of the second product's sums that a warp brings to registers at once."""
 LEFT, MADE, TAKEN, PUT, ADDED = range(5)
 KINDS = 5
@@ -79,7 +79,7 @@ class ChainSumsLowering(ChainPairLowering):
                 or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
             return
         order = _order(chain)
-        shapes = [] if order is None else [shape for groups in (2, 1) for shape in self._shapes_of(
+        shapes = [] if order is None else [shape for groups in (1, 2) for shape in self._shapes_of(
             group, chain, order, groups)[:1]]
         if not shapes:
             return
@@ -161,10 +161,11 @@ class ChainSumsLowering(ChainPairLowering):
         return self.signals_at + kind * self.groups * SIGNAL_BYTES
 
     def _wait(self, kind: int, group: Scalar, count: Scalar, before: int = 0) -> None:
-        """Until the phase `count` of a group's signal is over, or the one `before` it; then sums may be touched."""
+        """Until the phase `count` of a group's signal is over, or the one `before` it."""
         parity = self.scalar("s_xor", self.scalar("s_and", count, 1), before)
         self.effect("signal_wait", [self._signal(group), self.value(parity)], disp=self._kind_at(kind))
-        self.effect("sums_acquire", [])
+        if kind != LEFT:
+            self.effect("sums_acquire", [])
 
     def _scores_at(self, group: Scalar) -> Scalar:
         return self.add(self.sums_base, self.mul(group, self.shape.columns))
@@ -306,30 +307,32 @@ class ChainSumsLowering(ChainPairLowering):
         keys = [self._key(into, found, 2 * block + register // 2, 2 * eight + register % 2)
                 for block in range(ROW_BLOCKS) for eight in range(self.bound[found.columns].count // 2)
                 for register in range(4)]
-        sums = self._take_scores(found) if op is self.order[0] else self._take_added(found)
-        if start is not None:
-            sums = [self.emit(self.depth, "add", [self.row(start, dict(zip(_axes(into), key, strict=True))), value],
-                              ROW_F32) for key, value in zip(keys, sums, strict=True)]
-        self.rows[into] = dict(zip(keys, sums, strict=True))
+        held: dict[tuple[int, ...], Value] = {}
+        values = self._new_scores() if op is self.order[0] else self._sums_to_add(found)
+        for key, value in zip(keys, values, strict=True):
+            before = None if start is None else self.row(start, dict(zip(_axes(into), key, strict=True)))
+            held[key] = value if before is None else self.emit(self.depth, "add", [before, value], ROW_F32)
+        self.rows[into] = held
 
-    def _take_scores(self, found: Contraction) -> list[Value]:
+    def _new_scores(self) -> Iterator[Value]:
+        """Of this round."""
         mine = self._number()
         self._wait(MADE, mine, self.counter)
-        sums = [value for block in range(ROW_BLOCKS) for value in self._loaded(self._scores_at(mine), block, self.step)]
+        for block in range(ROW_BLOCKS):
+            yield from self._loaded(self._scores_at(mine), block, self.step)
         self._tell(TAKEN, mine)
-        return sums
 
-    def _take_added(self, found: Contraction) -> list[Value]:
-        """Once the weights are put; gives sums of the second product."""
+    def _sums_to_add(self, found: Contraction) -> Iterator[Value]:
+        """The sums of the second product, once the weights are put; each part is used before the next one comes."""
         mine, deep = self._number(), self.bound[found.over].count
         for block in range(ROW_BLOCKS):
             rows = [row for depth in range(0, deep, 4) for row in self._left(found, block, depth)]
             self.effect("sums_store", [self._own_rows(self._weights_at(mine), block), *rows])
         self._tell(PUT, mine)
         self._wait(ADDED, mine, self.counter)
-        return [value for block in range(ROW_BLOCKS)
-                for side in range(0, self.extents[found.columns], LOADED_COLUMNS)
-                for value in self._loaded(self.add(self._added_at(mine), side), block, LOADED_COLUMNS)]
+        for block in range(ROW_BLOCKS):
+            for side in range(0, self.extents[found.columns], LOADED_COLUMNS):
+                yield from self._loaded(self.add(self._added_at(mine), side), block, LOADED_COLUMNS)
 
     def _tell(self, kind: int, group: Scalar) -> None:
         self.effect("sums_release", [])

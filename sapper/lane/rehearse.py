@@ -52,8 +52,8 @@ HANDING = ((EXTENT, WORKERS), (128, WORKERS), (128, 8))
 tiles want few of them."""
 NEAR_STRIDE, SCRATCH, SUMS = 1 << 24, 1 << 40, 1 << 60
 """From a worker's near memory, or its sums, to the next one's, and where scratch memory and sums begin."""
-SUMS_COLUMNS, QUARTERS = 512, 4
-"""Of sums memory, of which each quarter of the rows is some warps' own: a column of one has an address."""
+SUMS_COLUMNS, SUMS_PARTS = 512, 8
+"""Of sums memory: a column of 16 rows, which a warp moves at once, has an address."""
 PAGE_BYTES = 1024
 """Places are looked for among those of the same pages: most are a row or two of a tile."""
 MOST_FAULTS = 8
@@ -278,6 +278,7 @@ class _Rehearsal:
         self.signals: dict[int, Signal] = {}
         self.words: dict[int, Any] = {}
         self.sums: dict[int, int] = {}
+        self.opened: dict[int, Op] = {}
         self.cluster = attributes.get("cluster", 1)
         sizes = [each] * rehearsed + [each * rehearsed]     # the warps of each worker, and of all
         self.met = [[0] * size for size in sizes]
@@ -378,6 +379,8 @@ class _Rehearsal:
                 break
         for access in (access for warp in self.warps for batch in warp.stores for access in batch):
             self.fault(access.op, "a copy from near memory that the warp did not wait for before its end")
+        for worker in self.sums:
+            self.fault(self.opened[worker], "sums that nobody gave up")
         for worker, access in self.foreign:
             if not all(self.knows(warp, access) for warp in self.warps if warp.worker == worker):
                 self.fault(access.op, "another worker that may have ended before")
@@ -743,7 +746,7 @@ class _Rehearsal:
         if address is not None:
             self.touch(warp, (address, address + 4), Access(op, warp.number, warp.epoch, True), True)
             self.words[address] = 0
-            self.sums[warp.worker] = op.attributes["columns"]
+            self.sums[warp.worker], self.opened[warp.worker] = op.attributes["columns"], op
 
     def _close_sums(self, warp: Warp, op: Op) -> None:
         columns = self.sums.pop(warp.worker, 0)
@@ -751,19 +754,19 @@ class _Rehearsal:
             self.fault(op, f"{columns} columns that are set aside")
         first = SUMS + warp.worker * NEAR_STRIDE
         for place in self.places.values():
-            if first <= place.low < first + QUARTERS * SUMS_COLUMNS:
+            if first <= place.low < first + SUMS_PARTS * SUMS_COLUMNS:
                 for access in (place.write, *place.reads.values()):
                     if access is not None and not self.knows(warp, access):
                         self.fault(op, "sums that may still be worked on", access.op)
 
     def _columns(self, warp: Warp, op: Op, at: int, columns: int, disp: str = "") -> list[Interval]:
-        """Of sums, in all quarters, the first of which is that of the place."""
+        """Of sums, in all parts from that of the place on."""
         place = self._address(warp, op, at, disp)
         if place is None:
             return []
-        quarter, column = place >> 21, place % (1 << 16)
+        part, column = place >> 20, place % (1 << 16)
         first = SUMS + warp.worker * NEAR_STRIDE + column
-        return [(first + n * SUMS_COLUMNS, first + n * SUMS_COLUMNS + columns) for n in range(quarter, QUARTERS)]
+        return [(first + n * SUMS_COLUMNS, first + n * SUMS_COLUMNS + columns) for n in range(part, SUMS_PARTS)]
 
     def _start_product(self, warp: Warp, op: Op) -> None:
         if not warp.acquired:
@@ -807,7 +810,7 @@ class _Rehearsal:
         warp.signalled += 1
 
     def _move_sums(self, warp: Warp, op: Op) -> None:
-        """sums_load and sums_store, of this warp's quarter."""
+        """sums_load and sums_store, of one part."""
         if not warp.acquired:
             self.fault(op, "a wait before it without sums_acquire")
         stores = op.name == "sums_store"

@@ -17,8 +17,8 @@ Signals of each of the two rooms: `made`, at which the last products of its sums
 warps arrive once all is in registers. A count of how often rooms were used says the room, and the phase; like the
 counter of stages it waits between tiles in a word of near memory.
 
-    near memory   stage 0 (left, right, ...), stage 1, ... | sums of each warp | full, free of each stage | made, taken of
-                  each room | counters, counts of rooms | where the sums begin
+    near memory   stage 0 (left, right, ...), stage 1, ... | sums of each warp | full, free of each stage | made, taken
+                  of each room | counters, counts of rooms | where the sums begin
     sums memory   room 0 (for each 128 rows: columns of each contraction), room 1
 """
 
@@ -39,6 +39,8 @@ from .state import Scalar
 ROOMS = 2
 HELD_COLUMNS, MOST_SHARED = 64, 128
 """That a warp brings to registers at once, of each contraction, and of all where workers hand over sums."""
+LEAST_OF_TWO = 128
+"""Columns of a tile that has rows for two groups of warps."""
 LEAST_COLUMNS = 32
 """Of sums memory that can be set aside: a power of two, from these on (PTX ISA, "tcgen05.alloc")."""
 ROW_PLACES = 1 << 16
@@ -63,16 +65,18 @@ class SumsMemoryLowering(GroupLowering):
 
     def _cycles(self, found: MatrixWalk, tile: tuple[int, int], cluster: Cluster, shares: int | None) -> float:
         group = self._sums_group()
-        rows, columns = tile
-        if group is not None and shares is not None and rows * columns * len(found.right) > MOST_SHARED * group.group_rows:
+        sums = tile[0] * tile[1] * len(found.right)
+        if group is not None and shares is not None and sums > MOST_SHARED * group.group_rows:
             return float("inf")     # a thread has all of a tile's sums where workers share its depth
         return super()._cycles(found, tile, cluster, shares)
 
     def _shapes(self, group: MatrixGroup, found: MatrixWalk) -> list[tuple[int, int]]:
         shapes = super()._shapes(group, found)
-        if not group.sums_columns or not self.narrow:
+        if not group.sums_columns:
             return shapes
-        return [shape for shape in shapes if shape[1] <= group.narrow_columns]
+        # Two halves of 64 columns are no better than one tile of 128, and want twice the descriptors.
+        return [(groups, columns) for groups, columns in shapes if (groups == 1 or columns >= LEAST_OF_TWO) and (
+            not self.narrow or columns <= group.narrow_columns)]
 
     # Near memory.
 

@@ -208,7 +208,8 @@ def instruction_descriptor(op: Op) -> int:
     element = {"f16": 0, "bf16": 1, "f8e4m3": 0}[op.attributes["dtype"].name]
     left, right = (int(not op.attributes.get(f"{side}_rows", True)) for side in ("left", "right"))
     rows, columns = op.attributes["rows"], op.attributes["columns"]
-    return 1 << 4 | element << 7 | element << 10 | left << 15 | right << 16 | columns >> 3 << 17 | rows >> 4 << 24
+    made: int = 1 << 4 | element << 7 | element << 10 | left << 15 | right << 16 | columns >> 3 << 17 | rows >> 4 << 24
+    return made
 
 
 def sums_multiply(s: Any, op: Op) -> None:
