@@ -292,16 +292,18 @@ class _Multiply:
         """Check and mark what it touches of tensor memory."""
         memory = tensor_memory(self.machine)
         written = LOW if shape.sums == "f16" else WHOLE
-        memory.check(by.block, *sums, written if keeps else 0, by)
+        read = [(*sums, written)] if keeps else []
         if in_tensor is not None:
-            memory.check(by.block, *in_tensor, WHOLE, by)
+            read.append((*in_tensor, WHOLE))
+        for _, columns, _ in (*read, (*sums, 0)):
+            memory.check_allocated(by.block, columns, by)
         use = None
         if memory.order is not None:
             writes = places_of(by.block, *sums)
-            reads = [writes] if keeps else []
-            if in_tensor is not None:
-                reads.append(places_of(by.block, *in_tensor))
-            use = memory.order.begin(by, np.concatenate(reads) if reads else writes[:0], writes)
+            reads = [places_of(by.block, lanes, columns) for lanes, columns, _ in read]
+            use = memory.order.begin(by, np.concatenate([writes[:0], *reads]), writes)
+        for lanes, columns, needs in read:
+            memory.check_written(by.block, lanes, columns, needs, by)
         memory.written[by.block, sums[0], sums[1]] = written
         return use
 
