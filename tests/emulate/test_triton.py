@@ -133,6 +133,17 @@ def test_without_fences_of_tensor_memory_barriers_order_nothing_there() -> None:
             tensor_fences=True)
 
 
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize(("shape", "block"), [("16x64b", 64), ("16x128b", 64), ("16x256b", 64), ("32x32b_f16", 128)])
+def test_sums_come_out_of_tensor_memory_in_every_shape(shape: str, block: int, lazy: bool) -> None:
+    """Triton says by itself which element each register has."""
+    sums = np.float16 if "f16" in shape else np.float32
+    a, b, c = random((block, 16), np.float16), random((16, 16), np.float16, 1), np.zeros((block, 16), sums)
+    run(f"tensor_{shape}_sm100", (1,), [a, b, Uninitialised(c)], 10256, lazy)
+    exact = a.astype(np.float32) @ b.astype(np.float32)
+    np.testing.assert_allclose(c.astype(np.float32), exact, atol=1e-5, rtol=2.0**-10 if sums is np.float16 else 1e-5)
+
+
 def test_softmax() -> None:
     x, y = random((3, 700), np.float32), np.zeros((3, 700), np.float32)
     run("softmax_sm80", (3,), [x, Uninitialised(y), 700], 16, lazy=False)
