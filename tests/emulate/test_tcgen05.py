@@ -326,6 +326,73 @@ def test_a_may_lie_in_tensor_memory(type: Any, lazy: bool) -> None:
     np.testing.assert_allclose(out.view(sums)[:, :16], a.astype(wide) @ b.astype(wide).T, rtol=1e-5, atol=1e-5)
 
 
+# --- Copies and scales ----------------------------------------------------------------------------------------------
+
+
+def rows_copied(shape: str) -> Any:
+    """Which row of the source each of 128 lanes gets."""
+    lane = np.arange(128)
+    return {"128x256b": lane, "128x128b": lane, "32x128b.warpx4": lane % 32,
+            "64x128b.warpx2::02_13": lane % 64, "64x128b.warpx2::01_23": lane // 64 * 32 + lane % 32}[shape]
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize(("shape", "rows", "columns"), [
+    ("128x256b", 128, 8), ("128x128b", 128, 4), ("32x128b.warpx4", 32, 4), ("64x128b.warpx2::02_13", 64, 4),
+    ("64x128b.warpx2::01_23", 64, 4)])
+def test_copies_from_shared_to_tensor_memory(shape: str, rows: int, columns: int, lazy: bool) -> None:
+    """Rows in groups of 8, without a swizzle."""
+    given = np.random.default_rng(0).integers(0, 2**32, (rows, 8), dtype=np.uint32)
+    data, *strides = image(given.view(np.float32), 0, False)
+    load = f" tcgen05.ld.sync.aligned.32x32b.x{columns}.b32 {vector(columns)}, [%r11];\n" \
+        " tcgen05.wait::ld.sync.aligned;\n" + "".join(
+            f" st.global.b32 [%d8+{4 * column}], %v{column};\n" for column in range(columns))
+    steps = Steps(product=f" @%p1 tcgen05.cp.cta_group::1.{shape} [%r4], %d5;", load=load)
+    out, _ = run(steps, data, None, (descriptor(0, *strides), 0, 0), lazy)
+    np.testing.assert_array_equal(out[:, :columns], given[rows_copied(shape), :columns])
+    for wrong, told in ((replace(steps, wait="bar.sync 0;"), "still writes"),
+                        (replace(steps, fill=""), r"fence\.proxy")):
+        with pytest.raises(RaceError, match=told):
+            run(wrong, data, None, (descriptor(0, *strides), 0, 0), lazy)
+
+
+SCALED = " @%p1 tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.scale_vec::1X [%r4], %d5, %d7, %r12, [%r4+256], " \
+    "[%r4+260], %p4;"
+
+
+def scales_stored(byte: int) -> str:
+    """Row r of A has 2^(r mod 7), of B 2^-(r mod 5), at lane r mod 32 of all warps; exponents in one byte of a word."""
+    lines = [" and.b32 %r14, %r1, 31;\n add.u32 %r13, %r11, 256;\n"]
+    for column in range(4):
+        lines.append(f" add.u32 %r15, %r14, {32 * column};\n rem.u32 %r15, %r15, 7;\n add.u32 %r15, %r15, 127;\n"
+                     f" shl.b32 %v{column}, %r15, {8 * byte};\n")
+    lines.append(" rem.u32 %r15, %r14, 5;\n sub.u32 %r15, 127, %r15;\n" f" shl.b32 %v4, %r15, {8 * byte};\n"
+                 f" tcgen05.st.sync.aligned.32x32b.x4.b32 [%r13], {vector(4)};\n add.u32 %r13, %r11, 260;\n"
+                 " tcgen05.st.sync.aligned.32x32b.x1.b32 [%r13], {%v4};\n tcgen05.wait::st.sync.aligned;\n"
+                 " tcgen05.fence::before_thread_sync;\n bar.sync 0;\n tcgen05.fence::after_thread_sync;")
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("byte", [0, 3])
+def test_products_with_scales(byte: int, lazy: bool) -> None:
+    a, b = random((128, 32), E4M3, 0), random((24, 32), E5M2, 1)
+    image_a, image_b, (first, second, bits) = described(a, b)
+    bits = bits & ~(1 << 4) | 1 << 23 | byte << 29 | byte << 4
+    steps = Steps(start=scales_stored(byte), product=SCALED, load=load_all(24))
+    out, _ = run(steps, image_a, image_b, (first, second, bits), lazy)
+    exact = (a.astype(np.float32) * 2.0 ** (np.arange(128) % 7)[:, None]) @ (
+        b.astype(np.float32) * 2.0 ** -(np.arange(24) % 5)[:, None]).T
+    np.testing.assert_allclose(out.view(np.float32)[:, :24], exact, rtol=1e-5, atol=1e-3)
+    by_warp = " shr.u32 %r16, %r1, 5;\n add.u32 %r15, %r15, %r16;\n"
+    for old, new, told in ((" shl.b32 %v0,", by_warp + " shl.b32 %v0,", "scales differ"),
+                           ("[%r13], {%v4};", "[%r11], {%v4};", "nobody wrote")):
+        with pytest.raises(EmulationError, match=told):
+            run(replace(steps, start=steps.start.replace(old, new)), image_a, image_b, (first, second, bits), lazy)
+    with pytest.raises(EmulationError, match="expected UE8M0 scales"):
+        run(steps, image_a, image_b, (first, second, bits & ~(1 << 23)), lazy)
+
+
 # --- Loads and stores -----------------------------------------------------------------------------------------------
 
 
