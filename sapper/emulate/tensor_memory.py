@@ -87,9 +87,8 @@ class TensorMemory:
                 raise MemoryFault(f"block {machine.blocks[block]} ends with tensor memory at column {int(kept[0])}; "
                                   "expected tcgen05.dealloc before", machine.line)
 
-    def check(self, block: int, lanes: Array, columns: Array, needs: int, by: Toucher) -> None:
-        """Columns are of allocations; and cells (lanes, columns broadcast) that are read were written. needs: LOW or
-        WHOLE for a read, 0 for none."""
+    def check_allocated(self, block: int, columns: Array, by: Toucher) -> None:
+        """Columns are of allocations."""
         first, last = int(columns.min()), int(columns.max())
         if last >= COLUMNS or np.count_nonzero(self.start_of[block, first:last + 1] == NOBODY):
             free = first if last >= COLUMNS else first + int(
@@ -97,7 +96,10 @@ class TensorMemory:
             where = f"columns {first} to {last}" + ("" if last >= COLUMNS else f", of which {free} is not allocated")
             raise MemoryFault(f"{by.name} of {self.machine.place_of(by.agent * WARP)} touches tensor memory at {where}",
                               by.line)
-        if needs and self.machine.options.uninitialised:
+
+    def check_written(self, block: int, lanes: Array, columns: Array, needs: int, by: Toucher) -> None:
+        """Cells (lanes, columns broadcast) that are read were written. needs: LOW or WHOLE."""
+        if self.machine.options.uninitialised:
             missing = self.written[block, lanes, columns] & needs != needs
             if np.count_nonzero(missing):
                 lane, column = (int(np.broadcast_to(axis, missing.shape)[missing][0]) for axis in (lanes, columns))

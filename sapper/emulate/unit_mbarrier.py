@@ -30,10 +30,10 @@ Array = NDArray[Any]
 @dataclass(slots=True)
 class MbarrierObject:
     """count: arrivals of a phase; pending: still to come in this one; bytes: transactions still to come.
-    landing: copies of lazy mode, and commits of products, that land when somebody waits. known: what arrivals made known, as far as their scopes
-    go; open: what whoever waits knows: what copies wrote, and that what was read before an arrival is over (a lane that
-    arrives has its values; CUTLASS lets buffers of a cluster be overwritten after arrivals of a block's scope). Both,
-    too, up to the last complete phase."""
+    landing: copies of lazy mode, and commits of products, that land when somebody waits. known: what arrivals made
+    known, as far as their scopes go; open: what whoever waits knows: what copies wrote, and that what was read before
+    an arrival is over (a lane that arrives has its values; CUTLASS lets buffers of a cluster be overwritten after
+    arrivals of a block's scope). Both, too, up to the last complete phase."""
 
     name: str
     count: int

@@ -1,11 +1,11 @@
-"""tcgen05.mma: products whose sums lie in tensor memory, and tcgen05.commit, which tells that they are made.
+"""tcgen05.mma: products whose sums lie in tensor memory; tcgen05.cp; tcgen05.commit, which tells that they are made.
 
 Enters: descriptors of operands in shared memory, or the address of A in tensor memory, and the instruction's own
 descriptor. Leaves: sums in tensor memory, arrivals at mbarriers. Holds: a product is in flight until the arrival of a
 later commit of its thread, which comes when something waits for it; in lazy mode it reads its operands and writes its
 sums only then. The tensor core of a block takes products in the order in which they are issued.
 Source: PTX ISA, "TensorCore 5th Generation Family Instructions": "tcgen05.mma", "Instruction descriptor", "Data Path
-Layout Organization", "tcgen05.commit"; CUTLASS, include/cute/arch/mma_sm100_desc.hpp.
+Layout Organization", "Block scaling", "tcgen05.cp", "tcgen05.commit"; CUTLASS, include/cute/arch/mma_sm100_desc.hpp.
 """
 
 from __future__ import annotations
@@ -31,21 +31,25 @@ from .unit_warp import member_reader
 from .units import unit
 
 Array = NDArray[Any]
+Cells = tuple[Array, Array]
+"""(lanes, columns) of tensor memory, to be broadcast."""
 DEPTH_BYTES = 32
 """Of K, of every kind."""
 _TYPES: dict[str, dict[int, str]] = {
-    "f16": {0: "f16", 1: "bf16"}, "tf32": {2: "tf32"}, "f8f6f4": {0: "e4m3", 1: "e5m2"}, "i8": {0: "u8", 1: "s8"}}
+    "f16": {0: "f16", 1: "bf16"}, "tf32": {2: "tf32"}, "f8f6f4": {0: "e4m3", 1: "e5m2"}, "i8": {0: "u8", 1: "s8"},
+    "mxf8f6f4": {0: "e4m3", 1: "e5m2"}}
 """By kind and bits 7 to 9 (A) or 10 to 12 (B) of the instruction descriptor."""
 _SUMS: dict[str, dict[int, str]] = {
     "f16": {0: "f16", 1: "f32"}, "tf32": {1: "f32"}, "f8f6f4": {0: "f16", 1: "f32"}, "i8": {2: "s32"}}
 """By kind and bits 4 and 5."""
-_SIZES = {"f16": 2, "tf32": 4, "f8f6f4": 1, "i8": 1}
+_SIZES = {"f16": 2, "tf32": 4, "f8f6f4": 1, "i8": 1, "mxf8f6f4": 1}
 """Bytes of an element, by kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoded instruction descriptor. negated, transposed: of A and B; transposed: M or N is contiguous, not K."""
+    """A decoded instruction descriptor. negated, transposed: of A and B; transposed: M or N is contiguous, not K.
+    scales: which byte of a cell has the scales of A, and of B; None: they have none."""
 
     type_a: str
     type_b: str
@@ -55,10 +59,13 @@ class Shape:
     negated: tuple[bool, bool]
     transposed: tuple[bool, bool]
     saturates: bool
+    scales: tuple[int, int] | None = None
 
     @staticmethod
     def decode(bits: int, kind: str) -> Shape:
         """Raises EmulationError for what the kind does not have, and for sparse operands."""
+        if kind == "mxf8f6f4":
+            return Shape._decode_scaled(bits)
         unknown = {"bit 2, of sparse operands,": bits & 7, "bit 6": bits & 1 << 6, "bit 23": bits & 1 << 23,
                    "bit 29": bits & 1 << 29, "bits 30 and 31": bits >> 30}
         if kind == "i8":
@@ -75,6 +82,23 @@ class Shape:
                      _named(_SUMS[kind], bits >> 4 & 3, "type of D", kind), m, n,
                      (bool(bits >> 13 & 1), bool(bits >> 14 & 1)), (bool(bits >> 15 & 1), bool(bits >> 16 & 1)),
                      bool(bits >> 3 & 1))
+
+    @staticmethod
+    def _decode_scaled(bits: int) -> Shape:
+        kind = "mxf8f6f4"
+        if bits & 0b1001111 or bits >> 31:
+            raise EmulationError(f"found some of bits 0 to 3, 6 and 31 set in the instruction descriptor {bits:#x} of "
+                                 f"kind::{kind}")
+        if not bits >> 23 & 1:
+            raise EmulationError(f"found bit 23 of the instruction descriptor {bits:#x} clear, expected UE8M0 scales")
+        m, n = (bits >> 24 & 0x1F) << 4, (bits >> 17 & 0x3F) << 3
+        if m != LANES or not 8 <= n <= 256:
+            raise EmulationError(f"found M = {m}, N = {n} in the instruction descriptor, expected M = {LANES}, N of 8 "
+                                 f"to 256 for kind::{kind}")
+        return Shape(_named(_TYPES[kind], bits >> 7 & 7, "type of A", kind),
+                     _named(_TYPES[kind], bits >> 10 & 7, "type of B", kind), "f32", m, n,
+                     (bool(bits >> 13 & 1), bool(bits >> 14 & 1)), (bool(bits >> 15 & 1), bool(bits >> 16 & 1)), False,
+                     (bits >> 29 & 3, bits >> 4 & 3))
 
 
 def _named(known: dict[int, str], code: int, what: str, kind: str) -> str:
@@ -204,6 +228,57 @@ def _arrive_after(machine: Machine, thread: int, objects: list[MbarrierObject], 
         machine.happened()
 
 
+# --- tcgen05.cp -----------------------------------------------------------------------------------------------------
+
+
+_COPIED_LANES = {
+    "128x256b": np.arange(LANES)[:, None], "128x128b": np.arange(LANES)[:, None],
+    "64x128b.warpx2::02_13": np.arange(64)[:, None] + [0, 64],
+    "64x128b.warpx2::01_23": np.arange(64)[:, None] // WARP * 64 + np.arange(64)[:, None] % WARP + [0, 32],
+    "32x128b.warpx4": np.arange(WARP)[:, None] + [0, 32, 64, 96]}
+"""Where each row of the source goes to, by shape."""
+
+
+@unit("tensor_copy")
+def _copy(machine: Machine, instruction: parse.Instruction) -> Run:
+    """Rows of 16 or 32 bytes in shared memory to 4 or 8 columns."""
+    shape = instruction.form.row.name.removeprefix("tcgen05.cp.")
+    lanes = _COPIED_LANES[shape]
+    words = 8 if "x256b" in shape else 4
+    target, source = instruction.operands
+    read_target, read_source = address_reader(machine, target), machine.reader(source, "b64")
+    access = Access(machine, instruction.text, instruction.line, 4)
+
+    def start(thread: int) -> None:
+        one, memory = np.array([thread]), tensor_memory(machine)
+        by = Toucher(int(machine.block_of[thread]), int(machine.warp_of[thread]), thread, instruction.line,
+                     instruction.form.mnemonic)
+        lane, column = split_address(int(read_target(one)[0]), by)
+        if lane:
+            raise EmulationError(f"{instruction.text}: found lane {lane} of tensor memory, expected 0",
+                                 instruction.line)
+        tile = tile_at(access, thread, Descriptor.decode_tensor(int(read_source(one)[0])), len(lanes), words, False)
+        columns = column + np.arange(words)
+        memory.check_allocated(by.block, columns, by)
+        places = places_of(by.block, lanes, columns)
+        use = memory.order.begin(by, places[:0], places) if memory.order is not None else None
+        where = by.block, lanes[:, :, None], columns
+        memory.written[where] = WHOLE
+        shared = begin_reads(access, one, [tile], by.name)
+
+        def carry_out() -> None:
+            memory.cells[where] = machine.memory.shared.views[4][tile.offsets // 4][:, None]
+
+        tensor_core(machine).issue(by.block, Product(thread, instruction.line, shared, use, carry_out))
+
+    def run(threads: Lanes) -> Wait | None:
+        for thread in machine.lanes_of(threads).tolist():
+            start(thread)
+        return None
+
+    return run
+
+
 # --- tcgen05.mma ----------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +295,11 @@ class _Multiply:
         form = instruction.form
         self.kind = form.row.name.rpartition(".")[2]
         self.size = _SIZES[self.kind]
-        d, a, b, shape, off, keeps, *scale = instruction.operands
+        d, a, b, shape, *rest = instruction.operands
+        self.read_scales: list[Callable[[Lanes], Array]] = []
+        if self.kind == "mxf8f6f4":
+            self.read_scales, rest = [address_reader(machine, one) for one in rest[:2]], [None, *rest[2:]]
+        off, keeps, *scale = rest
         self.read_d = address_reader(machine, d)
         self.read_a = address_reader(machine, a) if isinstance(a, parse.Address) else None
         self.read_descriptor_a = None if self.read_a is not None else machine.reader(a, "b64")
@@ -264,16 +343,18 @@ class _Multiply:
                                  shape.transposed[0]))
         keeps = bool(self.read_keeps(one)[0])
         kept_rows = self._kept_rows(one, sums[0])
-        use = self._begin(by, shape, sums, in_tensor, keeps)
+        scales = [_scale_cells(split_address(int(read(one)[0]), by), extent)
+                  for read, extent in zip(self.read_scales, (shape.m, shape.n), strict=False)]
+        use = self._begin(by, shape, sums, [*([] if in_tensor is None else [in_tensor]), *scales], keeps)
         shared = begin_reads(self.access, one, tiles, by.name)
 
         def carry_out() -> None:
-            self._carry_out(block, shape, tiles, in_tensor, sums, keeps, kept_rows)
+            self._carry_out(block, shape, tiles, in_tensor, scales, sums, keeps, kept_rows)
 
         tensor_core(machine).issue(block, Product(thread, line, shared, use, carry_out))
 
-    def _cells(self, address: int, m: int, columns: int, by: Toucher) -> tuple[Array, Array]:
-        """(lanes, columns) of a matrix with so many rows, to be broadcast."""
+    def _cells(self, address: int, m: int, columns: int, by: Toucher) -> Cells:
+        """Of a matrix with so many rows."""
         lane, column = split_address(address, by)
         if lane not in ((0,) if m == LANES else (0, 16)):
             raise EmulationError(f"{self.instruction.text}: found lane {lane} of tensor memory, expected "
@@ -287,26 +368,25 @@ class _Multiply:
         masks = self.read_off(one)[:, 0]
         return np.asarray(masks[lanes[:, 0] // WARP] >> (lanes[:, 0] % WARP).astype(np.uint32) & 1 == 0)
 
-    def _begin(self, by: Toucher, shape: Shape, sums: tuple[Array, Array], in_tensor: tuple[Array, Array] | None,
-               keeps: bool) -> Use | None:
+    def _begin(self, by: Toucher, shape: Shape, sums: Cells, operands: list[Cells], keeps: bool) -> Use | None:
         """Check and mark what it touches of tensor memory."""
         memory = tensor_memory(self.machine)
         written = LOW if shape.sums == "f16" else WHOLE
-        memory.check(by.block, *sums, written if keeps else 0, by)
-        if in_tensor is not None:
-            memory.check(by.block, *in_tensor, WHOLE, by)
+        read = [*([(*sums, written)] if keeps else []), *((*cells, WHOLE) for cells in operands)]
+        for _, columns, _ in (*read, (*sums, 0)):
+            memory.check_allocated(by.block, columns, by)
         use = None
         if memory.order is not None:
             writes = places_of(by.block, *sums)
-            reads = [writes] if keeps else []
-            if in_tensor is not None:
-                reads.append(places_of(by.block, *in_tensor))
-            use = memory.order.begin(by, np.concatenate(reads) if reads else writes[:0], writes)
+            reads = [places_of(by.block, lanes, columns) for lanes, columns, _ in read]
+            use = memory.order.begin(by, np.concatenate([writes[:0], *reads]), writes)
+        for lanes, columns, needs in read:
+            memory.check_written(by.block, lanes, columns, needs, by)
         memory.written[by.block, sums[0], sums[1]] = written
         return use
 
-    def _carry_out(self, block: int, shape: Shape, tiles: list[Tile], in_tensor: tuple[Array, Array] | None,
-                   sums: tuple[Array, Array], keeps: bool, kept_rows: Array) -> None:
+    def _carry_out(self, block: int, shape: Shape, tiles: list[Tile], in_tensor: Cells | None, scales: list[Cells],
+                   sums: Cells, keeps: bool, kept_rows: Array) -> None:
         machine, memory = self.machine, tensor_memory(self.machine)
         if in_tensor is not None:
             a = elements(memory.cells[(block, *in_tensor)], shape.type_a).reshape(shape.m, -1)
@@ -318,8 +398,31 @@ class _Multiply:
         cells = memory.cells[(block, *sums)]
         old = _values(cells, shape.sums)
         old = (np.ldexp(old, -self.shift) if self.shift else old) if keeps else np.zeros_like(old)
-        made = _bits(accumulate(a @ b.T, old, shape.saturates))
+        product = a @ b.T
+        if shape.scales is not None:
+            of_a, of_b = (self._scales(memory.cells[(block, *cells)], byte, extent) for cells, byte, extent in zip(
+                scales, shape.scales, product.shape, strict=True))
+            product = np.ldexp(product, of_a[:, None] + of_b)
+            product[np.maximum(of_a[:, None], of_b) > 127] = np.nan
+        made = _bits(accumulate(product, old, shape.saturates))
         memory.cells[(block, *sums)] = np.where(kept_rows[:, None], made, cells)
+
+
+    def _scales(self, cells: Array, byte: int, extent: int) -> Array:
+        """Exponents of 2 of each row, 128 for NaN (UE8M0), from cells (parts of 32 lanes, 32, columns)."""
+        found = (cells >> np.uint32(8 * byte) & np.uint32(0xFF)).astype(np.int32)
+        if np.count_nonzero(found != found[0]):
+            raise EmulationError(f"{self.instruction.text}: scales differ between the 32 lanes of one warp and those "
+                                 "of another, expected the same in all four", self.instruction.line)
+        return np.asarray(found[0].T.reshape(-1)[:extent] - 127)
+
+
+def _scale_cells(address: tuple[int, int], extent: int) -> Cells:
+    """(lanes, columns) of the scales of so many rows: row r at lane r mod 32 of each warp's lanes, column r / 32."""
+    lane, column = address
+    if lane:
+        raise EmulationError(f"found scales at lane {lane} of tensor memory, expected 0")
+    return np.arange(LANES).reshape(-1, WARP, 1), column + np.arange(-(-extent // WARP))
 
 
 def _values(cells: Array, type: str) -> Array:

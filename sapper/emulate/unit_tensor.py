@@ -257,12 +257,13 @@ class _Move:
                 f"{instruction.text}: {machine.place_of(int(threads[0]))} begins at lane {lane} of tensor memory; its "
                 f"lanes are {part} to {part + WARP - 1}, in steps of {self.height}", instruction.line)
         where = by.block, lane + self.lanes, column + self.columns
-        needs = (LOW if self.halves else WHOLE) if self.kind == "ld" else 0
-        memory.check(*where, needs, by)
+        memory.check_allocated(by.block, where[2], by)
         use = None
         if memory.order is not None:
             places, none = places_of(*where), np.zeros(0, np.int64)
             use = memory.order.begin(by, *((places, none) if self.kind == "ld" else (none, places)))
+        if self.kind == "ld":
+            memory.check_written(*where, LOW if self.halves else WHOLE, by)
         land = self._load(memory, threads, where) if self.kind == "ld" else self._store(memory, threads, where)
         if not machine.options.lazy:
             land()

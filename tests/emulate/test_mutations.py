@@ -169,7 +169,8 @@ FAULTS: list[tuple[str, str, Callable[[str], str], bool, str]] = [
      False, "its lanes are|expected less than 128"),
     *[("wrong bits of a descriptor of tcgen05.mma", "triton_matmul_bf16_sm100",
        lambda text, bits=bits: text.replace("1073758272", str(bits)), False, told)
-      for bits, told in ((0x80004040, "WRONG|nobody wrote"), (0x40004080, "WRONG|nobody wrote|in flight"), (0x40000040, "version"))],
+      for bits, told in ((0x80004040, "WRONG|nobody wrote"), (0x40004080, "WRONG|nobody wrote|in flight"),
+                         (0x40000040, "version"))],
     ("a transposed operand that is not", "triton_matmul_bf16_sm100",
      lambda text: text.replace("136381584", str(136381584 & ~(1 << 16))), False, "WRONG|nobody wrote|outside"),
     ("a product of another type", "triton_matmul_bf16_sm100",

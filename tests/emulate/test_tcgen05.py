@@ -3,7 +3,8 @@ cells that the manual says; what is wrong is told."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from sapper import emulate
-from sapper.emulate import Options, Result
+from sapper.emulate import EmulationError, Options, RaceError, Result
 
 BF16, E4M3, E5M2 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 SWIZZLE_CODE = {0: 0, 128: 2, 64: 4, 32: 6}
@@ -71,7 +72,6 @@ class Steps:
     free: str = "@%p3 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r4, 512;"
     start: str = ""
     """Before the product, by all threads."""
-    registers: dict[str, int] = field(default_factory=dict)
 
 
 TEXT = """.version 8.6
@@ -239,3 +239,350 @@ def load_halves(columns: int) -> str:
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 def test_products_in_every_swizzle_and_major(swizzle: int, transposed: tuple[bool, bool], lazy: bool) -> None:
     product(BF16, BF16, np.float32, 64, 16, swizzle, transposed, lazy)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize(("type_a", "type_b", "sums"), [
+    (np.float16, np.float16, np.float32), (np.float16, np.float16, np.float16), (BF16, BF16, np.float32),
+    (np.float32, np.float32, np.float32), (E4M3, E4M3, np.float32), (E4M3, E5M2, np.float32),
+    (E5M2, E4M3, np.float16), (np.int8, np.int8, np.int32), (np.uint8, np.int8, np.int32)])
+def test_products_of_every_type(type_a: Any, type_b: Any, sums: Any, lazy: bool) -> None:
+    product(type_a, type_b, sums, 128, 48, 128, (False, False), lazy)
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 8), (64, 256), (128, 16), (128, 256)])
+def test_products_of_every_extent(m: int, n: int) -> None:
+    product(BF16, BF16, np.float32, m, n, 32, (False, True), lazy=True)
+
+
+def test_signs() -> None:
+    product(BF16, BF16, np.float32, 128, 16, 64, (False, False), lazy=False, negated=(True, False))
+    product(BF16, BF16, np.float32, 128, 16, 64, (False, False), lazy=False, negated=(True, True))
+
+
+def described(a: Any, b: Any, sums: Any = np.float32, swizzle: int = 32) -> tuple[Any, Any, tuple[int, int, int]]:
+    """What `run` takes for two matrices whose depth is contiguous."""
+    image_a, *strides_a = image(a, swizzle, False)
+    image_b, *strides_b = image(b, swizzle, False)
+    return image_a, image_b, (descriptor(swizzle, *strides_a), descriptor(swizzle, *strides_b),
+                              instruction(len(a), len(b), a.dtype.type, b.dtype.type, sums))
+
+
+A, B = random((128, 16), BF16, 0), random((16, 16), BF16, 1)
+EXACT = A.astype(np.float32) @ B.astype(np.float32).T
+GIVEN = described(A, B)
+RIGHT = Steps(product=mma("f16"), load=load_all(16))
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_sums_go_on_and_are_scaled(lazy: bool) -> None:
+    """3 products: of nothing, on top, and on top of a quarter."""
+    steps = replace(RIGHT, product="\n".join([mma("f16"), mma("f16", keeps="%p5"),
+                                              mma("f16", keeps="%p5", scale=", 2")]))
+    out, result = run(steps, *GIVEN, lazy=lazy)
+    np.testing.assert_allclose(out.view(np.float32)[:, :16], 1.5 * EXACT, rtol=1e-5, atol=1e-5)
+    assert result.counters.instructions["tcgen05.mma.cta_group::1.kind::f16"] == 3 * 4  # by warps that reach it
+
+
+def test_lanes_that_are_left_alone_keep_their_sums() -> None:
+    masks = " mov.b32 %v250, 0x0000FFFF;\n mov.b32 %v251, 0;\n mov.b32 %v252, 0xFFFFFFFF;\n mov.b32 %v253, 1;\n"
+    steps = replace(RIGHT, product=mma("f16") + "\n" + masks + mma("f16", keeps="%p5", more=vector(4, 250) + ", "))
+    out, _ = run(steps, *GIVEN)
+    left = np.zeros(128, bool)
+    left[:16], left[64:96], left[96] = True, True, True
+    exact = np.where(left[:, None], EXACT, 2 * EXACT)
+    np.testing.assert_allclose(out.view(np.float32)[:, :16], exact, rtol=1e-5, atol=1e-5)
+
+
+def test_integers_wrap_or_saturate() -> None:
+    a, b = np.full((128, 32), -128, np.int8), np.full((16, 32), 127, np.int8)
+    image_a, image_b, (first, second, bits) = described(a, b, np.int32)
+    fill = f" mov.b32 %v0, {-2**31 & 0xFFFFFFFF};\n tcgen05.st.sync.aligned.32x32b.x16.b32 [%r11], {{" + ", ".join(
+        ["%v0"] * 16) + "};\n tcgen05.wait::st.sync.aligned;\n tcgen05.fence::before_thread_sync;\n bar.sync 0;\n" \
+        " tcgen05.fence::after_thread_sync;"
+    steps = replace(RIGHT, start=fill, product=mma("i8", keeps="%p5"))
+    for saturates in (0, 1):
+        out, _ = run(steps, image_a, image_b, (first, second, bits | saturates << 3))
+        exact = -2**31 - 128 * 127 * 32 + (0 if saturates else 2**32)
+        assert (out.view(np.int32)[:, :16] == (-2**31 if saturates else exact)).all()
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("type", [BF16, np.float32, E4M3, np.int8])
+def test_a_may_lie_in_tensor_memory(type: Any, lazy: bool) -> None:
+    """Its rows are lanes, its depth of 32 bytes 8 columns, here from column 256 on."""
+    depth, integer = 32 // np.dtype(type).itemsize, np.dtype(type).kind == "i"
+    a, b = random((128, depth), type, 0), random((16, depth), type, 1)
+    sums: Any = np.int32 if integer else np.float32
+    _, image_b, (_, second, bits) = described(a, b, sums)
+    move = " mad.wide.u32 %d9, %r1, 32, %d1;\n add.u32 %r13, %r11, 256;\n" + "".join(
+        f" ld.global.v4.b32 {vector(4, 4 * half)}, [%d9+{16 * half}];\n" for half in (0, 1)) + (
+        f" tcgen05.st.sync.aligned.32x32b.x8.b32 [%r13], {vector(8)};\n tcgen05.wait::st.sync.aligned;\n"
+        " tcgen05.fence::before_thread_sync;\n bar.sync 0;\n tcgen05.fence::after_thread_sync;")
+    kind = CODES[type][0]
+    steps = replace(RIGHT, start=move, product=mma(kind, a="[%r4+256]"))
+    out, _ = run(steps, a.view(np.uint8).reshape(-1), image_b, (0, second, bits), lazy)
+    wide = np.float64 if integer else np.float32
+    np.testing.assert_allclose(out.view(sums)[:, :16], a.astype(wide) @ b.astype(wide).T, rtol=1e-5, atol=1e-5)
+
+
+# --- Copies and scales ----------------------------------------------------------------------------------------------
+
+
+def rows_copied(shape: str) -> Any:
+    """Which row of the source each of 128 lanes gets."""
+    lane = np.arange(128)
+    return {"128x256b": lane, "128x128b": lane, "32x128b.warpx4": lane % 32,
+            "64x128b.warpx2::02_13": lane % 64, "64x128b.warpx2::01_23": lane // 64 * 32 + lane % 32}[shape]
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize(("shape", "rows", "columns"), [
+    ("128x256b", 128, 8), ("128x128b", 128, 4), ("32x128b.warpx4", 32, 4), ("64x128b.warpx2::02_13", 64, 4),
+    ("64x128b.warpx2::01_23", 64, 4)])
+def test_copies_from_shared_to_tensor_memory(shape: str, rows: int, columns: int, lazy: bool) -> None:
+    """Rows in groups of 8, without a swizzle."""
+    given = np.random.default_rng(0).integers(0, 2**32, (rows, 8), dtype=np.uint32)
+    data, *strides = image(given.view(np.float32), 0, False)
+    load = f" tcgen05.ld.sync.aligned.32x32b.x{columns}.b32 {vector(columns)}, [%r11];\n" \
+        " tcgen05.wait::ld.sync.aligned;\n" + "".join(
+            f" st.global.b32 [%d8+{4 * column}], %v{column};\n" for column in range(columns))
+    steps = Steps(product=f" @%p1 tcgen05.cp.cta_group::1.{shape} [%r4], %d5;", load=load)
+    out, _ = run(steps, data, None, (descriptor(0, *strides), 0, 0), lazy)
+    np.testing.assert_array_equal(out[:, :columns], given[rows_copied(shape), :columns])
+    for wrong, told in ((replace(steps, wait="bar.sync 0;"), "still writes"),
+                        (replace(steps, fill=""), r"fence\.proxy")):
+        with pytest.raises(RaceError, match=told):
+            run(wrong, data, None, (descriptor(0, *strides), 0, 0), lazy)
+
+
+SCALED = " @%p1 tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.scale_vec::1X [%r4], %d5, %d7, %r12, [%r4+256], " \
+    "[%r4+260], %p4;"
+
+
+def scales_stored(byte: int) -> str:
+    """Row r of A has 2^(r mod 7), of B 2^-(r mod 5), at lane r mod 32 of all warps; exponents in one byte of a word."""
+    lines = [" and.b32 %r14, %r1, 31;\n add.u32 %r13, %r11, 256;\n"]
+    for column in range(4):
+        lines.append(f" add.u32 %r15, %r14, {32 * column};\n rem.u32 %r15, %r15, 7;\n add.u32 %r15, %r15, 127;\n"
+                     f" shl.b32 %v{column}, %r15, {8 * byte};\n")
+    lines.append(" rem.u32 %r15, %r14, 5;\n sub.u32 %r15, 127, %r15;\n" f" shl.b32 %v4, %r15, {8 * byte};\n"
+                 f" tcgen05.st.sync.aligned.32x32b.x4.b32 [%r13], {vector(4)};\n add.u32 %r13, %r11, 260;\n"
+                 " tcgen05.st.sync.aligned.32x32b.x1.b32 [%r13], {%v4};\n tcgen05.wait::st.sync.aligned;\n"
+                 " tcgen05.fence::before_thread_sync;\n bar.sync 0;\n tcgen05.fence::after_thread_sync;")
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("byte", [0, 3])
+def test_products_with_scales(byte: int, lazy: bool) -> None:
+    a, b = random((128, 32), E4M3, 0), random((24, 32), E5M2, 1)
+    image_a, image_b, (first, second, bits) = described(a, b)
+    bits = bits & ~(1 << 4) | 1 << 23 | byte << 29 | byte << 4
+    steps = Steps(start=scales_stored(byte), product=SCALED, load=load_all(24))
+    out, _ = run(steps, image_a, image_b, (first, second, bits), lazy)
+    exact = (a.astype(np.float32) * 2.0 ** (np.arange(128) % 7)[:, None]) @ (
+        b.astype(np.float32) * 2.0 ** -(np.arange(24) % 5)[:, None]).T
+    np.testing.assert_allclose(out.view(np.float32)[:, :24], exact, rtol=1e-5, atol=1e-3)
+    by_warp = " shr.u32 %r16, %r1, 5;\n add.u32 %r15, %r15, %r16;\n"
+    for old, new, told in ((" shl.b32 %v0,", by_warp + " shl.b32 %v0,", "scales differ"),
+                           ("[%r13], {%v4};", "[%r11], {%v4};", "nobody wrote")):
+        with pytest.raises(EmulationError, match=told):
+            run(replace(steps, start=steps.start.replace(old, new)), image_a, image_b, (first, second, bits), lazy)
+    with pytest.raises(EmulationError, match="expected UE8M0 scales"):
+        run(steps, image_a, image_b, (first, second, bits & ~(1 << 23)), lazy)
+
+
+# --- Loads and stores -----------------------------------------------------------------------------------------------
+
+
+def cells_of(shape: str, register: int, lane: int, split: int) -> tuple[int, int]:
+    """(lane, column) as the manual's figures have them, written out element by element."""
+    group, member = divmod(lane, 4)
+    if shape == "32x32b":
+        return lane, register
+    if shape == "16x32bx2":
+        return lane % 16, register + (split if lane >= 16 else 0)
+    if shape == "16x64b":
+        return group + (8 if lane & 1 else 0), 2 * register + (1 if lane & 2 else 0)
+    if shape == "16x128b":
+        return group + (8 if register & 1 else 0), 4 * (register >> 1) + member
+    return group + (8 if register & 2 else 0), 8 * (register >> 2) + 2 * member + (register & 1)
+
+
+SHAPES = [("32x32b", 8, 8), ("16x64b", 4, 4), ("16x128b", 2, 4), ("16x256b", 2, 8), ("16x32bx2", 8, 8)]
+"""With a number of repetitions, and the registers that these have."""
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("halves", [False, True], ids=["words", "halves"])
+@pytest.mark.parametrize(("shape", "number", "count"), SHAPES)
+def test_loads_and_stores_reach_the_cells_of_their_shape(shape: str, number: int, count: int, halves: bool,
+                                                         lazy: bool) -> None:
+    """What a store of one shape puts into cells, a load of whole lanes finds there, and the other way round."""
+    split, further = (" 32,", ", 32") if shape == "16x32bx2" else ("", "")
+    packed, unpacked = (".pack::16b", ".unpack::16b") if halves else ("", "")
+    registers = vector(count)
+    fill = "".join(f" mad.lo.u32 %v{register}, %r1, 65537, {0x00640000 + 1000 * register};\n"
+                   for register in range(count))
+    whole = f" mov.b32 %v99, 7;\n tcgen05.st.sync.aligned.32x32b.x64.b32 [%r11], {{{', '.join(['%v99'] * 64)}}};\n" \
+            " tcgen05.wait::st.sync.aligned;\n"
+    store = f" tcgen05.st.sync.aligned.{shape}.x{number}{unpacked}.b32 [%r11],{split} {registers};\n" \
+            " tcgen05.wait::st.sync.aligned;\n"
+    back = f" tcgen05.ld.sync.aligned.{shape}.x{number}{packed}.b32 {registers}, [%r11]{further};\n" \
+           " tcgen05.wait::ld.sync.aligned;\n" + "".join(
+               f" st.global.b32 [%d8+{512 + 4 * register}], %v{register};\n" for register in range(count))
+    steps = Steps(start=whole + fill + store + back, load=load_all(64))
+    out, _ = run(steps, lazy=lazy, uninitialised=not halves)
+    thread, register = np.ogrid[:128, :count]
+    values = (thread * 65537 + 0x00640000 + 1000 * register).astype(np.uint32)
+    np.testing.assert_array_equal(out[:, 128:128 + count], values)
+    cells = np.full((128, 64), 7, np.uint32)
+    for thread in range(128):
+        for register in range(count):
+            lane, column = cells_of(shape, register, thread % 32, 0)
+            lane, column = thread // 32 * 32 + lane, column + (32 if further and thread % 32 >= 16 else 0)
+            value = int(values[thread, register])
+            if halves:
+                column += column - (32 if further and thread % 32 >= 16 else 0)
+                cells[lane, column], cells[lane, column + 1] = value & 0xFFFF, value >> 16
+            else:
+                cells[lane, column] = value
+    np.testing.assert_array_equal(out[:, :64], cells)
+
+
+# --- What is wrong --------------------------------------------------------------------------------------------------
+
+
+STORED = """ mov.b32 %v0, 1;
+ tcgen05.st.sync.aligned.32x32b.x1.b32 [%r11], {%v0};
+ tcgen05.wait::st.sync.aligned;"""
+LOADED = """ tcgen05.ld.sync.aligned.32x32b.x1.b32 {%v1}, [%r11];
+ tcgen05.wait::ld.sync.aligned;
+ st.global.b32 [%d8], %v1;"""
+MOVED = Steps(start=STORED, load=LOADED)
+BOTH = [False, True]
+FAULTS: list[tuple[str, Steps, list[bool], str]] = [
+    ("dropped commit", replace(RIGHT, commit=""), BOTH, "nobody can go on"),
+    ("dropped wait", replace(RIGHT, wait="bar.sync 0;"), BOTH, "still writes; expected tcgen05.commit"),
+    ("dropped fence after the wait", replace(RIGHT, after=""), BOTH,
+     "race on tensor memory at lanes 32 to 47, column 0"),
+    ("dropped fence before a barrier", replace(RIGHT, load=load_all(16), before="", free=
+     " tcgen05.fence::after_thread_sync;\n" + mma("f16") + "\n" + RIGHT.free), BOTH, "read by warp 1 before"),
+    ("dropped fence after a barrier", replace(RIGHT, load=load_all(16), free=mma("f16") + "\n" + RIGHT.free), BOTH,
+     "read by warp 1 before"),
+    ("dropped wait::ld", replace(RIGHT, load=load_all(16, "")), BOTH, r"in flight; expected tcgen05\.wait::ld before"),
+    ("dropped wait::st", replace(MOVED, start=STORED.replace("tcgen05.wait::st.sync.aligned;", "")), BOTH,
+     r"still writes; expected tcgen05\.wait::st"),
+    ("store before wait::ld", replace(MOVED, load=LOADED.replace(" tcgen05.wait::ld.sync.aligned;", STORED)), BOTH,
+     r"still reads; expected tcgen05\.wait::ld"),
+    ("dropped fence of proxies", replace(RIGHT, fill=""), BOTH, r"expected fence\.proxy\.async between"),
+    ("overwritten operand", replace(RIGHT, wait=" st.shared.b32 [%r6], %r1;\n bar.sync 0;"), BOTH,
+     "is written while the asynchronous read"),
+    ("operand overwritten by others without a wait",
+     replace(RIGHT, wait=" bar.sync 0;\n @!%p3 st.shared.b32 [%r6], %r3;\n bar.sync 0;\n" + RIGHT.wait), BOTH,
+     "is written while the asynchronous read"),
+    ("dropped dealloc", replace(RIGHT, free=""), BOTH, "ends with tensor memory at column 0; expected tcgen05.dealloc"),
+    ("dealloc of too few columns", replace(RIGHT, free=RIGHT.free.replace("512", "256")), [False],
+     "of 256 columns at 0, where there is an allocation of 512 columns"),
+    ("dealloc of what nobody waited for", replace(RIGHT, wait="", after="", load=""), BOTH, "frees .*, which line"),
+    ("dealloc that others are not done for",
+     replace(RIGHT, before="@%p3 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r4, 512;", free=""), [False],
+     "others may still use; expected a barrier|not allocated"),
+    ("use after dealloc", replace(RIGHT, free=RIGHT.free + "\n bar.sync 0;\n" + LOADED), [False],
+     "columns 0 to 0, of which 0 is not allocated"),
+    ("alloc after relinquish_alloc_permit",
+     replace(RIGHT, start=" @%p3 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r5], 32;"), [False],
+     "after tcgen05.relinquish_alloc_permit"),
+    ("unwritten cells", replace(RIGHT, load=load_all(24)), BOTH, "at lane 0, column 16 of block 0, which nobody wrote"),
+    ("sums of nothing that go on", replace(RIGHT, product=mma("f16", keeps="%p5")), BOTH, "which nobody wrote"),
+    ("another warp's lanes", replace(MOVED, load=LOADED.replace("%r11", "%r4")), [False],
+     "begins at lane 0 of tensor memory; its lanes are 32 to 63"),
+    ("lanes of half a warp", replace(MOVED, load=" add.u32 %r13, %r11, 1048576;\n" + LOADED.replace("%r11", "%r13")),
+     [False], "begins at lane 16 of tensor memory; its lanes are 0 to 31, in steps of 32"),
+    ("columns that are none", replace(MOVED, load=" add.u32 %r13, %r11, 511;\n" + LOADED.replace(
+        "%r11", "%r13").replace("x1.b32 {%v1}", "x2.b32 {%v1, %v2}")), [False],
+     "touches tensor memory at columns 511 to 512"),
+    ("sums below the last lane", replace(RIGHT, product=" add.u32 %r13, %r4, 1048576;\n" + mma("f16", d="%r13")),
+     [False], "found lane 16 of tensor memory, expected 0 for M = 128"),
+    ("addresses that differ", replace(MOVED, load=" add.u32 %r13, %r11, %r1;\n" + LOADED.replace("%r11", "%r13")),
+     [False], "the address differs between threads"),
+]
+
+
+@pytest.mark.parametrize(("steps", "lazy", "told"),
+                         [pytest.param(steps, lazy, told, id=f"{name}, {'lazy' if lazy else 'eager'}")
+                          for name, steps, modes, told in FAULTS for lazy in modes])
+def test_a_fault_is_told(steps: Steps, lazy: bool, told: str) -> None:
+    with pytest.raises(EmulationError, match=told):
+        run(steps, *GIVEN, lazy=lazy)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_what_the_faults_are_made_of_is_right(lazy: bool) -> None:
+    out, _ = run(RIGHT, *GIVEN, lazy=lazy)
+    np.testing.assert_allclose(out.view(np.float32)[:, :16], EXACT, rtol=1e-5, atol=1e-5)
+    out, _ = run(MOVED, *GIVEN, lazy=lazy)
+    assert (out[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize(("which", "change", "told"), [
+    (2, lambda bits: bits & ~(31 << 24) | 12 << 24, "found M = 192"),
+    (2, lambda bits: bits & ~(63 << 17) | 1 << 17, "found N = 8 in .* expected a multiple of 16"),
+    (2, lambda bits: bits | 3 << 7, "found type of A 3"), (2, lambda bits: bits | 7 << 10, "found type of B 7"),
+    (2, lambda bits: bits | 3 << 4, "found type of D 3"), (2, lambda bits: bits | 4, "sparse"),
+    (2, lambda bits: bits | 8, "saturation of floats"),
+    (0, lambda bits: bits & ~(3 << 46), "found version 0"), (0, lambda bits: bits | 1 << 49, "base offset 1"),
+    (1, lambda bits: bits | 1 << 52, "bits 52 to 60"), (1, lambda bits: bits & ~(7 << 61) | 3 << 61, "swizzle 3"),
+    (0, lambda bits: bits | 0x3FFF << 32, "nobody wrote|outside of the"),
+    (1, lambda bits: bits & ~(7 << 61) | 2 << 61, "nobody wrote|outside of the"),
+], ids=str)
+def test_wrong_bits_of_descriptors_are_told(which: int, change: Callable[[int], int], told: str) -> None:
+    image_a, image_b, bits = GIVEN
+    with pytest.raises(EmulationError, match=told):
+        run(RIGHT, image_a, image_b, tuple(change(one) if place == which else one for place, one in enumerate(bits)))
+
+
+def test_a_wrong_swizzle_or_stride_gives_a_wrong_result() -> None:
+    a, b = random((128, 16), BF16, 0), random((64, 16), BF16, 1)
+    image_a, image_b, (first, second, bits) = described(a, b, swizzle=128)
+    steps, exact = replace(RIGHT, load=load_all(64)), a.astype(np.float32) @ b.astype(np.float32).T
+    for wrong in (second & ~(7 << 61) | SWIZZLE_CODE[64] << 61, second & ~(0x3FFF << 32) | 8 << 32):
+        out, _ = run(steps, image_a, image_b, (first, wrong, bits), uninitialised=False)
+        assert np.abs(out.view(np.float32)[:, :64] - exact).max() > 0.1
+
+
+def test_an_allocation_waits_until_another_is_freed() -> None:
+    again = RIGHT.free + "\n @!%p3 bra E;\n tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r5], 512;\n" \
+        " bar.warp.sync -1;\n ld.shared.u32 %r4, [%r5];\n tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r4, 512;\nE:"
+    text = text_of(replace(RIGHT, free=again), GIVEN[0].size, GIVEN[1].size).replace(
+        "@%p3 tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;", "")
+    out = np.zeros((128, 256), np.uint32)
+    emulate.load(text).launch(arguments=[GIVEN[0], GIVEN[1], out, *GIVEN[2]])
+    np.testing.assert_allclose(out.view(np.float32)[:, :16], EXACT, rtol=1e-5, atol=1e-5)
+    early = text.replace("mad.wide.u32 %d8, %r1, 1024, %d8;",
+                         "@%p3 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r5], 32;")
+    with pytest.raises(emulate.DeadlockError, match="waits for free tensor memory"):
+        emulate.load(early).launch(arguments=[GIVEN[0], GIVEN[1], out, *GIVEN[2]])
+
+
+def test_products_of_one_thread_run_in_their_order_and_of_another_behind_fences() -> None:
+    """Thread 32 adds to what thread 0 issued and has not waited for."""
+    second = "@%p7 " + mma("f16", keeps="%p5").strip().removeprefix("@%p1 ")
+    fences = " setp.eq.u32 %p7, %r1, 32;\n tcgen05.fence::before_thread_sync;\n bar.sync 0;\n" \
+             " tcgen05.fence::after_thread_sync;\n"
+    steps = replace(RIGHT, product=mma("f16") + "\n" + fences + second,
+                    commit="@%p7 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r3];")
+    with pytest.raises(RaceError, match=r"still writes; expected tcgen05\.commit"):  # thread 0's has no commit
+        run(steps, *GIVEN)
+    # its own one at another mbarrier, which nobody needs to wait for: the second is made after it
+    both = steps.commit + "\n @%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r3];"
+    text = text_of(replace(steps, commit=both), GIVEN[0].size, GIVEN[1].size).replace(
+        "mbarrier.init.shared.b64 [%r3], 1;", "mbarrier.init.shared.b64 [%r3], 2;")
+    for lazy in BOTH:
+        out = np.zeros((128, 256), np.uint32)
+        emulate.load(text).launch(arguments=[GIVEN[0], GIVEN[1], out, *GIVEN[2]], options=Options(lazy=lazy))
+        np.testing.assert_allclose(out.view(np.float32)[:, :16], 2 * EXACT, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RaceError, match=r"which line .* still writes"):
+        emulate.load(text.replace("tcgen05.fence::before_thread_sync;\n bar", "bar", 1)).launch(
+            arguments=[GIVEN[0], GIVEN[1], out, *GIVEN[2]])

@@ -29,14 +29,15 @@ def with_early_waits(text: str) -> str:
 
 def run(name: str, grid: tuple[int, ...], arguments: list[Any], shared_bytes: int, lazy: bool,
         cooperative: bool = False, races: bool = True, text: str | None = None,
-        tensor_fences: bool = False) -> emulate.Result:
+        tensor_fences: bool = False, uninitialised: bool = True) -> emulate.Result:
     """Launch the kernel of a file; Triton adds two scratch pointers at the end, which stay unused, and no
     tcgen05.fence. text: in place of the file's."""
     module = emulate.load(with_early_waits(text_of(name)) if text is None else text)
     scratch = [np.int64(0), np.int64(0)]
     return module.launch(grid=grid, arguments=[*arguments, *scratch], shared_bytes=shared_bytes,
                          cooperative=cooperative,
-                         options=Options(lazy=lazy, races=races, tensor_fences=tensor_fences))
+                         options=Options(lazy=lazy, races=races, tensor_fences=tensor_fences,
+                                         uninitialised=uninitialised))
 
 
 def random(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> Any:
@@ -131,6 +132,38 @@ def test_without_fences_of_tensor_memory_barriers_order_nothing_there() -> None:
     with pytest.raises(emulate.RaceError, match=r"tcgen05\.fence::before_thread_sync"):
         run("matmul_bf16_sm100", (1, 1), [a, b, Uninitialised(c), 128, 128, 128, 128, 128, 128], 81936, lazy=False,
             tensor_fences=True)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize(("shape", "block"), [("16x64b", 64), ("16x128b", 64), ("16x256b", 64), ("32x32b_f16", 128)])
+def test_sums_come_out_of_tensor_memory_in_every_shape(shape: str, block: int, lazy: bool) -> None:
+    """Triton says by itself which element each register has."""
+    sums = np.float16 if "f16" in shape else np.float32
+    a, b, c = random((block, 16), np.float16), random((16, 16), np.float16, 1), np.zeros((block, 16), sums)
+    run(f"tensor_{shape}_sm100", (1,), [a, b, Uninitialised(c)], 10256, lazy)
+    exact = a.astype(np.float32) @ b.astype(np.float32)
+    np.testing.assert_allclose(c.astype(np.float32), exact, atol=1e-5, rtol=2.0**-10 if sums is np.float16 else 1e-5)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_products_with_scales_of_blocks(lazy: bool) -> None:
+    """LLVM's text reads registers that have no value, for bytes that it then leaves out."""
+    k = 256
+    a, b, c = random((128, k), E4M3), random((64, k), E5M2, 1), np.zeros((128, 64), np.float32)
+    rng = np.random.default_rng(2)
+    scale_a, scale_b = (rng.integers(120, 134, (extent, k // 32), dtype=np.uint8) for extent in (128, 64))
+    run("matmul_scaled_sm100", (1,), [a, b, c, scale_a, scale_b, k], 25088, lazy, uninitialised=False)
+    wide_a, wide_b = (matrix.astype(np.float64) * np.repeat(2.0 ** (scale.astype(int) - 127), 32, axis=1)
+                      for matrix, scale in ((a, scale_a), (b, scale_b)))
+    exact = wide_a @ wide_b.T
+    assert np.abs(c - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_a_copy_to_tensor_memory(lazy: bool) -> None:
+    a, c = random((128, 16), np.float32), np.zeros((128, 16), np.float32)
+    run("tensor_copy_sm100", (1,), [a, Uninitialised(c)], 8200, lazy)
+    np.testing.assert_array_equal(c, a)
 
 
 def test_softmax() -> None:

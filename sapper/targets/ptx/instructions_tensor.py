@@ -52,6 +52,12 @@ def _products() -> None:
                                ("i8", "", "m16n8k32.row.col.s32.s8.s8.s32")):
         row(f"tcgen05.mma.{kind}", f"tcgen05.mma.group.kind::{kind}{{.collector}}", operands + scale, "tensor_product",
             group=_GROUP, collector=collector, instead=f"mma.sync.aligned.{shape}")
+    row("tcgen05.mma.mxf8f6f4", "tcgen05.mma.group.kind::mxf8f6f4.block_scale.vector{.collector}",
+        "m:b32 r:b64^m:b32 r:b64 r:b32 m:b32 m:b32 r:pred", "tensor_product", group=_GROUP, collector=collector,
+        vector="scale_vec::1X block32", needs={"": "8.6 sm_100a", "block32": "8.8 sm_100a"},
+        instead="mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
+    for shape in ("128x256b", "128x128b", "64x128b.warpx2::02_13", "64x128b.warpx2::01_23", "32x128b.warpx4"):
+        row(f"tcgen05.cp.{shape}", f"tcgen05.cp.group.{shape}", "m:b32 r:b64", "tensor_copy", group=_GROUP)
     arrive = "tcgen05.commit.group.mbarrier::arrive::one{.shared::cluster}"
     row("tcgen05.commit", f"{arrive}.b64", "m:", "tensor_commit", group=_GROUP)
     row("tcgen05.commit.multicast", f"{arrive}.multicast::cluster.b64", "m: r:u16", "tensor_commit", group=_GROUP)
