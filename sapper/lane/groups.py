@@ -339,9 +339,11 @@ class GroupLowering(Clusters):
         """Registers of a thread that multiplies, and of one that copies; 0 where all have enough at the start."""
         if self.groups == 1:
             return 0, 0
-        threads = group.group_warps * self.lanes
-        rest = group.registers - group.copy_warps * self.lanes * group.copy_registers
-        return rest // (self.groups * threads) // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
+        threads, copying = self.groups * group.group_warps * self.lanes, group.copy_warps * self.lanes
+        every = threads + copying        # each begins with as many, and no more than these can be moved
+        begun = group.registers // every // REGISTER_GRANULE * REGISTER_GRANULE * every
+        rest = begun - copying * group.copy_registers
+        return rest // threads // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
 
     # The walk.
 

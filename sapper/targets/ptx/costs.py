@@ -17,7 +17,6 @@ from functools import cache
 from math import prod
 from typing import Any
 
-from ...codegen.machine import Immediate
 from .rows import BITS
 from .target import WARP_LANES
 
@@ -93,7 +92,7 @@ def cost_of_item(item: Any, level: str) -> Cost:
     operands (PTX ISA, "Instruction descriptor": bits 17 to 22 are N / 8, 24 to 28 M / 16); it is 32 bytes deep."""
     if item.row.row.opcode != "tcgen05" or "mma" not in item.row.mnemonic:
         return cost_of(item.row, level)
-    described = next((o.value for o in item.operands if isinstance(o, Immediate)), 0)
+    described = next((o.value for o in item.operands if hasattr(o, "value")), 0)
     sums = (described >> 17 & 0x3F) * 8 * (described >> 24 & 0x1F) * 16
     depth = 32 if "f8f6f4" in item.row.mnemonic or "kind::i8" in item.row.mnemonic else 16
     return Cost("tensor", sums * 16 / rate("tensor", level), 1, 2 * sums * depth) if sums else Cost()

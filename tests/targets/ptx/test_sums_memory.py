@@ -380,4 +380,7 @@ def test_attention_does_not_spill(block: int) -> None:
         texts.append(compile_kernel(attention(size), {}, known.strides, dict.fromkeys("THGP", (4096, 1)), TARGET, None,
                                     known.aligned).text())
         assert f".reqntid {block + 128}" in texts[-1]
+        budgets = [int(number) for number in re.findall(r"setmaxnreg\.\w+\.sync\.aligned\.u32 (\d+);", texts[-1])]
+        # A thread begins with 168 of 65536 registers, by eights; none but those that are given up can be taken.
+        assert budgets == ([] if block == 128 else [240, 24]) and 256 * 240 + 128 * 24 == 384 * 168
     assert {made.spilled_bytes for made in assembler.assemble(texts, "sm_100a").values()} == {0}
