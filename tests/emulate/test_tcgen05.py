@@ -543,6 +543,11 @@ def test_wrong_bits_of_descriptors_are_told(which: int, change: Callable[[int], 
         run(RIGHT, image_a, image_b, tuple(change(one) if place == which else one for place, one in enumerate(bits)))
 
 
+def test_a_transposed_operand_of_tf32_is_told() -> None:
+    with pytest.raises(EmulationError, match="wants the swizzle of 32-byte chunks"):
+        product(np.float32, np.float32, np.float32, 128, 32, 128, (False, True), lazy=False)
+
+
 def test_a_wrong_swizzle_or_stride_gives_a_wrong_result() -> None:
     a, b = random((128, 16), BF16, 0), random((64, 16), BF16, 1)
     image_a, image_b, (first, second, bits) = described(a, b, swizzle=128)
