@@ -75,6 +75,9 @@ class Shape:
         for what, value in unknown.items():
             if value:
                 raise EmulationError(f"found {what} set in the instruction descriptor {bits:#x} of kind::{kind}")
+        if kind == "tf32" and bits & 3 << 15:  # CUTLASS: SWIZZLE_128B_BASE32B
+            raise EmulationError(f"found a transposed operand in the instruction descriptor {bits:#x} of kind::tf32, "
+                                 "which wants the swizzle of 32-byte chunks; the emulator has operands along K alone")
         m, n = (bits >> 24 & 0x1F) << 4, (bits >> 17 & 0x3F) << 3
         _check_shape(m, n, kind)
         return Shape(_named(_TYPES[kind], bits >> 7 & 7, "type of A", kind),

@@ -543,6 +543,11 @@ def test_wrong_bits_of_descriptors_are_told(which: int, change: Callable[[int], 
         run(RIGHT, image_a, image_b, tuple(change(one) if place == which else one for place, one in enumerate(bits)))
 
 
+def test_a_transposed_operand_of_tf32_is_told() -> None:
+    with pytest.raises(EmulationError, match="wants the swizzle of 32-byte chunks"):
+        product(np.float32, np.float32, np.float32, 128, 32, 128, (False, True), lazy=False)
+
+
 def test_a_wrong_swizzle_or_stride_gives_a_wrong_result() -> None:
     a, b = random((128, 16), BF16, 0), random((64, 16), BF16, 1)
     image_a, image_b, (first, second, bits) = described(a, b, swizzle=128)
@@ -586,3 +591,20 @@ def test_products_of_one_thread_run_in_their_order_and_of_another_behind_fences(
     with pytest.raises(RaceError, match=r"which line .* still writes"):
         emulate.load(text.replace("tcgen05.fence::before_thread_sync;\n bar", "bar", 1)).launch(
             arguments=[GIVEN[0], GIVEN[1], out, *GIVEN[2]])
+
+
+def test_a_commit_arrives_in_each_block_of_its_mask() -> None:
+    """Block 1 waits for what block 0 issued."""
+    first = " mov.u32 %r16, %cluster_ctarank;\n setp.eq.and.u32 %p1, %r16, 0, %p1;\n mov.b16 %h1, MASK;\n" \
+        " barrier.cluster.arrive;\n barrier.cluster.wait;\n"
+    commit = "@%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.multicast::cluster.b64 [%r3], %h1;"
+    steps = replace(RIGHT, product=first + mma("f16"), commit=commit, load="")
+    text = text_of(steps, GIVEN[0].size, GIVEN[1].size)
+    arguments = [GIVEN[0], GIVEN[1], np.zeros((128, 256), np.uint32), *GIVEN[2]]
+    for lazy in BOTH:
+        emulate.load(text.replace("MASK", "3")).launch(grid=(2,), cluster=(2,), arguments=arguments,
+                                                       options=Options(lazy=lazy))
+    with pytest.raises(emulate.DeadlockError, match=r"block \(1, 0, 0\)"):
+        emulate.load(text.replace("MASK", "1")).launch(grid=(2,), cluster=(2,), arguments=arguments)
+    with pytest.raises(EmulationError, match="found the mask 0x4 of blocks"):
+        emulate.load(text.replace("MASK", "4")).launch(grid=(2,), cluster=(2,), arguments=arguments)
