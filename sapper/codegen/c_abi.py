@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ir.extents import names_of
+from ..ir.extents import MAX_EXTENT, names_of
 from ..ir.nodes import Location
 from ..ir.types import Dim, DType, TensorType
 from ..targets.x86_64.detect import ARCH_REQ_XCOMP_PERM, FEATURE_BITS, SYS_ARCH_PRCTL, TILE_DATA, TILE_STATE
@@ -73,7 +73,6 @@ CLEAR_BYTES = 576
 SCRATCH_AREA, LOCK_AREA, CPU_AREA = "sapper.scratch", "sapper.lock", "sapper.cpu"
 CHECK_CPU = "sapper.check_cpu"
 SCRATCH_BYTES = 64 << 20
-_MAX_EXTENT = 2**31 - 1
 MOST_APART = 2**31
 """Bytes between elements that lanes reach by offsets."""
 _INTEGER_ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
@@ -489,7 +488,7 @@ def _check_near(emit: Listing, kernel: CKernel, name: str, counts: Sequence[int]
 
 def _check_extents(emit: Listing, kernel: CKernel, refuse: str) -> None:
     for dim in kernel.dims:
-        emit("cmp.64", at(RBX, kernel.field(f"dim.{dim}").offset), Immediate(_MAX_EXTENT))
+        emit("cmp.64", at(RBX, kernel.field(f"dim.{dim}").offset), Immediate(MAX_EXTENT))
         emit("ja", refuse)  # unsigned: a negative one is refused too
 
 

@@ -118,6 +118,10 @@ class Frame:
         self.nesting = 0
 
 
+Walked = tuple[Value, Value, int]
+"""Start, stop and step of what a loop or an axis walks."""
+
+
 def is_tile(value: Any) -> bool:
     return isinstance(value, Value) and isinstance(value.type, TileType)
 

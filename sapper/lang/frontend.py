@@ -295,14 +295,16 @@ class Frontend(Calls):
         branches: list[tuple[Block, dict[str, Any], dict[str, ast.AST]]] = []
         frame.nesting += 1
         self.guards += 1
-        for body in (node.body, node.orelse):
+        for body, taken in ((node.body, True), (node.orelse, False)):
             block = Block()
+            self.branches.append((test, taken))
             outside = self.open_block(block)
             frame.env = dict(env)
             frame.assigned_at = dict(before_at)
             self.block(body)
             branches.append((block, frame.env, frame.assigned_at))
             self.close_block(outside)
+            self.branches.pop()
         self.guards -= 1
         frame.nesting -= 1
         frame.env = env
@@ -385,7 +387,7 @@ class Frontend(Calls):
         for _ in range(2 * len(carried) + 2):
             state = (len(self.accesses), dict(self.frame.env), dict(self.frame.assigned_at), dict(self.axes),
                      self.level, self.guards, self.ragged, self.scopes, self.frame.nesting, self.builder.block,
-                     len(self.known))
+                     len(self.known), len(self.branches))
             try:
                 self.loop(node, walked, names, bounds, forms, carried, dtypes)
                 return
@@ -394,9 +396,10 @@ class Frontend(Calls):
                     raise AssertionError("a loop was read twice with the same dtype") from None
                 dtypes[retry.name] = retry.dtype
                 count, self.frame.env, self.frame.assigned_at, self.axes, self.level, self.guards = state[:6]
-                self.ragged, self.scopes, self.frame.nesting, self.builder.block, depth = state[6:]
+                self.ragged, self.scopes, self.frame.nesting, self.builder.block, depth, open_branches = state[6:]
                 del self.accesses[count:]
                 del self.known[depth:]
+                del self.branches[open_branches:]
         self.fail("carried-type", f"{' and '.join(carried)} find no dtype that stays the same in the loop", node,
                   "numbers without a dtype", "a dtype", "start from full(value=0, dtype=f32)")
 
@@ -433,7 +436,7 @@ class Frontend(Calls):
         frame.env = dict(outer_env)
         frame.nesting += 1
         first_access = len(self.accesses)
-        self.bind_counters(walked, names, forms, scope, body)
+        self.bind_counters(walked, names, bounds, forms, scope, body)
         arguments: list[Value] = []
         for name, value, unsettled in zip(carried, initial, weak, strict=True):
             argument = Value(value.type, body)
@@ -477,19 +480,21 @@ class Frontend(Calls):
             initial.append(self.value(value, dtypes.get(name), node))
         return initial, weak
 
-    def bind_counters(self, walked: LoopRange, names: list[str], forms: list[tuple[Affine, Affine]], scope: LoopScope,
-                      body: Block) -> None:
+    def bind_counters(self, walked: LoopRange, names: list[str], bounds: list[Value],
+                      forms: list[tuple[Affine, Affine]], scope: LoopScope, body: Block) -> None:
         """The names between `for` and `in`: axes of tiles, or numbers with the range that they are in."""
         env, node = self.frame.env, scope.node
         for position, (name, (start, stop)) in enumerate(zip(names, forms, strict=True)):
             if walked.kind == "tiles":
                 env[name] = axis = self.new_axis(name, start, stop, scope, body, None, node)
                 scope.variables.append(axis)
+                self.walks[axis.name] = bounds[2 * position], bounds[2 * position + 1], 1
             else:
                 env[name] = value = body.arguments[position]
                 value.name = name
                 self.levels[value] = self.level
                 scope.variables.append(self.counted(value, walked, start, stop))
+                self.walks[value] = bounds[2 * position], bounds[2 * position + 1], walked.step
             self.frame.assigned_at[name] = node.target
 
     def counted(self, value: Value, walked: LoopRange, start: Affine, stop: Affine) -> Value:
