@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ir.extents import MAX_EXTENT, names_of
+from ..ir.indices import Row
 from ..ir.nodes import Location
 from ..ir.types import Dim, DType, TensorType
 from ..targets.x86_64.detect import ARCH_REQ_XCOMP_PERM, FEATURE_BITS, SYS_ARCH_PRCTL, TILE_DATA, TILE_STATE
@@ -45,6 +46,7 @@ from ..targets.x86_64.registers import (
     RSI,
     RSP,
 )
+from .c_indices import check_index
 from .encode import EncodedCode, encode
 from .listing import Listing, at
 from .machine import Immediate, Instruction, MachineFunction, Memory, Register
@@ -54,8 +56,8 @@ from .unwind import frame_rows
 STATUS = {
     "OK": (0, "the kernel has run"),
     "BAD_POINTER": (1, "a tensor's address is null, or no multiple of its element's size"),
-    "BAD_EXTENT": (2, "a dimension is negative, above 2^31 - 1, too small for the kernel's indices, or none that "
-                      "the library was built for"),
+    "BAD_EXTENT": (2, "a dimension is negative, above 2^31 - 1, too small for the kernel's indices, which scalars may "
+                      "be part of, or none that the library was built for"),
     "BAD_STRIDE": (3, "the library was built for contiguous tensors only"),
     "BAD_SCRATCH": (4, "scratch memory is null, too small, or not aligned to 64 bytes"),
     "BAD_SYNC": (5, "the sync block is null or not aligned to 64 bytes"),
@@ -418,6 +420,13 @@ def _on(kernel: CKernel) -> MachineFunction:
             if type.dtype.size_bytes > 1:
                 emit("test.32", RAX, Immediate(type.dtype.size_bytes - 1))
                 emit("jne", "BAD_POINTER")
+
+    def load(emit: Listing, kind: str, name: str) -> None:
+        if kind == "dim":
+            emit("mov.64", RAX, here(f"dim.{name}"))
+        else:
+            _load_scalar(emit, kernel.field(f"scalar.{name}"))
+
     for name, dimension, constant, *terms in kernel.requires:
         if dimension == "contiguous":
             if terms[1:]:  # every variant asks for a contiguous tensor (library.c_kernel); one viewed as wider elements
@@ -426,6 +435,9 @@ def _on(kernel: CKernel) -> MachineFunction:
             continue
         if dimension == "near":
             _check_near(emit, kernel, name, [constant, *terms], here)
+            continue
+        if dimension == "indexed":
+            check_index(emit, Row(name, dimension, constant, *terms), load, "BAD_EXTENT")
             continue
         if dimension in ("multiple", "inside"):
             wanted = ("mod", constant, terms[0]) if dimension == "multiple" else ("sub", constant, terms[0])

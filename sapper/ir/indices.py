@@ -16,6 +16,7 @@ What is known of a value is (low, high, step): it is low, low + step, ... or hig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import gcd, prod
 from typing import Any, NamedTuple
 
@@ -118,15 +119,15 @@ def freedom(row: Row, sizes: Mapping[tuple[str, str], int], limits: Mapping[tupl
     leaves = {leaf: (size, size, 0) for leaf, size in sizes.items()}
     found = {leaf: (sizes[leaf], sizes[leaf]) for leaf in limits if leaf[1] in row.names(leaf[0])}
 
-    def holds(leaf: tuple[str, str], low: int, high: int) -> bool:
-        return proves(row, leaves | {leaf: (low, high, min(1, high - low))})
+    def between(leaf: tuple[str, str], here: int, end: int) -> bool:
+        return proves(row, leaves | {leaf: (min(here, end), max(here, end), int(here != end))})
 
     if not proves(row, leaves):
         return None
     for leaf in found:
-        low, high = sizes[leaf], sizes[leaf]
-        high = _furthest(high, limits[leaf][1], lambda end, leaf=leaf, low=low: holds(leaf, low, end))
-        low = _furthest(low, limits[leaf][0], lambda end, leaf=leaf, high=high: holds(leaf, end, high))
+        here = sizes[leaf]
+        high = _furthest(here, limits[leaf][1], partial(between, leaf, here))
+        low = _furthest(here, limits[leaf][0], partial(between, leaf, high))
         leaves[leaf], found[leaf] = (low, high, min(1, high - low)), (low, high)
     return found
 
@@ -195,7 +196,7 @@ class _Box:
         if op == "counter":
             if ranges:
                 return ranges[operands[0]]
-            start, stop, step = self.row.counters[operands[0]]
+            start, stop, step = map(int, self.row.counters[operands[0]])
             low, high = found[start][0], found[stop][1] - 1
             return _made(low, high, step if found[start][0] == found[start][1] else 1) if low <= high else None
         if op == "wrap":
@@ -302,7 +303,7 @@ def _select(condition: Known, a: Known, b: Known) -> Known:
 def _and(a: Known, b: Known) -> Known:
     if a[0] == a[1] >= 0:
         a, b = b, a
-    if b[0] == b[1] and b[0] & (b[0] + 1) == 0 <= b[0]:
+    if b[0] == b[1] >= 0 and not b[0] & (b[0] + 1):
         return _mod(a, (b[0] + 1, b[0] + 1, 0))
     natural = [each[1] for each in (a, b) if each[0] >= 0]
     return _made(0, min(natural), 1) if natural else ANY

@@ -125,8 +125,8 @@ class BoundCall:
     """A call with its arguments bound: calling it runs the kernel on the same memory again.
 
     One thread runs it at a time; others wait. The arguments are kept alive and must stay where they are. _idle: there
-    while nobody runs it. _form: what machine code needs to run it (vectorcall.py), if it may. _bounds: where scalars may
-    be.
+    while nobody runs it. _form: what machine code needs to run it (vectorcall.py), if it may. _bounds: where scalars
+    may be.
     """
 
     __slots__ = ("__weakref__", "_block", "_bounds", "_form", "_idle", "_keep", "_scalars", "_view", "entry", "name")

@@ -1,8 +1,8 @@
 """The path of a call like one seen before: a Python function written out for the kernel's parameters.
 
 Enters: a signature, and entries by the shapes, strides and dtypes of their calls. Leaves: the function. Holds: it
-checks what may differ between calls of one form (addresses, overlap, alignment, writability, where scalars may be), and hands all other calls
-to who binds them from the start.
+checks what may differ between calls of one form (addresses, overlap, alignment, writability, where scalars may be), and
+hands all other calls to who binds them from the start.
 """
 
 from __future__ import annotations

@@ -173,8 +173,8 @@ class Vectorcall:
         first and last byte from its address, and the mask of the bits of the address that must be 0. free: from and to
         where integer scalars may be (`Signature.freedom`).
         """
-        flags = [free["scalar", p.name] for p in self.signature.parameters if p.dims is None and p.dtype.kind == "b"]
-        if any(each != (0, 1) for each in flags):     # the machine code takes either
+        if any(free["scalar", p.name] != (0, 1) for p in self.signature.parameters
+               if p.dims is None and p.dtype.kind == "b"):      # the machine code takes either
             return
         words, scratch_bytes = entry.words, entry.scratch_bytes
         views: dict[int, _View] = {}
