@@ -195,8 +195,8 @@ class _Box:
             return self.leaves[op, operands[0]]
         if op == "counter":
             if ranges:
-                return ranges[operands[0]]
-            start, stop, step = map(int, self.row.counters[operands[0]])
+                return ranges[int(operands[0])]
+            start, stop, step = self.row.counters[operands[0]]
             low, high = found[start][0], found[stop][1] - 1
             return _made(low, high, step if found[start][0] == found[start][1] else 1) if low <= high else None
         if op == "wrap":
@@ -276,7 +276,7 @@ def _floordiv(a: Known, b: Known) -> Known:
 def _mod(a: Known, b: Known) -> Known:
     if b[0] < 1:
         return ANY
-    if 0 <= a[0] and a[1] < b[0]:
+    if a[0] >= 0 and a[1] < b[0]:
         return a
     if b[0] < b[1]:
         return _made(0, min(b[1] - 1, a[1] if a[0] >= 0 else MOST), 1)
@@ -303,7 +303,7 @@ def _select(condition: Known, a: Known, b: Known) -> Known:
 def _and(a: Known, b: Known) -> Known:
     if a[0] == a[1] >= 0:
         a, b = b, a
-    if b[0] == b[1] >= 0 and not b[0] & (b[0] + 1):
+    if b[0] == b[1] and b[0] >= 0 and not b[0] & (b[0] + 1):
         return _mod(a, (b[0] + 1, b[0] + 1, 0))
     natural = [each[1] for each in (a, b) if each[0] >= 0]
     return _made(0, min(natural), 1) if natural else ANY

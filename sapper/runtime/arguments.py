@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 
 from ..ir.extents import MAX_EXTENT, evaluate_nested, names_in
-from ..ir.indices import Row, TooMany, freedom, outside
 from ..ir.types import DTYPES, Dim, DType, TensorType, spell_nested
 from .dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from .errors import ArgumentError
@@ -427,7 +426,9 @@ def freedom_of(rows: tuple[tuple[Any, ...], ...], sizes: tuple[tuple[tuple[str, 
     """How far scalars and dimensions may go from where they are, all rows together (ir/indices.py), and whether all
     rows are proved there. Of others they may go nowhere."""
     found, here, proved = dict(limits), dict(sizes), True
-    for row in map(Row._make, rows):
+    if rows:
+        from ..ir.indices import Row, freedom
+    for row in map(Row._make, rows) if rows else ():
         free = freedom(row, here, found)
         proved = proved and free is not None
         found |= {leaf: (here[leaf], here[leaf]) for leaf in found if leaf[1] in row.names(leaf[0])
@@ -539,7 +540,7 @@ class Signature:
                 self._check_near(binding, name, [constant, *terms])
                 continue
             if dimension == "indexed":
-                self._check_indexed(binding, Row(name, dimension, constant, *terms))
+                self._check_indexed(binding, (name, dimension, constant, *terms))
                 continue
             pairs = list(zip(terms[::2], terms[1::2], strict=True))
             needed = constant + sum(coefficient * binding.dims[dim] for dim, coefficient in pairs)
@@ -586,12 +587,15 @@ class Signature:
 
     def check_scalars(self, binding: Binding, requires: Iterable[Sequence[Any]]) -> None:
         """Check again what hangs on scalars too, of shapes that `check_requires` has seen. Raises ArgumentError."""
-        for row in map(Row._make, looked_through(requires)):
-            if row.names("scalar"):
+        for row in looked_through(requires):
+            if any(node[0] == "scalar" for node in row[4]):
                 self._check_indexed(binding, row)
 
-    def _check_indexed(self, binding: Binding, row: Row) -> None:
-        """All values of an index are inside (ir/indices.py)."""
+    def _check_indexed(self, binding: Binding, values: Iterable[Any]) -> None:
+        """All values of an index are inside. values: the row of ir/indices.py."""
+        from ..ir.indices import Row, TooMany, outside  # few kernels have such rows
+
+        row = Row._make(values)
         sizes = self.sizes_of(binding)
         parameter = self.parameters[self.positions[row.tensor]]
         given = [name for kind in ("dim", "scalar") for name in row.names(kind)]

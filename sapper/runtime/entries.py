@@ -11,17 +11,19 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import arguments as _arguments
 from . import settings
 from .arguments import FIRST_SLOT, Binding, Parameter, Signature, fill_words, slot_words
-from .bounds import Bounds
 from .compiled import CompiledKernel
 from .errors import ArgumentError
 from .loader import CodeBlock
 from .scratch import NO_COUNTS, areas, stride_bytes, take_area
 from .vectorcall import bound_form, quicken_bound
+
+if TYPE_CHECKING:
+    from .bounds import Bounds
 
 GRAIN_NS = 2_500.0
 """A worker gets at least so much of the estimated work, if it is awake. Two of a Zen 4 that are take as long as one for

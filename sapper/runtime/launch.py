@@ -40,7 +40,6 @@ from .arguments import (
     as_array,
     slot_words,
 )
-from .bounds import Bounds
 from .cache import DiskCache, disk_cache, toolchain_key
 from .compiled import CompiledKernel
 from .entries import BoundCall, Entry, choose_threads
@@ -437,6 +436,8 @@ class Launcher:
 
     def prepare(self, *arguments: Any) -> BoundCall | DeviceCall:
         """Bind the arguments for repeated calls."""
+        from .bounds import Bounds
+
         arguments, _ = self.by_position(arguments, {})
         if self.on_device(arguments):
             bound: DeviceCall = self.device_launcher.prepare(arguments)
