@@ -365,6 +365,8 @@ class Accesses(Views):
         does: places of nodes."""
         for symbol in form.terms:
             bounds = None if isinstance(symbol, str) else self.range_of(symbol)
+            if bounds is None and symbol in self.counters:
+                return None     # how many steps it takes is not known before
             if bounds is not None:
                 key = symbol.name if isinstance(symbol, Axis) else self.counters.get(symbol, symbol)
                 if key in made.walked or key not in self.walks:

@@ -442,3 +442,7 @@ def test_asserted_extents_are_checked_at_the_call() -> None:
         call(2, 6, 4, static=True)
     report = check_kernel(blocks, target("v3"), runs=3)
     assert report.finding is None and report.cases == 3
+
+
+def test_a_computed_extent_is_no_dimension() -> None:
+    assert K % 7 != K and K != K % 7 and K % 7 == K % 7
