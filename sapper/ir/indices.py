@@ -370,9 +370,9 @@ def _computed(row: Row, sizes: Mapping[tuple[str, str], int], ranges: Sequence[K
     touched = numpy.ones(shape, bool)
     for guard in row.guards:
         touched &= numpy.asarray(values[guard], bool)
-    extent = values[row.extent]
-    for index in (values[row.low], values[row.high]):
-        wrong = numpy.broadcast_to(touched & ((index < 0) | (index >= extent)), shape)
+    low, high, extent = values[row.low], values[row.high], values[row.extent]
+    for index, out in ((low, low < 0), (high, high >= extent)):
+        wrong = numpy.broadcast_to(touched & out, shape)
         if wrong.any():
             at = numpy.unravel_index(int(wrong.argmax()), shape)
             return tuple(int(numpy.broadcast_to(each, shape)[at]) for each in (index, extent))  # type: ignore[return-value]
