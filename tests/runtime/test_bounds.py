@@ -9,8 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Program, Rows, Tensor, Variable, bool_, cdiv, dims, each, f32, i32, i64, kernel, minimum, prepare
-from sapper import span, tiles
+from sapper import (
+    Program,
+    Rows,
+    Tensor,
+    Variable,
+    bool_,
+    cdiv,
+    dims,
+    each,
+    f32,
+    i32,
+    i64,
+    kernel,
+    minimum,
+    prepare,
+    span,
+    tiles,
+)
 from sapper.emulate.kernel import run as emulate
 from sapper.runtime.errors import ArgumentError
 from tests.strategies import examples
