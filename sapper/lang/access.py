@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ir.indices import Known, Row, TooMany, outside, proves, surely_outside
 from ..ir.nodes import Block, Op, Value
@@ -60,6 +60,20 @@ class Offset:
         self.axis = axis
 
 
+class Undecided(NamedTuple):
+    """An index of which more has to be known. values: of all dimensions; form: of this one; nodes: of the access, and
+    of the index. frame, scopes, branches: where it stands."""
+
+    tensor: Value
+    dimension: int
+    values: list[Value]
+    form: Affine
+    nodes: tuple[Any, Any]
+    frame: Frame
+    scopes: tuple[LoopScope, ...]
+    branches: tuple[tuple[Value, bool], ...]
+
+
 class Update:
     """A statement like `out[i] += x` or `out[i] = maximum(out[i], x)`, which reads and writes one element. join: the
     op that it joins x with; block: where it stands; load: what it reads. Where an element may be met again, it becomes
@@ -80,6 +94,7 @@ class Accesses(Views):
         super().__init__(*arguments)
         self.accesses: list[Access] = []
         self.requirements: dict[tuple[Any, ...], int] = {}
+        self.undecided: list[Undecided] = []
         self.offsets: dict[Axis, Offset] = {}
         self.scopes: tuple[LoopScope, ...] = ()
         self.strides = Strides(self.form_of, self.static, self.dim_expressions)
@@ -176,8 +191,8 @@ class Accesses(Views):
                 undecided.append((dimension, form, item_node))
             values.append(value)
             forms.append(form)
-        for dimension, form, item_node in undecided:
-            self.look_through(tensor, dimension, values, form, (node, item_node))
+        self.undecided += [Undecided(tensor, dimension, values, form, (node, item_node), self.frame, self.scopes,
+                                     tuple(self.branches)) for dimension, form, item_node in undecided]
         return values, forms
 
     # Ranges of symbols.
@@ -319,15 +334,23 @@ class Accesses(Views):
                     "end the range earlier, or start it later: span(start, stop)")
         return exact
 
-    def look_through(self, tensor: Value, dimension: int, values: Sequence[Value], form: Affine,
-                     nodes: tuple[Any, Any]) -> None:
+    def look_through_undecided(self) -> None:
+        """Once the kernel is read, as what a loop carries is known at its end."""
+        outside = self.frame
+        for one in self.undecided:
+            self.frame = one.frame
+            self.look_through(one)
+        self.frame = outside
+
+    def look_through(self, undecided: Undecided) -> None:
         """Let the call go through all values of an index, where it is made of what is known then. An error where that
-        is known already, and one is not inside. nodes: of the access, and of the index."""
-        made = Computation(self.walks, self.dim_expressions, self.static, self.function.arguments)
+        is known already, and one is not inside."""
+        tensor, dimension, values, form, nodes, _, scopes, branches = undecided
+        made = Computation(self.walks, self.carries, self.dim_expressions, self.static, self.function.arguments)
         try:
-            for condition, taken in self.branches:
+            for condition, taken in branches:
                 made.holds(condition, taken)
-            for scope in self.scopes:
+            for scope in scopes:
                 for variable in scope.variables:
                     made.runs(variable.name if isinstance(variable, Axis) else self.counters.get(variable, variable))
             for axis in self.joined_axes(*values):
@@ -339,16 +362,16 @@ class Accesses(Views):
         row = Row(*made.row(tensor.name, dimension, ast.unparse(nodes[0]), *ends, extent))
         leaves = made.leaves()
         if not proves(row, leaves):
-            self.refuse_outside(row, leaves, nodes[1])
+            self.refuse_outside(row, leaves, nodes[1], bool(branches))
             if leaves:
                 self.condition_on(tensor, *row[1:])
 
-    def refuse_outside(self, row: Row, leaves: Mapping[tuple[str, str], Known], node: Any) -> None:
+    def refuse_outside(self, row: Row, leaves: Mapping[tuple[str, str], Known], node: Any, branched: bool) -> None:
         """An error where an index is certainly outside, or where no call would know more and it takes too many values
-        to look at. leaves: what it is made of that a call knows."""
+        to look at. leaves: what it is made of that a call knows. branched: it stands in a branch."""
         text = ast.unparse(node)
         try:
-            found = outside(row, {}) if not leaves else None if self.branches else surely_outside(row, leaves)
+            found = outside(row, {}) if not leaves else None if branched else surely_outside(row, leaves)
         except TooMany:
             self.fail("out-of-bounds", f"index {row.dimension} of {row.tensor} takes too many values to look through",
                       node, text, "an index that rises or falls along each axis, or is made of digits",

@@ -16,7 +16,7 @@ from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, index
 from .access import Access, Update
 from .affine import Affine
-from .bindings import Axis, LoopRange, LoopScope, Span, dtype_of, is_tensor, is_tile
+from .bindings import Axis, Carried, LoopRange, LoopScope, Span, axes_of, dtype_of, is_tensor, is_tile
 from .calls import Calls
 from .dims import DimExpression, nested
 from .expressions import Gone, LocalFunction, Returned
@@ -82,6 +82,7 @@ class Frontend(Calls):
             self.frame.env[name] = value
         body = self.frame.parsed.node.body  # type: ignore[attr-defined]
         self.block(body)
+        self.look_through_undecided()
         if not any(op.name == "store" for op in function.walk()):
             last = ast.unparse(body[-1]).split("\n")[0]
             self.fail("stores-nothing", f"kernel {kernel.name} stores nothing", body[-1], last,
@@ -387,7 +388,7 @@ class Frontend(Calls):
         for _ in range(2 * len(carried) + 2):
             state = (len(self.accesses), dict(self.frame.env), dict(self.frame.assigned_at), dict(self.axes),
                      self.level, self.guards, self.ragged, self.scopes, self.frame.nesting, self.builder.block,
-                     len(self.known), len(self.branches))
+                     len(self.known), len(self.branches), len(self.undecided))
             try:
                 self.loop(node, walked, names, bounds, forms, carried, dtypes)
                 return
@@ -396,10 +397,11 @@ class Frontend(Calls):
                     raise AssertionError("a loop was read twice with the same dtype") from None
                 dtypes[retry.name] = retry.dtype
                 count, self.frame.env, self.frame.assigned_at, self.axes, self.level, self.guards = state[:6]
-                self.ragged, self.scopes, self.frame.nesting, self.builder.block, depth, open_branches = state[6:]
+                self.ragged, self.scopes, self.frame.nesting, self.builder.block, depth, *open_now = state[6:]
                 del self.accesses[count:]
                 del self.known[depth:]
-                del self.branches[open_branches:]
+                del self.branches[open_now[0]:]
+                del self.undecided[open_now[1]:]
         self.fail("carried-type", f"{' and '.join(carried)} find no dtype that stays the same in the loop", node,
                   "numbers without a dtype", "a dtype", "start from full(value=0, dtype=f32)")
 
@@ -445,6 +447,9 @@ class Frontend(Calls):
             self.bind_carried(frame.env, name, argument, unsettled)
         self.block(node.body)
         yields = [self.carried_result(name, argument, node) for name, argument in zip(carried, arguments, strict=True)]
+        if walked.kind != "tiles" and len(names) == 1:
+            for before, argument, after in zip(initial, arguments, yields, strict=True):
+                self.note_carried(before, argument, after, body.arguments[0])
         self.builder.location = location
         self.builder.add("yield", yields)
         inner_env = frame.env
@@ -467,6 +472,15 @@ class Frontend(Calls):
         self.forget_inner(inner_env, outer_env, names, carried, node.lineno + frame.parsed.line_offset)
         for name, result, unsettled in zip(carried, op.results, weak, strict=True):
             self.bind_carried(outer_env, name, result, unsettled)
+
+    def note_carried(self, before: Value, argument: Value, after: Value, counter: Value) -> None:
+        """Of a scalar integer to which each step of the loop at hand adds what no step changes."""
+        if axes_of(argument) or dtype_of(argument).kind not in "xiu":
+            return
+        step = self.form_of(after).plus(Affine(0, {argument: 1}), -1)
+        if all(isinstance(symbol, str) or (isinstance(symbol, Value) and self.level_of(symbol) < self.level)
+               for symbol in step.terms):
+            self.carries[argument] = Carried(before, step, counter)
 
     def enter_carried(self, carried: list[str], dtypes: dict[str, DType], node: ast.For
                       ) -> tuple[list[Value], list[bool]]:

@@ -2,7 +2,8 @@
 
 Enters: the values of an index, loops and branches around it. Leaves: a row "indexed" of the attribute "requires".
 Holds: a row says of exactly the elements that are touched where they are, but that loops whose ends depend on data are
-taken to run; what is computed of data, or carried through a loop, raises `Unknown`.
+taken to run; what is computed of data, or carried through a loop that does not add the same in each step, raises
+`Unknown`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..ir.indices import Known
 from ..ir.nodes import Op, Value
 from ..ir.types import DType, TileType
 from .affine import Affine
-from .bindings import Walked, dtype_of
+from .bindings import Carried, Walked, dtype_of
 from .dims import DimExpression, nested
 from .reach import Unknown
 
@@ -27,12 +28,14 @@ _WRAPPING = ("add", "sub", "mul")
 
 
 class Computation:
-    """Nodes of one row. walks: what axes, by name, and indices of loops walk. dimensions: values computed of
+    """Nodes of one row. walks: what axes, by name, and indices of loops walk. carries: scalars to which a loop adds the
+    same in each step. dimensions: values computed of
     dimensions. static: extents that are numbers. moving: places of nodes that depend on a counter."""
 
-    def __init__(self, walks: Mapping[Any, Walked], dimensions: Mapping[Value, DimExpression],
-                 static: Mapping[str, int], parameters: Iterable[Value]) -> None:
-        self.walks, self.dimensions, self.static = walks, dimensions, static
+    def __init__(self, walks: Mapping[Any, Walked], carries: Mapping[Value, Carried],
+                 dimensions: Mapping[Value, DimExpression], static: Mapping[str, int],
+                 parameters: Iterable[Value]) -> None:
+        self.walks, self.carries, self.dimensions, self.static = walks, carries, dimensions, static
         self.parameters = frozenset(parameters)
         self.nodes: list[list[Any]] = []
         self.counters: list[list[int]] = []
@@ -100,6 +103,8 @@ class Computation:
         if op is None:
             if value in self.walks:
                 return self.counter(value)
+            if value in self.carries:
+                return self._wrapped(self.carried(self.carries[value]), dtype)
             if value not in self.parameters:
                 raise Unknown
             bits = 1 if dtype.kind == "b" else _bits(dtype)
@@ -169,6 +174,13 @@ class Computation:
                     steps = self.add("mod", self.add("sub", place, first), self.number(step))
                     self.guard("eq", steps, self.number(0))
         return self.walked[key]
+
+    def carried(self, scalar: Carried) -> int:
+        """What it is in the step at hand."""
+        start, _, step = self.walks[scalar.counter]
+        taken = self.add("sub", self.counter(scalar.counter), self.value(start))
+        steps = self.add("floordiv", taken, self.number(step))
+        return self.add("add", self.value(scalar.initial), self.add("mul", steps, self.form(scalar.step)))
 
     def guard(self, op: str, *operands: int) -> None:
         place = self.add(op, *operands)
