@@ -117,7 +117,9 @@ class Place(NamedTuple):
     @property
     def free(self) -> tuple[int, int]:
         """From and to where its word may be without a look at indices."""
-        return ANY_WORD if self.bounds is None else self.bounds.free.get(self.leaf, ANY_WORD)
+        everywhere = (0, 1) if self.parameter.dtype.kind == "b" else self.plain
+        found = everywhere if self.bounds is None else self.bounds.free.get(self.leaf, everywhere)
+        return ANY_WORD if found == everywhere else found
 
     @property
     def plain(self) -> tuple[int, int]:
