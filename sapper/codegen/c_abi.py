@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ir.extents import names_of
+from ..ir.extents import MAX_EXTENT, names_of
+from ..ir.indices import Row
 from ..ir.nodes import Location
 from ..ir.types import Dim, DType, TensorType
 from ..targets.x86_64.detect import ARCH_REQ_XCOMP_PERM, FEATURE_BITS, SYS_ARCH_PRCTL, TILE_DATA, TILE_STATE
@@ -45,6 +46,7 @@ from ..targets.x86_64.registers import (
     RSI,
     RSP,
 )
+from .c_indices import check_index
 from .encode import EncodedCode, encode
 from .listing import Listing, at
 from .machine import Immediate, Instruction, MachineFunction, Memory, Register
@@ -54,8 +56,8 @@ from .unwind import frame_rows
 STATUS = {
     "OK": (0, "the kernel has run"),
     "BAD_POINTER": (1, "a tensor's address is null, or no multiple of its element's size"),
-    "BAD_EXTENT": (2, "a dimension is negative, above 2^31 - 1, too small for the kernel's indices, or none that "
-                      "the library was built for"),
+    "BAD_EXTENT": (2, "a dimension is negative, above 2^31 - 1, too small for the kernel's indices, which scalars may "
+                      "be part of, or none that the library was built for"),
     "BAD_STRIDE": (3, "the library was built for contiguous tensors only"),
     "BAD_SCRATCH": (4, "scratch memory is null, too small, or not aligned to 64 bytes"),
     "BAD_SYNC": (5, "the sync block is null or not aligned to 64 bytes"),
@@ -73,7 +75,6 @@ CLEAR_BYTES = 576
 SCRATCH_AREA, LOCK_AREA, CPU_AREA = "sapper.scratch", "sapper.lock", "sapper.cpu"
 CHECK_CPU = "sapper.check_cpu"
 SCRATCH_BYTES = 64 << 20
-_MAX_EXTENT = 2**31 - 1
 MOST_APART = 2**31
 """Bytes between elements that lanes reach by offsets."""
 _INTEGER_ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
@@ -419,6 +420,13 @@ def _on(kernel: CKernel) -> MachineFunction:
             if type.dtype.size_bytes > 1:
                 emit("test.32", RAX, Immediate(type.dtype.size_bytes - 1))
                 emit("jne", "BAD_POINTER")
+
+    def load(emit: Listing, kind: str, name: str) -> None:
+        if kind == "dim":
+            emit("mov.64", RAX, here(f"dim.{name}"))
+        else:
+            _load_scalar(emit, kernel.field(f"scalar.{name}"))
+
     for name, dimension, constant, *terms in kernel.requires:
         if dimension == "contiguous":
             if terms[1:]:  # every variant asks for a contiguous tensor (library.c_kernel); one viewed as wider elements
@@ -427,6 +435,9 @@ def _on(kernel: CKernel) -> MachineFunction:
             continue
         if dimension == "near":
             _check_near(emit, kernel, name, [constant, *terms], here)
+            continue
+        if dimension == "indexed":
+            check_index(emit, Row(name, dimension, constant, *terms), load, "BAD_EXTENT")
             continue
         if dimension in ("multiple", "inside"):
             wanted = ("mod", constant, terms[0]) if dimension == "multiple" else ("sub", constant, terms[0])
@@ -489,7 +500,7 @@ def _check_near(emit: Listing, kernel: CKernel, name: str, counts: Sequence[int]
 
 def _check_extents(emit: Listing, kernel: CKernel, refuse: str) -> None:
     for dim in kernel.dims:
-        emit("cmp.64", at(RBX, kernel.field(f"dim.{dim}").offset), Immediate(_MAX_EXTENT))
+        emit("cmp.64", at(RBX, kernel.field(f"dim.{dim}").offset), Immediate(MAX_EXTENT))
         emit("ja", refuse)  # unsigned: a negative one is refused too
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from .types import Dim, TensorType
 
+MAX_EXTENT = 2**31 - 1
+"""Of a dimension."""
+
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,

@@ -10,17 +10,19 @@ stay inside, where that can be said with dimensions alone, becomes the function 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..ir.indices import Known, Row, TooMany, outside, proves, surely_outside
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import TensorType, TileType, bool_, index, spell_nested
 from .affine import Affine, extreme, fixed_when_meeting
 from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
 from .dims import Dim, DimExpression, extent_of
 from .errors import KernelError
-from .reach import Reach, is_below
+from .indices import Computation
+from .reach import Reach, Unknown, is_below
 from .strides import Product, Strides, factors_of
 from .views import Views
 
@@ -58,6 +60,20 @@ class Offset:
         self.axis = axis
 
 
+class Undecided(NamedTuple):
+    """An index of which more has to be known. values: of all dimensions; form: of this one; nodes: of the access, and
+    of the index. frame, scopes, branches: where it stands."""
+
+    tensor: Value
+    dimension: int
+    values: list[Value]
+    form: Affine
+    nodes: tuple[Any, Any]
+    frame: Frame
+    scopes: tuple[LoopScope, ...]
+    branches: tuple[tuple[Value, bool], ...]
+
+
 class Update:
     """A statement like `out[i] += x` or `out[i] = maximum(out[i], x)`, which reads and writes one element. join: the
     op that it joins x with; block: where it stands; load: what it reads. Where an element may be met again, it becomes
@@ -78,6 +94,7 @@ class Accesses(Views):
         super().__init__(*arguments)
         self.accesses: list[Access] = []
         self.requirements: dict[tuple[Any, ...], int] = {}
+        self.undecided: list[Undecided] = []
         self.offsets: dict[Axis, Offset] = {}
         self.scopes: tuple[LoopScope, ...] = ()
         self.strides = Strides(self.form_of, self.static, self.dim_expressions)
@@ -153,6 +170,7 @@ class Accesses(Views):
                       "broadcast by these" if None in items else "give one index for each dimension")
         values: list[Value] = []
         forms: list[Affine] = []
+        undecided: list[tuple[int, Affine, Any]] = []
         for dimension, (item, item_node) in enumerate(zip(items, item_nodes, strict=True)):
             if item is None or isinstance(item, (slice, str, tuple)) or item is Ellipsis:
                 self.fail("subscript", "this is no index", item_node, self.describe(item), "an axis or an integer",
@@ -169,9 +187,12 @@ class Accesses(Views):
                 self.need_compute(item, item_node, "an index")
             value = self.value(item, index, item_node)
             form = self.form_of(value)
-            self.check_bounds(tensor, dimension, form, item_node)
+            if not self.check_bounds(tensor, dimension, form, item_node):
+                undecided.append((dimension, form, item_node))
             values.append(value)
             forms.append(form)
+        self.undecided += [Undecided(tensor, dimension, values, form, (node, item_node), self.frame, self.scopes,
+                                     tuple(self.branches)) for dimension, form, item_node in undecided]
         return values, forms
 
     # Ranges of symbols.
@@ -230,7 +251,9 @@ class Accesses(Views):
 
     # Proofs.
 
-    def check_bounds(self, tensor: Value, dimension: int, form: Affine, node: Any) -> None:
+    def check_bounds(self, tensor: Value, dimension: int, form: Affine, node: Any) -> bool:
+        """Whether an index is proved to be inside, or asked of the call by what dimensions are. An error where it
+        certainly is not."""
         known = self.extents_of(tensor)[dimension]
         extent = spell_nested(extent_of(known))
         symbol = form.single
@@ -246,19 +269,23 @@ class Accesses(Views):
                           f"write 0 for {name}: an extent of 1 is not stretched, its element is named"
                           if known == 1 else
                           f"walk {extent}{alike}; if part of {extent} is meant, write {name} + 0")
-        if (self.guards or self.ragged) and not self.are_settled(form):
-            return  # a condition or an empty range may keep the index in bounds
         if any(self.is_empty(symbol) for symbol in form.terms):
-            return
-        last = str(known - 1) if isinstance(known, int) else f"{extent} - 1"
+            return True
         lowest = extreme(form, self.range_of, False)
+        size = extreme(self.extent_form(tensor, dimension, node), self.range_of, True)
+        highest = extreme(form, self.range_of, True)
+        excess = highest.plus(size, -1)
+        natural = self.reach.is_natural(lowest)
+        inside = natural and any(not left.terms and left.constant < 0 for most in self.bounds_of(highest)
+                                 for left in [extreme(most, self.range_of, True).plus(size, -1)])
+        if (self.guards or self.ragged) and not self.are_settled(form):
+            return inside   # a condition or an empty range may keep the index in bounds
+        last = str(known - 1) if isinstance(known, int) else f"{extent} - 1"
         if not lowest.terms and lowest.constant < 0:
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} is negative", node,
                       f"an index of {lowest.constant}", f"0 to {last}",
                       f"write {extent} - {-lowest.constant}" if not form.terms else
                       f"start the range later: span(start, stop), or take maximum({ast.unparse(node)}, 0)")
-        size = extreme(self.extent_form(tensor, dimension, node), self.range_of, True)
-        excess = extreme(form, self.range_of, True).plus(size, -1)
         if not excess.terms and excess.constant >= 0:
             highest = excess.plus(size)
             shown = str(highest.constant)
@@ -268,30 +295,31 @@ class Accesses(Views):
                       f"an index of {shown}", f"0 to {last}",
                       f"end the range earlier: span(start, stop), or take minimum({ast.unparse(node)}, {last})"
                       if form.terms else "give a smaller index")
-        if self.guards:
-            return
-        if lowest.terms and not self.reach.is_natural(lowest):
-            self.ask_inside(tensor, dimension, form, False, node)
+        if self.guards or inside:
+            return inside
+        decided = natural or self.ask_inside(tensor, dimension, form, False, node)
         if not excess.terms:
-            return
+            return decided
         if tensor in self.views or not isinstance(known, (int, Dim)) or not all(
                 isinstance(symbol, str) for symbol in excess.terms):
-            self.ask_inside(tensor, dimension, form, True, node)
+            decided = self.ask_inside(tensor, dimension, form, True, node) and decided
         else:
             needed = excess.plus(size).plus(Affine(1))
             terms = [part for name, coefficient in sorted(needed.terms.items()) for part in (name, coefficient)]
             key = (tensor.name, dimension, *terms)
             self.requirements[key] = max(needed.constant, self.requirements.get(key, needed.constant))
+        return decided
 
-    def ask_inside(self, tensor: Value, dimension: int, form: Affine, largest: bool, node: Any) -> None:
+    def ask_inside(self, tensor: Value, dimension: int, form: Affine, largest: bool, node: Any) -> bool:
         """Let the call check that an index made of axes and dimensions ends below the extent (begins at 0 or above),
-        unless a loop around is empty. An error where it certainly does not."""
+        unless a loop around is empty. An error where it certainly does not. Whether that says all."""
         values = self.reach.values(form, largest)
+        exact = self.reach.exact
         if values is None:
-            return
+            return False
         walked = self.reach.counts([*self.reach.walked(form), *(v for scope in self.scopes for v in scope.variables)])
         if any(isinstance(count, int) and count <= 0 for count in walked):
-            return
+            return True
         walked = [count for count in walked if not isinstance(count, int)]
         size = self.reach.at(self.extent_form(tensor, dimension, node), {})
         for value in values:
@@ -304,6 +332,71 @@ class Accesses(Views):
                     "reaches beyond its end" if largest else "is negative"), node, f"an index of {value}",
                     f"0 to {size - 1 if isinstance(size, int) else f'{spell_nested(size)} - 1'}",
                     "end the range earlier, or start it later: span(start, stop)")
+        return exact
+
+    def look_through_undecided(self) -> None:
+        """Once the kernel is read, as what a loop carries is known at its end."""
+        outside = self.frame
+        for one in self.undecided:
+            self.frame = one.frame
+            self.look_through(one)
+        self.frame = outside
+
+    def look_through(self, undecided: Undecided) -> None:
+        """Let the call go through all values of an index, where it is made of what is known then. An error where that
+        is known already, and one is not inside."""
+        tensor, dimension, values, form, nodes, _, scopes, branches = undecided
+        made = Computation(self.walks, self.carries, self.dim_expressions, self.static, self.function.arguments)
+        try:
+            for condition, taken in branches:
+                made.holds(condition, taken)
+            for scope in scopes:
+                for variable in scope.variables:
+                    made.runs(variable.name if isinstance(variable, Axis) else self.counters.get(variable, variable))
+            for axis in self.joined_axes(*values):
+                made.runs(axis)
+            ends = self.ends_of(form, made) or (made.value(values[dimension]),) * 2
+            extent = made.extent(extent_of(self.extents_of(tensor)[dimension]))
+        except Unknown:
+            return
+        row = Row(*made.row(tensor.name, dimension, ast.unparse(nodes[0]), *ends, extent))
+        leaves = made.leaves()
+        if not proves(row, leaves):
+            self.refuse_outside(row, leaves, nodes[1], bool(branches))
+            if leaves:
+                self.condition_on(tensor, *row[1:])
+
+    def refuse_outside(self, row: Row, leaves: Mapping[tuple[str, str], Known], node: Any, branched: bool) -> None:
+        """An error where an index is certainly outside, or where no call would know more and it takes too many values
+        to look at. leaves: what it is made of that a call knows. branched: it stands in a branch."""
+        text = ast.unparse(node)
+        try:
+            found = outside(row, {}) if not leaves else None if branched else surely_outside(row, leaves)
+        except TooMany:
+            self.fail("out-of-bounds", f"index {row.dimension} of {row.tensor} takes too many values to look through",
+                      node, text, "an index that rises or falls along each axis, or is made of digits",
+                      f"take minimum(maximum({text}, 0), ...)")
+        if found is not None:
+            value, extent = found
+            self.fail("out-of-bounds", f"index {row.dimension} of {row.tensor} " + (
+                      "is negative" if value < 0 else "reaches beyond its end"), node, f"an index of {value}",
+                      f"0 to {extent - 1}", f"take maximum({text}, 0)" if value < 0 else
+                      f"take minimum({text}, {extent - 1}), or a longer tensor")
+
+    def ends_of(self, form: Affine, made: Computation) -> tuple[int, int] | None:
+        """The smallest and the largest value of a sum of coordinates whose ranges hang on none, where nothing else
+        does: places of nodes."""
+        for symbol in form.terms:
+            bounds = None if isinstance(symbol, str) else self.range_of(symbol)
+            if bounds is None and symbol in self.counters:
+                return None     # how many steps it takes is not known before
+            if bounds is not None:
+                key = symbol.name if isinstance(symbol, Axis) else self.counters.get(symbol, symbol)
+                if key in made.walked or key not in self.walks:
+                    return None
+                made.runs(key)
+        ends = [made.form(extreme(form, self.range_of, largest)) for largest in (False, True)]
+        return None if made.walked else (ends[0], ends[1])
 
     def is_inside(self, form: Affine, tensor: Value, dimension: int, node: Any) -> bool:
         """Whether an index is below the extent whatever dimensions are, as one below E is below E + 1."""

@@ -118,6 +118,20 @@ class Frame:
         self.nesting = 0
 
 
+Walked = tuple[Value, Value, int]
+"""Start, stop and step of what a loop or an axis walks."""
+
+
+class Carried:
+    """A scalar that a loop over numbers carries: before the loop, and what is added to it in each step. counter: the
+    index of the loop."""
+
+    __slots__ = ("counter", "initial", "step")
+
+    def __init__(self, initial: Value, step: Affine, counter: Value) -> None:
+        self.initial, self.step, self.counter = initial, step, counter
+
+
 def is_tile(value: Any) -> bool:
     return isinstance(value, Value) and isinstance(value.type, TileType)
 

@@ -260,6 +260,7 @@ class Calls(Expressions):
         axis = self.new_axis(name, self.dim_form(span.start, node), self.dim_form(span.stop, node), None,
                              self.builder.block, op, node)
         op.attributes["axis"] = axis.name
+        self.walks[axis.name] = start, stop, 1
         return axis
 
     def call_zeros(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Value:

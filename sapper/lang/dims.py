@@ -113,7 +113,7 @@ class DimExpression:
 
     def _equal(self, other: object) -> bool:
         return (
-            isinstance(other, DimExpression)
+            isinstance(other, DimExpression) and not isinstance(other, Dim)
             and (self.op, self.left, self.right) == (other.op, other.left, other.right)
         )
 

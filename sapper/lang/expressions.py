@@ -452,10 +452,12 @@ class Expressions(Accesses):
         sides: list[Any] = []
         blocks = [Block(), Block()]
         self.guards += 1
-        for block, compute, side_node in zip(blocks, (then, other), nodes, strict=True):
+        for block, compute, side_node, taken in zip(blocks, (then, other), nodes, (True, False), strict=True):
+            self.branches.append((test, taken))
             outside = self.open_block(block)
             sides.append(self.operand(compute(), side_node))
             self.close_block(outside)
+            self.branches.pop()
         self.guards -= 1
         if all(op.name in MOVABLE for block in blocks for op in block.ops):
             for block in blocks:

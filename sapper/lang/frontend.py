@@ -16,7 +16,7 @@ from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, index
 from .access import Access, Update
 from .affine import Affine
-from .bindings import Axis, LoopRange, LoopScope, Span, dtype_of, is_tensor, is_tile
+from .bindings import Axis, Carried, LoopRange, LoopScope, Span, axes_of, dtype_of, is_tensor, is_tile
 from .calls import Calls
 from .dims import DimExpression, nested
 from .expressions import Gone, LocalFunction, Returned
@@ -82,6 +82,7 @@ class Frontend(Calls):
             self.frame.env[name] = value
         body = self.frame.parsed.node.body  # type: ignore[attr-defined]
         self.block(body)
+        self.look_through_undecided()
         if not any(op.name == "store" for op in function.walk()):
             last = ast.unparse(body[-1]).split("\n")[0]
             self.fail("stores-nothing", f"kernel {kernel.name} stores nothing", body[-1], last,
@@ -295,14 +296,16 @@ class Frontend(Calls):
         branches: list[tuple[Block, dict[str, Any], dict[str, ast.AST]]] = []
         frame.nesting += 1
         self.guards += 1
-        for body in (node.body, node.orelse):
+        for body, taken in ((node.body, True), (node.orelse, False)):
             block = Block()
+            self.branches.append((test, taken))
             outside = self.open_block(block)
             frame.env = dict(env)
             frame.assigned_at = dict(before_at)
             self.block(body)
             branches.append((block, frame.env, frame.assigned_at))
             self.close_block(outside)
+            self.branches.pop()
         self.guards -= 1
         frame.nesting -= 1
         frame.env = env
@@ -385,7 +388,7 @@ class Frontend(Calls):
         for _ in range(2 * len(carried) + 2):
             state = (len(self.accesses), dict(self.frame.env), dict(self.frame.assigned_at), dict(self.axes),
                      self.level, self.guards, self.ragged, self.scopes, self.frame.nesting, self.builder.block,
-                     len(self.known))
+                     len(self.known), len(self.branches), len(self.undecided))
             try:
                 self.loop(node, walked, names, bounds, forms, carried, dtypes)
                 return
@@ -394,9 +397,11 @@ class Frontend(Calls):
                     raise AssertionError("a loop was read twice with the same dtype") from None
                 dtypes[retry.name] = retry.dtype
                 count, self.frame.env, self.frame.assigned_at, self.axes, self.level, self.guards = state[:6]
-                self.ragged, self.scopes, self.frame.nesting, self.builder.block, depth = state[6:]
+                self.ragged, self.scopes, self.frame.nesting, self.builder.block, depth, *open_now = state[6:]
                 del self.accesses[count:]
                 del self.known[depth:]
+                del self.branches[open_now[0]:]
+                del self.undecided[open_now[1]:]
         self.fail("carried-type", f"{' and '.join(carried)} find no dtype that stays the same in the loop", node,
                   "numbers without a dtype", "a dtype", "start from full(value=0, dtype=f32)")
 
@@ -433,7 +438,7 @@ class Frontend(Calls):
         frame.env = dict(outer_env)
         frame.nesting += 1
         first_access = len(self.accesses)
-        self.bind_counters(walked, names, forms, scope, body)
+        self.bind_counters(walked, names, bounds, forms, scope, body)
         arguments: list[Value] = []
         for name, value, unsettled in zip(carried, initial, weak, strict=True):
             argument = Value(value.type, body)
@@ -442,6 +447,9 @@ class Frontend(Calls):
             self.bind_carried(frame.env, name, argument, unsettled)
         self.block(node.body)
         yields = [self.carried_result(name, argument, node) for name, argument in zip(carried, arguments, strict=True)]
+        if walked.kind != "tiles" and len(names) == 1:
+            for before, argument, after in zip(initial, arguments, yields, strict=True):
+                self.note_carried(before, argument, after, body.arguments[0])
         self.builder.location = location
         self.builder.add("yield", yields)
         inner_env = frame.env
@@ -465,6 +473,15 @@ class Frontend(Calls):
         for name, result, unsettled in zip(carried, op.results, weak, strict=True):
             self.bind_carried(outer_env, name, result, unsettled)
 
+    def note_carried(self, before: Value, argument: Value, after: Value, counter: Value) -> None:
+        """Of a scalar integer to which each step of the loop at hand adds what no step changes."""
+        if axes_of(argument) or dtype_of(argument).kind not in "xiu":
+            return
+        step = self.form_of(after).plus(Affine(0, {argument: 1}), -1)
+        if all(isinstance(symbol, str) or (isinstance(symbol, Value) and self.level_of(symbol) < self.level)
+               for symbol in step.terms):
+            self.carries[argument] = Carried(before, step, counter)
+
     def enter_carried(self, carried: list[str], dtypes: dict[str, DType], node: ast.For
                       ) -> tuple[list[Value], list[bool]]:
         """What the names that a loop carries hold before it, and whether the dtype of each may still change."""
@@ -477,19 +494,21 @@ class Frontend(Calls):
             initial.append(self.value(value, dtypes.get(name), node))
         return initial, weak
 
-    def bind_counters(self, walked: LoopRange, names: list[str], forms: list[tuple[Affine, Affine]], scope: LoopScope,
-                      body: Block) -> None:
+    def bind_counters(self, walked: LoopRange, names: list[str], bounds: list[Value],
+                      forms: list[tuple[Affine, Affine]], scope: LoopScope, body: Block) -> None:
         """The names between `for` and `in`: axes of tiles, or numbers with the range that they are in."""
         env, node = self.frame.env, scope.node
         for position, (name, (start, stop)) in enumerate(zip(names, forms, strict=True)):
             if walked.kind == "tiles":
                 env[name] = axis = self.new_axis(name, start, stop, scope, body, None, node)
                 scope.variables.append(axis)
+                self.walks[axis.name] = bounds[2 * position], bounds[2 * position + 1], 1
             else:
                 env[name] = value = body.arguments[position]
                 value.name = name
                 self.levels[value] = self.level
                 scope.variables.append(self.counted(value, walked, start, stop))
+                self.walks[value] = bounds[2 * position], bounds[2 * position + 1], walked.step
             self.frame.assigned_at[name] = node.target
 
     def counted(self, value: Value, walked: LoopRange, start: Affine, stop: Affine) -> Value:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from ..ir.nodes import Builder, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index, spell_nested
 from .affine import Affine
-from .bindings import Axis, Frame, LoopRange, Span, axes_of, dims_of, dtype_of, near
+from .bindings import Axis, Carried, Frame, LoopRange, Span, Walked, axes_of, dims_of, dtype_of, near
 from .dims import Dim, DimExpression, evaluate, nested
 from .errors import KernelError
 
@@ -49,6 +49,9 @@ class Operands(ABC):
         self.counters: dict[Value, Value] = {}  # of how many steps a counter has taken
         self.guards = 0  # open run-time branches
         self.ragged = 0  # open loops whose range depends on run-time values, so that it may be empty
+        self.branches: list[tuple[Value, bool]] = []  # conditions of the open branches, and which side it is
+        self.walks: dict[Any, Walked] = {}  # of axes by name, and of indices of loops
+        self.carries: dict[Value, Carried] = {}  # of scalars to which each step of a loop adds the same
 
     # Errors.
 

@@ -43,21 +43,25 @@ class Reach:
                  dimensions: Mapping[Value, DimExpression]) -> None:
         self.form_of, self.range_of, self.static, self.dimensions = form_of, range_of, static, dimensions
         self.steps = 0
+        self.exact = False      # whether the values last found are the extremes
 
     def values(self, form: Affine, largest: bool) -> list[Nested] | None:
         """The values of a form where it may be largest, or smallest; None where they depend on more than dimensions."""
-        self.steps = 0
+        self.steps, self.exact = 0, False
         try:
             form = self.by_outer_axes(form, largest)
             axes = self.walked(form)
             extreme = self.extreme(form, largest)
             if extreme is not None:
+                self.exact = True
                 return [extreme]
             found: list[Nested] = []
             for place in islice(self.placed(form, axes, largest), MOST_PLACES):
                 value = self.at(form, place)
                 if value not in found:
                     found.append(value)
+            self.exact = all(self.rises(form, axis) is not None and not any(map(self.walked, self.range_of(axis) or ()))
+                             for axis in axes)
         except Unknown:
             return None
         finally:

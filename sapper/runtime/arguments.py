@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
-from ..ir.extents import evaluate_nested, names_in
+from ..ir.extents import MAX_EXTENT, evaluate_nested, names_in
 from ..ir.types import DTYPES, Dim, DType, TensorType, spell_nested
 from .dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from .errors import ArgumentError
@@ -27,7 +27,6 @@ from .errors import ArgumentError
 if TYPE_CHECKING:
     from ..tile.schedule import Panels
 
-MAX_EXTENT = 2**31 - 1
 WRITEABLE_FLAG = 0x0400  # NPY_ARRAY_WRITEABLE, numpy/ndarraytypes.h
 FORMS = 1024
 """Shapes with strides of which is kept what follows from them: the tensors of a model's layers have few."""
@@ -412,6 +411,31 @@ def _scalar_error(kind: str, value: Any, kernel: str, parameter: Parameter, expe
 # --------------------------------------------------------------------------------------------------------- signature
 
 
+Free = dict[tuple[str, str], tuple[int, int]]
+"""From and to where each ("scalar", name) and ("dim", name) may be, all together."""
+
+
+def looked_through(requires: Iterable[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:
+    """The rows of ir/indices.py."""
+    return tuple(tuple(row) for row in requires if row[1] == "indexed")
+
+
+@lru_cache(maxsize=FORMS)
+def freedom_of(rows: tuple[tuple[Any, ...], ...], sizes: tuple[tuple[tuple[str, str], int], ...],
+               limits: tuple[tuple[tuple[str, str], tuple[int, int]], ...]) -> tuple[Free, bool]:
+    """How far scalars and dimensions may go from where they are, all rows together (ir/indices.py), and whether all
+    rows are proved there. Of others they may go nowhere."""
+    found, here, proved = dict(limits), dict(sizes), True
+    if rows:
+        from ..ir.indices import Row, freedom
+    for row in map(Row._make, rows) if rows else ():
+        free = freedom(row, here, found)
+        proved = proved and free is not None
+        found |= {leaf: (here[leaf], here[leaf]) for leaf in found if leaf[1] in row.names(leaf[0])
+                  } if free is None else free
+    return found, proved
+
+
 class Signature:
     """A kernel's parameters and the checks of a call.
 
@@ -515,6 +539,9 @@ class Signature:
             if dimension == "near":
                 self._check_near(binding, name, [constant, *terms])
                 continue
+            if dimension == "indexed":
+                self._check_indexed(binding, (name, dimension, constant, *terms))
+                continue
             pairs = list(zip(terms[::2], terms[1::2], strict=True))
             needed = constant + sum(coefficient * binding.dims[dim] for dim, coefficient in pairs)
             position = self.positions[name]
@@ -557,6 +584,50 @@ class Signature:
         else:
             wanted = f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far"
         raise self._refuse("shape", parameter, sizes, wanted, "pass tensors of such shapes")
+
+    def check_scalars(self, binding: Binding, requires: Iterable[Sequence[Any]]) -> None:
+        """Check again what hangs on scalars too, of shapes that `check_requires` has seen. Raises ArgumentError."""
+        for row in looked_through(requires):
+            if any(node[0] == "scalar" for node in row[4]):
+                self._check_indexed(binding, row)
+
+    def _check_indexed(self, binding: Binding, values: Iterable[Any]) -> None:
+        """All values of an index are inside. values: the row of ir/indices.py."""
+        from ..ir.indices import Row, TooMany, outside  # few kernels have such rows
+
+        row = Row._make(values)
+        sizes = self.sizes_of(binding)
+        parameter = self.parameters[self.positions[row.tensor]]
+        given = [name for kind in ("dim", "scalar") for name in row.names(kind)]
+        where = f" where {', '.join(f'{n} = {sizes[k, n]}' for k, n in sizes if n in given)}" if given else ""
+        try:
+            found = outside(row, sizes)
+        except TooMany:
+            raise self._refuse("range", parameter, f"more values of index {row.dimension} of {row.text}{where} than "
+                               "can be looked through", "an index that rises or falls along each axis, or fewer values",
+                               "write minimum(maximum(index, 0), ...) in the kernel") from None
+        if found is not None:
+            index, extent = found
+            raise self._refuse("range", parameter, f"index {index} of dimension {row.dimension}, in {row.text}{where}",
+                               f"0 to {extent - 1}, the elements that there are" if extent > 0 else
+                               "no access, as there are no elements",
+                               "pass a longer tensor, or scalars that stay inside" if row.names("scalar") else
+                               "pass a longer tensor, or one that fits the others")
+
+    def sizes_of(self, binding: Binding) -> dict[tuple[str, str], int]:
+        """What a call knows of an index: dimensions, integer scalars."""
+        return {("dim", name): size for name, size in binding.dims.items()} | {
+            ("scalar", self.parameters[position].name): word for position, word in binding.scalars.items()
+            if self.parameters[position].dtype.kind != "f"}
+
+    def freedom(self, binding: Binding, requires: Iterable[Sequence[Any]], most: Mapping[str, int] | None = None
+                ) -> tuple[Free, bool]:
+        """From and to where each integer scalar, and each dimension that may be fewer, `most` at most, may be in calls
+        that are not checked again; whether this one needs no check."""
+        limits = {("scalar", p.name): (0, 1) if p.dtype.kind == "b" else integer_range(p.dtype)
+                  for p in self.parameters if p.dims is None and p.dtype.kind != "f"}
+        limits |= {("dim", name): (0, size) for name, size in (most or {}).items()}
+        return freedom_of(looked_through(requires), tuple(self.sizes_of(binding).items()), tuple(limits.items()))
 
     def _check_near(self, binding: Binding, name: str, counts: Sequence[int]) -> None:
         """counts: dimensions, each with the most steps along it between what lanes reach by offsets of 32 bits."""

@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import arguments as _arguments
 from . import settings
@@ -21,6 +21,9 @@ from .errors import ArgumentError
 from .loader import CodeBlock
 from .scratch import NO_COUNTS, areas, stride_bytes, take_area
 from .vectorcall import bound_form, quicken_bound
+
+if TYPE_CHECKING:
+    from .bounds import Bounds
 
 GRAIN_NS = 2_500.0
 """A worker gets at least so much of the estimated work, if it is awake. Two of a Zen 4 that are take as long as one for
@@ -124,18 +127,21 @@ class BoundCall:
     """A call with its arguments bound: calling it runs the kernel on the same memory again.
 
     One thread runs it at a time; others wait. The arguments are kept alive and must stay where they are. _idle: there
-    while nobody runs it. _form: what machine code needs to run it (vectorcall.py), if it may.
+    while nobody runs it. _form: what machine code needs to run it (vectorcall.py), if it may. _bounds: where scalars
+    may be.
     """
 
-    __slots__ = ("__weakref__", "_block", "_form", "_idle", "_keep", "_scalars", "_view", "entry", "name")
+    __slots__ = ("__weakref__", "_block", "_bounds", "_form", "_idle", "_keep", "_scalars", "_view", "entry", "name")
 
-    def __init__(self, name: str, entry: Entry, block: Block, keep: Any, scalars: dict[str, tuple[int, Parameter]]):
+    def __init__(self, name: str, entry: Entry, block: Block, keep: Any, scalars: dict[str, tuple[int, Parameter]],
+                 bounds: Bounds) -> None:
         self.name = name
         self.entry = entry
         self._view, _, _, self._block = block
         self._idle: Any = object()
         self._keep = (keep, block)
         self._scalars = scalars
+        self._bounds = bounds
         self._form = bound_form(entry, self._block)
         if self._form is not None:
             quicken_bound(self)
@@ -175,8 +181,11 @@ class BoundCall:
         word, parameter = self._scalars[name]
         held = _arguments.scalar_word(value, self.name, parameter)
         self._take()
-        self._view[word] = held
-        self._idle = True
+        try:
+            self._bounds.allow({("scalar", name): held})
+            self._view[word] = held
+        finally:
+            self._idle = True
 
 
 _renewed: weakref.WeakSet[Any] = weakref.WeakSet()

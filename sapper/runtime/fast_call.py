@@ -1,8 +1,8 @@
 """The path of a call like one seen before: a Python function written out for the kernel's parameters.
 
 Enters: a signature, and entries by the shapes, strides and dtypes of their calls. Leaves: the function. Holds: it
-checks what may differ between calls of one form (addresses, overlap, alignment, writability), and hands all other calls
-to who binds them from the start.
+checks what may differ between calls of one form (addresses, overlap, alignment, writability, where scalars may be), and
+hands all other calls to who binds them from the start.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from . import arguments as _arguments
-from .arguments import WRITEABLE_FLAG, Signature, integer_range
+from .arguments import WRITEABLE_FLAG, Signature
 
 if TYPE_CHECKING:
     from ..ir.types import DType
@@ -42,8 +42,7 @@ def _fits_scalar(position: int, dtype: DType) -> str:
         return f"type(a{position}) is float" if dtype.bits >= 32 else "False"
     if dtype.kind == "b":
         return f"type(a{position}) is bool"
-    low, high = integer_range(dtype)
-    return f"type(a{position}) is int and {low} <= a{position} <= {high}"
+    return f"type(a{position}) is int"
 
 
 def _lie_apart(i: int, j: int, kind: dict[int, str], same: bool) -> str:
@@ -110,7 +109,9 @@ def make_fast_call(
             if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
                 checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
         elif dtype.kind != "f":
+            unpack += (f"low{i}", f"high{i}")
             writes.append(f"block[w{i}] = a{i}")
+            checks.append(f"low{i} <= a{i} <= high{i}")
     if aligned:
         checks.append(f"not ({' | '.join(aligned)})")
     # A packed tensor is never stored to: a kernel that does so refuses it.
@@ -143,7 +144,8 @@ def make_fast_call(
         "     return",
         " slow_call(*arguments, **options)",
     ]
-    assert len(unpack) == 4 + 4 * len(tensors) + len(scalars)
+    bounded = sum(parameters[i].dtype.kind != "f" for i in scalars)
+    assert len(unpack) == 4 + 4 * len(tensors) + len(scalars) + 2 * bounded
     names_seen: dict[str, Any] = {
         "entries": entries,
         "memory": words,

@@ -34,6 +34,7 @@ from . import settings
 from .arguments import (
     FIRST_SLOT,
     Binding,
+    Free,
     Parameter,
     Signature,
     as_array,
@@ -435,6 +436,8 @@ class Launcher:
 
     def prepare(self, *arguments: Any) -> BoundCall | DeviceCall:
         """Bind the arguments for repeated calls."""
+        from .bounds import Bounds
+
         arguments, _ = self.by_position(arguments, {})
         if self.on_device(arguments):
             bound: DeviceCall = self.device_launcher.prepare(arguments)
@@ -449,7 +452,8 @@ class Launcher:
             for p in self.signature.parameters
             if p.dims is None
         }
-        return BoundCall(self.name, entry, block, (arguments, binding), scalars)
+        return BoundCall(self.name, entry, block, (arguments, binding), scalars,
+                         Bounds(self.signature, binding, entry.compiled.requires))
 
     def bind(self, arguments: tuple[Any, ...]) -> tuple[Entry, dict[int, int], Binding]:
         """Check a call and find or make its entry; also the words that this call writes into the block."""
@@ -473,6 +477,7 @@ class Launcher:
                 self.layouts[layout] = entry
         else:
             signature.check_stores(binding, entry.compiled.stored)
+            signature.check_scalars(binding, entry.compiled.requires)
             self._remember(arguments, binding, entry)  # not at the first: it writes and compiles a function
         own = {word: tensors[position].address for word, position in entry.data_words}
         for word, position in entry.scalar_words:
@@ -537,9 +542,10 @@ class Launcher:
             mask = CACHE_LINE_BYTES - 1 if parameter.name in entry.aligned else parameter.dtype.size_bytes - 1
             low, high = (0, arguments[position].nbytes) if view.panels is not None else view.extent
             spans[position] = low, high, mask
+        free, _ = signature.freedom(binding, entry.compiled.requires)
         facts: list[Any] = [entry.blocks, entry.block, entry.code.function, None if entry.direct else entry.run]
-        for position, place in enumerate(places):
-            facts += (place, *spans.get(position, ()))
+        for position, (parameter, place) in enumerate(zip(signature.parameters, places, strict=True)):
+            facts += (place, *spans.get(position, ()), *free.get(("scalar", parameter.name), ()))
         with _lock:
             if not set(entry.compiled.stored) <= set(self.stored) or tuple(kinds) not in self.kinds:
                 self.stored = tuple(
@@ -557,10 +563,10 @@ class Launcher:
                 self.entries.clear()
             self.entries[tuple(key)] = tuple(facts)
             if PACKED not in kinds:
-                self._add_form(arguments, entry, places, spans)
+                self._add_form(arguments, entry, places, spans, free)
 
     def _add_form(self, arguments: tuple[Any, ...], entry: Entry, places: list[int],
-                  spans: Mapping[int, tuple[int, int, int]]) -> None:
+                  spans: Mapping[int, tuple[int, int, int]], free: Free) -> None:
         """Make calls of this form a C function's, if one worker runs them in little memory."""
         if entry.threads > 1 or len(entry.words) > MAX_WORDS or entry.scratch_bytes > MAX_SCRATCH_BYTES:
             return
@@ -570,7 +576,7 @@ class Launcher:
                 return
             self.call = self.vectorcall.fall_back(self.call)
             _install(self)
-        self.vectorcall.add(arguments, entry, places, spans)
+        self.vectorcall.add(arguments, entry, places, spans, free)
 
 
 def _schedule_key(schedule: Any) -> Any:

@@ -38,6 +38,7 @@ from .arguments import (
     scalar_word,
     slot_words,
 )
+from .bounds import Bounds
 from .buffers import HUGE_THRESHOLD_BYTES, LINE_BYTES, Mapping
 from .cache import kept_code
 from .compiled import CompiledKernel
@@ -63,6 +64,7 @@ ALONE, BARRIER = 1, 2
 """Flags of a launch: only worker 0 runs it; all workers meet after it."""
 
 WORD_BYTES = 8
+ANY_WORD = -(1 << 63), (1 << 63) - 1
 RUNS_UNSEEN = 64
 """Runs between looks at how many CPUs there are for the workers, on which hangs how long one spins."""
 
@@ -97,13 +99,27 @@ class Rows:
 
 
 class Place(NamedTuple):
-    """A word of an argument block that a variable sets. most: the largest number of rows; None for a scalar."""
+    """A word of an argument block that a variable sets. most: the largest number of rows; None for a scalar. bounds: of
+    its launch."""
 
     variable: Variable
     word: int
     parameter: Parameter
     kernel: str
     most: int | None
+    bounds: Bounds | None = None
+
+    @property
+    def leaf(self) -> tuple[str, str]:
+        """By what name indices know it."""
+        return "scalar" if self.most is None else "dim", self.parameter.name
+
+    @property
+    def free(self) -> tuple[int, int]:
+        """From and to where its word may be without a look at indices."""
+        everywhere = (0, 1) if self.parameter.dtype.kind == "b" else self.plain
+        found = everywhere if self.bounds is None else self.bounds.free.get(self.leaf, everywhere)
+        return ANY_WORD if found == everywhere else found
 
     @property
     def plain(self) -> tuple[int, int]:
@@ -115,8 +131,7 @@ class Place(NamedTuple):
     @property
     def first_word(self) -> int:
         """The word for the variable's own value, of which all rows are the most. Raises ArgumentError."""
-        value = self.variable.value
-        return self.word_of(value if self.most is None or not isinstance(value, int) else min(value, self.most))
+        return self.word_of(_first_rows(self.variable.value, self.most))
 
     def word_of(self, value: Any) -> int:
         """The word for a value. Raises ArgumentError."""
@@ -148,9 +163,12 @@ class Launch:
         self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
         self.signature.check_stores(self.binding, self.compiled.stored)
         most = min((self.binding.dims[dim] for dim in rows), default=0)
+        of_extents = [row for row in self.compiled.requires if row[1] != "indexed"]
         for count in sorted({0, min(1, most), most}):   # what is asked rises or falls with them: it holds between
             dims = self.binding.dims if count == most else self.binding.dims | dict.fromkeys(rows, count)
-            self.signature.check_requires(self.binding._replace(dims=dims), self.compiled.requires)
+            self.signature.check_requires(self.binding._replace(dims=dims), of_extents)
+        self.bounds = Bounds(self.signature, self.binding, self.compiled.requires,
+                             {dim: _first_rows(count.value, self.binding.dims[dim]) for dim, count in rows.items()})
         self.words = fill_words(self.signature, self.compiled.slots, self.binding)
         self.scratch_bytes = self.compiled.scratch_for(self.binding.dims)
         self.keep = filled
@@ -213,17 +231,27 @@ class Launch:
         for parameter, argument in zip(self.signature.parameters, arguments, strict=False):
             if isinstance(argument, Variable):
                 word = slots.get(f"scalar.{parameter.name}", spare)
-                places.append(Place(argument, word, parameter, self.signature.kernel, None))
+                places.append(Place(argument, word, parameter, self.signature.kernel, None, self.bounds))
         for dim, count in rows.items():
             places.append(Place(count, slots.get(f"dim.{dim}", spare), Parameter(dim, DTYPES["i64"], None),
-                                self.signature.kernel, self.binding.dims[dim]))
+                                self.signature.kernel, self.binding.dims[dim], self.bounds))
         return places
+
+    def allow(self, values: dict[str, Any]) -> None:
+        """Look through indices for other values of variables. Raises ArgumentError."""
+        self.bounds.allow({place.leaf: place.word_of(values[place.variable.name]) for place in self.places
+                           if place.variable.name in values})
 
     def follows(self, other: Launch) -> bool:
         """Whether it must wait for `other`: one of the two writes what both touch."""
         return (
             _meet(self.writes, other.writes) or _meet(self.writes, other.reads) or _meet(self.reads, other.writes)
         )
+
+
+def _first_rows(value: Any, most: int | None) -> Any:
+    """All rows are the most that there are at first."""
+    return value if most is None or not isinstance(value, int) else min(value, most)
 
 
 def _rows_of(kernel: Any, rows: Rows, given: bool) -> int:
@@ -383,10 +411,17 @@ class Program:
                 kind = place.parameter.dtype.name, place.most
                 groups.setdefault(place.variable.name, {}).setdefault(kind, []).append(
                     (place, at // WORD_BYTES + place.word))
-        # For each variable, by dtype and bound: one of its places, its `plain`, and all the words that take its value.
-        self._places: dict[str, list[tuple[Place, int, int, tuple[int, ...]]]] = {
-            name: [(group[0][0], *group[0][0].plain, tuple(word for _, word in group)) for group in kinds.values()]
-            for name, kinds in groups.items()
+        self._groups = {name: list(kinds.values()) for name, kinds in groups.items()}
+        self._values: dict[str, Any] = {}   # that runs have set
+        self._see_places()
+
+    def _see_places(self) -> None:
+        """For each variable, by dtype and bound: one of its places, where an int is its own word and all words are free
+        to be, whether they may not be elsewhere, and those that take its value."""
+        self._places: dict[str, list[tuple[Place, int, int, bool, tuple[int, ...]]]] = {
+            name: [(group[0][0], *_common([group[0][0].plain, *(place.free for place, _ in group)]),
+                    any(place.free != ANY_WORD for place, _ in group), tuple(word for _, word in group))
+                   for group in kinds] for name, kinds in self._groups.items()
         }
 
     @property
@@ -422,14 +457,18 @@ class Program:
             self._interpret(values)
             return
         with self._lock:
-            words = []
+            words, seen = [], True
             for name, value in values.items():
                 places = self._places.get(name)
                 if places is None:
                     raise self._unknown(name)
-                for place, low, high, where in places:
+                for place, low, high, bounded, where in places:
                     plain = type(value) is int and low <= value <= high
+                    seen = seen and (plain or not bounded)
                     words.append((where, value if plain else place.word_of(value)))
+            if not seen:
+                self._look_through(self._values | values)
+            self._values.update(values)
             view = self._view
             for where, word in words:
                 for index in where:
@@ -443,6 +482,19 @@ class Program:
                 self._runs_unseen = RUNS_UNSEEN
             self._runs_unseen -= 1
             workers.launch(code.address, view, self._mapping.address, self.threads, 0)
+
+    def _look_through(self, values: dict[str, Any]) -> None:
+        """A variable is where not all indices are known to be inside. Raises ArgumentError for one that is not; then
+        nothing has changed."""
+        before = [launch.bounds.state for launch in self._launches]
+        try:
+            for launch in self._launches:
+                launch.allow(values)
+        except ArgumentError:
+            for launch, state in zip(self._launches, before, strict=True):
+                launch.bounds.state = state
+            raise
+        self._see_places()
 
     def _unknown(self, name: str) -> CallError:
         return CallError("scalar", f"the program has no variable `{name}`", name, "no such variable",
@@ -467,6 +519,11 @@ class Program:
         self._view[GENERATION // WORD_BYTES] = 0
         for word in self._sync:
             self._view[word] = 0
+
+
+def _common(ranges: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    lows, highs = zip(*ranges, strict=True)
+    return max(lows), min(highs)
 
 
 @cache

@@ -21,7 +21,7 @@ from ..ir.types import f32, f64
 from ..lang import context
 from . import arguments as _arguments
 from . import settings
-from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Parameter, Signature, capsule_pointer, integer_range
+from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Free, Parameter, Signature, capsule_pointer, integer_range
 from .cache import kept_code
 from .loader import load
 from .scratch import SYNC_BYTES, stride_bytes
@@ -166,12 +166,16 @@ class Vectorcall:
         return self.function
 
     def add(self, arguments: tuple[Any, ...], entry: Entry, places: list[int],
-            spans: Mapping[int, tuple[int, int, int]]) -> None:
+            spans: Mapping[int, tuple[int, int, int]], free: Free) -> None:
         """One form, of the call with these arguments.
 
         places: for each parameter the word of the block that a call writes. spans: for the position of each tensor its
-        first and last byte from its address, and the mask of the bits of the address that must be 0.
+        first and last byte from its address, and the mask of the bits of the address that must be 0. free: from and to
+        where integer scalars may be (`Signature.freedom`).
         """
+        if any(free["scalar", p.name] != (0, 1) for p in self.signature.parameters
+               if p.dims is None and p.dtype.kind == "b"):      # the machine code takes either
+            return
         words, scratch_bytes = entry.words, entry.scratch_bytes
         views: dict[int, _View] = {}
         for position in spans:
@@ -191,6 +195,7 @@ class Vectorcall:
             records[position] = 8 * len(form)
             if position not in spans:
                 kind, type_, low, high = _scalar(parameter)  # type: ignore[misc]
+                low, high = free.get(("scalar", parameter.name), (low, high))
                 form += [id(type_), KINDS[kind], low, 8 * places[position], high]
                 continue
             low, high, mask = spans[position]

@@ -96,3 +96,13 @@ def picked(x: Tensor[u8, M, N], at: Tensor[i32, K], out: Tensor[u8, K]):
     """Each lane reads a row of its own, which it finds by an offset."""
     for k in tiles(K):
         out[k] = x[at[k], at[k] % 2]
+
+
+@kernel
+def placed(x: Tensor[f32, N], position: i32, back: bool_, cache: Tensor[f32, K]):
+    """Where indices are hangs on scalars, and on a branch."""
+    for n in each(N):
+        if back:
+            cache[position - n] = x[5 * n % 7]
+        else:
+            cache[position + n] = x[n]

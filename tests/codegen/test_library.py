@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or not MACHINES, 
 NEEDS_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 NEEDS_BINUTILS = pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
 ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice, source.blocks, source.halves,
-       source.digits, source.picked)
+       source.digits, source.picked, source.placed)
 
 
 def build(*wanted, machine: str = "v3", **options) -> Library:
@@ -151,6 +151,22 @@ def test_indices_are_checked(loaded: Loaded) -> None:
             assert call("digits", {"x": x[:length - 1], "w": w[:n], "out": out}) == "BAD_EXTENT"
             assert call("digits", {"x": x[:length], "w": w[:n - 1], "out": out}) == "BAD_EXTENT"
             assert call("digits", {"x": x[:0], "w": w[:0], "out": out[:0]}) == "OK"
+
+
+def test_scalars_in_indices_are_checked(loaded: Loaded) -> None:
+    cache = np.zeros(9, np.float32)
+
+    def call(count: int, position: int, back: bool) -> tuple[str, str]:
+        given = {"x": np.arange(count, dtype=np.float32), "position": position, "back": back, "cache": cache}
+        return loaded.plain("placed", given), loaded.on("placed", given)
+
+    for arguments in ((3, 0, False), (3, 6, False), (9, 0, False), (0, -77, False), (7, 6, True), (7, 8, True),
+                      (1, 0, True)):
+        assert call(*arguments) == ("OK", "OK"), arguments
+    assert cache.tolist() == [0, 4, 2, 4, 6, 1, 3, 5, 0]
+    for arguments in ((3, -1, False), (3, 7, False), (10, 0, False), (1, 2**31 - 1, False), (1, -(2**31), False),
+                      (2, 0, True), (1, 9, True), (2, 5, True), (6, 8, True)):     # x[5] of 2, x[6] of 6
+        assert call(*arguments) == ("BAD_EXTENT", "BAD_EXTENT"), arguments
 
 
 def test_offsets_of_32_bits_are_checked(loaded: Loaded) -> None:

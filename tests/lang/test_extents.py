@@ -329,8 +329,8 @@ def test_indices_in_loops_that_may_be_empty_are_checked() -> None:
     assert y.tolist() == [0, 0, 4, 11]
 
 
-def test_an_index_of_many_parts_is_left_alone() -> None:
-    """Each step reads the last one twice: 16384 ways to the coordinate."""
+def test_an_index_of_many_parts_is_looked_through() -> None:
+    """Each step reads the last one twice: 8192 ways to the coordinate."""
     @kernel
     def gather(x: Tensor[f32, T], y: Tensor[f32, N]):
         for n in tiles(N):
@@ -350,7 +350,12 @@ def test_an_index_of_many_parts_is_left_alone() -> None:
             o = m // 2 + m % 3
             y[n] = x[o]
 
-    assert "requires" not in gather.tile_ir().attributes
+    x, y = np.arange(99, dtype=np.float32), np.zeros(50, np.float32)
+    gather(x, y, interpret=True)
+    length = int(y.max()) + 1
+    gather(x[:length], y, interpret=True)
+    with pytest.raises(CallError, match=rf"index {length - 1} of dimension 0, in x\[o\]"):
+        gather(x[:length - 1], y, interpret=True)
 
 
 def test_elements_beyond_the_reach_of_offsets_are_refused() -> None:
@@ -442,3 +447,7 @@ def test_asserted_extents_are_checked_at_the_call() -> None:
         call(2, 6, 4, static=True)
     report = check_kernel(blocks, target("v3"), runs=3)
     assert report.finding is None and report.cases == 3
+
+
+def test_a_computed_extent_is_no_dimension() -> None:
+    assert K % 7 != K and K != K % 7 and K % 7 == K % 7

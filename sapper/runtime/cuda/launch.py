@@ -24,6 +24,7 @@ from ...targets.ptx.target import runs_on
 from ...targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES, SYNC_BYTES, most_workers
 from .. import arguments as _arguments
 from ..arguments import Binding, Parameter, TensorView, fill_words, slot_words, view_dlpack
+from ..bounds import Bounds
 from ..compiled import CompiledKernel
 from ..errors import ArgumentError
 from .driver import Device, device
@@ -71,8 +72,8 @@ class DeviceCall:
     """
 
     def __init__(self, name: str, entry: Entry, parameters: Parameters, scratch: Scratch,
-                 scalars: dict[str, tuple[int, Parameter]], keep: Any) -> None:
-        self.name, self.entry = name, entry
+                 scalars: dict[str, tuple[int, Parameter]], keep: Any, bounds: Bounds) -> None:
+        self.name, self.entry, self._bounds = name, entry, bounds
         self._parameters, self._scratch, self._scalars, self._keep = parameters, scratch, scalars, keep
 
     def __call__(self, stream: Any = None) -> None:
@@ -85,7 +86,9 @@ class DeviceCall:
             known = ", ".join(self._scalars) or "none"
             raise ArgumentError("scalar", self.name, name, "no such scalar", f"one of {known}", "prepare anew")
         word, parameter = self._scalars[name]
-        self._parameters.words[word] = _arguments.scalar_word(value, self.name, parameter)
+        held = _arguments.scalar_word(value, self.name, parameter)
+        self._bounds.allow({("scalar", name): held})
+        self._parameters.words[word] = held
 
 
 def issue(entry: Entry, parameters: Parameters, scratch: Scratch, stream: Any) -> None:
@@ -167,7 +170,8 @@ class DeviceLauncher:
         slots = slot_words(entry.compiled.slots)
         scalars = {p.name: (slots[f"scalar.{p.name}"], p) for p in self.launcher.signature.parameters
                    if f"scalar.{p.name}" in slots}
-        return DeviceCall(self.launcher.name, entry, parameters, scratch, scalars, (arguments, binding))
+        return DeviceCall(self.launcher.name, entry, parameters, scratch, scalars, (arguments, binding),
+                          Bounds(self.launcher.signature, binding, entry.compiled.requires))
 
     def bind(self, arguments: tuple[Any, ...]) -> tuple[Entry, Parameters, Binding]:
         """Check a call, find or make its entry, fill in its parameters but for scratch memory."""
@@ -181,6 +185,8 @@ class DeviceLauncher:
             if len(self.entries) >= 1024:
                 self.entries.clear()
             self.entries[layout] = entry
+        else:
+            signature.check_scalars(binding, entry.compiled.requires)
         compiled = entry.compiled
         signature.check_stores(binding, compiled.stored)
         words = fill_words(signature, compiled.slots, binding)

@@ -481,3 +481,22 @@ def test_calls_on_the_emulator() -> None:
         sp.prepare(scale, x, 3.0, out, target="sm_80", emulate=True)
     with pytest.raises(ArgumentError, match=r"mend: .*emulate=True"):
         scale(x, 3.0, out, target="sm_80")
+
+
+def test_scalars_are_where_all_indices_are_inside(device: EmulatedDriver) -> None:
+    @sp.kernel
+    def append(new: Tensor[f32, N], position: sp.i32, cache: Tensor[f32, M]):
+        for n in tiles(N):
+            cache[position + n] = new[n]
+
+    new, cache = cuda.array(np.arange(3, dtype=np.float32)), cuda.array(np.zeros(9, np.float32))
+    for position in (6, 0, 2):
+        append(new, position, cache)
+        with pytest.raises(ArgumentError, match="index 9 of dimension 0"):
+            append(new, 7, cache)
+    bound = sp.prepare(append, new, 0, cache)
+    with pytest.raises(ArgumentError, match="index -1 of dimension 0"):
+        bound.set_scalar("position", -1)
+    bound.set_scalar("position", 5)
+    bound()
+    assert cache.numpy().tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 2]
