@@ -5,7 +5,8 @@ path, else that of Triton's wheel. PYTHON is an interpreter that has Triton (it 
 it); without it only our rows are printed. On sm_80 both read rows past the end of a ragged tile from elsewhere, without
 masks in the loop, and take K as a multiple of the tile's depth. From sm_90a on both read boxes by tensor maps, and ours
 has a warp that does nothing but copy, on sm_100a one more that does nothing but start products (Triton 3.9 makes none
-on sm_90a, even where it is asked to specialise warps). Needs ptxas and nvdisasm. The figures are of the machine code: nothing is run, and no figure is a speed.
+on sm_90a, even where it is asked to specialise warps). Needs ptxas and nvdisasm. The figures are of the machine code:
+nothing is run, and no figure is a speed.
 
 --examples prints kernels of examples/ instead, for large extents, with their products on matrix instructions and
 without: instructions of a warp for 1024 multiply-adds, in the loop in which there are least.

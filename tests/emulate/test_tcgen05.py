@@ -536,7 +536,7 @@ def test_what_the_faults_are_made_of_is_right(lazy: bool) -> None:
     (1, lambda bits: bits | 1 << 52, "bits 52 to 60"), (1, lambda bits: bits & ~(7 << 61) | 3 << 61, "swizzle 3"),
     (0, lambda bits: bits | 0x3FFF << 32, "nobody wrote|outside of the"),
     (1, lambda bits: bits & ~(7 << 61) | 2 << 61, "nobody wrote|outside of the"),
-], ids=str)
+], ids=lambda value: "" if callable(value) else str(value))
 def test_wrong_bits_of_descriptors_are_told(which: int, change: Callable[[int], int], told: str) -> None:
     image_a, image_b, bits = GIVEN
     with pytest.raises(EmulationError, match=told):

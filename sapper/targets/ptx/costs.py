@@ -1,8 +1,8 @@
 """What instructions of PTX cost an SM at best: which of its units they occupy, and for how many cycles a warp.
 
 Leaves: `cost_of(form, level)`, `cost_of_item(instruction, level)`. Holds: figures are throughputs, so that a sum of
-them is a lower bound: registers may conflict, memory may miss, the assembler may add instructions, and latency needs other
-warps to hide it.
+them is a lower bound: registers may conflict, memory may miss, the assembler may add instructions, and latency needs
+other warps to hide it.
 Sources: CUDA C++ Programming Guide 12, "Throughput of Native Arithmetic Instructions" (results a cycle of an SM by
 compute capability), "Multiprocessor" of each capability (four schedulers, one instruction of a warp a cycle each);
 architecture whitepapers of A100, GA102, Ada, H100, Blackwell (multiply-adds of tensor cores a cycle of an SM; 128 bytes
