@@ -3,9 +3,10 @@
 Both compilers get the same product, tile and warps, and one ptxas assembles both: the one of --ptxas, else one on the
 path, else that of Triton's wheel. PYTHON is an interpreter that has Triton (it compiles offline; sapper does not need
 it); without it only our rows are printed. On sm_80 both read rows past the end of a ragged tile from elsewhere, without
-masks in the loop, and take K as a multiple of the tile's depth. On sm_90a both read boxes by tensor maps, and ours has
-a warp that does nothing but copy (Triton 3.9 makes none there, even where it is asked to specialise warps). Needs ptxas
-and nvdisasm. The figures are of the machine code: nothing is run, and no figure is a speed.
+masks in the loop, and take K as a multiple of the tile's depth. From sm_90a on both read boxes by tensor maps, and ours
+has a warp that does nothing but copy, on sm_100a one more that does nothing but start products (Triton 3.9 makes none
+on sm_90a, even where it is asked to specialise warps). Needs ptxas and nvdisasm. The figures are of the machine code:
+nothing is run, and no figure is a speed.
 
 --examples prints kernels of examples/ instead, for large extents, with their products on matrix instructions and
 without: instructions of a warp for 1024 multiply-adds, in the loop in which there are least.
@@ -47,6 +48,7 @@ class Setting:
 SETTINGS = (
     Setting("sm_80", (128, 128, 64), 4, 3, False, "HMMA", ("HMMA", "LDSM", "LDGSTS", "BAR")),
     Setting("sm_90a", (128, 256, 64), 8, 4, True, "HGMMA", ("HGMMA", "UTMALDG", "SYNCS", "BAR")),
+    Setting("sm_100a", (128, 256, 64), 4, 4, True, "UTCHMMA", ("UTCHMMA", "UTCBAR", "UTMALDG", "SYNCS", "BAR")),
 )
 ATTENTION = {
     "sm_80": (Setting("sm_80", (128, 64, 64), 4, 2, False, "HMMA", ("HMMA", "LDSM", "LDGSTS", "MUFU")),

@@ -44,6 +44,7 @@ def make_triton() -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     for case in kernels.CASES:
         if len(sys.argv) > 2 and case.name not in sys.argv[2:]:
@@ -52,7 +53,8 @@ def make_triton() -> None:
         attributes: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number, name in enumerate(signature)
                                       if name in case.divisible}
         for level in case.levels:
-            source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes)
+            kind = GluonASTSource if case.gluon else ASTSource
+            source = kind(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes)
             options = {"num_warps": case.warps, "num_stages": case.stages, **case.options}
             compiled = triton.compile(source, target=GPUTarget("cuda", level, 32), options=options)
             metadata = compiled.metadata

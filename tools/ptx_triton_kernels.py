@@ -7,6 +7,17 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.blackwell import (
+    TensorMemoryLayout,
+    allocate_tensor_memory,
+    fence_async_shared,
+    mbarrier,
+    tcgen05_commit,
+    tcgen05_copy,
+    tcgen05_mma,
+)
 
 
 @triton.jit
@@ -177,9 +188,71 @@ def square_f64(a, b, c, N: tl.constexpr):
     tl.store(c + rows + columns, tl.dot(tl.load(a + rows + columns), tl.load(b + rows + columns)))
 
 
+@gluon.jit
+def tensor_shape(a, b, c, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, SUM: gl.constexpr, STRIDE: gl.constexpr,
+                 SHAPE: gl.constexpr):
+    """One tile, whose sums come out of tensor memory in a shape of tcgen05.ld."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [1, 4], [1, 0])
+    rows = gl.arange(0, M, gl.SliceLayout(1, layout))[:, None]
+    columns = gl.arange(0, N, gl.SliceLayout(0, layout))[None, :]
+    depth = gl.arange(0, K, gl.SliceLayout(0, layout))[None, :]
+    depth_rows = gl.arange(0, K, gl.SliceLayout(1, layout))[:, None]
+    shared: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2)
+    x = gl.allocate_shared_memory(gl.float16, [M, K], shared, gl.load(a + rows * K + depth))
+    y = gl.allocate_shared_memory(gl.float16, [K, N], shared, gl.load(b + depth_rows * N + columns))
+    fence_async_shared()
+    made = mbarrier.allocate_mbarrier()
+    mbarrier.init(made, count=1)
+    sums = allocate_tensor_memory(SUM, [M, N], TensorMemoryLayout([M, N], col_stride=STRIDE))
+    tcgen05_mma(x, y, sums, use_acc=False)
+    tcgen05_commit(made)
+    mbarrier.wait(made, 0)
+    mbarrier.invalidate(made)
+    registers: gl.constexpr = sums.get_reg_layout(instr_variant=SHAPE)
+    out_rows = gl.arange(0, M, gl.SliceLayout(1, registers))[:, None]
+    out_columns = gl.arange(0, N, gl.SliceLayout(0, registers))[None, :]
+    gl.store(c + out_rows * N + out_columns, sums.load(registers))
+
+
+@gluon.jit
+def tensor_copy(a, c, M: gl.constexpr, N: gl.constexpr):
+    """From shared to tensor memory."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
+    rows = gl.arange(0, M, gl.SliceLayout(1, layout))[:, None]
+    columns = gl.arange(0, N, gl.SliceLayout(0, layout))[None, :]
+    shared: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=32, rank=2)
+    x = gl.allocate_shared_memory(gl.float32, [M, N], shared, gl.load(a + rows * N + columns))
+    fence_async_shared()
+    made = mbarrier.allocate_mbarrier()
+    mbarrier.init(made, count=1)
+    copied = allocate_tensor_memory(gl.float32, [M, N], TensorMemoryLayout([M, N], col_stride=1))
+    tcgen05_copy(x, copied)
+    tcgen05_commit(made)
+    mbarrier.wait(made, 0)
+    mbarrier.invalidate(made)
+    registers: gl.constexpr = copied.get_reg_layout()
+    out_rows = gl.arange(0, M, gl.SliceLayout(1, registers))[:, None]
+    out_columns = gl.arange(0, N, gl.SliceLayout(0, registers))[None, :]
+    gl.store(c + out_rows * N + out_columns, copied.load(registers))
+
+
+@triton.jit
+def matmul_scaled(a, b, c, scale_a, scale_b, K, M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr):
+    """b is (N, K); a scale for each 32 of K."""
+    rows, columns, depth, parts = tl.arange(0, M), tl.arange(0, N), tl.arange(0, BK), tl.arange(0, BK // 32)
+    total = tl.zeros((M, N), tl.float32)
+    for k in range(0, K, BK):
+        x = tl.load(a + rows[:, None] * K + k + depth[None, :])
+        y = tl.load(b + columns[None, :] * K + k + depth[:, None])
+        of_x = tl.load(scale_a + rows[:, None] * (K // 32) + k // 32 + parts[None, :])
+        of_y = tl.load(scale_b + columns[:, None] * (K // 32) + k // 32 + parts[None, :])
+        total = tl.dot_scaled(x, of_x, "e4m3", y, of_y, "e5m2", total)
+    tl.store(c + rows[:, None] * N + columns[None, :], total)
+
+
 @dataclass
 class Case:
-    """levels: of the GPU target. divisible: arguments that are multiples of 16."""
+    """levels: of the GPU target. divisible: arguments that are multiples of 16. gluon: a kernel in Gluon."""
 
     name: str
     kernel: Any
@@ -190,6 +263,7 @@ class Case:
     warps: int = 4
     stages: int = 3
     options: dict[str, Any] = field(default_factory=dict)
+    gluon: bool = False
 
 
 def _matmul(dtype: str, result: str, levels: tuple[int, ...], sum: Any, name: str, kernel: Any = matmul,
@@ -204,18 +278,31 @@ def _matmul(dtype: str, result: str, levels: tuple[int, ...], sum: Any, name: st
 
 _TMA = {"a": "tensordesc<bf16[64,64]>", "b": "tensordesc<bf16[64,128]>", "c": "tensordesc<bf16[64,128]>", "K": "i32"}
 
+def _tensor_shape(shape: str, block: int = 64, sums: Any = gl.float32) -> Case:
+    halves = sums is gl.float16
+    return Case(f"tensor_{shape}{'_f16' if halves else ''}", tensor_shape,
+                {"a": "*fp16", "b": "*fp16", "c": "*fp16" if halves else "*fp32"},
+                {"M": block, "N": 16, "K": 16, "SUM": sums, "STRIDE": 2 if halves else 1, "SHAPE": shape}, (100,),
+                ("a", "b", "c"), gluon=True)
+
+
 CASES = [
-    _matmul("bf16", "fp32", (80, 90), tl.float32, "matmul_bf16", block=128, depth=64),
-    _matmul("fp16", "fp16", (80, 90), tl.float32, "matmul_f16"),
-    _matmul("fp32", "fp32", (80, 90), tl.float32, "matmul_tf32"),
-    _matmul("i8", "i32", (80, 90), tl.int32, "matmul_i8", matmul_nt, depth=64),
-    _matmul("fp8e4nv", "fp32", (89, 90), tl.float32, "matmul_e4m3", matmul_nt, depth=64),
-    _matmul("fp8e5", "fp32", (90,), tl.float32, "matmul_e5m2", matmul_nt, depth=64),
-    Case("matmul_tma", matmul_tma, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90,)),
-    Case("matmul_specialised", matmul_specialised, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90,)),
+    *(_tensor_shape(shape) for shape in ("16x64b", "16x128b", "16x256b")), _tensor_shape("32x32b", 128, gl.float16),
+    Case("tensor_copy", tensor_copy, {"a": "*fp32", "c": "*fp32"}, {"M": 128, "N": 16}, (100,), ("a", "c"), gluon=True),
+    Case("matmul_scaled", matmul_scaled, {"a": "*fp8e4nv", "b": "*fp8e5", "c": "*fp32", "scale_a": "*u8",
+                                          "scale_b": "*u8", "K": "i32"}, {"M": 128, "N": 64, "BK": 128}, (100,),
+         ("a", "b", "c", "scale_a", "scale_b", "K"), stages=2),
+    _matmul("bf16", "fp32", (80, 90, 100), tl.float32, "matmul_bf16", block=128, depth=64),
+    _matmul("fp16", "fp16", (80, 90, 100), tl.float32, "matmul_f16"),
+    _matmul("fp32", "fp32", (80, 90, 100), tl.float32, "matmul_tf32"),
+    _matmul("i8", "i32", (80, 90, 100), tl.int32, "matmul_i8", matmul_nt, depth=64),
+    _matmul("fp8e4nv", "fp32", (89, 90, 100), tl.float32, "matmul_e4m3", matmul_nt, depth=64),
+    _matmul("fp8e5", "fp32", (90, 100), tl.float32, "matmul_e5m2", matmul_nt, depth=64),
+    Case("matmul_tma", matmul_tma, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90, 100)),
+    Case("matmul_specialised", matmul_specialised, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90, 100)),
     Case("attention", attention, {"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", "T": "i32",
                                   "scale": "fp32"},
-         {"D": 64, "BM": 64, "BN": 64}, (80, 90), ("q", "k", "v", "out")),
+         {"D": 64, "BM": 64, "BN": 64}, (80, 90, 100), ("q", "k", "v", "out")),
     Case("softmax", softmax, {"x": "*fp32", "y": "*fp32", "N": "i32"}, {"BLOCK": 1024}, (80,), ("x", "y")),
     Case("layer_norm", layer_norm, {"x": "*bf16", "weight": "*fp32", "bias": "*fp32", "y": "*bf16", "N": "i32",
                                     "epsilon": "fp32"}, {"BLOCK": 1024}, (80, 90), ("x", "weight", "bias", "y", "N")),

@@ -402,6 +402,8 @@ def emulate(
     lazy: Annotated[bool, typer.Option("--lazy", help="Asynchronous effects land only when something waits.")] = False,
     short_sums: Annotated[bool, typer.Option(
         "--short-sums", help="Sum products of fp8 with the few bits that tensor cores keep.")] = False,
+    tensor_fences: Annotated[bool, typer.Option(
+        help="Barriers order tensor memory only with tcgen05.fence; Triton takes them without.")] = True,
     expect: Annotated[list[str] | None, typer.Option("--expect", help="A NumPy expression: z = x + y.")] = None,
     cooperative: Annotated[bool, typer.Option("--cooperative", help="All blocks are resident at once.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of random arguments.")] = 0,
@@ -418,7 +420,7 @@ def emulate(
     from ..emulate import Options
     from .emulate import report, run_emulate
 
-    options = Options(lazy=lazy, short_sums=short_sums)
+    options = Options(lazy=lazy, short_sums=short_sums, tensor_fences=tensor_fences)
     facts = run_emulate(file, kernel, grid, block, cluster, arg or [], shared, options, expect or [], cooperative, seed)
     if json:
         _print_json(facts)

@@ -118,7 +118,7 @@ def _loop(function: MachineFunction, span: tuple[int, int, str], spans: list[tup
         """Whether the loop that begins at a place asks a signal again and again."""
         return bool(table.polls(next(item for item in function.body[a:] if isinstance(item, Instruction))))
 
-    each = [costs.cost_of(item.row, target.name) for item in inside]
+    each = [costs.cost_of_item(item, target.name) for item in inside]
     units = {"issue": sum(cost.issues for cost in each) / costs.SCHEDULERS}
     for cost in each:
         if cost.unit:

@@ -22,7 +22,9 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "join",
                            "async_copy", "async_commit", "async_wait", "signal_start", "signal_fence", "signal_arrive",
                            "signal_expect", "signal_wait", "tensor_copy", "store_matrix", "store_fence",
                            "tensor_store", "store_wait", "group_fence", "group_multiply", "group_commit", "group_wait",
-                           "register_budget", "tile_configure", "tile_release", "tile_store"])
+                           "sums_open", "sums_close", "sums_multiply", "sums_multiply_rows", "sums_signal",
+                           "sums_load", "sums_store", "sums_acquire", "sums_release", "register_budget",
+                           "tile_configure", "tile_release", "tile_store"])
 """Ops that a load may not be moved over."""
 
 CONSTANTS = frozenset(["s_const", "splat_const"])

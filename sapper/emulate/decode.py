@@ -21,6 +21,8 @@ from . import (  # noqa: F401  each registers its units
     unit_mbarrier,
     unit_memory,
     unit_other,
+    unit_tcgen05,
+    unit_tensor,
     unit_warp,
     unit_wgmma,
 )

@@ -107,13 +107,24 @@ class Shape:
         return int(np.prod(self.cluster))
 
 
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A register that an asynchronous instruction still writes. text: what does. wait: what ends that. threads: whose
+    register it is, as flags."""
+
+    text: str
+    wait: str
+    threads: Array
+
+
 @dataclass(slots=True)
 class Options:
     """How to run. lazy: asynchronous effects land only when something waits for them. races, uninitialised: whether
     those are looked for. step_limit: instructions of strands before the run counts as endless. lines: count by line of
     the text, too (Counters.lines); what a line touches of shared memory is known while races are looked for.
     short_sums: products of 8-bit floats are summed with as few bits as tensor cores keep (targets/ptx/short_sums.py),
-    not in float32."""
+    not in float32. tensor_fences: what orders threads orders their accesses of tensor memory only with tcgen05.fence
+    on both sides, as the ISA says; without it, alone, as Triton takes it."""
 
     lazy: bool = False
     races: bool = True
@@ -121,6 +132,7 @@ class Options:
     step_limit: int = 5_000_000
     lines: bool = False
     short_sums: bool = False
+    tensor_fences: bool = True
 
 
 class Machine:
@@ -148,8 +160,8 @@ class Machine:
         self.written: list[Array | None] = []
         self.written_by: list[Lanes] = []
         """Threads that are known to have written a register: a strand reads what it wrote again and again."""
-        self.in_flight: dict[int, tuple[str, Array]] = {}
-        """Registers that an asynchronous instruction still writes -> its text, and of which threads."""
+        self.in_flight: dict[int, InFlight] = {}
+        """By register."""
         for _, type in function.registers:
             self.values.append(np.zeros(self.count, register_dtype(type)))
             self.whole.append(False)
@@ -161,7 +173,7 @@ class Machine:
         self.giving_up: set[int] = set()
         """Threads whose polling instruction shall say no."""
         self.steps_done = 0
-        self.clocks = Clocks(len(blocks), shape.warps, shape.cluster_blocks)
+        self.clocks = Clocks(len(blocks), shape.warps, shape.cluster_blocks, options.tensor_fences)
         self.constants: dict[tuple[int, str], Array] = {}
         self.state: dict[str, Any] = {}
         """What the units keep, by unit."""
@@ -266,10 +278,31 @@ class Machine:
                                  self.line)
 
     def _check_in_flight(self, slot: int, lanes: Lanes, access: str) -> None:
-        text, threads = self.in_flight[slot]
-        if np.count_nonzero(threads[self.lanes_of(lanes)]):
-            raise EmulationError(f"register {self.function.registers[slot][0]} is {access} while {text} is in flight; "
-                                 "expected wgmma.wait_group before", self.line)
+        found = self.in_flight[slot]
+        if np.count_nonzero(found.threads[self.lanes_of(lanes)]):
+            raise EmulationError(f"register {self.function.registers[slot][0]} is {access} while {found.text} is in "
+                                 f"flight; expected {found.wait} before", self.line)
+
+    def begin_write(self, slot: int, threads: Array, text: str, wait: str) -> None:
+        """An asynchronous instruction begins to write a register of these threads; `wait` ends that."""
+        old = self.in_flight.get(slot)
+        flags = np.zeros(self.count, bool) if old is None else old.threads
+        flags[self.index_of(threads)] = True
+        self.in_flight[slot] = InFlight(text, wait, flags)
+        self.whole[slot] = False
+
+    def landed(self, slot: int, threads: Array) -> None:
+        """Such a write has ended."""
+        index, old = self.index_of(threads), self.in_flight.get(slot)
+        if old is not None:
+            old.threads[index] = False
+            if not np.count_nonzero(old.threads):
+                del self.in_flight[slot]
+        written = self.written[slot]
+        written = np.zeros(self.count, bool) if written is None else written.copy()
+        written[index] = True
+        self.written[slot] = written
+        self.whole[slot] = slot not in self.in_flight and np.count_nonzero(written | self.exited) == self.count
 
     def write(self, slot: int, lanes: Lanes, value: Array) -> None:
         """Set a register's raw bits."""

@@ -134,7 +134,7 @@ class Module:
     variables: dict[str, Variable]
 
 
-_SKIPPED = {".loc", ".file", ".pragma", ".address_size", ".branchtargets", ".calltargets", ".alias"}
+_SKIPPED = {".loc", ".file", ".pragma", ".address_size", ".calltargets", ".alias"}
 _LINKAGE = {".visible", ".extern", ".weak", ".common"}
 _MOST_REGISTERS = 1 << 20
 _MOST_BYTES = 1 << 32
@@ -157,6 +157,8 @@ class _Parser:
         """Variables of a function by scope: source name -> name in the function."""
         self.scope_numbers: list[int] = []
         self.scope_count = 0
+        self.tables: dict[str, list[Label]] = {}
+        """Lists of labels of a function, for brx.idx."""
 
     # Tokens
 
@@ -317,7 +319,7 @@ class _Parser:
                 raise ParseError(f"found {word.text!r}, expected a directive of {name} or its body", word.line)
         if self.accept(";"):
             return
-        self.function = function
+        self.function, self.tables = function, {}
         self.module.functions[name] = function
         self.parse_body()
         self.function = None
@@ -358,12 +360,22 @@ class _Parser:
                 self.skip_line()
             elif token.text == ";":
                 self.next()
+            elif self.peek(1) == ":" and self.peek(2) == ".branchtargets":
+                self.parse_table()
             elif self.peek(1) == ":" and token.kind == "name":
                 assert self.function is not None
                 self.function.labels[self.scope_numbers[-1], token.text] = len(self.function.body)
                 self.position += 2
             else:
                 self.parse_instruction()
+
+    def parse_table(self) -> None:
+        """name: .branchtargets label, ...;"""
+        labels = self.tables[self.name()] = []
+        self.position += 2
+        while not self.accept(";"):
+            labels.append(Label(self.name(), tuple(self.scope_numbers)))
+            self.accept(",")
 
     def parse_registers(self) -> None:
         assert self.function is not None
@@ -424,8 +436,34 @@ class _Parser:
             if self.peek() not in (";", "|"):
                 self.expect(",")
         end = self.next()
-        self.function.body.append(Instruction(first.line, " ".join(self.text[first.start:end.end].split()), form,
-                                              self.arrange(form, operands, first.line), guard))
+        instruction = Instruction(first.line, " ".join(self.text[first.start:end.end].split()), form,
+                                  self.arrange(form, operands, first.line), guard)
+        if form.row.opcode == "brx":
+            self.expand_branch(instruction)
+        else:
+            self.function.body.append(instruction)
+
+    def expand_branch(self, branch: Instruction) -> None:
+        """brx.idx as comparisons and branches, one for each label, and a trap for an index that has none."""
+        function = self.function
+        assert function is not None
+        index, name = branch.operands
+        labels = self.tables.get(name.name) if isinstance(name, Label) else None
+        if labels is None:
+            raise ParseError(f"found no .branchtargets before {branch.text}", branch.line)
+        chosen = Register(f"%branch{len(function.body)}", len(function.registers), "pred")
+        function.registers.append((chosen.name, chosen.type))
+        pieces: list[tuple[str, list[Operand | None], Register | None]] = []
+        for place, label in enumerate(labels):
+            compared: list[Operand | None] = [chosen, None, index, Immediate(place)]
+            if branch.guard is None:
+                pieces.append(("setp.eq.u32", compared, None))
+            else:
+                pieces.append(("setp.eq.and.u32", [*compared, branch.guard], None))
+            pieces.append(("bra", [label], chosen))
+        pieces.append(("trap", [], branch.guard))
+        function.body += [Instruction(branch.line, branch.text, form_of(mnemonic), operands, guard)
+                          for mnemonic, operands, guard in pieces]
 
     def arrange(self, form: Form, found: list[tuple[Operand | None, bool]], line: int) -> list[Operand | None]:
         """The operands in the form's order, None for those left out."""
@@ -434,6 +472,8 @@ class _Parser:
         for operand in form.operands:
             if operand.joined:
                 arranged.append(rest.pop(0)[0] if rest and rest[0][1] else None)
+            elif operand.optional and operand.count and rest and not isinstance(rest[0][0], Vector):
+                arranged.append(None)
             elif not rest:
                 if not operand.optional:
                     raise ParseError(f"{form.mnemonic} has too few operands: found {len(found)}", line)

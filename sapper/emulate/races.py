@@ -27,19 +27,19 @@ Array = NDArray[Any]
 REACH = {"cta": 0, "cluster": 1, "gpu": 2, "gl": 2, "sys": 2}
 """By scope: whom an operation is for, the block, the cluster or all (PTX ISA, "Scope")."""
 REACHES = 3
-WRITES, READS, STARTS, IN_SHARED, IN_GLOBAL = range(5)
+WRITES, READS, STARTS, TENSOR, IN_SHARED, IN_GLOBAL = range(6)
 """Parts of what is known of an agent: until when its writes are visible, its reads are over, the mbarriers that it
-initialised are there; and until when its writes to shared and to global memory are visible to the async proxy too,
-which nothing but a fence of proxies makes them."""
-PARTS, OWN = 5, slice(3)
-"""OWN: parts in which any release tells how far an agent came itself."""
+initialised are there, its accesses of tensor memory are over (which tcgen05.fence::before_thread_sync tells, or the
+arrival of a tcgen05.commit); and until when its writes to shared and to global memory are visible to the async proxy
+too, which nothing but a fence of proxies makes them."""
+PARTS = 6
 Group = tuple[str, int]
 
 
 class Clocks:
     """The knowledge of all agents of a batch of blocks."""
 
-    def __init__(self, blocks: int, warps: int, cluster_blocks: int) -> None:
+    def __init__(self, blocks: int, warps: int, cluster_blocks: int, tensor_fences: bool = True) -> None:
         self.warps, self.cluster_blocks = warps, cluster_blocks
         self.warp_agents = blocks * warps
         self.count = self.warp_agents + blocks
@@ -51,6 +51,10 @@ class Clocks:
         """What relaxed reads brought from as far, known only after the next fence that reaches there."""
         self.synchronised = np.zeros(self.count, np.int32)
         """When the lanes of a warp were last ordered among themselves."""
+        self.own = slice(3 if tensor_fences else 4)
+        """Parts in which any release tells how far an agent came itself."""
+        self.tensor = np.zeros((self.count, self.count), np.int32) if tensor_fences else None
+        """Of TENSOR, what was known at the last tcgen05.fence::after_thread_sync."""
 
     def engine(self, block: int) -> int:
         """The agent that stands for the asynchronous copies of a block."""
@@ -63,7 +67,7 @@ class Clocks:
     def joint(self, agents: Array) -> Array:
         """What a release by all of these agents together publishes."""
         vector: Array = self.known[agents].max(axis=0)
-        vector[OWN, agents] = self.tick()
+        vector[self.own, agents] = self.tick()
         return vector
 
     def acquire(self, agents: Array | int, vector: Array) -> None:
@@ -75,7 +79,7 @@ class Clocks:
         if releases:
             moment = self.tick()
             self.fenced[reach, agents] = self.known[agents]
-            for part in range(PARTS)[OWN]:
+            for part in range(PARTS)[self.own]:
                 self.fenced[reach, agents, part, agents] = moment
 
     def fence_starts(self, agents: Array, reach: int) -> None:
@@ -88,6 +92,19 @@ class Clocks:
         for part in parts:
             self.known[agents, part] = np.maximum(self.known[agents, part], self.known[agents, WRITES])
             self.known[agents, part, agents] = moment
+
+    def fence_tensor_before(self, agents: Array) -> None:
+        """What these agents did in tensor memory is told by what they release from now on."""
+        self.known[agents, TENSOR, agents] = self.tick()
+
+    def fence_tensor_after(self, agents: Array) -> None:
+        """What these agents know of tensor memory orders what they do there from now on."""
+        if self.tensor is not None:
+            self.tensor[agents] = np.maximum(self.tensor[agents], self.known[agents, TENSOR])
+
+    def ordered_tensor(self, agent: int) -> Array:
+        """For each agent, until when its accesses of tensor memory come before what `agent` does there now."""
+        return np.asarray(self.known[agent, TENSOR] if self.tensor is None else self.tensor[agent])
 
     def publish(self, kept: dict[Group, Array], agent: int, reach: int, releases: bool) -> None:
         """A write that synchronises, relaxed or a release, by an agent: `kept` has by group what acquires find there.
@@ -163,9 +180,10 @@ class Shadow:
         count = max(size_bytes // self.granule, 1)
         return first[:, None] + np.arange(count) if count > 1 else first[:, None]
 
-    def places(self, offsets: Array) -> Array:
-        """The granules of these bytes, each once, in order: by flags, since they are many and lie close together."""
-        places = offsets.reshape(-1) // self.granule
+    def places(self, offsets: Array, size_bytes: int) -> Array:
+        """The granules of so many bytes at each of these, each once, in order: by flags, since they are many and lie
+        close together."""
+        places = self.granules(offsets.reshape(-1), size_bytes).reshape(-1)
         first = int(places.min()) if len(places) else 0
         touched = np.zeros(int(places.max()) - first + 1 if len(places) else 0, bool)
         touched[places - first] = True

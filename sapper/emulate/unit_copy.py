@@ -352,24 +352,24 @@ class Engine:
                                           "reads shared memory that nobody wrote")
         if machine.options.races:
             shadow = shared_shadow(machine)
-            places = shadow.places(offsets)
+            places = shadow.places(offsets, size)
             agent = np.array([machine.warp_of[lane]])
             shadow.check_reads_of_all(places, agent, line)
             shadow.check_proxy(places, agent, line, self.instruction.form.mnemonic)
             shadow.mark("reading", places, line)
         return lambda: memory.shared.views[size][offsets // size]
 
-    def places_of(self, offsets: Array) -> Array:
+    def places_of(self, offsets: Array, size: int) -> Array:
         if not self.machine.options.races:
             return np.zeros(0, np.int64)
-        return shared_shadow(self.machine).places(offsets)
+        return shared_shadow(self.machine).places(offsets, size)
 
     def write_shared(self, lane: int, offsets: Array, size: int, data: Callable[[], Array], one: MbarrierObject,
                      stores: bool = False) -> None:
         """Begins an asynchronous write of shared memory that reports to an mbarrier. stores: from registers."""
         machine, line = self.machine, self.instruction.line
         shared = machine.memory.shared
-        places = self.places_of(offsets)
+        places = self.places_of(offsets, size)
         block = int(machine.block_of[lane])
         if machine.options.races:
             shadow = shared_shadow(machine)
@@ -440,7 +440,8 @@ class Engine:
             device.store(wanted, size, kept[None])
 
         self.count_sectors(wanted, size)
-        store = BulkStore(lane, int(groups.committed[lane]), self.instruction.line, self.places_of(shared), read, write)
+        store = BulkStore(lane, int(groups.committed[lane]), self.instruction.line, self.places_of(shared, size), read,
+                          write)
         if not machine.options.lazy:
             groups.take(store)
             groups.put(store)

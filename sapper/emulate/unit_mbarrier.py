@@ -30,10 +30,10 @@ Array = NDArray[Any]
 @dataclass(slots=True)
 class MbarrierObject:
     """count: arrivals of a phase; pending: still to come in this one; bytes: transactions still to come.
-    landing: copies of lazy mode that land when somebody waits. known: what arrivals made known, as far as their scopes
-    go; open: what whoever waits knows: what copies wrote, and that what was read before an arrival is over (a lane that
-    arrives has its values; CUTLASS lets buffers of a cluster be overwritten after arrivals of a block's scope). Both,
-    too, up to the last complete phase."""
+    landing: copies of lazy mode, and commits of products, that land when somebody waits. known: what arrivals made
+    known, as far as their scopes go; open: what whoever waits knows: what copies wrote, and that what was read before
+    an arrival is over (a lane that arrives has its values; CUTLASS lets buffers of a cluster be overwritten after
+    arrivals of a block's scope). Both, too, up to the last complete phase."""
 
     name: str
     count: int
@@ -88,6 +88,12 @@ def arrive(machine: Machine, one: MbarrierObject, count: int, line: int) -> None
                              line)
     one.pending -= count
     _complete(machine, one)
+
+
+def arrive_for(machine: Machine, one: MbarrierObject, known: Array, line: int) -> None:
+    """One arrival of asynchronous operations, which makes `known` known to whoever waits."""
+    _open(one, known)
+    arrive(machine, one, 1, line)
 
 
 def take(machine: Machine, one: MbarrierObject, agent: int, reach: int, acquires: bool) -> None:
@@ -253,10 +259,8 @@ def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[L
         done, late, taken = [], [], set()
         for lane, offset, number in told:
             one = find(machine, offset, instruction.line)
-            if not over(one, number) and one.landing:
-                landing, one.landing = one.landing, []
-                for land in landing:
-                    land()
+            while one.landing and not over(one, number):
+                one.landing.pop(0)()
             done.append(over(one, number))
             if not done[-1]:
                 late.append((lane, one, number))

@@ -3,8 +3,7 @@
 Enters: descriptors, or fragments of A in registers. Leaves: sums in the registers of the four warps. Holds: the sums
 are in flight until wgmma.wait_group; reading or writing them before is an error, as is changing a register of a wgmma
 after the last wgmma.fence. In lazy mode operands are read and sums written only at the wait.
-Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions": "Shared Memory Matrix Layout", "Matrix Descriptor
-Format"; the layouts of both majors are those that CUTLASS names canonical (include/cute/arch/mma_sm90_desc.hpp).
+Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ from numpy.typing import NDArray
 from ..targets.ptx import fragments
 from ..targets.ptx.rows import BITS
 from ..targets.ptx.short_sums import add_products, short_sum
-from ..targets.ptx.warp import ELEMENTS, accumulate, elements, widened
+from ..targets.ptx.warp import accumulate, elements
 from . import parse
 from .errors import EmulationError, RaceError
 from .machine import Lanes, Machine, Run, Wait
-from .memory import RANK_SHIFT
-from .tensor_map import swizzled
+from .operand_tiles import Descriptor, Tile, begin_reads, tile_at
 from .unit_memory import Access, shared_shadow
 from .unit_warp import member_reader
 from .units import unit
@@ -31,54 +29,7 @@ from .units import unit
 Array = NDArray[Any]
 GROUP = 128
 """Threads of a warpgroup."""
-_SWIZZLE = (0, 128, 64, 32)
-"""Bytes, by the descriptor's bits 62 and 63."""
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """A decoded matrix descriptor, in bytes. address: in the shared window."""
-
-    address: int
-    leading: int
-    stride: int
-    swizzle: int
-
-    @staticmethod
-    def decode(bits: int) -> Descriptor:
-        """Raises EmulationError for a base offset, of patterns that do not start at multiples of their size."""
-        if bits >> 49 & 7:
-            raise EmulationError(f"found base offset {bits >> 49 & 7} in a matrix descriptor, expected 0")
-        return Descriptor((bits & 0x3FFF) << 4, (bits >> 16 & 0x3FFF) << 4, (bits >> 32 & 0x3FFF) << 4,
-                          _SWIZZLE[bits >> 62 & 3])
-
-    def offsets(self, rows: int, depth: int, size: int, transposed: bool) -> Array:
-        """Addresses of the elements (rows, depth) of an operand: rows are M or N, depth is K. transposed: M or N is
-        contiguous, not K."""
-        row, column = np.arange(rows)[:, None], np.arange(depth)[None, :]
-        width = self.swizzle or 16
-        if not transposed:  # K is contiguous: groups of 8 rows, `stride` apart
-            inner = column * size
-            chunk = (inner // 16) * self.leading + inner % 16 if not self.swizzle else inner
-            offset = (row % 8) * width + (row // 8) * self.stride + chunk
-        else:  # M or N is contiguous: groups of 8 of K
-            inner = row * size
-            if self.swizzle:
-                offset = inner % width + (inner // width) * self.leading + (column % 8) * width + (
-                    column // 8) * self.stride
-            else:
-                offset = inner % 16 + (inner // 16) * self.stride + (column % 8) * 16 + (column // 8) * self.leading
-        return swizzled(self.address + offset, self.swizzle)
-
-
-@dataclass(slots=True, eq=False)
-class Tile:
-    """A matrix in shared memory, as a descriptor has it. offsets: of its elements in the arena; places: its granules.
-    written: all of it is known to be, which it then stays."""
-
-    offsets: Array
-    places: Array
-    written: bool = False
+WAIT = "wgmma.wait_group"
 
 
 @dataclass(slots=True, eq=False)
@@ -165,34 +116,13 @@ class Products:
                 for agent in np.unique(machine.warp_of[product.threads]).tolist():
                     shadow.note_read(agent, product.places)
             for slot in product.slots:
-                self._landed(slot, product.threads)
+                machine.landed(slot, product.threads)
         for product in rest:
             if shadow is not None and done:
                 shadow.mark("reading", product.places, product.line)
             for slot in product.slots:
-                self.begin(slot, product.threads, product.text)
+                machine.begin_write(slot, product.threads, product.text, WAIT)
 
-    def begin(self, slot: int, threads: Array, text: str) -> None:
-        machine = self.machine
-        old = machine.in_flight.get(slot)
-        flags = np.zeros(machine.count, bool) if old is None else old[1]
-        flags[machine.index_of(threads)] = True
-        machine.in_flight[slot] = (text, flags)
-        machine.whole[slot] = False
-
-    def _landed(self, slot: int, threads: Array) -> None:
-        machine, index = self.machine, self.machine.index_of(threads)
-        old = machine.in_flight.get(slot)
-        if old is not None:
-            old[1][index] = False
-            if not np.count_nonzero(old[1]):
-                del machine.in_flight[slot]
-        written = machine.written[slot]
-        written = np.zeros(machine.count, bool) if written is None else written.copy()
-        written[index] = True
-        machine.written[slot] = written
-        machine.whole[slot] = (slot not in machine.in_flight
-                               and np.count_nonzero(written | machine.exited) == machine.count)
 
 
 def products(machine: Machine) -> Products:
@@ -318,7 +248,7 @@ class _Multiply:
         registers = None if self.read_a is None else self.read_a(lanes)
         if self.read_descriptor_a is not None:
             tiles.append(self._tile(threads, int(self.read_descriptor_a(lanes)[0]), self.m, self.trans_a))
-        places = _begin_reads(machine, self.access, threads, tiles, instruction)
+        places = begin_reads(self.access, threads, tiles, instruction.form.mnemonic)
 
         def carry_out() -> None:
             self._carry_out(threads, tiles, registers, bool(keeps.any()))
@@ -329,29 +259,10 @@ class _Multiply:
         state.pending.append(Product(instruction.text, instruction.line, threads, group, self.sum_slots, places,
                                      carry_out if machine.options.lazy else None))
         for slot in self.sum_slots:
-            state.begin(slot, threads, f"{instruction.form.mnemonic} of line {instruction.line}")
+            machine.begin_write(slot, threads, f"{instruction.form.mnemonic} of line {instruction.line}", WAIT)
 
     def _tile(self, threads: Array, bits: int, extent: int, transposed: bool) -> Tile:
-        """Where the elements are that a descriptor tells of."""
-        machine = self.machine
-        cache: dict[Any, Tile] = machine.state.setdefault("descriptors", {})
-        block = int(machine.block_of[threads[0]])
-        key = (block, bits, extent, self.k, self.size, transposed)
-        found = cache.get(key)
-        if found is None:
-            rank = block % machine.shape.cluster_blocks
-            flat = Descriptor.decode(bits).offsets(extent, self.k, self.size, transposed).reshape(-1)
-            flat = flat | rank << RANK_SHIFT
-            offsets = self.access.shared_offsets(np.full(len(flat), threads[0]), flat).reshape(extent, self.k)
-            places = shared_shadow(machine).places(offsets) if machine.options.races else np.zeros(0, np.int64)
-            found = cache[key] = Tile(offsets, places)
-        return found
-
-    def _matrix(self, tile: Tile, type: str) -> Array:
-        raw = self.machine.memory.shared.views[self.size][tile.offsets // self.size]
-        if type == "tf32":
-            return np.asarray((raw & np.uint32(0xFFFFE000)).view(np.float32))
-        return widened(raw.view(np.dtype(ELEMENTS[type])))
+        return tile_at(self.access, int(threads[0]), Descriptor.decode(bits), extent, self.k, transposed)
 
     def _carry_out(self, threads: Array, tiles: list[Tile], a_registers: Array | None, keeps: bool) -> None:
         """tiles: of B, and of A where that is in memory. keeps: whether the sums go on from what they are."""
@@ -361,8 +272,8 @@ class _Multiply:
             matrix_a = fragments.gather(parts, *fragments.fragment_a(4, parts.shape[-1]), (16, self.k))
             matrix_a = matrix_a.reshape(self.m, self.k)
         else:
-            matrix_a = self._matrix(tiles[1], self.type_a)
-        matrix_b = self._matrix(tiles[0], self.type_b).T
+            matrix_a = tiles[1].matrix(machine, self.type_a)
+        matrix_b = tiles[0].matrix(machine, self.type_b).T
         if self.signs and self.signs[0] * self.signs[1] < 0:
             matrix_a = -matrix_a
         old = np.zeros(rows.shape, self.kind)  # (registers, threads, places)
@@ -378,27 +289,6 @@ class _Multiply:
         bits = np.ascontiguousarray(total).view(np.uint32).reshape(len(self.sum_slots), len(threads))
         for slot, value in zip(self.sum_slots, bits, strict=True):
             self.state.set(slot, threads, value)
-
-
-def _begin_reads(machine: Machine, access: Access, threads: Array, tiles: list[Tile],
-                 instruction: parse.Instruction) -> Array:
-    """Check and mark the bytes of shared memory that a product reads; their granules."""
-    if machine.options.uninitialised:
-        for tile in tiles:
-            flat = tile.offsets.reshape(-1)
-            missing = None if tile.written else machine.memory.shared.unwritten(flat, access.size, 1)
-            if missing is not None:
-                at = np.array([int(flat[missing][0]) % machine.memory.shared_stride])
-                raise access.fault(threads[:1], np.array([True]), at, "reads shared memory that nobody wrote")
-            tile.written = True
-    places = np.concatenate([tile.places for tile in tiles])
-    if machine.options.races:
-        shadow = shared_shadow(machine)
-        agents = np.unique(machine.warp_of[threads])
-        shadow.check_reads_of_all(places, agents, instruction.line)
-        shadow.check_proxy(places, agents, instruction.line, instruction.form.mnemonic)
-        shadow.mark("reading", places, instruction.line)
-    return places
 
 
 def _shape(text: str) -> tuple[int, int, int]:

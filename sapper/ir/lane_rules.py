@@ -438,13 +438,18 @@ def _lane_tensor_copy(check: Checker, op: Op) -> None:
     check.results(op)
 
 
-def _lane_group_multiply(check: Checker, op: Op) -> None:
+def _near_operands(check: Checker, op: Op) -> None:
+    """The type and the layouts of operands in near memory."""
     dtype = check.one_of(op, "dtype", (bf16, f16, f8e4m3))
     for side in ("left", "right"):
         if not check.attribute(op, f"{side}_rows", bool):
             if dtype.bits == 8:
                 check.fail(f"{side}_rows = False for {dtype}", "rows along the depth")
             check.attribute(op, f"{side}_panel_bytes", int)
+
+
+def _lane_group_multiply(check: Checker, op: Op) -> None:
+    _near_operands(check, op)
     sums = len(op.operands) - 2
     if sums % 4 or not 4 <= sums <= 128:
         check.fail(f"{sums} rows of sums", "a multiple of 4, up to 128: 64 x N elements of which N is up to 256")
@@ -461,6 +466,51 @@ def _lane_group_multiply_rows(check: Checker, op: Op) -> None:
         check.fail(f"{sums} rows of sums", "a multiple of 4, up to 128: 64 x N elements of which N is up to 256")
     check.operands(op, S64, *[ROW_B32] * 4, *[ROW_F32] * sums)
     check.results(op, *[ROW_F32] * sums)
+
+
+def _lane_sums_columns(check: Checker, op: Op) -> None:
+    columns = check.attribute(op, "columns", int)
+    if columns not in (32, 64, 128, 256, 512):
+        check.fail(f"columns = {columns}", "a power of two from 32 to 512")
+    check.operands(op, S64)
+    check.results(op)
+
+
+def _lane_sums_multiply(check: Checker, op: Op) -> None:
+    _near_operands(check, op)
+    _sums_shape(check, op)
+    check.operands(op, S64, S64, S64, S64)
+    check.results(op)
+
+
+def _sums_shape(check: Checker, op: Op) -> None:
+    rows, columns = (check.attribute(op, name, int) for name in ("rows", "columns"))
+    if rows != 128 or columns % 16 or not 16 <= columns <= 256:
+        check.fail(f"{rows} x {columns} sums", "128 rows, and a multiple of 16 columns up to 256")
+
+
+def _lane_sums_multiply_rows(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (bf16, f16))
+    if not check.attribute(op, "right_rows", bool):
+        check.attribute(op, "right_panel_bytes", int)
+    _sums_shape(check, op)
+    check.operands(op, S64, S64, S64, S64)
+    check.results(op)
+
+
+def _lane_sums_store(check: Checker, op: Op) -> None:
+    rows = len(op.operands) - 1
+    if rows not in (4, 8, 16, 32, 64, 128):
+        check.fail(f"{rows} rows", "4 for each 16 elements, of which there is a power of two up to 512")
+    check.operands(op, S64, *[ROW_B32] * rows)
+    check.results(op)
+
+
+def _lane_sums_load(check: Checker, op: Op) -> None:
+    check.operands(op, S64)
+    if len(op.results) not in (4, 8, 16, 32, 64, 128):
+        check.fail(f"{len(op.results)} results", "4 for each 8 columns, of which there is a power of two up to 256")
+    check.results(op, *[ROW_F32] * len(op.results))
 
 
 def _lane_store_wait(check: Checker, op: Op) -> None:
@@ -636,6 +686,15 @@ LANE_RULES: dict[str, Rule] = {
     "group_multiply": _lane_group_multiply,
     "group_multiply_rows": _lane_group_multiply_rows,
     "group_commit": nothing,
+    "sums_open": _lane_sums_columns,
+    "sums_close": _lane_sums_columns,
+    "sums_multiply": _lane_sums_multiply,
+    "sums_signal": _lane_signal(),
+    "sums_multiply_rows": _lane_sums_multiply_rows,
+    "sums_load": _lane_sums_load,
+    "sums_store": _lane_sums_store,
+    "sums_acquire": nothing,
+    "sums_release": nothing,
     "group_wait": _lane_group_wait,
     "register_budget": _lane_register_budget,
     "loop": _lane_loop,

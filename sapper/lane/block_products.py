@@ -35,7 +35,7 @@ from ..tile.sums import is_join
 from . import fragments
 from .block_nests import PANEL, BlockNest, BlockPart, BlockSum, extents_of, find_nest, number_of
 from .byte_words import byte_word
-from .chained_pairs import ChainPairLowering
+from .chained_sums import ChainSumsLowering
 from .matrix import FEWEST
 from .pieces import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES, SWIZZLED_ROWS, Piece
 from .places import FREE, Element, Places
@@ -247,7 +247,7 @@ class BlockPiece(Piece):
         low.leave()
 
 
-class BlockProducts(ChainPairLowering):
+class BlockProducts(ChainSumsLowering):
     """Finds such nests and emits them. nest_tile: rows and columns that a worker computes at once, nest_warps: and the
     warps along each. block_pieces: of each part its rows' and its columns'. stage: near memory of the block at hand."""
 

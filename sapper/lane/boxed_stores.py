@@ -26,7 +26,6 @@ from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, TensorType, TileType, f32, i32
 from ..tile.affine import Affine, affine
 from ..tile.plan import Walk
-from ..tile.schedule import MatrixGroup
 from . import fragments
 from .fragment_stores import FragmentStores, is_extent
 from .fragments import ROW_BYTES
@@ -41,9 +40,8 @@ EXCHANGED_BYTES = 64
 
 class BoxedStores(FragmentStores):
     """boxed: the stores that go so, with their tensor maps. piece_columns: of them that lie in near memory at once, in
-    each of `piece_places`, from sums_at on, for each warp. columns: of the tile. tensor_maps: of the function."""
+    each of `piece_places`, from sums_at on, for each warp. tensor_maps: of the function."""
 
-    columns = 0
     piece_columns: int
     piece_places = 1
     sums_at: int
@@ -162,15 +160,13 @@ class BoxedStores(FragmentStores):
     def _piece_bytes(self, store: Op) -> int:
         return fragments.ROWS * self.piece_columns * _dtype(store.operands[1]).size_bytes
 
-    def _hold_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
-                   column: Value) -> None:
-        """Give each sum's register its coordinates, for the tile at (row, column)."""
+    def _hold_sums(self, walk: Walk, found: MatrixWalk, sums: list[Value], mine: Value, column: Value) -> None:
+        """Give each sum's register its coordinates, for a warp's 16 rows from `mine` on."""
         each = len(sums) // len(walk.reductions)
-        mine = self.value(self.add(row, self.mul(self.warp(), group.group_rows // group.group_warps)))
         rows, columns = self.open[found.rows], self.open[found.columns]
         down = self.down(mine, 2, self.row_of(self.sub(self.sub(self.add(rows.offset, rows.extent), 1), mine)))
         down.repeats = False        # another warp may store the last row that is read
-        across = self.along(column, self.columns)
+        across = self.along(column, 2 * each)
         ends = self.inside(across, self.sub(self.add(columns.offset, columns.extent), column))
         across.valid = [mask for mask in ends[::2] for _ in range(2)]       # rows of boxes have even numbers of columns
         for axis, spread in ((found.rows, down), (found.columns, across)):
@@ -181,9 +177,9 @@ class BoxedStores(FragmentStores):
                 place = {found.rows: at % 4 // 2, found.columns: at // 4 * 2 + at % 2}
                 held[tuple(place[a] for a in reduction.result.type.axes)] = value  # type: ignore[union-attr]
 
-    def _store_boxed_walk(self, store: Op, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value],
-                          row: Value, column: Value) -> None:
-        self._hold_sums(group, walk, found, sums, row, column)
+    def _store_boxed_walk(self, store: Op, walk: Walk, found: MatrixWalk, sums: list[Value], mine: Value,
+                          column: Value) -> None:
+        self._hold_sums(walk, found, sums, mine, column)
         self.store_boxes(store, found.rows, found.columns)
         for axis in (found.rows, found.columns):
             del self.bound[axis]
@@ -191,34 +187,39 @@ class BoxedStores(FragmentStores):
             del self.rows[reduction.result]
 
     def store_boxes(self, store: Op, rows: str, columns: str) -> None:
-        """A warp's 16 rows of all columns, both of which are bound to coordinates that are spread."""
+        """A warp's rows of all columns, both of which are bound to coordinates that are spread, 16 rows at once."""
         down, across = self.bound[rows].spread, self.bound[columns].spread
         assert down is not None and across is not None
         value, size = store.operands[1], _dtype(store.operands[1]).size_bytes
         own = self.add(self.near(), self.add(self.sums_at, self.mul(self.warp(), self.pieces_bytes(store))))
         panel, panel_bytes = self.panel_columns(store), fragments.ROWS * ROW_BYTES
         put = self._put_wide if size == f32.size_bytes else self._put_pairs
-        for number, side in enumerate(range(0, 4 * len(across.numbers), self.piece_columns)):
+        pieces = [(block, side) for block in range(len(down.numbers) // 2)
+                  for side in range(0, 4 * len(across.numbers), self.piece_columns)]
+        for number, (block, side) in enumerate(pieces):
             place = self.value(self.add(own, number % self.piece_places * self._piece_bytes(store)))
             self.effect("store_wait", [], pending=self.piece_places - 1)
             for at in range(0, self.piece_columns, panel):
-                put(value, rows, columns, side + at, place, at // panel * panel_bytes)
+                put(value, (rows, 2 * block), columns, side + at, place, at // panel * panel_bytes)
             self.effect("store_fence", [])
             with self.located(store):
                 for at in range(0, self.piece_columns, panel):
                     column = self.value(self.add(across.origin, side + at))
                     self.effect("tensor_store", [place, *self._coordinates_of(
-                        store, {rows: self.value(down.origin), columns: column})],
+                        store, {rows: self.value(self.add(down.origin, block * fragments.ROWS)), columns: column})],
                         map=self.boxed[store], disp=at // panel * panel_bytes)
 
-    def _put_pairs(self, value: Value, rows: str, columns: str, side: int, place: Value, disp: int) -> None:
-        """A panel of 16-bit elements to near memory, 16 x 16 at once. side: its first column in the tile."""
+    def _put_pairs(self, value: Value, rows: tuple[str, int], columns: str, side: int, place: Value,
+                   disp: int) -> None:
+        """A panel of 16-bit elements to near memory, 16 x 16 at once. rows: their axis, and the first one's register.
+        side: its first column in the tile."""
+        axis, top = rows
         op, dtype = value.op, _dtype(value)
         offsets = self.matrix_offsets()
         # Rounding a pair rounds each: what is rounded anyway is not rounded before.
         wide = op.operands[0] if op is not None and op.name == "cast" and _dtype(op.operands[0]) is f32 else value
         for at in range(0, fragments.PANEL, 2 * fragments.COLUMNS):
-            some = [self.row(wide, {rows: register // 2, columns: (side + here) // 4 + register % 2})
+            some = [self.row(wide, {axis: top + register // 2, columns: (side + here) // 4 + register % 2})
                     for here in range(at, at + 2 * fragments.COLUMNS, fragments.COLUMNS) for register in range(4)]
             pairs = [self.emit(self.depth, "pack2", list(two), ROW_B32, dtype=dtype)
                      for two in zip(some[::2], some[1::2], strict=True)]
@@ -231,8 +232,10 @@ class BoxedStores(FragmentStores):
         below = self.emit(0, "add", [self.bits(0, "shl", eight, 3), self.bits(0, "and", lane, 7)], ROW_I32)
         return self.swizzled(below, self.bits(0, "shr", lane, 4), ROW_BYTES)
 
-    def _put_wide(self, value: Value, rows: str, columns: str, side: int, place: Value, disp: int) -> None:
+    def _put_wide(self, value: Value, rows: tuple[str, int], columns: str, side: int, place: Value,
+                  disp: int) -> None:
         """A panel of f32, 8 rows x 8 columns at once, those of odd rows EXCHANGED_BYTES further."""
+        axis, top = rows
         lane = self.iota()
         row = self.bits(0, "shr", lane, 2)
         odd = self.emit(0, "cmp", [self.bits(0, "and", row, 1), self.constant(1, i32)], MASK, cond="eq")
@@ -245,7 +248,7 @@ class BoxedStores(FragmentStores):
         for block in range(ROW_BYTES // block_bytes):
             offsets = self.bits(self.depth, "xor", turned, block * block_bytes) if block else turned
             for half in range(2):
-                mine, other = ([self.row(value, {rows: half, columns: side // 4 + 2 * b + register})
+                mine, other = ([self.row(value, {axis: top + half, columns: side // 4 + 2 * b + register})
                                 for register in range(2)] for b in (block, block ^ exchanged))
                 pair = [self.emit(self.depth, "select", [odd, far, near], ROW_F32)
                         for near, far in zip(mine, other, strict=True)]

@@ -40,9 +40,9 @@ from ..tile.affine import Affine, affine
 from ..tile.schedule import MatrixUnit
 from ..tile.sums import is_join
 from . import fragments
-from .groups import GroupLowering
 from .pieces import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
 from .state import Bound, Capacity, Scalar, row_dtype
+from .sums_memory import SumsMemoryLowering
 
 PANEL_CHUNKS = fragments.ROW_BYTES // CHUNK_BYTES
 NARROW = ("bf16", "f16")
@@ -150,7 +150,7 @@ class Stream:
         return list(made.results)
 
 
-class ChainLowering(GroupLowering):
+class ChainLowering(SumsMemoryLowering):
     """Finds chains and emits them. step: coordinates of the loop's axis in a piece. row_blocks: of 16 rows that a warp
     has. extents: of the whole axes. assumed: conditions that hold in the loop at hand."""
 

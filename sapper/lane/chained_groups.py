@@ -74,7 +74,8 @@ class ChainGroupLowering(SharedRowsLowering):
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
         chain, group = self.chain, self.facts.matrix_group
-        if chain is None or group is None or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
+        if chain is None or group is None or group.sums_columns or not all(
+                self._comes_in_boxes(op, chain.step) for op in chain.streams):
             return
         groups, high = self.groups_of_chain(group, chain)
         unit = self.facts.matrix
@@ -174,7 +175,7 @@ class ChainGroupLowering(SharedRowsLowering):
             at += streams[-1].bytes
         self.box_streams, self.stage_bytes = tuple(streams), at
         stages = group.stages
-        rest, multiplying = self.warps * COUNTER_BYTES, self.groups * group.group_warps
+        rest, multiplying = self.counters_bytes(), self.groups * group.group_warps
         while stages * (at + 2 * SIGNAL_BYTES) + self.least_bytes() + rest > group.near_bytes:
             stages //= 2
         self.sums_at = self.full_at = stages * at + self.left_bytes()
@@ -188,7 +189,7 @@ class ChainGroupLowering(SharedRowsLowering):
         self.full_at = self.lay_out_meetings(sums_end)
         self.free_at = self.full_at + stages * SIGNAL_BYTES
         self.counters_at = self.free_at + stages * SIGNAL_BYTES
-        self.near_bytes_used = self.counters_at + (2 if self.takes_turns else 1) * self.warps * COUNTER_BYTES
+        self.near_bytes_used = self.counters_at + self.counters_bytes() + self.takes_turns * self.warps * COUNTER_BYTES
         self.name_stages([(stream.op, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
         self.name_buffers([("sums", self.sums_at, sums_end - self.sums_at)])
         self.name_signals()
@@ -295,7 +296,7 @@ class ChainGroupLowering(SharedRowsLowering):
             stage = self._stage_of(group, counter)
             signal = self._signal(stage)
             target = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
-            parity = self.scalar("s_xor", self._parity_of(group, following), 1)
+            parity = self.scalar("s_xor", self._parity_of(group, following if self.frees_late else counter), 1)
             self.effect("signal_wait", [signal, self.value(parity)], disp=self.free_at)
             self.effect("signal_expect", [signal], disp=self.full_at, bytes=self.stage_bytes)
             rest = self.sub(last, here)

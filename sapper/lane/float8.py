@@ -149,7 +149,7 @@ def expand_float8(function: Function, legal: frozenset[str], quick_denormals: bo
     if "float8" in legal:
         return
     writer = _Writer(quick_denormals)
-    _expand_block(function.body, writer, {"group_multiply", "matrix_multiply",
+    _expand_block(function.body, writer, {"group_multiply", "matrix_multiply", "sums_multiply",
                                           *(["unpack"] if "unpack.float8" in legal else [])})
     function.body.ops[:0] = writer.head
 

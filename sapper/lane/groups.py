@@ -78,12 +78,14 @@ class Operand:
 class GroupLowering(Clusters):
     """Emits walks for groups of warps where that can be done, and leaves the others to MatrixLowering.
 
-    groups: of the tile. deep: elements of the depth in a stage. narrow: they have 8 bits. multiplies: which part is
-    being emitted. stays_held: whether sums are stored from registers.
+    groups, columns: of the tile. deep: elements of the depth in a stage. narrow: they have 8 bits. multiplies: which
+    part is being emitted. stays_held: whether sums are stored from registers. frees_late: whether a stage is given back
+    when the next one's instructions began.
     """
 
-    deep = 0
+    deep = columns = 0
     stays_held = False
+    frees_late = True
 
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
@@ -93,7 +95,8 @@ class GroupLowering(Clusters):
                 plan_block(self.function.body, self.wholes).items) != 1:
             return
         found, dtypes = self.matrix_walk, group.dtypes
-        if self.schedule.matrix is not False and (found is None or found.computed):
+        if self.schedule.matrix is not False and (found is None or found.computed
+                                                  or found.dtype.name in group.narrow_dtypes):
             # Bytes, which single warps would make wider where they are computed.
             dtypes = group.narrow_dtypes
             found = self.match_matrix_walk(walk, dtypes, True)
@@ -237,7 +240,7 @@ class GroupLowering(Clusters):
         multiplying = self.groups * group.group_warps
         self.fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
         self.effect("sync_warps" if self.cluster == 1 else "sync_cluster", [])
-        more, fewer = self._budgets(group)
+        more, fewer = self.budgets(group)
 
         def multiply() -> None:
             self.multiplies = True
@@ -280,18 +283,18 @@ class GroupLowering(Clusters):
         walk = self.only_walk()
         assert walk is not None
         self.stays_held = not self.boxed and self.stays(
-            walk, found, group.group_rows // group.group_warps, self.columns, multiplying, self.sums_at)
-        rest = 2 * group.stages * SIGNAL_BYTES + self.warps * COUNTER_BYTES + self.records_bytes()
+            walk, found, fragments.ROWS, self.held_columns(), multiplying, self.sums_at)
+        rest = 2 * group.stages * SIGNAL_BYTES + self.counters_bytes() + self.records_bytes()
         most_bytes = (group.near_bytes - self.sums_at - rest) // multiplying
-        self.piece_columns = self.columns
+        self.piece_columns = self.held_columns()
         for store in self.boxed:
-            self.fit_pieces(store, self.columns, most_bytes)
+            self.fit_pieces(store, self.held_columns(), most_bytes)
         while self._sums_bytes() > most_bytes:
             self.piece_columns //= 2
         self.full_at = self.sums_at + multiplying * self._sums_bytes()
         self.free_at = self.full_at + group.stages * SIGNAL_BYTES
         self.counters_at = self.free_at + group.stages * SIGNAL_BYTES
-        self.near_bytes_used = self.counters_at + self.warps * COUNTER_BYTES
+        self.near_bytes_used = self.counters_at + self.counters_bytes()
         self.name_stages([(piece.op, piece.at, piece.bytes) for piece in self.pieces], group.stages, self.stage_bytes)
         self.name_buffers([("sums", self.sums_at, self.full_at - self.sums_at)])
         self.name_signals()
@@ -301,6 +304,14 @@ class GroupLowering(Clusters):
         self.name_buffers([("full", self.full_at, self.free_at - self.full_at),
                            ("free", self.free_at, self.counters_at - self.free_at),
                            ("counters", self.counters_at, self.near_bytes_used - self.counters_at)])
+
+    def counters_bytes(self) -> int:
+        """Of near memory, for counters and what else tiles leave each other."""
+        return self.warps * COUNTER_BYTES
+
+    def held_columns(self) -> int:
+        """Of the sums of 16 rows that a warp has in registers at once, for each contraction."""
+        return self.columns
 
     def _sums_bytes(self) -> int:
         """Near memory of a warp for a piece of the sums of all contractions."""
@@ -324,13 +335,15 @@ class GroupLowering(Clusters):
                 self.effect("signal_start", [self.near()], arrivals=arrivals, disp=at + stage * SIGNAL_BYTES)
         self.effect("signal_fence", [])
 
-    def _budgets(self, group: MatrixGroup) -> tuple[int, int]:
+    def budgets(self, group: MatrixGroup) -> tuple[int, int]:
         """Registers of a thread that multiplies, and of one that copies; 0 where all have enough at the start."""
         if self.groups == 1:
             return 0, 0
-        threads = group.group_warps * self.lanes
-        rest = group.registers - group.copy_warps * self.lanes * group.copy_registers
-        return rest // (self.groups * threads) // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
+        threads, copying = self.groups * group.group_warps * self.lanes, group.copy_warps * self.lanes
+        every = threads + copying        # each begins with as many, and no more than these can be moved
+        begun = group.registers // every // REGISTER_GRANULE * REGISTER_GRANULE * every
+        rest = begun - copying * group.copy_registers
+        return rest // threads // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
 
     # The walk.
 
@@ -351,8 +364,9 @@ class GroupLowering(Clusters):
             counter = self._copy_tile(group, found, counter, starts)
         self.effect("s_store", [counter, self.value(own)], dtype=i32, near=True)
         if self.multiplies:
-            self.finish_segment(found, sums, row, column,
-                                lambda sums, *place: self._store_sums(group, walk, found, sums, *place))
+            mine = self.mul(self.warp(), group.group_rows // group.group_warps)
+            self.finish_segment(found, sums, row, column, lambda sums, row, column: self.store_sums(
+                walk, found, sums, self.value(self.add(row, mine)), column))
 
     def piece_depth(self) -> int:
         return self.deep if self.groups else super().piece_depth()
@@ -386,7 +400,7 @@ class GroupLowering(Clusters):
             stage = self._stage_of(group, counter)
             signal = self._signal(stage)
             target = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
-            parity = self.scalar("s_xor", self._parity_of(group, following), 1)
+            parity = self.scalar("s_xor", self._parity_of(group, following if self.frees_late else counter), 1)
             self.effect("signal_wait", [signal, self.value(parity)], disp=self.free_at, **self.of_cluster(self.cluster))
             self.effect("signal_expect", [signal], disp=self.full_at, bytes=self.stage_bytes)
             for operand in self.pieces:
@@ -407,7 +421,7 @@ class GroupLowering(Clusters):
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
             counter, *sums = carried
-            scales = self._scales(found, {**starts, found.depth: here}, group, sides)     # on their way meanwhile
+            scales = self.scales(found, {**starts, found.depth: here}, group, sides)     # on their way meanwhile
             stage = self._stage_of(group, counter)
             self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
                         disp=self.full_at)
@@ -434,7 +448,7 @@ class GroupLowering(Clusters):
                 self.effect("group_commit", [])
                 if self.narrow:
                     free = self._all_done(sums[place])
-                    sums[place] = self._add_block(free, scales[part], totals)
+                    sums[place] = self.add_block(free, scales[part], totals)
             if not self.narrow:
                 self.effect("group_wait", [], pending=1)
             before = self._stage_of(group, self.sub(counter, 1))
@@ -450,7 +464,7 @@ class GroupLowering(Clusters):
         self.finish(done)
         return list(done.results)
 
-    def _scales(self, found: MatrixWalk, at: dict[str, Value], group: MatrixGroup,
+    def scales(self, found: MatrixWalk, at: dict[str, Value], group: MatrixGroup,
                 sides: range) -> list[list[Value | None]]:
         """By what the sums of one block of the depth are multiplied, for each part of the columns: those of a lane's
         upper rows, and of its lower."""
@@ -474,7 +488,7 @@ class GroupLowering(Clusters):
                          for by, value in zip(of_rows, of_columns, strict=True)])
         return made
 
-    def _add_block(self, sums: list[Value], scales: list[Value | None], totals: list[Value]) -> list[Value]:
+    def add_block(self, sums: list[Value], scales: list[Value | None], totals: list[Value]) -> list[Value]:
         """The sums of one block of the depth, times its scales, to the totals, in f32: the instruction keeps fewer bits
         of a sum of such elements than f32 has, so that none runs over more than a block (DeepSeek-V3 Technical Report,
         section 3.3.2: about 14 bits; promotion every 128)."""
@@ -516,26 +530,24 @@ class GroupLowering(Clusters):
                                   masked=True))
         return made
 
-    def _store_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
-                    column: Value) -> None:
-        """Each warp its own rows, some columns after the others."""
+    def store_sums(self, walk: Walk, found: MatrixWalk, sums: list[Value], start: Value, column: Value) -> None:
+        """Each warp its own 16 rows from `start` on, some columns after the others."""
         for store in self.boxed:
-            self._store_boxed_walk(store, group, walk, found, sums, row, column)
+            self._store_boxed_walk(store, walk, found, sums, start, column)
             return
         rows, columns = self.open[found.rows], self.open[found.columns]
         row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
-        warp_rows = group.group_rows // group.group_warps
-        start = self.add(row, self.mul(self.warp(), warp_rows))
+        warp_rows, wide = fragments.ROWS, self.held_columns()
         if self.stays_held:
             each = len(sums) // len(found.right)
             whole = [[Sum(sums[number * each + at], at % 4 // 2 * 8, at // 4 * fragments.COLUMNS + at % 2)
                       for at in range(each)] for number in range(len(found.right))]
-            self.store_held(walk, found, whole, (start, warp_rows, row_end), (column, self.columns, column_end))
+            self.store_held(walk, found, whole, (start, warp_rows, row_end), (column, wide, column_end))
             return
         place = self.add(self.near(), self.add(self.sums_at, self.mul(self.warp(), self._sums_bytes())))
         each, held = len(sums) // len(found.right), self.piece_columns // 2
         for top in range(0, warp_rows, PIECE_ROWS):
-            for side in range(0, self.columns, self.piece_columns):
+            for side in range(0, wide, self.piece_columns):
                 placed = [[Sum(sums[number * each + side // 2 + at], 0, at // 4 * fragments.COLUMNS + at % 2)
                            for at in range(held) if at % 4 // 2 == top // PIECE_ROWS]
                           for number in range(len(found.right))]

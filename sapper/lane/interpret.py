@@ -569,7 +569,8 @@ _BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
     **UNIT_BUILDERS,
     **dict.fromkeys(("async_commit", "async_wait", "fence_streaming", "group_commit", "group_fence", "prefetch",
-                     "register_budget", "signal_fence", "store_fence", "store_wait", "sync_lanes", "tile_wake"),
+                     "register_budget", "signal_fence", "store_fence", "store_wait", "sums_acquire", "sums_release",
+                     "sync_lanes", "tile_wake"),
                     _build_nothing),
 }
 

@@ -286,29 +286,30 @@ def _build_tensor_copy(program: Program, op: Op) -> Step:
     return tensor_copy
 
 
+def _near_operand(e: list[Any], op: Op, side: str, at: int, first: int, extent: int) -> NDArray[np.float64]:
+    """(outer, depth) of a group's operand in near memory, of the outer coordinates from `first` on."""
+    attributes = op.attributes
+    kind = ELEMENTS[attributes["dtype"]]
+    size = kind.itemsize
+    offsets = fragments.near_offsets(
+        np.arange(first, first + extent)[:, None], np.arange(fragments.GROUP_DEPTH_BYTES // size)[None, :],
+        attributes[f"{side}_rows"], attributes.get(f"{side}_panel_bytes", 0), size)
+    places = fragments.swizzled(e[at] + attributes.get(f"{side}_disp", 0) + offsets)
+    low, high = int(places.min()), int(places.max()) + size
+    held = bytes_at(e[0], op, low, high - low, False, None)
+    raw = np.stack([held[places - low + byte] for byte in range(size)], axis=-1)
+    elements: NDArray[np.float64] = raw.view(kind)[..., 0].astype(np.float64)
+    return elements
+
+
 def _build_group_multiply(program: Program, op: Op) -> Step:
     """The left operand in near memory, or in registers."""
     in_registers = op.name == "group_multiply_rows"
     slots = [program.slot(v) for v in op.operands]
     right, left, sums = (slots[0], slots[1:5], slots[5:]) if in_registers else (slots[1], slots[:1], slots[2:])
     results = [program.slot(v) for v in op.results]
-    attributes = op.attributes
-    kind = ELEMENTS[attributes["dtype"]]
-    columns = len(sums) * fragments.COLUMNS // 4
-    size = kind.itemsize
-    deep, fresh = fragments.GROUP_DEPTH_BYTES // size, attributes.get("fresh", False)
-
-    def operand(e: list[Any], side: str, at: int, first: int, extent: int) -> NDArray[np.float64]:
-        """(outer, depth) of the outer coordinates from `first` on."""
-        offsets = fragments.near_offsets(np.arange(first, first + extent)[:, None],
-                                         np.arange(deep)[None, :], attributes[f"{side}_rows"],
-                                         attributes.get(f"{side}_panel_bytes", 0), size)
-        places = fragments.swizzled(e[at] + attributes.get(f"{side}_disp", 0) + offsets)
-        low, high = int(places.min()), int(places.max()) + size
-        held = bytes_at(e[0], op, low, high - low, False, None)
-        raw = np.stack([held[places - low + byte] for byte in range(size)], axis=-1)
-        elements: NDArray[np.float64] = raw.view(kind)[..., 0].astype(np.float64)
-        return elements
+    kind = ELEMENTS[op.attributes["dtype"]]
+    columns, fresh = len(sums) * fragments.COLUMNS // 4, op.attributes.get("fresh", False)
 
     def group_multiply(e: list[Any]) -> None:
         if in_registers:
@@ -316,8 +317,8 @@ def _build_group_multiply(program: Program, op: Op) -> Step:
             held = np.stack([e[slot] for slot in left]).view(kind).reshape(4, program.lanes, -1).transpose(0, 2, 1)
             a[fragments.A] = held.astype(np.float64)
         else:
-            a = operand(e, "left", left[0], e[0].warp % 4 * fragments.ROWS, fragments.ROWS)
-        product = a @ operand(e, "right", right, 0, columns).T
+            a = _near_operand(e, op, "left", left[0], e[0].warp % 4 * fragments.ROWS, fragments.ROWS)
+        product = a @ _near_operand(e, op, "right", right, 0, columns).T
         rows, within = fragments.C
         for number, (result, slot) in enumerate(zip(results, sums, strict=True)):
             register = number % 4
@@ -338,6 +339,107 @@ def _build_group_wait(program: Program, op: Op) -> Step:
     return group_wait
 
 
+SUMS_ROWS, SUMS_COLUMNS = 128, 512
+SUMS_FIRST = 64
+"""Where the columns that are set aside begin: not at 0, so that a place that leaves it out is wrong."""
+
+
+def _build_sums_open(program: Program, op: Op) -> Step:
+    address, columns = program.slot(op.operands[0]), op.attributes["columns"]
+
+    def sums_open(e: list[Any]) -> None:
+        worker: Worker = e[0]
+        if worker.number in worker.launch.sums:
+            raise LaneError(f"{at_op(op)}: found columns that are set aside; expected sums_close of these before")
+        first = min(SUMS_FIRST, SUMS_COLUMNS - columns)
+        bytes_at(worker, op, e[address], 4, True, None).view(np.uint32)[:] = first
+        worker.launch.sums[worker.number] = (np.full((SUMS_ROWS, SUMS_COLUMNS), np.nan, np.float32),
+                                             range(first, first + columns))
+
+    return sums_open
+
+
+def _build_sums_close(program: Program, op: Op) -> Step:
+    def sums_close(e: list[Any]) -> None:
+        if e[0].launch.sums.pop(e[0].number, None) is None:
+            raise LaneError(f"{at_op(op)}: found no columns that are set aside; expected sums_open before")
+
+    return sums_close
+
+
+def _sums_at(worker: Worker, op: Op, place: int, rows: int, columns: int) -> NDArray[np.float32]:
+    """A view of rows x columns sums. Raises LaneError where they are not all set aside."""
+    row, column = divmod(place, 1 << 16)
+    held, aside = worker.launch.sums.get(worker.number, (None, range(0)))
+    if held is None or row + rows > SUMS_ROWS or column not in aside or column + columns > aside.stop:
+        raise LaneError(f"{at_op(op)}, worker {worker.number}: found {rows} x {columns} sums at row {row}, column "
+                        f"{column}; expected columns that sums_open set aside")
+    return held[row:row + rows, column:column + columns]
+
+
+def _build_sums_multiply(program: Program, op: Op) -> Step:
+    left, right, place, adds = (program.slot(v) for v in op.operands)
+    rows, columns = op.attributes["rows"], op.attributes["columns"]
+
+    def sums_multiply(e: list[Any]) -> None:
+        sums = _sums_at(e[0], op, e[place], rows, columns)
+        product = _near_operand(e, op, "left", left, 0, rows) @ _near_operand(e, op, "right", right, 0, columns).T
+        sums[:] = product if not e[adds] else sums.astype(np.float64) + product
+
+    return sums_multiply
+
+
+def _build_sums_multiply_rows(program: Program, op: Op) -> Step:
+    left, right, place, adds = (program.slot(v) for v in op.operands)
+    rows, columns = op.attributes["rows"], op.attributes["columns"]
+    kind = ELEMENTS[op.attributes["dtype"]]
+
+    def sums_multiply_rows(e: list[Any]) -> None:
+        at = e[left] + op.attributes.get("left_disp", 0)
+        packed = _sums_at(e[0], op, at, rows, fragments.DEPTH // 2)
+        a = np.ascontiguousarray(packed).view(kind).reshape(rows, fragments.DEPTH).astype(np.float64)
+        sums = _sums_at(e[0], op, e[place], rows, columns)
+        product = a @ _near_operand(e, op, "right", right, 0, columns).T
+        sums[:] = product if not e[adds] else sums.astype(np.float64) + product
+
+    return sums_multiply_rows
+
+
+def _own_rows(program: Program, worker: Worker, op: Op, place: int) -> None:
+    if (place >> 16) // program.lanes != worker.warp % 4:
+        raise LaneError(f"{at_op(op)}: found row {place >> 16} at hand of warp {worker.warp}; expected one of rows "
+                        f"{worker.warp % 4 * program.lanes} .. + {program.lanes - 1}")
+
+
+def _build_sums_store(program: Program, op: Op) -> Step:
+    place, *rows = (program.slot(v) for v in op.operands)
+    columns = len(rows) * 2
+    down, across = fragments.A      # of pairs: each register's two slots side by side
+
+    def sums_store(e: list[Any]) -> None:
+        _own_rows(program, e[0], op, e[place])
+        sums = _sums_at(e[0], op, e[place], fragments.ROWS, columns).view(np.uint32)
+        for number, slot in enumerate(rows):
+            block, register = divmod(number, 4)
+            sums[down[register, 0], 8 * block + across[register, 0] // 2] = np.asarray(e[slot]).view(np.uint32)
+
+    return sums_store
+
+
+def _build_sums_load(program: Program, op: Op) -> Step:
+    place, results = program.slot(op.operands[0]), [program.slot(v) for v in op.results]
+    columns = len(results) * fragments.COLUMNS // 4
+
+    def sums_load(e: list[Any]) -> None:
+        _own_rows(program, e[0], op, e[place])
+        sums = _sums_at(e[0], op, e[place], fragments.ROWS, columns)
+        rows, within = fragments.C
+        for number, result in enumerate(results):
+            e[result] = sums[rows[number % 4], number // 4 * fragments.COLUMNS + within[number % 4]]
+
+    return sums_load
+
+
 BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "warp": _build_warp, "near_memory": _build_near_memory, "sync_warps": _build_sync_warps,
     "sync_cluster": _build_sync_warps,
@@ -347,6 +449,9 @@ BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "tile_zero": _build_tile_zero, "tile_load": _build_tile_load, "tile_store": _build_tile_store,
     "tile_multiply": _build_tile_multiply, "signal_start": _build_signal(_signal_start),
     "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
+    "sums_signal": _build_signal(_signal_arrive), "sums_open": _build_sums_open, "sums_close": _build_sums_close,
+    "sums_multiply": _build_sums_multiply, "sums_multiply_rows": _build_sums_multiply_rows,
+    "sums_load": _build_sums_load, "sums_store": _build_sums_store,
     "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy,
     "store_matrix": _build_store_matrix, "tensor_store": _build_tensor_copy,
     "group_multiply": _build_group_multiply, "group_multiply_rows": _build_group_multiply,

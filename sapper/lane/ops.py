@@ -295,6 +295,33 @@ LANE_OPS = OpTable("lane", [
     OpSpec("group_commit", (0, 0), (0, 0), pure=False, doc="the group_multiply ops since the last one are a batch"),
     OpSpec("group_wait", (0, None), (0, None), attributes=("pending",), pure=False,
            doc="all but the `pending` last batches of this warp's group are done; sums in flight -> the sums"),
+    # Sums in a memory of their own: 128 rows x 512 columns of f32 of each worker; a place there is row << 16 | column.
+    OpSpec("sums_open", (1, 1), (0, 0), attributes=("columns",), pure=False,
+           doc="near address: so many columns, a power of two from 32 on, are set aside for this worker, and where "
+               "they begin is left in the 4 bytes there"),
+    OpSpec("sums_close", (1, 1), (0, 0), attributes=("columns",), pure=False,
+           doc="place: the columns that sums_open set aside from there on are given up"),
+    OpSpec("sums_multiply", (4, 4), (0, 0), attributes=("dtype", "rows", "columns", "left_rows", "right_rows"),
+           optional=("left_disp", "right_disp", "left_panel_bytes", "right_panel_bytes"), pure=False,
+           doc="near addresses of a and b, place of c, adds (s64): c + a @ b, or a @ b if adds is 0, of rows x D, D x "
+               "columns and rows x columns elements, as group_multiply has them in near memory. This warp starts it; "
+               "those that one warp starts are done in turn, and others know by a sums_signal"),
+    OpSpec("sums_multiply_rows", (4, 4), (0, 0), attributes=("dtype", "rows", "columns", "right_rows"),
+           optional=("left_disp", "right_disp", "right_panel_bytes"), pure=False,
+           doc="place of a, near address of b, place, adds (s64): as sums_multiply, with a in sums memory: rows x 16 "
+               "elements of 16 bits in 8 columns, as sums_store puts them"),
+    OpSpec("sums_store", (1 + 4, None), (0, 0), pure=False,
+           doc="place, row<b32>: 16 rows from there on of pairs of 16-bit elements, 16 of them in 8 columns for each "
+               "four registers (fragments.A). Warp w writes rows 32 (w mod 4) .. + 31 alone"),
+    OpSpec("sums_signal", (1, 1), (0, 0), optional=("disp", "workers"), pure=False,
+           doc="signal: one arrival, once all products that this warp started are done; `workers`: as signal_arrive"),
+    OpSpec("sums_load", (1, 1), (4, None), pure=False,
+           doc="place -> 16 rows of sums from there on, 8 columns for each four row<f32>, which hold 16 x 8 elements "
+               "(fragments.C). Warp w reads rows 32 (w mod 4) .. + 31 alone"),
+    OpSpec("sums_acquire", (0, 0), (0, 0), pure=False,
+           doc="sums_multiply and sums_load after it come after what the warp waited for before it"),
+    OpSpec("sums_release", (0, 0), (0, 0), pure=False,
+           doc="who is told something after it comes after this warp's sums_load and sums_store"),
     OpSpec("register_budget", (0, 0), (0, 0), attributes=("registers", "more"), pure=False,
            doc="a thread of this group of warps has so many registers from here on; more: than before"),
     # Control.

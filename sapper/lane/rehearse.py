@@ -9,6 +9,8 @@ over, from what it waited for, not from the order in which they happened to run:
     (vector clocks: Mattern, "Virtual Time and Global States of Distributed Systems", 1989)
     a copy is over when its signal's phase is, or after the async_wait of the warp that issued it
     a matrix instruction of a group reads until its group_wait, a copy of a box from near memory until its store_wait
+    products whose sums have a memory of their own are over when the phase is of a signal that a later sums_signal of
+    their warp arrived at; that warp's own are done in turn
     a wait for a parity is taken at its weakest: for the first phase of that parity of which the warp does not know yet;
     if it knows of one, and of none of the other parity since, it passes at once
 
@@ -48,8 +50,10 @@ WORKERS = 2
 HANDING = ((EXTENT, WORKERS), (128, WORKERS), (128, 8))
 """Extents and workers where workers hand over: the first with which they do counts. Shares that go with the number of
 tiles want few of them."""
-NEAR_STRIDE, SCRATCH = 1 << 24, 1 << 40
-"""From a worker's near memory to the next one's, and where scratch memory begins."""
+NEAR_STRIDE, SCRATCH, SUMS = 1 << 24, 1 << 40, 1 << 60
+"""From a worker's near memory, or its sums, to the next one's, and where scratch memory and sums begin."""
+SUMS_COLUMNS, SUMS_PARTS = 512, 8
+"""Of sums memory: a column of 16 rows, which a warp moves at once, has an address."""
 PAGE_BYTES = 1024
 """Places are looked for among those of the same pages: most are a row or two of a tile."""
 MOST_FAULTS = 8
@@ -63,7 +67,8 @@ _SYNCHRONISES = frozenset({
     "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
     "store_fence", "tensor_store", "store_wait",
     "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "async_copy",
-    "async_commit", "async_wait"})
+    "async_commit", "async_wait", "sums_open", "sums_close", "sums_multiply", "sums_multiply_rows", "sums_signal",
+    "sums_load", "sums_store", "sums_acquire", "sums_release"})
 _WAITS = frozenset({"take_over", "sync_warps", "sync_cluster", "signal_wait", "group_wait", "async_wait"})
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
@@ -172,8 +177,11 @@ class Signal:
 class Warp:
     """number: among all warps, of which it is the one `own` of a worker. batches: the reads of each batch of matrix
     instructions that is not known to be done; issued: of those in no batch; groups, copies: likewise of copies by
-    lanes; stores: batches of copies of boxes from near memory, of which the last has not ended. held: an ordinary
-    access that the next one may belong to, the bytes, and whether it writes. runs: of each loop in which it waits."""
+    lanes; stores: batches of copies of boxes from near memory, of which the last has not ended. started: accesses of
+    products whose sums have a memory, of no sums_signal yet; signalled: how many of these there were; acquired: whether
+    its next product, load or store of sums comes after what it waited for; moving: whether these may come after what it
+    tells. held: an ordinary access that the next one may belong to, the bytes, and whether it writes. runs: of each
+    loop in which it waits."""
 
     number: int
     worker: int = 0
@@ -187,6 +195,10 @@ class Warp:
     groups: list[list[Access]] = field(default_factory=list)
     copies: list[Access] = field(default_factory=list)
     stores: list[list[Access]] = field(default_factory=lambda: [[]])
+    started: list[Access] = field(default_factory=list)
+    signalled: int = 0
+    acquired: bool = False
+    moving: bool = False
     held: tuple[Op, int, int, bool] | None = None
     runs: dict[Op, int] = field(default_factory=dict)
 
@@ -265,6 +277,8 @@ class _Rehearsal:
         self.loaded: dict[Op, int] = {}
         self.signals: dict[int, Signal] = {}
         self.words: dict[int, Any] = {}
+        self.sums: dict[int, int] = {}
+        self.opened: dict[int, Op] = {}
         self.cluster = attributes.get("cluster", 1)
         sizes = [each] * rehearsed + [each * rehearsed]     # the warps of each worker, and of all
         self.met = [[0] * size for size in sizes]
@@ -323,7 +337,7 @@ class _Rehearsal:
                     want(op.operands[1:])
                 elif op.name == "group_wait":
                     pass
-                elif op.name in _FIRST_SUM:
+                elif op.name in _FIRST_SUM or op.name == "sums_store":
                     want([v for v in op.operands if isinstance(v.type, ScalarType)])
                 else:
                     want(op.operands)
@@ -365,6 +379,8 @@ class _Rehearsal:
                 break
         for access in (access for warp in self.warps for batch in warp.stores for access in batch):
             self.fault(access.op, "a copy from near memory that the warp did not wait for before its end")
+        for worker in self.sums:
+            self.fault(self.opened[worker], "sums that nobody gave up")
         for worker, access in self.foreign:
             if not all(self.knows(warp, access) for warp in self.warps if warp.worker == worker):
                 self.fault(access.op, "another worker that may have ended before")
@@ -429,7 +445,13 @@ class _Rehearsal:
             return
         inner = any(self.holds_wait(loop) for loop in block.ops if loop.blocks and loop.name != "if")
         waits = self.holds_wait(op)
-        for count, number in enumerate(numbers[:ROUNDS - warp.runs.get(op, 0) % 2 if waits and not inner else None]):
+        if waits and not inner:
+            before = warp.runs.get(op, 0)
+            # Who waits once for each tile has as many tiles as who does so in a loop for each.
+            of_tiles = op.name == "tasks" or op.attributes.get("label") == "tile"
+            numbers = numbers[:max(0, TILES - before) if of_tiles else ROUNDS - before % 2]
+            warp.runs[op] = before + (len(numbers) if of_tiles else 1)
+        for count, number in enumerate(numbers):
             if inner and (count >= MOST_ROUNDS or (warp.runs and min(warp.runs.values()) >= TILES)):
                 break
             values[counter] = number
@@ -437,8 +459,6 @@ class _Rehearsal:
             if op.name == "loop":
                 carried = [values.get(v) for v in block.ops[-1].operands]
                 values.update(zip(arguments, carried, strict=True))
-        if waits and not inner:
-            warp.runs[op] = warp.runs.get(op, 0) + 1
         if op.name == "loop":
             values.update((r, values.get(a)) for r, a in zip(op.results, arguments, strict=True))
 
@@ -543,9 +563,13 @@ class _Rehearsal:
                 page.append(found)
         return found
 
-    def touch(self, warp: Warp, interval: Interval, access: Access, writes: bool) -> None:
+    def touch(self, warp: Warp, interval: Interval, access: Access, writes: bool, in_turn: bool = False) -> None:
+        """in_turn: what one agent does so is done in its order."""
         low, high = interval
         first = low // NEAR_STRIDE * NEAR_STRIDE if 0 <= low < SCRATCH else 0
+        if low >= SUMS and high - 1 - low >= self.sums.get(warp.worker, 0) - low % SUMS_COLUMNS:
+            self.fault(access.op, "sums that are not set aside")
+            return
         if low < SCRATCH and not first <= low <= high <= first + self.near_bytes:
             self.fault(access.op, f"bytes {low - first} to {high - first} of {self.near_bytes} of near memory")
             return
@@ -559,6 +583,8 @@ class _Rehearsal:
                 missing -= (high if high < other.high else other.high) - (low if low > other.low else other.low)
             # As `knows` says, which is called too often here.
             epoch = before.epoch
+            if in_turn and before.agent == access.agent:
+                continue
             if epoch is None or (before.agent != number and epoch_of(before.agent, -1) < epoch):
                 self.fault(access.op, "what was not waited for" if not writes else "a write over a write", before.op)
             elif before.ordinary and not access.ordinary:
@@ -566,6 +592,8 @@ class _Rehearsal:
         for other in place.others if writes else ():
             for read in other.reads.values():
                 epoch = read.epoch
+                if in_turn and read.agent == access.agent:
+                    continue
                 if epoch is None or (read.agent != number and epoch_of(read.agent, -1) < epoch):
                     self.fault(access.op, "a write over what may still be read", read.op)
         if missing > 0:
@@ -711,6 +739,92 @@ class _Rehearsal:
         for signal in self.signals.values():
             signal.fenced |= signal.starter.agent == warp.number
 
+    # Sums in a memory of their own. Agent -1 - n is what warp n starts: an epoch of it is over with each sums_signal.
+
+    def _open_sums(self, warp: Warp, op: Op) -> None:
+        address = self._address(warp, op, 0)
+        if address is not None:
+            self.touch(warp, (address, address + 4), Access(op, warp.number, warp.epoch, True), True)
+            self.words[address] = 0
+            self.sums[warp.worker], self.opened[warp.worker] = op.attributes["columns"], op
+
+    def _close_sums(self, warp: Warp, op: Op) -> None:
+        columns = self.sums.pop(warp.worker, 0)
+        if columns != op.attributes["columns"]:
+            self.fault(op, f"{columns} columns that are set aside")
+        first = SUMS + warp.worker * NEAR_STRIDE
+        for place in self.places.values():
+            if first <= place.low < first + SUMS_PARTS * SUMS_COLUMNS:
+                for access in (place.write, *place.reads.values()):
+                    if access is not None and not self.knows(warp, access):
+                        self.fault(op, "sums that may still be worked on", access.op)
+
+    def _columns(self, warp: Warp, op: Op, at: int, columns: int, disp: str = "") -> list[Interval]:
+        """Of sums, in all parts from that of the place on."""
+        place = self._address(warp, op, at, disp)
+        if place is None:
+            return []
+        part, column = place >> 20, place % (1 << 16)
+        first = SUMS + warp.worker * NEAR_STRIDE + column
+        return [(first + n * SUMS_COLUMNS, first + n * SUMS_COLUMNS + columns) for n in range(part, SUMS_PARTS)]
+
+    def _start_product(self, warp: Warp, op: Op) -> None:
+        if not warp.acquired:
+            self.fault(op, "a wait before it without sums_acquire")
+        agent, columns = -1 - warp.number, op.attributes["columns"]
+
+        def touch(interval: Interval, writes: bool = False) -> None:
+            access = Access(op, agent, None, False)
+            self.touch(warp, interval, access, writes, True)
+            warp.started.append(access)
+
+        if op.name == "sums_multiply_rows":
+            for interval in self._columns(warp, op, 0, fragments.DEPTH // 2, "left_disp"):
+                touch(interval)
+        sides = ((0, "left", op.attributes["rows"]), (1, "right", columns))
+        for at, side, extent in sides[op.name == "sums_multiply_rows":]:
+            near = self._operand_of_group(warp, op, at, side, extent)
+            if near is not None:
+                touch(near)
+        for interval in self._columns(warp, op, 2, columns):
+            if warp.values.get(op.operands[3]) != 0:
+                touch(interval)
+            touch(interval, True)
+
+    def _signal_products(self, warp: Warp, op: Op) -> None:
+        for access in warp.started:
+            access.epoch = warp.signalled
+        warp.started = []
+        for away in self._away(warp, op):
+            signal = self._signal(warp, op, away=away)
+            if signal is None:
+                continue
+            if signal.arrivals == 0:
+                self.fault(op, "more arrivals than a phase has")
+                continue
+            if away:
+                self._reach(warp, away, Access(op, -1 - warp.number, warp.signalled, False))
+            _merge(signal.gathered, warp.clock)     # known before the products were started
+            signal.gathered[-1 - warp.number] = warp.signalled
+            self._count(signal, 1, 0)
+        warp.signalled += 1
+
+    def _move_sums(self, warp: Warp, op: Op) -> None:
+        """sums_load and sums_store, of one part."""
+        if not warp.acquired:
+            self.fault(op, "a wait before it without sums_acquire")
+        stores = op.name == "sums_store"
+        columns = 2 * (len(op.operands) - 1 if stores else len(op.results))
+        for interval in self._columns(warp, op, 0, columns)[:1]:
+            self.touch(warp, interval, Access(op, warp.number, warp.epoch, False), stores)
+            warp.moving = True
+
+    def _acquire_sums(self, warp: Warp, op: Op) -> None:
+        warp.acquired = True
+
+    def _release_sums(self, warp: Warp, op: Op) -> None:
+        warp.moving = False
+
     def _count(self, signal: Signal, arrivals: int, announced: int) -> None:
         signal.arrivals -= arrivals
         signal.announced += announced
@@ -720,6 +834,8 @@ class _Rehearsal:
             signal.arrivals = signal.each
 
     def _arrive(self, warp: Warp, op: Op) -> None:
+        if warp.moving:
+            self.fault(op, "loads or stores of sums before it without sums_release")
         for away in self._away(warp, op):
             signal = self._signal(warp, op, away=away)
             if signal is not None:
@@ -737,6 +853,7 @@ class _Rehearsal:
         if signal is None or not isinstance(parity, int):
             self.fault(op, "a parity that memory holds")
             return
+        warp.acquired = False
         following = warp.clock.get(signal.agent, -1) + 1
         if following & 1 != parity:
             return
@@ -790,18 +907,23 @@ class _Rehearsal:
         columns = (len(op.operands) - _FIRST_SUM[op.name]) * 2
         sides = ((0, "left", 64), (1, "right", columns))
         for at, side, extent in sides if op.name == "group_multiply" else ((0, "right", columns),):
-            start = self._address(warp, op, at, f"{side}_disp")
-            if start is None:
-                continue
-            rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
-            size = op.attributes["dtype"].size_bytes
-            deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
-            last = fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size)
-            row = fragments.ROW_BYTES
-            interval = start // row * row, (start + int(last)) // row * row + row
-            access = Access(op, warp.number, None, False)
-            self.touch(warp, interval, access, False)
-            warp.issued.append(access)
+            interval = self._operand_of_group(warp, op, at, side, extent)
+            if interval is not None:
+                access = Access(op, warp.number, None, False)
+                self.touch(warp, interval, access, False)
+                warp.issued.append(access)
+
+    def _operand_of_group(self, warp: Warp, op: Op, at: int, side: str, extent: int) -> Interval | None:
+        """Where an operand of `extent` rows, or columns, lies in near memory."""
+        start = self._address(warp, op, at, f"{side}_disp")
+        if start is None:
+            return None
+        rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
+        size = op.attributes["dtype"].size_bytes
+        deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
+        last = fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size)
+        row = fragments.ROW_BYTES
+        return start // row * row, (start + int(last)) // row * row + row
 
     def _commit(self, warp: Warp, op: Op) -> None:
         warp.batches.append(warp.issued)
@@ -845,6 +967,11 @@ _ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
     "store_wait": _Rehearsal._wait_stores,
     "group_fence": _Rehearsal._fence_group, "group_multiply": _Rehearsal._multiply,
     "group_multiply_rows": _Rehearsal._multiply,
+    "sums_open": _Rehearsal._open_sums, "sums_close": _Rehearsal._close_sums,
+    "sums_multiply": _Rehearsal._start_product, "sums_multiply_rows": _Rehearsal._start_product,
+    "sums_signal": _Rehearsal._signal_products, "sums_load": _Rehearsal._move_sums,
+    "sums_store": _Rehearsal._move_sums, "sums_acquire": _Rehearsal._acquire_sums,
+    "sums_release": _Rehearsal._release_sums,
     "group_commit": _Rehearsal._commit, "group_wait": _Rehearsal._wait_group, "async_copy": _Rehearsal._copy_lanes,
     "async_commit": _Rehearsal._commit_copies, "async_wait": _Rehearsal._wait_copies,
 }

@@ -46,6 +46,7 @@ class Launch:
         self.waiting = 0
         self.generation = 0
         self.signals: dict[int, Signal] = {}
+        self.sums: dict[int, tuple[Array, range]] = {}
         self.handed: set[int] = set()
         self.fruitless = 0
         self.failure: BaseException | None = None

@@ -114,7 +114,9 @@ class MatrixGroup:
     of a worker at most. products, cache_bytes, port_bytes: as of MatrixUnit. chain_registers: likewise, of a thread
     where there are two groups; rows that take more are shared by both. turns: of two groups with rows of their own, one
     computes what stands between products while the other's products are made (chained_groups.py). clusters: of how many
-    workers a copy may go to all, and signals reach all.
+    workers a copy may go to all, and signals reach all. sums_columns: of a memory for sums, of which each column has an
+    f32 for each of group_rows rows: there one warp starts the products, of group_rows x N elements, and the groups of
+    warps store (sums_memory.py); 0: sums are in registers.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -136,6 +138,7 @@ class MatrixGroup:
     port_bytes: int = 64
     clusters: tuple[int, ...] = (2, 4)
     turns: bool = True
+    sums_columns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,9 @@ OF_THREADS = {
     "load_matrix", "matrix_multiply", "signal_start", "signal_fence", "signal_arrive", "signal_expect",
     "signal_wait", "tensor_copy", "store_matrix", "store_fence", "tensor_store", "store_wait", "group_fence",
     "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "register_budget", "asm_multiply",
-    "hand_over", "take_over", "sync_cluster", "join", "unpack", "add2", "sub2", "mul2", "reciprocal"}
+    "sums_open", "sums_close", "sums_multiply", "sums_multiply_rows", "sums_signal", "sums_load", "sums_store",
+    "sums_acquire", "sums_release", "hand_over", "take_over", "sync_cluster", "join", "unpack", "add2", "sub2", "mul2",
+    "reciprocal"}
 """Lowered to only where the target's facts have runs, matrix instructions or joins, and pairs where it has them."""
 ALWAYS_SPLIT = {"dot4_i8i8", "dot4_u8u8", "fma2_bf16"}
 """Written as others on every target, by split_dots.py."""

@@ -766,3 +766,56 @@ def test_scopes_have_their_own_registers_and_labels() -> None:
 def test_launches_that_do_not_fit(launch: dict[str, Any], message: str) -> None:
     with pytest.raises(EmulationError, match=message):
         emulate.load(text(" ret;")).launch(**launch)
+
+
+# --- Branches by number ---------------------------------------------------------------------------------------------
+
+
+BRANCHES = """
+ and.b32 %r2, %r1, 3;
+ GUARD
+places: .branchtargets
+   first,
+   second, third;
+ @%p1 brx.idx %r2, places;
+ mov.b32 %r3, 40;
+ bra end;
+first:
+ mov.b32 %r3, 10;
+ bra end;
+second:
+ mov.b32 %r3, 20;
+ bra end;
+third:
+ mov.b32 %r3, 30;
+end:
+ vote.sync.ballot.b32 %r4, 1, -1;
+ and.b32 %r4, %r4, 1;
+ add.u32 %r3, %r3, %r4;
+ st.global.u32 [%d2], %r3;
+ ret;"""
+
+
+def test_threads_part_at_a_branch_by_number() -> None:
+    found = run(BRANCHES.replace("GUARD", "setp.lt.u32 %p1, %r2, 3;"), words=32)
+    assert found == [11, 21, 31, 41] * 8
+
+
+def test_a_number_that_has_no_label_is_told() -> None:
+    with pytest.raises(EmulationError, match=r"brx\.idx %r2, places; is reached by .* lane 3"):
+        run(BRANCHES.replace("GUARD", "setp.ne.u32 %p1, %r2, 9;"))
+    with pytest.raises(ParseError, match=r"no \.branchtargets before"):
+        run(BRANCHES.replace("places:", "others:").replace("GUARD", "setp.lt.u32 %p1, %r2, 3;"))
+
+
+def test_the_highest_of_three() -> None:
+    found = run("""
+ cvt.rn.f32.u32 %f1, %r1;
+ mov.b32 %f2, 0f41200000;
+ max.f32 %f3, %f1, %f2, 0f41A00000;
+ min.f32 %f4, %f1, %f2, %f3;
+ add.f32 %f4, %f3, %f4;
+ cvt.rzi.u32.f32 %r2, %f4;
+ st.global.u32 [%d2], %r2;
+ ret;""", words=32)
+    assert found == [max(number, 20) + min(number, 10) for number in range(32)]

@@ -14,7 +14,7 @@ import pytest
 from sapper import emulate
 from sapper.emulate import EmulationError, Options, TensorMap, Uninitialised
 
-from .test_triton import descriptor, random
+from .test_triton import descriptor, random, with_early_waits
 
 DATA = Path(__file__).parent / "data"
 BF16 = ml_dtypes.bfloat16
@@ -40,22 +40,25 @@ def change(pattern: str, replacement: str, which: int = 0) -> Callable[[str], st
     return mutate
 
 
-def matmul(text: str, block: int, shared_bytes: int, lazy: bool, dtype: Any = np.float32) -> None:
+def matmul(text: str, block: int, shared_bytes: int, lazy: bool, dtype: Any = np.float32,
+           tensor_fences: bool = True) -> None:
     m, n, k = 128, 128, 256
     a, b, c = random((m, k), BF16), random((k, n), BF16, 1), np.zeros((m, n), dtype)
-    emulate.load(text).launch(grid=(m // block, n // block), shared_bytes=shared_bytes, options=Options(lazy=lazy),
+    emulate.load(text).launch(grid=(m // block, n // block), shared_bytes=shared_bytes,
+                              options=Options(lazy=lazy, tensor_fences=tensor_fences),
                               arguments=[a, b, Uninitialised(c), m, n, k, k, n, n, np.int64(0), np.int64(0)])
     if np.abs(c - a.astype(np.float32) @ b.astype(np.float32)).max() > 1e-3:
         raise Wrong
 
 
-def matmul_tma(text: str, lazy: bool, swizzle: int = 128) -> None:
+def matmul_tma(text: str, lazy: bool, swizzle: int = 128, shared_bytes: int = 73752, fences: bool = True) -> None:
     m, n, k = 64, 128, 320
     a, b, c = random((m, k), BF16), random((k, n), BF16, 1), np.zeros((m, n), BF16)
     first = [TensorMap(a, (64, 64), swizzle), *descriptor(a, (64, 64))[1:]]
     arguments = [*first, *descriptor(b, (64, 64)), *descriptor(c, (64, 64)), k, np.int64(0),
                  np.int64(0)]
-    emulate.load(text).launch(grid=(1, 1), arguments=arguments, shared_bytes=73752, options=Options(lazy=lazy))
+    emulate.load(text).launch(grid=(1, 1), arguments=arguments, shared_bytes=shared_bytes,
+                              options=Options(lazy=lazy, tensor_fences=fences))
     exact = a.astype(np.float32) @ b.astype(np.float32)
     if np.abs(c.astype(np.float32) - exact).max() > np.abs(exact).max() / 200:
         raise Wrong
@@ -83,6 +86,14 @@ def sm90(text: str, lazy: bool) -> None:
     matmul(text, 128, 65536, lazy)
 
 
+def sm100(text: str, lazy: bool) -> None:
+    matmul(with_early_waits(text), 128, 81936, lazy, tensor_fences=False)
+
+
+def tma100(text: str, lazy: bool) -> None:
+    matmul_tma(with_early_waits(text), lazy, shared_bytes=73776, fences=False)
+
+
 def attention80(text: str, lazy: bool) -> None:
     attention(text, 40960, lazy)
 
@@ -94,6 +105,7 @@ def attention90(text: str, lazy: bool) -> None:
 RUNS: dict[str, Callable[[str, bool], None]] = {
     "triton_matmul_bf16_sm80": sm80, "triton_matmul_bf16_sm90": sm90, "triton_matmul_tma_sm90": matmul_tma,
     "triton_attention_sm80": attention80, "triton_attention_sm90": attention90,
+    "triton_matmul_bf16_sm100": sm100, "triton_matmul_tma_sm100": tma100,
 }
 BARRIER = r"bar\.sync\s+0;"
 FAULTS: list[tuple[str, str, Callable[[str], str], bool, str]] = [
@@ -137,6 +149,34 @@ FAULTS: list[tuple[str, str, Callable[[str], str], bool, str]] = [
     ("swapped fragment of B", "triton_matmul_bf16_sm80",
      change(r"(mma\.sync\S+\s+\{[^}]*\}, \{[^}]*\}, \{ )(%r\d+), (%r\d+)", r"\1\3, \2"), False, "WRONG"),
     ("transposed ldmatrix", "triton_matmul_bf16_sm80", change(r"(ldmatrix\.\S+x4)\.trans", r"\1"), False, "WRONG"),
+    *[(f"missing wait {which} for the sums in tensor memory", "triton_matmul_bf16_sm100",
+       change(r"waitLoop:[^}]*bra\.uni waitLoop;", "", which), lazy, "race on|in flight|still")
+      for which, lazy in ((0, False), (0, True), (1, False), (1, True))],
+    ("sums in tensor memory that are not waited for long enough", "triton_matmul_bf16_sm100",
+     change(r"@!complete bra\.uni waitLoop;", "", 1), True, "still writes"),
+    *[("dropped tcgen05.commit", "triton_matmul_bf16_sm100", change(r"@%p\d+ tcgen05\.commit[^;]*;", ""), lazy,
+       "nobody can go on") for lazy in (False, True)],
+    ("missing proxy fence before tcgen05.mma", "triton_matmul_bf16_sm100", change(r"fence\.proxy\.async[.\w:]*;", ""),
+     False, "fence.proxy.async"),
+    ("missing tcgen05.wait::st", "triton_matmul_bf16_sm100", change(r"tcgen05\.wait::st\.sync\.aligned;", ""), False,
+     r"expected tcgen05\.wait::st"),
+    ("missing tcgen05.dealloc", "triton_matmul_bf16_sm100", change(r"@%p1 tcgen05\.dealloc[^;]*;", ""), False,
+     "ends with tensor memory"),
+    ("too few columns", "triton_matmul_bf16_sm100",
+     lambda text: text.replace("[%r47], 128;", "[%r47], 64;").replace("%r577, 128;", "%r577, 64;"), False,
+     "not allocated"),
+    ("another warp's lanes", "triton_matmul_bf16_sm100", change(r"(tcgen05\.st\S+ \[%r\d+) \+ 0\]", r"\1 + 2097152]"),
+     False, "its lanes are|expected less than 128"),
+    *[("wrong bits of a descriptor of tcgen05.mma", "triton_matmul_bf16_sm100",
+       lambda text, bits=bits: text.replace("1073758272", str(bits)), False, told)
+      for bits, told in ((0x80004040, "WRONG|nobody wrote"), (0x40004080, "WRONG|nobody wrote|in flight"),
+                         (0x40000040, "version"))],
+    ("a transposed operand that is not", "triton_matmul_bf16_sm100",
+     lambda text: text.replace("136381584", str(136381584 & ~(1 << 16))), False, "WRONG|nobody wrote|outside"),
+    ("a product of another type", "triton_matmul_bf16_sm100",
+     lambda text: text.replace("136381584", str(136381584 & ~(1 << 7))), False, "WRONG"),
+    ("missing wait on an mbarrier before tcgen05.mma", "triton_matmul_tma_sm100",
+     change(r"@!complete bra\.uni waitLoop;", ""), True, "in flight|nobody wrote|race"),
     ("a misaligned copy", "triton_matmul_bf16_sm80", change(r"(cp\.async\.cg\S+ \[ %r\d+ \+ )0", r"\g<1>8"), False,
      "multiple of 16"),
 ]

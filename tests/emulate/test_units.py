@@ -279,8 +279,10 @@ def test_the_granules_of_a_copy_are_those_of_its_bytes_each_once() -> None:
     shadow = Shadow(1 << 12, 4, 2, Clocks(1, 2, 1), "shared memory", str)
     random = np.random.default_rng(0)
     for count in (0, 1, 7, 500):
-        offsets = random.integers(64, 1 << 12, (count, 2))
-        np.testing.assert_array_equal(shadow.places(offsets), np.unique(offsets // 4))
+        for size in (1, 2, 4, 8):
+            offsets = random.integers(64, (1 << 12) // size, (count, 2)) * size
+            touched = offsets[..., None] + np.arange(size)
+            np.testing.assert_array_equal(shadow.places(offsets, size), np.unique(touched // 4))
 
 
 def test_a_read_by_several_warps_is_a_race_with_a_write_that_one_of_them_does_not_know() -> None:

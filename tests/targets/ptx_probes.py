@@ -13,7 +13,7 @@ IMMEDIATES = {"setmaxnreg": "64", "cp.async.ca": "16", "cp.async.cg": "16", "lop
 """Rows whose immediate must be a certain number."""
 WHOLE = {
     "call": "(passed), probed, (passed)",
-    "bar.red": "%r1, 0, %p1", "bar.red.pred": "%p2, 0, %p1", "elect": "%r1|%p1, %r3",
+    "bar.red": "%r1, 0, %p1", "bar.red.pred": "%p2, 0, %p1", "elect": "%r1|%p1, %r3", "brx": "%r1, places",
 }
 """Rows whose operands the notation does not determine."""
 
@@ -46,7 +46,7 @@ def operand_text(row: Row, form: Form, operand: Operand, number: int) -> str | N
             return "[argument]"
         if space.startswith("param"):
             return None
-        return "[%d9]"
+        return "[%r9]" if operand.type else "[%d9]"
     if operand.optional:
         hinted = "L2::cache_hint" in form and operand.type == "b64"
         masked = "multicast::cluster" in form and operand.type == "u16"
@@ -77,7 +77,7 @@ def module(level: str, version: tuple[int, int], forms: list[Form]) -> tuple[str
     for start in range(0, len(forms), 64):
         lines += [f".visible .entry probe_{start}(.param .align 16 .b8 argument[128])", "{", " .reg .pred %p<512>;",
                   " .reg .b16 %h<512>;", " .reg .b32 %r<512>;", " .reg .b64 %d<512>;",
-                  " .param .b32 passed;"]
+                  " .param .b32 passed;", "places: .branchtargets done;"]
         for form in forms[start:start + 64]:
             line = probe(form.row, form)
             if line is not None:

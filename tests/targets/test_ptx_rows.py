@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sapper import emulate
 from sapper.targets.ptx.assembler import find_tool
 from sapper.targets.ptx.instructions import TABLE, form
 from sapper.targets.ptx.levels import LEVELS, Needs, combine, lacking, version_for
@@ -79,6 +80,8 @@ def test_there_are_rows_for_what_kernels_need() -> None:
     ("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32", "sm_86",
      "needs sm_89 or later; found sm_86; instead: cvt to f16"),
     ("ld.shared::cluster.b32", "sm_80", "modifier .shared::cluster needs sm_90"),
+    ("tcgen05.mma.cta_group::1.kind::f16", "sm_120a", "is only on sm_100a; found sm_120a; instead: mma.sync.aligned"),
+    ("tcgen05.ld.sync.aligned.32x32b.x8.b32", "sm_90a", "instead: nothing: sums of mma.sync lie in registers"),
 ])
 def test_what_a_level_lacks_is_told_with_its_substitute(text: str, level: str, message: str) -> None:
     told = form(text).illegal_on(level)
@@ -114,6 +117,42 @@ def test_a_level_has_the_substitute_that_is_named_for_it() -> None:
 @cache
 def has(word: str, level: str) -> bool:
     return any(form(name).illegal_on(level) is None for name in forms_named(word))
+
+
+PRODUCT = "tcgen05.mma.cta_group::1.kind"
+TENSOR_LINES = {
+    # line -> what the emulator says of it, or nothing where it is fine; ptxas takes the same ones
+    f"{PRODUCT}::f16 [%r1], %d1, %d2, %r2, {{%r3, %r4, %r5, %r6}}, %p1, 15;": "",
+    f"{PRODUCT}::tf32.collector::a::lastuse [%r1+16], [%r2], %d2, 5, %p1, 0;": "",
+    f"{PRODUCT}::i8 [%r1], %d1, %d2, %r2, {{%r3, %r4, %r5, %r6}}, !%p1;": "",
+    "tcgen05.st.sync.aligned.16x32bx2.x2.unpack::16b.b32 [%r1], 64, {%r2, %r3};": "",
+    "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1], %r2;": "",
+    f"{PRODUCT}::f8f6f4 [%r1], %d1, %d2, %r2, %p1, 3;": "too many operands",
+    f"{PRODUCT}::tf32 [%r1], %d1, %d2, %r2, %p1, 16;": "expected 0 to 15",
+    f"{PRODUCT}::f16 [%r1], %d1, %d2, %r2, {{%r3, %r4}}, %p1;": "has 4 registers of lanes to leave alone, found 2",
+    f"{PRODUCT}::f16.ashift [%r1], %d1, %d2, %r2, %p1;": "the table has no",
+    "tcgen05.ld.sync.aligned.16x256b.x64.b32 {%r1}, [%r2];": "the table has no",
+    "tcgen05.ld.sync.aligned.16x128b.x2.b32 {%r1, %r2}, [%r3];": "has 4 registers, found 2",
+    "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cta.b64 [%r1];": "the table has no",
+    "max.f32 %r1, %r2, %r3, %r4;": "",
+}
+
+
+@needs_ptxas
+def test_the_emulator_takes_those_lines_of_tensor_memory_that_ptxas_takes(tmp_path: Path) -> None:
+    head = ".version 9.0\n.target sm_100a\n.address_size 64\n.visible .entry probe()\n{\n .reg .pred %p<4>;\n" \
+        " .reg .b32 %r<16>;\n .reg .b64 %d<4>;\n bra done;\n"
+    texts = {line: f"{head}{line}\ndone: ret;\n}}\n" for line in TENSOR_LINES}
+    for line, told in TENSOR_LINES.items():
+        if told:
+            with pytest.raises(emulate.EmulationError, match=told):
+                emulate.load(texts[line]).launch(block=(32,))
+        else:
+            emulate.load(texts[line]).launch(block=(32,))
+    _, errors = assemble(head + "\n".join(TENSOR_LINES) + "\ndone: ret;\n}\n", "sm_100a", tmp_path)
+    first = head.count("\n") + 1
+    assert {line for place, line in enumerate(TENSOR_LINES) if place + first in errors} == {
+        line for line, told in TENSOR_LINES.items() if told}
 
 
 def test_unknown_forms_and_levels_are_told() -> None:

@@ -1,7 +1,8 @@
 """What instructions of PTX cost an SM at best: which of its units they occupy, and for how many cycles a warp.
 
-Leaves: `cost_of(form, level)`. Holds: figures are throughputs, so that a sum of them is a lower bound: registers may
-conflict, memory may miss, the assembler may add instructions, and latency needs other warps to hide it.
+Leaves: `cost_of(form, level)`, `cost_of_item(instruction, level)`. Holds: figures are throughputs, so that a sum of
+them is a lower bound: registers may conflict, memory may miss, the assembler may add instructions, and latency needs
+other warps to hide it.
 Sources: CUDA C++ Programming Guide 12, "Throughput of Native Arithmetic Instructions" (results a cycle of an SM by
 compute capability), "Multiprocessor" of each capability (four schedulers, one instruction of a warp a cycle each);
 architecture whitepapers of A100, GA102, Ada, H100, Blackwell (multiply-adds of tensor cores a cycle of an SM; 128 bytes
@@ -84,6 +85,17 @@ def cost_of(form: Any, level: str) -> Cost:
     if opcode in _ARITHMETIC or opcode in _INTEGER:
         return _of("integer", level, times=3 if wide == 2 and opcode in ("mul", "mad") else wide)
     return Cost()
+
+
+def cost_of_item(item: Any, level: str) -> Cost:
+    """Of an instruction of machine IR. How large a product of tcgen05 is, its descriptor says, the number among its
+    operands (PTX ISA, "Instruction descriptor": bits 17 to 22 are N / 8, 24 to 28 M / 16); it is 32 bytes deep."""
+    if item.row.row.opcode != "tcgen05" or "mma" not in item.row.mnemonic:
+        return cost_of(item.row, level)
+    described = next((o.value for o in item.operands if hasattr(o, "value")), 0)
+    sums = (described >> 17 & 0x3F) * 8 * (described >> 24 & 0x1F) * 16
+    depth = 32 if "f8f6f4" in item.row.mnemonic or "kind::i8" in item.row.mnemonic else 16
+    return Cost("tensor", sums * 16 / rate("tensor", level), 1, 2 * sums * depth) if sums else Cost()
 
 
 def _of(unit: str, level: str, times: int = 1, operations: int = 0) -> Cost:

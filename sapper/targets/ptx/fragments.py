@@ -10,6 +10,11 @@ mma.m16n8k16" and its siblings for the other shapes):
   ldmatrix     matrix i of 8 x 8 16-bit elements: register i, slot j: row g, column 2 t + j; transposed: the reverse
   wgmma D      64 x N: warp w of the group has rows 16 w ...; for 32-bit register r: row 16 w + g + 8 (r / 2 mod 2),
                column 8 (r / 4) + 2 t + r mod 2 (PTX ISA, "Register Fragments for wgmma.mma_async")
+  tcgen05.ld   of tensor memory, whose rows are lanes: .16x256b register r: row g + 8 (r / 2 mod 2), column 8 (r / 4) +
+               2 t + r mod 2; .16x128b: row g + 8 (r mod 2), column 4 (r / 2) + t; .16x64b: row g + 8 (lane mod 2),
+               column 2 r + t / 2; .32x32b: row lane, column r; .16x32bx2: row lane mod 16, column r, and for lanes from
+               16 on as many columns further as the instruction says (PTX ISA, "Data Movement Shape"; CUTLASS,
+               include/cute/atom/copy_traits_sm100.hpp)
   wmma         the ISA leaves it open: element i of a matrix, row after row, lies in lane i / e, e of them in each, by
                registers and slots; registers that are left hold all of it again
 """
@@ -65,6 +70,19 @@ def fragment_wgmma(registers: int, slots: int) -> tuple[Indices, Indices]:
         return rows, 8 * (r // 4) + 2 * member + r % 2 + 0 * rows
     rows = 16 * (thread // 32) + group + 8 * (r % 2) + 0 * j
     return rows, 8 * (r // 2) + 2 * member + j + 0 * rows
+
+
+@cache
+def fragment_tensor(shape: str, registers: int) -> tuple[Indices, Indices]:
+    """(lanes, columns) of tensor memory from where an access begins, of shape (registers, 32). shape: of tcgen05.ld;
+    what the second half of .16x32bx2 is further on is left out."""
+    r, lane = np.ogrid[:registers, :32]
+    group, member = lane // 4, lane % 4
+    rows, columns = {
+        "32x32b": (lane, r), "16x32bx2": (lane % 16, r), "16x64b": (group + 8 * (lane % 2), 2 * r + member // 2),
+        "16x128b": (group + 8 * (r % 2), 4 * (r // 2) + member),
+        "16x256b": (group + 8 * (r // 2 % 2), 8 * (r // 4) + 2 * member + r % 2)}[shape]
+    return rows + 0 * (r + lane), columns + 0 * (r + lane)
 
 
 def gather(registers: NDArray[Any], rows: Indices, columns: Indices, shape: tuple[int, int]) -> NDArray[Any]:

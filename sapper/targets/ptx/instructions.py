@@ -7,12 +7,13 @@ Source: NVIDIA, Parallel Thread Execution ISA, version 9.0; the sections are nam
 
 from __future__ import annotations
 
-from . import instructions_async, instructions_convert, instructions_plain, instructions_warp
+from . import instructions_async, instructions_convert, instructions_plain, instructions_tensor, instructions_warp
 from .rows import Table, form
 
 __all__ = ["TABLE", "form"]
 
 TABLE = Table()
-for _family in (instructions_plain, instructions_convert, instructions_warp, instructions_async):
+for _family in (instructions_plain, instructions_convert, instructions_warp, instructions_async,
+                instructions_tensor):
     for _row in _family.ROWS:
         TABLE.add(_row)

@@ -140,8 +140,8 @@ def _floats() -> None:
         row(f"{name}.f64", f"{name}.f64", "w:f64 r:f64", meaning, section=section)
         row(f"{name}.half", f"{name}{{.ftz}}.type", "w:type r:type", meaning, type="f16 f16x2", section=section)
         row(f"{name}.bf16", f"{name}.type", "w:type r:type", meaning, type="bf16 bf16x2", section=section)
-    for name, meaning in extremes:
-        row(f"{name}.f32", f"{name}{{.ftz}}{{.NaN}}{{.xorsign.abs}}.f32", "w:f32 r:f32 r:f32", meaning,
+    for name, meaning in extremes:  # of three operands from PTX 8.8 and sm_100 on
+        row(f"{name}.f32", f"{name}{{.ftz}}{{.NaN}}{{.xorsign.abs}}.f32", "w:f32 r:f32 r:f32 r:f32?", meaning,
             needs={"xorsign": "7.2 sm_86"}, instead={"xorsign": f"{name} of abs, then copysign"}, section=section)
         row(f"{name}.f64", f"{name}.f64", "w:f64 r:f64 r:f64", meaning, section=section)
         row(f"{name}.half", f"{name}{{.ftz}}{{.NaN}}.type", "w:type r:type r:type", meaning, type="f16 f16x2",
@@ -250,6 +250,7 @@ def _moves() -> None:
 def _control() -> None:
     section = "Control Flow Instructions"
     row("bra", "bra{.uni}", "l:", None, unit="control", section=section)
+    row("brx", "brx.idx{.uni}", "r:u32 l:", None, unit="control", section=section)
     row("ret", "ret{.uni}", "", None, unit="control", section=section)
     row("exit", "exit", "", None, unit="control", section=section)
     row("call", "call{.uni}", "s:? l:? s:? l:?", None, unit="call", section=section)

@@ -17,12 +17,12 @@ Operand notation, one token each, separated by blanks: `role:type[*count][^other
   role   w written, r read (a register, an immediate, a special register or the address of a symbol), rw both;
          m an address in brackets; i an immediate; l a label or function; s a list of operands in parentheses (call)
   type   f32, b64, pred ..., or a key of the choices (`type`), whose choice it then is; widened by a suffix: `type+`
-         is the type of twice the bits; empty for addresses
-  count  a vector in braces of so many registers: a number, a key of the choices (`v4` means 4), or `n/2`: the N of the
-         matrix shape, divided
+         is the type of twice the bits; empty for addresses, but for those of tensor memory, which are b32
+  count  a vector in braces of so many registers: a number, a key of the choices (`v4` means 4), a number times one
+         (`2*num`), or `n/2`: the N of the matrix shape, divided
   ^      what may stand there instead, such as `^b32*4`
   |      before the role: joined to the operand before it by `|`, and may be left out
-  ?      may be left out, at the end of the list
+  ?      may be left out, at the end of the list, or a vector anywhere
 
 Meaning: `meaning(form, *sources)` takes one array for each operand read, in order, and returns the array written, or a
 tuple of them. Arrays have one element for each lane that takes part, in the operand's type: f32 float32, b32 and u32
@@ -58,7 +58,8 @@ _WIDER = {"s8": "s16", "u8": "u16", "s16": "s32", "u16": "u32", "s32": "s64", "u
 class Operand:
     """One operand of a form.
 
-    role: "w", "r", "rw", "m" (address), "i" (immediate), "l" (label), "s" (list). type: as in PTX, "" for addresses.
+    role: "w", "r", "rw", "m" (address), "i" (immediate), "l" (label), "s" (list). type: as in PTX, "" for addresses
+    but those of tensor memory.
     count: registers in braces, or 0 where the operand stands alone. joined: by `|` to the one before, optional.
     optional: may be left out. other: what may stand there instead, in the notation.
     """
@@ -228,6 +229,9 @@ def _count(text: str, modifiers: Mapping[str, str]) -> int:
         found = re.search(r"n(\d+)k", modifiers["shape"])
         assert found is not None
         return int(found.group(1)) // int(text[2:])
+    if "*" in text:
+        times, _, rest = text.partition("*")
+        return int(times) * _count(rest, modifiers)
     digits = modifiers.get(text, text).lstrip("vx")
     return int(digits) if digits.isdigit() else 0
 

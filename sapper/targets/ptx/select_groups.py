@@ -1,6 +1,7 @@
 """Selection rules of PTX: matrix instructions of groups of warps, copies of boxes, the signals between these.
 
-See select.py. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", "cp.async.bulk.tensor", "mbarrier".
+See select.py. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", "TensorCore 5th Generation Family
+Instructions", "cp.async.bulk.tensor", "mbarrier".
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ def store_wait(s: Any, op: Op) -> None:
 DESCRIPTOR_UNIT, DESCRIPTOR_BITS = 4, 14
 """Bits of an address that a matrix descriptor leaves out, and that it has."""
 SWIZZLE_128_BYTES = 1 << 62
+TENSOR_SWIZZLE_128_BYTES = 2 << 61 | 1 << 46
+"""Of a descriptor of tcgen05: three bits, and what bits 46 to 48 always are (PTX ISA, "Shared memory descriptor")."""
 ROWS_OF_8_BYTES = 1024
 """Eight swizzled rows: the pattern of 128-byte swizzling repeats (PTX ISA, "Matrix Descriptor Format")."""
 
@@ -141,7 +144,7 @@ def in_place(s: Any, value: Value, result: Value) -> Any:
     return register
 
 
-def descriptor(s: Any, op: Op, side: str, base: Value) -> Any:
+def descriptor(s: Any, op: Op, side: str, base: Value, swizzle: int = SWIZZLE_128_BYTES) -> Any:
     """Where an operand starts in near memory and how its rows lie: 14 bits each of address, bytes between panels and
     bytes between groups of eight rows, by 16 bytes; and the swizzle."""
     rows = op.attributes[f"{side}_rows"]
@@ -159,7 +162,7 @@ def descriptor(s: Any, op: Op, side: str, base: Value) -> Any:
     low, high, made = s.new("vec"), s.new("vec"), s.new("gpr")
     disp = op.attributes.get(f"{side}_disp", 0)
     s.emit("add.s32", low, start, (disp >> DESCRIPTOR_UNIT) | (panel_bytes >> DESCRIPTOR_UNIT) << 16)
-    s.emit("mov.b32", high, SWIZZLE_128_BYTES >> 32 | ROWS_OF_8_BYTES >> DESCRIPTOR_UNIT)
+    s.emit("mov.b32", high, swizzle >> 32 | ROWS_OF_8_BYTES >> DESCRIPTOR_UNIT)
     s.emit("mov.b64", made, (low, high))
     return made
 
@@ -187,6 +190,79 @@ def group_multiply(s: Any, op: Op) -> None:
     s.emit(f"wgmma.mma_async.sync.aligned.{shape}.f32.{name}.{name}", made, a, b, adds, 1, 1, *transposed)
 
 
+# --- Sums in tensor memory -------------------------------------------------------------------------------------------
+
+def sums_open(s: Any, op: Op) -> None:
+    """Nobody else on the SM asks for more after it."""
+    s.emit("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32", near_scalar(s, op.operands[0]),
+           op.attributes["columns"])
+    s.emit("tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned")
+
+
+def sums_close(s: Any, op: Op) -> None:
+    s.emit("tcgen05.dealloc.cta_group::1.sync.aligned.b32", low_half(s, op.operands[0]), op.attributes["columns"])
+
+
+def instruction_descriptor(op: Op) -> int:
+    """Types, majors and shape of a product with sums of f32 (PTX ISA, "Instruction descriptor")."""
+    element = {"f16": 0, "bf16": 1, "f8e4m3": 0}[op.attributes["dtype"].name]
+    left, right = (int(not op.attributes.get(f"{side}_rows", True)) for side in ("left", "right"))
+    rows, columns = op.attributes["rows"], op.attributes["columns"]
+    made: int = 1 << 4 | element << 7 | element << 10 | left << 15 | right << 16 | columns >> 3 << 17 | rows >> 4 << 24
+    return made
+
+
+def sums_multiply(s: Any, op: Op) -> None:
+    """One lane starts it."""
+    left, right, place, adds = op.operands
+    if op.name == "sums_multiply_rows":
+        a = near_scalar(s, left, op.attributes.get("left_disp", 0))
+    else:
+        a = descriptor(s, op, "left", left, TENSOR_SWIZZLE_128_BYTES)
+    b = descriptor(s, op, "right", right, TENSOR_SWIZZLE_128_BYTES)
+    keeps, known = s.new("pred"), s.constant_of(adds)
+    if known is None:
+        s.emit("setp.ne.s64", keeps, s.scalar(adds), 0)
+    else:
+        s.emit("setp.eq.s32" if known else "setp.ne.s32", keeps, s.facts.lane, s.facts.lane)
+    kind = "f8f6f4" if op.attributes["dtype"].bits == 8 else "f16"
+    s.emit_masked(f"tcgen05.mma.cta_group::1.kind::{kind}", elected(s), False, near_scalar(s, place), a, b,
+                  instruction_descriptor(op), keeps)
+
+
+def sums_signal(s: Any, op: Op) -> None:
+    """By the lane that started the products, as an instruction tells what its own thread did."""
+    signal = near_scalar(s, op.operands[0], op.attributes.get("disp", 0))
+    name = "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster"
+    if "workers" in op.attributes:
+        s.emit_masked(f"{name}.multicast::cluster.b64", elected(s), False, signal, cluster_mask(s, op))
+    else:
+        s.emit_masked(f"{name}.b64", elected(s), False, signal)
+
+
+def sums_load(s: Any, op: Op) -> None:
+    """16 lanes by 256 bits are the rows and columns of fragments.C."""
+    s.emit(f"tcgen05.ld.sync.aligned.16x256b.x{len(op.results) // 4}.b32",
+           tuple(s.define(result) for result in op.results),
+           near_scalar(s, op.operands[0]))
+    s.emit("tcgen05.wait::ld.sync.aligned")
+
+
+def sums_store(s: Any, op: Op) -> None:
+    """16 lanes by 128 bits are the rows and pairs of fragments.A."""
+    place, *rows = op.operands
+    s.emit(f"tcgen05.st.sync.aligned.16x128b.x{len(rows) // 2}.b32", near_scalar(s, place),
+           tuple(s.vector(v) for v in rows))
+    s.emit("tcgen05.wait::st.sync.aligned")
+
+
+def _sums_fence(when: str) -> Rule:
+    def rule(s: Any, op: Op) -> None:
+        del op
+        s.emit(f"tcgen05.fence::{when}_thread_sync")
+    return rule
+
+
 def register_budget(s: Any, op: Op) -> None:
     s.emit(f"setmaxnreg.{'inc' if op.attributes['more'] else 'dec'}.sync.aligned.u32", op.attributes["registers"])
 
@@ -199,4 +275,7 @@ RULES: dict[str, Rule] = {
     "store_fence": store_fence, "tensor_store": tensor_store, "store_wait": store_wait, "group_fence": group_fence,
     "group_multiply": group_multiply, "group_multiply_rows": group_multiply,
     "group_commit": group_commit, "group_wait": group_wait, "register_budget": register_budget,
+    "sums_open": sums_open, "sums_close": sums_close, "sums_multiply": sums_multiply, "sums_signal": sums_signal,
+    "sums_multiply_rows": sums_multiply, "sums_load": sums_load, "sums_store": sums_store,
+    "sums_acquire": _sums_fence("after"), "sums_release": _sums_fence("before"),
 }

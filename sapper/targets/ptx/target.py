@@ -39,7 +39,7 @@ class Target(PlainTarget):
     arithmetic: as many again go to addresses of 64 bits, and ptxas then spills none. shared_bytes: most that a block
     may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. byte_dtypes: of elements of 8 bits that mma.sync
     takes; `matrix` has its tiles, whose sums fit the registers and whose stages fit shared memory. chain_registers: see
-    MatrixUnit; with more ptxas spills on some levels. matrix_group: wgmma, where there is one, likewise.
+    MatrixUnit; with more ptxas spills on some levels. matrix_group: wgmma or tcgen05, where there is one, likewise.
     """
 
     name: str
@@ -116,6 +116,11 @@ class Target(PlainTarget):
                         keep_cost=KEEP_COST)
 
 
+TENSOR_MEMORY = MatrixGroup(
+    group_rows=128, shapes=((1, 256), (2, 128), (1, 128), (1, 64)), workers=148, products=4096, sums_columns=512)
+"""tcgen05: 128 x 256 x 16 elements in 128 cycles, sums in tensor memory of 128 lanes x 512 columns (PTX ISA, "Tensor
+Memory"). What an SM gets from the second-level cache is taken to be as on sm_90a."""
+
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
@@ -124,7 +129,8 @@ TARGETS: dict[str, Target] = {
         Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
         Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132),
                chain_registers=160),
-        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, byte_dtypes=_WITH_FP8, chain_registers=160),
+        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, byte_dtypes=_WITH_FP8, chain_registers=160,
+               matrix_group=TENSOR_MEMORY),
         Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
     )
 }

@@ -108,7 +108,7 @@ class _Printer:
         if isinstance(found, TensorPlace):
             where = ", ".join(str(c) if isinstance(c, int) else self.register(c) for c in found.coordinates)
             return f"[{self.register(found.map)}, {{{where}}}]"
-        if operand.role == "m":
+        if operand.role == "m" or hasattr(found, "disp"):
             base = self.register(found.base) if found.label is None else parameter_name(found.label)
             return f"[{base}+{found.disp}]" if found.disp else f"[{base}]"
         if hasattr(found, "value"):
@@ -117,11 +117,12 @@ class _Printer:
 
     def line(self, item: Any) -> str:
         self.used[item.row.mnemonic] = item.row
-        given = iter(item.operands)
+        given = list(reversed(item.operands))
         short = len(item.operands) < len(item.row.operands)     # what may be left out by `|` is never asked for
         texts = []
         for operand in item.row.operands:
-            found = None if short and operand.joined else next(given, None)
+            absent = short and (operand.joined or (operand.optional and operand.count and type(given[-1]) is not tuple))
+            found = None if absent or not given else given.pop()
             texts.append(None if found is None else self.operand(found, operand))
         predicate = f"@{self.register(item.mask)} " if item.mask is not None else ""
         return write_line(item.row, texts, predicate)

@@ -33,7 +33,7 @@ RAGGED = ({"T": 128, "H": 1, "G": 1, "position": 0}, {"T": 145, "H": 1, "G": 2, 
           {"T": 3, "H": 2, "G": 1, "position": 200}, {"T": 0, "H": 1, "G": 1, "position": 0})
 
 
-PRODUCT = {"sm_80": "mma.sync", "sm_90a": "wgmma.mma_async"}
+PRODUCT = {"sm_80": "mma.sync", "sm_90a": "wgmma.mma_async", "sm_100a": "tcgen05.mma"}
 
 
 def specialization(aligned: bool = True) -> Specialization:
@@ -95,7 +95,7 @@ def test_on_the_emulator(entry: LibraryKernel, lazy: bool, level: str) -> None:
         product = PRODUCT[level] if shape["T"] > 32 else "mma.sync"     # few rows are not worth a group of warps
         assert any(name.startswith(product) for name in result.counters.instructions) == (shape["T"] > 0)
         boxes = any(name.endswith("global.shared::cta.bulk_group") for name in result.counters.instructions)
-        assert boxes == (product == "wgmma.mma_async" and shape["T"] > 0)
+        assert boxes == (product != "mma.sync" and shape["T"] > 0)
 
 
 @pytest.mark.sampled(3)
