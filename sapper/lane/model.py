@@ -370,7 +370,8 @@ class Model(KeptOperands):
         one thread and two: f32 of 4096 x 4096 16.4, 25.4 and 25.8, 42.6; bf16 17.1, 21.8 and 25.6, 35.5; i8 17.0, 21.7
         and 25.8, 28.4; of 1536 x 576 16.7, 25.2, bf16 18.6, 20.6, i8 15.9, 19.3."""
         lane = choice.lane
-        parts = 1 if self.requests.again else self.requests.short_row_streams // max(1, len(panels))
+        places = self.requests.panel_streams or self.requests.short_row_streams
+        parts = 1 if self.requests.again else places // max(1, len(panels))
         if lane is None or not panels or parts < 2 or choice.order[:1] != [lane] or choice.by_hand or choice.widened:
             return choice
         single = all(self.bound[a].count == 1 if a in self.bound else self.extent_hint(a) == 1
