@@ -399,6 +399,15 @@ class Prefetches(Stores):
                 operands, attributes = self.address(access, {**at, beyond: at[beyond] + ahead})
                 self.effect("prefetch", operands, level=2, **attributes)
 
+    def _prefetch_part(self, op: Op, lane: str, at: dict[str, int]) -> None:
+        """Ask for what follows a row of one of the parts of the depth, each of which goes on in the order of memory."""
+        access = self.access(op)
+        step = max(1, LINE_BYTES // element_bytes(access.dtype) // self.lanes)
+        for piece in range(0, self.bound[lane].count, step):
+            operands, attributes = self.address(access, {**at, lane: piece})
+            disp = attributes.pop("disp") + self.requests.places_ahead_bytes
+            self.effect("prefetch", operands, level=1, disp=disp, **attributes)
+
     def _places_of_slots(self, op: Op) -> list[Access]:
         """Where the elements of each slot of a load lie that are apart, or else the load."""
         return [self.access(op)] if self.packing is None else [

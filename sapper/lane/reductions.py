@@ -287,7 +287,10 @@ class Reductions(Staging):
             if (place + 1 == len(places) or places[place + 1][0] != number) and not (
                     in_turn and a is not accumulators[-1]):
                 for op in terms:
-                    self._prefetch_ahead(op, walk, inner)
+                    if choice.depth_parts and choice.lane is not None:
+                        self._prefetch_part(op, choice.lane, inner)
+                    else:
+                        self._prefetch_ahead(op, walk, inner)
                 for value in choice.rows_again:
                     self._prefetch_row_again(value, choice.order[0], choice.reduced[0], inner[choice.reduced[0]])
         for _, inner in pieces:

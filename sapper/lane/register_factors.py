@@ -605,7 +605,8 @@ class RegisterFactors(WalkLowering):
     def _meets_rows_in_memory(self, walk: Walk, axis: str | None, lane: str | None) -> bool:
         """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines
         of each are then read at once, unless memory is best read line by line, or thousands of workers read it."""
-        if lane is None or self.requests.line_by_line or self.facts.many_workers:
+        by_line = self.requests.line_by_line and not self.requests.rows_in_blocks
+        if lane is None or by_line or self.facts.many_workers:
             return False
         if self.panel_width(lane) > 1 or (axis is not None and self.extent_hint(axis) >= STAGE_ROWS):
             return False
