@@ -426,7 +426,7 @@ class Model(KeptOperands):
         into the second cache. Where half of them does not fit the registers they stay as they are, but where there are
         16 registers: there a third or a quarter of them will do. On a Zen 3, 16 rows of f32, six at a time and four
         times four, in ms: 9.53 and 7.53; of bf16, which is bound by arithmetic, as long."""
-        if self.requests.line_by_line or not self.facts.software_prefetch:
+        if not self.facts.software_prefetch:
             return 1
         if len(order) != 2 or order[0] != lane or any(axis in self.schedule.registers for axis in order):
             return 1
@@ -442,7 +442,7 @@ class Model(KeptOperands):
 
     def _block_ahead(self, lane: str | None, counts: dict[str, int], reduced: list[str], staged: list[Op]) -> list[Op]:
         """The operands of which a block of panels is copied from whole rows, one after the other, in memory."""
-        if lane is None or len(reduced) != 1 or self.requests.line_by_line or LINE_BYTES % counts[reduced[0]]:
+        if lane is None or len(reduced) != 1 or LINE_BYTES % counts[reduced[0]]:
             return []
         return [op for op in staged if lane in axes_of(op.result) and self.panels_of(op) is None
                 and list(self.access(op).axes) == [lane, reduced[0]] and not self.access(op).gathers

@@ -587,7 +587,7 @@ class RegisterFactors(WalkLowering):
 
     def _asks_for_next_block(self, walk: Walk, lane: str) -> bool:
         """Whether panels are copied from rows that lie along the depth, which the block before asks for."""
-        if self.requests.line_by_line or not self.facts.software_prefetch or len(walk.reduced) != 1:
+        if not self.facts.software_prefetch or len(walk.reduced) != 1:
             return False
         accesses = [self.access(op) for op in self.reads(walk) if lane in axes_of(op.result)]
         return any(access.axes.get(walk.reduced[0]) == element_bytes(access.dtype) for access in accesses)
