@@ -568,17 +568,18 @@ class Prefetches(Stores):
 
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk, choice: WalkChoice) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of
-        each page. Or those of several places, each for itself."""
+        each page. Or those of several places, or parts of the depth, each for itself."""
         if self.depth_part is not None:
             self._prefetch_next_part(panel, choice, self.depth_part)
             return
         steps = self.bound[panel.depth_axis].count
-        if choice.parts > 1:
+        if choice.parts > 1 or choice.depth_parts:
             lane = self.bound[panel.lane]
+            ahead = self.requests.places_ahead_bytes if choice.parts > 1 else self.requests.long_row_ahead_bytes
             for step, piece in product(range(steps), range(lane.count)):
                 if piece % (lane.count // lane.parts) * panel.piece_bytes % LINE_BYTES == 0:
                     operands, attributes = panel.address({panel.depth_axis: step, panel.lane: piece})
-                    disp = attributes.pop("disp") + self.requests.places_ahead_bytes
+                    disp = attributes.pop("disp") + ahead
                     self.effect("prefetch", operands, level=1, disp=disp, **attributes)
             return
         access = panel.access()

@@ -18,7 +18,7 @@ from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Specialization
 from ..tile.sums import is_join
 from .packed import plain_axis
-from .prefetches import LINE_BYTES, LONG_LINES, SHORT_LINES
+from .prefetches import FEW_ROWS, LINE_BYTES, LONG_LINES, SHORT_LINES
 from .state import PAIR, Capacity, element_bytes
 from .walk import WalkLowering
 
@@ -286,6 +286,8 @@ class RegisterFactors(WalkLowering):
             most = min(most, ADDRESSED_ROWS)
             if self.reads_in_blocks(walk, rows[0], lane):
                 most = self._joined_rows(vectors) or min(most, registers // 2 // vectors)
+        if self.requests.panel_parts and self.panel_width(lane) > 1 and self.rows_hint(rows[0]) <= FEW_ROWS:
+            most = min(most, ADDRESSED_ROWS)    # of 14 at once, 4 to 8 rows would be 4 and single ones
         # Nor far fewer than fit: each piece of rows reads all of the second operand again.
         fewest = max(min(hidden, most), -(-most * 3 // 4))
         even = self._even_rows(walk, rows[0], lane, range(max(hidden, -(-most // 2)), most + 1))
