@@ -29,7 +29,8 @@ ZEN3 = TARGETS["zen3"]
 FOLLOWED = facts_of(ZEN3)
 ONCE = replace(FOLLOWED, requests=FOLLOWED.requests._replace(places_ahead_bytes=1024))
 ASKED = replace(FOLLOWED, requests=FOLLOWED.requests._replace(again=True))
-PARTS = replace(FOLLOWED, requests=FOLLOWED.requests._replace(panel_parts=5, panel_streams=2, long_row_ahead_bytes=1024))
+PARTS = replace(FOLLOWED, requests=FOLLOWED.requests._replace(
+    panel_parts=5, panel_streams=2, long_row_ahead_bytes=1024))
 TYPES = [(f32, f32, f32), (bf16, bf16, f32), (i8, i8, i32), (u8, i8, i32)]
 LIBRARY = {entry.name: entry for entry in library()}
 KERNELS = {types: PRODUCTS.get(("nt", types)) or make_product("nt", *types) for types in TYPES}
