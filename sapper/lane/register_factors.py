@@ -611,7 +611,8 @@ class RegisterFactors(WalkLowering):
 
     def _meets_rows_in_memory(self, walk: Walk, axis: str | None, lane: str | None) -> bool:
         """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines
-        of each are then read at once, unless memory is best read line by line, or thousands of workers read it."""
+        of each are then read at once, unless memory is best read line by line and not in blocks of rows
+        (Requests.rows_in_blocks), or thousands of workers read it."""
         by_line = self.requests.line_by_line and not self.requests.rows_in_blocks
         if lane is None or by_line or self.facts.many_workers:
             return False
