@@ -378,11 +378,12 @@ class _Emission:
         def step(number: Scalar, sums: list[Value]) -> list[Value]:
             mine = low.mul(number, self.row_bytes)
             low.effect("tile_wake", [])
+            rows = [(low.add(left, mine), self.left.stride) for left in lefts]
             tiles = [(low.add(right, low.mul(number, stride * self.size)), stride)
                      for right, stride in zip(rights, strides, strict=True)]
             if few:
                 self._ask_ahead(tiles)
-            return self._multiply([(low.add(left, mine), self.left.stride) for left in lefts], tiles, wide, sums)
+            return self._multiply(rows, tiles, wide, sums)
 
         part = low.scalar("s_floordiv", self.steps, PANEL_PARTS) if few else 0
 
