@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import cycle
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -247,11 +248,12 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     sets = copies(arguments, job.cold, peaks.level_bytes["L3"])
     if job.cold:
         calls = [prepare(entry.kernel, *job.arguments(one), threads=threads) for one in sets]
-    contestants: dict[str, Callable[[], Any]] = {"sapper": rotating(calls)}
+    places = cycle(range(len(sets)))
+    contestants: dict[str, Callable[[], Any]] = {"sapper": rotating(calls, places)}
     for peer in settings.against:
         if peer in entry.peers:
             set_peer_threads(peer, threads)
-            contestants[peer] = rotating([entry.peers[peer](one) for one in sets])
+            contestants[peer] = rotating([entry.peers[peer](one) for one in sets], places)
     size_bytes, written = case.bytes, min(case.bytes, sum(arguments[name].nbytes for name in stored))
     footprint = sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray))
     if footprint < size_bytes:

@@ -399,6 +399,15 @@ class Prefetches(Stores):
                 operands, attributes = self.address(access, {**at, beyond: at[beyond] + ahead})
                 self.effect("prefetch", operands, level=2, **attributes)
 
+    def _prefetch_part(self, op: Op, lane: str, at: dict[str, int]) -> None:
+        """Ask for what follows a row of one of the parts of the depth, each of which goes on in the order of memory."""
+        access = self.access(op)
+        step = max(1, LINE_BYTES // element_bytes(access.dtype) // self.lanes)
+        for piece in range(0, self.bound[lane].count, step):
+            operands, attributes = self.address(access, {**at, lane: piece})
+            disp = attributes.pop("disp") + self.requests.places_ahead_bytes
+            self.effect("prefetch", operands, level=1, disp=disp, **attributes)
+
     def _places_of_slots(self, op: Op) -> list[Access]:
         """Where the elements of each slot of a load lie that are apart, or else the load."""
         return [self.access(op)] if self.packing is None else [
@@ -559,17 +568,18 @@ class Prefetches(Stores):
 
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk, choice: WalkChoice) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of
-        each page. Or those of several places, each for itself."""
+        each page. Or those of several places, or parts of the depth, each for itself."""
         if self.depth_part is not None:
             self._prefetch_next_part(panel, choice, self.depth_part)
             return
         steps = self.bound[panel.depth_axis].count
-        if choice.parts > 1:
+        if choice.parts > 1 or choice.depth_parts:
             lane = self.bound[panel.lane]
+            ahead = self.requests.places_ahead_bytes if choice.parts > 1 else self.requests.long_row_ahead_bytes
             for step, piece in product(range(steps), range(lane.count)):
                 if piece % (lane.count // lane.parts) * panel.piece_bytes % LINE_BYTES == 0:
                     operands, attributes = panel.address({panel.depth_axis: step, panel.lane: piece})
-                    disp = attributes.pop("disp") + self.requests.places_ahead_bytes
+                    disp = attributes.pop("disp") + ahead
                     self.effect("prefetch", operands, level=1, disp=disp, **attributes)
             return
         access = panel.access()

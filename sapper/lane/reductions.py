@@ -250,16 +250,18 @@ class Reductions(Staging):
         by_hand = None
         if choice.by_hand is not None:
             by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
-        if choice.depth_parts and part is None:
-            return self.parted_loop(axis, choice.depth_parts, carried, within)
         if part is not None and part.apart != 1:
             return self._bind(axis, part.offset, choice.depth_parts, False, None, carried, within, apart=part.apart)
-        carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within, part)
+        if choice.depth_parts and part is None:
+            carried = self.parted_loop(axis, choice.depth_parts, carried, within)
+        else:
+            carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within, part)
         if self.packing is None or part is not None or self.all_depth is not None:
             return carried
         with self.rest_of_depth() as any_left:
             if any_left:
-                plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], reread=[], by_hand=None)
+                plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], reread=[], by_hand=None,
+                                depth_parts=0)
                 carried = self._reduce(walk, plain, k, accumulators, carried)
         return carried
 
@@ -287,7 +289,10 @@ class Reductions(Staging):
             if (place + 1 == len(places) or places[place + 1][0] != number) and not (
                     in_turn and a is not accumulators[-1]):
                 for op in terms:
-                    self._prefetch_ahead(op, walk, inner)
+                    if choice.depth_parts and choice.lane is not None:
+                        self._prefetch_part(op, choice.lane, inner)
+                    else:
+                        self._prefetch_ahead(op, walk, inner)
                 for value in choice.rows_again:
                     self._prefetch_row_again(value, choice.order[0], choice.reduced[0], inner[choice.reduced[0]])
         for _, inner in pieces:

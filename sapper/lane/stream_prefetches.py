@@ -86,7 +86,10 @@ class StreamPrefetches(Model):
             if pieces:
                 ahead, level = PIECES_AHEAD_BYTES, 2
             if self.requests.block_ahead_bytes:
-                ahead, level = self.requests.block_ahead_bytes, 2
+                # Pieces of a stream that meet plain numbers take no less than they are asked for ahead without this: on
+                # a Granite Rapids Q4_K and Q6_K by f32 1.17 and 1.04 of the time 3 KiB ahead, by bytes 0.92 and 1.02.
+                least = ahead if pieces and i32 not in sums else 0
+                ahead, level = max(least, self.requests.block_ahead_bytes), 2
                 if not several and (self.requests.block_level or self.requests.stream_level) == 1:
                     ahead, level = self._share_bytes(op), 1
             if several and self.requests.block_rows_ahead_bytes:

@@ -34,7 +34,9 @@ class Requests(NamedTuple):
     of them, as above. row_streams: from how many places at a time the rows of matrices that meet a vector are best
     read; 0: rows lie side by side, or come one by one. short_row_streams: the same where half of the first cache
     surely holds the vector; 0: half as many. Without again these are the places of packed panels that a single row
-    meets, too. again: each line of these, and of what few rows meet while arithmetic keeps up, is asked for again and
+    meets, too, but where panel_streams says how many of them there are. panel_parts: from how many places of their
+    depth several rows, but few, meet such panels at a time, each asked for long_row_ahead_bytes ahead; 0: as one
+    stream. again: each line of these, and of what few rows meet while arithmetic keeps up, is asked for again and
     again; else these streams are not asked for at all, as the processor sees them coming, and all else once.
     places_ahead_bytes: without again, how early rows that a single one meets are asked for all the same, once and into
     the first cache, where the processor brings those that it sees coming only as far as the second; 0: not at all.
@@ -85,6 +87,8 @@ class Requests(NamedTuple):
     long_row_ahead_bytes: int = 0
     row_streams: int = 0
     short_row_streams: int = 0
+    panel_streams: int = 0
+    panel_parts: int = 0
     again: bool = True
     places_ahead_bytes: int = 0
     rows_in_blocks: int = 0

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import quantiles
 from typing import Any
 
@@ -62,16 +63,16 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
         yield from names[:start]
 
 
-def rotating(runs: Sequence[Run]) -> Run:
-    """A closure that calls one of `runs` after another, over and over: for data that shall not be in a cache."""
+def rotating(runs: Sequence[Run], places: Iterator[int] | None = None) -> Run:
+    """A closure that calls one of `runs` after another, over and over: for data that shall not be in a cache. places:
+    the number of the next one, by which contestants take turns at the same data: else one finds in a large last cache
+    what another has just read."""
     if len(runs) == 1:
         return runs[0]
-    count, place = len(runs), 0
+    numbers = cycle(range(len(runs))) if places is None else places
 
     def run() -> None:
-        nonlocal place
-        runs[place]()
-        place = place + 1 if place + 1 < count else 0
+        runs[next(numbers)]()
 
     return run
 

@@ -85,7 +85,7 @@ def test_only_where_registers_lack_room_for_all_rows_that_are_known() -> None:
     assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, schedule=Schedule(registers={"m": 8, "n": 2})))
     assert in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, fma_per_cycle=1.0)))
     assert in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, vector_registers=16)))     # a quarter of them
-    for other in ({"requests": Requests(line_by_line=True)}, {"software_prefetch": False}):
+    for other in ({"requests": Requests(panel_parts=5)}, {"software_prefetch": False}):
         assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, **other)))
 
 

@@ -980,8 +980,6 @@ def test_panels_stay_in_the_second_cache(depth: int, vectors: int) -> None:
     assert chosen("matmul_nn_f32", larger, **extents).registers["n"] == 4
     assert chosen("matmul_nt_f32", larger, **extents).registers["n"] == vectors
     assert chosen("matmul_nt_f32", largest, **extents).registers["n"] == 4
-    by_lines = replace(larger, requests=Requests(line_by_line=True))
-    assert chosen("matmul_nt_f32", by_lines, **extents).registers["n"] == 4
 
 
 @pytest.mark.parametrize(("name", "registers", "rows"), [

@@ -29,6 +29,8 @@ ZEN3 = TARGETS["zen3"]
 FOLLOWED = facts_of(ZEN3)
 ONCE = replace(FOLLOWED, requests=FOLLOWED.requests._replace(places_ahead_bytes=1024))
 ASKED = replace(FOLLOWED, requests=FOLLOWED.requests._replace(again=True))
+PARTS = replace(FOLLOWED, requests=FOLLOWED.requests._replace(
+    panel_parts=5, panel_streams=2, long_row_ahead_bytes=1024))
 TYPES = [(f32, f32, f32), (bf16, bf16, f32), (i8, i8, i32), (u8, i8, i32)]
 LIBRARY = {entry.name: entry for entry in library()}
 KERNELS = {types: PRODUCTS.get(("nt", types)) or make_product("nt", *types) for types in TYPES}
@@ -74,6 +76,28 @@ def test_a_single_row_meets_panels_of_four_places(types) -> None:
     most = max(loops, key=len)
     assert most and {op.attributes["level"] for op in most} == {1}
     assert len({(*op.operands, op.attributes["disp"]) for op in most}) == len(most) >= 4
+
+
+@settings(max_examples=examples(40))
+@given(m=st.integers(1, 19), n=st.integers(1, 70), k=st.integers(0, 40), types=st.sampled_from(TYPES),
+       hint=st.sampled_from([None, 1024]), seed=st.integers(0, 99))
+def test_any_extents_by_parts_of_the_depth(m, n, k, types, hint, seed) -> None:
+    """Steps and slots that are left, depths shorter than there are parts, and rows that are left."""
+    product(types, m, n, k, PARTS, seed, hint)
+
+
+@pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0].name}-{t[1].name}")
+def test_few_rows_meet_panels_by_parts_of_the_depth(types) -> None:
+    """A step of each of five, and requests for what follows it; a single row meets two panels, many one after another.
+    """
+    def places(rows: int, facts: Facts) -> set[int]:
+        """Of each loop over the depth that asks for memory, the most places that a step asks for."""
+        loops = [op for op in product(types, rows, 64, 160, facts).walk() if op.attributes.get("label") == "k"]
+        return {len({op.operands[0] for op in loop.blocks[0].ops if op.name == "prefetch"}) for loop in loops}
+
+    assert max(places(4, PARTS)) >= 5
+    assert max(places(4, FOLLOWED)) <= 2    # the rows' next block besides
+    assert max(places(40, PARTS)) <= 2 and max(places(1, PARTS)) == 0
 
 
 def rows_of_few(name: str, rows: int, columns: int, depth: int, facts: Facts = FOLLOWED) -> tuple[set[int], bool]:
@@ -158,6 +182,7 @@ def test_the_depth_comes_from_several_places(name, width, depth, seed) -> None:
 
 @pytest.mark.parametrize("name", ["expert_matvec_f32", "expert_matvec_swiglu_bf16"])
 def test_nobody_asks_for_what_comes_from_several_places(name: str) -> None:
+    """But where memory is best read line by line."""
     entry = LIBRARY[name]
     arguments = dict(zip([v.name for v in entry.kernel.tile_ir().arguments], entry.make_arguments(
         np.random.default_rng(0), {"E": 2, "K": 1, "B": 1, "I": 16, "L": 32}).values(), strict=True))
@@ -167,6 +192,9 @@ def test_nobody_asks_for_what_comes_from_several_places(name: str) -> None:
         return any(op.name == "prefetch" for op in lane.walk())
 
     assert asks(ASKED) and not asks(FOLLOWED)
+    by_line = FOLLOWED.requests._replace(line_by_line=True)
+    assert asks(replace(FOLLOWED, requests=by_line._replace(places_ahead_bytes=512)))
+    assert not asks(replace(FOLLOWED, requests=by_line))
 
 
 @pytest.mark.parametrize(("typical", "vectors"), [(64, 4), (2048, 6)])

@@ -82,6 +82,27 @@ def test_a_class_of_few_rows_has_code_for_fewer(m, packs, types) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
+@pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
+@pytest.mark.parametrize(("m", "k"), [(7, 48), (16, 512), (9, 333), (20, 640)])
+def test_few_rows_meet_packed_panels_from_three_places(types, m, k) -> None:
+    """A step has a tile of each, and asks for what follows it; steps that are left have one."""
+    kernel, target = PRODUCTS["nt", types], TARGETS["sapphirerapids"]
+    arguments = arguments_of("nt", types, m, 70, k)
+    packed = {"b": pack_array(arguments["b"], types[1], panels_of_kernel(kernel, "b", target))}
+    facts = facts_of(target)
+    for parts in (0, 5):
+        asked = replace(facts, requests=facts.requests._replace(panel_parts=parts))
+        lane = run_lane(reduce_loops(kernel.tile_ir()), arguments, Schedule(matrix=True), asked,
+                        specialize(kernel.tile_ir(), arguments, {"M": 8, "N": 512, "K": 512}), packed=packed)
+        np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+        arguments["c"][:] = 0
+        products = [[op.name for op in loop.blocks[0].ops if op.name in ("tile_multiply", "prefetch")]
+                    for loop in lane.walk() if loop.name == "loop" and loop.attributes.get("label") == "k"]
+        found = {(step.count("tile_multiply"), step.count("prefetch")) for step in products}
+        assert found >= ({(6, 3 * 32), (2, 32), (4, 0)} if parts else {(4, 0), (2, 0)})
+        assert ((6, 3 * 32) in found) == (parts > 0)
+
+
 def test_each_tile_of_an_operand_is_used_twice() -> None:
     function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
     lane = run_lane(function, arguments_of("nt", PAIRS[0], 64, 64, 64), facts=MACHINES[16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 
 import pytest
 
@@ -89,6 +90,15 @@ def test_rotating_goes_round() -> None:
     for _ in range(7):
         run()
     assert log == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_contestants_take_turns_at_the_same_data() -> None:
+    log: list[tuple[str, int]] = []
+    places = cycle(range(3))
+    one, other = (rotating([lambda i=i, n=name: log.append((n, i)) for i in range(3)], places) for name in "ab")
+    for run in (one, one, other, other, one):
+        run()
+    assert log == [("a", 0), ("a", 1), ("b", 2), ("b", 0), ("a", 1)]
 
 
 @pytest.mark.parametrize(("size", "cache", "count"), [(100, 100, 2), (30, 100, 7), (1000, 100, 1), (0, 8, 16)])
