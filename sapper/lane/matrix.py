@@ -14,7 +14,7 @@ How pieces lie in near memory: pieces.py. What holds: a stage is written only af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,6 +81,35 @@ class MatrixWalk:
     def dtype(self) -> DType:
         """Of the left elements in near memory."""
         return self.plain or _dtype_of(self.left[0])
+
+
+class _Wanted(NamedTuple):
+    """What match_matrix_walk takes, as its arguments say."""
+
+    dtypes: tuple[str, ...]
+    scaled: bool
+    along_depth: bool
+    plain: bool
+    split: bool
+    computes: bool
+
+
+class _Contraction(NamedTuple):
+    """One contraction of a MatrixWalk. kinds: types that its operands have in near memory, where they are brought
+    through registers. computed: by the op that makes it, what an operand is computed of."""
+
+    left: Op
+    right: Op
+    scales: tuple[Op | None, Op | None]
+    rows: str
+    columns: str
+    kinds: frozenset[DType]
+    computed: dict[Op, Computed]
+
+    def goes_with(self, first: _Contraction, split: bool) -> bool:
+        """Whether it has the rows of the first one and columns that lie alike, so that one walk takes both."""
+        return self.left.operands == first.left.operands and (self.rows, self.columns) == (first.rows, first.columns) \
+            and (not split or _dtype_of(self.right) is _dtype_of(first.right))
 
 
 class Sum(NamedTuple):
@@ -221,64 +250,82 @@ class MatrixLowering(DepthShares):
         """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
         along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded, or, of
         f32, split. computes: those that are no loads are computed (computed_pieces.py)."""
-        if walk.inner or len(walk.outer) != 2 or not walk.reduced or not 1 <= len(walk.reductions) <= 2 or (
-                scaled and len(walk.reduced) > 1) or any(op.name != "contract" for op in walk.reductions):
+        if not _contracts_two_axes(walk) or (scaled and len(walk.reduced) > 1):
             return None
-        *around, depth = walk.reduced
-        left: list[Op] = []
-        right: list[Op] = []
-        scales: list[tuple[Op | None, Op | None]] = []
-        axes: set[tuple[str, str]] = set()
-        kinds: set[DType] = set()
-        computed: dict[Op, Computed] = {}
+        wanted = _Wanted(dtypes, scaled, along_depth, plain, split, computes)
+        contractions: list[_Contraction] = []
         for op in walk.reductions:
-            (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
-            if plain:
-                a, b = (_load_of(v) if split else _rounded_load_of(v, dtypes) for v in op.operands)
-                made = [self._computed(v, depth, dtypes, around) if computes and not _is_affine(load) else None
-                        for load, v in ((a, op.operands[0]), (b, op.operands[1]))]
-                computed.update((v.value.op, v) for v in made if v is not None and v.value.op is not None)
-                a, b = (load if v is None else v.value.op for load, v in zip((a, b), made, strict=True))
-                kinds.update(bf16 if split else _narrow(v) if c is None else _dtype(c.value)
-                             for v, c in zip(op.operands, made, strict=True)
-                             if c is None or _dtype(c.value) not in FLOAT8)
-            if split and not all(op is not None and _dtype_of(op).name in dtypes for op in (a, b)):
+            made = self._contraction(op, walk, wanted)
+            if made is None or (contractions and not made.goes_with(contractions[0], split)):
                 return None
-            if a is None or b is None or not (
-                    self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
-                return None
-            rows, columns = (self._beside(_tile(v.result), depth, around) if v in computed else
-                             self._plain_axis(v, depth, around) if plain else
-                             self._outer_axis(v, depth, dtypes, around) for v in (a, b))
-            if rows is None or columns is None or {rows, columns} != set(walk.outer):
-                return None
-            if left and a.operands != left[0].operands:
-                return None
-            if split and right and _dtype_of(b) is not _dtype_of(right[0]):
-                return None
-            axes.add((rows, columns))
-            left.append(a)
-            right.append(b)
-            scales.append((by_a, by_b))
-        if len(axes) != 1 or len(kinds) > 1:
+            contractions.append(made)
+        kinds = {kind for one in contractions for kind in one.kinds}
+        if len(kinds) > 1:
             return None
+        computed = {op: of for one in contractions for op, of in one.computed.items()}
         if computed and not kinds:
             kinds.add(bf16)
-        ((rows, columns),) = axes
+        rows, columns = contractions[0].rows, contractions[0].columns
+        left, right = tuple(one.left for one in contractions), tuple(one.right for one in contractions)
         alike = plain or _dtype_of(left[0]) is _dtype_of(right[0])
-        if len(walk.reductions) == 1 and not scaled and alike and self._stored_along(rows, walk):
+        if len(contractions) == 1 and not scaled and alike and self._stored_along(rows, walk):
             # The same product of its operands the other way round: stores go along the columns of its sums.
             rows, columns, left, right = columns, rows, right, left
-        loads = [op for op in (*left, *right) if op not in computed]
-        placed = {depth, *(axis for op in computed for axis in _tile(op.result).axes)}
-        wide = () if self._panel_of(columns) else (columns,)
-        if any(self._extent_of(axis, axis in placed or self._starts_pieces(axis, loads)) < FEWEST
-               for axis in (rows, *wide, depth)):
+        *around, depth = walk.reduced
+        if not self._are_long_enough(rows, columns, depth, (*left, *right), computed):
             return None
-        planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
-        found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
-                           (planes[0], planes[1]), tuple(around), tuple(computed.values()))
+        planes = [PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0])]
+        found = MatrixWalk(rows, columns, depth, left, right, tuple(one.scales for one in contractions),
+                           next(iter(kinds), None), (planes[0], planes[1]), tuple(around), tuple(computed.values()))
         return found if self._tiles_of(found) else None
+
+    def _contraction(self, op: Op, walk: Walk, wanted: _Wanted) -> _Contraction | None:
+        """The operands of one contraction of a walk, where they are what is wanted."""
+        *around, depth = walk.reduced
+        loads: list[Op | None]
+        scales: list[Op | None] = [None, None]
+        computed: list[Computed | None] = [None, None]
+        if wanted.plain:
+            loads = [_load_of(v) if wanted.split else _rounded_load_of(v, wanted.dtypes) for v in op.operands]
+            if wanted.computes:
+                computed = [None if _is_affine(load) else self._computed(v, depth, wanted.dtypes, around)
+                            for load, v in zip(loads, op.operands, strict=True)]
+        elif wanted.scaled:
+            both = [_scaled_load_of(v) for v in op.operands]
+            loads, scales = [load for load, _ in both], [scale for _, scale in both]
+        else:
+            loads = [_load_of(v) for v in op.operands]
+        left, right = (load if of is None else of.value.op for load, of in zip(loads, computed, strict=True))
+        if left is None or right is None or not self._go_together(left, right, depth, wanted):
+            return None
+        axes = [self._beside(_tile(side.result), depth, around) if of is not None else
+                self._plain_axis(side, depth, around) if wanted.plain else
+                self._outer_axis(side, depth, wanted.dtypes, around)
+                for side, of in zip((left, right), computed, strict=True)]
+        rows, columns = axes
+        if rows is None or columns is None or {rows, columns} != set(walk.outer):
+            return None
+        kinds = frozenset() if not wanted.plain else frozenset(
+            bf16 if wanted.split else _narrow(v) if of is None else _dtype(of.value)
+            for v, of in zip(op.operands, computed, strict=True) if of is None or _dtype(of.value) not in FLOAT8)
+        by_op = {of.value.op: of for of in computed if of is not None and of.value.op is not None}
+        return _Contraction(left, right, (scales[0], scales[1]), rows, columns, kinds, by_op)
+
+    def _go_together(self, left: Op, right: Op, depth: str, wanted: _Wanted) -> bool:
+        """Whether the types of two operands are what is wanted."""
+        if wanted.split and not all(_dtype_of(op).name in wanted.dtypes for op in (left, right)):
+            return False
+        if wanted.along_depth:
+            return self._together_along(depth, left, right)
+        return wanted.plain or _dtype_of(left) is _dtype_of(right)
+
+    def _are_long_enough(self, rows: str, columns: str, depth: str, operands: Sequence[Op],
+                         computed: Mapping[Op, Computed]) -> bool:
+        """Whether no axis is too short for tiles; that of the columns of panels is as long as these."""
+        loads = [op for op in operands if op not in computed]
+        placed = {depth, *(axis for op in computed for axis in _tile(op.result).axes)}
+        axes = (rows, depth) if self._panel_of(columns) else (rows, columns, depth)
+        return all(self._extent_of(axis, axis in placed or self._starts_pieces(axis, loads)) >= FEWEST for axis in axes)
 
     def _computed(self, value: Value, depth: str, dtypes: tuple[str, ...],
                   around: Sequence[str]) -> Computed | None:
@@ -801,6 +848,12 @@ def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:
     loads = [loaded(v) for v in value.op.operands]
     loads.sort(key=lambda op: op is None or _dtype_of(op).bits)
     return (loads[0], loads[1]) if None not in loads else (None, None)
+
+
+def _contracts_two_axes(walk: Walk) -> bool:
+    """Whether a walk is one contraction, or two, with rows and columns."""
+    return not walk.inner and len(walk.outer) == 2 and bool(walk.reduced) and 1 <= len(walk.reductions) <= 2 and all(
+        op.name == "contract" for op in walk.reductions)
 
 
 def _load_of(value: Value) -> Op | None:
