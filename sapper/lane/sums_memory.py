@@ -145,14 +145,29 @@ class SumsMemoryLowering(GroupLowering):
         def rest() -> None:
             if fewer:
                 self.effect("register_budget", [], registers=fewer, more=False)
-            self.fork(self._is_warp(storing), lambda: play(COPIES, storing), lambda: self.fork(
+            self.fork(self._is_warp(storing), copy, lambda: self.fork(
                 self._is_warp(storing + 1), lambda: play(STARTS, storing + 1), lambda: None))
+
+        def copy() -> None:
+            play(COPIES, storing)
+            if self.cluster > 1:
+                self._outlast_others(group)
 
         self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(storing)], S64, cond="lt"), store, rest)
         self.only_warp = None
         self._meet()
         self.fork(first, lambda: self.effect("sums_close", [self.value(self.sums_base)], columns=self.set_aside()),
                   lambda: None)
+
+    def _outlast_others(self, group: MatrixGroup) -> None:
+        """Until products of the whole cluster have given back every stage: by themselves they arrive at signals of this
+        worker, which has to be there then (as the `producer_tail` of CUTLASS's pipelines)."""
+        counter = self.emit(self.depth, "s_load", [self._stages_word()], S64, dtype=i32, near=True)
+        for number in range(group.stages):
+            following = self.add(counter, number)
+            parity = self.scalar("s_xor", self._parity_of(group, following), 1)
+            self.effect("signal_wait", [self._signal(self._stage_of(group, following)), self.value(parity)],
+                        disp=self.free_at, **self.of_cluster(self.cluster))
 
     def _meet(self) -> None:
         self.effect("sync_warps" if self.cluster == 1 else "sync_cluster", [])

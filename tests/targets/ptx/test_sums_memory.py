@@ -341,6 +341,13 @@ def shape_of(kernel: Any, extents: dict[str, int]) -> tuple[int, bool]:
     return multiply.attributes["columns"], "take_over" in names_of(lane)
 
 
+def test_a_worker_outlasts_what_others_signal_it() -> None:
+    """Products of a cluster arrive at every worker by themselves: the copying warp waits for all stages at its end."""
+    waits = {workers: sum(op.name == "signal_wait" for op in lowered(
+        bf16_nt, Schedule(tile=SMALL, cluster={"m": workers})).walk()) for workers in (1, 2)}
+    assert waits[2] - waits[1] == 4
+
+
 def test_the_tile_that_takes_least_time_by_the_model() -> None:
     """On 148 processors."""
     assert shape_of(bf16_nt, {"M": 8192, "N": 8192, "K": 1024}) == (256, False)
