@@ -440,7 +440,7 @@ def _lane_tensor_copy(check: Checker, op: Op) -> None:
 
 def _near_operands(check: Checker, op: Op, more: tuple[DType, ...] = ()) -> DType:
     """The type and the layouts of operands in near memory."""
-    dtype = check.one_of(op, "dtype", (bf16, f16, f8e4m3, *more))
+    dtype: DType = check.one_of(op, "dtype", (bf16, f16, f8e4m3, *more))
     for side in ("left", "right"):
         if not check.attribute(op, f"{side}_rows", bool):
             if dtype.bits == 8:
