@@ -438,14 +438,15 @@ def _lane_tensor_copy(check: Checker, op: Op) -> None:
     check.results(op)
 
 
-def _near_operands(check: Checker, op: Op) -> None:
+def _near_operands(check: Checker, op: Op, more: tuple[DType, ...] = ()) -> DType:
     """The type and the layouts of operands in near memory."""
-    dtype = check.one_of(op, "dtype", (bf16, f16, f8e4m3))
+    dtype: DType = check.one_of(op, "dtype", (bf16, f16, f8e4m3, *more))
     for side in ("left", "right"):
         if not check.attribute(op, f"{side}_rows", bool):
             if dtype.bits == 8:
                 check.fail(f"{side}_rows = False for {dtype}", "rows along the depth")
             check.attribute(op, f"{side}_panel_bytes", int)
+    return dtype
 
 
 def _lane_group_multiply(check: Checker, op: Op) -> None:
@@ -477,7 +478,9 @@ def _lane_sums_columns(check: Checker, op: Op) -> None:
 
 
 def _lane_sums_multiply(check: Checker, op: Op) -> None:
-    _near_operands(check, op)
+    dtype = _near_operands(check, op, (i8, u8))
+    if "right_dtype" in op.attributes:
+        check.one_of(op, "right_dtype", (i8, u8) if dtype.is_integer else (dtype,))
     _sums_shape(check, op)
     check.operands(op, S64, S64, S64, S64)
     check.results(op)
@@ -510,7 +513,7 @@ def _lane_sums_load(check: Checker, op: Op) -> None:
     check.operands(op, S64)
     if len(op.results) not in (4, 8, 16, 32, 64, 128):
         check.fail(f"{len(op.results)} results", "4 for each 8 columns, of which there is a power of two up to 256")
-    check.results(op, *[ROW_F32] * len(op.results))
+    check.results(op, *[ROW_I32 if op.results[0].type == ROW_I32 else ROW_F32] * len(op.results))
 
 
 def _lane_store_wait(check: Checker, op: Op) -> None:

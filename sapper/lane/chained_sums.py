@@ -9,8 +9,9 @@ which warps play the parts of sums_memory.py, each group of the storing ones wit
     stores   scores come from sums memory to registers; what is made of them goes back, packed, where the second product
              reads it; its sums are added to those that the loop carries, in registers, once they are there
 
-So the first product of the next round is made while the softmax of this one is computed, and while one group computes
-the products of the other are made (FlashAttention-4 has parts like these: github.com/Dao-AILab/flash-attention,
+So the first product of the next round is made while the softmax of this one is computed, and the second product of this
+one during the softmax of the next: its sums are added then, where nothing of them is read before; a tile's first round
+adds zeros. While one group computes the products of the other are made (FlashAttention-4 has parts like these: github.com/Dao-AILab/flash-attention,
 flash_attn/cute; it keeps the carried sums in tensor memory, too, and corrects them there).
 
 The first left operand is kept in near memory for all of a tile, in panels as products read them.
@@ -34,7 +35,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import ROW_F32, S64, i32
+from ..ir.types import ROW_B32, ROW_F32, S64, i32
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
 from .chained import Chain, Contraction, _axes
@@ -64,9 +65,11 @@ class Shape:
 
 class ChainSumsLowering(ChainPairLowering):
     """Takes such chains, and leaves others to ChainPairLowering. order: the two contractions, None where the chain at
-    hand is not one of these. shape: what was settled for it. signals_at: of near memory, where its signals begin."""
+    hand is not one of these. late: the carried value to which the second product's sums of a round are added in the
+    next one. shape: what was settled for it. signals_at: of near memory, where its signals begin."""
 
     order: tuple[Op, Op] | None = None
+    late: int | None = None
     shape = Shape(0, 0, 0)
     left_at = signals_at = 0
 
@@ -88,6 +91,8 @@ class ChainSumsLowering(ChainPairLowering):
                 chain, unit, self.chain_rows()):
             return
         self.order, self.shape = order, shape
+        flies = self._find_flying(chain)
+        self.late = flies[1] if flies is not None and flies[0] is order[1] else None
         self.groups, self.row_blocks, self.step = shape.groups, ROW_BLOCKS, shape.step
         self.few_registers = True
         self.warps = self.groups * group.group_warps + group.copy_warps
@@ -259,6 +264,8 @@ class ChainSumsLowering(ChainPairLowering):
         body = loop.blocks[0]
         self._settle_streams(chain)
         points = [self._coordinates(v.type.axes) for v in body.arguments]  # type: ignore[union-attr]
+        if self.late is not None:
+            self._clear_added(chain)
         self._put_left(chain)
         carried = [self.counter, *(self.row(v, at) for v, places in zip(loop.operands[2:], points, strict=True)
                                    for at in places)]
@@ -277,6 +284,9 @@ class ChainSumsLowering(ChainPairLowering):
         self.counter, *rows = carried
         self.assumed = frozenset()
         self._take(loop.results, points, iter(rows))
+        if self.late is not None:
+            result, found = loop.results[self.late], chain.contractions[self.order[1]]
+            self.rows[result] = self._with_added(found, self.rows[result], self._keys(result, found), 1)
 
     def _put_left(self, chain: Chain) -> None:
         """Panels of the first left operand to near memory: each warp its 32 rows. Nobody reads those of the tile
@@ -304,15 +314,25 @@ class ChainSumsLowering(ChainPairLowering):
             return
         assert self.chain is not None
         found = self.chain.contractions[op]
-        keys = [self._key(into, found, 2 * block + register // 2, 2 * eight + register % 2)
+        keys = self._keys(into, found)
+        if op is self.order[0]:
+            self.rows[into] = dict(zip(keys, self._new_scores(), strict=True))
+            return
+        weights = [[row for depth in range(0, self.bound[found.over].count, 4)
+                    for row in self._left(found, block, depth)] for block in range(ROW_BLOCKS)]
+        if self.late is not None:
+            argument = self.chain.loop.blocks[0].arguments[self.late]
+            self.rows[argument] = self._with_added(found, self.rows[argument], self._keys(argument, found), 1)
+        self._put_weights(weights)
+        before = {} if start is None else {
+            key: self.row(start, dict(zip(_axes(into), key, strict=True))) for key in keys}
+        self.rows[into] = before if self.late is not None else self._with_added(found, before, keys, 0)
+
+    def _keys(self, value: Value, found: Contraction) -> list[tuple[int, ...]]:
+        """Of the rows of a contraction's sums, in the order in which they come from sums memory."""
+        return [self._key(value, found, 2 * block + register // 2, 2 * eight + register % 2)
                 for block in range(ROW_BLOCKS) for eight in range(self.bound[found.columns].count // 2)
                 for register in range(4)]
-        held: dict[tuple[int, ...], Value] = {}
-        values = self._new_scores() if op is self.order[0] else self._sums_to_add(found)
-        for key, value in zip(keys, values, strict=True):
-            before = None if start is None else self.row(start, dict(zip(_axes(into), key, strict=True)))
-            held[key] = value if before is None else self.emit(self.depth, "add", [before, value], ROW_F32)
-        self.rows[into] = held
 
     def _new_scores(self) -> Iterator[Value]:
         """Of this round."""
@@ -322,17 +342,36 @@ class ChainSumsLowering(ChainPairLowering):
             yield from self._loaded(self._scores_at(mine), block, self.step)
         self._tell(TAKEN, mine)
 
-    def _sums_to_add(self, found: Contraction) -> Iterator[Value]:
-        """The sums of the second product, once the weights are put; each part is used before the next one comes."""
-        mine, deep = self._number(), self.bound[found.over].count
-        for block in range(ROW_BLOCKS):
-            rows = [row for depth in range(0, deep, 4) for row in self._left(found, block, depth)]
+    def _put_weights(self, weights: list[list[Value]]) -> None:
+        """By blocks of 16 rows."""
+        mine = self._number()
+        for block, rows in enumerate(weights):
             self.effect("sums_store", [self._own_rows(self._weights_at(mine), block), *rows])
         self._tell(PUT, mine)
-        self._wait(ADDED, mine, self.counter)
+
+    def _with_added(self, found: Contraction, held: dict[tuple[int, ...], Value], keys: list[tuple[int, ...]],
+                    rounds: int) -> dict[tuple[int, ...], Value]:
+        """With the sums of the second product of so many rounds before this one; each part is added before the next
+        one comes."""
+        mine, made = self._number(), {}
+        self._wait(ADDED, mine, self.counter, before=rounds)
+        values = (value for block in range(ROW_BLOCKS)
+                  for side in range(0, self.extents[found.columns], LOADED_COLUMNS)
+                  for value in self._loaded(self.add(self._added_at(mine), side), block, LOADED_COLUMNS))
+        for key, value in zip(keys, values, strict=True):
+            made[key] = self.emit(self.depth, "add", [held[key], value], ROW_F32) if held else value
+        return made
+
+    def _clear_added(self, chain: Chain) -> None:
+        """Zeros for the first round of a tile to add."""
+        assert self.order is not None
+        zeros = [self.emit(0, "bitcast", [self.constant(0, i32)], ROW_B32)] * (LOADED_COLUMNS // 2)
+        mine = self._number()
+        self.effect("sums_acquire", [])
         for block in range(ROW_BLOCKS):
-            for side in range(0, self.extents[found.columns], LOADED_COLUMNS):
-                yield from self._loaded(self.add(self._added_at(mine), side), block, LOADED_COLUMNS)
+            for side in range(0, self.extents[chain.contractions[self.order[1]].columns], LOADED_COLUMNS):
+                place = self._own_rows(self.add(self._added_at(mine), side), block)
+                self.effect("sums_store", [place, *zeros])
 
     def _tell(self, kind: int, group: Scalar) -> None:
         self.effect("sums_release", [])

@@ -94,7 +94,7 @@ class GroupLowering(Clusters):
         if group is None or walk is None or self.shared_loops or len(
                 plan_block(self.function.body, self.wholes).items) != 1:
             return
-        found, dtypes = self.matrix_walk, group.dtypes
+        found, dtypes = self.matrix_walk, (*group.dtypes, *group.byte_dtypes)
         if self.schedule.matrix is not False and (found is None or found.computed
                                                   or found.dtype.name in group.narrow_dtypes):
             # Bytes, which single warps would make wider where they are computed.
@@ -106,6 +106,8 @@ class GroupLowering(Clusters):
         dtype = found.left[0].operands[0].type.dtype  # type: ignore[union-attr]
         self.deep = group.depth_bytes // dtype.size_bytes
         self.narrow = dtypes is group.narrow_dtypes
+        if dtype.name in group.byte_dtypes and found.is_scaled:
+            return
         if dtype.name in dtypes and all(self._is_box(op, outer, found.depth) for op, outer in loads) \
                 and not any(self._turns_sums(root, found) for root in walk.after):
             shape = self._shape(group, found)

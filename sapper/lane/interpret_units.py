@@ -289,7 +289,7 @@ def _build_tensor_copy(program: Program, op: Op) -> Step:
 def _near_operand(e: list[Any], op: Op, side: str, at: int, first: int, extent: int) -> NDArray[np.float64]:
     """(outer, depth) of a group's operand in near memory, of the outer coordinates from `first` on."""
     attributes = op.attributes
-    kind = ELEMENTS[attributes["dtype"]]
+    kind = ELEMENTS[attributes.get("right_dtype" if side == "right" else "dtype", attributes["dtype"])]
     size = kind.itemsize
     offsets = fragments.near_offsets(
         np.arange(first, first + extent)[:, None], np.arange(fragments.GROUP_DEPTH_BYTES // size)[None, :],
@@ -379,12 +379,16 @@ def _sums_at(worker: Worker, op: Op, place: int, rows: int, columns: int) -> NDA
 
 def _build_sums_multiply(program: Program, op: Op) -> Step:
     left, right, place, adds = (program.slot(v) for v in op.operands)
-    rows, columns = op.attributes["rows"], op.attributes["columns"]
+    rows, columns, whole = op.attributes["rows"], op.attributes["columns"], op.attributes["dtype"].is_integer
 
     def sums_multiply(e: list[Any]) -> None:
         sums = _sums_at(e[0], op, e[place], rows, columns)
         product = _near_operand(e, op, "left", left, 0, rows) @ _near_operand(e, op, "right", right, 0, columns).T
-        sums[:] = product if not e[adds] else sums.astype(np.float64) + product
+        if whole:
+            totals = sums.view(np.int32)
+            totals[:] = (product.astype(np.int64) + (totals if e[adds] else 0)).astype(np.int32)
+        else:
+            sums[:] = product if not e[adds] else sums.astype(np.float64) + product
 
     return sums_multiply
 
@@ -429,13 +433,14 @@ def _build_sums_store(program: Program, op: Op) -> Step:
 def _build_sums_load(program: Program, op: Op) -> Step:
     place, results = program.slot(op.operands[0]), [program.slot(v) for v in op.results]
     columns = len(results) * fragments.COLUMNS // 4
+    kind = NUMPY_ROWS[op.results[0].type.dtype]  # type: ignore[union-attr]
 
     def sums_load(e: list[Any]) -> None:
         _own_rows(program, e[0], op, e[place])
         sums = _sums_at(e[0], op, e[place], fragments.ROWS, columns)
         rows, within = fragments.C
         for number, result in enumerate(results):
-            e[result] = sums[rows[number % 4], number // 4 * fragments.COLUMNS + within[number % 4]]
+            e[result] = sums[rows[number % 4], number // 4 * fragments.COLUMNS + within[number % 4]].view(kind)
 
     return sums_load
 

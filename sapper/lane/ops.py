@@ -302,10 +302,11 @@ LANE_OPS = OpTable("lane", [
     OpSpec("sums_close", (1, 1), (0, 0), attributes=("columns",), pure=False,
            doc="place: the columns that sums_open set aside from there on are given up"),
     OpSpec("sums_multiply", (4, 4), (0, 0), attributes=("dtype", "rows", "columns", "left_rows", "right_rows"),
-           optional=("left_disp", "right_disp", "left_panel_bytes", "right_panel_bytes"), pure=False,
+           optional=("right_dtype", "left_disp", "right_disp", "left_panel_bytes", "right_panel_bytes"), pure=False,
            doc="near addresses of a and b, place of c, adds (s64): c + a @ b, or a @ b if adds is 0, of rows x D, D x "
-               "columns and rows x columns elements, as group_multiply has them in near memory. This warp starts it; "
-               "those that one warp starts are done in turn, and others know by a sums_signal"),
+               "columns and rows x columns elements, as group_multiply has them in near memory; of i8 or u8, "
+               "`right_dtype` of b, with sums of i32, wrapping. This warp starts it; those that one warp starts are "
+               "done in turn, and others know by a sums_signal"),
     OpSpec("sums_multiply_rows", (4, 4), (0, 0), attributes=("dtype", "rows", "columns", "right_rows"),
            optional=("left_disp", "right_disp", "right_panel_bytes"), pure=False,
            doc="place of a, near address of b, place, adds (s64): as sums_multiply, with a in sums memory: rows x 16 "
@@ -316,8 +317,8 @@ LANE_OPS = OpTable("lane", [
     OpSpec("sums_signal", (1, 1), (0, 0), optional=("disp", "workers"), pure=False,
            doc="signal: one arrival, once all products that this warp started are done; `workers`: as signal_arrive"),
     OpSpec("sums_load", (1, 1), (4, None), pure=False,
-           doc="place -> 16 rows of sums from there on, 8 columns for each four row<f32>, which hold 16 x 8 elements "
-               "(fragments.C). Warp w reads rows 32 (w mod 4) .. + 31 alone"),
+           doc="place -> 16 rows of sums from there on, 8 columns for each four row<f32>, or row<i32>, which hold 16 x "
+               "8 elements (fragments.C). Warp w reads rows 32 (w mod 4) .. + 31 alone"),
     OpSpec("sums_acquire", (0, 0), (0, 0), pure=False,
            doc="sums_multiply and sums_load after it come after what the warp waited for before it"),
     OpSpec("sums_release", (0, 0), (0, 0), pure=False,

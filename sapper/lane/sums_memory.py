@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, ROW_F32, S64, f32, i32
+from ..ir.types import MASK, ROW_F32, ROW_I32, S64, RowType, f32, i32
 from ..tile.plan import Walk
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
@@ -145,14 +145,29 @@ class SumsMemoryLowering(GroupLowering):
         def rest() -> None:
             if fewer:
                 self.effect("register_budget", [], registers=fewer, more=False)
-            self.fork(self._is_warp(storing), lambda: play(COPIES, storing), lambda: self.fork(
+            self.fork(self._is_warp(storing), copy, lambda: self.fork(
                 self._is_warp(storing + 1), lambda: play(STARTS, storing + 1), lambda: None))
+
+        def copy() -> None:
+            play(COPIES, storing)
+            if self.cluster > 1:
+                self._outlast_others(group)
 
         self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(storing)], S64, cond="lt"), store, rest)
         self.only_warp = None
         self._meet()
         self.fork(first, lambda: self.effect("sums_close", [self.value(self.sums_base)], columns=self.set_aside()),
                   lambda: None)
+
+    def _outlast_others(self, group: MatrixGroup) -> None:
+        """Until products of the whole cluster have given back every stage: by themselves they arrive at signals of this
+        worker, which has to be there then (as the `producer_tail` of CUTLASS's pipelines)."""
+        counter = self.emit(self.depth, "s_load", [self._stages_word()], S64, dtype=i32, near=True)
+        for number in range(group.stages):
+            following = self.add(counter, number)
+            parity = self.scalar("s_xor", self._parity_of(group, following), 1)
+            self.effect("signal_wait", [self._signal(self._stage_of(group, following)), self.value(parity)],
+                        disp=self.free_at, **self.of_cluster(self.cluster))
 
     def _meet(self) -> None:
         self.effect("sync_warps" if self.cluster == 1 else "sync_cluster", [])
@@ -250,7 +265,7 @@ class SumsMemoryLowering(GroupLowering):
     def _start_stage(self, group: MatrixGroup, stage: Scalar, room: Scalar, adds: Value) -> None:
         """The products of a stage, added to what is in the room if `adds` is not 0."""
         left, *right = self.pieces
-        dtype = left.op.operands[0].type.dtype  # type: ignore[union-attr]
+        dtype, *others = (piece.op.operands[0].type.dtype for piece in self.pieces)  # type: ignore[union-attr]
         source = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
         for depth in range(0, self.deep, fragments.GROUP_DEPTH_BYTES // left.size):
             for mine in range(self.groups):
@@ -259,7 +274,8 @@ class SumsMemoryLowering(GroupLowering):
                 for number, piece in enumerate(right):
                     place = self.value(self._sums_at(room, mine, number))
                     self.effect("sums_multiply", [source, source, place, self.value(1) if depth else adds], **{
-                        "dtype": dtype, "rows": group.group_rows, "columns": self.columns,
+                        "dtype": dtype, "right_dtype": others[number],
+                        "rows": group.group_rows, "columns": self.columns,
                         "left_rows": left.along_depth, "right_rows": piece.along_depth,
                         "left_disp": left.at + left.depth_bytes(depth) + top,
                         "right_disp": piece.at + piece.depth_bytes(depth),
@@ -282,8 +298,8 @@ class SumsMemoryLowering(GroupLowering):
         mine, warp = (self.scalar(name, self.warp(), group.group_warps) for name in ("s_floordiv", "s_mod"))
         row = self.add(self.mul(warp, group.group_rows // group.group_warps), top)
         place = self.add(self._sums_at(room, mine, contraction), self.add(self.mul(row, ROW_PLACES), side))
-        loaded = Op("sums_load", [self.value(place)], [ROW_F32] * (fragments.ROWS * columns // self.lanes), {}, None,
-                    self.location)
+        loaded = Op("sums_load", [self.value(place)], [self._sum_type()] * (fragments.ROWS * columns // self.lanes), {},
+                    None, self.location)
         self.finish(loaded)
         return list(loaded.results)
 
@@ -363,5 +379,10 @@ class SumsMemoryLowering(GroupLowering):
         if isinstance(deep, int) and deep > 0:
             return sums
         some = self.emit(self.depth, "cmp", [self.row_of(0), self.row_of(deep)], MASK, cond="lt")
-        zero = self.constant(0.0, f32)
-        return [self.emit(self.depth, "select", [some, value, zero], ROW_F32) for value in sums]
+        kind = self._sum_type()
+        zero = self.constant(0.0 if kind == ROW_F32 else 0, kind.dtype)
+        return [self.emit(self.depth, "select", [some, value, zero], kind) for value in sums]
+
+    def _sum_type(self) -> RowType:
+        dtype = self.pieces[0].op.operands[0].type.dtype  # type: ignore[union-attr]
+        return ROW_I32 if dtype.is_integer else ROW_F32

@@ -106,20 +106,22 @@ class MatrixGroup:
     """How contractions run on matrix instructions of 64 x N elements, 32 bytes deep, that a group of warps issues
     together and that read both operands in near memory, where other warps have boxes of them copied, some stages ahead.
 
-    dtypes: of the elements. narrow_dtypes: of those of 8 bits, whose sums are added up in f32 after each stage, times
-    scales of blocks of the depth, narrow_columns at once, as both sums need registers. group_warps,
-    group_rows: of a group. shapes: (groups, columns) of a worker's tile, the largest first. depth_bytes: of a stage.
-    stages: how many there are, a power of two: their number is some bits of a counter. copy_warps: those beside the
-    groups. copy_registers: of each of their threads, where several groups need what is left of `registers`. near_bytes:
-    of a worker at most. products, cache_bytes, port_bytes: as of MatrixUnit. chain_registers: likewise, of a thread
-    where there are two groups; rows that take more are shared by both. turns: of two groups with rows of their own, one
-    computes what stands between products while the other's products are made (chained_groups.py). clusters: of how many
-    workers a copy may go to all, and signals reach all. sums_columns: of a memory for sums, of which each column has an
-    f32 for each of group_rows rows: there one warp starts the products, of group_rows x N elements, and the groups of
-    warps store (sums_memory.py); 0: sums are in registers.
+    dtypes: of the elements. byte_dtypes: of integers of 8 bits, along the depth, with sums of 32. narrow_dtypes: of
+    floats of 8 bits, whose sums are added up in f32 after each stage, times scales of blocks of the depth,
+    narrow_columns at once, as both sums need registers. group_warps, group_rows: of a group. shapes: (groups, columns)
+    of a worker's tile, the largest first. depth_bytes: of a stage. stages: how many there are, a power of two: their
+    number is some bits of a counter. copy_warps: those beside the groups. copy_registers: of each of their threads,
+    where several groups need what is left of `registers`. near_bytes: of a worker at most. products, cache_bytes,
+    port_bytes: as of MatrixUnit. chain_registers: likewise, of a thread where there are two groups; rows that take more
+    are shared by both. turns: of two groups with rows of their own, one computes what stands between products while the
+    other's products are made (chained_groups.py). clusters: of how many workers a copy may go to all, and signals reach
+    all. sums_columns: of a memory for sums, of which each column has an f32 for each of group_rows rows: there one warp
+    starts the products, of group_rows x N elements, and the groups of warps store (sums_memory.py); 0: sums are in
+    registers.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
+    byte_dtypes: tuple[str, ...] = ()
     narrow_dtypes: tuple[str, ...] = ("f8e4m3",)
     narrow_columns: int = 128
     group_warps: int = 4

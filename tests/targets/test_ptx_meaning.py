@@ -67,8 +67,10 @@ def near(type: str) -> st.SearchStrategy[float]:
 
 def call(text: str, *values: float) -> float:
     one = form(text)
+    sources = one.sources[:len(values)]
+    assert all(operand.optional for operand in one.sources[len(values):])
     arrays = [np.array([value, value], dtype_of(operand.type))
-              for value, operand in zip(values, one.sources, strict=True)]
+              for value, operand in zip(values, sources, strict=True)]
     assert one.row.meaning is not None
     result = one.row.meaning(one, *arrays)
     assert result.dtype == dtype_of(one.results[0].type)

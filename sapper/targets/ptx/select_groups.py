@@ -204,11 +204,14 @@ def sums_close(s: Any, op: Op) -> None:
 
 
 def instruction_descriptor(op: Op) -> int:
-    """Types, majors and shape of a product with sums of f32 (PTX ISA, "Instruction descriptor")."""
-    element = {"f16": 0, "bf16": 1, "f8e4m3": 0}[op.attributes["dtype"].name]
+    """Types, majors and shape of a product with sums of f32, or i32 (PTX ISA, "Instruction descriptor")."""
+    dtype = op.attributes["dtype"]
+    elements = {"f16": 0, "bf16": 1, "f8e4m3": 0, "u8": 0, "i8": 1}
+    a, b = elements[dtype.name], elements[op.attributes.get("right_dtype", dtype).name]
+    sums = 2 if dtype.is_integer else 1
     left, right = (int(not op.attributes.get(f"{side}_rows", True)) for side in ("left", "right"))
     rows, columns = op.attributes["rows"], op.attributes["columns"]
-    made: int = 1 << 4 | element << 7 | element << 10 | left << 15 | right << 16 | columns >> 3 << 17 | rows >> 4 << 24
+    made: int = sums << 4 | a << 7 | b << 10 | left << 15 | right << 16 | columns >> 3 << 17 | rows >> 4 << 24
     return made
 
 
@@ -225,7 +228,8 @@ def sums_multiply(s: Any, op: Op) -> None:
         s.emit("setp.ne.s64", keeps, s.scalar(adds), 0)
     else:
         s.emit("setp.eq.s32" if known else "setp.ne.s32", keeps, s.facts.lane, s.facts.lane)
-    kind = "f8f6f4" if op.attributes["dtype"].bits == 8 else "f16"
+    dtype = op.attributes["dtype"]
+    kind = "i8" if dtype.is_integer else "f8f6f4" if dtype.bits == 8 else "f16"
     s.emit_masked(f"tcgen05.mma.cta_group::1.kind::{kind}", elected(s), False, near_scalar(s, place), a, b,
                   instruction_descriptor(op), keeps)
 

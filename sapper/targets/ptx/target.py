@@ -117,7 +117,8 @@ class Target(PlainTarget):
 
 
 TENSOR_MEMORY = MatrixGroup(
-    group_rows=128, shapes=((1, 256), (2, 128), (1, 128), (1, 64)), workers=148, products=4096, sums_columns=512)
+    byte_dtypes=("i8", "u8"), group_rows=128, shapes=((1, 256), (2, 128), (1, 128), (1, 64)), workers=148,
+    products=4096, sums_columns=512)
 """tcgen05: 128 x 256 x 16 elements in 128 cycles, sums in tensor memory of 128 lanes x 512 columns (PTX ISA, "Tensor
 Memory"). What an SM gets from the second-level cache is taken to be as on sm_90a."""
 
