@@ -93,7 +93,8 @@ class ChainSumsLowering(ChainPairLowering):
         shape = shapes[min(shapes)]
         self.order, self.shape = order, shape
         flies = self._find_flying(chain)
-        self.late = flies[1] if flies is not None and flies[0] is order[1] else None
+        self.late = flies[1] if flies is not None and flies[0] is order[1] and _goes_only_to(
+            chain, chain.loop.blocks[0].arguments[flies[1]], order[1]) else None
         self.groups, self.row_blocks, self.step = shape.groups, ROW_BLOCKS, shape.step
         self.few_registers = True
         self.warps = self.groups * group.group_warps + group.copy_warps
@@ -388,6 +389,18 @@ class ChainSumsLowering(ChainPairLowering):
         loaded = Op("sums_load", [self._own_rows(place, block)], [ROW_F32] * (columns // 2), {}, None, self.location)
         self.finish(loaded)
         return list(loaded.results)
+
+
+def _goes_only_to(chain: Chain, value: Value, contraction: Op) -> bool:
+    """Whether a carried value only goes to what a contraction is added to, so that it may be unfinished until then."""
+    ops = chain.loop.blocks[0].ops
+    while True:
+        users = [op for op in ops if value in op.operands]
+        if len(users) != 1 or len(users[0].results) != 1:
+            return False
+        if users[0].name == "add" and contraction.result in users[0].operands:
+            return True
+        value = users[0].result
 
 
 def _order(chain: Chain) -> tuple[Op, Op] | None:
