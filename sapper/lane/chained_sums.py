@@ -11,8 +11,9 @@ which warps play the parts of sums_memory.py, each group of the storing ones wit
 
 So the first product of the next round is made while the softmax of this one is computed, and the second product of this
 one during the softmax of the next: its sums are added then, where nothing of them is read before; a tile's first round
-adds zeros. While one group computes the products of the other are made (FlashAttention-4 has parts like these: github.com/Dao-AILab/flash-attention,
-flash_attn/cute; it keeps the carried sums in tensor memory, too, and corrects them there).
+adds zeros. While one group computes the products of the other are made. (FlashAttention-4 has parts like these, but
+keeps the carried sums in tensor memory, too, and corrects them there: github.com/Dao-AILab/flash-attention,
+flash_attn/cute.)
 
 The first left operand is kept in near memory for all of a tile, in panels as products read them.
 
@@ -50,6 +51,8 @@ LOADED_COLUMNS = 32
 """Of the second product's sums that a warp brings to registers at once."""
 LEFT, MADE, TAKEN, PUT, ADDED = range(5)
 KINDS = 5
+COUNTED_BYTES = 256
+"""Of near memory, what counters and where the sums begin take at most."""
 ROW_BLOCKS = 2
 """Of 16 rows that a warp has: 32 of the 128 of a group."""
 
@@ -82,41 +85,40 @@ class ChainSumsLowering(ChainPairLowering):
                 or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
             return
         order = _order(chain)
-        shapes = [] if order is None else [shape for groups in (1, 2) for shape in self._shapes_of(
-            group, chain, order, groups)[:1]]
-        if not shapes:
+        fitting = [] if order is None else [self._fitting_shape(group, chain, order, groups) for groups in (1, 2)]
+        shapes = {self._round_cycles(chain, group, shape.groups * group.group_rows): shape
+                  for shape in reversed(fitting) if shape is not None}     # of equals one group
+        if order is None or not shapes or min(shapes) >= self._round_cycles(chain, unit, self.chain_rows()):
             return
-        shape = min(shapes, key=lambda shape: self._round_cycles(chain, group, shape.groups * group.group_rows))
-        if self._round_cycles(chain, group, shape.groups * group.group_rows) >= self._round_cycles(
-                chain, unit, self.chain_rows()):
-            return
+        shape = shapes[min(shapes)]
         self.order, self.shape = order, shape
         flies = self._find_flying(chain)
-        self.late = flies[1] if flies is not None and flies[0] is order[1] else None
+        self.late = flies[1] if flies is not None and flies[0] is order[1] and _goes_only_to(
+            chain, chain.loop.blocks[0].arguments[flies[1]], order[1]) else None
         self.groups, self.row_blocks, self.step = shape.groups, ROW_BLOCKS, shape.step
         self.few_registers = True
         self.warps = self.groups * group.group_warps + group.copy_warps
         stores = [op for op in chain.body.ops if op.name == "store" and self._goes_in_boxes(op, chain)]
         self.boxed = {} if self.schedule.chunks else dict.fromkeys(stores[:1], 0)
 
-    def _shapes_of(self, group: MatrixGroup, chain: Chain, order: tuple[Op, Op], groups: int) -> list[Shape]:
-        """The steps that fit, the longest first: a thread has the carried sums and a round's scores of its share of 32
+    def _fitting_shape(self, group: MatrixGroup, chain: Chain, order: tuple[Op, Op], groups: int) -> Shape | None:
+        """With the longest step that fits: a thread has the carried sums and a round's scores of its share of 32
         rows."""
         first, second = (chain.contractions[op] for op in order)
         unit = self.facts.matrix
         assert unit is not None
-        wide, found, step = self.extents[second.columns], [], unit.chain_step
+        wide, step = self.extents[second.columns], unit.chain_step
+        row_bytes = sum(self._padded_bytes(op, chain) for op in chain.streams)
+        boxes = group.group_warps * 2 * fragments.ROWS * fragments.ROW_BYTES
+        each = self._left_bytes(group, first) + boxes + KINDS * SIGNAL_BYTES
         while step >= SHORTEST_STEP:
             columns = step + wide + step // 2
-            row_bytes = sum(self._padded_bytes(op, chain) for op in chain.streams)
-            near = FEWEST_STAGES * (step * row_bytes + 2 * SIGNAL_BYTES) \
-                + groups * self._left_bytes(group, first) + groups * group.group_warps * 2 * fragments.ROWS \
-                * fragments.ROW_BYTES + groups * KINDS * SIGNAL_BYTES + 256
+            near = FEWEST_STAGES * (step * row_bytes + 2 * SIGNAL_BYTES) + groups * each + COUNTED_BYTES
             if wide + step <= group.chain_registers and groups * columns <= group.sums_columns \
                     and near <= group.near_bytes:
-                found.append(Shape(groups, step, columns))
+                return Shape(groups, step, columns)
             step //= 2
-        return found
+        return None
 
     def _left_bytes(self, group: MatrixGroup, found: Contraction) -> int:
         """Of near memory, for the panels of a group's left operand."""
@@ -387,6 +389,18 @@ class ChainSumsLowering(ChainPairLowering):
         loaded = Op("sums_load", [self._own_rows(place, block)], [ROW_F32] * (columns // 2), {}, None, self.location)
         self.finish(loaded)
         return list(loaded.results)
+
+
+def _goes_only_to(chain: Chain, value: Value, contraction: Op) -> bool:
+    """Whether a carried value only goes to what a contraction is added to, so that it may be unfinished until then."""
+    ops = chain.loop.blocks[0].ops
+    while True:
+        users = [op for op in ops if value in op.operands]
+        if len(users) != 1 or len(users[0].results) != 1:
+            return False
+        if users[0].name == "add" and contraction.result in users[0].operands:
+            return True
+        value = users[0].result
 
 
 def _order(chain: Chain) -> tuple[Op, Op] | None:

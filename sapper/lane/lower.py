@@ -20,7 +20,7 @@ a file each:
     depth_parts.py         loops over weights that many rows walk part by part
 
 Walks are in walk.py; the ops that go along an axis in order in ordered.py; late walks in late.py; products on matrix
-instructions in matrix.py, groups.py and chained.py."""
+instructions in matrix.py, groups.py, sums_memory.py and chained.py."""
 
 from __future__ import annotations
 

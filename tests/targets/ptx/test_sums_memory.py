@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import bf16, emulate, f8e4m3, targets
+import sapper as sp
+from sapper import Tensor, bf16, emulate, f8e4m3, f32, max, maximum, targets, tiles, whole, zeros
 from sapper.codegen.outline import costs_of
 from sapper.codegen.pipeline import Compiled, compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
@@ -310,6 +312,40 @@ def test_attention_on_the_emulator(block: int, lazy: bool) -> None:
     assert entry.compare(arguments, wanted) is None, entry.compare(arguments, wanted)
     assert counters.instructions["tcgen05.st.sync.aligned.16x128b.x8.b32"]
     assert counters.shared_cycles == counters.shared_ideal
+
+
+T, P = sp.dims("T P")
+
+
+@sp.kernel
+def watched(q: Tensor[bf16, T, 64], keys: Tensor[bf16, P, 64], values: Tensor[bf16, P, 64], out: Tensor[f32, T, 64],
+            seen: Tensor[f32, T]):
+    """What is carried is read in each round, before the next weighted values are added."""
+    for t in tiles(T):
+        d, e = whole(64), whole(64)
+        acc = zeros(t, e, dtype=f32)
+        highest = zeros(t, dtype=f32)
+        for p in tiles(P):
+            highest = maximum(highest, max(acc, over=e))
+            weight = q[t, d] @ keys[p, d]
+            acc = acc + weight.to(bf16) @ values[p, e]
+        out[t, e] = acc
+        seen[t] = highest
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_what_is_read_in_each_round_is_added_at_once(lazy: bool) -> None:
+    random = np.random.default_rng(3)
+    q, keys, values = (random.standard_normal((n, 64)).astype(ml_dtypes.bfloat16) for n in (300, 200, 200))
+    out, seen = np.zeros((300, 64), np.float32), np.zeros(300, np.float32)
+    counters = emulate.run(watched, q, keys, values, out, seen, target="sm_100a", workers=2,
+                           aligned=["q", "keys", "values", "out"], options=emulate.Options(lazy=lazy)).counters
+    assert counters.instructions["tcgen05.mma.cta_group::1.kind::f16"]
+    q, keys, values = (x.astype(np.float64) for x in (q, keys, values))
+    weight = (q @ keys.T).astype(ml_dtypes.bfloat16).astype(np.float64)
+    sums = [weight[:, :n] @ values[:n] for n in range(0, 200, 64)]
+    np.testing.assert_allclose(out, weight @ values, rtol=1e-2, atol=2.0)      # f32 may round a weight the other way
+    np.testing.assert_allclose(seen, np.max([one.max(axis=1) for one in sums], axis=0), rtol=1e-2, atol=2.0)
 
 
 WAIT = r"mbarrier\.try_wait\.parity\.shared::cta\.b64 (%p\d+), \[[^]]*\], %r\d+;"
