@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
+
+from sapper import emulate
+from sapper.codegen.pipeline import Compiled
 from sapper.ir.nodes import Function
 from sapper.lane.rehearse import rehearse
 
@@ -41,3 +45,18 @@ def replaced(text: str, pattern: str, by: str, number: int | None) -> str:
         return re.sub(pattern, by, text)
     found = list(re.finditer(pattern, text))[number]
     return text[:found.start()] + found.expand(by) + text[found.end():]
+
+
+def told(made: Compiled, fault: tuple[str, str, int | None], arguments: dict[str, np.ndarray],
+         extents: dict[str, int]) -> bool:
+    """Whether the emulator refuses one worker's run of a product whose text has a fault, in lazy mode."""
+    faulty = emulate.load(replaced(made.text(), *fault))
+    words = [arguments[s.split(".")[0]] if s.endswith("data") else extents[s.split(".")[1]] for s in made.slots]
+    maps = [emulate.TensorMap(arguments[name], box, 128) for name, _, _, box in made.tensor_maps]
+    try:
+        faulty.launch(grid=(1,), block=(32 * made.warps,), shared_bytes=made.near_bytes,
+                      arguments=[np.zeros(64), 64, np.zeros(1024, np.uint8), *words, *maps],
+                      options=emulate.Options(lazy=True))
+    except emulate.EmulationError:
+        return True
+    return False
