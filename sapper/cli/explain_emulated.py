@@ -1,11 +1,13 @@
 """What the emulator of PTX says of each instruction of a kernel in one call: how often it runs, and what it touches.
 
 Enters: compiled code, the arguments of a call. Leaves: `Emulated`. Holds: figures are counts over all warps of the
-launch, nothing here is a time; the call runs with all checks of the emulator, few blocks, and a limit of instructions.
+launch, nothing here is a time; the call runs with all checks of the emulator, few blocks, and limits of instructions
+and seconds.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +16,9 @@ from ..codegen.lives import held
 from ..codegen.outline import table_of
 from .errors import CommandError
 
-MOST_STEPS = 400_000
-"""Instructions of strands: some ten seconds."""
+MOST_STEPS, MOST_SECONDS = 400_000, 20.0
+"""Instructions of strands of blocks that run together; and of all blocks, as a product of tensor cores takes
+milliseconds."""
 
 
 @dataclass(slots=True)
@@ -33,11 +36,12 @@ def emulate_call(kernel: Any, compiled: Any, target: Any, arguments: Mapping[str
 
     machine = compiled.made.machine
     try:
-        options = Options(lines=True, step_limit=MOST_STEPS)
+        options = Options(lines=True, step_limit=MOST_STEPS, deadline=time.monotonic() + MOST_SECONDS)
         total = run(kernel, *(arguments[name] for name, _ in kernel.parameters), target=target.name, code=compiled,
                     trial=False, options=options).counters
     except EmulationError as error:
-        raise CommandError(f"the emulator stopped: {str(error).splitlines()[0]}") from None
+        late = f" ({MOST_SECONDS:g} s); a smaller --shape has one" if time.monotonic() > options.deadline else ""
+        raise CommandError(f"the emulator stopped: {str(error).splitlines()[0]}{late}") from None
     first = first_line(compiled.text(), machine)
     return Emulated(total, {line - first: counted for line, counted in total.lines.items()})
 

@@ -122,7 +122,7 @@ def _call_cycles(machine: Any, target: Any, emulated: Emulated) -> float:
     costs = costs_of(target)
     units: dict[str, float] = {}
     for place, counted in emulated.places.items():
-        cost = costs.cost_of(machine.body[place].row, target.name)
+        cost = costs.cost_of_item(machine.body[place], target.name)
         units["issue"] = units.get("issue", 0.0) + counted.runs * cost.issues / costs.SCHEDULERS
         if cost.unit:
             units[cost.unit] = units.get(cost.unit, 0.0) + counted.runs * cost.cycles

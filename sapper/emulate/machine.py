@@ -12,6 +12,7 @@ asked by np.count_nonzero, here and in the units, which takes a quarter of the t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -120,7 +121,8 @@ class InFlight:
 @dataclass(slots=True)
 class Options:
     """How to run. lazy: asynchronous effects land only when something waits for them. races, uninitialised: whether
-    those are looked for. step_limit: instructions of strands before the run counts as endless. lines: count by line of
+    those are looked for. step_limit: instructions of strands, of blocks that run together, before the run counts as
+    endless. deadline: of time.monotonic(), when it stops in any case. lines: count by line of
     the text, too (Counters.lines); what a line touches of shared memory is known while races are looked for.
     short_sums: products of 8-bit floats are summed with as few bits as tensor cores keep (targets/ptx/short_sums.py),
     not in float32. tensor_fences: what orders threads orders their accesses of tensor memory only with tcgen05.fence
@@ -130,6 +132,7 @@ class Options:
     races: bool = True
     uninitialised: bool = True
     step_limit: int = 5_000_000
+    deadline: float = float("inf")
     lines: bool = False
     short_sums: bool = False
     tensor_fences: bool = True
@@ -355,6 +358,8 @@ class Machine:
         self.instruction = self.function.body[0]
         while self.strands:
             self._run(self._pick())
+            if time.monotonic() > self.options.deadline:
+                raise EmulationError("the run has no end yet, and its time is over")
         for step, count in zip(self.steps, self.warp_counts, strict=True):
             if count:
                 name = step.instruction.form.mnemonic

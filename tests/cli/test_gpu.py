@@ -215,6 +215,10 @@ def test_explain_stops_a_call_that_takes_too_long(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(explain_emulated, "MOST_STEPS", 1000)
     why = gather("softmax", "sm_80", None, "M=512,N=512", None)["measured"]["missing"]
     assert why == "the emulator stopped: 1000 instructions ran without an end; threads are at:"
+    monkeypatch.setattr(explain_emulated, "MOST_STEPS", 400_000)
+    monkeypatch.setattr(explain_emulated, "MOST_SECONDS", 0.0)
+    why = gather("softmax", "sm_80", None, "M=512,N=512", None)["measured"]["missing"]
+    assert why == "the emulator stopped: the run has no end yet, and its time is over (0 s); a smaller --shape has one"
 
 
 def test_the_page_of_a_gpu_needs_no_network(product: dict[str, Any], tmp_path: Path,
