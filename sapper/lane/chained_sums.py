@@ -45,7 +45,7 @@ from .chained_shared import SHORTEST_STEP
 from .groups import COUNTER_BYTES, SIGNAL_BYTES
 from .pieces import ELEMENT_BYTES
 from .state import Scalar
-from .sums_memory import ROW_PLACES, STARTS
+from .sums_memory import STARTS
 
 LOADED_COLUMNS = 32
 """Of the second product's sums that a warp brings to registers at once."""
@@ -383,7 +383,7 @@ class ChainSumsLowering(ChainPairLowering):
         """Where 16 rows of this warp's lie."""
         warp = self.scalar("s_mod", self.warp(), self._group.group_warps)
         row = self.add(self.mul(warp, ROW_BLOCKS * fragments.ROWS), block * fragments.ROWS)
-        return self.value(self.add(place, self.mul(row, ROW_PLACES)))
+        return self.value(self.add(place, self.mul(row, fragments.ROW_PLACES)))
 
     def _loaded(self, place: Scalar, block: int, columns: int) -> list[Value]:
         loaded = Op("sums_load", [self._own_rows(place, block)], [ROW_F32] * (columns // 2), {}, None, self.location)

@@ -64,3 +64,8 @@ def near_offsets(outer: NDArray[Any], depth: NDArray[Any], along_depth: bool, pa
 
 GROUP_DEPTH_BYTES = 32
 """Of the depth of a matrix instruction of a group of warps."""
+
+SUMS_ROWS, SUMS_COLUMNS = 128, 512
+"""Of a worker's sums memory, f32 each (PTX ISA, "Tensor Memory": its lanes and columns)."""
+ROW_PLACES = 1 << 16
+"""From a place in sums memory to the one a row below."""

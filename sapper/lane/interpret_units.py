@@ -339,7 +339,6 @@ def _build_group_wait(program: Program, op: Op) -> Step:
     return group_wait
 
 
-SUMS_ROWS, SUMS_COLUMNS = 128, 512
 SUMS_FIRST = 64
 """Where the columns that are set aside begin: not at 0, so that a place that leaves it out is wrong."""
 
@@ -351,9 +350,9 @@ def _build_sums_open(program: Program, op: Op) -> Step:
         worker: Worker = e[0]
         if worker.number in worker.launch.sums:
             raise LaneError(f"{at_op(op)}: found columns that are set aside; expected sums_close of these before")
-        first = min(SUMS_FIRST, SUMS_COLUMNS - columns)
+        first = min(SUMS_FIRST, fragments.SUMS_COLUMNS - columns)
         bytes_at(worker, op, e[address], 4, True, None).view(np.uint32)[:] = first
-        worker.launch.sums[worker.number] = (np.full((SUMS_ROWS, SUMS_COLUMNS), np.nan, np.float32),
+        worker.launch.sums[worker.number] = (np.full((fragments.SUMS_ROWS, fragments.SUMS_COLUMNS), np.nan, np.float32),
                                              range(first, first + columns))
 
     return sums_open
@@ -369,9 +368,9 @@ def _build_sums_close(program: Program, op: Op) -> Step:
 
 def _sums_at(worker: Worker, op: Op, place: int, rows: int, columns: int) -> NDArray[np.float32]:
     """A view of rows x columns sums. Raises LaneError where they are not all set aside."""
-    row, column = divmod(place, 1 << 16)
+    row, column = divmod(place, fragments.ROW_PLACES)
     held, aside = worker.launch.sums.get(worker.number, (None, range(0)))
-    if held is None or row + rows > SUMS_ROWS or column not in aside or column + columns > aside.stop:
+    if held is None or row + rows > fragments.SUMS_ROWS or column not in aside or column + columns > aside.stop:
         raise LaneError(f"{at_op(op)}, worker {worker.number}: found {rows} x {columns} sums at row {row}, column "
                         f"{column}; expected columns that sums_open set aside")
     return held[row:row + rows, column:column + columns]
@@ -410,8 +409,9 @@ def _build_sums_multiply_rows(program: Program, op: Op) -> Step:
 
 
 def _own_rows(program: Program, worker: Worker, op: Op, place: int) -> None:
-    if (place >> 16) // program.lanes != worker.warp % 4:
-        raise LaneError(f"{at_op(op)}: found row {place >> 16} at hand of warp {worker.warp}; expected one of rows "
+    row = place // fragments.ROW_PLACES
+    if row // program.lanes != worker.warp % 4:
+        raise LaneError(f"{at_op(op)}: found row {row} at hand of warp {worker.warp}; expected one of rows "
                         f"{worker.warp % 4 * program.lanes} .. + {program.lanes - 1}")
 
 

@@ -52,7 +52,7 @@ HANDING = ((EXTENT, WORKERS), (128, WORKERS), (128, 8))
 tiles want few of them."""
 NEAR_STRIDE, SCRATCH, SUMS = 1 << 24, 1 << 40, 1 << 60
 """From a worker's near memory, or its sums, to the next one's, and where scratch memory and sums begin."""
-SUMS_COLUMNS, SUMS_PARTS = 512, 8
+SUMS_PARTS = fragments.SUMS_ROWS // fragments.ROWS
 """Of sums memory: a column of 16 rows, which a warp moves at once, has an address."""
 PAGE_BYTES = 1024
 """Places are looked for among those of the same pages: most are a row or two of a tile."""
@@ -567,7 +567,7 @@ class _Rehearsal:
         """in_turn: what one agent does so is done in its order."""
         low, high = interval
         first = low // NEAR_STRIDE * NEAR_STRIDE if 0 <= low < SCRATCH else 0
-        if low >= SUMS and high - 1 - low >= self.sums.get(warp.worker, 0) - low % SUMS_COLUMNS:
+        if low >= SUMS and high - 1 - low >= self.sums.get(warp.worker, 0) - low % fragments.SUMS_COLUMNS:
             self.fault(access.op, "sums that are not set aside")
             return
         if low < SCRATCH and not first <= low <= high <= first + self.near_bytes:
@@ -754,7 +754,7 @@ class _Rehearsal:
             self.fault(op, f"{columns} columns that are set aside")
         first = SUMS + warp.worker * NEAR_STRIDE
         for place in self.places.values():
-            if first <= place.low < first + SUMS_PARTS * SUMS_COLUMNS:
+            if first <= place.low < first + SUMS_PARTS * fragments.SUMS_COLUMNS:
                 for access in (place.write, *place.reads.values()):
                     if access is not None and not self.knows(warp, access):
                         self.fault(op, "sums that may still be worked on", access.op)
@@ -764,9 +764,10 @@ class _Rehearsal:
         place = self._address(warp, op, at, disp)
         if place is None:
             return []
-        part, column = place >> 20, place % (1 << 16)
+        row, column = divmod(place, fragments.ROW_PLACES)
         first = SUMS + warp.worker * NEAR_STRIDE + column
-        return [(first + n * SUMS_COLUMNS, first + n * SUMS_COLUMNS + columns) for n in range(part, SUMS_PARTS)]
+        starts = [first + part * fragments.SUMS_COLUMNS for part in range(row // fragments.ROWS, SUMS_PARTS)]
+        return [(start, start + columns) for start in starts]
 
     def _start_product(self, warp: Warp, op: Op) -> None:
         if not warp.acquired:

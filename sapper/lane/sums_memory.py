@@ -43,8 +43,6 @@ LEAST_OF_TWO = 128
 """Columns of a tile that has rows for two groups of warps."""
 LEAST_COLUMNS = 32
 """Of sums memory that can be set aside: a power of two, from these on (PTX ISA, "tcgen05.alloc")."""
-ROW_PLACES = 1 << 16
-"""From a place in sums memory to the one a row below."""
 COPIES, STARTS, STORES = "copies", "starts", "stores"
 
 
@@ -297,7 +295,7 @@ class SumsMemoryLowering(GroupLowering):
         """16 rows of this warp's, from `top` on, by so many columns."""
         mine, warp = (self.scalar(name, self.warp(), group.group_warps) for name in ("s_floordiv", "s_mod"))
         row = self.add(self.mul(warp, group.group_rows // group.group_warps), top)
-        place = self.add(self._sums_at(room, mine, contraction), self.add(self.mul(row, ROW_PLACES), side))
+        place = self.add(self._sums_at(room, mine, contraction), self.add(self.mul(row, fragments.ROW_PLACES), side))
         loaded = Op("sums_load", [self.value(place)], [self._sum_type()] * (fragments.ROWS * columns // self.lanes), {},
                     None, self.location)
         self.finish(loaded)

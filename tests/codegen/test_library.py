@@ -19,12 +19,11 @@ import sapper
 from sapper.codegen.c_abi import BuildError, library_parts, needed_features
 from sapper.codegen.library import Library, c_kernel, make_library
 from sapper.codegen.machine import Instruction, MachineFunction, Register
-from sapper.lang.errors import KernelError
 from sapper.targets.x86_64.detect import FEATURE_BITS, host
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.rounding import expect
-from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
+from tests.strategies import assert_expected, built, examples, kernels
 
 from . import library_kernels as source
 from .c_caller import Loaded, in_child
@@ -304,12 +303,7 @@ def test_only_code_with_tiles_needs_them() -> None:
        special=st.booleans(), plain=st.booleans())
 def test_random_kernels(tmp_path_factory, case, seed, machine, workers, special, plain) -> None:
     """Called through C a kernel does what its tile IR means, in whatever form the call finds."""
-    kernel = case.load()
-    try:
-        original = kernel.tile_ir()
-    except KernelError as error:
-        reject_unbuildable(error)
-        return
+    kernel, original = built(case)
     arguments = case.make_arguments(seed, strided=not plain)
     expectations = expect(original, arguments)
     static = dict(list(case.sizes(seed).items())[:1]) if special else {}

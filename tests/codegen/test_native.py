@@ -17,7 +17,6 @@ from sapper.codegen.machine import Instruction
 from sapper.codegen.pipeline import HINTS, LARGE
 from sapper.ir.text import parse_function
 from sapper.kernels import library
-from sapper.lang.errors import KernelError
 from sapper.runtime.launch import Launcher
 from sapper.runtime.specialise import Specialisation, specialise
 from sapper.targets import host_target
@@ -26,7 +25,7 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect
 from tests.lane.run_lane import specialize
 from tests.lang.test_random_kernels import kernel_of
-from tests.strategies import FUZZ, assert_expected, examples, kernels, reject_unbuildable
+from tests.strategies import FUZZ, assert_expected, built, examples, kernels
 from tests.strategies.sums import arguments_of_sums, sums
 
 from .run_native import PLACEMENTS, RUNNABLE, compile_checked, run_compiled, run_native, threads_of
@@ -83,12 +82,7 @@ def test_lines_that_are_loaded_whole_end_with_their_rows(machine, rows, depth, s
        hint=st.sampled_from([None, 1, 7, 40, 1000, 20000]))
 def test_random_kernels(case, seed, machine, threads, hint) -> None:
     """Machine code does what tile IR means, on strided, hostile and empty arguments."""
-    kernel = case.load()
-    try:
-        original = kernel.tile_ir()
-    except KernelError as error:
-        reject_unbuildable(error)
-        return
+    kernel, original = built(case)
     arguments = case.make_arguments(seed)
     expectations = expect(original, arguments)
     hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)

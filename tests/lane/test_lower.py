@@ -24,7 +24,6 @@ from sapper.lane.lower import lower
 from sapper.lane.packed import DOTS
 from sapper.lang.builtins import each, max, span, sum, tiles, whole, zeros
 from sapper.lang.dims import dims
-from sapper.lang.errors import KernelError
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
 from sapper.tile.canonical import canonicalize
@@ -35,7 +34,7 @@ from sapper.tile.rounding import expect
 from sapper.tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from tests.kernels.shapes import interpreted
 from tests.lang.test_random_kernels import kernel_of
-from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
+from tests.strategies import assert_expected, built, examples, kernels
 from tests.strategies.amount import FUZZ, dealt
 from tests.strategies.schedule import as_far_as_followed, draw_schedule
 
@@ -67,12 +66,7 @@ def test_library_kernel(entry: LibraryKernel, facts: Facts) -> None:
        workers=st.integers(1, 3), hint=st.sampled_from([None, 1, 7, 40, 1000, 20000]))
 def test_random_kernels(case, seed, facts, workers, hint) -> None:
     """Every kernel of the language means the same as lane IR, at any lane count, for any hints of the model."""
-    kernel = case.load()
-    try:
-        original = kernel.tile_ir()
-    except KernelError as error:
-        reject_unbuildable(error)
-        return
+    kernel, original = built(case)
     arguments = case.make_arguments(seed)
     expectations = expect(original, arguments)
     function = reduce_loops(kernel.tile_ir())
@@ -86,12 +80,7 @@ def test_random_kernels(case, seed, facts, workers, hint) -> None:
        workers=st.integers(1, 3), hint=st.sampled_from([None, 40, 20000]))
 def test_random_schedules(case, data, seed, facts, workers, hint) -> None:
     """No schedule changes what a kernel means; one that can't be followed is refused with a reason."""
-    kernel = case.load()
-    try:
-        original = kernel.tile_ir()
-    except KernelError as error:
-        reject_unbuildable(error)
-        return
+    kernel, original = built(case)
     arguments = case.make_arguments(seed)
     expectations = expect(original, arguments)
     function = reduce_loops(kernel.tile_ir())

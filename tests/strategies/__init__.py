@@ -2,8 +2,8 @@
 
 from .agree import assert_agree, assert_expected, assert_meaning, tolerance
 from .amount import FUZZ, examples
-from .generate import kernels, reject_unbuildable
+from .generate import built, kernels
 from .kernel_case import KernelCase, TensorSpec
 
-__all__ = ["FUZZ", "KernelCase", "TensorSpec", "assert_agree", "assert_expected", "assert_meaning", "examples",
-           "kernels", "reject_unbuildable", "tolerance"]
+__all__ = ["FUZZ", "KernelCase", "TensorSpec", "assert_agree", "assert_expected", "assert_meaning", "built", "examples",
+           "kernels", "tolerance"]

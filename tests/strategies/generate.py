@@ -10,11 +10,12 @@ kept out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from hypothesis import reject
 from hypothesis import strategies as st
 
+from sapper.ir.nodes import Function
 from sapper.ir.types import DTYPES, DType, f32, i32
 from sapper.lang.errors import KernelError
 
@@ -689,11 +690,20 @@ def kernels(draw: Draw, dtypes: tuple[str, ...] = ALL_DTYPES, functions: bool = 
     return _Writer(draw, dtypes, functions).kernel()
 
 
-def reject_unbuildable(error: KernelError) -> None:
+def _reject_unbuildable(error: KernelError) -> NoReturn:
     """Drop a drawn kernel that the front end rightly refuses: a constant folded to one that its dtype cannot hold."""
     if error.kind in ("literal-range", "constant-arithmetic"):
         reject()
     raise error
 
 
-__all__ = ["ALL_DTYPES", "kernels", "reject_unbuildable"]
+def built(case: KernelCase) -> tuple[Any, Function]:
+    """The kernel of a case, unless it is one to drop, and its tile IR."""
+    kernel = case.load()
+    try:
+        return kernel, kernel.tile_ir()
+    except KernelError as error:
+        _reject_unbuildable(error)
+
+
+__all__ = ["ALL_DTYPES", "built", "kernels"]

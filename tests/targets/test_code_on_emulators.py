@@ -12,12 +12,11 @@ import sapper as sp
 from sapper import Tensor, each, f32, i32, i64, tiles, zeros
 from sapper.kernels import find, library
 from sapper.kernels.record import LibraryKernel
-from sapper.lang.errors import KernelError
 from sapper.tile.rounding import expect
 from tests.codegen.run_native import threads_of
 from tests.kernels.shapes import interpreted
 from tests.lang.test_random_kernels import kernel_of
-from tests.strategies import KernelCase, assert_expected, assert_meaning, examples, kernels, reject_unbuildable
+from tests.strategies import KernelCase, assert_expected, assert_meaning, built, examples, kernels
 from tests.strategies.nests import TILE_SIZES, hints, nests
 from tests.strategies.sums import arguments_of_sums, sums
 
@@ -57,12 +56,7 @@ def test_library_kernel(place: int, family: str) -> None:
        hint=st.sampled_from([None, 1, 7, 40, 1000, 20000]))
 def test_random_kernels(family: str, case: KernelCase, seed: int, workers: int, hint: int | None) -> None:
     """Machine code does what tile IR means, on strided, hostile and empty arguments."""
-    kernel = case.load()
-    try:
-        original = kernel.tile_ir()
-    except KernelError as error:
-        reject_unbuildable(error)
-        return
+    kernel, original = built(case)
     arguments = case.make_arguments(seed)
     expectations = expect(original, arguments)
     run_emulated(kernel.tile_ir(), arguments, TARGETS[family][seed % 2], workers,

@@ -25,7 +25,7 @@ from sapper.tile import eager
 from sapper.tile.interpret import interpret
 from sapper.tile.rounding import expect
 from tests.strategies import assert_agree, assert_expected, assert_meaning, examples, kernels
-from tests.strategies.generate import reject_unbuildable
+from tests.strategies.generate import built
 from tests.strategies.nests import TILE_SIZES, nests
 
 M, N, K = dims("M N K")
@@ -39,11 +39,7 @@ def copied(arguments):
 @given(kernels(), st.integers(0, 2**32 - 1))
 @settings(max_examples=examples(40))
 def test_random_kernels_agree_with_their_tile_ir_at_every_tile_size(case, seed):
-    kernel = case.load()
-    try:
-        function = kernel.tile_ir()
-    except KernelError as error:
-        reject_unbuildable(error)
+    kernel, function = built(case)
     arguments = case.make_arguments(seed)
     expected = expect(function, arguments, seed=seed)
     for size in (1, 3, None):
