@@ -25,12 +25,29 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TileRegisterType, TileType, b32, i16, i32, u8
+from ..ir.types import (
+    MASK,
+    ROW_B32,
+    S64,
+    TILE_B32,
+    DType,
+    TileRegisterType,
+    TileType,
+    b32,
+    bf16,
+    f32,
+    i16,
+    i32,
+    u8,
+)
 from ..tile.plan import Walk, axes_of
+from ..tile.schedule import TileUnit
 from ..tile.sums import is_join
-from .packed import DOTS, Dot, Packing, Term
+from .exact_parts import PARTS, Products, products
+from .packed import DOT2_BF16, DOTS, Dot, Packing, Term
 from .prefetches import FEW_ROWS, LINE_BYTES
-from .state import Access, Bound, Open, Scalar, element_bytes
+from .state import PAIR, Access, Bound, Open, Scalar, element_bytes
+from .tile_parts import copy_parts, stage_parts
 
 if TYPE_CHECKING:
     from .axis_loops import WalkChoice
@@ -45,6 +62,9 @@ FEWEST_ROWS, FEWEST_PACKED_ROWS = 8, 6
 """Rows from which tiles are worth it: where panels have to be made, and where the operand came in panels. Fewer
 take as long as a whole tile, for which the panels come from memory no faster."""
 
+FEWEST_PARTED_ROWS = (17, 64)
+"""The same where the left operand has several parts, or the right one as well."""
+
 FINISHED_ROWS = 4
 """Rows of sums that are finished at once."""
 
@@ -52,10 +72,16 @@ PANEL_PARTS = 3
 """Places of their depth from which few rows meet packed panels at a time (_meets_few)."""
 
 
+AS_IT_IS: Products = ((0, 0),)
+
+PARTED = tuple(dtype for dtype, parts in PARTS.items() if parts > 1)
+
+
 @dataclass(frozen=True, slots=True)
 class TileWalk:
     """How tiles serve a walk. rows, columns, depth: its axes. left: the operand that all contractions have in common.
-    rights: the loads of the others, one for each. dot: the products of a slot."""
+    rights: the loads of the others, one for each. dot: the products of a slot. products: the parts of both operands
+    (exact_parts.py) that are multiplied, one of each where tiles take them as they are."""
 
     rows: str
     columns: str
@@ -63,6 +89,20 @@ class TileWalk:
     left: Value
     rights: tuple[Op, ...]
     dot: Dot
+    products: Products = AS_IT_IS
+
+    @property
+    def left_parts(self) -> int:
+        return 1 + max(left for left, _ in self.products)
+
+    @property
+    def right_parts(self) -> int:
+        return 1 + max(right for _, right in self.products)
+
+    @property
+    def parted(self) -> bool:
+        """Whether parts of operands are multiplied: the left one is copied, with zeros to the end of its last tile."""
+        return len(self.products) > 1
 
     def packing(self, low: WalkLowering, walk: Walk) -> Packing:
         """Of the depth in slots; no operand is turned, as tiles multiply all signs."""
@@ -87,35 +127,47 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
     (rows,) = (axis for axis in walk.outer if axis != columns)
     lefts: list[Value] = []
     rights: list[Op] = []
-    dots: set[Dot] = set()
+    dots: set[tuple[Dot, Products]] = set()
     for op in walk.reductions:
         sides = {frozenset(axes_of(v)): v for v in op.operands}
         left, right = sides.get(frozenset({rows, depth})), sides.get(frozenset({columns, depth}))
         if left is None or right is None:
             return f"its operands are not tiles over {rows} and {depth}, and {columns} and {depth}"
-        dtypes = tuple(_dtype(v) for v in (left, right))
-        dot = next((dot for dot in DOTS if dot.result is _dtype(op.result) and {*dtypes} <= {*dot.dtypes}), None)
-        if dot is None or tuple(dtype.name for dtype in dtypes) not in unit.products:
+        dtypes = _dtype(left), _dtype(right)
+        dot = dot_of(unit, *dtypes, _dtype(op.result))
+        if dot is None:
             return f"no tile multiplies {' by '.join(dtype.name for dtype in dtypes)} with sums of " \
                    f"{_dtype(op.result).name}"
         if right.op is None or right.op.name != "load" or right in model.buffers or right in model.rows \
                 or model.access(right.op).gathers:
             return "the operand that spans the columns is not read as it lies in a tensor"
         panels = model.panels_of(right.op)
-        if panels is not None and panels.elements != dot.elements:
+        if panels is not None and panels.elements != dot[0].elements and _dtype(right) not in PARTED and not (
+                panels.elements == 1 and dot[0] is DOT2_BF16 and _divides(PAIR, model.open[depth])):
             return f"{right.op.operands[0].name} is packed in slots of {panels.elements} elements, a tile has " \
-                   f"{dot.elements}"
+                   f"{dot[0].elements}"
         lefts.append(left)
         rights.append(right.op)
         dots.add(dot)
     if any(not _same(left, lefts[0]) for left in lefts) or len(dots) > 1:
         return "the contractions have no left operand in common"
-    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), dots.pop())
+    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop())
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
     if not _lies(model, found) and not model.is_bounded(rows):
         return f"the left operand can't be copied: the range of {rows} is known only as the kernel runs"
     return found
+
+
+def dot_of(unit: TileUnit, left: DType, right: DType, result: DType) -> tuple[Dot, Products] | None:
+    """How tiles multiply elements of these dtypes, and which parts of them; None: they don't."""
+    if (left.name, right.name) in unit.products:
+        dot = next((dot for dot in DOTS if dot.result is result and {left, right} <= {*dot.dtypes}), None)
+        return None if dot is None else (dot, AS_IT_IS)
+    parts = products(left, right)
+    if parts is None or (bf16.name, bf16.name) not in unit.products or result is not f32:
+        return None
+    return DOT2_BF16, parts
 
 
 def is_worth(model: Model, found: TileWalk) -> bool:
@@ -129,6 +181,8 @@ def is_worth(model: Model, found: TileWalk) -> bool:
 
 def fewest_rows(model: Model, found: TileWalk) -> int:
     """Rows from which tiles are worth it."""
+    if found.parted:
+        return FEWEST_PARTED_ROWS[found.right_parts > 1]
     packed = all(model.panels_of(op) is not None for op in found.rights)
     return FEWEST_PACKED_ROWS if packed else FEWEST_ROWS
 
@@ -147,7 +201,7 @@ def _same(left: Value, other: Value) -> bool:
 def _lies(low: WalkLowering, found: TileWalk) -> bool:
     """Whether tiles of the left operand can be read where it lies in a tensor."""
     op = found.left.op
-    if op is None or op.name != "load" or found.left in low.buffers or found.left in low.rows:
+    if op is None or op.name != "load" or found.parted or found.left in low.buffers or found.left in low.rows:
         return False
     access = low.access(op)
     return not access.gathers and access.axes.get(found.depth) == element_bytes(access.dtype)
@@ -166,10 +220,12 @@ def emit_walk(low: WalkLowering, walk: Walk, choice: WalkChoice) -> None:
 
 @dataclass(slots=True)
 class _Left:
-    """Where the left operand lies: its row 0, which is that of the walk's first row, and how far apart rows are."""
+    """Where the left operand lies: its row 0, which is the first of the walk, and how far apart rows are. parted: it
+    lies tile by tile in parts (tile_parts.py), and the stride is what a row takes of that."""
 
     base: Scalar
     stride: Scalar
+    parted: bool = False
 
 
 class _Emission:
@@ -189,8 +245,12 @@ class _Emission:
         self.across = ACROSS // len(walk.reductions)
         self.sum_bytes = ACROSS * self.row_bytes
         self.sum_dtype = found.dot.result
+        self.left_dtype = bf16 if found.parted else _dtype(found.left)
+        self.right_dtype = bf16 if found.parted else _dtype(found.rights[0].result)
         self.range, self.columns = low.open[found.rows], low.open[found.columns]
         self.left = _Left(0, 0)
+        self.rest: Scalar = 0
+        self.partial: Scalar = 0
 
     def run(self) -> None:
         low, found = self.low, self.found
@@ -198,6 +258,12 @@ class _Emission:
         self.elements = low.open[found.depth]
         with low.packed(self.choice.packing):
             self.slots = low.open[found.depth]
+            if found.right_parts > 1:       # both operands have zeros to the end of the last tile
+                deep = self.size * found.dot.elements
+                self.rest, self.partial, self.steps = 0, 0, low.ceil_div(self.elements.extent, deep)
+                self.left = self._left()
+                low._panel_blocks(self.choice, found.columns, self._block)
+                return
             self.rest = 0 if _divides(self.size, self.slots) else low.scalar("s_mod", self.slots.extent, self.size)
             self.steps = low.scalar("s_floordiv", self.slots.extent, self.size)
             fills = _divides(found.dot.elements, self.elements)
@@ -220,6 +286,11 @@ class _Emission:
 
     def _left(self) -> _Left:
         low, found, extent = self.low, self.found, self.range.extent
+        if found.parted:
+            rows = self._copied_rows("left", low._capacity(found.rows))
+            low._loop(found.rows, self.range.offset, low.add(self.range.offset, extent), 1, False, False, [],
+                      lambda _: copy_parts(low, found.left, found.rows, found.depth, rows))
+            return _Left(rows, low.mul(self._padded_bytes, found.left_parts), True)
         if not _lies(low, found):
             copy = self._copy_kept if found.left in low.slot_axes else self._copy_elements
             return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, copy)
@@ -248,8 +319,8 @@ class _Emission:
         key = (f"tile {name}", op)
         if key not in low.stage_memory:
             low.stage_memory[key] = low.scratch([
-                (rows, self.size), (low._capacity(self.found.depth), self.size * self.found.dot.elements)],  # type: ignore[list-item]
-                _dtype(self.found.left))
+                (rows, self.size), (low._capacity(self.found.depth), self.size * self.found.dot.elements),  # type: ignore[list-item]
+                (self.found.left_parts, 1)], self.left_dtype)
         return low.stage_memory[key]
 
     def _copy(self, base: Scalar, count: Scalar, copy: Callable[[Access], None]) -> _Left:
@@ -324,7 +395,10 @@ class _Emission:
         """All rows, with a block of panels."""
         low, found = self.low, self.found
         for op in found.rights:
-            low._stage(op, self.walk, self.choice)
+            if found.right_parts > 1:
+                stage_parts(low, op, found.columns, found.depth, self.choice)
+            else:
+                low._stage(op, self.walk, self.choice)
         high = ACROSS * self.size
         extent, offset = self.range.extent, self.range.offset
         whole = extent if _divides(high, self.range) else low.sub(extent, low.scalar("s_mod", extent, high))
@@ -336,7 +410,7 @@ class _Emission:
             last = low.scalar("s_max", low.sub(end, self.size), offset)
 
             def rest(start: Value) -> None:
-                self._row(start, low.scalar("s_min", start, last),
+                self._row(start, start if self.left.parted else low.scalar("s_min", start, last),
                           low.scalar("s_min", low.sub(end, start), self.size))
 
             low.counted(found.rows, low.add(offset, whole), end, self.size, rest)
@@ -376,9 +450,8 @@ class _Emission:
         few = high == 1 and self._meets_few()
 
         def step(number: Scalar, sums: list[Value]) -> list[Value]:
-            mine = low.mul(number, self.row_bytes)
             low.effect("tile_wake", [])
-            rows = [(low.add(left, mine), self.left.stride) for left in lefts]
+            rows = [self._parts_of(left, number) for left in lefts]
             tiles = [(low.add(right, low.mul(number, stride * self.size)), stride)
                      for right, stride in zip(rights, strides, strict=True)]
             if few:
@@ -400,6 +473,15 @@ class _Emission:
             sums = self._rounds(0, low.scalar("s_min", self.beyond, 1), sums,
                                 lambda _, sums: self._last(lefts, rights, strides, wide, sums))
         return sums
+
+    def _parts_of(self, left: Scalar, step: Scalar) -> list[tuple[Scalar, Scalar]]:
+        """Address and stride of the tiles of a step of the depth, part by part. left: of the rows' first tile."""
+        low = self.low
+        if not self.left.parted:
+            return [(low.add(left, low.mul(step, self.row_bytes)), self.left.stride)]
+        size_bytes = self.size * self.row_bytes
+        first = low.add(left, low.mul(step, self.found.left_parts * size_bytes))
+        return [(low.add(first, part * size_bytes), self.row_bytes) for part in range(self.found.left_parts)]
 
     def _meets_few(self) -> bool:
         """Whether few rows meet packed panels from several places of their depth (Requests.panel_parts). Measured on a
@@ -478,23 +560,25 @@ class _Emission:
         low.finish(loop)
         return list(loop.results)
 
-    def _multiply(self, lefts: Sequence[tuple[Scalar, Scalar]], rights: list[tuple[Scalar, int]], wide: int,
+    def _multiply(self, lefts: Sequence[Sequence[tuple[Scalar, Scalar]]], rights: list[tuple[Scalar, int]], wide: int,
                   sums: list[Value]) -> list[Value]:
-        """One step of the depth. lefts, rights: address and stride of the tiles of each row, and of each panel."""
+        """One step of the depth. lefts, rights: address and stride of the tiles of each row, part by part, and of each
+        panel."""
         low, sums = self.low, list(sums)
-        left_dtype = _dtype(self.found.left)
-        a: list[Value] = []
-        b: list[list[Value]] = [[] for _ in rights]
-        for row, (left, left_stride) in enumerate(lefts):
-            a.append(self._load(left, left_stride, 0))
-            for number, (right, stride) in enumerate(rights):
-                for column in range(wide):
-                    if row == 0:
-                        b[number].append(self._load(right, stride, column * self.row_bytes))
-                    at = (number * len(lefts) + row) * wide + column
-                    sums[at] = low.emit(low.depth, "tile_multiply", [sums[at], a[row], b[number][column]],
-                                        sums[at].type, dtype=left_dtype,
-                                        right_dtype=_dtype(self.found.rights[number].result))
+        a: dict[int, tuple[int, Value]] = {}
+        b: dict[tuple[int, int], tuple[int, Value]] = {}
+        for left_part, right_part in self.found.products:
+            for row, left in enumerate(lefts):
+                if a.get(row, (None,))[0] != left_part:
+                    a[row] = left_part, self._load(*left[left_part], 0)
+                for number, (right, stride) in enumerate(rights):
+                    for column in range(wide):
+                        if b.get((number, column), (None,))[0] != right_part:
+                            disp = (right_part * wide + column) * self.row_bytes
+                            b[number, column] = right_part, self._load(right, stride, disp)
+                        at = (number * len(lefts) + row) * wide + column
+                        sums[at] = low.emit(low.depth, "tile_multiply", [sums[at], a[row][1], b[number, column][1]],
+                                            sums[at].type, dtype=self.left_dtype, right_dtype=self.right_dtype)
         return sums
 
     def _load(self, base: Scalar, stride: Scalar, disp: int) -> Value:
@@ -506,17 +590,21 @@ class _Emission:
         """What is left of the depth, copied beside zeros."""
         low = self.low
         done = low.mul(self.steps, self.row_bytes)
-        a, b = [], []
+        a: list[list[tuple[Scalar, Scalar]]] = []
+        b = []
         mask = low.emit(low.depth_of(self.rest), "mask_first", [low.value(self.rest)], MASK)
         for row, left in enumerate(lefts):
+            if self.left.parted:        # zeros follow already
+                a.append(self._parts_of(left, self.steps))
+                continue
             rest = self._memory("left rest", ACROSS * self.size * self.row_bytes)
             to = low.add(rest, row * self.size * self.row_bytes)
             self._copy_rows(low.add(left, done), self.left.stride, to, self.row_bytes, self.size, 1, mask)
             if self.partial != 0:
                 self._copy_partial(low.add(left, low.mul(self.slots.extent, b32.size_bytes)), self.left.stride,
-                                   element_bytes(_dtype(self.found.left)), self.size,
+                                   element_bytes(self.left_dtype), self.size,
                                    low.add(to, low.mul(self.rest, b32.size_bytes)), self.row_bytes)
-            a.append((to, self.row_bytes))
+            a.append([(to, self.row_bytes)])
         for number, (right, stride) in enumerate(zip(rights, strides, strict=True)):
             to = low.add(self._memory("right rest", self.size * self.sum_bytes), number * self.across * self.row_bytes)
             load = self.found.rights[number]
@@ -545,7 +633,7 @@ class _Emission:
                       to_across: int) -> None:
         """The elements that fill no slot, one by one: `count` times so many, `across` bytes apart, each `along` behind
         the one before, to places `to_across` apart."""
-        low, size = self.low, element_bytes(_dtype(self.found.left))
+        low, size = self.low, element_bytes(self.left_dtype)
         narrow = i16 if size == i16.size_bytes else u8
 
         def outer(number: Value) -> None:

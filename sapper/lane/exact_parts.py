@@ -1,0 +1,75 @@
+"""Floats as sums of bf16, of which a processor with products of bf16 makes products of wider floats.
+
+A float of 24 bits is three of 8: what it rounds to as bf16, what the rest rounds to, and what is left then. No bit is
+lost down to 2**-126, below which products of tiles take zero for what they are given. Products of two bf16 are exact in
+f32, so those of all parts together are what the product of the floats is, and sums of them lose no more than others.
+
+Where both operands have three parts, six of nine products count: the first that is left out is some 2**-24 of the
+whole, as much as one rounding (Ozaki et al., Error-free transformations of matrix multiplication, 2012; Henry, Tang
+and Heinecke, Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations, 2019).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..ir.nodes import Value
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, bf16, f16, f32, i32
+
+if TYPE_CHECKING:
+    from .rows import RowEvaluation
+
+PARTS = {bf16: 1, f16: 2, f32: 3}
+"""How many bf16 a float of each dtype is."""
+
+Products = tuple[tuple[int, int], ...]
+"""Which part of the left operand meets which one of the right."""
+
+_SIX = ((0, 2), (0, 1), (1, 1), (1, 0), (0, 0), (2, 0))
+"""From each product to the next one operand stays."""
+
+
+def products(left: DType, right: DType) -> Products | None:
+    """The products of parts that make up a product of floats; None where a dtype has no parts."""
+    if left not in PARTS or right not in PARTS:
+        return None
+    a, b = PARTS[left], PARTS[right]
+    if min(a, b) == 1:
+        return tuple((i, j) for i in reversed(range(a)) for j in reversed(range(b)))
+    return tuple((i, j) for i, j in _SIX if i < a and j < b)
+
+
+def slots_of_parts(low: RowEvaluation, level: int, even: Value, odd: Value, dtype: DType) -> list[Value]:
+    """The parts of two rows of floats, as wide as f32, of which each slot holds one element: rows of slots.
+
+    The first part is cut off, which no float is too large for; what is left of it then has 16 bits, and the next ones
+    are rounded, so that what is left out of products is as often above as below. Of an infinity nothing is left.
+    """
+    made = [low.emit(level, "pack_bf16", [_cut(low, level, even), _cut(low, level, odd)], ROW_B32)]
+    rest = [_rest(low, level, row, _cut(low, level, row)) for row in (even, odd)]
+    for number in range(1, PARTS[dtype]):
+        made.append(low.emit(level, "pack_bf16", rest, ROW_B32))
+        if number + 1 < PARTS[dtype]:
+            rest = [low.emit(level, "sub", [row, part], ROW_F32)
+                    for row, part in zip(rest, _widened(low, level, made[-1]), strict=True)]
+    return made
+
+
+def _cut(low: RowEvaluation, level: int, row: Value) -> Value:
+    """The upper half of each float."""
+    bits = low.emit(level, "bitcast", [row], ROW_I32)
+    return low.emit(level, "bitcast", [low.emit(level, "and", [bits, low.constant(-1 << 16, i32)], ROW_I32)], ROW_F32)
+
+
+def _rest(low: RowEvaluation, level: int, row: Value, part: Value) -> Value:
+    rest = low.emit(level, "sub", [row, part], ROW_F32)
+    size = low.emit(level, "abs", [row], ROW_F32)
+    infinite = low.emit(level, "cmp", [size, low.constant(float("inf"), f32)], MASK, cond="eq")
+    return low.emit(level, "select", [infinite, low.constant(0.0, f32), rest], ROW_F32)
+
+
+def _widened(low: RowEvaluation, level: int, slots: Value) -> tuple[Value, Value]:
+    """Both elements of slots of bf16 as f32."""
+    bits = low.emit(level, "bitcast", [slots], ROW_I32)
+    return (low.emit(level, "bitcast", [low.emit(level, "shl", [bits], ROW_I32, amount=16)], ROW_F32),
+            low.emit(level, "bitcast", [low.emit(level, "and", [bits, low.constant(-1 << 16, i32)], ROW_I32)], ROW_F32))
