@@ -47,7 +47,7 @@ from .exact_parts import PARTS, Products, products
 from .packed import DOT2_BF16, DOTS, Dot, Packing, Term
 from .prefetches import FEW_ROWS, LINE_BYTES
 from .state import PAIR, Access, Bound, Open, Scalar, element_bytes
-from .tile_parts import copy_parts, stage_parts
+from .tile_copies import copy_parts, copy_slots, lies_along_rows, stage_parts, turn_parts
 
 if TYPE_CHECKING:
     from .axis_loops import WalkChoice
@@ -64,6 +64,11 @@ take as long as a whole tile, for which the panels come from memory no faster.""
 
 FEWEST_PARTED_ROWS = (17, 64)
 """The same where the left operand has several parts, or the right one as well."""
+
+COPIED_FOR_COLUMNS = 512
+"""Columns from which a copy of a left operand that the second cache does not hold is worth it (_goes_in_tiles). On a
+Granite Rapids, of the time without: bf16 of 1024 cubed 0.93, of 2048 cubed 0.80, 128 x 4096 x 4096 0.87, i8 0.98, 0.93;
+512 cubed, which the cache holds, 1.06."""
 
 FINISHED_ROWS = 4
 """Rows of sums that are finished at once."""
@@ -106,7 +111,7 @@ class TileWalk:
 
     def packing(self, low: WalkLowering, walk: Walk) -> Packing:
         """Of the depth in slots; no operand is turned, as tiles multiply all signs."""
-        return Packing(self.dot, self.depth, walk.reduced, low.open[self.depth],
+        return Packing(self.dot, self.depth, walk.reduced, low.open[self.depth], self.right_parts > 1,
                        terms={op: Term() for op in walk.reductions})
 
 
@@ -154,7 +159,7 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
     found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop())
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
-    if not _lies(model, found) and not model.is_bounded(rows):
+    if not _lies(model, found) and (not found.parted or found.right_parts > 1) and not model.is_bounded(rows):
         return f"the left operand can't be copied: the range of {rows} is known only as the kernel runs"
     return found
 
@@ -176,7 +181,18 @@ def is_worth(model: Model, found: TileWalk) -> bool:
     assert unit is not None
     least = {found.rows: fewest_rows(model, found), found.columns: model.lanes,
              found.depth: unit.size * found.dot.elements}
+    if found.right_parts > 1 and not _few_streams(model, found):
+        return False
     return all(model.extent_hint(axis) >= extent for axis, extent in least.items())
+
+
+def _few_streams(model: Model, found: TileWalk) -> bool:
+    """Whether panels of parts come from a tensor in long runs: it was packed, or it is contiguous along the depth, or
+    a block has more than one of them."""
+    panel_bytes = model.extent_hint(found.depth) * ACROSS * model.lanes * found.right_parts * bf16.size_bytes
+    accesses = [model.access(op) for op in found.rights if model.panels_of(op) is None]
+    along_depth = all(access.axes.get(found.depth) == element_bytes(access.dtype) for access in accesses)
+    return along_depth or 2 * panel_bytes <= model.block_bytes
 
 
 def fewest_rows(model: Model, found: TileWalk) -> int:
@@ -220,12 +236,14 @@ def emit_walk(low: WalkLowering, walk: Walk, choice: WalkChoice) -> None:
 
 @dataclass(slots=True)
 class _Left:
-    """Where the left operand lies: its row 0, which is the first of the walk, and how far apart rows are. parted: it
-    lies tile by tile in parts (tile_parts.py), and the stride is what a row takes of that."""
+    """Where the left operand lies: its row 0, which is the first of the walk, and how far apart rows are. in_tiles: it
+    lies tile by tile (tile_copies.py), zeros behind the depth's end, and the stride is what a row takes of that. here:
+    so lie only the rows of the piece at hand, as nobody knows how many there may be."""
 
     base: Scalar
     stride: Scalar
-    parted: bool = False
+    in_tiles: bool = False
+    here: bool = False
 
 
 class _Emission:
@@ -286,11 +304,12 @@ class _Emission:
 
     def _left(self) -> _Left:
         low, found, extent = self.low, self.found, self.range.extent
-        if found.parted:
-            rows = self._copied_rows("left", low._capacity(found.rows))
-            low._loop(found.rows, self.range.offset, low.add(self.range.offset, extent), 1, False, False, [],
-                      lambda _: copy_parts(low, found.left, found.rows, found.depth, rows))
-            return _Left(rows, low.mul(self._padded_bytes, found.left_parts), True)
+        if found.parted or self._goes_in_tiles():
+            all_rows = low.is_bounded(found.rows)
+            place = self._copied_rows("left", low._capacity(found.rows) if all_rows else ACROSS * self.size)
+            if all_rows:
+                self._copy_in_tiles(place)
+            return _Left(place, low.mul(self._padded_bytes, found.left_parts), True, not all_rows)
         if not _lies(low, found):
             copy = self._copy_kept if found.left in low.slot_axes else self._copy_elements
             return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, copy)
@@ -307,6 +326,26 @@ class _Emission:
         is_few = low.emit(low.depth_of(extent), "s_cmp", [extent, low.value(self.size)], S64, cond="lt")
         self._copy(few, self._selected(is_few, extent, 0), copy)
         return _Left(self._selected(is_few, few, lies.base), self._selected(is_few, self._padded_bytes, lies.stride))
+
+    def _copy_in_tiles(self, place: Scalar) -> None:
+        """The rows that are open, to tiles from `place` on."""
+        low, found = self.low, self.found
+        if found.parted and lies_along_rows(low, found.left, found.rows):
+            turn_parts(low, found.left, found.rows, found.depth, place)
+            return
+        copy = copy_parts if found.parted else copy_slots
+        rows = low.open[found.rows]
+        low._loop(found.rows, rows.offset, low.add(rows.offset, rows.extent), 1, False, False, [],
+                  lambda _: copy(low, found.left, found.rows, found.depth, place))
+
+    def _goes_in_tiles(self) -> bool:
+        """Whether a left operand that lies in a tensor is copied tile by tile, in the order in which products read it:
+        a processor follows one stream from the last cache, and not 32 rows."""
+        low, found = self.low, self.found
+        if not _lies(low, found) or self.partial != 0 or not low.is_bounded(found.rows):
+            return False
+        size_bytes = self.range.hint * self.elements.hint * self.left_dtype.size_bytes
+        return size_bytes >= low.block_bytes and self.columns.hint >= COPIED_FOR_COLUMNS
 
     def _selected(self, condition: Value, then: Scalar, other: Scalar) -> Value:
         low = self.low
@@ -410,7 +449,7 @@ class _Emission:
             last = low.scalar("s_max", low.sub(end, self.size), offset)
 
             def rest(start: Value) -> None:
-                self._row(start, start if self.left.parted else low.scalar("s_min", start, last),
+                self._row(start, start if self.left.in_tiles else low.scalar("s_min", start, last),
                           low.scalar("s_min", low.sub(end, start), self.size))
 
             low.counted(found.rows, low.add(offset, whole), end, self.size, rest)
@@ -422,7 +461,12 @@ class _Emission:
         """Pieces from row `first` on, of which `count` rows from `start` on are new."""
         low, found = self.low, self.found
         high = ACROSS if count == ACROSS * self.size else 1
-        base = low.add(self.left.base, low.mul(low.sub(first, self.range.offset), self.left.stride))
+        if self.left.here:
+            low.open[found.rows] = Open(start, count, high * self.size, high * self.size if high == ACROSS else 1)
+            self._copy_in_tiles(self.left.base)
+            low.open[found.rows] = self.range
+        before = 0 if self.left.here else low.mul(low.sub(first, self.range.offset), self.left.stride)
+        base = low.add(self.left.base, before)
 
         def piece(_: list[Value]) -> list[Value]:
             sums = self._sums(base, high)
@@ -477,7 +521,7 @@ class _Emission:
     def _parts_of(self, left: Scalar, step: Scalar) -> list[tuple[Scalar, Scalar]]:
         """Address and stride of the tiles of a step of the depth, part by part. left: of the rows' first tile."""
         low = self.low
-        if not self.left.parted:
+        if not self.left.in_tiles:
             return [(low.add(left, low.mul(step, self.row_bytes)), self.left.stride)]
         size_bytes = self.size * self.row_bytes
         first = low.add(left, low.mul(step, self.found.left_parts * size_bytes))
@@ -594,7 +638,7 @@ class _Emission:
         b = []
         mask = low.emit(low.depth_of(self.rest), "mask_first", [low.value(self.rest)], MASK)
         for row, left in enumerate(lefts):
-            if self.left.parted:        # zeros follow already
+            if self.left.in_tiles:        # zeros follow already
                 a.append(self._parts_of(left, self.steps))
                 continue
             rest = self._memory("left rest", ACROSS * self.size * self.row_bytes)
