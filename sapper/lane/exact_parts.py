@@ -39,26 +39,43 @@ def products(left: DType, right: DType) -> Products | None:
     return tuple((i, j) for i, j in _SIX if i < a and j < b)
 
 
-def slots_of_parts(low: RowEvaluation, level: int, even: Value, odd: Value, dtype: DType) -> list[Value]:
+def slots_of_parts(low: RowEvaluation, level: int, even: Value, odd: Value, dtype: DType, rounds: bool) -> list[Value]:
     """The parts of two rows of floats, as wide as f32, of which each slot holds one element: rows of slots.
 
-    The first part is cut off, which no float is too large for; what is left of it then has 16 bits, and the next ones
-    are rounded, so that what is left out of products is as often above as below. Of an infinity nothing is left.
+    Parts are cut off, which no float is too large for. rounds: the second one is rounded instead, so that what is left
+    out of products is as often above as below; it then is of 16 bits. Of an infinity nothing is left.
     """
-    made = [low.emit(level, "pack_bf16", [_cut(low, level, even), _cut(low, level, odd)], ROW_B32)]
-    rest = [_rest(low, level, row, _cut(low, level, row)) for row in (even, odd)]
-    for number in range(1, PARTS[dtype]):
+    parts = [_cut(low, level, row) for row in (even, odd)]
+    made = [_joined(low, level, *parts)]
+    if PARTS[dtype] == 1:
+        return made
+    rest = [_rest(low, level, row, part) for row, part in zip((even, odd), parts, strict=True)]
+    if PARTS[dtype] == 2:
+        return [*made, _joined(low, level, *rest)]
+    if rounds:
         made.append(low.emit(level, "pack_bf16", rest, ROW_B32))
-        if number + 1 < PARTS[dtype]:
-            rest = [low.emit(level, "sub", [row, part], ROW_F32)
-                    for row, part in zip(rest, _widened(low, level, made[-1]), strict=True)]
-    return made
+        parts = _widened(low, level, made[-1])
+    else:
+        parts = [_cut(low, level, row) for row in rest]
+        made.append(_joined(low, level, *parts))
+    return [*made, _joined(low, level, *(low.emit(level, "sub", [row, part], ROW_F32)
+                                         for row, part in zip(rest, parts, strict=True)))]
 
 
 def _cut(low: RowEvaluation, level: int, row: Value) -> Value:
     """The upper half of each float."""
+    return low.emit(level, "bitcast", [_upper(low, level, row)], ROW_F32)
+
+
+def _upper(low: RowEvaluation, level: int, row: Value) -> Value:
     bits = low.emit(level, "bitcast", [row], ROW_I32)
-    return low.emit(level, "bitcast", [low.emit(level, "and", [bits, low.constant(-1 << 16, i32)], ROW_I32)], ROW_F32)
+    return low.emit(level, "and", [bits, low.constant(-1 << 16, i32)], ROW_I32)
+
+
+def _joined(low: RowEvaluation, level: int, even: Value, odd: Value) -> Value:
+    """Slots of floats whose upper halves are all of them."""
+    below = low.emit(level, "shr", [low.emit(level, "bitcast", [even], ROW_I32)], ROW_I32, amount=16)
+    return low.emit(level, "bitcast", [low.emit(level, "or", [_upper(low, level, odd), below], ROW_I32)], ROW_B32)
 
 
 def _rest(low: RowEvaluation, level: int, row: Value, part: Value) -> Value:
@@ -68,8 +85,8 @@ def _rest(low: RowEvaluation, level: int, row: Value, part: Value) -> Value:
     return low.emit(level, "select", [infinite, low.constant(0.0, f32), rest], ROW_F32)
 
 
-def _widened(low: RowEvaluation, level: int, slots: Value) -> tuple[Value, Value]:
+def _widened(low: RowEvaluation, level: int, slots: Value) -> list[Value]:
     """Both elements of slots of bf16 as f32."""
     bits = low.emit(level, "bitcast", [slots], ROW_I32)
-    return (low.emit(level, "bitcast", [low.emit(level, "shl", [bits], ROW_I32, amount=16)], ROW_F32),
-            low.emit(level, "bitcast", [low.emit(level, "and", [bits, low.constant(-1 << 16, i32)], ROW_I32)], ROW_F32))
+    lower = low.emit(level, "shl", [bits], ROW_I32, amount=16)
+    return [low.emit(level, "bitcast", [lower], ROW_F32), _cut(low, level, slots)]

@@ -117,7 +117,7 @@ class PanelOfParts(StagedPanel):
         low, slot_bytes = self.lowering, place.axes[self.depth_axis]
         assert isinstance(slot_bytes, int)
         axes = {**place.axes, self.depth_axis: slot_bytes // PAIR}
-        for part, row in enumerate(slots_of_parts(low, low.depth, even, odd, self.floats)):
+        for part, row in enumerate(slots_of_parts(low, low.depth, even, odd, self.floats, True)):
             here = replace(place, disp=place.disp + disp + part * slot_bytes // PARTS[self.floats], axes=axes)
             operands, attributes = low.address(here, {self.depth_axis: step})
             low.effect("store", [row, *operands], dtype=b32, masked=False, streaming=False, **attributes)

@@ -49,8 +49,9 @@ def copy_slots(low: WalkLowering, value: Value, row_axis: str, depth_axis: str, 
     return low.axis_loop(depth_axis, COPIED_VECTORS, True, [], slots)
 
 
-def copy_parts(low: WalkLowering, value: Value, row_axis: str, depth_axis: str, base: Scalar) -> list[Value]:
-    """The bound row of any floats, part by part, to tiles from `base` on."""
+def copy_parts(low: WalkLowering, value: Value, row_axis: str, depth_axis: str, base: Scalar,
+               rounds: bool) -> list[Value]:
+    """The bound row of any floats, part by part, to tiles from `base` on. rounds: see slots_of_parts."""
     assert isinstance(value.type, TileType) and low.packing is not None
     dtype, o = value.type.dtype, low.packing.elements
     deep, row_bytes = low.lanes * PAIR, low.lanes * b32.size_bytes
@@ -68,7 +69,7 @@ def copy_parts(low: WalkLowering, value: Value, row_axis: str, depth_axis: str, 
 
     def store(start: Scalar, halves: list[Value]) -> None:
         even, odd = low.emit_rows(low.depth, "unzip", halves, {})
-        for part, row in enumerate(slots_of_parts(low, low.depth, even, odd, dtype)):
+        for part, row in enumerate(slots_of_parts(low, low.depth, even, odd, dtype, rounds)):
             to = low.value(low.add(place, low.mul(start, step_bytes // deep)))
             low.effect("store", [row, to], dtype=b32, masked=False, streaming=False,
                        disp=part * low.lanes * row_bytes)
@@ -104,7 +105,7 @@ def lies_along_rows(low: WalkLowering, value: Value, row_axis: str) -> bool:
     return not access.gathers and access.axes.get(row_axis) == element_bytes(access.dtype)
 
 
-def turn_parts(low: WalkLowering, value: Value, row_axis: str, depth_axis: str, base: Scalar) -> None:
+def turn_parts(low: WalkLowering, value: Value, row_axis: str, depth_axis: str, base: Scalar, rounds: bool) -> None:
     """All rows of a load that is contiguous along them, part by part, to tiles from `base` on: slots of as many rows as
     a tile has are stored beside each other, and each tile is turned where it lies."""
     assert isinstance(value.type, TileType) and low.packing is not None
@@ -130,7 +131,7 @@ def turn_parts(low: WalkLowering, value: Value, row_axis: str, depth_axis: str, 
             made = [low.row(value, at) for at in low._coordinates((row_axis, depth_axis))]
             made += [low.constant(0.0, f32)] * (PAIR - len(made))
             at = low.mul(low.sub(low.bound[depth_axis].offset, start), row_bytes // PAIR)
-            for part, row in enumerate(slots_of_parts(low, low.depth, made[0], made[1], dtype)):
+            for part, row in enumerate(slots_of_parts(low, low.depth, made[0], made[1], dtype, rounds)):
                 put(row, low.add(place, at), part * tile_bytes)
             return []
 

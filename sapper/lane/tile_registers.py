@@ -329,14 +329,14 @@ class _Emission:
 
     def _copy_in_tiles(self, place: Scalar) -> None:
         """The rows that are open, to tiles from `place` on."""
-        low, found = self.low, self.found
+        low, found, rounds = self.low, self.found, self.found.right_parts > 1
+        of = low, found.left, found.rows, found.depth, place
         if found.parted and lies_along_rows(low, found.left, found.rows):
-            turn_parts(low, found.left, found.rows, found.depth, place)
+            turn_parts(*of, rounds)
             return
-        copy = copy_parts if found.parted else copy_slots
         rows = low.open[found.rows]
         low._loop(found.rows, rows.offset, low.add(rows.offset, rows.extent), 1, False, False, [],
-                  lambda _: copy(low, found.left, found.rows, found.depth, place))
+                  lambda _: copy_parts(*of, rounds) if found.parted else copy_slots(*of))
 
     def _goes_in_tiles(self) -> bool:
         """Whether a left operand that lies in a tensor is copied tile by tile, in the order in which products read it:
