@@ -38,15 +38,18 @@ from ..ir.types import (
     f32,
     i16,
     i32,
+    i64,
     u8,
 )
+from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import TileUnit
 from ..tile.sums import is_join
 from .exact_parts import PARTS, Products, products
 from .packed import DOT2_BF16, DOTS, Dot, Packing, Term
 from .prefetches import FEW_ROWS, LINE_BYTES
-from .state import PAIR, Access, Bound, Open, Scalar, element_bytes
+from .state import PAIR, Access, Bound, Capacity, Open, Scalar, element_bytes
 from .tile_copies import copy_parts, copy_slots, lies_along_rows, stage_parts, turn_parts
 
 if TYPE_CHECKING:
@@ -159,7 +162,7 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
     found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop())
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
-    if not _lies(model, found) and (not found.parted or found.right_parts > 1) and not model.is_bounded(rows):
+    if not _lies(model, found) and not found.parted and not model.is_bounded(rows):
         return f"the left operand can't be copied: the range of {rows} is known only as the kernel runs"
     return found
 
@@ -173,6 +176,11 @@ def dot_of(unit: TileUnit, left: DType, right: DType, result: DType) -> tuple[Do
     if parts is None or (bf16.name, bf16.name) not in unit.products or result is not f32:
         return None
     return DOT2_BF16, parts
+
+
+def on_tiles(unit: TileUnit, contraction: Op) -> bool:
+    """Whether a contraction is one of types that tiles multiply."""
+    return dot_of(unit, *map(_dtype, (*contraction.operands, contraction.result))) is not None
 
 
 def is_worth(model: Model, found: TileWalk) -> bool:
@@ -305,11 +313,17 @@ class _Emission:
     def _left(self) -> _Left:
         low, found, extent = self.low, self.found, self.range.extent
         if found.parted or self._goes_in_tiles():
-            all_rows = low.is_bounded(found.rows)
-            place = self._copied_rows("left", low._capacity(found.rows) if all_rows else ACROSS * self.size)
-            if all_rows:
-                self._copy_in_tiles(place)
-            return _Left(place, low.mul(self._padded_bytes, found.left_parts), True, not all_rows)
+            bounded = low.is_bounded(found.rows)
+            dim = None if bounded else self._dim_of_rows()
+            room = low._capacity(found.rows) if bounded else ACROSS * self.size
+            if dim is not None:
+                room = Capacity(1, (dim,)) if isinstance(dim, str) else dim
+            place = self._copied_rows("left", room)
+            if bounded:
+                self._copy_once(place, extent)
+            elif dim is not None:       # there is no room for more than that
+                self._copy_once(place, low.scalar("s_min", extent, low.extent(dim)))
+            return _Left(place, low.mul(self._padded_bytes, found.left_parts), True, not bounded and dim is None)
         if not _lies(low, found):
             copy = self._copy_kept if found.left in low.slot_axes else self._copy_elements
             return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, copy)
@@ -326,6 +340,62 @@ class _Emission:
         is_few = low.emit(low.depth_of(extent), "s_cmp", [extent, low.value(self.size)], S64, cond="lt")
         self._copy(few, self._selected(is_few, extent, 0), copy)
         return _Left(self._selected(is_few, few, lies.base), self._selected(is_few, self._padded_bytes, lies.stride))
+
+    def _dim_of_rows(self) -> int | str | None:
+        """How many rows the tensor has that the left operand is read from, which bounds their range; None if it is
+        none, or is read otherwise than by that axis."""
+        op = self.found.left.op
+        if op is None or op.name != "load" or memory_of(op.operands[0]) is not op.operands[0]:
+            return None
+        for index, dim in zip(op.operands[1:], op.operands[0].type.dims, strict=True):  # type: ignore[union-attr]
+            form = affine(index)
+            if form is not None and form.axes == {self.found.rows: 1} and not form.scalars and form.constant == 0:
+                return dim if isinstance(dim, int | str) else None
+        return None
+
+    def _copy_once(self, place: Scalar, count: Scalar) -> None:
+        """Copy the first `count` rows that are open, but not where the worker's walk before had the same ones: words of
+        its scratch memory say where the first of them is, and how many there are."""
+        low, found, rows = self.low, self.found, self.range
+
+        def copy() -> None:
+            low.open[found.rows] = replace(rows, extent=count)
+            self._copy_in_tiles(place)
+            low.open[found.rows] = rows
+
+        first = self._first_element()
+        if first is None:
+            copy()
+            return
+        words = low.value(low.scratch([(2, 1)], i64))
+        low.levels[0].builder.block.ops.append(Op("s_store", [low.value(-1), words], (), {"dtype": i64}))
+        others: Value | None = None
+        for disp, wanted in ((0, first), (i64.size_bytes, low.value(count))):
+            there = low.emit(low.depth, "s_load", [words], S64, dtype=i64, disp=disp)
+            differs = low.emit(low.depth, "s_cmp", [there, wanted], S64, cond="ne")
+            others = differs if others is None else low.emit(low.depth, "s_or", [others, differs], S64)
+        assert others is not None
+
+        def anew() -> None:
+            copy()
+            low.effect("s_store", [first, words], dtype=i64)
+            low.effect("s_store", [low.value(count), words], dtype=i64, disp=i64.size_bytes)
+
+        low.fork(others, anew, lambda: None)
+
+    def _first_element(self) -> Value | None:
+        """The address of the left operand's first element, where all that is copied follows from it: it lies in a
+        tensor that the kernel only reads."""
+        low, found, op = self.low, self.found, self.found.left.op
+        if op is None or op.name != "load" or found.left in low.buffers or found.left in low.rows or (
+                memory_of(op.operands[0]) in low.stored):
+            return None
+        access = low.access(op)
+        same = all(isinstance(s, int) or low.depth_of(s) == 0 for s in (self.elements.offset, self.elements.extent))
+        if access.gathers or not same or access.axes.keys() - {found.rows, found.depth}:
+            return None
+        start = low.add(access.base, low.mul(self.range.offset, access.axes.get(found.rows, 0)))
+        return low.value(low.add(start, access.disp))
 
     def _copy_in_tiles(self, place: Scalar) -> None:
         """The rows that are open, to tiles from `place` on."""
