@@ -42,24 +42,48 @@ def products(left: DType, right: DType) -> Products | None:
 def slots_of_parts(low: RowEvaluation, level: int, even: Value, odd: Value, dtype: DType, rounds: bool) -> list[Value]:
     """The parts of two rows of floats, as wide as f32, of which each slot holds one element: rows of slots.
 
-    Parts are cut off, which no float is too large for. rounds: the second one is rounded instead, so that what is left
-    out of products is as often above as below; it then is of 16 bits. Of an infinity nothing is left.
+    Parts are cut off, which no float is too large for, and of an infinity nothing is left. rounds: so that what is left
+    out of products is as often above as below, the second part is rounded, and then has 16 bits; and an infinity is the
+    last part, behind one of its sign and zero, as it would otherwise meet zeros of the other operand's parts.
     """
-    parts = [_cut(low, level, row) for row in (even, odd)]
-    made = [_joined(low, level, *parts)]
     if PARTS[dtype] == 1:
-        return made
-    rest = [_rest(low, level, row, part) for row, part in zip((even, odd), parts, strict=True)]
+        return [_joined(low, level, even, odd)]
+    rows = [_Parts(low, level, row) for row in (even, odd)]
     if PARTS[dtype] == 2:
-        return [*made, _joined(low, level, *rest)]
-    if rounds:
-        made.append(low.emit(level, "pack_bf16", rest, ROW_B32))
-        parts = _widened(low, level, made[-1])
-    else:
-        parts = [_cut(low, level, row) for row in rest]
-        made.append(_joined(low, level, *parts))
-    return [*made, _joined(low, level, *(low.emit(level, "sub", [row, part], ROW_F32)
-                                         for row, part in zip(rest, parts, strict=True)))]
+        return [_joined(low, level, *(row.cut for row in rows)), _joined(low, level, *(row.rest for row in rows))]
+    if not rounds:
+        seconds = [_cut(low, level, row.rest) for row in rows]
+        made = [_joined(low, level, *(row.cut for row in rows)), _joined(low, level, *seconds)]
+        lasts = [low.emit(level, "sub", [row.rest, second], ROW_F32) for row, second in zip(rows, seconds, strict=True)]
+        return [*made, _joined(low, level, *lasts)]
+    second = low.emit(level, "pack_bf16", [row.rest for row in rows], ROW_B32)
+    lasts = [row.last(widened) for row, widened in zip(rows, _widened(low, level, second), strict=True)]
+    return [_joined(low, level, *(row.first() for row in rows)), second, _joined(low, level, *lasts)]
+
+
+class _Parts:
+    """A row of floats: its upper half, what is left of it, and where it is infinite."""
+
+    def __init__(self, low: RowEvaluation, level: int, row: Value) -> None:
+        self.low, self.level, self.row = low, level, row
+        size = low.emit(level, "abs", [row], ROW_F32)
+        self.infinite = low.emit(level, "cmp", [size, low.constant(float("inf"), f32)], MASK, cond="eq")
+        self.cut = _cut(low, level, row)
+        rest = low.emit(level, "sub", [row, self.cut], ROW_F32)
+        self.rest = low.emit(level, "select", [self.infinite, low.constant(0.0, f32), rest], ROW_F32)
+
+    def first(self) -> Value:
+        """The upper half; of an infinity one, of its sign."""
+        low, level = self.low, self.level
+        bits = low.emit(level, "bitcast", [self.row], ROW_I32)
+        sign = low.emit(level, "and", [bits, low.constant(-1 << 31, i32)], ROW_I32)
+        one = low.emit(level, "or", [sign, low.constant(0x3F800000, i32)], ROW_I32)
+        return low.emit(level, "select", [self.infinite, low.emit(level, "bitcast", [one], ROW_F32), self.cut], ROW_F32)
+
+    def last(self, second: Value) -> Value:
+        """What a second part leaves of the rest; of an infinity all."""
+        left = self.low.emit(self.level, "sub", [self.rest, second], ROW_F32)
+        return self.low.emit(self.level, "select", [self.infinite, self.row, left], ROW_F32)
 
 
 def _cut(low: RowEvaluation, level: int, row: Value) -> Value:
@@ -76,13 +100,6 @@ def _joined(low: RowEvaluation, level: int, even: Value, odd: Value) -> Value:
     """Slots of floats whose upper halves are all of them."""
     below = low.emit(level, "shr", [low.emit(level, "bitcast", [even], ROW_I32)], ROW_I32, amount=16)
     return low.emit(level, "bitcast", [low.emit(level, "or", [_upper(low, level, odd), below], ROW_I32)], ROW_B32)
-
-
-def _rest(low: RowEvaluation, level: int, row: Value, part: Value) -> Value:
-    rest = low.emit(level, "sub", [row, part], ROW_F32)
-    size = low.emit(level, "abs", [row], ROW_F32)
-    infinite = low.emit(level, "cmp", [size, low.constant(float("inf"), f32)], MASK, cond="eq")
-    return low.emit(level, "select", [infinite, low.constant(0.0, f32), rest], ROW_F32)
 
 
 def _widened(low: RowEvaluation, level: int, slots: Value) -> list[Value]:

@@ -68,6 +68,9 @@ take as long as a whole tile, for which the panels come from memory no faster.""
 FEWEST_PARTED_ROWS = (17, 64)
 """The same where the left operand has several parts, or the right one as well."""
 
+FEWEST_PARTED_COLUMNS = 64
+"""Columns from which copies of a left operand in parts are worth it."""
+
 COPIED_FOR_COLUMNS = 512
 """Columns from which a copy of a left operand that the second cache does not hold is worth it (_goes_in_tiles). On a
 Granite Rapids, of the time without: bf16 of 1024 cubed 0.93, of 2048 cubed 0.80, 128 x 4096 x 4096 0.87, i8 0.98, 0.93;
@@ -187,8 +190,8 @@ def is_worth(model: Model, found: TileWalk) -> bool:
     """Whether tiles take less time than packed dot products, typically."""
     unit = model.facts.tiles
     assert unit is not None
-    least = {found.rows: fewest_rows(model, found), found.columns: model.lanes,
-             found.depth: unit.size * found.dot.elements}
+    least = {found.rows: fewest_rows(model, found), found.depth: unit.size * found.dot.elements,
+             found.columns: FEWEST_PARTED_COLUMNS if found.parted else model.lanes}
     if found.right_parts > 1 and not _few_streams(model, found):
         return False
     return all(model.extent_hint(axis) >= extent for axis, extent in least.items())
