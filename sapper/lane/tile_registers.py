@@ -68,7 +68,7 @@ take as long as a whole tile, for which the panels come from memory no faster.""
 FEWEST_PARTED_ROWS = (17, 64)
 """The same where the left operand has several parts, or the right one as well."""
 
-FEWEST_PARTED_COLUMNS = 64
+FEWEST_PARTED_COLUMNS = 32
 """Columns from which copies of a left operand in parts are worth it."""
 
 COPIED_FOR_COLUMNS = 512
