@@ -240,7 +240,8 @@ class Model(KeptOperands):
         counts = {found.rows: ACROSS * unit.size, found.columns: ACROSS // len(walk.reductions), found.depth: 1}
         packed = {op: panels for op in found.rights if (panels := self.panels_of(op)) is not None}
         joined = [op for op, panels in packed.items() if panels.elements != found.dot.elements]
-        return WalkChoice(found.columns, counts, [found.columns, found.rows], [found.depth], list(found.rights),
+        staged = [] if found.within is not None else list(found.rights)
+        return WalkChoice(found.columns, counts, [found.columns, found.rows], [found.depth], staged,
                           packing=found.packing(self, walk), blocked=True, widened=joined, tiles=found)
 
     def _panels(self, walk: Walk) -> dict[Op, Panels]:

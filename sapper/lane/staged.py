@@ -238,6 +238,20 @@ class PanelOfElements(PanelInPlace):
         return low.emit(level, "bitcast", [low.emit(level, "or", [even, odd], ROW_I32)], ROW_B32)
 
 
+class SlotsInPlace:
+    """An operand whose slots lie in memory as they are wanted. access: of slots, over the depth and the lane axis."""
+
+    in_place = None
+
+    def __init__(self, lowering: Stores, access: Access, depth_axis: str) -> None:
+        step = access.axes[depth_axis]
+        assert isinstance(step, int)
+        self.lowering, self.access, self.depth_bytes = lowering, access, step
+
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        return self.lowering.address(self.access, at)
+
+
 class PanelRest:
     """Elements of a packed tensor that fill no slot, read as if columns were no panels. access: of the bound columns,
     of the first part."""

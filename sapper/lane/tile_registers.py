@@ -49,6 +49,7 @@ from ..tile.sums import is_join
 from .exact_parts import PARTS, Products, products
 from .packed import DOT2_BF16, DOTS, Dot, Packing, Term
 from .prefetches import FEW_ROWS, LINE_BYTES
+from .staged import SlotsInPlace
 from .state import PAIR, Access, Bound, Capacity, Open, Scalar, element_bytes
 from .tile_copies import copy_parts, copy_slots, lies_along_rows, stage_parts, turn_parts
 
@@ -92,7 +93,8 @@ PARTED = tuple(dtype for dtype, parts in PARTS.items() if parts > 1)
 class TileWalk:
     """How tiles serve a walk. rows, columns, depth: its axes. left: the operand that all contractions have in common.
     rights: the loads of the others, one for each. dot: the products of a slot. products: the parts of both operands
-    (exact_parts.py) that are multiplied, one of each where tiles take them as they are."""
+    (exact_parts.py) that are multiplied, one of each where tiles take them as they are. within: the axis of a slot's
+    elements, where both operands have one in memory; the depth then counts slots."""
 
     rows: str
     columns: str
@@ -101,6 +103,12 @@ class TileWalk:
     rights: tuple[Op, ...]
     dot: Dot
     products: Products = AS_IT_IS
+    within: str | None = None
+
+    @property
+    def step_slots(self) -> int:
+        """How much of the depth a slot has."""
+        return 1 if self.within is not None else self.dot.elements
 
     @property
     def left_parts(self) -> int:
@@ -115,8 +123,10 @@ class TileWalk:
         """Whether parts of operands are multiplied: the left one is copied, with zeros to the end of its last tile."""
         return len(self.products) > 1
 
-    def packing(self, low: WalkLowering, walk: Walk) -> Packing:
-        """Of the depth in slots; no operand is turned, as tiles multiply all signs."""
+    def packing(self, low: WalkLowering, walk: Walk) -> Packing | None:
+        """Of the depth in slots; no operand is turned, as tiles multiply all signs. None where it counts slots."""
+        if self.within is not None:
+            return None
         return Packing(self.dot, self.depth, walk.reduced, low.open[self.depth], self.right_parts > 1,
                        terms={op: Term() for op in walk.reductions})
 
@@ -131,17 +141,19 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
         return f"a row has {model.lanes} lanes; a tile has {unit.size} columns"
     if walk.inner or not 1 <= len(walk.reductions) <= ACROSS or any(op.name != "contract" for op in walk.reductions):
         return f"the walk is not one contraction by itself, or {ACROSS}"
-    if len(walk.reduced) != 1 or len(walk.outer) != 2 or columns not in walk.outer or any(
+    within = next((axis for axis in walk.reduced if axis in model.open and model.open[axis].extent == PAIR), None)
+    depths = [axis for axis in walk.reduced if len(walk.reduced) == 1 or axis != within]
+    if len(depths) != 1 or len(walk.outer) != 2 or columns not in walk.outer or any(
             axis not in model.open for axis in walk.axes):
         return "the contraction is not over one axis, with two axes in its result that this walk loops over"
-    (depth,) = walk.reduced
+    (depth,), within = depths, within if len(walk.reduced) > 1 else None
     (rows,) = (axis for axis in walk.outer if axis != columns)
     lefts: list[Value] = []
     rights: list[Op] = []
     dots: set[tuple[Dot, Products]] = set()
     for op in walk.reductions:
         sides = {frozenset(axes_of(v)): v for v in op.operands}
-        left, right = sides.get(frozenset({rows, depth})), sides.get(frozenset({columns, depth}))
+        left, right = sides.get(frozenset({rows, *walk.reduced})), sides.get(frozenset({columns, *walk.reduced}))
         if left is None or right is None:
             return f"its operands are not tiles over {rows} and {depth}, and {columns} and {depth}"
         dtypes = _dtype(left), _dtype(right)
@@ -162,7 +174,9 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
         dots.add(dot)
     if any(not _same(left, lefts[0]) for left in lefts) or len(dots) > 1:
         return "the contractions have no left operand in common"
-    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop())
+    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop(), within)
+    if within is not None and not _lies_in_slots(model, found):
+        return f"{within} is no axis of neighbours of bf16 that tiles take as they lie"
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
     if not _lies(model, found) and not found.parted and not model.is_bounded(rows):
@@ -190,7 +204,7 @@ def is_worth(model: Model, found: TileWalk) -> bool:
     """Whether tiles take less time than packed dot products, typically."""
     unit = model.facts.tiles
     assert unit is not None
-    least = {found.rows: fewest_rows(model, found), found.depth: unit.size * found.dot.elements,
+    least = {found.rows: fewest_rows(model, found), found.depth: unit.size * found.step_slots,
              found.columns: FEWEST_PARTED_COLUMNS if found.parted else model.lanes}
     if found.right_parts > 1 and not _few_streams(model, found):
         return False
@@ -210,7 +224,7 @@ def fewest_rows(model: Model, found: TileWalk) -> int:
     """Rows from which tiles are worth it."""
     if found.parted:
         return FEWEST_PARTED_ROWS[found.right_parts > 1]
-    packed = all(model.panels_of(op) is not None for op in found.rights)
+    packed = found.within is not None or all(model.panels_of(op) is not None for op in found.rights)
     return FEWEST_PACKED_ROWS if packed else FEWEST_ROWS
 
 
@@ -231,7 +245,22 @@ def _lies(low: WalkLowering, found: TileWalk) -> bool:
     if op is None or op.name != "load" or found.parted or found.left in low.buffers or found.left in low.rows:
         return False
     access = low.access(op)
-    return not access.gathers and access.axes.get(found.depth) == element_bytes(access.dtype)
+    step = element_bytes(access.dtype) * (found.dot.elements if found.within is not None else 1)
+    return not access.gathers and access.axes.get(found.depth) == step
+
+
+def _lies_in_slots(model: Model, found: TileWalk) -> bool:
+    """Whether both operands have the elements of a slot as their last dimension, and columns fill tiles."""
+    size = found.dot.elements * _dtype(found.left).size_bytes
+    accesses = [model.access(op) for op in (found.left.op, *found.rights) if op is not None and op.name == "load"]
+    left, *rights = accesses
+    lies = len(rights) == len(found.rights) and found.within is not None and all(
+        access.axes.get(found.within) == size // found.dot.elements and not access.gathers for access in accesses)
+    columns = model.open[found.columns].extent
+    return (lies and found.dot is DOT2_BF16 and not found.parted and left.axes.get(found.depth) == size
+            and _lies(model, found) and isinstance(columns, int) and columns % model.lanes == 0
+            and all(right.axes.get(found.columns) == size and isinstance(right.axes.get(found.depth), int)
+                    and model.panels_of(op) is None for op, right in zip(found.rights, rights, strict=True)))
 
 
 def _divides(size: int, o: Open) -> bool:
@@ -295,7 +324,7 @@ class _Emission:
                 return
             self.rest = 0 if _divides(self.size, self.slots) else low.scalar("s_mod", self.slots.extent, self.size)
             self.steps = low.scalar("s_floordiv", self.slots.extent, self.size)
-            fills = _divides(found.dot.elements, self.elements)
+            fills = _divides(found.step_slots, self.elements)
             self.partial = 0 if fills else low.scalar("s_mod", self.elements.extent, found.dot.elements)
             self.left = self._left()
             low._panel_blocks(self.choice, found.columns, self._block)
@@ -310,7 +339,7 @@ class _Emission:
     @property
     def _padded_bytes(self) -> Scalar:
         """Of a copied row: whole tiles."""
-        deep = self.size * self.found.dot.elements
+        deep = self.size * self.found.step_slots
         return self.low.mul(self.low.ceil_div(self.elements.extent, deep), self.row_bytes)
 
     def _left(self) -> _Left:
@@ -415,7 +444,7 @@ class _Emission:
         """Whether a left operand that lies in a tensor is copied tile by tile, in the order in which products read it:
         a processor follows one stream from the last cache, and not 32 rows."""
         low, found = self.low, self.found
-        if not _lies(low, found) or self.partial != 0 or not low.is_bounded(found.rows):
+        if not _lies(low, found) or found.within is not None or self.partial != 0 or not low.is_bounded(found.rows):
             return False
         size_bytes = self.range.hint * self.elements.hint * self.left_dtype.size_bytes
         return size_bytes >= low.block_bytes and self.columns.hint >= COPIED_FOR_COLUMNS
@@ -431,8 +460,8 @@ class _Emission:
         key = (f"tile {name}", op)
         if key not in low.stage_memory:
             low.stage_memory[key] = low.scratch([
-                (rows, self.size), (low._capacity(self.found.depth), self.size * self.found.dot.elements),  # type: ignore[list-item]
-                (self.found.left_parts, 1)], self.left_dtype)
+                (rows, self.size), (low._capacity(self.found.depth), self.size * self.found.step_slots),  # type: ignore[list-item]
+                (self.found.left_parts * self.found.dot.elements // self.found.step_slots, 1)], self.left_dtype)
         return low.stage_memory[key]
 
     def _copy(self, base: Scalar, count: Scalar, copy: Callable[[Access], None]) -> _Left:
@@ -453,10 +482,16 @@ class _Emission:
         low, found = self.low, self.found
 
         def slots(_: list[Value]) -> list[Value]:
-            row = low.slot_row(found.left, {found.rows: 0, found.depth: 0}, False)
+            at = {found.rows: 0, found.depth: 0}
+            if found.within is None:
+                row = low.slot_row(found.left, at, False)
+            else:
+                assert found.left.op is not None
+                mask = low.bound[found.depth].mask
+                row = low.fetch_row(self._slots_of(low.access(found.left.op)), b32, at, low.depth, mask)
             to = Access(place.base, 0, {**place.axes, found.depth: b32.size_bytes}, b32)
             to.base = low.sub(to.base, low.mul(self.slots.offset, b32.size_bytes))
-            low.put(to, row, b32, {found.rows: 0, found.depth: 0}, (found.rows, found.depth), padded=True)
+            low.put(to, row, b32, at, (found.rows, found.depth), padded=True)
             return []
 
         low.axis_loop(found.depth, 1, True, [], slots)
@@ -497,6 +532,11 @@ class _Emission:
         with low.unpacked():
             low.axis_loop(found.depth, 2, True, [], elements)
 
+    def _slots_of(self, access: Access) -> Access:
+        """Where the slots of an operand lie that has their elements as its last dimension."""
+        return Access(access.base, access.disp, {axis: step for axis, step in access.axes.items()
+                                                 if axis != self.found.within}, b32)
+
     def _zeros(self) -> Value:
         low = self.low
         return low.emit(0, "bitcast", [low.constant(0, i32)], ROW_B32)
@@ -507,7 +547,9 @@ class _Emission:
         """All rows, with a block of panels."""
         low, found = self.low, self.found
         for op in found.rights:
-            if found.right_parts > 1:
+            if found.within is not None:
+                low.staged[op] = SlotsInPlace(low, self._slots_of(low.access(op)), found.depth)
+            elif found.right_parts > 1:
                 stage_parts(low, op, found.columns, found.depth, self.choice)
             else:
                 low._stage(op, self.walk, self.choice)
