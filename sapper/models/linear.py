@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -44,10 +44,12 @@ class Workspace:
     before, of another size too: a product is done with it before the next one begins.
 
     normed: a vector of at most `features` elements after its norm. workers: who share the work (None: as many as
-    SAPPER_THREADS allows). target: whose code reads it (None: this CPU's).
+    SAPPER_THREADS allows). target: whose code reads it (None: this CPU's). chooses: whether it is for programs of few
+    rows and of many, of which a call takes the one that suits it.
     """
 
     target: Any = None
+    chooses = True
 
     def __init__(self, features: int, workers: int | None = None) -> None:
         self.workers = settings.threads() if workers is None else workers
@@ -108,6 +110,15 @@ class Workspace:
             raise ModelError("the dtype of the weights", "one whose products are of bf16",
                              "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
         return self.packed(place, rows, columns)
+
+    def rounds_many(self) -> bool:
+        """Whether many rows that would be quantised, and the weights in blocks that they meet, are rounded to bf16
+        instead: tile registers multiply these in half the time (`file-rounded` in docs/models.md), and more is left of
+        them. Few rows are quantised, as all weights would be widened for them."""
+        from ..runtime.launch import configuration
+
+        unit = configuration().find_target(self.target).tiles if self.chooses else None
+        return unit is not None and ("bf16", "bf16") in unit.products
 
     def packs_pairs(self) -> bool:
         """Whether products of bf16 read panels of PACKED_ROWS rows with columns in pairs."""
@@ -367,12 +378,15 @@ class Blocks:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        if self.rounded and is_rounded(x, self.shape[0]):
+        if self.rounds(work) and is_rounded(x, self.shape[0]):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         parts = [part for one in matrices for part in one.grouped()]
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         return [*steps, (self._kernel(name.replace("_nt", "")), (*parts, *operands, *panels))]
+
+    def rounds(self, work: Workspace) -> bool:
+        return self.rounded or (self.quantises and work.rounds_many())
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         """The rows as a plain array, its dtype, and the step that fills it."""
@@ -400,9 +414,15 @@ PACKED_BYTES = 1 << 20
 """Weights that are rounded at a time: they stay in the second cache until they have met all rows."""
 
 
+@runtime_checkable
 class Rounds(Protocol):
+    """A matrix in blocks that may be rounded to bf16 as it meets many rows."""
+
     @property
     def shape(self) -> tuple[int, int]: ...
+
+    def rounds(self, work: Workspace) -> bool:
+        """Whether it is then (`is_rounded` says what are many)."""
 
     def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
         """Some rows, whole panels of PACKED_ROWS, rounded to bf16, and the steps that make them so."""
@@ -581,7 +601,7 @@ class PanelExperts:
     def apply_groups(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        if self.together.rounded and is_rounded_mixture(x, self.count, self._rows):
+        if self.together.rounds(work) and is_rounded_mixture(x, self.count, self._rows):
             return self._groups_rounded(others, x, ranges, y, work)
         steps, operands = self.together.quantized_rows(x, work)
         blocks = panel_blocks(self._rows // PANEL, work.workers)
