@@ -69,13 +69,16 @@ take as long as a whole tile, for which the panels come from memory no faster.""
 FEWEST_PARTED_ROWS = (17, 64)
 """The same where the left operand has several parts, or the right one as well."""
 
-FEWEST_PARTED_COLUMNS = 32
-"""Columns from which copies of a left operand in parts are worth it."""
+FEWEST_PARTED_COLUMNS = (32, 128)
+"""Columns from which copies of a left operand in parts are worth it, likewise."""
 
 COPIED_FOR_COLUMNS = 512
 """Columns from which a copy of a left operand that the second cache does not hold is worth it (_goes_in_tiles). On a
 Granite Rapids, of the time without: bf16 of 1024 cubed 0.93, of 2048 cubed 0.80, 128 x 4096 x 4096 0.87, i8 0.98, 0.93;
 512 cubed, which the cache holds, 1.06."""
+
+COPIED_BLOCKS = 8
+"""Halves of the second cache that such a copy takes at most: each worker has one."""
 
 FINISHED_ROWS = 4
 """Rows of sums that are finished at once."""
@@ -205,7 +208,7 @@ def is_worth(model: Model, found: TileWalk) -> bool:
     unit = model.facts.tiles
     assert unit is not None
     least = {found.rows: fewest_rows(model, found), found.depth: unit.size * found.step_slots,
-             found.columns: FEWEST_PARTED_COLUMNS if found.parted else model.lanes}
+             found.columns: FEWEST_PARTED_COLUMNS[found.right_parts > 1] if found.parted else model.lanes}
     if found.right_parts > 1 and not _few_streams(model, found):
         return False
     return all(model.extent_hint(axis) >= extent for axis, extent in least.items())
@@ -447,7 +450,8 @@ class _Emission:
         if not _lies(low, found) or found.within is not None or self.partial != 0 or not low.is_bounded(found.rows):
             return False
         size_bytes = self.range.hint * self.elements.hint * self.left_dtype.size_bytes
-        return size_bytes >= low.block_bytes and self.columns.hint >= COPIED_FOR_COLUMNS
+        fits = low.block_bytes <= size_bytes <= COPIED_BLOCKS * low.block_bytes
+        return fits and self.columns.hint >= COPIED_FOR_COLUMNS
 
     def _selected(self, condition: Value, then: Scalar, other: Scalar) -> Value:
         low = self.low

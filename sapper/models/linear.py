@@ -93,7 +93,10 @@ class Workspace:
         return tuple(made)
 
     def narrow(self, rows: int, columns: int, place: int = 0) -> Array:
-        """Memory for rows in bf16; place: as of `wide`."""
+        """Memory for rows in bf16; place: as of `wide`. The first is where rows are quantised, too, as no product has
+        both; in a file, whose plan shares memory itself, it is not."""
+        if not self._narrow and self.chooses:
+            self._narrow.append(self._quants)
         return self._rows(self._narrow, place, rows, columns, ml_dtypes.bfloat16)
 
     def packed(self, place: int, rows: int, columns: int) -> Packed:
@@ -438,6 +441,11 @@ ROUNDED_MIXTURE_ROWS = 32
 those of 8 bits, of 170 rows 1.3 times: who rounds wants the accuracy."""
 
 
+ROUNDED_MIXTURE_BYTES = 1 << 24
+"""How much memory rounding takes at most where nobody asked for it: a V2-Lite's 4096 rows and its widened expert would
+take 28 MB."""
+
+
 def is_rounded_mixture(x: Rows, experts: int, rows: int) -> bool:
     """`is_rounded` of rows of activations that so many experts share, each of so many rows of weights."""
     return len(x.array) >= ROUNDED_MIXTURE_ROWS * experts and rows % PACKED_ROWS == 0
@@ -601,7 +609,7 @@ class PanelExperts:
     def apply_groups(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        if self.together.rounds(work) and is_rounded_mixture(x, self.count, self._rows):
+        if self._rounds(1 + len(others), x, work):
             return self._groups_rounded(others, x, ranges, y, work)
         steps, operands = self.together.quantized_rows(x, work)
         blocks = panel_blocks(self._rows // PANEL, work.workers)
@@ -615,6 +623,13 @@ class PanelExperts:
     def _rows(self) -> int:
         """Of one expert."""
         return int(self.together.shape[0]) // self.count
+
+    def _rounds(self, matrices: int, x: Rows, work: Workspace) -> bool:
+        """Whether rows of activations are rounded, and so many matrices."""
+        columns = self.together.shape[1]
+        room_bytes = 2 * columns * (len(x.array) + matrices * self._rows)
+        wanted = self.together.rounded or (room_bytes <= ROUNDED_MIXTURE_BYTES and self.together.rounds(work))
+        return wanted and is_rounded_mixture(x, self.count, self._rows)
 
     def _groups_rounded(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace

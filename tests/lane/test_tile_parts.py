@@ -124,7 +124,7 @@ def test_products_of_parts() -> None:
 def test_the_model_takes_parts_where_rows_are_many(types, rows) -> None:
     function = reduce_loops(PRODUCTS["nt", types].tile_ir())
     for m in (rows - 1, rows):
-        arguments = arguments_of("nt", types, m, 64, 64)
+        arguments = arguments_of("nt", types, m, 128, 64)
         assert bool(tiles_in(run_lane(function, arguments, facts=MACHINES[16]))) == (m == rows)
         assert_as_exact_as_floats("nt", arguments)
 
@@ -139,7 +139,7 @@ def test_a_left_operand_that_the_cache_does_not_hold_goes_in_tiles(left, right, 
     arguments = {"a": random.integers(-8, 9, (77, k)).astype(numpy[left]),
                  "b": random.integers(-8, 9, (70, k)).astype(numpy[right]),
                  "c": np.zeros((77, 70), np.float32 if result is f32 else np.int32)}
-    small = replace(MACHINES[16], l2_bytes=1024)
+    small = replace(MACHINES[16], l2_bytes=1 << 13)
     lanes = [run_lane(function, arguments, Schedule(matrix=True), small,
                       specialize(function, arguments, {"M": 77, "N": columns, "K": k})) for columns in (70, 512)]
     expected = arguments["a"].astype(np.float64) @ arguments["b"].astype(np.float64).T
