@@ -16,7 +16,7 @@ from sapper.models.linear import BlockExperts, Blocks, Dense, RawBlocks, Workspa
 from sapper.models.llama.model import load_model
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
-from sapper.targets import host_target
+from sapper.targets import host_target, target
 
 from . import small
 
@@ -132,6 +132,22 @@ def test_few_rows_are_quantised() -> None:
     work = Workspace(96)
     steps = rounded_blocks("Q4_0", 32).apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], work)
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "matmul_q4_by32"]
+
+
+@pytest.mark.parametrize(("name", "rows", "rounds"), [("sapphirerapids", 64, True), ("sapphirerapids", 48, False),
+                                                      ("zen5", 64, False)])
+def test_many_rows_are_rounded_where_tile_registers_multiply_bf16(name: str, rows: int, rounds: bool) -> None:
+    """And quantised elsewhere, as few are; so are all in a file, which has one program for both."""
+    made = in_panels([RawBlocks.parse(memoryview(stored("Q4_0", 32).tobytes()), (32, 96), "Q4_0")], Arena())
+    blocks, count = Blocks(made.form, made.parts), Variable("count", rows)
+    x, y = np.zeros((rows, 96), np.float32), np.zeros((rows, 32), np.float32)
+    for chooses in (True, False):
+        work = Workspace(96, 2)
+        work.target, work.chooses = target(name), chooses
+        steps = blocks.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], work)
+        names = [kernel.name for kernel, _ in steps]
+        assert ("matmul_nt_bf16_bf16" in names) == (rounds and chooses), names
+        assert blocks.rounds(work) == (name == "sapphirerapids" and chooses)
 
 
 def rounded_groups(
