@@ -269,8 +269,9 @@ class BaseSession(ABC):
         self.position += count
 
     def _prefill(self, count: int) -> Program:
-        """The program for a chunk of so many tokens: few have one of their own where many are rounded."""
-        most = FEW_TOKENS if count <= FEW_TOKENS and self._rounds_many() else self.chunk
+        """The program for a chunk of so many tokens."""
+        few = self.few_tokens()
+        most = few if count <= few else self.chunk
         if most not in self._prefills:
             capacity, self._capacity = self._capacity, most
             try:
@@ -279,10 +280,12 @@ class BaseSession(ABC):
                 self._capacity = capacity
         return self._prefills[most]
 
-    def _rounds_many(self) -> bool:
-        """Whether rows are rounded if there is room for many; the matrix of the logits stands for all."""
+    def few_tokens(self) -> int:
+        """Up to how many tokens have a program of their own, as many are rounded; 0 where none are. The matrix of the
+        logits stands for all."""
         matrix, _, _ = self.head()
-        return self.chunk >= ROUNDED_ROWS and isinstance(matrix, Rounds) and matrix.rounds(self._work)
+        rounds = self.chunk >= ROUNDED_ROWS and isinstance(matrix, Rounds) and matrix.rounds(self._work)
+        return FEW_TOKENS if rounds else 0
 
     def rewind(self, position: int) -> None:
         """Forget the tokens from a position on. Raises ModelError for a position that was not reached."""

@@ -235,14 +235,17 @@ def test_panels_are_parted_into_equal_blocks(panels: int) -> None:
 
 
 @BF16
-def test_rounded_rows_leave_logits_nearer_than_quantised_ones(tmp_path: Path) -> None:
+def test_rounded_rows_leave_logits_nearer_than_quantised_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workspace, "rounds_many", lambda self: False)      # as elsewhere than on tile registers
     formats = {f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS)
                for part, kind in FORMATS["q8"].items()}
     path = small.write_gguf(tmp_path / "model.gguf", small.random_weights(3), formats=formats)
     logits = {}
     for form in ("file-f32", "file", "file-rounded"):
         session = load_model(path, form).session(64)
-        session.feed([5, 9, 200, 31, 7])
+        session.feed([7 * n % 250 for n in range(60)])
         logits[form] = session.logits.copy()
     errors = {form: float(np.square(logits[form] - logits["file-f32"]).mean()) for form in ("file", "file-rounded")}
     assert 0 < errors["file-rounded"] < errors["file"]

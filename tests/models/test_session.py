@@ -54,8 +54,7 @@ def test_few_tokens_have_a_program_of_their_own(
     model: LlamaModel, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where many are rounded: they are quantised then."""
-    monkeypatch.setattr(sessions, "FEW_TOKENS", 4)
-    monkeypatch.setattr(Session, "_rounds_many", lambda self: True)
+    monkeypatch.setattr(Session, "few_tokens", lambda self: 4)
     session = session_of(model)
     session.feed(TOKENS[:3])
     session.feed(TOKENS[3:10])
