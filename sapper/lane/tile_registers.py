@@ -402,8 +402,12 @@ class _Emission:
         if first is None:
             copy()
             return
-        words = low.value(low.scratch([(2, 1)], i64))
-        low.levels[0].builder.block.ops.append(Op("s_store", [low.value(-1), words], (), {"dtype": i64}))
+        key = ("tile words", self.walk.reductions[0])       # of the same memory, wherever the walk is emitted
+        if key not in low.stage_memory:
+            low.stage_memory[key] = low.scratch([(2, 1)], i64)
+            low.levels[0].builder.block.ops.append(
+                Op("s_store", [low.value(-1), low.value(low.stage_memory[key])], (), {"dtype": i64}))
+        words = low.value(low.stage_memory[key])
         others: Value | None = None
         for disp, wanted in ((0, first), (i64.size_bytes, low.value(count))):
             there = low.emit(low.depth, "s_load", [words], S64, dtype=i64, disp=disp)
