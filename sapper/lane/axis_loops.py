@@ -23,7 +23,7 @@ from .state import MOST_VALUES, PAIR, Access, Bound, Capacity, Open, Scalar, too
 if TYPE_CHECKING:
     from .layout import Layout
     from .tile_blocks import TileBlocks
-    from .tile_registers import TileWalk
+    from .tile_fit import TileWalk
     from .tile_slots import TileSlots
 
 Carried = list[Value]

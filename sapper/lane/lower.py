@@ -73,7 +73,7 @@ from .pieces import CHUNK_BYTES, ELEMENT_BYTES
 from .register_factors import FEW_AT_ONCE, STAGE_ROWS
 from .tasks import TaskLowering
 from .tile_bound import dtype_of
-from .tile_registers import on_tiles
+from .tile_fit import on_tiles
 from .widened_rows import WidenedRows
 from .windows import PAIR_STRIDES, PICKED, STRIDES
 

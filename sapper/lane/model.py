@@ -39,8 +39,8 @@ from .register_factors import (
 from .staging import WIDE_ROW_BYTES
 from .state import PAIR, Scalar, element_bytes
 from .tile_blocks import fit as fit_blocks
-from .tile_registers import ACROSS, TileWalk, dot_of, fewest_rows, is_worth
-from .tile_registers import fit as fit_tiles
+from .tile_fit import ACROSS, TileWalk, dot_of, fewest_rows, is_worth
+from .tile_fit import fit as fit_tiles
 from .tile_slots import fit as fit_slots
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, span, tiles, zeros
+from sapper import bf16, dims, f32, i8, i32
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.types import f16
 from sapper.lane.exact_parts import PARTS, products
@@ -20,6 +20,7 @@ from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Schedule
 from tests.strategies import examples
+from tests.tile.test_indices_together import mixture
 
 from .run_lane import run_lane, specialize
 from .test_packed import ORDERS, make_product
@@ -147,18 +148,6 @@ def test_a_left_operand_that_the_cache_does_not_hold_goes_in_tiles(left, right, 
     alone = [sum(op.operands[1].op.attributes.get("value") == 64 for op in lane.walk() if op.name == "tile_load")
              for lane in lanes]         # bytes between rows of a tile by itself
     assert alone[1] > alone[0]
-
-
-@kernel
-def mixture(x: Tensor[f32, J, K], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[bf16, E, B, N, K],
-            y: Tensor[f32, J, B, N]):
-    for b in each(B):
-        for e in each(E):
-            for m, n in tiles(span(start[e], stop[e]), N):
-                acc = zeros(m, n, dtype=f32)
-                for k in tiles(K):
-                    acc += x[m, k] @ w[e, b, n, k]
-                y[m, b, n] = acc
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
