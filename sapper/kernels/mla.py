@@ -51,7 +51,9 @@ from .rope import tables, turned
 T, H, D, R, S, C, V, P, B, N = sp.dims("T H D R S C V P B N")
 MINUS_INFINITY = float("-inf")
 LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
-QUERY_BLOCK = 32
+QUERY_BLOCK, WIDE_QUERY_BLOCK = 32, 64
+"""Queries that meet a position together; in products of bf16 more: on tile registers of a Granite Rapids 512 tokens of
+16 heads take 0.88 of the time (on vectors 1.08), and on sm_90a they are what a group of warps multiplies."""
 SPLIT, LONG_SPLIT = 128, 256
 
 
@@ -121,9 +123,10 @@ def make_latent_attention(name: str, cache: Any, products: Any = f32) -> Any:
         out: Tensor[f32, T, H, V],
     ):
         for h in each(H):
-            for block in each((T + QUERY_BLOCK - 1) // QUERY_BLOCK):
-                first = block * QUERY_BLOCK
-                stop = min(first + QUERY_BLOCK, T)
+            size = WIDE_QUERY_BLOCK if rounded else QUERY_BLOCK
+            for block in each((T + size - 1) // size):
+                first = block * size
+                stop = min(first + size, T)
                 for t in tiles(span(first, stop)):
                     d = whole(D)
                     s = whole(S)
