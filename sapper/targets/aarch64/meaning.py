@@ -372,6 +372,103 @@ def dot_by_element(c: Array, a: Array, b: Array, place: int) -> Array:
     return dot_of_four(c, a, np.tile(b[4 * place:4 * place + 4], len(a) // 4))
 
 
+def dot_of_signs(first: str, second: str) -> Callable[..., Array]:
+    """The same of bytes of these kinds, by four of the second factor for all where their place is given."""
+    def dot(c: Array, a: Array, b: Array, *place: int) -> Array:
+        x, y = a.view(first), b.view(second)
+        return dot_by_element(c, x, y, *place) if place else dot_of_four(c, x, y)
+
+    return dot
+
+
+def matrices_of_bytes(first: str, second: str) -> Callable[..., Array]:
+    """2 x 2 sums of 32 bits, with the products of 2 x 8 bytes by as many, whose rows are the columns of the other
+    factor."""
+    def multiply(c: Array, a: Array, b: Array) -> Array:
+        x, y = (v.view(kind).reshape(2, 8).astype(np.int32) for v, kind in ((a, first), (b, second)))
+        return c.view(np.int32) + (x @ y.T).reshape(-1)
+
+    return multiply
+
+
+_LEAST_NORMAL = 2.0**-126
+
+
+def _to_odd(value: Array) -> Array:
+    """f64 -> the f32 below it in size, its last bit set where they differ; what is below the normal numbers is 0, what
+    is beyond the largest infinite, NaN the default one (as BFRound and FPRoundBase have it, with FPRounding_ODD)."""
+    bits = value.view(np.uint64)
+    cut = bits & np.uint64(~((1 << 29) - 1) & ALL) | np.where(bits & np.uint64((1 << 29) - 1), np.uint64(1 << 29),
+                                                              np.uint64(0))
+    size = np.abs(value)
+    kept = np.where(size < _LEAST_NORMAL, np.copysign(0.0, value), cut.view(np.float64))
+    kept = np.where(size >= 2.0**128, np.copysign(np.inf, value), kept)
+    with np.errstate(all="ignore"):
+        made = kept.astype(np.float32)
+    return np.where(np.isnan(value), np.uint32(0x7FC00000).view(np.float32), made)
+
+
+def _sum_to_odd(a: Array, b: Array) -> Array:
+    """Of f32. The sum in f64 is rounded to odd first, by what it lacks (Knuth's two-sum): it has digits enough that
+    cutting it again is as cutting the exact one."""
+    with np.errstate(all="ignore"):
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        whole = x + y
+        from_x = whole - y
+        rest = (x - from_x) + (y - (whole - from_x))
+        even = whole.view(np.uint64) & np.uint64(1) == 0
+        moved = np.where((rest != 0) & np.isfinite(whole) & even, np.nextafter(whole, np.copysign(np.inf, rest)), whole)
+    return _to_odd(moved)
+
+
+def _flushed(a: Array) -> Array:
+    return np.where(np.abs(a) < np.float32(_LEAST_NORMAL), np.copysign(np.float32(0), a), a)
+
+
+def _bfloat16(a: Array) -> Array:
+    """bf16, as u16 -> f32, denormals 0."""
+    return _flushed((a.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32))
+
+
+def _add_pairs(total: Array, a: Array, b: Array) -> Array:
+    """total: f32. a, b: f32, two for each. The products are summed, and their sum added, each rounded to odd (BFDotAdd
+    without FPCR.EBF)."""
+    with np.errstate(all="ignore"):
+        products = _to_odd(a.astype(np.float64) * b.astype(np.float64)).reshape(-1, 2)
+    return _sum_to_odd(_flushed(total), _sum_to_odd(products[:, 0], products[:, 1]))
+
+
+def dot_of_bfloat16(c: Array, a: Array, b: Array, *place: int) -> Array:
+    """f32 sums, with the products of two bf16 each; the second two for all where their place is given."""
+    x, y = _bfloat16(a), _bfloat16(b)
+    if place:
+        y = np.tile(y[2 * place[0]:2 * place[0] + 2], len(x) // 2)
+    return _add_pairs(c.view(np.float32), x, y)
+
+
+def matrices_of_bfloat16(c: Array, a: Array, b: Array) -> Array:
+    """2 x 2 sums of f32, with the products of 2 x 4 bf16 by as many, whose rows are the columns of the other factor:
+    two of the four first, then the others."""
+    x, y = _bfloat16(a).reshape(2, 1, 2, 2), _bfloat16(b).reshape(1, 2, 2, 2)
+    x, y = (np.broadcast_to(v, (2, 2, 2, 2)) for v in (x, y))
+    total = c.view(np.float32)
+    for half in range(2):
+        total = _add_pairs(total, x[:, :, half].reshape(-1), y[:, :, half].reshape(-1))
+    return total
+
+
+def as_bfloat16(a: Array) -> Array:
+    """f32 -> bf16, as u16: nearest even, denormals kept; NaN is made quiet."""
+    bits = a.view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))
+    return (np.where(np.isnan(a), bits | np.uint32(0x400000), rounded) >> np.uint32(16)).astype(np.uint16)
+
+
+def upper_as_bfloat16(old: Array, a: Array) -> Array:
+    """The same, in the upper half of the old row."""
+    return np.concatenate([old.view(np.uint16)[:4], as_bfloat16(a)])
+
+
 def shifted_wide(a: Array) -> Array:
     return a[:4].astype(np.uint32) << 16
 
