@@ -91,6 +91,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  float8_rows=target.float8_rows, picks=target.picks, interleaves=target.interleaves,
                  shared_pipes=target.shared_pipes, moves=target.moves, joins=target.joins,
                  slow_division=target.slow_division, lane_factors=target.lane_factors,
+                 flushes_as_it_rounds=target.flushes_as_it_rounds,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 

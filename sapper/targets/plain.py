@@ -50,6 +50,7 @@ class PlainTarget:
     quick_denormals: bool = False
     slow_products: bool = False
     slow_conversions: bool = False
+    flushes_as_it_rounds: bool = False
     lane_factors: bool = False
     fuses_indexed: bool = True
     folded_loads: float = 0

@@ -72,6 +72,11 @@ class Target(_Row, PlainTarget):
         bytes_ = ("dot4_u8i8", "dot4_i8i8", "dot4_u8u8") if self.has("dotprod") else ()
         return frozenset((*bytes_, "dot2_bf16") if self.has("bf16") else bytes_)
 
+    @property
+    def interleaves(self) -> bool:
+        """ZIP1 and ZIP2. Without FEAT_I8MM it was not looked at what the model makes of it."""
+        return self.has("i8mm")
+
     def has(self, feature: str) -> bool:
         return feature in self.features
 
