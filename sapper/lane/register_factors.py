@@ -348,7 +348,9 @@ class RegisterFactors(WalkLowering):
         # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a loop over tiles:
         # there are many of them); enough independent chains where it is. By 2 where memory bounds the walk and gives a
         # line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
-        unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+        # Slots that are loaded together, and spread by no instruction, are as many as a register has lanes.
+        together = self.facts.lane_factors and self.packing is not None
+        unrolled = 4 if lane not in self.bound or accumulators < 16 or together else 2
         if lane in self.bound:
             unrolled = self._overwritten_at_once(walk, fixed) or unrolled
         at_once = prod(counts[a] for a in outer if a != lane)
