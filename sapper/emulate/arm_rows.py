@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def compute(word: int, read: Callable[[int], int], write: Callable[[int, int], N
     if found is None:
         return False
     row, numbers = found
-    reads = []
+    reads: list[Any] = []
     for operand, number in zip(row.operands, numbers, strict=True):
         if operand.kind == "vec" and operand.reads:
             dtype = dtype_of(row.dtypes if operand.vector else "u8")

@@ -50,7 +50,6 @@ class PlainTarget:
     quick_denormals: bool = False
     slow_products: bool = False
     slow_conversions: bool = False
-    flushes_as_it_rounds: bool = False
     lane_factors: bool = False
     fuses_indexed: bool = True
     folded_loads: float = 0
@@ -90,6 +89,11 @@ class PlainTarget:
     def joins(self) -> "frozenset[tuple[str, DType]]":
         """What is joined with memory in one step."""
         return frozenset()
+
+    @property
+    def flushes_as_it_rounds(self) -> bool:
+        """Whether an instruction rounds to bf16, and takes denormals for 0."""
+        return False
 
     @property
     def shared_pipes(self) -> bool:

@@ -7,6 +7,8 @@ unsigned. Source: Arm Architecture Reference Manual DDI 0487, C6.2, C7.2 and J1.
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -391,70 +393,78 @@ def matrices_of_bytes(first: str, second: str) -> Callable[..., Array]:
     return multiply
 
 
-_LEAST_NORMAL = 2.0**-126
+_LEAST_NORMAL, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104
+_FLOAT, _WORD = struct.Struct("<f"), struct.Struct("<I")
 
 
-def _to_odd(value: Array) -> Array:
-    """f64 -> the f32 below it in size, its last bit set where they differ; what is below the normal numbers is 0, what
-    is beyond the largest infinite, NaN the default one (as BFRound and FPRoundBase have it, with FPRounding_ODD)."""
-    bits = value.view(np.uint64)
-    cut = bits & np.uint64(~((1 << 29) - 1) & ALL) | np.where(bits & np.uint64((1 << 29) - 1), np.uint64(1 << 29),
-                                                              np.uint64(0))
-    size = np.abs(value)
-    kept = np.where(size < _LEAST_NORMAL, np.copysign(0.0, value), cut.view(np.float64))
-    kept = np.where(size >= 2.0**128, np.copysign(np.inf, value), kept)
-    with np.errstate(all="ignore"):
-        made = kept.astype(np.float32)
-    return np.where(np.isnan(value), np.uint32(0x7FC00000).view(np.float32), made)
+def _to_odd(value: float, rest: float = 0.0) -> float:
+    """value + rest, which is less than a digit of it: of the two f32 around it that whose last bit is set, or itself if
+    it is one; what is below the normal numbers is 0, what is beyond the largest infinite (BFRound)."""
+    size = abs(value)
+    if size < _LEAST_NORMAL or (size == _LEAST_NORMAL and value * rest < 0):
+        return math.copysign(0.0, value)
+    if not size <= _LARGEST:
+        return value if size != size else math.copysign(_LARGEST if size < 2.0**128 else math.inf, value)
+    packed = _FLOAT.pack(value)
+    near: float = _FLOAT.unpack(packed)[0]
+    below = value - near or rest
+    bits: int = _WORD.unpack(packed)[0]
+    if not below or bits & 1:
+        return near
+    made: float = _FLOAT.unpack(_WORD.pack(bits + (1 if (below > 0) == (near > 0) else -1)))[0]
+    return made
 
 
-def _sum_to_odd(a: Array, b: Array) -> Array:
-    """Of f32. The sum in f64 is rounded to odd first, by what it lacks (Knuth's two-sum): it has digits enough that
-    cutting it again is as cutting the exact one."""
-    with np.errstate(all="ignore"):
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        whole = x + y
-        from_x = whole - y
-        rest = (x - from_x) + (y - (whole - from_x))
-        even = whole.view(np.uint64) & np.uint64(1) == 0
-        moved = np.where((rest != 0) & np.isfinite(whole) & even, np.nextafter(whole, np.copysign(np.inf, rest)), whole)
-    return _to_odd(moved)
+def _sum_to_odd(a: float, b: float) -> float:
+    """Of f32, which f64 sum up to a rest (Knuth's two-sum)."""
+    whole = a + b
+    if not math.isfinite(whole):
+        return whole
+    from_a = whole - b
+    return _to_odd(whole, (a - from_a) + (b - (whole - from_a)))
 
 
-def _flushed(a: Array) -> Array:
-    return np.where(np.abs(a) < np.float32(_LEAST_NORMAL), np.copysign(np.float32(0), a), a)
+def _flushed(values: Array) -> list[float]:
+    """f32 as Python's floats, denormals 0."""
+    with np.errstate(invalid="ignore"):
+        numbers: list[float] = values.astype(np.float64).tolist()
+    return [math.copysign(0.0, n) if abs(n) < _LEAST_NORMAL else n for n in numbers]
 
 
-def _bfloat16(a: Array) -> Array:
-    """bf16, as u16 -> f32, denormals 0."""
+def _bfloat16(a: Array) -> list[float]:
     return _flushed((a.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32))
 
 
-def _add_pairs(total: Array, a: Array, b: Array) -> Array:
-    """total: f32. a, b: f32, two for each. The products are summed, and their sum added, each rounded to odd (BFDotAdd
-    without FPCR.EBF)."""
-    with np.errstate(all="ignore"):
-        products = _to_odd(a.astype(np.float64) * b.astype(np.float64)).reshape(-1, 2)
-    return _sum_to_odd(_flushed(total), _sum_to_odd(products[:, 0], products[:, 1]))
+def _add_pair(total: float, a: list[float], b: list[float]) -> float:
+    """The two products are summed, and their sum added, each rounded to odd (BFDotAdd without FPCR.EBF)."""
+    return _sum_to_odd(total, _sum_to_odd(_to_odd(a[0] * b[0]), _to_odd(a[1] * b[1])))
+
+
+def _as_floats(sums: list[float]) -> Array:
+    """Of NaN the default one."""
+    made = np.array(sums, np.float32)
+    return np.where(np.isnan(made), np.uint32(0x7FC00000).view(np.float32), made)
 
 
 def dot_of_bfloat16(c: Array, a: Array, b: Array, *place: int) -> Array:
     """f32 sums, with the products of two bf16 each; the second two for all where their place is given."""
     x, y = _bfloat16(a), _bfloat16(b)
     if place:
-        y = np.tile(y[2 * place[0]:2 * place[0] + 2], len(x) // 2)
-    return _add_pairs(c.view(np.float32), x, y)
+        y = y[2 * place[0]:2 * place[0] + 2] * (len(x) // 2)
+    return _as_floats([_add_pair(total, x[2 * n:2 * n + 2], y[2 * n:2 * n + 2])
+                       for n, total in enumerate(_flushed(c.view(np.float32)))])
 
 
 def matrices_of_bfloat16(c: Array, a: Array, b: Array) -> Array:
     """2 x 2 sums of f32, with the products of 2 x 4 bf16 by as many, whose rows are the columns of the other factor:
     two of the four first, then the others."""
-    x, y = _bfloat16(a).reshape(2, 1, 2, 2), _bfloat16(b).reshape(1, 2, 2, 2)
-    x, y = (np.broadcast_to(v, (2, 2, 2, 2)) for v in (x, y))
-    total = c.view(np.float32)
-    for half in range(2):
-        total = _add_pairs(total, x[:, :, half].reshape(-1), y[:, :, half].reshape(-1))
-    return total
+    x, y = _bfloat16(a), _bfloat16(b)
+    made = []
+    for n, total in enumerate(_flushed(c.view(np.float32))):
+        for half in (0, 2):
+            total = _add_pair(total, x[n // 2 * 4 + half:][:2], y[n % 2 * 4 + half:][:2])
+        made.append(total)
+    return _as_floats(made)
 
 
 def as_bfloat16(a: Array) -> Array:
