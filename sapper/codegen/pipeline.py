@@ -197,6 +197,7 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
     from ..lane.strength import point_at_operands, reduce_strength, split_blocks
+    from ..lane.two_by_two import PRODUCTS, multiply_two_by_two
     from .compile import rules_of
 
     if not target.assembler_allocates:
@@ -206,6 +207,9 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "simplify")
     if target.lane_factors and join_splats(lane):
         _trace(lane, "join_splats")
+    if rules_of(target).legal_ops(target) >= set(PRODUCTS.values()) and multiply_two_by_two(lane):
+        eliminate_dead(lane, LANE_OPS)
+        _trace(lane, "multiply_two_by_two")
     if "widen_float8" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes:
         join_loads(lane)
         _trace(lane, "join_loads")

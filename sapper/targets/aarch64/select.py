@@ -17,6 +17,7 @@ from ..rule_tables import joined
 from . import select_arithmetic, select_control, select_memory, select_scalars
 from .abi import ARGUMENTS
 from .instructions import ROWS as ROWS
+from .select_arithmetic import MATRICES
 from .select_common import Key, OwnConstants, Rule
 from .select_common import constant_key as constant_key
 from .select_common import constant_kind as constant_kind
@@ -48,7 +49,7 @@ _DOTS = ("dot4_i8i8", "dot4_u8u8", "dot4_u8i8", "dot2_bf16")
 TAKES_LANE = {"fma": (0, 1), **dict.fromkeys(_DOTS, (1, 2))}
 """Operands of which one may be a lane of a register, for nothing (fmla and sdot by element)."""
 
-TIED = {"fma": (2,), **dict.fromkeys(_DOTS, (0,)), "copy_sign": (0,),
+TIED = {"fma": (2,), **dict.fromkeys((*_DOTS, *MATRICES), (0,)), "copy_sign": (0,),
         "select": (1, 2), "min": (0, 1), "max": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
 
@@ -97,6 +98,8 @@ def legal_ops(target: Any) -> frozenset[str]:
         legal |= {"dot4_u8i8", "interleave"}
     if target.has("bf16"):
         legal |= {"dot2_bf16", "interleave", "pack_bf16"}
+    if legal >= {"dot4_u8i8", "dot2_bf16"}:
+        legal |= set(MATRICES)
     return frozenset(legal)
 
 

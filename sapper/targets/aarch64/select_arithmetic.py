@@ -164,6 +164,18 @@ def dot_of_signs(s: Any, op: Op) -> None:
     _add_product(s, op, "sudot" if lane is not None and spread else "usdot", total, factors, lane, s.facts.narrow)
 
 
+MATRICES = {"two_by_two_bf16": "bfmmla", "two_by_two_i8i8": "smmla", "two_by_two_u8u8": "ummla",
+            "two_by_two_u8i8": "usmmla"}
+"""Products of matrices of 2 x 8 bytes, or 2 x 4 bf16."""
+
+
+def _matrices(name: str) -> Rule:
+    def rule(s: Any, op: Op) -> None:
+        factors = [s.vector(value) for value in op.operands[1:]]
+        _add_product(s, op, name, op.operands[0], factors, None, "4s")
+    return rule
+
+
 def _one(of_floats: str, of_integers: str = "") -> Rule:
     def rule(s: Any, op: Op) -> None:
         dtype = dtype_of(op.results[0])
@@ -394,7 +406,7 @@ RULES: dict[str, Rule] = {
     "cmp": compare, "select": select, "mask_first": mask_first, "mask_to_row": mask_to_row, "mask_not": bit_not,
     "mask_and": _bits("and"), "mask_or": _bits("orr"), "mask_xor": _bits("eor"),
     "cvt": convert, "round_to": round_to, "dot4_i8i8": _dot("sdot"), "dot4_u8u8": _dot("udot"),
-    "dot4_u8i8": dot_of_signs, "dot2_bf16": _dot("bfdot"),
+    **{name: _matrices(row) for name, row in MATRICES.items()}, "dot4_u8i8": dot_of_signs, "dot2_bf16": _dot("bfdot"),
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
