@@ -211,7 +211,7 @@ def _change(loop: _Loop, outside: list[Op]) -> None:
     ending = loop.ops[-1]
     for place, value in sums.items():
         ending.operands[place] = value
-    body.ops = _loaded_late(loop.ops)
+    body.ops = _loaded_late(_wanted(loop.ops))
     behind = []
     for pair in loop.pairs:
         i, j = pair.first.place, pair.second.place
@@ -240,6 +240,18 @@ def _multiply(loop: _Loop, pair: _Pair, n: int, sums: dict[int, Value]) -> None:
         made = Op(PRODUCTS[a.op.name], [sums[place], *factors], (sums[place].type,), {}, None, a.op.location)
         loop.ops.append(made)
         sums[place] = made.result
+
+
+def _wanted(ops: list[Op]) -> list[Op]:
+    """All but what only the dot products read."""
+    uses = Counter(value for op in ops for inner in op.walk() for value in inner.operands)
+    made = []
+    for op in reversed(ops):
+        if op.name in ("broadcast_lane", "unzip") and not any(uses[value] for value in op.results):
+            uses.subtract(op.operands)
+        else:
+            made.append(op)
+    return made[::-1]
 
 
 def _loaded_late(ops: list[Op]) -> list[Op]:
