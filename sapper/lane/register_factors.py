@@ -282,8 +282,9 @@ class RegisterFactors(WalkLowering):
         operands = counts[lane] if in_turns else vectors
         # Where elements of a row that lie side by side are loaded together, each row has a register for them.
         most = max(1, (registers - operands - 1) // (vectors * fixed + self.facts.lane_factors))
-        if squares:     # two slots of all vectors, and of two rows, whose register is read at once
-            most = max(1, (registers - 2 * operands - 2) // (vectors * fixed) & ~1)
+        if squares:     # two slots of all vectors, and of two rows, whose register is read at once if it was copied so
+            copied = self.panel_width(lane) == 1 and len(walk.reduced) == 1 and fixed == 1
+            most = max(1, (registers - 2 * operands - 2) // (vectors * fixed + (not copied)) & ~1)
         if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
             # The rows that are read where they lie may be a power of two apart: few sets of a cache.
             most = min(most, SET_ROWS)
