@@ -178,13 +178,14 @@ class WalkLowering(Reductions):
             self.errors_before[operand] = place
 
     def _squared_depth(self, choice: WalkChoice) -> str | None:
-        """The depth of a walk on slots, if an even number of its rows meet vectors of columns at once."""
+        """The depth of a walk on slots, if an even number of these, and of its rows, meet vectors of columns at once."""
         packing, lane = choice.packing, choice.lane
         if not self.facts.two_by_two or packing is None or lane is None or lane in choice.reduced or (
                 self.lanes != LANES or choice.depth_parts or choice.on_tiles or packing.depth in self.bound):
             return None
         rows = [choice.counts[axis] for axis in choice.order if axis != lane]
-        return packing.depth if len(choice.reduced) == 1 and any(count % 2 == 0 for count in rows) else None
+        even = any(count % 2 == 0 for count in rows) and choice.counts[packing.depth] % 2 == 0
+        return packing.depth if len(choice.reduced) == 1 and even else None
 
     def _tails(self, axis: str, count: int) -> tuple[int, ...]:
         """How many rows of a contraction at once what is left of its rows is cut into: each piece reads all of the
