@@ -178,7 +178,7 @@ class WalkLowering(Reductions):
             self.errors_before[operand] = place
 
     def _squared_depth(self, choice: WalkChoice) -> str | None:
-        """The depth of a walk on slots, if an even number of these, and of its rows, meet vectors of columns at once."""
+        """The depth of a walk on slots, if an even number of them, and of rows, meet vectors of columns at once."""
         packing, lane = choice.packing, choice.lane
         if not self.facts.two_by_two or packing is None or lane is None or lane in choice.reduced or (
                 self.lanes != LANES or choice.depth_parts or choice.on_tiles or packing.depth in self.bound):
