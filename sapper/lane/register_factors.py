@@ -268,8 +268,8 @@ class RegisterFactors(WalkLowering):
         many = bool(rows) and self.extent_hint(rows[0]) >= STAGE_ROWS
         in_turns = many and self.meet_in_turns(walk.reductions)
         alone = not rows and self.reads_in_blocks(walk, None, lane)
-        squares = many and self.facts.two_by_two and self.packing is not None
-        if squares:
+        squares = self.facts.two_by_two and self.packing is not None
+        if squares and many:
             panel = min(panel, 2)
         wide = max(1, panel // (1 if in_turns else several)) if rows or fixed > 1 or alone else min(8, budget)
         counts[lane] = self._fit(lane, wide, True)
@@ -282,7 +282,7 @@ class RegisterFactors(WalkLowering):
         operands = counts[lane] if in_turns else vectors
         # Where elements of a row that lie side by side are loaded together, each row has a register for them.
         most = max(1, (registers - operands - 1) // (vectors * fixed + self.facts.lane_factors))
-        if squares:     # two slots of all vectors, and of two rows, whose register is read at once if it was copied so
+        if squares and many:    # two slots of all vectors; of two rows a register, which is read late if copied so
             copied = self.panel_width(lane) == 1 and len(walk.reduced) == 1 and fixed == 1
             most = max(1, (registers - 2 * operands - 2) // (vectors * fixed + (not copied)) & ~1)
         if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
@@ -298,7 +298,7 @@ class RegisterFactors(WalkLowering):
         fewest = max(min(hidden, most), -(-most * 3 // 4))
         even = self._even_rows(walk, rows[0], lane, range(max(hidden, -(-most // 2)), most + 1))
         counts[rows[0]] = even or self._fit(rows[0], most, False, fewest, 2)
-        if squares and counts[rows[0]] > 2:
+        if squares and counts[rows[0]] > 2 and (many or self.extent_hint(rows[0]) > counts[rows[0]]):
             counts[rows[0]] &= ~1
         if several == 1 and self._takes_whole_rows(rows, fixed, lane):
             counts[rows[0]] = self.extent_hint(rows[0])
