@@ -51,7 +51,8 @@ class Core:
         self.at = CODE_AT
 
     def _except(self, number: int) -> None:
-        """The only call of the system is futex: who waits is woken at once, and looks again."""
+        """The only call of the system is futex: who waits is woken at once, and looks again. Else the instruction is
+        none that Unicorn has."""
         if number != UNDEFINED:
             self.uc.reg_write(self.general[0], 0)
             return

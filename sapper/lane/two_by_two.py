@@ -45,7 +45,8 @@ class _Step:
 
 @dataclass(slots=True)
 class _Chain:
-    """All that is added to a sum that a loop carries, which is number `place` of these."""
+    """All that is added to a sum that a loop carries, which is number `place` of these: products of one kind, of a
+    vector by a row or of a row by a vector."""
 
     place: int
     steps: list[_Step]
@@ -53,7 +54,7 @@ class _Chain:
     @property
     def key(self) -> tuple[object, ...]:
         """Sums of one key meet the same vectors."""
-        return tuple((step.op.name, step.vector, step.rows_first) for step in self.steps)
+        return (self.steps[0].op.name, self.steps[0].rows_first, *(step.vector for step in self.steps))
 
 
 @dataclass(slots=True)
@@ -175,7 +176,7 @@ def _chain(place: int, carried: Value, made: Value, uses: Counter[Value]) -> _Ch
         if op is None or op.name not in PRODUCTS or uses[total] != 1:
             return None
         step = _step(op)
-        if step is None:
+        if step is None or (steps and (op.name, step.rows_first) != (steps[0].op.name, steps[0].rows_first)):
             return None
         steps.insert(0, step)
         total = op.operands[0]

@@ -145,6 +145,18 @@ def test_sums_that_something_else_reads_stay(also: str) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+def test_products_of_two_kinds_stay() -> None:
+    """Of one sum; the others are of one kind."""
+    function, expected = (loop_of("dot4_u8i8", 4, 2, True) for _ in range(2))
+    for one in (function, expected):
+        first = next(op for op in one.walk() if op.name == "dot4_u8i8")
+        first.name = "dot4_i8i8"
+    assert multiply_two_by_two(function) == 1
+    assert named(function, "dot4_i8i8") == 1 and named(function, "two_by_two_u8i8") == 12
+    first, second = (run_of(f, "dot4_u8i8", 4, 2) for f in (function, expected))
+    assert first.tobytes() == second.tobytes()
+
+
 def test_only_of_four_lanes() -> None:
     function = loop_of("dot4_i8i8", 4, 2, True)
     function.attributes["lanes"] = 8
