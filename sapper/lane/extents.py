@@ -31,12 +31,14 @@ class Range:
     left, before single ones. panels: the matrices that are copied for each piece (nest_panels.py).
     blocked: the matrices whose panels it counts, if it is walked in blocks for the second cache: the loops inside it go
     around the walk of each block. loop: that of weights which rows walk by parts of so many `steps`, if they do
-    (depth_parts.py); below: the range before counts panels of these; together: it is of rows that go on together."""
+    (depth_parts.py); below: the range before counts panels of these; together: it is of rows that go on together.
+    end: of `pieces` (tile/indices_together.py), the value that says where one ends; counter: where it begins."""
 
     start: Scalar
     stop: Scalar
     axis: str | None = None
     counter: Value | None = None
+    end: Value | None = None
     step: int = 1
     hint: int = 1024
     divisor: int = 1
@@ -152,8 +154,10 @@ class ExtentLowering(PanelVectors):
     @cached_property
     def _stops(self) -> dict[Value, Value]:
         """Where each counter of a loop ends."""
-        return {counter: stop for op in self.function.walk() if op.name == "each" for counter, stop in zip(
+        found = {counter: stop for op in self.function.walk() if op.name == "each" for counter, stop in zip(
             op.blocks[0].arguments, op.operands[1:2 * op.attributes["count"]:2], strict=False)}
+        return found | {op.blocks[0].arguments[1]: op.operands[1] for op in self.function.walk()
+                        if op.name == "each" and op.attributes.get("pieces")}
 
     def _range(self, start: Value, stop: Value) -> Range:
         first, last = self.integer(start), self.integer(stop)

@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from ..tile.counter_axes import spread_counters
 from ..tile.gathered_operands import bring_gathered
 from ..tile.group_columns import lift_columns
 from ..tile.hoist import hoist_operands
+from ..tile.indices_together import take_together
 from ..tile.interchange import interchange
 from ..tile.joined_depths import join_depths
 from ..tile.joined_products import part_joined_products
@@ -71,6 +73,7 @@ from .pieces import CHUNK_BYTES, ELEMENT_BYTES
 from .register_factors import FEW_AT_ONCE, STAGE_ROWS
 from .tasks import TaskLowering
 from .tile_bound import dtype_of
+from .tile_registers import on_tiles
 from .widened_rows import WidenedRows
 from .windows import PAIR_STRIDES, PICKED, STRIDES
 
@@ -249,6 +252,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             self._prepare_products(function, schedule, facts, specialization, lanes)
             self._share_long_sums(function, schedule, facts, specialization)
         elif not as_it_is:
+            if facts.tiles is not None and schedule.matrix is not False:
+                take_together(function, partial(on_tiles, facts.tiles))
             self._compute_operands_once(function, schedule, specialization)
             if facts.shared_pipes:      # to widen takes a multiply-add's place
                 widen_operands(function, _typical(specialization), FEW_AT_ONCE + 1, STAGE_ROWS, MOST_OPERAND_BYTES)

@@ -39,7 +39,7 @@ from .register_factors import (
 from .staging import WIDE_ROW_BYTES
 from .state import PAIR, Scalar, element_bytes
 from .tile_blocks import fit as fit_blocks
-from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
+from .tile_registers import ACROSS, TileWalk, dot_of, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles
 from .tile_slots import fit as fit_slots
 
@@ -220,9 +220,9 @@ class Model(KeptOperands):
         unit = self.facts.tiles
         if unit is None or self.schedule.matrix is False:
             return 0
-        products = [tuple(v.type.dtype.name for v in op.operands) for op in self.function.walk()  # type: ignore[union-attr]
+        products = [[v.type.dtype for v in (*op.operands, op.result)] for op in self.function.walk()  # type: ignore[union-attr]
                     if op.name == "contract" and axis in axes_of(op.result)]
-        return ACROSS * unit.size if any(product in unit.products for product in products) else 0
+        return ACROSS * unit.size if any(dot_of(unit, *product) is not None for product in products) else 0
 
     def _may_be_few(self, walk: Walk, found: TileWalk) -> bool:
         """Whether a walk on tile registers has code for fewer rows besides, as many as its class of extents has too."""
@@ -238,8 +238,11 @@ class Model(KeptOperands):
         unit = self.facts.tiles
         assert unit is not None
         counts = {found.rows: ACROSS * unit.size, found.columns: ACROSS // len(walk.reductions), found.depth: 1}
-        return WalkChoice(found.columns, counts, [found.columns, found.rows], [found.depth], list(found.rights),
-                          packing=found.packing(self, walk), blocked=True, tiles=found)
+        packed = {op: panels for op in found.rights if (panels := self.panels_of(op)) is not None}
+        joined = [op for op, panels in packed.items() if panels.elements != found.dot.elements]
+        staged = [] if found.within is not None else list(found.rights)
+        return WalkChoice(found.columns, counts, [found.columns, found.rows], [found.depth], staged,
+                          packing=found.packing(self, walk), blocked=True, widened=joined, tiles=found)
 
     def _panels(self, walk: Walk) -> dict[Op, Panels]:
         """The loads of packed tensors that a walk contracts."""

@@ -61,6 +61,8 @@ class NestLowering(ResidentLowering, LateLowering):
         for r, counter in zip(ranges, op.blocks[0].arguments, strict=False):
             r.counter = counter
             r.step = op.attributes.get("step", 1)
+        if op.attributes.get("pieces"):
+            ranges[0].end = op.blocks[0].arguments[1]
         return ranges
 
     def _late(self, ranges: list[Range], body: Block, plan: Plan) -> Late | None:
@@ -80,7 +82,10 @@ class NestLowering(ResidentLowering, LateLowering):
         r = ranges[k]
         if r.axis is None:
             assert r.counter is not None
-            if r.once:
+            if r.end is not None:
+                self.scalars[r.end] = self.value(r.stop)
+                self.home[r.end] = self.depth
+            if r.once or r.end is not None:
                 self._with_counter(r, self.value(r.start), ranges, k, body)
                 return
 

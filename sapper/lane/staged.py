@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Op, Value
-from ..ir.types import ROW_I32, DType, RowType, TensorType, i32
+from ..ir.types import ROW_B32, ROW_I32, DType, RowType, TensorType, b32, i16, i32
 from ..tile.schedule import Panels
-from .state import Access, Scalar, memory_dtype, row_dtype
+from .exact_parts import PARTS, slots_of_parts
+from .state import PAIR, Access, Scalar, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
     from .stores import Stores
@@ -105,6 +106,13 @@ class StagedPanel:
         return Access(base, 0, {self.depth_axis: self.depth_bytes, lane: self.dtype.size_bytes}, self.memory,
                       relative=True)
 
+    def store_square(self, rows: Sequence[Value], column: Access) -> None:
+        """A square, one row for each of as many steps of the depth: a panel is deep enough for it."""
+        low = self.lowering
+        for step, row in enumerate(rows):
+            operands, attributes = low.address(column, {self.depth_axis: step})
+            low.effect("store", [row, *operands], dtype=self.memory, masked=False, streaming=False, **attributes)
+
     def _start_address(self, piece: int) -> tuple[list[Value], dict[str, Any]]:
         low = self.lowering
         relative = bool(self.column_bytes)
@@ -120,6 +128,34 @@ class StagedPanel:
     def store_start(self, piece: int, row: Value) -> None:
         operands, attributes = self._start_address(piece)
         self.lowering.effect("store", [row, *operands], dtype=i32, masked=False, streaming=False, **attributes)
+
+
+class PanelOfParts(StagedPanel):
+    """[depth in slots][parts][pieces of the lane axis]: floats as sums of bf16 (exact_parts.py). It is written with the
+    depth open to elements. floats: the dtype that they had; source: that of their rows."""
+
+    def __init__(self, lowering: Stores, base: Scalar, depth_axis: str, lane: str, floats: DType,
+                 column_bytes: Scalar) -> None:
+        super().__init__(lowering, base, depth_axis, lane, b32, column_bytes)
+        self.floats, self.source = floats, row_dtype(floats)
+
+    @property
+    def depth_bytes(self) -> int:
+        return PARTS[self.floats] * super().depth_bytes
+
+    def store_pair(self, even: Value, odd: Value, place: Access, step: int = 0, disp: int = 0) -> None:
+        """Two steps of the depth, the first of which is even. place: of the first part, over slots of the depth."""
+        low, slot_bytes = self.lowering, place.axes[self.depth_axis]
+        assert isinstance(slot_bytes, int)
+        axes = {**place.axes, self.depth_axis: slot_bytes // PAIR}
+        for part, row in enumerate(slots_of_parts(low, low.depth, even, odd, self.floats, True)):
+            here = replace(place, disp=place.disp + disp + part * slot_bytes // PARTS[self.floats], axes=axes)
+            operands, attributes = low.address(here, {self.depth_axis: step})
+            low.effect("store", [row, *operands], dtype=b32, masked=False, streaming=False, **attributes)
+
+    def store_square(self, rows: Sequence[Value], column: Access) -> None:
+        for step in range(0, len(rows), PAIR):
+            self.store_pair(rows[step], rows[step + 1], column, step)
 
 
 class PanelInPlace(StagedPanel):
@@ -195,6 +231,56 @@ class PanelInPlace(StagedPanel):
         before = low.add(low.mul(low.bound[self.lane].offset, self.slot_bytes), low.mul(start, size))
         base = low.sub(low.add(self._base(), last), before)
         return PanelRest(self, Access(base, 0, {self.lane: self.slot_bytes, self.depth_axis: size}, self.in_place))
+
+
+class PanelOfElements(PanelInPlace):
+    """The same of panels that were packed element by element, where rows of slots are wanted: what they are made of."""
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        low, lane = self.lowering, self.lane
+        count, memo = low.slot_elements, low.levels[level].memo
+        together = count if low.bound[lane].count % count == 0 else 1
+        first = at[lane] // together * together
+        key = ("slots of elements", self, first, at[self.depth_axis])
+        if key not in memo:
+            places = [self._neighbour(number, first, at) for number in range(count)]
+            memo[key] = self._interleaved(places, level) if together == count else [self._joined(places, level)]
+        found: Value = memo[key][at[lane] - first]
+        return found
+
+    def _neighbour(self, number: int, piece: int, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op for element `number` of the slots at register coordinates."""
+        low = self.lowering
+        access = Access(low.add(self._base(), self.before_bytes), number * self.depth_bytes + piece * self.piece_bytes,
+                        {self.depth_axis: low.slot_elements * self.depth_bytes}, self.memory, relative=True)
+        return low.address(access, {self.depth_axis: at[self.depth_axis]})
+
+    def _interleaved(self, places: list[tuple[list[Value], dict[str, Any]]], level: int) -> list[Value]:
+        rows = [self.lowering.emit(level, "load", operands, ROW_B32, dtype=b32, masked=False, **attributes)
+                for operands, attributes in places]
+        return self.lowering.emit_rows(level, "interleave", rows, {})
+
+    def _joined(self, places: list[tuple[list[Value], dict[str, Any]]], level: int) -> Value:
+        low = self.lowering
+        even, odd = (low.emit(level, "load", operands, ROW_I32, dtype=i16, masked=False, **attributes)
+                     for operands, attributes in places)
+        even = low.emit(level, "and", [even, low.constant(0xFFFF, i32)], ROW_I32)
+        odd = low.emit(level, "shl", [odd], ROW_I32, amount=i16.bits)
+        return low.emit(level, "bitcast", [low.emit(level, "or", [even, odd], ROW_I32)], ROW_B32)
+
+
+class SlotsInPlace:
+    """An operand whose slots lie in memory as they are wanted. access: of slots, over the depth and the lane axis."""
+
+    in_place = None
+
+    def __init__(self, lowering: Stores, access: Access, depth_axis: str) -> None:
+        step = access.axes[depth_axis]
+        assert isinstance(step, int)
+        self.lowering, self.access, self.depth_bytes = lowering, access, step
+
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        return self.lowering.address(self.access, at)
 
 
 class PanelRest:

@@ -16,7 +16,7 @@ from ..tile.schedule import Panels
 from .axis_loops import Carried, WalkChoice
 from .prefetches import Prefetches
 from .rows import LoweringError
-from .staged import PanelInPlace, StagedColumns, StagedPanel, StagedRows, StagedRowsHere
+from .staged import PanelInPlace, PanelOfElements, PanelOfParts, StagedColumns, StagedPanel, StagedRows, StagedRowsHere
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
 
 WIDE_ROW_BYTES = 128
@@ -62,7 +62,8 @@ class Staging(Prefetches):
         panels = self.panels_of(op)
         if panels is not None:
             assert lane is not None
-            self.staged[op] = PanelInPlace(self, op, panels, lane, depth_axis)
+            made = PanelInPlace if panels.elements == self.slot_elements else PanelOfElements
+            self.staged[op] = made(self, op, panels, lane, depth_axis)
             if op in choice.widened:
                 self.staged[op] = self._stage_panels(op, lane, depth_axis, walk, choice)
         elif lane is not None and lane in axes:
@@ -181,12 +182,14 @@ class Staging(Prefetches):
 
         def copy(carried: Carried) -> Carried:
             panel.copy(self._coordinates((depth_axis, lane)), lambda at: self.operand_row(op, at))
-            if self.prefetches_rows and not access.gathers:
+            if self.prefetches_rows and not access.gathers and op not in self.staged:
                 self._prefetch_rows(op, panel)
             return carried
 
         if along_depth:
             over_pieces(transpose)
+        elif isinstance(self.staged.get(op), PanelOfElements):
+            over_pieces(lambda _: self.axis_loop(depth_axis, 4, False, [], copy))
         elif choice.blocked and width * element_bytes(access.dtype) < WIDE_ROW_BYTES:
             # All pieces of a step of the depth, which lie side by side, before the next step.
             self.axis_loop(depth_axis, 2 if panel.squared else 1, False, [], lambda _: over_pieces(copy))
@@ -274,6 +277,7 @@ class Staging(Prefetches):
         piece, walked = self.bound[lane], self.open[lane]
         last = None if piece.mask is None else self.sub(self.add(walked.offset, walked.extent), 1)
         column = panel.column()
+        dtype = panel.source if isinstance(panel, PanelOfParts) else panel.dtype
 
         def square(carried: Carried) -> Carried:
             outer, inner = self.bound[lane], self.bound[depth_axis]
@@ -286,16 +290,14 @@ class Staging(Prefetches):
                     offset = self.scalar("s_min", self.add(outer.offset, i), last)
                     self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
                 operands, attributes = self.address(access, {lane: i if last is None else 0})
-                row = self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype), dtype=access.dtype,
+                row = self.emit(self.depth, "load", [*operands, *tail], RowType(dtype), dtype=access.dtype,
                                 masked=bool(tail), **attributes)
                 # The byte in which an i4 lies may hold more than its bits.
                 rows.append(self.wrap(row, i4, self.depth) if op.result.type.dtype is i4 else row)  # type: ignore[union-attr]
             self.bound[lane] = outer
             self.bound[depth_axis] = Bound(inner.offset, lanes, False, None, inner.depth)
             squares = self._squares_of_two(rows) if panel.squared else self.transposed(rows, self.depth)
-            for i, row in enumerate(squares):     # the panel is deep enough for whole squares
-                operands, attributes = self.address(column, {depth_axis: i})
-                self.effect("store", [row, *operands], dtype=panel.memory, masked=False, streaming=False, **attributes)
+            panel.store_square(squares, column)
             self.bound[depth_axis] = inner
             return carried
 

@@ -44,6 +44,9 @@ ROWS_FOR_COLUMN = 4
 ALIKE = 8
 """From how many granules on for each chunk those that have one more are nearly as long as the others."""
 
+PIECES_PER_WORKER = 2
+"""Of indices that are taken together (tile/indices_together.py). The longer they are, the less is brought near anew."""
+
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
 
@@ -103,7 +106,9 @@ class TaskLowering(NestLowering):
                 continue
             count = self.scalar("s_max", self.ceil_div(extent, granule), 0)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
-            if not chunks:
+            if r.end is not None:
+                chunks = self.mul(workers, PIECES_PER_WORKER)
+            elif not chunks:
                 chunks = left if i != columns else self._even_chunks(count, left, self._granules_beside(
                     [(o, g) for j, (o, g) in enumerate(zip(ranges, granules, strict=True)) if j not in (i, *split)]))
             cap = self._task_cap(r)

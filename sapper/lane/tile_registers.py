@@ -25,12 +25,33 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TileRegisterType, TileType, b32, i16, i32, u8
+from ..ir.types import (
+    MASK,
+    ROW_B32,
+    S64,
+    TILE_B32,
+    DType,
+    TileRegisterType,
+    TileType,
+    b32,
+    bf16,
+    f32,
+    i16,
+    i32,
+    i64,
+    u8,
+)
+from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import Walk, axes_of
+from ..tile.schedule import TileUnit
 from ..tile.sums import is_join
-from .packed import DOTS, Dot, Packing, Term
+from .exact_parts import PARTS, Products, products
+from .packed import DOT2_BF16, DOTS, Dot, Packing, Term
 from .prefetches import FEW_ROWS, LINE_BYTES
-from .state import Access, Bound, Open, Scalar, element_bytes
+from .staged import SlotsInPlace
+from .state import PAIR, Access, Bound, Capacity, Open, Scalar, element_bytes
+from .tile_copies import copy_parts, copy_slots, lies_along_rows, stage_parts, turn_parts
 
 if TYPE_CHECKING:
     from .axis_loops import WalkChoice
@@ -45,6 +66,20 @@ FEWEST_ROWS, FEWEST_PACKED_ROWS = 8, 6
 """Rows from which tiles are worth it: where panels have to be made, and where the operand came in panels. Fewer
 take as long as a whole tile, for which the panels come from memory no faster."""
 
+FEWEST_PARTED_ROWS = (17, 64)
+"""The same where the left operand has several parts, or the right one as well."""
+
+FEWEST_PARTED_COLUMNS = (32, 128)
+"""Columns from which copies of a left operand in parts are worth it, likewise."""
+
+COPIED_FOR_COLUMNS = 512
+"""Columns from which a copy of a left operand that the second cache does not hold is worth it (_goes_in_tiles). On a
+Granite Rapids, of the time without: bf16 of 1024 cubed 0.93, of 2048 cubed 0.80, 128 x 4096 x 4096 0.87, i8 0.98, 0.93;
+512 cubed, which the cache holds, 1.06."""
+
+COPIED_BLOCKS = 8
+"""Halves of the second cache that such a copy takes at most: each worker has one."""
+
 FINISHED_ROWS = 4
 """Rows of sums that are finished at once."""
 
@@ -52,10 +87,17 @@ PANEL_PARTS = 3
 """Places of their depth from which few rows meet packed panels at a time (_meets_few)."""
 
 
+AS_IT_IS: Products = ((0, 0),)
+
+PARTED = tuple(dtype for dtype, parts in PARTS.items() if parts > 1)
+
+
 @dataclass(frozen=True, slots=True)
 class TileWalk:
     """How tiles serve a walk. rows, columns, depth: its axes. left: the operand that all contractions have in common.
-    rights: the loads of the others, one for each. dot: the products of a slot."""
+    rights: the loads of the others, one for each. dot: the products of a slot. products: the parts of both operands
+    (exact_parts.py) that are multiplied, one of each where tiles take them as they are. within: the axis of a slot's
+    elements, where both operands have one in memory; the depth then counts slots."""
 
     rows: str
     columns: str
@@ -63,10 +105,32 @@ class TileWalk:
     left: Value
     rights: tuple[Op, ...]
     dot: Dot
+    products: Products = AS_IT_IS
+    within: str | None = None
 
-    def packing(self, low: WalkLowering, walk: Walk) -> Packing:
-        """Of the depth in slots; no operand is turned, as tiles multiply all signs."""
-        return Packing(self.dot, self.depth, walk.reduced, low.open[self.depth],
+    @property
+    def step_slots(self) -> int:
+        """How much of the depth a slot has."""
+        return 1 if self.within is not None else self.dot.elements
+
+    @property
+    def left_parts(self) -> int:
+        return 1 + max(left for left, _ in self.products)
+
+    @property
+    def right_parts(self) -> int:
+        return 1 + max(right for _, right in self.products)
+
+    @property
+    def parted(self) -> bool:
+        """Whether parts of operands are multiplied: the left one is copied, with zeros to the end of its last tile."""
+        return len(self.products) > 1
+
+    def packing(self, low: WalkLowering, walk: Walk) -> Packing | None:
+        """Of the depth in slots; no operand is turned, as tiles multiply all signs. None where it counts slots."""
+        if self.within is not None:
+            return None
+        return Packing(self.dot, self.depth, walk.reduced, low.open[self.depth], self.right_parts > 1,
                        terms={op: Term() for op in walk.reductions})
 
 
@@ -80,56 +144,90 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
         return f"a row has {model.lanes} lanes; a tile has {unit.size} columns"
     if walk.inner or not 1 <= len(walk.reductions) <= ACROSS or any(op.name != "contract" for op in walk.reductions):
         return f"the walk is not one contraction by itself, or {ACROSS}"
-    if len(walk.reduced) != 1 or len(walk.outer) != 2 or columns not in walk.outer or any(
+    within = next((axis for axis in walk.reduced if axis in model.open and model.open[axis].extent == PAIR), None)
+    depths = [axis for axis in walk.reduced if len(walk.reduced) == 1 or axis != within]
+    if len(depths) != 1 or len(walk.outer) != 2 or columns not in walk.outer or any(
             axis not in model.open for axis in walk.axes):
         return "the contraction is not over one axis, with two axes in its result that this walk loops over"
-    (depth,) = walk.reduced
+    (depth,), within = depths, within if len(walk.reduced) > 1 else None
     (rows,) = (axis for axis in walk.outer if axis != columns)
     lefts: list[Value] = []
     rights: list[Op] = []
-    dots: set[Dot] = set()
+    dots: set[tuple[Dot, Products]] = set()
     for op in walk.reductions:
         sides = {frozenset(axes_of(v)): v for v in op.operands}
-        left, right = sides.get(frozenset({rows, depth})), sides.get(frozenset({columns, depth}))
+        left, right = sides.get(frozenset({rows, *walk.reduced})), sides.get(frozenset({columns, *walk.reduced}))
         if left is None or right is None:
             return f"its operands are not tiles over {rows} and {depth}, and {columns} and {depth}"
-        dtypes = tuple(_dtype(v) for v in (left, right))
-        dot = next((dot for dot in DOTS if dot.result is _dtype(op.result) and {*dtypes} <= {*dot.dtypes}), None)
-        if dot is None or tuple(dtype.name for dtype in dtypes) not in unit.products:
+        dtypes = _dtype(left), _dtype(right)
+        dot = dot_of(unit, *dtypes, _dtype(op.result))
+        if dot is None:
             return f"no tile multiplies {' by '.join(dtype.name for dtype in dtypes)} with sums of " \
                    f"{_dtype(op.result).name}"
         if right.op is None or right.op.name != "load" or right in model.buffers or right in model.rows \
                 or model.access(right.op).gathers:
             return "the operand that spans the columns is not read as it lies in a tensor"
         panels = model.panels_of(right.op)
-        if panels is not None and panels.elements != dot.elements:
+        if panels is not None and panels.elements != dot[0].elements and _dtype(right) not in PARTED and not (
+                panels.elements == 1 and dot[0] is DOT2_BF16 and _divides(PAIR, model.open[depth])):
             return f"{right.op.operands[0].name} is packed in slots of {panels.elements} elements, a tile has " \
-                   f"{dot.elements}"
+                   f"{dot[0].elements}"
         lefts.append(left)
         rights.append(right.op)
         dots.add(dot)
     if any(not _same(left, lefts[0]) for left in lefts) or len(dots) > 1:
         return "the contractions have no left operand in common"
-    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), dots.pop())
+    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop(), within)
+    if within is not None and not _lies_in_slots(model, found):
+        return f"{within} is no axis of neighbours of bf16 that tiles take as they lie"
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
-    if not _lies(model, found) and not model.is_bounded(rows):
+    if not _lies(model, found) and not found.parted and not model.is_bounded(rows):
         return f"the left operand can't be copied: the range of {rows} is known only as the kernel runs"
     return found
+
+
+def dot_of(unit: TileUnit, left: DType, right: DType, result: DType) -> tuple[Dot, Products] | None:
+    """How tiles multiply elements of these dtypes, and which parts of them; None: they don't."""
+    if (left.name, right.name) in unit.products:
+        dot = next((dot for dot in DOTS if dot.result is result and {left, right} <= {*dot.dtypes}), None)
+        return None if dot is None else (dot, AS_IT_IS)
+    parts = products(left, right)
+    if parts is None or (bf16.name, bf16.name) not in unit.products or result is not f32:
+        return None
+    return DOT2_BF16, parts
+
+
+def on_tiles(unit: TileUnit, contraction: Op) -> bool:
+    """Whether a contraction is one of types that tiles multiply."""
+    return dot_of(unit, *map(_dtype, (*contraction.operands, contraction.result))) is not None
 
 
 def is_worth(model: Model, found: TileWalk) -> bool:
     """Whether tiles take less time than packed dot products, typically."""
     unit = model.facts.tiles
     assert unit is not None
-    least = {found.rows: fewest_rows(model, found), found.columns: model.lanes,
-             found.depth: unit.size * found.dot.elements}
+    least = {found.rows: fewest_rows(model, found), found.depth: unit.size * found.step_slots,
+             found.columns: FEWEST_PARTED_COLUMNS[found.right_parts > 1] if found.parted else model.lanes}
+    if found.right_parts > 1 and not _few_streams(model, found):
+        return False
     return all(model.extent_hint(axis) >= extent for axis, extent in least.items())
+
+
+def _few_streams(model: Model, found: TileWalk) -> bool:
+    """Whether panels of parts come from a tensor in long runs: it was packed, or it is contiguous along the depth, or
+    a block has more than one of them."""
+    panel_bytes = model.extent_hint(found.depth) * ACROSS * model.lanes * found.right_parts * bf16.size_bytes
+    accesses = [model.access(op) for op in found.rights if model.panels_of(op) is None]
+    along_depth = all(access.axes.get(found.depth) == element_bytes(access.dtype) for access in accesses)
+    return along_depth or 2 * panel_bytes <= model.block_bytes
 
 
 def fewest_rows(model: Model, found: TileWalk) -> int:
     """Rows from which tiles are worth it."""
-    packed = all(model.panels_of(op) is not None for op in found.rights)
+    if found.parted:
+        return FEWEST_PARTED_ROWS[found.right_parts > 1]
+    packed = found.within is not None or all(model.panels_of(op) is not None for op in found.rights)
     return FEWEST_PACKED_ROWS if packed else FEWEST_ROWS
 
 
@@ -147,10 +245,25 @@ def _same(left: Value, other: Value) -> bool:
 def _lies(low: WalkLowering, found: TileWalk) -> bool:
     """Whether tiles of the left operand can be read where it lies in a tensor."""
     op = found.left.op
-    if op is None or op.name != "load" or found.left in low.buffers or found.left in low.rows:
+    if op is None or op.name != "load" or found.parted or found.left in low.buffers or found.left in low.rows:
         return False
     access = low.access(op)
-    return not access.gathers and access.axes.get(found.depth) == element_bytes(access.dtype)
+    step = element_bytes(access.dtype) * (found.dot.elements if found.within is not None else 1)
+    return not access.gathers and access.axes.get(found.depth) == step
+
+
+def _lies_in_slots(model: Model, found: TileWalk) -> bool:
+    """Whether both operands have the elements of a slot as their last dimension, and columns fill tiles."""
+    size = found.dot.elements * _dtype(found.left).size_bytes
+    accesses = [model.access(op) for op in (found.left.op, *found.rights) if op is not None and op.name == "load"]
+    left, *rights = accesses
+    lies = len(rights) == len(found.rights) and found.within is not None and all(
+        access.axes.get(found.within) == size // found.dot.elements and not access.gathers for access in accesses)
+    columns = model.open[found.columns].extent
+    return (lies and found.dot is DOT2_BF16 and not found.parted and left.axes.get(found.depth) == size
+            and _lies(model, found) and isinstance(columns, int) and columns % model.lanes == 0
+            and all(right.axes.get(found.columns) == size and isinstance(right.axes.get(found.depth), int)
+                    and model.panels_of(op) is None for op, right in zip(found.rights, rights, strict=True)))
 
 
 def _divides(size: int, o: Open) -> bool:
@@ -166,10 +279,14 @@ def emit_walk(low: WalkLowering, walk: Walk, choice: WalkChoice) -> None:
 
 @dataclass(slots=True)
 class _Left:
-    """Where the left operand lies: its row 0, which is that of the walk's first row, and how far apart rows are."""
+    """Where the left operand lies: its row 0, which is the first of the walk, and how far apart rows are. in_tiles: it
+    lies tile by tile (tile_copies.py), zeros behind the depth's end, and the stride is what a row takes of that. here:
+    so lie only the rows of the piece at hand, as nobody knows how many there may be."""
 
     base: Scalar
     stride: Scalar
+    in_tiles: bool = False
+    here: bool = False
 
 
 class _Emission:
@@ -189,8 +306,12 @@ class _Emission:
         self.across = ACROSS // len(walk.reductions)
         self.sum_bytes = ACROSS * self.row_bytes
         self.sum_dtype = found.dot.result
+        self.left_dtype = bf16 if found.parted else _dtype(found.left)
+        self.right_dtype = bf16 if found.parted else _dtype(found.rights[0].result)
         self.range, self.columns = low.open[found.rows], low.open[found.columns]
         self.left = _Left(0, 0)
+        self.rest: Scalar = 0
+        self.partial: Scalar = 0
 
     def run(self) -> None:
         low, found = self.low, self.found
@@ -198,9 +319,15 @@ class _Emission:
         self.elements = low.open[found.depth]
         with low.packed(self.choice.packing):
             self.slots = low.open[found.depth]
+            if found.right_parts > 1:       # both operands have zeros to the end of the last tile
+                deep = self.size * found.dot.elements
+                self.rest, self.partial, self.steps = 0, 0, low.ceil_div(self.elements.extent, deep)
+                self.left = self._left()
+                low._panel_blocks(self.choice, found.columns, self._block)
+                return
             self.rest = 0 if _divides(self.size, self.slots) else low.scalar("s_mod", self.slots.extent, self.size)
             self.steps = low.scalar("s_floordiv", self.slots.extent, self.size)
-            fills = _divides(found.dot.elements, self.elements)
+            fills = _divides(found.step_slots, self.elements)
             self.partial = 0 if fills else low.scalar("s_mod", self.elements.extent, found.dot.elements)
             self.left = self._left()
             low._panel_blocks(self.choice, found.columns, self._block)
@@ -215,11 +342,23 @@ class _Emission:
     @property
     def _padded_bytes(self) -> Scalar:
         """Of a copied row: whole tiles."""
-        deep = self.size * self.found.dot.elements
+        deep = self.size * self.found.step_slots
         return self.low.mul(self.low.ceil_div(self.elements.extent, deep), self.row_bytes)
 
     def _left(self) -> _Left:
         low, found, extent = self.low, self.found, self.range.extent
+        if found.parted or self._goes_in_tiles():
+            bounded = low.is_bounded(found.rows)
+            dim = None if bounded else self._dim_of_rows()
+            room = low._capacity(found.rows) if bounded else ACROSS * self.size
+            if dim is not None:
+                room = Capacity(1, (dim,)) if isinstance(dim, str) else dim
+            place = self._copied_rows("left", room)
+            if bounded:
+                self._copy_once(place, extent)
+            elif dim is not None:       # there is no room for more than that
+                self._copy_once(place, low.scalar("s_min", extent, low.extent(dim)))
+            return _Left(place, low.mul(self._padded_bytes, found.left_parts), True, not bounded and dim is None)
         if not _lies(low, found):
             copy = self._copy_kept if found.left in low.slot_axes else self._copy_elements
             return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, copy)
@@ -237,6 +376,87 @@ class _Emission:
         self._copy(few, self._selected(is_few, extent, 0), copy)
         return _Left(self._selected(is_few, few, lies.base), self._selected(is_few, self._padded_bytes, lies.stride))
 
+    def _dim_of_rows(self) -> int | str | None:
+        """How many rows the tensor has that the left operand is read from, which bounds their range; None if it is
+        none, or is read otherwise than by that axis."""
+        op = self.found.left.op
+        if op is None or op.name != "load" or memory_of(op.operands[0]) is not op.operands[0]:
+            return None
+        for index, dim in zip(op.operands[1:], op.operands[0].type.dims, strict=True):  # type: ignore[union-attr]
+            form = affine(index)
+            if form is not None and form.axes == {self.found.rows: 1} and not form.scalars and form.constant == 0:
+                return dim if isinstance(dim, int | str) else None
+        return None
+
+    def _copy_once(self, place: Scalar, count: Scalar) -> None:
+        """Copy the first `count` rows that are open, but not where the worker's walk before had the same ones: words of
+        its scratch memory say where the first of them is, and how many there are."""
+        low, found, rows = self.low, self.found, self.range
+
+        def copy() -> None:
+            low.open[found.rows] = replace(rows, extent=count)
+            self._copy_in_tiles(place)
+            low.open[found.rows] = rows
+
+        first = self._first_element()
+        if first is None:
+            copy()
+            return
+        key = ("tile words", self.walk.reductions[0])       # of the same memory, wherever the walk is emitted
+        if key not in low.stage_memory:
+            low.stage_memory[key] = low.scratch([(2, 1)], i64)
+            low.levels[0].builder.block.ops.append(
+                Op("s_store", [low.value(-1), low.value(low.stage_memory[key])], (), {"dtype": i64}))
+        words = low.value(low.stage_memory[key])
+        others: Value | None = None
+        for disp, wanted in ((0, first), (i64.size_bytes, low.value(count))):
+            there = low.emit(low.depth, "s_load", [words], S64, dtype=i64, disp=disp)
+            differs = low.emit(low.depth, "s_cmp", [there, wanted], S64, cond="ne")
+            others = differs if others is None else low.emit(low.depth, "s_or", [others, differs], S64)
+        assert others is not None
+
+        def anew() -> None:
+            copy()
+            low.effect("s_store", [first, words], dtype=i64)
+            low.effect("s_store", [low.value(count), words], dtype=i64, disp=i64.size_bytes)
+
+        low.fork(others, anew, lambda: None)
+
+    def _first_element(self) -> Value | None:
+        """The address of the left operand's first element, where all that is copied follows from it: it lies in a
+        tensor that the kernel only reads."""
+        low, found, op = self.low, self.found, self.found.left.op
+        if op is None or op.name != "load" or found.left in low.buffers or found.left in low.rows or (
+                memory_of(op.operands[0]) in low.stored):
+            return None
+        access = low.access(op)
+        same = all(isinstance(s, int) or low.depth_of(s) == 0 for s in (self.elements.offset, self.elements.extent))
+        if access.gathers or not same or access.axes.keys() - {found.rows, found.depth}:
+            return None
+        start = low.add(access.base, low.mul(self.range.offset, access.axes.get(found.rows, 0)))
+        return low.value(low.add(start, access.disp))
+
+    def _copy_in_tiles(self, place: Scalar) -> None:
+        """The rows that are open, to tiles from `place` on."""
+        low, found, rounds = self.low, self.found, self.found.right_parts > 1
+        of = low, found.left, found.rows, found.depth, place
+        if found.parted and lies_along_rows(low, found.left, found.rows):
+            turn_parts(*of, rounds)
+            return
+        rows = low.open[found.rows]
+        low._loop(found.rows, rows.offset, low.add(rows.offset, rows.extent), 1, False, False, [],
+                  lambda _: copy_parts(*of, rounds) if found.parted else copy_slots(*of))
+
+    def _goes_in_tiles(self) -> bool:
+        """Whether a left operand that lies in a tensor is copied tile by tile, in the order in which products read it:
+        a processor follows one stream from the last cache, and not 32 rows."""
+        low, found = self.low, self.found
+        if not _lies(low, found) or found.within is not None or self.partial != 0 or not low.is_bounded(found.rows):
+            return False
+        size_bytes = self.range.hint * self.elements.hint * self.left_dtype.size_bytes
+        fits = low.block_bytes <= size_bytes <= COPIED_BLOCKS * low.block_bytes
+        return fits and self.columns.hint >= COPIED_FOR_COLUMNS
+
     def _selected(self, condition: Value, then: Scalar, other: Scalar) -> Value:
         low = self.low
         depth = max(low.depth_of(scalar) for scalar in (condition, then, other))
@@ -248,8 +468,8 @@ class _Emission:
         key = (f"tile {name}", op)
         if key not in low.stage_memory:
             low.stage_memory[key] = low.scratch([
-                (rows, self.size), (low._capacity(self.found.depth), self.size * self.found.dot.elements)],  # type: ignore[list-item]
-                _dtype(self.found.left))
+                (rows, self.size), (low._capacity(self.found.depth), self.size * self.found.step_slots),  # type: ignore[list-item]
+                (self.found.left_parts * self.found.dot.elements // self.found.step_slots, 1)], self.left_dtype)
         return low.stage_memory[key]
 
     def _copy(self, base: Scalar, count: Scalar, copy: Callable[[Access], None]) -> _Left:
@@ -270,10 +490,16 @@ class _Emission:
         low, found = self.low, self.found
 
         def slots(_: list[Value]) -> list[Value]:
-            row = low.slot_row(found.left, {found.rows: 0, found.depth: 0}, False)
+            at = {found.rows: 0, found.depth: 0}
+            if found.within is None:
+                row = low.slot_row(found.left, at, False)
+            else:
+                assert found.left.op is not None
+                mask = low.bound[found.depth].mask
+                row = low.fetch_row(self._slots_of(low.access(found.left.op)), b32, at, low.depth, mask)
             to = Access(place.base, 0, {**place.axes, found.depth: b32.size_bytes}, b32)
             to.base = low.sub(to.base, low.mul(self.slots.offset, b32.size_bytes))
-            low.put(to, row, b32, {found.rows: 0, found.depth: 0}, (found.rows, found.depth), padded=True)
+            low.put(to, row, b32, at, (found.rows, found.depth), padded=True)
             return []
 
         low.axis_loop(found.depth, 1, True, [], slots)
@@ -314,6 +540,11 @@ class _Emission:
         with low.unpacked():
             low.axis_loop(found.depth, 2, True, [], elements)
 
+    def _slots_of(self, access: Access) -> Access:
+        """Where the slots of an operand lie that has their elements as its last dimension."""
+        return Access(access.base, access.disp, {axis: step for axis, step in access.axes.items()
+                                                 if axis != self.found.within}, b32)
+
     def _zeros(self) -> Value:
         low = self.low
         return low.emit(0, "bitcast", [low.constant(0, i32)], ROW_B32)
@@ -324,7 +555,12 @@ class _Emission:
         """All rows, with a block of panels."""
         low, found = self.low, self.found
         for op in found.rights:
-            low._stage(op, self.walk, self.choice)
+            if found.within is not None:
+                low.staged[op] = SlotsInPlace(low, self._slots_of(low.access(op)), found.depth)
+            elif found.right_parts > 1:
+                stage_parts(low, op, found.columns, found.depth, self.choice)
+            else:
+                low._stage(op, self.walk, self.choice)
         high = ACROSS * self.size
         extent, offset = self.range.extent, self.range.offset
         whole = extent if _divides(high, self.range) else low.sub(extent, low.scalar("s_mod", extent, high))
@@ -336,7 +572,7 @@ class _Emission:
             last = low.scalar("s_max", low.sub(end, self.size), offset)
 
             def rest(start: Value) -> None:
-                self._row(start, low.scalar("s_min", start, last),
+                self._row(start, start if self.left.in_tiles else low.scalar("s_min", start, last),
                           low.scalar("s_min", low.sub(end, start), self.size))
 
             low.counted(found.rows, low.add(offset, whole), end, self.size, rest)
@@ -348,7 +584,12 @@ class _Emission:
         """Pieces from row `first` on, of which `count` rows from `start` on are new."""
         low, found = self.low, self.found
         high = ACROSS if count == ACROSS * self.size else 1
-        base = low.add(self.left.base, low.mul(low.sub(first, self.range.offset), self.left.stride))
+        if self.left.here:
+            low.open[found.rows] = Open(start, count, high * self.size, high * self.size if high == ACROSS else 1)
+            self._copy_in_tiles(self.left.base)
+            low.open[found.rows] = self.range
+        before = 0 if self.left.here else low.mul(low.sub(first, self.range.offset), self.left.stride)
+        base = low.add(self.left.base, before)
 
         def piece(_: list[Value]) -> list[Value]:
             sums = self._sums(base, high)
@@ -376,9 +617,8 @@ class _Emission:
         few = high == 1 and self._meets_few()
 
         def step(number: Scalar, sums: list[Value]) -> list[Value]:
-            mine = low.mul(number, self.row_bytes)
             low.effect("tile_wake", [])
-            rows = [(low.add(left, mine), self.left.stride) for left in lefts]
+            rows = [self._parts_of(left, number) for left in lefts]
             tiles = [(low.add(right, low.mul(number, stride * self.size)), stride)
                      for right, stride in zip(rights, strides, strict=True)]
             if few:
@@ -400,6 +640,15 @@ class _Emission:
             sums = self._rounds(0, low.scalar("s_min", self.beyond, 1), sums,
                                 lambda _, sums: self._last(lefts, rights, strides, wide, sums))
         return sums
+
+    def _parts_of(self, left: Scalar, step: Scalar) -> list[tuple[Scalar, Scalar]]:
+        """Address and stride of the tiles of a step of the depth, part by part. left: of the rows' first tile."""
+        low = self.low
+        if not self.left.in_tiles:
+            return [(low.add(left, low.mul(step, self.row_bytes)), self.left.stride)]
+        size_bytes = self.size * self.row_bytes
+        first = low.add(left, low.mul(step, self.found.left_parts * size_bytes))
+        return [(low.add(first, part * size_bytes), self.row_bytes) for part in range(self.found.left_parts)]
 
     def _meets_few(self) -> bool:
         """Whether few rows meet packed panels from several places of their depth (Requests.panel_parts). Measured on a
@@ -478,23 +727,25 @@ class _Emission:
         low.finish(loop)
         return list(loop.results)
 
-    def _multiply(self, lefts: Sequence[tuple[Scalar, Scalar]], rights: list[tuple[Scalar, int]], wide: int,
+    def _multiply(self, lefts: Sequence[Sequence[tuple[Scalar, Scalar]]], rights: list[tuple[Scalar, int]], wide: int,
                   sums: list[Value]) -> list[Value]:
-        """One step of the depth. lefts, rights: address and stride of the tiles of each row, and of each panel."""
+        """One step of the depth. lefts, rights: address and stride of the tiles of each row, part by part, and of each
+        panel."""
         low, sums = self.low, list(sums)
-        left_dtype = _dtype(self.found.left)
-        a: list[Value] = []
-        b: list[list[Value]] = [[] for _ in rights]
-        for row, (left, left_stride) in enumerate(lefts):
-            a.append(self._load(left, left_stride, 0))
-            for number, (right, stride) in enumerate(rights):
-                for column in range(wide):
-                    if row == 0:
-                        b[number].append(self._load(right, stride, column * self.row_bytes))
-                    at = (number * len(lefts) + row) * wide + column
-                    sums[at] = low.emit(low.depth, "tile_multiply", [sums[at], a[row], b[number][column]],
-                                        sums[at].type, dtype=left_dtype,
-                                        right_dtype=_dtype(self.found.rights[number].result))
+        a: dict[int, tuple[int, Value]] = {}
+        b: dict[tuple[int, int], tuple[int, Value]] = {}
+        for left_part, right_part in self.found.products:
+            for row, left in enumerate(lefts):
+                if a.get(row, (None,))[0] != left_part:
+                    a[row] = left_part, self._load(*left[left_part], 0)
+                for number, (right, stride) in enumerate(rights):
+                    for column in range(wide):
+                        if b.get((number, column), (None,))[0] != right_part:
+                            disp = (right_part * wide + column) * self.row_bytes
+                            b[number, column] = right_part, self._load(right, stride, disp)
+                        at = (number * len(lefts) + row) * wide + column
+                        sums[at] = low.emit(low.depth, "tile_multiply", [sums[at], a[row][1], b[number, column][1]],
+                                            sums[at].type, dtype=self.left_dtype, right_dtype=self.right_dtype)
         return sums
 
     def _load(self, base: Scalar, stride: Scalar, disp: int) -> Value:
@@ -506,17 +757,21 @@ class _Emission:
         """What is left of the depth, copied beside zeros."""
         low = self.low
         done = low.mul(self.steps, self.row_bytes)
-        a, b = [], []
+        a: list[list[tuple[Scalar, Scalar]]] = []
+        b = []
         mask = low.emit(low.depth_of(self.rest), "mask_first", [low.value(self.rest)], MASK)
         for row, left in enumerate(lefts):
+            if self.left.in_tiles:        # zeros follow already
+                a.append(self._parts_of(left, self.steps))
+                continue
             rest = self._memory("left rest", ACROSS * self.size * self.row_bytes)
             to = low.add(rest, row * self.size * self.row_bytes)
             self._copy_rows(low.add(left, done), self.left.stride, to, self.row_bytes, self.size, 1, mask)
             if self.partial != 0:
                 self._copy_partial(low.add(left, low.mul(self.slots.extent, b32.size_bytes)), self.left.stride,
-                                   element_bytes(_dtype(self.found.left)), self.size,
+                                   element_bytes(self.left_dtype), self.size,
                                    low.add(to, low.mul(self.rest, b32.size_bytes)), self.row_bytes)
-            a.append((to, self.row_bytes))
+            a.append([(to, self.row_bytes)])
         for number, (right, stride) in enumerate(zip(rights, strides, strict=True)):
             to = low.add(self._memory("right rest", self.size * self.sum_bytes), number * self.across * self.row_bytes)
             load = self.found.rights[number]
@@ -545,7 +800,7 @@ class _Emission:
                       to_across: int) -> None:
         """The elements that fill no slot, one by one: `count` times so many, `across` bytes apart, each `along` behind
         the one before, to places `to_across` apart."""
-        low, size = self.low, element_bytes(_dtype(self.found.left))
+        low, size = self.low, element_bytes(self.left_dtype)
         narrow = i16 if size == i16.size_bytes else u8
 
         def outer(number: Value) -> None:

@@ -232,13 +232,15 @@ class WalkLowering(Reductions):
         depth = self._panel_depth(depth_axis)
         if choice.depth_block:
             depth = self.scalar("s_min", depth, choice.depth_block)
-        panel_bytes = self.mul(depth, width * 4 * sum(
+        parts = 1 if choice.tiles is None else choice.tiles.right_parts
+        panel_bytes = self.mul(depth, width * 4 * parts * sum(
             lane in op.result.type.axes for op in choice.staged))  # type: ignore[union-attr]
         room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1) // (2 if choice.block_ahead else 1)
         fitting = self.scalar("s_floordiv", room_bytes, self.scalar("s_max", panel_bytes, 1))
         panels = self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1)
         if choice.tiles is not None and all(self.panels_of(op) is not None for op in choice.staged):
-            rows_bytes = self.mul(self.mul(depth, b32.size_bytes), self.open[choice.tiles.rows].extent)
+            row_bytes = self.mul(depth, b32.size_bytes * choice.tiles.left_parts)
+            rows_bytes = self.mul(row_bytes, self.open[choice.tiles.rows].extent)
             stay = self.emit(self.depth_of(rows_bytes), "s_cmp",
                              [self.value(rows_bytes), self.value(self.block_bytes)], S64, cond="le")
             level = max(self.depth_of(stay), self.depth_of(panels))

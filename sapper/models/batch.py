@@ -152,7 +152,8 @@ class Paged(BaseSession):
         Every position of a sequence was fed before those behind it, or is in the same step; table names the pages.
         """
         count, wanted = len(fed), len(picks)
-        capacity = self.picks if count <= self.picks else self.chunk
+        few = self.few_tokens()
+        capacity = self.picks if count <= self.picks else few if count <= few else self.chunk
         assert 0 < count <= self.chunk and wanted <= self.picks, "the scheduler keeps to the limits"
         if count == wanted <= self._singly:
             return [self._step_one(fed[pick.row], pick) for pick in picks]

@@ -149,11 +149,14 @@ class KMatrix:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        if self.rounded and is_rounded(x, self.shape[0]):
+        if self.rounds(work) and is_rounded(x, self.shape[0]):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         return [*steps, (self._kernel(name.replace("_nt", "")), (*(one.w for one in matrices), *operands, *panels))]
+
+    def rounds(self, work: Workspace) -> bool:
+        return self.rounded or (self.quantises and work.rounds_many())
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         rows, columns = self.shape

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -44,10 +44,12 @@ class Workspace:
     before, of another size too: a product is done with it before the next one begins.
 
     normed: a vector of at most `features` elements after its norm. workers: who share the work (None: as many as
-    SAPPER_THREADS allows). target: whose code reads it (None: this CPU's).
+    SAPPER_THREADS allows). target: whose code reads it (None: this CPU's). chooses: whether it is for programs of few
+    rows and of many, of which a call takes the one that suits it.
     """
 
     target: Any = None
+    chooses = True
 
     def __init__(self, features: int, workers: int | None = None) -> None:
         self.workers = settings.threads() if workers is None else workers
@@ -91,7 +93,10 @@ class Workspace:
         return tuple(made)
 
     def narrow(self, rows: int, columns: int, place: int = 0) -> Array:
-        """Memory for rows in bf16; place: as of `wide`."""
+        """Memory for rows in bf16; place: as of `wide`. The first is where rows are quantised, too, as no product has
+        both; in a file, whose plan shares memory itself, it is not."""
+        if not self._narrow and self.chooses:
+            self._narrow.append(self._quants)
         return self._rows(self._narrow, place, rows, columns, ml_dtypes.bfloat16)
 
     def packed(self, place: int, rows: int, columns: int) -> Packed:
@@ -108,6 +113,15 @@ class Workspace:
             raise ModelError("the dtype of the weights", "one whose products are of bf16",
                              "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
         return self.packed(place, rows, columns)
+
+    def rounds_many(self) -> bool:
+        """Whether many rows that would be quantised, and the weights in blocks that they meet, are rounded to bf16
+        instead: tile registers multiply these in half the time (`file-rounded` in docs/models.md), and more is left of
+        them. Few rows are quantised, as all weights would be widened for them."""
+        from ..runtime.launch import configuration
+
+        unit = configuration().find_target(self.target).tiles if self.chooses else None
+        return unit is not None and ("bf16", "bf16") in unit.products
 
     def packs_pairs(self) -> bool:
         """Whether products of bf16 read panels of PACKED_ROWS rows with columns in pairs."""
@@ -367,12 +381,15 @@ class Blocks:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        if self.rounded and is_rounded(x, self.shape[0]):
+        if self.rounds(work) and is_rounded(x, self.shape[0]):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         parts = [part for one in matrices for part in one.grouped()]
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         return [*steps, (self._kernel(name.replace("_nt", "")), (*parts, *operands, *panels))]
+
+    def rounds(self, work: Workspace) -> bool:
+        return self.rounded or (self.quantises and work.rounds_many())
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         """The rows as a plain array, its dtype, and the step that fills it."""
@@ -400,9 +417,15 @@ PACKED_BYTES = 1 << 20
 """Weights that are rounded at a time: they stay in the second cache until they have met all rows."""
 
 
+@runtime_checkable
 class Rounds(Protocol):
+    """A matrix in blocks that may be rounded to bf16 as it meets many rows."""
+
     @property
     def shape(self) -> tuple[int, int]: ...
+
+    def rounds(self, work: Workspace) -> bool:
+        """Whether it is then (`is_rounded` says what are many)."""
 
     def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
         """Some rows, whole panels of PACKED_ROWS, rounded to bf16, and the steps that make them so."""
@@ -416,6 +439,11 @@ def is_rounded(x: Rows, rows: int) -> bool:
 ROUNDED_MIXTURE_ROWS = 32
 """The same of an expert, on average. On a Zen 5 without tile registers products of bf16 then take 1.8 times as long as
 those of 8 bits, of 170 rows 1.3 times: who rounds wants the accuracy."""
+
+
+ROUNDED_MIXTURE_BYTES = 1 << 24
+"""How much memory rounding takes at most where nobody asked for it: a V2-Lite's 4096 rows and its widened expert would
+take 28 MB."""
 
 
 def is_rounded_mixture(x: Rows, experts: int, rows: int) -> bool:
@@ -581,7 +609,7 @@ class PanelExperts:
     def apply_groups(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        if self.together.rounded and is_rounded_mixture(x, self.count, self._rows):
+        if self._rounds(1 + len(others), x, work):
             return self._groups_rounded(others, x, ranges, y, work)
         steps, operands = self.together.quantized_rows(x, work)
         blocks = panel_blocks(self._rows // PANEL, work.workers)
@@ -595,6 +623,13 @@ class PanelExperts:
     def _rows(self) -> int:
         """Of one expert."""
         return int(self.together.shape[0]) // self.count
+
+    def _rounds(self, matrices: int, x: Rows, work: Workspace) -> bool:
+        """Whether rows of activations are rounded, and so many matrices."""
+        columns = self.together.shape[1]
+        room_bytes = 2 * columns * (len(x.array) + matrices * self._rows)
+        wanted = self.together.rounded or (room_bytes <= ROUNDED_MIXTURE_BYTES and self.together.rounds(work))
+        return wanted and is_rounded_mixture(x, self.count, self._rows)
 
     def _groups_rounded(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace

@@ -267,12 +267,12 @@ def test_nothing_that_is_not_a_number_comes_from_beyond_the_depth() -> None:
 
 @pytest.mark.parametrize(("types", "k", "facts", "reason"), [
     (PAIRS[0], 64, Facts(lanes=16, dots=DOT_NAMES), "the target has no tile registers"),
-    ((f32, f32, f32), 64, MACHINES[16], "no tile multiplies f32 by f32"),
-    ((f16, f16, f32), 64, MACHINES[16], "no tile multiplies f16 by f16"),
+    ((f16, f16, f32), 64, replace(MACHINES[16], tiles=TileUnit(16, frozenset({("i8", "i8")}), 64)),
+     "no tile multiplies f16 by f16"),
 ])
 def test_a_schedule_that_asks_in_vain_is_told_why(types, k, facts, reason) -> None:
     function = reduce_loops(make_product("nt", *types).tile_ir())
-    numpy = {f32: np.float32, f16: np.float16, i8: np.int8}[types[0]]
+    numpy = {f16: np.float16, bf16: ml_dtypes.bfloat16, i8: np.int8}[types[0]]
     result = {f32: np.float32, i32: np.int32}[types[2]]
     arguments = {"a": np.ones((40, k), numpy), "b": np.ones((40, k), numpy), "c": np.zeros((40, 40), result)}
     with pytest.raises(ScheduleError, match=reason):
@@ -386,3 +386,60 @@ def test_no_more_memory_is_set_aside_for_panels_than_there_are() -> None:
     made = run_lane(function, arguments, None, facts, specialize(function, arguments, {"M": 512}))
     np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
     assert tiles_in(made) and scratch_bytes(made.attributes["scratch"], {"M": 64, "N": 64, "K": 128}) < 1 << 16
+
+
+@kernel
+def in_slots(x: Tensor[bf16, M, K, 2], w: Tensor[bf16, K, 32, 2], y: Tensor[f32, M, 32]):
+    for m, n in tiles(M, 32):
+        acc = zeros(m, n, dtype=f32)
+        for k, i in tiles(K, 2):
+            acc += x[m, k, i] @ w[k, n, i]
+        y[m, n] = acc
+
+
+@kernel
+def some_in_slots(x: Tensor[bf16, M, K, 2], bounds: Tensor[i32, 2], gate: Tensor[bf16, K, 32, 2],
+                  up: Tensor[bf16, K, 32, 2], y: Tensor[f32, M, 32]):
+    for m, n in tiles(span(bounds[0], bounds[1]), 32):
+        gates = zeros(m, n, dtype=f32)
+        ups = zeros(m, n, dtype=f32)
+        for k, i in tiles(K, 2):
+            gates += x[m, k, i] @ gate[k, n, i]
+            ups += x[m, k, i] @ up[k, n, i]
+        y[m, n] = gates * ups
+
+
+@settings(max_examples=examples(15))
+@given(m=st.integers(0, 70), k=st.integers(1, 50), lanes=st.sampled_from([8, 16]), seed=st.integers(0, 9))
+def test_operands_that_lie_in_slots_are_taken_as_they_are(m, k, lanes, seed) -> None:
+    """By rows of all tensors, and by some that only memory counts."""
+    random = np.random.default_rng(seed)
+    x, gate, up = (random.integers(-8, 9, extents).astype(ml_dtypes.bfloat16)
+                   for extents in ((m, k, 2), (k, 32, 2), (k, 32, 2)))
+    products = [np.einsum("mki,kni->mn", x.astype(np.float64), w.astype(np.float64)) for w in (gate, up)]
+    arguments = {"x": x, "w": gate, "y": np.zeros((m, 32), np.float32)}
+    lane = run_lane(reduce_loops(in_slots.tile_ir()), arguments, Schedule(matrix=True), MACHINES[lanes])
+    assert tiles_in(lane) and not [op for op in lane.walk() if op.name == "interleave"]
+    np.testing.assert_array_equal(arguments["y"], products[0])
+    first, last = sorted(random.integers(0, m + 1, 2))
+    arguments = {"x": x, "bounds": np.array([first, last], np.int32), "gate": gate, "up": up,
+                 "y": np.full((m, 32), -1, np.float32)}
+    assert tiles_in(run_lane(reduce_loops(some_in_slots.tile_ir()), arguments, Schedule(matrix=True), MACHINES[lanes]))
+    expected = np.full((m, 32), -1.0)
+    expected[first:last] = (products[0] * products[1])[first:last]
+    np.testing.assert_array_equal(arguments["y"], expected)
+
+
+def test_slots_that_tiles_do_not_take() -> None:
+    @kernel
+    def apart(x: Tensor[bf16, M, 2, K], w: Tensor[bf16, K, 32, 2], y: Tensor[f32, M, 32]):
+        for m, n in tiles(M, 32):
+            acc = zeros(m, n, dtype=f32)
+            for k, i in tiles(K, 2):
+                acc += x[m, i, k] @ w[k, n, i]
+            y[m, n] = acc
+
+    arguments = {"x": np.ones((40, 2, 32), ml_dtypes.bfloat16), "w": np.ones((32, 32, 2), ml_dtypes.bfloat16),
+                 "y": np.zeros((40, 32), np.float32)}
+    with pytest.raises(ScheduleError, match="i is no axis of neighbours of bf16 that tiles take as they lie"):
+        run_lane(reduce_loops(apart.tile_ir()), arguments, Schedule(matrix=True), MACHINES[16])

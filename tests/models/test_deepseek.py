@@ -651,15 +651,20 @@ def test_shared_experts_in_another_form_stand_apart(tmp_path: Path, other: dict[
 
 
 @pytest.mark.skipif(not host_target().has("avx512_bf16"), reason="this processor multiplies no pairs of bf16")
-def test_experts_are_rounded_where_the_form_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_tiles", [False, True])
+def test_experts_are_rounded_where_the_form_or_the_processor_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_tiles: bool
+) -> None:
     """In a prompt with room for many rows of each expert. A choice of experts near a tie may turn."""
+    monkeypatch.setattr(Workspace, "rounds_many", lambda self: on_tiles)
     path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, "Q8_0", 32)
     found = []
     for form in ("file-f32", "file", "file-rounded"):
         session = load_deepseek(path, form).session(CONTEXT)
         kernels = {kernel.name for _, steps in session.prefill_sections() for kernel, _ in steps}
-        assert ({"grouped_rounded_q8", "grouped_swiglu_rounded_q8"} <= kernels) == (form == "file-rounded")
-        session.feed([(7 * i + 11) % 250 for i in range(40)])
+        assert ({"grouped_rounded_q8", "grouped_swiglu_rounded_q8"} <= kernels) == (
+            form == "file-rounded" or (form == "file" and on_tiles))
+        session.feed([(3 * i + 17) % 250 for i in range(50)])
         found.append(session.logits)
         assert found[-1] @ found[0] / np.linalg.norm(found[-1]) / np.linalg.norm(found[0]) > 0.9995
 

@@ -16,7 +16,7 @@ from sapper.models.linear import BlockExperts, Blocks, Dense, RawBlocks, Workspa
 from sapper.models.llama.model import load_model
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
-from sapper.targets import host_target
+from sapper.targets import host_target, target
 
 from . import small
 
@@ -134,6 +134,22 @@ def test_few_rows_are_quantised() -> None:
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "matmul_q4_by32"]
 
 
+@pytest.mark.parametrize(("name", "rows", "rounds"), [("sapphirerapids", 64, True), ("sapphirerapids", 48, False),
+                                                      ("zen5", 64, False)])
+def test_many_rows_are_rounded_where_tile_registers_multiply_bf16(name: str, rows: int, rounds: bool) -> None:
+    """And quantised elsewhere, as few are; so are all in a file, which has one program for both."""
+    made = in_panels([RawBlocks.parse(memoryview(stored("Q4_0", 32).tobytes()), (32, 96), "Q4_0")], Arena())
+    blocks, count = Blocks(made.form, made.parts), Variable("count", rows)
+    x, y = np.zeros((rows, 96), np.float32), np.zeros((rows, 32), np.float32)
+    for chooses in (True, False):
+        work = Workspace(96, 2)
+        work.target, work.chooses = target(name), chooses
+        steps = blocks.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], work)
+        names = [kernel.name for kernel, _ in steps]
+        assert ("matmul_nt_bf16_bf16" in names) == (rounds and chooses), names
+        assert blocks.rounds(work) == (name == "sapphirerapids" and chooses)
+
+
 def rounded_groups(
     wide: np.ndarray, x: np.ndarray, ranges: tuple[np.ndarray, np.ndarray], ups: np.ndarray | None = None
 ) -> np.ndarray:
@@ -219,14 +235,17 @@ def test_panels_are_parted_into_equal_blocks(panels: int) -> None:
 
 
 @BF16
-def test_rounded_rows_leave_logits_nearer_than_quantised_ones(tmp_path: Path) -> None:
+def test_rounded_rows_leave_logits_nearer_than_quantised_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workspace, "rounds_many", lambda self: False)      # as elsewhere than on tile registers
     formats = {f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS)
                for part, kind in FORMATS["q8"].items()}
     path = small.write_gguf(tmp_path / "model.gguf", small.random_weights(3), formats=formats)
     logits = {}
     for form in ("file-f32", "file", "file-rounded"):
         session = load_model(path, form).session(64)
-        session.feed([5, 9, 200, 31, 7])
+        session.feed([7 * n % 250 for n in range(60)])
         logits[form] = session.logits.copy()
     errors = {form: float(np.square(logits[form] - logits["file-f32"]).mean()) for form in ("file", "file-rounded")}
     assert 0 < errors["file-rounded"] < errors["file"]

@@ -50,6 +50,22 @@ def test_prefill_and_decode_match_the_reference(model: LlamaModel, expected: np.
     assert session.position == len(TOKENS)
 
 
+def test_few_tokens_have_a_program_of_their_own(
+    model: LlamaModel, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where many are rounded: they are quantised then."""
+    monkeypatch.setattr(Session, "few_tokens", lambda self: 4)
+    session = session_of(model)
+    session.feed(TOKENS[:3])
+    session.feed(TOKENS[3:10])
+    np.testing.assert_allclose(session.logits, expected[9], rtol=1e-4, atol=1e-4)
+    assert sorted(session._prefills) == [4, session.chunk]
+    session.rewind(3)
+    session.feed(TOKENS[3:7])
+    np.testing.assert_allclose(session.logits, expected[6], rtol=1e-4, atol=1e-4)
+    assert len(session._prefills) == 2
+
+
 def test_one_by_one_is_the_same(model: LlamaModel, expected: np.ndarray) -> None:
     session = session_of(model)
     for i, token in enumerate(TOKENS[:4]):
