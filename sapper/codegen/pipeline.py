@@ -76,8 +76,10 @@ class Compiled:
 
 def facts_of(target: Any, by_hand: bool = True) -> Facts:
     """What the model knows of a target. by_hand: pieces of assembly may stand for what they mean."""
+    from ..lane.two_by_two import PRODUCTS
     from .compile import rules_of
 
+    legal = rules_of(target).legal_ops(target)
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
                  fma_per_cycle=target.fma_per_cycle,
@@ -87,10 +89,11 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  transposes_by_scatter=target.lanes_are_threads,
                  run_bytes=target.run_bytes, many_workers=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,
-                 split_dots=target.dots - rules_of(target).legal_ops(target),
+                 split_dots=target.dots - legal,
                  float8_rows=target.float8_rows, picks=target.picks, interleaves=target.interleaves,
                  shared_pipes=target.shared_pipes, moves=target.moves, joins=target.joins,
                  slow_division=target.slow_division, lane_factors=target.lane_factors,
+                 flushes_as_it_rounds=target.flushes_as_it_rounds, two_by_two=legal >= set(PRODUCTS.values()),
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
@@ -196,6 +199,7 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
     from ..lane.strength import point_at_operands, reduce_strength, split_blocks
+    from ..lane.two_by_two import PRODUCTS, multiply_two_by_two
     from .compile import rules_of
 
     if not target.assembler_allocates:
@@ -205,6 +209,9 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "simplify")
     if target.lane_factors and join_splats(lane):
         _trace(lane, "join_splats")
+    if rules_of(target).legal_ops(target) >= set(PRODUCTS.values()) and multiply_two_by_two(lane):
+        eliminate_dead(lane, LANE_OPS)
+        _trace(lane, "multiply_two_by_two")
     if "widen_float8" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes:
         join_loads(lane)
         _trace(lane, "join_loads")

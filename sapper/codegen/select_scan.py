@@ -28,7 +28,8 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "join",
 """Ops that a load may not be moved over."""
 
 CONSTANTS = frozenset(["s_const", "splat_const"])
-_PRODUCTS = frozenset(["fma", "dot2_bf16", "dot4_u8i8", "dot4_i8i8", "dot4_u8u8", "dot2_i16"])
+_PRODUCTS = frozenset(["fma", "dot2_bf16", "dot4_u8i8", "dot4_i8i8", "dot4_u8u8", "dot2_i16",
+                       "two_by_two_bf16", "two_by_two_i8i8", "two_by_two_u8u8", "two_by_two_u8i8"])
 _LOADS = frozenset(["load", "load_splat", "prefetch"])
 _DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "any_zero_bf16", "neg", "broadcast_lane"])
 

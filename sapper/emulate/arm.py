@@ -2,7 +2,8 @@
 
 Enters: code as docs/ir.md says that it is called, and arguments. Leaves: arrays as the code left them. Holds: buffers
 lie as laid_out.py says, so an access beyond one is a fault, of which it is said where; what a function has to leave as
-it found it (Procedure Call Standard, IHI 0055, 6.1) is compared. Needs the extra `arm`.
+it found it (Procedure Call Standard, IHI 0055, 6.1) is compared. What Unicorn lacks is computed by the meanings of
+rows (arm_rows.py). Needs the extra `arm`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ..runtime.arguments import Binding, Signature
 from ..runtime.compiled import CompiledKernel
 from ..targets.aarch64.abi import CALLEE_SAVED, CALLEE_SAVED_VECTORS
 from ..targets.aarch64.registers import LINK
+from .arm_rows import compute
 from .errors import DeadlockError, EmulationError, MemoryFault
 from .laid_out import LOW, PAGE_BYTES, WordsOf, bound, whole_pages, with_arguments
 
@@ -22,6 +24,8 @@ CODE_AT, STACK_AT, RETURN_AT = 0x10_0000, 0x70_0000_0000, 0x7F_0000_0000
 STACK_BYTES = 64 * PAGE_BYTES
 STEPS, MOST_STEPS = 997, 50_000_000
 """Instructions that a core runs before the next one's turn, and that all of a call may take."""
+UNDEFINED = 1
+"""The exception, as QEMU numbers them, that an instruction is none."""
 
 
 class Core:
@@ -42,9 +46,24 @@ class Core:
         uc.mem_map(STACK_AT, STACK_BYTES, unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE)
         for address, held in memory:
             uc.mem_map_ptr(address, held.nbytes, unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE, held.ctypes.data)
-        # The only call of the system is futex: who waits is woken at once, and looks again.
-        uc.hook_add(unicorn.UC_HOOK_INTR, lambda *_: uc.reg_write(self.general[0], 0))
+        uc.hook_add(unicorn.UC_HOOK_INTR, lambda _, number, __: self._except(number))
+        self.lost = False
         self.at = CODE_AT
+
+    def _except(self, number: int) -> None:
+        """The only call of the system is futex: who waits is woken at once, and looks again. Else the instruction is
+        none that Unicorn has."""
+        if number != UNDEFINED:
+            self.uc.reg_write(self.general[0], 0)
+            return
+        at, uc = self.uc.reg_read(self.names.UC_ARM64_REG_PC), self.uc
+        word = int.from_bytes(uc.mem_read(at, 4), "little")
+        if compute(word, lambda number: int(uc.reg_read(self.vectors[number])),
+                   lambda number, value: uc.reg_write(self.vectors[number], value)):
+            uc.reg_write(self.names.UC_ARM64_REG_PC, at + 4)
+        else:
+            self.lost = True
+            uc.emu_stop()
 
     def begin(self, *arguments: int) -> None:
         """Stand before the first instruction, as a caller leaves registers."""
@@ -58,12 +77,15 @@ class Core:
 
     def step(self, count: int) -> bool:
         """Some instructions; whether the code is still on its way. Raises MemoryFault, EmulationError."""
+        wrong: Exception | str = ""
         try:
             self.uc.emu_start(self.at, RETURN_AT, count=count)
         except self.fault as error:
+            wrong = error
+        if wrong or self.lost:
             place = self.uc.reg_read(self.names.UC_ARM64_REG_PC) - CODE_AT
-            raise MemoryFault(f"{error}: found an access beyond a buffer, or no instruction, at byte {place:#x} of the "
-                              "code; expected neither") from None
+            raise MemoryFault(f"{wrong or 'undefined'}: found an access beyond a buffer, or no instruction, at byte "
+                              f"{place:#x} of the code; expected neither")
         self.at = int(self.uc.reg_read(self.names.UC_ARM64_REG_PC))
         if self.at != RETURN_AT:
             return True

@@ -165,18 +165,22 @@ def _stack_of(worker: int) -> int:
     return STACKS_AT + worker * (STACK_BYTES + PAGE_BYTES) + STACK_BYTES
 
 
-def executable(code: bytes, entry: int, segments: Sequence[tuple[int, Any]]) -> bytes:
+RISCV, DOUBLE_FLOATS = 243, 4
+"""What an executable says that it is for, and how it passes floats."""
+
+
+def executable(code: bytes, entry: int, segments: Sequence[tuple[int, Any]], machine: int = RISCV,
+               flags: int = DOUBLE_FLOATS) -> bytes:
     """A static executable: code at CODE_AT, entered so many bytes behind its start; segments of bytes that may be
-    written, each whole pages at its address."""
+    written, each whole pages at its address. machine, flags: e_machine and e_flags of its header."""
     parts = [(5, CODE_AT, np.frombuffer(code, np.uint8)), *((6, address, data) for address, data in segments)]
     at = whole_pages(64 + 56 * len(parts))
     headers, contents = [], []
-    for flags, address, data in parts:
-        headers.append(struct.pack("<IIQQQQQQ", 1, flags, at, address, address, len(data), len(data), PAGE_BYTES))
+    for rights, address, data in parts:
+        headers.append(struct.pack("<IIQQQQQQ", 1, rights, at, address, address, len(data), len(data), PAGE_BYTES))
         contents.append(data.tobytes().ljust(whole_pages(len(data)), b"\0"))
         at += len(contents[-1])
-    double_floats, machine = 4, 243
-    head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, machine, 1, CODE_AT + entry, 64, 0, double_floats, 64,
+    head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, machine, 1, CODE_AT + entry, 64, 0, flags, 64,
                        56, len(parts), 0, 0, 0)
     front = (head + b"".join(headers)).ljust(whole_pages(64 + 56 * len(parts)), b"\0")
     return front + b"".join(contents)

@@ -248,6 +248,19 @@ def _dot4(left: Any, right: Any) -> Callable[[Any, Any, Any], Any]:
     return dot
 
 
+_BYTES = {"i8": np.int8, "u8": np.uint8}
+
+
+def _two_by_two(dot: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    """Of matrices of two rows of two slots in each four lanes, by the dot products of their slots."""
+    def multiply(acc: Any, a: Any, b: Any) -> Any:
+        lane = np.arange(len(acc))
+        left, right = lane & ~1, lane & ~3 | (lane & 1) << 1
+        return dot(dot(acc, a[left], b[right]), a[left + 1], b[right + 1])
+
+    return multiply
+
+
 def _words(row: Any) -> Any:
     return row.view(np.int16)
 
@@ -322,6 +335,9 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "dot4_u8i8": _dot4(np.uint8, np.int8),
     "dot4_i8i8": _dot4(np.int8, np.int8),
     "dot4_u8u8": _dot4(np.uint8, np.uint8),
+    "two_by_two_bf16": _two_by_two(_dot2),
+    **{f"two_by_two_{a}{b}": _two_by_two(_dot4(_BYTES[a], _BYTES[b])) for a, b in (("i8", "i8"), ("u8", "u8"),
+                                                                                    ("u8", "i8"))},
     "dot2_i16": _dot2_i16,
     "pairs_u8i8": _pairs_u8i8,
     "add_i16": lambda a, b: (_words(a) + _words(b)).view(np.uint32),

@@ -140,9 +140,11 @@ class AxisLoops(Runs):
 
     paired: axes that the walk at hand takes in steps of two, as it keeps slots. lane_run: neighbours along the lane
     axis that a lane of the walk at hand takes, where whole pieces are. chunked: axes of rows that walks take many of.
+    squared: the depth of the walk at hand, if its products take two slots of two rows at once (two_by_two.py).
     """
 
     paired: set[str] | frozenset[str] = frozenset()
+    squared: str | None = None
     lane_run = 1
     chunked: frozenset[str] = frozenset()
 

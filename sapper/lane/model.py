@@ -676,13 +676,13 @@ class Model(KeptOperands):
     def _term(self, op: Op, lane: str | None, depth: str, in_blocks: bool) -> Term:
         """Of two operands of one sign that is turned which does not span the lanes: the sums that mend it then serve
         all rows; along the lanes, and of a matrix that few rows meet in blocks, the longer one: they are then few. None
-        is where no instruction multiplies bytes."""
+        is where no instruction multiplies bytes, or one does those of one sign."""
         unsigned = [v.type.dtype is u8 for v in op.operands]  # type: ignore[union-attr]
         if op.operands[0].type.dtype is bf16:  # type: ignore[union-attr]
             return Term()
         if unsigned[0] != unsigned[1]:
             return Term(unsigned.index(True))
-        if "dot4_u8i8" in self.facts.split_dots:
+        if "dot4_u8i8" in self.facts.split_dots or "dot4_i8i8" in self.facts.dots:
             return Term()
         spans = [lane in v.type.axes for v in op.operands]  # type: ignore[union-attr]
         turned = spans.index(False) if False in spans else 0

@@ -29,7 +29,7 @@ class NarrowStores(Squares):
         """Whether a row is one of those that `store_rounded` takes: whole, and of consecutive elements."""
         access = self.access(op)
         spans = [a for a in at if self.bound[a].lane]
-        if "dot2_bf16" not in self.facts.dots or access.dtype is not bf16 or access.gathers or len(spans) != 1:
+        if not self.facts.flushes_as_it_rounds or access.dtype is not bf16 or access.gathers or len(spans) != 1:
             return False
         contiguous = access.axes.get(spans[0]) == element_bytes(bf16)
         return contiguous and self.bound[spans[0]].mask is None and not self.is_rounded_by_block(row, bf16)

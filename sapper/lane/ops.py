@@ -180,6 +180,10 @@ LANE_OPS = OpTable("lane", [
                                     "split into the four below where no instruction does it"),
     OpSpec("dot4_i8i8", (3, 3), doc="the same of i8 and i8; split where no instruction does it"),
     OpSpec("dot4_u8u8", (3, 3), doc="the same of u8 and u8; likewise"),
+    *[OpSpec(name, (3, 3), doc="acc, a, b, in each four lanes matrices of two rows of two slots: lane 2 i + j is acc, "
+                               f"and by {dot} slots 0 of rows i and j, then slots 1; only where the target has it")
+      for name, dot in (("two_by_two_bf16", "dot2_bf16"), ("two_by_two_i8i8", "dot4_i8i8"),
+                        ("two_by_two_u8u8", "dot4_u8u8"), ("two_by_two_u8i8", "dot4_u8i8"))],
     OpSpec("dot2_i16", (3, 3), doc="acc (i32), a, b (b32, two i16 each): acc + sum a * b, wrapping; only where the "
                                    "target has it"),
     OpSpec("pairs_u8i8", (2, 2), doc="a (b32, four u8), b (b32, four i8) -> b32, two i16: the sums a0 * b0 + a1 * b1 "

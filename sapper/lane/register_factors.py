@@ -268,6 +268,9 @@ class RegisterFactors(WalkLowering):
         many = bool(rows) and self.extent_hint(rows[0]) >= STAGE_ROWS
         in_turns = many and self.meet_in_turns(walk.reductions)
         alone = not rows and self.reads_in_blocks(walk, None, lane)
+        squares = self.facts.two_by_two and self.packing is not None
+        if squares and many:
+            panel = min(panel, 2)
         wide = max(1, panel // (1 if in_turns else several)) if rows or fixed > 1 or alone else min(8, budget)
         counts[lane] = self._fit(lane, wide, True)
         if not rows:
@@ -279,6 +282,9 @@ class RegisterFactors(WalkLowering):
         operands = counts[lane] if in_turns else vectors
         # Where elements of a row that lie side by side are loaded together, each row has a register for them.
         most = max(1, (registers - operands - 1) // (vectors * fixed + self.facts.lane_factors))
+        if squares and many:    # two slots of all vectors; of two rows a register, which is read late if copied so
+            copied = self.panel_width(lane) == 1 and len(walk.reduced) == 1 and fixed == 1
+            most = max(1, (registers - 2 * operands - 2) // (vectors * fixed + (not copied)) & ~1)
         if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
             # The rows that are read where they lie may be a power of two apart: few sets of a cache.
             most = min(most, SET_ROWS)
@@ -292,6 +298,8 @@ class RegisterFactors(WalkLowering):
         fewest = max(min(hidden, most), -(-most * 3 // 4))
         even = self._even_rows(walk, rows[0], lane, range(max(hidden, -(-most // 2)), most + 1))
         counts[rows[0]] = even or self._fit(rows[0], most, False, fewest, 2)
+        if squares and counts[rows[0]] > 2 and (many or self.extent_hint(rows[0]) > counts[rows[0]]):
+            counts[rows[0]] &= ~1
         if several == 1 and self._takes_whole_rows(rows, fixed, lane):
             counts[rows[0]] = self.extent_hint(rows[0])
 
@@ -348,7 +356,9 @@ class RegisterFactors(WalkLowering):
         # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a loop over tiles:
         # there are many of them); enough independent chains where it is. By 2 where memory bounds the walk and gives a
         # line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
-        unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+        # Slots that are loaded together, and spread by no instruction, are as many as a register has lanes.
+        together = self.facts.lane_factors and self.packing is not None
+        unrolled = 4 if lane not in self.bound or accumulators < 16 or together else 2
         if lane in self.bound:
             unrolled = self._overwritten_at_once(walk, fixed) or unrolled
         at_once = prod(counts[a] for a in outer if a != lane)

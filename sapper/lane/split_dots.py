@@ -260,7 +260,7 @@ def split_dots(function: Function, legal: frozenset[str]) -> None:
     """In place."""
     split = {"fma2_bf16"} if legal & {"dot4_u8i8", "dot4_i8i8"} else {"fma2_bf16", *BYTE_DOTS}
     names = {op.name for op in function.walk()}
-    if "dot4_i8i8" in legal and "dot4_u8i8" in names:
+    if "dot4_i8i8" in legal and "dot4_u8i8" in names - legal:
         _multiply_signed(function)
     if split.isdisjoint(names):
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,11 @@ class StagedPanel:
 
     dtype: of the rows. memory: how they lie. column_bytes: where there is a panel for each piece of a block, how much
     further than the first that of a column is. in_place: of an element, where it is a piece of a packed tensor.
+    squared: rows of slots 2 k and 2 k + 1 lie there zipped: both of a column, then of the next.
     """
 
     in_place: DType | None = None
+    squared = False
 
     def __init__(self, lowering: Stores, base: Scalar, depth_axis: str, lane: str, dtype: DType,
                  column_bytes: Scalar) -> None:
@@ -56,9 +58,38 @@ class StagedPanel:
         return self.lowering.address(access, {self.depth_axis: at[self.depth_axis]})
 
     def load(self, at: dict[str, int], level: int) -> Value:
+        low, k = self.lowering, at[self.depth_axis]
+        if not self.squared:
+            return self._load(at, level)
+        # A loop over single slots is only of the last one, of an even number.
+        assert self.depth_axis in low.paired
+        first = {**at, self.depth_axis: k & ~1}
+        memo = low.levels[level].memo
+        key = ("two slots", self, tuple(first.items()))
+        if key not in memo:
+            zipped = [self._load({**first, self.depth_axis: n}, level) for n in (k & ~1, k | 1)]
+            memo[key] = low.emit_rows(level, "unzip", zipped, {})
+        found: Value = memo[key][k & 1]
+        return found
+
+    def _load(self, at: dict[str, int], level: int) -> Value:
         operands, attributes = self.address(at)
         return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=self.memory,
                                   masked=False, **attributes)
+
+    def copy(self, places: list[dict[str, int]], row_at: Callable[[dict[str, int]], Value]) -> None:
+        """A row at a time, or two slots; those of a last one alone are there twice. places: what is bound of the depth
+        and the lane axis."""
+        low, axis = self.lowering, self.depth_axis
+        for at in places:
+            if not self.squared:
+                self.store(at, row_at(at))
+            elif at[axis] % 2 == 0:
+                beside = {**at, axis: at[axis] + 1}
+                first = row_at(at)
+                zipped = low.emit_rows(low.depth, "zip", [first, row_at(beside) if beside in places else first], {})
+                self.store(at, zipped[0])
+                self.store(beside, zipped[1])
 
     def store(self, at: dict[str, int], row: Value) -> None:
         operands, attributes = self.address(at)
@@ -269,9 +300,11 @@ class PanelRest:
 
 
 class StagedRows:
-    """[row blocks][depth blocks][count rows][lanes of depth]: where a contraction reads broadcast elements."""
+    """[row blocks][depth blocks][count rows][lanes of depth]: where a contraction reads broadcast elements. squared: of
+    two rows the first two slots of both lie before the other two."""
 
     in_place = None
+    squared = False
 
     def __init__(self, lowering: Stores, base: Scalar, row_axis: str, depth_axis: str, count: int,
                  depth_extent: Scalar, dtype: DType) -> None:
@@ -294,6 +327,9 @@ class StagedRows:
 
     def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
         """Operands and attributes of a memory op for the element at register coordinates."""
+        return self._address(at, self.squared)
+
+    def _address(self, at: dict[str, int], squared: bool) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes
         row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
         lanes = low.lanes
@@ -305,6 +341,8 @@ class StagedRows:
             inside = low.sub(row_start, low.mul(block, self.count))
             base = low.add(low.add(self.base, low.mul(low.mul(low.mul(self.depth_extent, size), self.count), block)),
                            low.mul(inside, lanes * size))
+            if squared and row.count == 1:
+                base = low.sub(base, low.mul(low.scalar("s_and", inside, 1), 2 * size))
         step, depth_start = self.depth_step(at[self.depth_axis])
         if depth.lane:
             index = low.mul(depth_start, self.count * size)
@@ -314,6 +352,9 @@ class StagedRows:
             inside = low.scalar("s_and", depth_start, lanes - 1)
             index = low.add(low.mul(whole, self.count * size), low.mul(inside, size))
             disp = step * size
+            if squared:
+                index = low.add(index, low.mul(low.scalar("s_and", inside, 2), size))
+                disp += (step & 2) * size - (at[self.row_axis] & 1) * 2 * size
         disp += at[self.row_axis] * lanes * size
         return low.memory_operands(base, index, 1, disp)
 
@@ -328,8 +369,23 @@ class StagedRows:
         operands, attributes = self.address(at)
         return self.lowering.emit(level, "load_splat", operands, RowType(self.dtype), dtype=self.dtype, **attributes)
 
+    def copy(self, places: list[dict[str, int]], row_at: Callable[[dict[str, int]], Value]) -> None:
+        """A vector of the depth at a time, or two of two rows; of a last row alone it is there twice. places: what is
+        bound of the rows and the depth."""
+        low, axis = self.lowering, self.row_axis
+        for at in places:
+            if not self.squared:
+                self.store(at, row_at(at))
+            elif at[axis] % 2 == 0:
+                beside = {**at, axis: at[axis] + 1}
+                first = row_at(at)
+                other = row_at(beside) if beside in places else first
+                for place, row in zip((at, beside), low.emit_rows(
+                        low.depth, "exchange", [first, other], {"distance": 2}), strict=True):
+                    self.store(place, row)
+
     def store(self, at: dict[str, int], row: Value) -> None:
-        operands, attributes = self.address(at)
+        operands, attributes = self._address(at, False)
         self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)
 
     def prefetch_next(self) -> None:
@@ -371,7 +427,7 @@ class StagedColumns(StagedRows):
     def step_bytes(self) -> int:
         return self.lowering.lanes * self.dtype.size_bytes
 
-    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+    def _address(self, at: dict[str, int], squared: bool) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes
         vector_bytes = low.lanes * size
         row = low.bound[self.row_axis]

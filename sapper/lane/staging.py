@@ -6,6 +6,7 @@ Enters a load and the axis that lies in the lanes; leaves loops that copy it, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import gcd
 
 from ..ir.nodes import Op, Value
@@ -154,6 +155,7 @@ class Staging(Prefetches):
                 self.scratch([(min(room_bytes, self._all_panels_bytes(op, depth_axis, width)), 64)], u8)
         column_bytes = self.mul(self._panel_depth(depth_axis), dtype.size_bytes) if choice.blocked else 0
         panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, dtype, column_bytes)
+        panel.squared = self.squared == depth_axis
         turned = any(self.straight_operand(contraction) is op.result for contraction in walk.reductions)
         if turned:
             key = ("start", op)
@@ -179,8 +181,7 @@ class Staging(Prefetches):
             return starts(carried)
 
         def copy(carried: Carried) -> Carried:
-            for at in self._coordinates((depth_axis, lane)):
-                panel.store(at, self.operand_row(op, at))
+            panel.copy(self._coordinates((depth_axis, lane)), lambda at: self.operand_row(op, at))
             if self.prefetches_rows and not access.gathers and op not in self.staged:
                 self._prefetch_rows(op, panel)
             return carried
@@ -191,7 +192,7 @@ class Staging(Prefetches):
             over_pieces(lambda _: self.axis_loop(depth_axis, 4, False, [], copy))
         elif choice.blocked and width * element_bytes(access.dtype) < WIDE_ROW_BYTES:
             # All pieces of a step of the depth, which lie side by side, before the next step.
-            self.axis_loop(depth_axis, 1, False, [], lambda _: over_pieces(copy))
+            self.axis_loop(depth_axis, 2 if panel.squared else 1, False, [], lambda _: over_pieces(copy))
             if turned:
                 over_pieces(starts)
         else:
@@ -295,7 +296,8 @@ class Staging(Prefetches):
                 rows.append(self.wrap(row, i4, self.depth) if op.result.type.dtype is i4 else row)  # type: ignore[union-attr]
             self.bound[lane] = outer
             self.bound[depth_axis] = Bound(inner.offset, lanes, False, None, inner.depth)
-            panel.store_square(self.transposed(rows, self.depth), column)
+            squares = self._squares_of_two(rows) if panel.squared else self.transposed(rows, self.depth)
+            panel.store_square(squares, column)
             self.bound[depth_axis] = inner
             return carried
 
@@ -309,6 +311,11 @@ class Staging(Prefetches):
             end = self.add(piece.offset, piece.count * lanes)
             self._loop(lane, piece.offset, end, 1, True, False, [], rows_of_squares)
         self.open[lane] = walked
+
+    def _squares_of_two(self, rows: list[Value]) -> list[Value]:
+        """Four rows along the depth -> slots two by two: 0 and 1 of rows 0 and 1, of 2 and 3, then slots 2 and 3."""
+        halves = [self.emit_rows(self.depth, "exchange", rows[n:n + 2], {"distance": 2}) for n in (0, 2)]
+        return [row for slots in zip(*halves, strict=True) for row in slots]
 
     def place_of_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
         """Where all of row_axis and depth go: blocks of [count rows][lanes of depth], in the order in which the loops
@@ -325,7 +332,9 @@ class Staging(Prefetches):
         before = self._before_block(depth_axis, self.mul(
             self.round_up(self.open[row_axis].extent, count), dtype.size_bytes))
         base = self.add(self.stage_memory[key], before)
-        return StagedRows(self, base, row_axis, depth_axis, count, depth_extent, dtype)
+        staged = StagedRows(self, base, row_axis, depth_axis, count, depth_extent, dtype)
+        staged.squared = self.squared == depth_axis and count % 2 == 0
+        return staged
 
     def _fill(self, op: Op, staged: StagedRows) -> None:
         row_axis, depth_axis = staged.row_axis, staged.depth_axis
@@ -335,11 +344,24 @@ class Staging(Prefetches):
 
         def rows(carried: Carried) -> Carried:
             def copy(inner: Carried) -> Carried:
-                for at in self._coordinates((row_axis, depth_axis)):
-                    staged.store(at, self.operand_row(op, at))
+                staged.copy(self._coordinates((row_axis, depth_axis)), lambda at: self.operand_row(op, at))
                 return inner
             return self.axis_loop(depth_axis, 1, True, carried, copy)
 
+        def two_rows(carried: Carried) -> Carried:
+            """The last one alone is met by itself."""
+            here = self.bound[row_axis]
+            left = self.sub(self.sub(stop, 1), here.offset)
+            self.bound[row_axis] = replace(here, apart=self.scalar("s_min", left, 1))
+            rows(carried)
+            self.bound[row_axis] = here
+            return carried
+
+        if staged.squared:
+            o = self.open[row_axis]
+            stop = self.add(o.offset, o.extent)
+            self._loop(row_axis, o.offset, stop, 2, False, False, [], rows if o.divisor % 2 == 0 else two_rows)
+            return
         self.axis_loop(row_axis, staged.count, False, [], rows)
 
     def _stage_rows_here(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
@@ -350,10 +372,10 @@ class Staging(Prefetches):
             self.stage_memory[key] = self._scratch_of(op, [
                 (count, 1), (self._capacity(depth_axis), self.lanes * self.slot_elements)])
         staged = StagedRowsHere(self, self.stage_memory[key], row_axis, depth_axis, count, 0, dtype)
+        staged.squared = self.squared == depth_axis and count % 2 == 0
 
         def copy(carried: Carried) -> Carried:
-            for at in self._coordinates((row_axis, depth_axis)):
-                staged.store(at, self.operand_row(op, at))
+            staged.copy(self._coordinates((row_axis, depth_axis)), lambda at: self.operand_row(op, at))
             return carried
 
         self.axis_loop(depth_axis, 1, True, [], copy)

@@ -29,6 +29,7 @@ from .staged import PanelInPlace, StagedRows
 from .staging import BLOCK_PANELS, DEEP_BLOCKS
 from .state import PAIR, Access, Capacity, Open, Scalar
 from .tile_registers import emit_walk
+from .two_by_two import LANES
 
 ROLLED_ROWS = 2
 """Rows computed at once where what follows a reduction is a loop over rows."""
@@ -84,7 +85,9 @@ class WalkLowering(Reductions):
         self.fork(are_few, lambda: on_vectors(few), many)
 
     def _walk(self, walk: Walk, choice: WalkChoice) -> None:
-        self.paired, self.lane_run = self.paired_axes(walk), choice.run
+        self.paired, self.lane_run, self.squared = self.paired_axes(walk), choice.run, self._squared_depth(choice)
+        if self.squared is not None:
+            self.paired.add(self.squared)
         pending = list(choice.staged)
         order = choice.order
         if choice.blocked:
@@ -173,6 +176,16 @@ class WalkLowering(Reductions):
 
             self.axis_loop(axis, choice.counts[axis], False, [], rows, tails=self._tails(axis, choice.counts[axis]))
             self.errors_before[operand] = place
+
+    def _squared_depth(self, choice: WalkChoice) -> str | None:
+        """The depth of a walk on slots, if an even number of them, and of rows, meet vectors of columns at once."""
+        packing, lane = choice.packing, choice.lane
+        if not self.facts.two_by_two or packing is None or lane is None or lane in choice.reduced or (
+                self.lanes != LANES or choice.depth_parts or choice.on_tiles or packing.depth in self.bound):
+            return None
+        rows = [choice.counts[axis] for axis in choice.order if axis != lane]
+        even = any(count % 2 == 0 for count in rows) and choice.counts[packing.depth] % 2 == 0
+        return packing.depth if len(choice.reduced) == 1 and even else None
 
     def _tails(self, axis: str, count: int) -> tuple[int, ...]:
         """How many rows of a contraction at once what is left of its rows is cut into: each piece reads all of the

@@ -91,6 +91,11 @@ class PlainTarget:
         return frozenset()
 
     @property
+    def flushes_as_it_rounds(self) -> bool:
+        """Whether an instruction rounds to bf16, and takes denormals for 0."""
+        return False
+
+    @property
     def shared_pipes(self) -> bool:
         """Whether all that computes takes the pipes of multiply-adds."""
         return False

@@ -197,7 +197,8 @@ class Facts:
     lanes are threads. joins: what is joined with an element of memory in one step, whichever worker comes first, as the
     op and the element type. slow_division: a quotient of f32 takes a dozen instructions and more. lane_factors: a
     multiply-add takes one lane of a register as a factor, so that elements side by side are loaded together and spread
-    by no instruction.
+    by no instruction. flushes_as_it_rounds: an instruction rounds to bf16, and takes denormals for 0. two_by_two:
+    packed dot products of two rows and two columns, of two slots each, are one instruction (sapper/lane/two_by_two.py).
     """
 
     lanes: int = 16
@@ -231,6 +232,8 @@ class Facts:
     joins: frozenset[tuple[str, DType]] = frozenset()
     slow_division: bool = False
     lane_factors: bool = False
+    flushes_as_it_rounds: bool = False
+    two_by_two: bool = False
 
     @property
     def lanes_of_wide_rows(self) -> int:

@@ -26,7 +26,7 @@ def code_of(*items: tuple[Any, ...] | str) -> bytes:
     """Instructions as (row, operands ...), labels as text; a return at the end."""
     body: list[Instruction | Label] = [
         Label(item) if isinstance(item, str) else Instruction(ROWS[item[0]], list(item[1:])) for item in items]
-    return encode(MachineFunction("f", [*body, Instruction(ROWS["ret"], [])], {}), target("neoverse-n1")).code
+    return encode(MachineFunction("f", [*body, Instruction(ROWS["ret"], [])], {}), target("neoverse-v2")).code
 
 
 FIRST = ("ldr.64", X[4], Memory(X[0], disp=24))
@@ -44,6 +44,23 @@ def test_code_that_is_right() -> None:
     array = np.arange(4, dtype=np.int64)
     run(code_of(FIRST, ("ldr.64", X[5], Memory(X[4], disp=24)), ("str.64", Memory(X[4]), X[5])), array)
     assert array.tolist() == [3, 1, 2, 3]
+
+
+def test_instructions_that_unicorn_lacks() -> None:
+    """Four signed bytes by four unsigned ones in each lane; then the first two lanes as rows of a matrix."""
+    array = np.array([[-1, 2, 3, 4] * 4, [1, 100, 1, 1] * 4, [0] * 16, [0] * 16], np.int8)
+    v = [Register("vec", number) for number in range(4)]
+    run(code_of(FIRST, *(("ldr.q", v[n], Memory(X[4], disp=16 * n)) for n in range(3)),
+                ("sudot.element.4s", v[2], v[0], v[1], Immediate(3)), ("str.q", Memory(X[4], disp=32), v[2]),
+                ("movi.zero", v[3]), ("smmla.4s", v[3], v[0], v[1]), ("str.q", Memory(X[4], disp=48), v[3])), array)
+    assert array[2].view(np.int32).tolist() == [206] * 4 and array[3].view(np.int32).tolist() == [412] * 4
+
+
+def test_a_word_that_is_no_instruction() -> None:
+    code = bytearray(code_of(FIRST, ("yield",)))
+    code[4:8] = bytes(4)
+    with pytest.raises(MemoryFault, match="undefined: found an access beyond a buffer, or no instruction, at byte 0x4"):
+        run(bytes(code), np.zeros(1))
 
 
 @pytest.mark.parametrize(("at_end", "disp"), [(True, 32), (False, -8)])

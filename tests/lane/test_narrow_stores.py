@@ -19,7 +19,7 @@ from sapper.tile.schedule import Facts, Schedule
 from .run_lane import run_lane, specialize
 from .test_late import aligned
 
-ROUNDING = Facts(dots=frozenset({"dot2_bf16"}))
+ROUNDING = Facts(dots=frozenset({"dot2_bf16"}), flushes_as_it_rounds=True)
 M, N = dims("M N")
 
 

@@ -1,8 +1,8 @@
 """What the rows cost, by processor: latency, reciprocal throughput, pipes.
 
 Enters: a row, which names a class of costs. Holds: figures are cycles, of vectors of 128 bits, for register forms.
-Sources: Arm Software Optimization Guides of Neoverse N1 (PJDOC-466751330-9707) and Neoverse V2
-(PJDOC-466751330-593177), chapters 2 and 3; nothing was measured.
+Sources: Arm Software Optimization Guides of Neoverse N1 (PJDOC-466751330-9707), V1 (PJDOC-466751330-9685), N2
+(PJDOC-466751330-18256) and V2 (PJDOC-466751330-593177), chapters 2 and 3; nothing was measured.
 """
 
 from __future__ import annotations
@@ -65,19 +65,22 @@ class Core:
         return count * row.length // int(row.dtypes[1:]) if count else 0
 
 
-_OPERATIONS = {"fadd": 1, "fsub": 1, "fmul": 1, "fdiv": 1, "fsqrt": 1, "fmla": 2, "fmls": 2}
+_OPERATIONS = {"fadd": 1, "fsub": 1, "fmul": 1, "fdiv": 1, "fsqrt": 1, "fmla": 2, "fmls": 2,
+               "bfdot": 2, "bfmmla": 4}
 _CLASSES: dict[str, tuple[int, float, str]] = {
     "alu": (1, 1, "integer"), "alu shifted": (2, 1, "alu"), "mul": (2, 1, "alu"), "div": (12, 12, "alu"),
     "branch": (1, 1, "branch"), "load": (0, 1, "memory"), "load vector": (0, 1, "memory"), "store": (1, 2, "memory"),
     "atomic": (8, 16, "memory"), "hint": (1, 1, "memory"), "system": (50, 50, "alu"), "vector": (2, 1, "vector"),
     "fadd": (2, 1, "vector"), "fmul": (3, 1, "vector"), "fma": (4, 1, "vector"), "fdiv": (10, 5, "half"),
     "fsqrt": (12, 6, "half"), "convert": (3, 1, "half"), "vector mul": (4, 1, "half"), "vector shift": (2, 1, "half"),
-    "dot": (3, 1, "vector"),
+    "dot": (3, 1, "vector"), "bf16 dot": (4, 1, "vector"), "bf16 matrices": (5, 1, "vector"),
+    "bf16 convert": (4, 1, "half"),
     "across": (5, 1, "half"), "to vector": (3, 1, "memory"), "from vector": (2, 1, "half"),
 }
 """Latency, cycles of one pipe, and which pipes, by the class that a row names; of loads the core has the latency."""
 
-CORES = {"neoverse-n1": Core("Neoverse N1", 4, 3, 2, 2), "neoverse-v2": Core("Neoverse V2", 8, 6, 4, 3)}
+CORES = {"neoverse-n1": Core("Neoverse N1", 4, 3, 2, 2), "neoverse-v1": Core("Neoverse V1", 8, 4, 4, 3),
+         "neoverse-n2": Core("Neoverse N2", 5, 4, 2, 3), "neoverse-v2": Core("Neoverse V2", 8, 6, 4, 3)}
 
 
 def model_of(target: Any) -> Core:

@@ -258,6 +258,7 @@ def _integer_rows() -> None:
             row(f"{name}.element.{made}", f"{name} <Vd+>.{made}, <Vn>.{source}, <Em>.4b[<:e>]",
                 f"0{q}{u}01111 10e mmmmm 1110 e 0 nnnnn ddddd", m.dot_by_element, "dot", length=length, dtypes=dtype,
                 features=frozenset({"dotprod"}))
+    _narrow_products()
     # From the lower half of a register, and to it.
     for source, made, code, taken, wide in (("8b", "8h", "00", 8, 16), ("4h", "4s", "01", 16, 32),
                                             ("2s", "2d", "10", 32, 64)):
@@ -273,8 +274,46 @@ def _integer_rows() -> None:
         "vector shift", length=128, dtypes="u32")
 
 
+def _narrow_products() -> None:
+    """Of bytes of two signs and of bf16, and matrices of 2 x 8 bytes or 2 x 4 bf16 (FEAT_I8MM, FEAT_BF16)."""
+    bytes_, floats = {"features": frozenset({"i8mm"})}, {"features": frozenset({"bf16"})}
+    for q, length, source, made in (("0", 64, "8b", "2s"), ("1", 128, "16b", "4s")):
+        row(f"usdot.{made}", f"usdot <Vd+>.{made}, <Vn>.{source}, <Vm>.{source}",
+            f"0{q}001110 100 mmmmm 100111 nnnnn ddddd", m.dot_of_signs("u1", "i1"), "dot", length=length, dtypes="u8",
+            **bytes_)
+        for name, us, first, second in (("usdot", 1, "u1", "i1"), ("sudot", 0, "i1", "u1")):
+            row(f"{name}.element.{made}", f"{name} <Vd+>.{made}, <Vn>.{source}, <Em>.4b[<:e>]",
+                f"0{q}001111 {us}0e mmmmm 1111 e 0 nnnnn ddddd", m.dot_of_signs(first, second), "dot", length=length,
+                dtypes="u8", **bytes_)
+        source = f"{length // 16}h"
+        row(f"bfdot.{made}", f"bfdot <Vd+>.{made}, <Vn>.{source}, <Vm>.{source}",
+            f"0{q}101110 010 mmmmm 111111 nnnnn ddddd", m.dot_of_bfloat16, "bf16 dot", length=length, dtypes="u16",
+            **floats)
+        row(f"bfdot.element.{made}", f"bfdot <Vd+>.{made}, <Vn>.{source}, <Em>.2h[<:e>]",
+            f"0{q}001111 01e mmmmm 1111 e 0 nnnnn ddddd", m.dot_of_bfloat16, "bf16 dot", length=length, dtypes="u16",
+            **floats)
+    for name, u, b, first, second in (("smmla", 0, 0, "i1", "i1"), ("ummla", 1, 0, "u1", "u1"),
+                                      ("usmmla", 0, 1, "u1", "i1")):
+        row(f"{name}.4s", f"{name} <Vd+>.4s, <Vn>.16b, <Vm>.16b", f"01{u}01110 100 mmmmm 1010{b}1 nnnnn ddddd",
+            m.matrices_of_bytes(first, second), "dot", length=128, dtypes="u8", **bytes_)
+    row("bfmmla.4s", "bfmmla <Vd+>.4s, <Vn>.8h, <Vm>.8h", "01101110 010 mmmmm 111011 nnnnn ddddd",
+        m.matrices_of_bfloat16, "bf16 matrices", length=128, dtypes="u16", **floats)
+    row("bfcvtn.4h", "bfcvtn <Vd>.4h, <Vn>.4s", "00001110101 00001 011010 nnnnn ddddd", m.as_bfloat16, "bf16 convert",
+        length=128, dtypes="f32", **floats)
+    row("bfcvtn2.8h", "bfcvtn2 <Vd+>.8h, <Vn>.4s", "01001110101 00001 011010 nnnnn ddddd", m.upper_as_bfloat16,
+        "bf16 convert", length=128, dtypes="f32", **floats)
+    row("bfcvt.h", "bfcvt <Hd>, <Sn>", "0001111001100011010000 nnnnn ddddd",
+        lambda a: m.as_bfloat16(a.view("f4")), "convert", dtypes="u8", **floats)
+
+
 def _lanes() -> None:
     meaning: Meaning
+    for q, length, size, kinds in (("0", 64, "00", "8b"), ("1", 128, "00", "16b"), ("0", 64, "01", "4h"),
+                                   ("1", 128, "01", "8h")):
+        for name, opcode, meaning in (("zip1", "0011", m.zip_low), ("zip2", "0111", m.zip_high)):
+            row(f"{name}.{kinds}", f"{name} {_THREE.replace('T', kinds)}",
+                f"0{q}001110 {size}0 mmmmm {opcode}10 nnnnn ddddd", meaning, "vector", length=length,
+                dtypes="u8" if kinds[-1] == "b" else "u16")
     for arrangement in ("2s", "4s", "2d"):
         q, _, length, bits = ARRANGEMENTS[arrangement]
         size = _SIZES[arrangement]

@@ -7,6 +7,8 @@ unsigned. Source: Arm Architecture Reference Manual DDI 0487, C6.2, C7.2 and J1.
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -370,6 +372,111 @@ def dot_of_four(c: Array, a: Array, b: Array) -> Array:
 def dot_by_element(c: Array, a: Array, b: Array, place: int) -> Array:
     """Four bytes of the second factor for all of the first."""
     return dot_of_four(c, a, np.tile(b[4 * place:4 * place + 4], len(a) // 4))
+
+
+def dot_of_signs(first: str, second: str) -> Callable[..., Array]:
+    """The same of bytes of these kinds, by four of the second factor for all where their place is given."""
+    def dot(c: Array, a: Array, b: Array, *place: int) -> Array:
+        x, y = a.view(first), b.view(second)
+        return dot_by_element(c, x, y, *place) if place else dot_of_four(c, x, y)
+
+    return dot
+
+
+def matrices_of_bytes(first: str, second: str) -> Callable[..., Array]:
+    """2 x 2 sums of 32 bits, with the products of 2 x 8 bytes by as many, whose rows are the columns of the other
+    factor."""
+    def multiply(c: Array, a: Array, b: Array) -> Array:
+        x, y = (v.view(kind).reshape(2, 8).astype(np.int32) for v, kind in ((a, first), (b, second)))
+        return c.view(np.int32) + (x @ y.T).reshape(-1)
+
+    return multiply
+
+
+_LEAST_NORMAL, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104
+_FLOAT, _WORD = struct.Struct("<f"), struct.Struct("<I")
+
+
+def _to_odd(value: float, rest: float = 0.0) -> float:
+    """value + rest, which is less than a digit of it: of the two f32 around it that whose last bit is set, or itself if
+    it is one; what is below the normal numbers is 0, what is beyond the largest infinite (BFRound)."""
+    size = abs(value)
+    if size < _LEAST_NORMAL or (size == _LEAST_NORMAL and value * rest < 0):
+        return math.copysign(0.0, value)
+    if not size <= _LARGEST:
+        return value if size != size else math.copysign(_LARGEST if size < 2.0**128 else math.inf, value)
+    packed = _FLOAT.pack(value)
+    near: float = _FLOAT.unpack(packed)[0]
+    below = value - near or rest
+    bits: int = _WORD.unpack(packed)[0]
+    if not below or bits & 1:
+        return near
+    made: float = _FLOAT.unpack(_WORD.pack(bits + (1 if (below > 0) == (near > 0) else -1)))[0]
+    return made
+
+
+def _sum_to_odd(a: float, b: float) -> float:
+    """Of f32, which f64 sum up to a rest (Knuth's two-sum)."""
+    whole = a + b
+    if not math.isfinite(whole):
+        return whole
+    from_a = whole - b
+    return _to_odd(whole, (a - from_a) + (b - (whole - from_a)))
+
+
+def _flushed(values: Array) -> list[float]:
+    """f32 as Python's floats, denormals 0."""
+    with np.errstate(invalid="ignore"):
+        numbers: list[float] = values.astype(np.float64).tolist()
+    return [math.copysign(0.0, n) if abs(n) < _LEAST_NORMAL else n for n in numbers]
+
+
+def _bfloat16(a: Array) -> list[float]:
+    return _flushed((a.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32))
+
+
+def _add_pair(total: float, a: list[float], b: list[float]) -> float:
+    """The two products are summed, and their sum added, each rounded to odd (BFDotAdd without FPCR.EBF)."""
+    return _sum_to_odd(total, _sum_to_odd(_to_odd(a[0] * b[0]), _to_odd(a[1] * b[1])))
+
+
+def _as_floats(sums: list[float]) -> Array:
+    """Of NaN the default one."""
+    made = np.array(sums, np.float32)
+    return np.where(np.isnan(made), np.uint32(0x7FC00000).view(np.float32), made)
+
+
+def dot_of_bfloat16(c: Array, a: Array, b: Array, *place: int) -> Array:
+    """f32 sums, with the products of two bf16 each; the second two for all where their place is given."""
+    x, y = _bfloat16(a), _bfloat16(b)
+    if place:
+        y = y[2 * place[0]:2 * place[0] + 2] * (len(x) // 2)
+    return _as_floats([_add_pair(total, x[2 * n:2 * n + 2], y[2 * n:2 * n + 2])
+                       for n, total in enumerate(_flushed(c.view(np.float32)))])
+
+
+def matrices_of_bfloat16(c: Array, a: Array, b: Array) -> Array:
+    """2 x 2 sums of f32, with the products of 2 x 4 bf16 by as many, whose rows are the columns of the other factor:
+    two of the four first, then the others."""
+    x, y = _bfloat16(a), _bfloat16(b)
+    made = []
+    for n, total in enumerate(_flushed(c.view(np.float32))):
+        for half in (0, 2):
+            total = _add_pair(total, x[n // 2 * 4 + half:][:2], y[n % 2 * 4 + half:][:2])
+        made.append(total)
+    return _as_floats(made)
+
+
+def as_bfloat16(a: Array) -> Array:
+    """f32 -> bf16, as u16: nearest even, denormals kept; NaN is made quiet."""
+    bits = a.view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))
+    return (np.where(np.isnan(a), bits | np.uint32(0x400000), rounded) >> np.uint32(16)).astype(np.uint16)
+
+
+def upper_as_bfloat16(old: Array, a: Array) -> Array:
+    """The same, in the upper half of the old row."""
+    return np.concatenate([old.view(np.uint16)[:4], as_bfloat16(a)])
 
 
 def shifted_wide(a: Array) -> Array:

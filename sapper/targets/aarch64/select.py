@@ -17,6 +17,7 @@ from ..rule_tables import joined
 from . import select_arithmetic, select_control, select_memory, select_scalars
 from .abi import ARGUMENTS
 from .instructions import ROWS as ROWS
+from .select_arithmetic import MATRICES
 from .select_common import Key, OwnConstants, Rule
 from .select_common import constant_key as constant_key
 from .select_common import constant_kind as constant_kind
@@ -44,10 +45,11 @@ FOLDED_DTYPES: frozenset[str] = frozenset()
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of a factor for nothing (fmls)."""
 
-TAKES_LANE = {"fma": (0, 1), "dot4_i8i8": (1, 2), "dot4_u8u8": (1, 2)}
+_DOTS = ("dot4_i8i8", "dot4_u8u8", "dot4_u8i8", "dot2_bf16")
+TAKES_LANE = {"fma": (0, 1), **dict.fromkeys(_DOTS, (1, 2))}
 """Operands of which one may be a lane of a register, for nothing (fmla and sdot by element)."""
 
-TIED = {"fma": (2,), "dot4_i8i8": (0,), "dot4_u8u8": (0,), "copy_sign": (0,),
+TIED = {"fma": (2,), **dict.fromkeys((*_DOTS, *MATRICES), (0,)), "copy_sign": (0,),
         "select": (1, 2), "min": (0, 1), "max": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
 
@@ -55,11 +57,12 @@ TIED = {"fma": (2,), "dot4_i8i8": (0,), "dot4_u8u8": (0,), "copy_sign": (0,),
 class Facts:
     """What selection needs to know of one target, and what it notes for one function.
 
-    narrow: the arrangement of rows of 32-bit elements.
+    narrow: the arrangement of rows of 32-bit elements. has_bfloat16: an instruction rounds to bf16.
     """
 
     def __init__(self, s: Any, target: Any) -> None:
         self.features: frozenset[str] = target.features
+        self.has_bfloat16 = "bf16" in self.features
         self.vector_registers: int = target.vector_registers
         self.mask_kind = self.wide_kind = "vec"
         self.indexed_addresses: bool = target.indexed_addresses
@@ -88,8 +91,16 @@ def facts_of(s: Any, target: Any) -> Facts:
 
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
-    dots = {"dot4_i8i8", "dot4_u8u8"} if target.has("dotprod") else set()
-    return frozenset({"round", "floor", "ceil", "trunc", "copy_sign", *dots})
+    legal = {"round", "floor", "ceil", "trunc", "copy_sign"}
+    if target.has("dotprod"):
+        legal |= {"dot4_i8i8", "dot4_u8u8"}
+    if target.has("i8mm"):
+        legal |= {"dot4_u8i8", "interleave"}
+    if target.has("bf16"):
+        legal |= {"dot2_bf16", "interleave", "pack_bf16"}
+    if legal >= {"dot4_u8i8", "dot2_bf16"}:
+        legal |= set(MATRICES)
+    return frozenset(legal)
 
 
 def register_file(target: Any) -> Any:

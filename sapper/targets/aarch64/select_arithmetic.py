@@ -154,6 +154,28 @@ def _dot(name: str) -> Rule:
     return rule
 
 
+def dot_of_signs(s: Any, op: Op) -> None:
+    """The same of unsigned and signed bytes; of which kind the lane is, the instruction says."""
+    total, first, second = op.operands
+    factors, lane, _ = _factors(s, [first, second])
+    spread = first in s.deferred and s.deferred[first].name == "broadcast_lane"
+    if lane is None:
+        factors = factors[::-1]
+    _add_product(s, op, "sudot" if lane is not None and spread else "usdot", total, factors, lane, s.facts.narrow)
+
+
+MATRICES = {"two_by_two_bf16": "bfmmla", "two_by_two_i8i8": "smmla", "two_by_two_u8u8": "ummla",
+            "two_by_two_u8i8": "usmmla"}
+"""Products of matrices of 2 x 8 bytes, or 2 x 4 bf16."""
+
+
+def _matrices(name: str) -> Rule:
+    def rule(s: Any, op: Op) -> None:
+        factors = [s.vector(value) for value in op.operands[1:]]
+        _add_product(s, op, name, op.operands[0], factors, None, "4s")
+    return rule
+
+
 def _one(of_floats: str, of_integers: str = "") -> Rule:
     def rule(s: Any, op: Op) -> None:
         dtype = dtype_of(op.results[0])
@@ -316,6 +338,16 @@ _BF16_KEYS: tuple[Key, ...] = (("s", 4, 1), ("s", 4, 0x7FFF), ("s", 4, 0x7FC0000
 _BF16_MASK: Key = ("s", 4, 0xFFFF0000)
 
 
+def narrow_bfloat16(s: Any, row: Any) -> Any:
+    """f32 row -> a fresh register with the bf16 nearest in its low part, ties to even."""
+    made = s.new("vec")
+    if s.facts.has_bfloat16:
+        s.emit("bfcvtn.4h", made, row)
+    else:
+        s.emit("shrn.4h", made, round_bfloat16(s, row), 16)
+    return made
+
+
 def round_bfloat16(s: Any, row: Any) -> Any:
     """f32 row -> a fresh register whose upper halves are the bf16 nearest, ties to even; the lower halves are waste.
 
@@ -344,6 +376,8 @@ def round_to(s: Any, op: Op) -> None:
         half = s.new("vec")
         s.emit("fcvtn.4h", half, row)
         s.emit("fcvtl.4s", s.define(op.results[0]), half)
+    elif name == "bf16" and s.facts.has_bfloat16:
+        s.emit("shll.4s", s.define(op.results[0]), narrow_bfloat16(s, row))
     elif name == "bf16":
         rounded = round_bfloat16(s, row)
         s.emit("and.16b", s.define(op.results[0]), rounded, s.constant(_BF16_MASK))
@@ -354,7 +388,7 @@ def round_to(s: Any, op: Op) -> None:
 
 def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
     name = op.attributes["dtype"].name
-    if name != "bf16" or op.attributes.get("exact"):
+    if name != "bf16" or op.attributes.get("exact") or s.facts.has_bfloat16:
         return ()
     keys = _BF16_KEYS[:2] if s.facts.short_nans else _BF16_KEYS
     return (*keys, _BF16_MASK) if op.name == "round_to" else keys
@@ -372,6 +406,7 @@ RULES: dict[str, Rule] = {
     "cmp": compare, "select": select, "mask_first": mask_first, "mask_to_row": mask_to_row, "mask_not": bit_not,
     "mask_and": _bits("and"), "mask_or": _bits("orr"), "mask_xor": _bits("eor"),
     "cvt": convert, "round_to": round_to, "dot4_i8i8": _dot("sdot"), "dot4_u8u8": _dot("udot"),
+    **{name: _matrices(row) for name, row in MATRICES.items()}, "dot4_u8i8": dot_of_signs, "dot2_bf16": _dot("bfdot"),
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op, Value
-from .select_arithmetic import deliver, round_bfloat16, rounding_constants
+from .select_arithmetic import deliver, narrow_bfloat16, rounding_constants
 from .select_common import (
     OwnConstants,
     Rule,
@@ -126,8 +126,10 @@ def narrow(s: Any, name: str, row: Any, exact: bool = False) -> Any:
     made = s.new("vec")
     if name == "f16":
         s.emit("fcvtn.4h", made, row)
+    elif name == "bf16" and not exact:
+        return narrow_bfloat16(s, row)
     elif name == "bf16":
-        s.emit("shrn.4h", made, row if exact else round_bfloat16(s, row), 16)
+        s.emit("shrn.4h", made, row, 16)
     elif name == "i16":
         s.emit("xtn.4h", made, row)
     elif name in ("i8", "u8", "bool"):
@@ -275,6 +277,27 @@ def unzip(s: Any, op: Op) -> None:
     _pair(s, op, ("uzp1", "uzp2"), arrangement(s, dtype_of(op.operands[0])))
 
 
+def interleave(s: Any, op: Op) -> None:
+    """Elements of two rows of halves by turns; of four rows of bytes those of two first, then halves of both."""
+    narrow, wide = ("16b", "8h") if s.lanes == 4 else ("8b", "4h")
+    if len(op.operands) == 2:
+        _pair(s, op, ("zip1", "zip2"), wide)
+        return
+    rows = [s.vector(value) for value in op.operands]
+    halves = []
+    for n, name in ((0, "zip1"), (2, "zip1"), (0, "zip2"), (2, "zip2")):
+        halves.append(s.new("vec"))
+        s.emit(f"{name}.{narrow}", halves[-1], *rows[n:n + 2])
+    for number, result in enumerate(op.results):
+        first = number // 2 * 2
+        s.emit(f"zip{number % 2 + 1}.{wide}", s.define(result), *halves[first:first + 2])
+
+
+def pack_bfloat16(s: Any, op: Op) -> None:
+    first, second = (narrow_bfloat16(s, s.vector(value)) for value in op.operands)
+    s.emit(f"zip1.{'8h' if s.lanes == 4 else '4h'}", s.define(op.results[0]), first, second)
+
+
 def zip_rows(s: Any, op: Op) -> None:
     _pair(s, op, ("zip1", "zip2"), arrangement(s, dtype_of(op.operands[0])))
 
@@ -283,7 +306,7 @@ RULES: dict[str, Rule] = {
     "load": load, "load_splat": load_splat, "store": store, "store_lane0": store_lane0, "gather": gather,
     "scatter": scatter, "prefetch": prefetch, "splat": splat, "iota": iota, "lane0": lane0, "bitcast": alias,
     "shuffle_xor": shuffle_xor, "broadcast_lane": broadcast_lane, "exchange": exchange, "unzip": unzip,
-    "zip": zip_rows,
+    "zip": zip_rows, "interleave": interleave, "pack_bf16": pack_bfloat16,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {

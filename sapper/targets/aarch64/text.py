@@ -19,7 +19,8 @@ _PLACE = re.compile(r"<[^>]+>")
 
 def head(target: Any) -> tuple[str, ...]:
     """Lines at the start of a file."""
-    return (".arch armv8.2-a+dotprod" if target.has("dotprod") else ".arch armv8.1-a", ".text")
+    optional = "".join(f"+{name}" for name in ("dotprod", "i8mm", "bf16") if target.has(name))
+    return (f".arch armv8.2-a{optional}" if optional else ".arch armv8.1-a", ".text")
 
 
 def _is_virtual(register: Any) -> bool:

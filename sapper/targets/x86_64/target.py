@@ -110,6 +110,11 @@ class Target(_Row, PlainTarget):
         return frozenset({"dot2_bf16" if bf16 else "fma2_bf16", "dot4_u8i8"})
 
     @property
+    def flushes_as_it_rounds(self) -> bool:
+        """VCVTNEPS2BF16 (SDM volume 2)."""
+        return "dot2_bf16" in self.dots
+
+    @property
     def shared_pipes(self) -> bool:
         """Of 512 bits Intel's cores compute on ports 0 and 5, which both multiply (Skylake-SP to Ice Lake-SP); those
         that came later have instructions for bf16, and so do others that have AVX-512."""

@@ -370,7 +370,8 @@ def test_every_op_has_a_rule_or_is_expanded_before() -> None:
                        "dot4_i8i8", "dot4_u8u8", "fma2_bf16", "fraction", "interleave", "is_denormal", "lookup",
                        "pack_bf16", "pairs_u8i8",
                        "pick", "tile_configure", "tile_load", "tile_multiply", "tile_release", "tile_store",
-                       "tile_wake", "tile_zero", "unzip", "widen_bytes", "widen_float8", "zip"}
+                       "tile_wake", "tile_zero", "two_by_two_bf16", "two_by_two_i8i8", "two_by_two_u8i8",
+                       "two_by_two_u8u8", "unzip", "widen_bytes", "widen_float8", "zip"}
     program = Program()
     zero = program.row([0], f32)
     packed = program.row([0], b32)
