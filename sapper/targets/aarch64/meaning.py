@@ -101,6 +101,10 @@ def divide(a: int, b: int) -> int:
     return 0 if not y else (abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1) & ALL
 
 
+def divide_unsigned(a: int, b: int) -> int:
+    return a // b if b else 0
+
+
 def bit_and(a: Any, b: Any) -> Any:
     return a & b
 
@@ -148,6 +152,17 @@ def stored(bits: int) -> Callable[[int], int]:
 def added_to(bits: int) -> Callable[[int, int], tuple[int, int]]:
     """What memory held, and what it holds then."""
     return lambda value, memory: (memory, memory + value & (1 << bits) - 1)
+
+
+def swapped_with(bits: int) -> Callable[[int, int], tuple[int, int]]:
+    """What memory held, and what it holds then."""
+    return lambda value, memory: (memory, value & (1 << bits) - 1)
+
+
+def swapped_if_same(bits: int) -> Callable[[int, int, int], tuple[int, int]]:
+    """What memory held, and what it holds then: the new number where that was the expected one."""
+    mask = (1 << bits) - 1
+    return lambda expected, value, memory: (memory, value & mask if memory == expected & mask else memory)
 
 
 # --- Vectors ----------------------------------------------------------------------------------------------------------
