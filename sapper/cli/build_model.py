@@ -37,8 +37,9 @@ def run_build_model(
     if header_path in (path, weights):
         raise UsageError(f"--header {header}: found the name of another file of the model; expected one of its own")
     target = find_target(target_name)
-    if target.family != "x86_64":
-        raise UsageError(f"--target {target.name}: found no CPU of x86-64; expected one, for whole models")
+    if target.assembler_allocates:
+        raise UsageError(f"--target {target.name}: found a target whose own assembler makes the code; expected a CPU, "
+                         f"whose bytes are made here; mend: `sapper asm --target {target.name}` prints a kernel's text")
     model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype,
                        words=not path.suffix, target=target)
     loaded = time.perf_counter()

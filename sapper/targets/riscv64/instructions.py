@@ -153,11 +153,13 @@ class _Table:
         row = self.row
         row("fmv.d", "fmv.d <Fd>, <Fs>", "0010001 SSSSS sssss 000 ddddd 1010011", m.same, "fadd")
         row("fmv.w.x", "fmv.w.x <Fd>, <Xs>", "1111000 00000 sssss 000 ddddd 1010011", m.boxed(32), "to float")
+        row("fmv.x.w", "fmv.x.w <Xd>, <Fs>", "1110000 00000 sssss 000 ddddd 1010011", m.word_of_float, "fadd")
         row("fmv.d.x", "fmv.d.x <Fd>, <Xs>", "1111001 00000 sssss 000 ddddd 1010011", m.same, "to float")
         row("fcvt.s.h", "fcvt.s.h <Fd>, <Fs>", "0100000 00010 sssss 000 ddddd 1010011", m.half_to_single, "fadd",
             features=_HALF)
         for name, word, meaning in (
-                ("fcvt.s.l", "1101000 00010", m.float_of_number(32)), ("fcvt.d.l", "1101001 00010", m.float_of_number(64)),
+                ("fcvt.s.l", "1101000 00010", m.float_of_number(32)),
+                ("fcvt.d.l", "1101001 00010", m.float_of_number(64)),
                 ("fcvt.s.d", "0100000 00001", m.of_floats(m.same, 64, 32))):
             taken = "X" if name.endswith("l") else "F"
             row(name, f"{name} <Fd>, <{taken}s>", f"{word} sssss 111 ddddd 1010011", meaning, "fadd")
