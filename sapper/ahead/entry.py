@@ -127,7 +127,7 @@ _OPEN = """
     syscall
     test rax, rax
     js no_file_open
-    mov ecx, dword ptr [rsp + @mode_offset]  # the digest is of a regular file
+    mov ecx, dword ptr [rsp + @mode_offset]  # st_mode: the digest is of a regular file
     and ecx, 0xf000
     cmp ecx, 0x8000
     jne no_file_open
