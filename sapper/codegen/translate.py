@@ -428,7 +428,9 @@ class _Translation:
         register, amount = self._number(item.operands[0]), item.operands[1]
         if not isinstance(amount, Immediate):
             raise self._error(place, "such an amount")
-        self.of.shift(self.s, "shr", register, register, amount.value)     # above 32 bits there is nothing
+        if bits < WORD_BITS:
+            self._extend(register, register, bits)
+        self.of.shift(self.s, "shr", register, register, amount.value)
         self._result_flags(place, register, bits)
 
     def _rol(self, place: int, item: Instruction, bits: int) -> None:

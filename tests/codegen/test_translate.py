@@ -1,0 +1,301 @@
+"""Code by hand in rows of other families: it does what the rows of x86-64 do on this processor."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.ahead.digest import digest, digest_function
+from sapper.codegen.compile import encoded, text_of
+from sapper.codegen.encode import encode
+from sapper.codegen.listing import Listing, at
+from sapper.codegen.machine import Immediate, MachineFunction, Memory, Register
+from sapper.codegen.translate import INVERSE, TranslationError, cpu_check, translated
+from sapper.emulate import CODE_RUNNERS
+from sapper.runtime.loader import load
+from sapper.runtime.program_code import program_function
+from sapper.runtime.workers_code import enter, launch_function, leave, work_function
+from sapper.targets import target
+from sapper.targets.linux import CALLS
+from sapper.targets.x86_64.registers import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from tests.codegen.run_native import RUNNABLE
+from tests.targets.on_emulators import TARGETS, is_there, needs_emulator
+from tests.targets.riscv64.by_meaning import run_by_meaning
+
+NAMES = [names[0] for names in TARGETS.values()]
+RECORDED = Path(__file__).with_name("translated.txt")
+"""Digests of the text of what starts and runs programs, as emulators ran it in tests/ahead/test_families.py;
+`python -m tests.codegen.test_translate` makes them."""
+GENERAL = (RAX, RBX, RCX, RDX, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15)
+DATA, DATA_BYTES = 128, 256
+"""In the state: registers before it."""
+natively = pytest.mark.skipif(not RUNNABLE, reason="this CPU runs no kernels")
+
+
+class Program:
+    """A function of random operations: loads all registers from the state, and puts them there again."""
+
+    def __init__(self, seed: int, count: int, rules: tuple[str, ...] = ()) -> None:
+        self.choose, self.emit, self.labels = random.Random(seed), Listing(), 0
+        enter(self.emit)
+        self.emit("mov.64", RBP, at(RDI, 24))
+        for place, register in enumerate(GENERAL):
+            self.emit("mov.64", register, at(RBP, 8 * place))
+        for _ in range(count):
+            getattr(self, self.choose.choice(rules or self.RULES))()
+        for place, register in enumerate(GENERAL):
+            self.emit("mov.64", at(RBP, 8 * place), register)
+        leave(self.emit)
+        for name in ("routine", "again"):       # the first one runs on into the second
+            self.emit.label(name)
+            self.emit("push", RSI)
+            self.emit("add.64", RSI, Immediate(3))
+            self.emit("pop", RAX)
+        self.emit("cmp.64", RAX, RSI)
+        self.emit("ret")
+
+    RULES = ("moves", "bytes", "extended", "addresses", "computed", "computed", "memory_computed", "shifted", "products",
+             "compared", "compared", "borrowed", "called", "stacked", "atomic", "floats")
+
+    @property
+    def function(self) -> MachineFunction:
+        return MachineFunction("program", self.emit.body, {})
+
+    def register(self) -> int:
+        return self.choose.choice(GENERAL)
+
+    def memory(self) -> Memory:
+        """Somewhere in the data, perhaps with an index."""
+        disp = DATA + self.choose.randrange(0, DATA_BYTES // 2)
+        if self.choose.random() < 0.6:
+            return at(RBP, disp)
+        index, scale = self.choose.choice(GENERAL), self.choose.choice([1, 2, 4, 8])
+        self.emit("and.64", index, Immediate(15))
+        return Memory(Register("gpr", RBP), Register("gpr", index), scale, disp)
+
+    def number(self) -> Immediate:
+        return Immediate(self.choose.choice([0, 1, -1, 7, -128, 2047, 4096, 0x7FFFFFFF, -0x80000000, 65535,
+                                             self.choose.randrange(-1 << 31, 1 << 31)]))
+
+    def label(self) -> str:
+        self.labels += 1
+        return f"label{self.labels}"
+
+    # --- What it is made of -----------------------------------------------------------------------------------------
+
+    def moves(self) -> None:
+        bits, register = self.choose.choice(["32", "64"]), self.register()
+        how = self.choose.randrange(5)
+        if how == 0:
+            self.emit(f"mov.{bits}", register, self.memory())
+        elif how == 1:
+            self.emit(f"mov.{bits}", self.memory(), register)
+        elif how == 2:
+            self.emit(f"mov.{bits}", register, self.register())
+        elif how == 3:
+            self.emit(f"mov.{bits}", self.memory(), self.number())
+        else:
+            self.emit("mov.64", register, Immediate(self.choose.randrange(-1 << 63, 1 << 63)))
+
+    def bytes(self) -> None:
+        memory = self.memory()
+        self.emit("mov.8", self.register(), memory)
+        self.emit("mov.8", self.memory(), self.register())
+
+    def extended(self) -> None:
+        row = self.choose.choice(["movzx.8.32", "movzx.16.32", "movsxd"])
+        memory = self.memory()
+        self.emit(row, self.register(), memory if row != "movzx.8.32" or self.choose.random() < 0.5 else self.register())
+
+    def addresses(self) -> None:
+        index = self.choose.choice([None, self.register()])
+        memory = Memory(Register("gpr", self.register()), None if index is None else Register("gpr", index),
+                        1 if index is None else self.choose.choice([1, 2, 4, 8]), self.number().value)
+        self.emit(self.choose.choice(["lea.64", "lea.32"]), self.register(), memory)
+
+    def computed(self) -> None:
+        bits, name = self.choose.choice(["32", "64"]), self.choose.choice(["add", "sub", "and", "or", "xor"])
+        register, how = self.register(), self.choose.randrange(3)
+        second = [self.register, self.number, self.memory][how if name in ("add", "sub") else how % 2]()
+        self.emit(f"{name}.{bits}", register, second)
+        if self.choose.random() < 0.3:
+            self.emit(self.choose.choice(["not.32", "not.64", "neg.64"]), self.register())
+
+    def memory_computed(self) -> None:
+        memory = self.memory()
+        if self.choose.random() < 0.5:
+            self.emit("add.32", memory, self.number())
+        else:
+            self.emit(self.choose.choice(["add.64", "and.64"]), memory, self.register())
+
+    def shifted(self) -> None:
+        bits = self.choose.choice([32, 64])
+        name = self.choose.choice(["shl", "shr", "rol"])
+        bits = 64 if name == "rol" else bits
+        self.emit(f"{name}.imm.{bits}", self.register(), Immediate(self.choose.randrange(1, bits)))
+        if self.choose.random() < 0.3:
+            self.emit("shl.cl.64", self.choose.choice([r for r in GENERAL if r != RCX]), RCX)
+
+    def products(self) -> None:
+        how = self.choose.randrange(3)
+        if how == 0:
+            self.emit("imul.64", self.register(), self.register())
+        elif how == 1:
+            self.emit(self.choose.choice(["imul.imm.64", "imul.imm.32"]), self.register(), self.register(),
+                      self.number())
+        else:
+            divisor = self.choose.choice([r for r in GENERAL if r not in (RAX, RDX)])
+            self.emit("shr.imm.64", RAX, Immediate(32))
+            self.emit("shr.imm.64", divisor, Immediate(40))
+            self.emit("mul.64", divisor)
+            self.emit("or.64", divisor, Immediate(1 << 20))         # not 0
+            self.emit("shr.imm.64", divisor, Immediate(self.choose.randrange(20)))
+            self.emit("div.64", divisor)
+
+    def setter(self) -> list[str]:
+        """What sets flags, and the conditions that hold of it."""
+        bits, name = self.choose.choice(["32", "64"]), self.choose.choice(["cmp", "cmp", "cmp", "test", "sub", "add",
+                                                                           "and", "cmp.8"])
+        if name == "cmp.8":
+            memory = self.memory()
+            self.emit("cmp.8", memory, Immediate(self.choose.randrange(-128, 128)))
+            return [c for c in INVERSE if c not in ("s", "ns")]
+        register = self.register()
+        if name == "test":
+            self.emit(f"test.{bits}", register, register if self.choose.random() < 0.5 else self.register())
+        elif name == "cmp":
+            how = self.choose.randrange(3)
+            second: Any = [self.register, self.number, self.memory][how]()
+            self.emit(f"cmp.{bits}", register, second)
+        else:
+            self.emit(f"{name}.{bits}", register, self.choose.choice([self.register, self.number])())
+        if name in ("cmp", "sub"):
+            return [c for c in INVERSE if c not in ("s", "ns")]
+        return ["e", "ne", "s", "ns"] if name == "add" else ["e", "ne", "s", "ns", "l", "ge", "g", "le"]
+
+    def compared(self) -> None:
+        condition = self.choose.choice(self.setter())
+        self.emit("mov.64", self.register(), Immediate(self.choose.randrange(99)))      # leaves flags
+        how = self.choose.randrange(3)
+        if how == 0 and f"cmov{condition}.64" in ROWS:
+            self.emit(f"cmov{condition}.{self.choose.choice(['32', '64'])}", self.register(), self.register())
+        elif how == 1 and f"set{condition}.8" in ROWS:
+            self.emit(f"set{condition}.8", self.register())
+        else:
+            label = self.label()
+            self.emit(f"j{condition}", label)
+            self.computed()
+            self.emit.label(label)
+
+    def borrowed(self) -> None:
+        self.emit("cmp.32", self.register(), Immediate(1))
+        self.emit("sbb.64", self.register(), Immediate(self.choose.choice([-1, 5])))
+
+    def called(self) -> None:
+        """Flags outlive a routine."""
+        label = self.label()
+        self.emit("call", self.choose.choice(["routine", "again"]))
+        self.emit(self.choose.choice(["jb", "je", "jg"]), label)
+        self.emit("add.64", RDX, Immediate(1))
+        self.emit.label(label)
+
+    def stacked(self) -> None:
+        first, second = self.choose.choice([r for r in GENERAL if r != R9]), self.register()
+        self.emit("push", first)
+        self.emit("sub.64", RSP, Immediate(24))
+        self.emit("mov.64", at(RSP, 8), second)
+        self.emit("lea.64", R9, at(RSP, 8))
+        self.emit("add.64", at(R9), first)
+        self.emit("mov.64", R9, at(RSP, 8))
+        self.emit("add.64", RSP, Immediate(24))
+        self.emit("pop", self.register())
+
+    def atomic(self) -> None:
+        memory = at(RBP, DATA + 4 * self.choose.randrange(DATA_BYTES // 4))
+        how = self.choose.randrange(4)
+        if how == 0:
+            self.emit("lock.xadd.32", memory, self.register())
+        elif how == 1:
+            self.emit("xchg.32", memory, self.register())
+        elif how == 2:
+            self.emit("lock.sub.32", memory, self.number())
+        else:
+            if self.choose.random() < 0.5:
+                self.emit("mov.32", RAX, memory)
+            label = self.label()
+            self.emit("lock.cmpxchg.32", memory, self.choose.choice([r for r in GENERAL if r != RAX]))
+            self.emit("jne", label)
+            self.emit("add.64", RSI, Immediate(1))
+            self.emit.label(label)
+            self.emit("mov.32", RAX, memory)      # what it is where nothing was exchanged is left open
+
+    def floats(self) -> None:
+        first, second = Register("vec", 0), Register("vec", 1)
+        for register, source in ((first, self.register()), (second, self.register())):
+            self.emit("vmovq.to_vec", register, source)
+            self.emit("vcvtsi2sd.64", register, register, source)
+        self.emit("vdivsd", first, first, second)
+        self.emit("vcvtsd2ss", first, first, first)
+        memory = at(RBP, DATA + 4 * self.choose.randrange(DATA_BYTES // 4))
+        self.emit("vmovss", memory, first)
+        source = self.register()
+        self.emit("vmovd.to_vec", first, source)
+        self.emit("vcvtsi2ss.32", first, first, source)
+        self.emit("mov.32", memory, Immediate(0x3E800000))
+        self.emit("vmulss", first, first, memory)
+        self.emit("vmovss", memory, first)
+
+
+from sapper.targets.x86_64.instructions import ROWS  # noqa: E402
+
+
+def a_state(seed: int) -> np.ndarray:
+    choose = random.Random(seed)
+    words = [choose.choice([choose.getrandbits(64), choose.getrandbits(32), choose.randrange(100)])
+             for _ in range((DATA + DATA_BYTES) // 8)]
+    return np.array(words, np.uint64)
+
+
+def by_this_cpu(function: MachineFunction, state: np.ndarray) -> np.ndarray:
+    left = state.copy()
+    words = np.array([0, 0, 0, left.ctypes.data], np.int64)
+    load(encode(function).code).function(words.ctypes.data, 0, 1)
+    return left
+
+
+def by_emulator(function: MachineFunction, state: np.ndarray, name: str) -> np.ndarray:
+    facts, left = target(name), state.copy()
+    runner = CODE_RUNNERS[facts.family]
+    code = encoded(translated(function, facts, ordered=True), facts).code
+    import_module(f"sapper.emulate.{runner.module}").run_code(
+        code, lambda buffers: [buffers.add_array(left)], 0, **{fact: getattr(facts, fact) for fact in runner.facts})
+    return left
+
+
+def by_meaning(function: MachineFunction, state: np.ndarray) -> np.ndarray:
+    left = state.copy()
+    run_by_meaning(translated(function, target("rva23u64")), 128, lambda buffers: [buffers.add_array(left)], 0)
+    return left
+
+
+@natively
+@pytest.mark.parametrize("rule", sorted(set(Program.RULES)))
+def test_each_operation_by_the_meanings_of_rows(rule: str) -> None:
+    for seed in range(3):
+        function, state = Program(seed, 12, (rule,)).function, a_state(seed)
+        np.testing.assert_array_equal(by_meaning(function, state), by_this_cpu(function, state))
+
+
+@natively
+@pytest.mark.parametrize("family", [pytest.param(one, marks=needs_emulator(one)) for one in TARGETS])
+def test_random_programs(family: str) -> None:
+    for seed in range(4):
+        function, state = Program(seed, 300).function, a_state(seed)
+        for name in TARGETS[family][:1]:
+            np.testing.assert_array_equal(by_emulator(function, state, name), by_this_cpu(function, state))
