@@ -87,7 +87,7 @@ def cpu_check(target: Any, kernels: Sequence[MachineFunction]) -> tuple[MachineF
 
 
 class Emitter:
-    """What a family's translate.py writes with. general, number: a register, a number. body: what was written."""
+    """What a family's translate.py writes with. body: what was written."""
 
     def __init__(self, rows: Mapping[str, Any]) -> None:
         self.rows = rows
@@ -100,6 +100,12 @@ class Emitter:
         made = [Register("gpr", o) if type(o) is int else LabelReference(o) if type(o) is str else o for o in operands]
         self.body.append(Instruction(self.rows[row], made, comment=self.comment))
         self.comment = ""
+
+    immediate, physical = Immediate, Register
+
+    @staticmethod
+    def memory(base: int, disp: int = 0) -> Memory:
+        return Memory(Register("gpr", base), disp=disp)
 
     def label(self, name: str, align: int = 1) -> None:
         self.body.append(Label(name, align))
@@ -123,8 +129,7 @@ class _Translation:
         self.left, self.right = self.of.COMPARED
         body = function.body
         self.places = {item.name: place for place, item in enumerate(body) if isinstance(item, Label)}
-        self.routines = {item.operands[0].name for item in body if isinstance(item, Instruction)
-                         and _mnemonic(item) == "call" and isinstance(item.operands[0], LabelReference)}
+        self.routines = {called for item in body if (called := _called(item))}
         self.main = self._reached([0])
         self.wanted = self._wanted_conditions()
 
@@ -176,8 +181,7 @@ class _Translation:
         after = list[frozenset[str]]([frozenset()] * (len(body) + 1))
         before = list[frozenset[str]]([frozenset()] * (len(body) + 1))
         inside = {name: self._reached([self.places[name]]) for name in self.routines}
-        calls = [(place, item.operands[0].name) for place, item in enumerate(body)
-                 if _calls_label(item)]     # type: ignore[union-attr]
+        calls = [(place, called) for place, item in enumerate(body) if (called := _called(item))]
         changed = True
         while changed:
             changed = False
@@ -185,8 +189,8 @@ class _Translation:
                 item = body[place]
                 if isinstance(item, Instruction) and item.row.control == "return" and place not in self.main:
                     following = [call + 1 for call, name in calls if place in inside[name]]
-                elif _calls_label(item):
-                    following = [self.places[item.operands[0].name]]    # type: ignore[union-attr]
+                elif called := _called(item):
+                    following = [self.places[called]]
                 else:
                     following = self._follow(place)
                 left = frozenset[str]().union(*(before[n] for n in following))
@@ -667,8 +671,11 @@ def _float(operand: Any) -> int:
     return number
 
 
-def _calls_label(item: Instruction | Label) -> bool:
-    return isinstance(item, Instruction) and _mnemonic(item) == "call" and isinstance(item.operands[0], LabelReference)
+def _called(item: Instruction | Label) -> str:
+    """The routine that it calls, or ""."""
+    if isinstance(item, Instruction) and _mnemonic(item) == "call" and isinstance(item.operands[0], LabelReference):
+        return item.operands[0].name
+    return ""
 
 
 def _leaves(item: Instruction | Label) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from sapper.runtime.program_code import program_function
 from sapper.runtime.workers_code import enter, launch_function, leave, work_function
 from sapper.targets import target
 from sapper.targets.linux import CALLS
+from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.registers import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from tests.codegen.run_native import RUNNABLE
-from tests.targets.on_emulators import TARGETS, is_there, needs_emulator
+from tests.targets.on_emulators import TARGETS, needs_emulator
 from tests.targets.riscv64.by_meaning import run_by_meaning
 
 NAMES = [names[0] for names in TARGETS.values()]
@@ -60,8 +62,8 @@ class Program:
         self.emit("cmp.64", RAX, RSI)
         self.emit("ret")
 
-    RULES = ("moves", "bytes", "extended", "addresses", "computed", "computed", "memory_computed", "shifted", "products",
-             "compared", "compared", "borrowed", "called", "stacked", "atomic", "floats")
+    RULES = ("moves", "bytes", "extended", "addresses", "computed", "computed", "memory_computed", "shifted",
+             "products", "compared", "compared", "borrowed", "called", "stacked", "atomic", "floats")
 
     @property
     def function(self) -> MachineFunction:
@@ -110,8 +112,9 @@ class Program:
 
     def extended(self) -> None:
         row = self.choose.choice(["movzx.8.32", "movzx.16.32", "movsxd"])
-        memory = self.memory()
-        self.emit(row, self.register(), memory if row != "movzx.8.32" or self.choose.random() < 0.5 else self.register())
+        from_register = row == "movzx.8.32" and self.choose.random() < 0.5
+        source: Any = self.register() if from_register else self.memory()
+        self.emit(row, self.register(), source)
 
     def addresses(self) -> None:
         index = self.choose.choice([None, self.register()])
@@ -252,9 +255,6 @@ class Program:
         self.emit("vmovss", memory, first)
 
 
-from sapper.targets.x86_64.instructions import ROWS  # noqa: E402
-
-
 def a_state(seed: int) -> np.ndarray:
     choose = random.Random(seed)
     words = [choose.choice([choose.getrandbits(64), choose.getrandbits(32), choose.randrange(100)])
@@ -299,3 +299,109 @@ def test_random_programs(family: str) -> None:
         function, state = Program(seed, 300).function, a_state(seed)
         for name in TARGETS[family][:1]:
             np.testing.assert_array_equal(by_emulator(function, state, name), by_this_cpu(function, state))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 11, 31, 32, 100, 263])
+@natively
+def test_the_digest_by_the_meanings_of_rows(size: int) -> None:
+    """Code that programs have, as continuous integration can run it."""
+    content = np.random.default_rng(size).integers(0, 256, 512, np.uint8)
+    emit = Listing()
+    enter(emit)
+    emit("mov.64", RBX, at(RDI, 24))
+    emit("mov.64", RDI, RBX)
+    emit("mov.32", RSI, Immediate(size))
+    emit("call", "digest")
+    emit("mov.64", at(RBX, 504), RAX)
+    leave(emit)
+    emit.label("digest")
+    function = MachineFunction("digested", emit.body + digest_function().machine.body, {})
+    made = content.copy()
+    run_by_meaning(translated(function, target("rva23u64")), 128, lambda buffers: [buffers.add_array(made)], 0)
+    assert int(made[504:].view(np.uint64)[0]) == digest(content[:size])
+
+
+def recorded() -> list[str]:
+    """Lines of `family function digest`."""
+    lines = []
+    for name in NAMES:
+        facts = target(name)
+        functions = [translated(made, facts, ordered=True)
+                     for made in (program_function(), work_function(), launch_function())]
+        functions += [translated(digest_function().machine, facts), cpu_check(facts, [])[0]]
+        lines += [f"{facts.family} {made.name} {hashlib.sha256(text_of(made, facts).encode()).hexdigest()[:16]}"
+                  for made in functions]
+    return lines
+
+
+def test_code_is_that_which_emulators_ran() -> None:
+    """What continuous integration, which has no emulator of a whole process, can tell."""
+    assert recorded() == RECORDED.read_text().splitlines()
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("jb after add", "a carry"), ("flags of imul", "flags"), ("unknown call", "a system call that is not known"),
+    ("vector", "a row without a rule"),
+])
+def test_what_has_no_meaning_elsewhere(name: str, message: str) -> None:
+    emit = Listing()
+    if name == "jb after add":
+        emit("add.64", RAX, RCX)
+        emit("jb", "end")
+    elif name == "flags of imul":
+        emit("imul.64", RAX, RCX)
+        emit("je", "end")
+    elif name == "unknown call":
+        emit("mov.32", RAX, Immediate(39))
+        emit("syscall")
+    else:
+        emit("vaddps.128", *(Register("vec", 0),) * 3)
+    emit.label("end")
+    emit("ret")
+    with pytest.raises(TranslationError, match=message):
+        translated(MachineFunction("f", emit.body, {}), target("neoverse-n1"))
+
+
+def test_a_return_of_the_function_and_of_a_routine() -> None:
+    emit = Listing()
+    emit("call", "routine")
+    emit.label("routine")
+    emit("ret")
+    with pytest.raises(TranslationError, match="a return of the function and of a routine"):
+        translated(MachineFunction("f", emit.body, {}), target("neoverse-n1"))
+
+
+def test_loads_and_stores_of_several_threads_have_barriers() -> None:
+    emit = Listing()
+    emit("mov.64", RAX, at(RDI))
+    emit("mov.64", at(RDI, 8), RAX)
+    emit("ret")
+    function = MachineFunction("f", emit.body, {})
+    for name, barrier in zip(NAMES, ("dmb ish", "fence rw, rw"), strict=True):
+        facts = target(name)
+        lines = [line.strip() for line in text_of(translated(function, facts, ordered=True), facts).splitlines()]
+        assert [line.split()[0] for line in lines if line == barrier or line[:2] in ("ld", "st", "sd")][:6].count(
+            barrier.split()[0]) == 2
+        assert barrier not in text_of(translated(function, facts), facts)
+
+
+GENERIC, OWN = Path("/usr/include/asm-generic/unistd.h"), Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+
+
+@pytest.mark.skipif(not (GENERIC.exists() and OWN.exists()), reason="the headers of Linux are not installed")
+def test_system_calls_have_the_numbers_of_linux() -> None:
+    def numbers(path: Path, prefix: str) -> dict[str, int]:
+        found = re.findall(rf"^#define {prefix}(\w+)\s+(\d+)", path.read_text(), re.MULTILINE)
+        return {name.removeprefix("3264_"): int(number) for name, number in found}
+
+    ours, theirs = numbers(OWN, "__NR_"), numbers(GENERIC, "__NR_?")
+    names = {number: name for name, number in ours.items()}
+    instead = {"open": "openat", "readlink": "readlinkat"}
+    for number, (generic, order) in CALLS.items():
+        name = names[number]
+        assert theirs[instead.get(name, name)] == generic, name
+        assert (order[0] < 0) == (name in instead)
+
+
+if __name__ == "__main__":
+    RECORDED.write_text("\n".join(recorded()) + "\n")

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...codegen.machine import Immediate, Memory, Register
 from .instructions import ROWS
 from .registers import LINK as _LINK
 from .registers import SP, ZERO
@@ -49,7 +48,7 @@ class _Immediates:
         self.s = s
 
     def emit(self, row: str, register: Any, *numbers: int) -> None:
-        self.s.emit(row, register, *map(Immediate, numbers))
+        self.s.emit(row, register, *map(self.s.immediate, numbers))
 
 
 def number(s: Any, register: int, value: int) -> None:
@@ -58,7 +57,7 @@ def number(s: Any, register: int, value: int) -> None:
 
 def move(s: Any, register: int, source: int) -> None:
     if SP in (register, source):
-        s.emit("add.imm.64", register, source, Immediate(0))
+        s.emit("add.imm.64", register, source, s.immediate(0))
     elif register != source:
         s.emit("mov.64", register, source)
 
@@ -66,7 +65,7 @@ def move(s: Any, register: int, source: int) -> None:
 def add_number(s: Any, register: int, source: int, value: int) -> None:
     if is_sum_immediate(abs(value)):
         if value or register != source:
-            s.emit("add.imm.64" if value >= 0 else "sub.imm.64", register, source, Immediate(abs(value)))
+            s.emit("add.imm.64" if value >= 0 else "sub.imm.64", register, source, s.immediate(abs(value)))
         return
     number(s, _NEAR, value)
     if SP in (register, source):
@@ -77,12 +76,12 @@ def add_number(s: Any, register: int, source: int, value: int) -> None:
         s.emit("add.64", register, source, _NEAR)
 
 
-def _place(s: Any, base: int, disp: int, bits: int) -> Memory:
+def _place(s: Any, base: int, disp: int, bits: int) -> Any:
     size = bits // 8
     if -256 <= disp < 256 or (disp % size == 0 and 0 <= disp < size << 12):
-        return Memory(Register("gpr", base), disp=disp)
+        return s.memory(base, disp)
     add_number(s, _NEAR, base, disp)
-    return Memory(Register("gpr", _NEAR))
+    return s.memory(_NEAR)
 
 
 def load(s: Any, register: int, base: int, disp: int, bits: int, signed: bool) -> None:
@@ -100,7 +99,7 @@ def binary(s: Any, operation: str, register: int, left: int, right: int) -> None
 
 def shift(s: Any, operation: str, register: int, source: int, amount: int) -> None:
     if amount:
-        s.emit(_SHIFTS[operation], register, source, Immediate(amount))
+        s.emit(_SHIFTS[operation], register, source, s.immediate(amount))
     else:
         move(s, register, source)
 
@@ -170,42 +169,42 @@ def prefetch(s: Any, features: frozenset[str], base: int, disp: int) -> None:
 
 def add_to(s: Any, old: int, addend: int, address: int) -> None:
     """Of 32 bits, as those that follow."""
-    s.emit("ldaddal.32", addend, old, Memory(Register("gpr", address)))
+    s.emit("ldaddal.32", addend, old, s.memory(address))
 
 
 def swap(s: Any, old: int, value: int, address: int) -> None:
-    s.emit("swpal.32", value, old, Memory(Register("gpr", address)))
+    s.emit("swpal.32", value, old, s.memory(address))
 
 
 def compare_swap(s: Any, expected: int, value: int, address: int) -> None:
     """`expected` becomes what was there."""
-    s.emit("casal.32", expected, value, Memory(Register("gpr", address)))
+    s.emit("casal.32", expected, value, s.memory(address))
 
 
 def to_float(s: Any, bits: int, register: int, source: int) -> None:
-    s.emit("scvtf.s" if bits == 32 else "scvtf.d", _vector(register), source)
+    s.emit("scvtf.s" if bits == 32 else "scvtf.d", _vector(s, register), source)
 
 
 def divide_double(s: Any, register: int, left: int, right: int) -> None:
-    s.emit("fdiv.2d", _vector(register), _vector(left), _vector(right))
+    s.emit("fdiv.2d", _vector(s, register), _vector(s, left), _vector(s, right))
 
 
 def narrow(s: Any, register: int, source: int) -> None:
-    s.emit("fcvtn.2s", _vector(register), _vector(source))
+    s.emit("fcvtn.2s", _vector(s, register), _vector(s, source))
 
 
 def multiply_single(s: Any, register: int, left: int, right: int) -> None:
     """right: a general register with the bits of a float."""
-    s.emit("dup.2s", _vector(31), right)
-    s.emit("fmul.2s", _vector(register), _vector(left), _vector(31))
+    s.emit("dup.2s", _vector(s, 31), right)
+    s.emit("fmul.2s", _vector(s, register), _vector(s, left), _vector(s, 31))
 
 
 def from_single(s: Any, register: int, source: int) -> None:
-    s.emit("fmov.from_s", register, _vector(source))
+    s.emit("fmov.from_s", register, _vector(s, source))
 
 
-def _vector(number_of_register: int) -> Register:
-    return Register("vec", number_of_register)
+def _vector(s: Any, number_of_register: int) -> Any:
+    return s.physical("vec", number_of_register)
 
 
 def check_cpu(s: Any, target: Any) -> None:
@@ -213,9 +212,9 @@ def check_cpu(s: Any, target: Any) -> None:
     s.emit("mrs.id_aa64isar0_el1", BETWEEN[0])
     for name in sorted(target.features & _FEATURES.keys()):
         low, least = _FEATURES[name]
-        s.emit("lsl.imm.64", BETWEEN[1], BETWEEN[0], Immediate(60 - low))
-        s.emit("lsr.imm.64", BETWEEN[1], BETWEEN[1], Immediate(60))
-        s.emit("cmp.imm.64", BETWEEN[1], Immediate(least))
+        s.emit("lsl.imm.64", BETWEEN[1], BETWEEN[0], s.immediate(60 - low))
+        s.emit("lsr.imm.64", BETWEEN[1], BETWEEN[1], s.immediate(60))
+        s.emit("cmp.imm.64", BETWEEN[1], s.immediate(least))
         s.emit("b.lo", "lacking")
     number(s, RESULT, 1)
     s.emit("ret")

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...codegen.machine import Immediate, Memory, Register
 from .instructions import table
 from .registers import LINK as _LINK
 from .registers import STACK, ZERO
@@ -46,7 +45,7 @@ def rows(target: Any) -> Mapping[str, Any]:
 
 
 def number(s: Any, register: int, value: int) -> None:
-    s.emit("li", register, Immediate(value))
+    s.emit("li", register, s.immediate(value))
 
 
 def move(s: Any, register: int, source: int) -> None:
@@ -57,7 +56,7 @@ def move(s: Any, register: int, source: int) -> None:
 def add_number(s: Any, register: int, source: int, value: int) -> None:
     if -2048 <= value < 2048:
         if value or register != source:
-            s.emit("addi", register, source, Immediate(value))
+            s.emit("addi", register, source, s.immediate(value))
         return
     number(s, 31, value)
     s.emit("add", register, source, 31)
@@ -65,11 +64,11 @@ def add_number(s: Any, register: int, source: int, value: int) -> None:
 
 def load(s: Any, register: int, base: int, disp: int, bits: int, signed: bool) -> None:
     """`signed`: of fewer than 64 bits the sign fills the rest, else zeros."""
-    s.emit(_LOADS[bits, signed], register, Memory(Register("gpr", base), disp=disp))
+    s.emit(_LOADS[bits, signed], register, s.memory(base, disp))
 
 
 def store(s: Any, register: int, base: int, disp: int, bits: int) -> None:
-    s.emit(_STORES[bits], Memory(Register("gpr", base), disp=disp), register)
+    s.emit(_STORES[bits], s.memory(base, disp), register)
 
 
 def binary(s: Any, operation: str, register: int, left: int, right: int) -> None:
@@ -78,7 +77,7 @@ def binary(s: Any, operation: str, register: int, left: int, right: int) -> None
 
 def shift(s: Any, operation: str, register: int, source: int, amount: int) -> None:
     if amount:
-        s.emit(_SHIFTS[operation], register, source, Immediate(amount))
+        s.emit(_SHIFTS[operation], register, source, s.immediate(amount))
     else:
         move(s, register, source)
 
@@ -145,22 +144,22 @@ def clock(s: Any, register: int) -> None:
 
 def prefetch(s: Any, features: frozenset[str], base: int, disp: int) -> None:
     if "zicbop" in features:
-        s.emit("prefetch.r", Memory(Register("gpr", base), disp=disp))
+        s.emit("prefetch.r", s.memory(base, disp))
 
 
 def add_to(s: Any, old: int, addend: int, address: int) -> None:
     """Of 32 bits, as those that follow."""
-    s.emit("amoadd.w", old, addend, Memory(Register("gpr", address)))
+    s.emit("amoadd.w", old, addend, s.memory(address))
 
 
 def swap(s: Any, old: int, value: int, address: int) -> None:
-    s.emit("amoswap.w", old, value, Memory(Register("gpr", address)))
+    s.emit("amoswap.w", old, value, s.memory(address))
 
 
 def compare_swap(s: Any, expected: int, value: int, address: int) -> None:
     """`expected`, which has its sign above it, becomes what was there."""
     again, done = s.new_label(), s.new_label()
-    memory = Memory(Register("gpr", address))
+    memory = s.memory(address)
     s.label(again)
     s.emit("lr.w", 31, memory)
     s.emit("bne", 31, expected, done)
@@ -172,29 +171,29 @@ def compare_swap(s: Any, expected: int, value: int, address: int) -> None:
 
 
 def to_float(s: Any, bits: int, register: int, source: int) -> None:
-    s.emit("fcvt.s.l" if bits == 32 else "fcvt.d.l", _float(register), source)
+    s.emit("fcvt.s.l" if bits == 32 else "fcvt.d.l", _float(s, register), source)
 
 
 def divide_double(s: Any, register: int, left: int, right: int) -> None:
-    s.emit("fdiv.d", _float(register), _float(left), _float(right))
+    s.emit("fdiv.d", _float(s, register), _float(s, left), _float(s, right))
 
 
 def narrow(s: Any, register: int, source: int) -> None:
-    s.emit("fcvt.s.d", _float(register), _float(source))
+    s.emit("fcvt.s.d", _float(s, register), _float(s, source))
 
 
 def multiply_single(s: Any, register: int, left: int, right: int) -> None:
     """right: a general register with the bits of a float."""
-    s.emit("fmv.w.x", _float(31), right)
-    s.emit("fmul.s", _float(register), _float(left), _float(31))
+    s.emit("fmv.w.x", _float(s, 31), right)
+    s.emit("fmul.s", _float(s, register), _float(s, left), _float(s, 31))
 
 
 def from_single(s: Any, register: int, source: int) -> None:
-    s.emit("fmv.x.w", register, _float(source))
+    s.emit("fmv.x.w", register, _float(s, source))
 
 
-def _float(number_of_register: int) -> Register:
-    return Register("fpr", number_of_register)
+def _float(s: Any, number_of_register: int) -> Any:
+    return s.physical("fpr", number_of_register)
 
 
 def check_cpu(s: Any, target: Any) -> None:

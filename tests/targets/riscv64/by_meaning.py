@@ -98,7 +98,8 @@ class Processor:
         elif row.name == "vsll.vi.pair":
             self._pair(self._offsets() << item.operands[0].value)
         elif row.name == "lr.w":
-            self.gpr[item.operands[0].number] = signed(self._read(item.operands[1], row.operands[1], "", False), 32) & ALL
+            held = self._read(item.operands[1], row.operands[1], "", False)
+            self.gpr[item.operands[0].number] = signed(held, 32) & ALL
         elif row.name == "sc.w":            # nobody else has written there
             self._write(item.operands[2], "", self.gpr[item.operands[1].number] & ALL >> 32, row, False)
             self.gpr[item.operands[0].number] = 0
