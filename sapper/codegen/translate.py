@@ -349,8 +349,11 @@ class _Translation:
     def _lea(self, place: int, item: Instruction, bits: int) -> None:
         target, memory = item.operands
         assert isinstance(memory, Memory)
-        base, disp = self._address(memory)
         register = self._number(target)
+        if memory.label is not None and not memory.disp and bits == WORD_BITS:
+            self._load_address(register, memory.label)
+            return
+        base, disp = self._address(memory)
         self.of.add_number(self.s, register, base, disp)
         if bits < WORD_BITS:
             self._extend(register, register, bits)
@@ -377,6 +380,10 @@ class _Translation:
         register = self.third if in_memory else self._number(target)
         if name == "xor" and left == right:
             self.of.number(self.s, register, 0)
+        elif name in ("add", "sub") and isinstance(right, Immediate) and not in_memory:
+            self.of.add_number(self.s, register, register, right.value if name == "add" else -right.value)
+            if bits < WORD_BITS:
+                self._extend(register, register, bits)
         else:
             a = register if in_memory else self._value(left, bits, self.second)
             b = self._value(right, bits, self.second if in_memory else self.third)

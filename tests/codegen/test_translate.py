@@ -32,7 +32,7 @@ from tests.targets.riscv64.by_meaning import run_by_meaning
 
 NAMES = [names[0] for names in TARGETS.values()]
 RECORDED = Path(__file__).with_name("translated.txt")
-"""Digests of the text of what starts and runs programs, as emulators ran it in tests/ahead/test_families.py;
+"""Digests of the bytes of what starts and runs programs, as emulators ran it in tests/ahead/test_families.py;
 `python -m tests.codegen.test_translate` makes them."""
 GENERAL = (RAX, RBX, RCX, RDX, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15)
 DATA, DATA_BYTES = 128, 256
@@ -329,7 +329,7 @@ def recorded() -> list[str]:
         functions = [translated(made, facts, ordered=True)
                      for made in (program_function(), work_function(), launch_function())]
         functions += [translated(digest_function().machine, facts), cpu_check(facts, [])[0]]
-        lines += [f"{facts.family} {made.name} {hashlib.sha256(text_of(made, facts).encode()).hexdigest()[:16]}"
+        lines += [f"{facts.family} {made.name} {hashlib.sha256(encoded(made, facts).code).hexdigest()[:16]}"
                   for made in functions]
     return lines
 

@@ -59,8 +59,7 @@ def _arithmetic() -> None:
         flags_written=FLAGS)
     row("mul.64", "mul <Xd>, <Xn>, <Xm>", "10011011000 mmmmm 011111 nnnnn ddddd", m.multiply, "mul")
     row("msub.64", "msub <Xd>, <Xn>, <Xm>, <Xa>", "10011011000 mmmmm 1aaaaa nnnnn ddddd", m.multiply_subtract, "mul")
-    for name, bit, meaning in (("sdiv", "1", m.divide), ("udiv", "0", m.divide_unsigned)):
-        row(f"{name}.64", f"{name} <Xd>, <Xn>, <Xm>", f"10011010110 mmmmm 00001{bit} nnnnn ddddd", meaning, "div")
+    row("sdiv.64", "sdiv <Xd>, <Xn>, <Xm>", "10011010110 mmmmm 000011 nnnnn ddddd", m.divide, "div")
     for name, opcode, meaning in (("and", "00", m.bit_and), ("orr", "01", m.bit_or), ("eor", "10", m.bit_xor)):
         row(f"{name}.64", f"{name} <Xd>, <Xn>, <Xm>", f"1{opcode}01010000 mmmmm 000000 nnnnn ddddd", meaning, "alu")
         row(f"{name}.imm.64", f"{name} <Pd>, <Xn>, <#b>", f"1{opcode}100100 bbbbbbbbbbbbb nnnnn ddddd", meaning, "alu")
@@ -89,16 +88,6 @@ def _control() -> None:
     row("svc", "svc #0", "11010100000000000000000000000001", None, "system", side_effects=True,
         implicit_reads=tuple(("gpr", n) for n in (0, 1, 2, 3, 8)), implicit_writes=(("gpr", 0),))
     row("yield", "yield", "11010101000000110010000000111111", None, "hint", side_effects=True)
-    # Of code by hand (translate.py): calls, which leave the return address in x30; ways out; what processors say.
-    link = {"side_effects": True, "implicit_writes": (("gpr", LINK),)}
-    row("bl", "bl <label>", "100101 llllllllllllllllllllllllll", None, "branch", **link)
-    row("blr", "blr <Xn>", "1101011000111111000000 nnnnn 00000", None, "branch", **link)
-    row("br", "br <Xn>", "1101011000011111000000 nnnnn 00000", None, "branch", control="return")
-    row("udf", "udf #0", "00000000000000000000000000000000", None, "branch", control="trap")
-    row("dmb", "dmb ish", "11010101000000110011101110111111", None, "system", side_effects=True)
-    for name, place in (("cntvct_el0", "011 1110 0000 010"), ("id_aa64isar0_el1", "000 0000 0110 000")):
-        row(f"mrs.{name}", f"mrs <Xt=>, {name}", f"1101010100111 {place} ttttt", None, "system", side_effects=True)
-    row("distance", ".long <label> - .", "l" * 32, None, "branch")
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
@@ -138,11 +127,6 @@ def _memory() -> None:
         row(f"ldaddal.{bits}", f"ldaddal <{letter}m>, <{letter}t=>, <mem+>",
             f"plain: {size}111000111 mmmmm 000000 nnnnn ttttt", m.added_to(bits), "atomic", memory_bits=bits,
             side_effects=True, features=frozenset({"lse"}))
-    atomic: dict[str, Any] = {"memory_bits": 32, "side_effects": True, "features": frozenset({"lse"})}
-    row("swpal.32", "swpal <Wm>, <Wt=>, <mem+>", "plain: 10111000111 mmmmm 100000 nnnnn ttttt", m.swapped_with(32),
-        "atomic", **atomic)
-    row("casal.32", "casal <Wm+>, <Wt>, <mem+>", "plain: 10001000111 mmmmm 111111 nnnnn ttttt", m.swapped_if_same(32),
-        "atomic", **atomic)
     row("ldar.32", "ldar <Wt=>, <mem>", "plain: 1000100011011111111111 nnnnn ttttt", m.loaded(32), "load",
         memory_bits=32, side_effects=True)
     # The frame: sums of the stack pointer and itself.
@@ -343,9 +327,33 @@ def _lanes() -> None:
             m.repeated_word(shift), "vector", length=128, dtypes="u32")
 
 
+# --- Code by hand (translate.py) --------------------------------------------------------------------------------------
+
+def _by_hand() -> None:
+    row("udiv.64", "udiv <Xd>, <Xn>, <Xm>", "10011010110 mmmmm 000010 nnnnn ddddd", m.divide_unsigned, "div")
+    # Calls leave the return address in x30; what stands elsewhere in the file is reached by its distance.
+    link: dict[str, Any] = {"side_effects": True, "implicit_writes": (("gpr", LINK),)}
+    row("bl", "bl <label>", "100101 llllllllllllllllllllllllll", None, "branch", **link)
+    row("blr", "blr <Xn>", "1101011000111111000000 nnnnn 00000", None, "branch", **link)
+    row("br", "br <Xn>", "1101011000011111000000 nnnnn 00000", None, "branch", control="return")
+    row("udf", "udf #0", "00000000000000000000000000000000", None, "branch", control="trap")
+    row("distance", ".long <label> - .", "l" * 32, None, "branch")
+    # Other threads, and what the processor says of itself.
+    row("dmb", "dmb ish", "11010101000000110011101110111111", None, "system", side_effects=True)
+    for name, place in (("cntvct_el0", "011 1110 0000 010"), ("id_aa64isar0_el1", "000 0000 0110 000"),
+                        ("id_aa64isar1_el1", "000 0000 0110 001")):
+        row(f"mrs.{name}", f"mrs <Xt=>, {name}", f"1101010100111 {place} ttttt", None, "system", side_effects=True)
+    atomic: dict[str, Any] = {"memory_bits": 32, "side_effects": True, "features": frozenset({"lse"})}
+    row("swpal.32", "swpal <Wm>, <Wt=>, <mem+>", "plain: 10111000111 mmmmm 100000 nnnnn ttttt", m.swapped_with(32),
+        "atomic", **atomic)
+    row("casal.32", "casal <Wm+>, <Wt>, <mem+>", "plain: 10001000111 mmmmm 111111 nnnnn ttttt", m.swapped_if_same(32),
+        "atomic", **atomic)
+
+
 _arithmetic()
 _control()
 _memory()
 _floats()
 _integer_rows()
 _lanes()
+_by_hand()

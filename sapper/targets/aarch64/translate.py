@@ -3,8 +3,8 @@
 Enters: an emitter (`s`) and numbers of general registers. Leaves: instructions, by `s.emit`. Holds: x16, x17 and the
 vector register 31 are used by nothing else; of what an operation is given it changes what it is to write.
 Source: Procedure Call Standard for the Arm 64-bit Architecture (IHI 0055), 6.1; Linux system calls of arm64 (number in
-x8, arguments from x0 on); Arm Architecture Reference Manual DDI 0487, B2.3 (DMB), D24.2.61 (ID_AA64ISAR0_EL1), and
-Linux, Documentation/arch/arm64/cpu-feature-registers.rst (who may read it).
+x8, arguments from x0 on); Arm Architecture Reference Manual DDI 0487, B2.3 (DMB), D24.2 (ID_AA64ISAR0_EL1 and
+ID_AA64ISAR1_EL1), and Linux, Documentation/arch/arm64/cpu-feature-registers.rst (who may read them).
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ _SHIFTS = {"shl": "lsl.imm.64", "shr": "lsr.imm.64", "sar": "asr.imm.64"}
 _LOADS = {(64, False): "ldr.64", (64, True): "ldr.64", (32, False): "ldr.32", (32, True): "ldrsw", (16, False): "ldrh",
           (16, True): "ldrsh", (8, False): "ldrb", (8, True): "ldrsb"}
 _STORES = {64: "str.64", 32: "str.32", 16: "strh", 8: "strb"}
-_FEATURES = {"lse": (20, 2), "dotprod": (44, 1)}
-"""Of ID_AA64ISAR0_EL1: the lowest bit of four, and what they are at least."""
+_FEATURES = {"lse": (0, 20, 2), "dotprod": (0, 44, 1), "bf16": (1, 44, 1), "i8mm": (1, 52, 1)}
+"""Of ID_AA64ISAR0_EL1 or ID_AA64ISAR1_EL1: the lowest bit of four, and what they are at least."""
+_EVERYWHERE = frozenset({"neon"})
+"""What each of these processors has."""
 
 
 def rows(target: Any) -> Mapping[str, Any]:
@@ -208,10 +210,11 @@ def _vector(s: Any, number_of_register: int) -> Any:
 
 
 def check_cpu(s: Any, target: Any) -> None:
-    """A function: 1 where the processor has what the target has, else 0. Linux answers for ID registers."""
-    s.emit("mrs.id_aa64isar0_el1", BETWEEN[0])
-    for name in sorted(target.features & _FEATURES.keys()):
-        low, least = _FEATURES[name]
+    """A function: 1 where the processor has what the target has, else 0. Linux answers for ID registers. Raises
+    KeyError for a feature of which nothing is known here."""
+    for name in sorted(target.features - _EVERYWHERE):
+        register, low, least = _FEATURES[name]
+        s.emit(f"mrs.id_aa64isar{register}_el1", BETWEEN[0])
         s.emit("lsl.imm.64", BETWEEN[1], BETWEEN[0], s.immediate(60 - low))
         s.emit("lsr.imm.64", BETWEEN[1], BETWEEN[1], s.immediate(60))
         s.emit("cmp.imm.64", BETWEEN[1], s.immediate(least))

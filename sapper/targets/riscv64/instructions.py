@@ -58,7 +58,6 @@ class _Table:
                 ("and", "0000000", "111", m.bit_and, "alu", frozenset()),
                 ("mul", "0000001", "000", m.multiply, "mul", frozenset()),
                 ("div", "0000001", "100", m.divide, "div", frozenset()),
-                ("divu", "0000001", "101", m.divide_unsigned, "div", frozenset()),
                 ("rem", "0000001", "110", m.remainder, "div", frozenset()),
                 ("min", "0000101", "100", m.smaller_number, "alu", _BITS),
                 ("max", "0000101", "110", m.larger_number, "alu", _BITS)):
@@ -82,9 +81,6 @@ class _Table:
                 control="branch")
             row(f"{name}z", f"{name}z <Xs>, <label>", f"bbbbbbb 00000 sssss {code} bbbbb 1100011", None, "branch",
                 control="branch")
-        for name, code in (("bltu", "110"), ("bgeu", "111")):
-            row(name, f"{name} <Xs>, <Xt>, <label>", f"bbbbbbb ttttt sssss {code} bbbbb 1100011", None, "branch",
-                control="branch")
         for name, code in (("bgtz", "100"), ("blez", "101")):
             row(name, f"{name} <Xt>, <label>", f"bbbbbbb ttttt 00000 {code} bbbbb 1100011", None, "branch",
                 control="branch")
@@ -95,17 +91,9 @@ class _Table:
             implicit_writes=(("gpr", 10), *vectors))
         row("pause", "pause", "000000010000 00000 000 00000 0001111", None, "hint", side_effects=True)
         row("fence", "fence rw, rw", "000000110011 00000 000 00000 0001111", None, "hint", side_effects=True)
-        # Of code by hand (translate.py) and what calls functions: the return address goes to ra; ways out; what
-        # processors say.
-        link: dict[str, Any] = {"side_effects": True, "implicit_writes": (("gpr", LINK),)}
-        row("jal", "jal ra, <label>", "jjjjjjjjjjjjjjjjjjjj 00001 1101111", None, "branch", **link)
-        row("jalr", "jalr <Xs>", "000000000000 sssss 000 00001 1100111", None, "branch", **link)
-        row("jr", "jr <Xs>", "000000000000 sssss 000 00000 1100111", None, "branch", control="return")
-        row("unimp", "unimp", "110000000000 00000 001 00000 1110011", None, "branch", control="trap")
-        row("rdtime", "rdtime <Xd>", "110000000001 00000 010 ddddd 1110011", None, "system", side_effects=True)
-        row("csrr.vlenb", "csrr <Xd>, vlenb", "110000100010 00000 010 ddddd 1110011", None, "system",
-            side_effects=True, features=_V)
-        row("distance", ".long <label> - .", "l" * 32, None, "branch")
+        # For what calls functions: the address is in a register, the return address goes to ra.
+        row("jalr", "jalr <Xs>", "000000000000 sssss 000 00001 1100111", None, "branch", side_effects=True,
+            implicit_writes=(("gpr", LINK),))
 
     # --- Memory -------------------------------------------------------------------------------------------------------
 
@@ -133,12 +121,6 @@ class _Table:
             row(f"amoadd.{letter}", f"amoadd.{letter}.aqrl <Xd>, <Xt>, <mem+>",
                 f"0000011 ttttt sssss {code} ddddd 0101111", m.added_to(bits), "atomic", memory_bits=bits,
                 side_effects=True)
-        row("amoswap.w", "amoswap.w.aqrl <Xd>, <Xt>, <mem+>", "0000111 ttttt sssss 010 ddddd 0101111",
-            m.swapped_with(32), "atomic", memory_bits=32, side_effects=True)
-        row("lr.w", "lr.w.aqrl <Xd>, <mem>", "0001011 00000 sssss 010 ddddd 0101111", None, "atomic", memory_bits=32,
-            side_effects=True)
-        row("sc.w", "sc.w.aqrl <Xd>, <Xt>, <mem=>", "0001111 ttttt sssss 010 ddddd 0101111", None, "atomic",
-            memory_bits=32, side_effects=True)
         # The frame.
         row("add.stack", "add <Xd+>, sp, <#i>", "", None, "alu")
         row("sub.stack", "sub <Xd+>, sp, <#i>", "", None, "alu")
@@ -153,20 +135,9 @@ class _Table:
         row = self.row
         row("fmv.d", "fmv.d <Fd>, <Fs>", "0010001 SSSSS sssss 000 ddddd 1010011", m.same, "fadd")
         row("fmv.w.x", "fmv.w.x <Fd>, <Xs>", "1111000 00000 sssss 000 ddddd 1010011", m.boxed(32), "to float")
-        row("fmv.x.w", "fmv.x.w <Xd>, <Fs>", "1110000 00000 sssss 000 ddddd 1010011", m.word_of_float, "fadd")
         row("fmv.d.x", "fmv.d.x <Fd>, <Xs>", "1111001 00000 sssss 000 ddddd 1010011", m.same, "to float")
         row("fcvt.s.h", "fcvt.s.h <Fd>, <Fs>", "0100000 00010 sssss 000 ddddd 1010011", m.half_to_single, "fadd",
             features=_HALF)
-        for name, word, meaning in (
-                ("fcvt.s.l", "1101000 00010", m.float_of_number(32)),
-                ("fcvt.d.l", "1101001 00010", m.float_of_number(64)),
-                ("fcvt.s.d", "0100000 00001", m.of_floats(m.same, 64, 32))):
-            taken = "X" if name.endswith("l") else "F"
-            row(name, f"{name} <Fd>, <{taken}s>", f"{word} sssss 111 ddddd 1010011", meaning, "fadd")
-        row("fmul.s", "fmul.s <Fd>, <Fs>, <Ft>", "0001000 ttttt sssss 111 ddddd 1010011",
-            m.of_floats(m.multiply_rows, 32), "fadd")
-        row("fdiv.d", "fdiv.d <Fd>, <Fs>, <Ft>", "0001101 ttttt sssss 111 ddddd 1010011",
-            m.of_floats(m.divide_floats, 64), "div")
         # A number of so many bits in a float register.
         row("fconst.32", "fli.s <Fd>, <#i>", "", m.boxed(32), "to float")
         row("fconst.64", "fli.d <Fd>, <#i>", "", m.number, "to float")
@@ -389,6 +360,42 @@ class _Table:
                          f"11 00 01 {place:03b} {multiples[multiple]} uuuuu 111 00000 1010111", None, "state",
                          side_effects=True, features=_V)
 
+    # --- Code by hand (translate.py) ----------------------------------------------------------------------------------
+
+    def by_hand(self) -> None:
+        meaning: Meaning
+        row = self.row
+        row("divu", "divu <Xd>, <Xs>, <Xt>", "0000001 ttttt sssss 101 ddddd 0110011", m.divide_unsigned, "div")
+        for name, code in (("bltu", "110"), ("bgeu", "111")):
+            row(name, f"{name} <Xs>, <Xt>, <label>", f"bbbbbbb ttttt sssss {code} bbbbb 1100011", None, "branch",
+                control="branch")
+        # A call leaves the return address in ra; what stands elsewhere in the file is reached by its distance.
+        row("jal", "jal ra, <label>", "jjjjjjjjjjjjjjjjjjjj 00001 1101111", None, "branch", side_effects=True,
+            implicit_writes=(("gpr", LINK),))
+        row("jr", "jr <Xs>", "000000000000 sssss 000 00000 1100111", None, "branch", control="return")
+        row("unimp", "unimp", "110000000000 00000 001 00000 1110011", None, "branch", control="trap")
+        row("distance", ".long <label> - .", "l" * 32, None, "branch")
+        # Other threads, and what the processor says of itself.
+        row("rdtime", "rdtime <Xd>", "110000000001 00000 010 ddddd 1110011", None, "system", side_effects=True)
+        row("csrr.vlenb", "csrr <Xd>, vlenb", "110000100010 00000 010 ddddd 1110011", None, "system",
+            side_effects=True, features=_V)
+        atomic: dict[str, Any] = {"memory_bits": 32, "side_effects": True}
+        row("amoswap.w", "amoswap.w.aqrl <Xd>, <Xt>, <mem+>", "0000111 ttttt sssss 010 ddddd 0101111",
+            m.swapped_with(32), "atomic", **atomic)
+        row("lr.w", "lr.w.aqrl <Xd>, <mem>", "0001011 00000 sssss 010 ddddd 0101111", None, "atomic", **atomic)
+        row("sc.w", "sc.w.aqrl <Xd>, <Xt>, <mem=>", "0001111 ttttt sssss 010 ddddd 0101111", None, "atomic", **atomic)
+        row("fmv.x.w", "fmv.x.w <Xd>, <Fs>", "1110000 00000 sssss 000 ddddd 1010011", m.word_of_float, "fadd")
+        for name, word, meaning in (
+                ("fcvt.s.l", "1101000 00010", m.float_of_number(32)),
+                ("fcvt.d.l", "1101001 00010", m.float_of_number(64)),
+                ("fcvt.s.d", "0100000 00001", m.of_floats(m.same, 64, 32))):
+            taken = "X" if name.endswith("l") else "F"
+            row(name, f"{name} <Fd>, <{taken}s>", f"{word} sssss 111 ddddd 1010011", meaning, "fadd")
+        row("fmul.s", "fmul.s <Fd>, <Fs>, <Ft>", "0001000 ttttt sssss 111 ddddd 1010011",
+            m.of_floats(m.multiply_rows, 32), "fadd")
+        row("fdiv.d", "fdiv.d <Fd>, <Fs>, <Ft>", "0001101 ttttt sssss 111 ddddd 1010011",
+            m.of_floats(m.divide_floats, 64), "div")
+
 
 @cache
 def table(vector_bits: int) -> dict[str, Row]:
@@ -403,6 +410,7 @@ def table(vector_bits: int) -> dict[str, Row]:
     made.lanes_and_masks()
     made.vector_memory()
     made.state()
+    made.by_hand()
     return made.rows
 
 

@@ -36,8 +36,10 @@ _LOADS = {(64, False): "ld", (64, True): "ld", (32, False): "lwu", (32, True): "
 _STORES = {64: "sd", 32: "sw", 16: "sh", 8: "sb"}
 _HWPROBE, _EXTENSIONS = 258, 4
 """riscv_hwprobe(2), and the key of RISCV_HWPROBE_KEY_IMA_EXT_0."""
-_BITS = {"v": 2, "zbb": 4, "zfhmin": 28, "zvfhmin": 31}
-"""What the bits of that key say is there. Hints (zicbop) do nothing where they are not known."""
+_BITS = {"v": 2, "zbb": 4, "zfh": 27, "zfhmin": 28, "zvfh": 30, "zvfhmin": 31}
+"""What the bits of that key say is there."""
+_HINTS = frozenset({"zicbop"})
+"""What does nothing where it is not known."""
 
 
 def rows(target: Any) -> Mapping[str, Any]:
@@ -198,8 +200,9 @@ def _float(s: Any, number_of_register: int) -> Any:
 
 def check_cpu(s: Any, target: Any) -> None:
     """A function: 1 where the processor has what the target has, and vectors of its length, else 0. Linux is asked
-    (since 6.4; an older one knows no such call, and the answer is 0)."""
-    wanted = sum(1 << _BITS[name] for name in target.features & _BITS.keys())
+    (since 6.4; an older one knows no such call, and the answer is 0). Raises KeyError for a feature of which nothing
+    is known here."""
+    wanted = sum(1 << _BITS[name] for name in target.features - _HINTS)
     add_number(s, STACK, STACK, -_PUSH_BYTES)
     number(s, BETWEEN[0], _EXTENSIONS)
     store(s, BETWEEN[0], STACK, 0, 64)
