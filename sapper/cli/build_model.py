@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..targets import has_module
 from .errors import UsageError
 from .files import staging
 from .kernels import find_target
@@ -40,6 +41,9 @@ def run_build_model(
     if target.assembler_allocates:
         raise UsageError(f"--target {target.name}: found a target whose own assembler makes the code; expected a CPU, "
                          f"whose bytes are made here; mend: `sapper asm --target {target.name}` prints a kernel's text")
+    if not has_module(target.family, "system"):
+        raise UsageError(f"--target {target.name}: found a family that says nothing of its system; expected "
+                         "system.py and translate.py; mend: docs/add-a-target.md#code-by-hand")
     model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype,
                        words=not path.suffix, target=target)
     loaded = time.perf_counter()

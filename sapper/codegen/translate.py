@@ -57,9 +57,9 @@ class TranslationError(Exception):
 
 
 def translated(function: MachineFunction, target: Any, ordered: bool = False) -> MachineFunction:
-    """The function as the target's family has it, as it is where its family is x86-64. ordered: other threads read
+    """The function as the target's family has it, which may be as it is (`code_by_hand`). ordered: other threads read
     what it writes meanwhile, or write what it reads. Raises TranslationError."""
-    if not target.word_bytes:
+    if target.code_by_hand:
         return function
     made = _Translation(function, target, ordered).made()
     return settled(made, target)
@@ -78,7 +78,7 @@ def cpu_check(target: Any, kernels: Sequence[MachineFunction]) -> tuple[MachineF
     1 or 0; and areas that it keeps the answer in."""
     from .c_abi import CHECK_CPU, CPU_AREA, check_cpu, needed_features
 
-    if not target.word_bytes:
+    if target.code_by_hand:
         return check_cpu(needed_features(target.features, kernels)), {CPU_AREA: 64}
     of = module_of(target.family, "translate")
     s = Emitter(of.rows(target))

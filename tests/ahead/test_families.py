@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from sapper.ahead.digest import digest
+from sapper.ahead.library import make_model_library, plan_model, weights_pieces
 from sapper.ahead.written import written
 from sapper.cli.errors import UsageError
 from sapper.codegen.compile import encoded
 from sapper.codegen.object import Part, write_executable
 from sapper.codegen.translate import translated
 from sapper.models.load import load_model
+from sapper.models.whole import load_whole
 from sapper.targets import module_of, target
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import VOCABULARY, random_weights, write_gguf
@@ -72,11 +75,16 @@ def own(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(family: Family, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The executable of the family, its object and its library beside it."""
-    directory = tmp_path_factory.mktemp(family.target)
-    for name in ("model.o", "model.so", "model"):
-        build(checkpoint, directory / name, target_name=family.target)
-    return directory / "model"
+    """The executable of the family; its weights, text, object, library and header beside it."""
+    path, facts = tmp_path_factory.mktemp(family.target) / "model", target(family.target)
+    plan = plan_model(load_whole(str(checkpoint), "model", words=True, target=facts), facts)
+    weights = b"".join(weights_pieces(plan))
+    library = make_model_library(plan, digest(weights))
+    for ending, content in ((".weights", weights), (".s", library.s().encode()), (".o", library.o()),
+                            (".so", library.so("model.so")), (".h", library.h().encode()), ("", library.executable())):
+        path.with_suffix(ending).write_bytes(content)
+    path.chmod(0o755)
+    return path
 
 
 def run_on(emulator: tuple[str, ...], program: Path, *arguments: str) -> tuple[int, bytes, str]:
@@ -94,6 +102,33 @@ def test_it_says_what_it_says_here(made: Path, own: Path, emulated: tuple[str, .
     assert told.endswith(" tokens/s\n")
 
 
+@pytest.mark.sampled(20)
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "qwen2"])
+@pytest.mark.parametrize("other", ["neoverse-n1", "neoverse-v2", "armv8.1-a", "rva23u64", "spacemit-x60"])
+def test_other_architectures(name: str, other: str, tmp_path: Path) -> None:
+    """Experts and a latent cache, on all targets."""
+    facts = target(other)
+    kind = f"max,vlen={facts.vector_bits}" if facts.vector_state else "max"
+    emulator = (*FAMILIES[facts.family].emulator[:2], kind)
+    if shutil.which(emulator[0]) is None:
+        pytest.skip(f"{emulator[0]} is not installed")
+    said = []
+    for directory, wanted in ((tmp_path / "own", None), (tmp_path / "other", other)):
+        directory.mkdir()
+        build(Path(__file__).parents[1] / "models" / "data" / name, directory / "model", target_name=wanted, context=64)
+        options = ("--raw", "--threads", "2", "--tokens", "20", "hello world it's")
+        program = directory / "model"
+        said.append(run_on(emulator, program, *options) if wanted else run(program, *options))
+    assert said[0][:2] == said[1][:2], said
+
+
+def test_a_family_that_says_nothing_of_its_system(checkpoint: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sapper.cli.build_model.has_module", lambda family, name: False)
+    with pytest.raises(UsageError, match="says nothing of its system"):
+        build(checkpoint, tmp_path / "model", target_name="rva23u64")
+
+
 def test_messages(made: Path, own: Path, emulated: tuple[str, ...], family: Family, tmp_path: Path) -> None:
     shutil.copy(made.with_suffix(".weights"), tmp_path / "cut")
     with (tmp_path / "cut").open("r+b") as file:
@@ -106,7 +141,7 @@ def test_messages(made: Path, own: Path, emulated: tuple[str, ...], family: Fami
     assert run_on(family.lacking, made, "x") == (1, b"", "the processor lacks what the code was made for\n")
 
 
-def test_the_text_is_the_code(made: Path, checkpoint: Path, family: Family, tmp_path: Path) -> None:
+def test_the_text_is_the_code(made: Path, family: Family, tmp_path: Path) -> None:
     """GNU's assembler and linker make the same of it."""
     if shutil.which(f"{family.tools}as") is None:
         pytest.skip(f"{family.tools}as is not installed")
@@ -114,8 +149,7 @@ def test_the_text_is_the_code(made: Path, checkpoint: Path, family: Family, tmp_
     def tool(name: str, *arguments: str) -> None:
         subprocess.run([family.tools + name, *arguments], cwd=tmp_path, check=True)
 
-    build(checkpoint, tmp_path / "model.s", target_name=family.target)
-    tool("as", "model.s", "-o", "model.o")
+    tool("as", str(made.with_suffix(".s")), "-o", "model.o")
     shutil.copy(made.with_suffix(".o"), tmp_path / "own.o")
     texts = []
     for name in ("model", "own"):
@@ -261,7 +295,8 @@ def test_files_are_of_the_family(made: Path, family: Family, checkpoint: Path, t
     header = made.with_suffix(".h").read_text()
     assert f"Linux on {system.name};" in header
     build(checkpoint, tmp_path / "model", target_name=family.target)
-    assert (tmp_path / "model").read_bytes() == made.read_bytes(), "same model, same bytes"
+    for ending in ("", ".h", ".weights"):
+        assert (tmp_path / f"model{ending}").read_bytes() == made.with_suffix(ending).read_bytes(), "same model"
 
 
 def test_a_target_whose_assembler_makes_the_code(checkpoint: Path, tmp_path: Path) -> None:
