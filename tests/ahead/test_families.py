@@ -87,8 +87,9 @@ def made(family: Family, checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def run_on(emulator: tuple[str, ...], program: Path, *arguments: str) -> tuple[int, bytes, str]:
-    return run(Path(emulator[0]), *emulator[1:], str(program), *arguments)
+def run_on(emulator: tuple[str, ...], program: Path, *arguments: str,
+           text: bytes | None = None) -> tuple[int, bytes, str]:
+    return run(Path(emulator[0]), *emulator[1:], str(program), *arguments, text=text)
 
 
 @pytest.mark.parametrize("options", [
@@ -100,10 +101,12 @@ def test_it_says_what_it_says_here(made: Path, own: Path, emulated: tuple[str, .
     status, said, told = run_on(emulated, made, "--tokens", "20", *options)
     assert (status, said) == run(own, "--tokens", "20", *options)[:2], told
     assert told.endswith(" tokens/s\n")
+    *others, prompt = ("--tokens", "20", *options)
+    assert run_on(emulated, made, *others, text=prompt.encode() + b"\n")[:2] == (status, said), "standard input"
 
 
 @pytest.mark.sampled(20)
-@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "qwen2"])
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "qwen2"])
 @pytest.mark.parametrize("other", ["neoverse-n1", "neoverse-v2", "armv8.1-a", "rva23u64", "spacemit-x60"])
 def test_other_architectures(name: str, other: str, tmp_path: Path) -> None:
     """Experts and a latent cache, on all targets."""
