@@ -117,7 +117,8 @@ class Emitter:
 
 class _Translation:
     """One function. of: the family's part; r: its registers by x86-64's numbers; first, second, third: registers for
-    what is between; left, right: what conditions compare."""
+    what is between; left, right: what conditions compare. compared: by the place of a branch, what it compares instead,
+    where nothing else looks at that."""
 
     def __init__(self, function: MachineFunction, target: Any, ordered: bool) -> None:
         self.function, self.ordered = function, ordered
@@ -127,6 +128,7 @@ class _Translation:
         self.r: tuple[int, ...] = self.of.REGISTERS
         self.first, self.second, self.third = self.of.BETWEEN
         self.left, self.right = self.of.COMPARED
+        self.compared: dict[int, tuple[int, int]] = {}
         body = function.body
         self.places = {item.name: place for place, item in enumerate(body) if isinstance(item, Label)}
         self.routines = {called for item in body if (called := _called(item))}
@@ -466,14 +468,26 @@ class _Translation:
 
     # --- Conditions -------------------------------------------------------------------------------------------------
 
+    def _only_next(self, place: int) -> bool:
+        """Whether the instruction behind it is a branch, and nothing else looks at what it leaves."""
+        body = self.function.body
+        behind = body[place + 1] if place + 1 < len(body) else None
+        return isinstance(behind, Instruction) and behind.row.control == "branch" and not self.wanted[place + 1]
+
     def _cmp(self, place: int, item: Instruction, bits: int) -> None:
         left, right = item.operands
-        self._sides(left, right, bits)
+        if bits == WORD_BITS and self._only_next(place):
+            self.compared[place + 1] = self._value(left, bits, self.left), self._value(right, bits, self.right)
+        else:
+            self._sides(left, right, bits)
 
     def _test(self, place: int, item: Instruction, bits: int) -> None:
         if self.wanted[place] & _CARRY:
             raise self._error(place, "a carry")
         left, right = item.operands
+        if left == right and bits == WORD_BITS and self._only_next(place):
+            self.compared[place + 1] = self._value(left, bits, self.left), self.of.ZERO
+            return
         if left == right:
             self._side(self.left, left, bits)
         else:
@@ -482,13 +496,14 @@ class _Translation:
             self._extend(self.left, self.left, bits, True)
         self.of.number(self.s, self.right, 0)
 
-    def _jump_if(self, condition: str, label: str) -> None:
-        self.of.branch(self.s, {"s": "l", "ns": "ge"}.get(condition, condition), self.left, self.right, label)
+    def _jump_if(self, condition: str, label: str, place: int = -1) -> None:
+        left, right = self.compared.get(place, (self.left, self.right))
+        self.of.branch(self.s, {"s": "l", "ns": "ge"}.get(condition, condition), left, right, label)
 
     def _branch(self, place: int, item: Instruction, bits: int) -> None:
         target = item.operands[0]
         assert isinstance(target, LabelReference)
-        self._jump_if(_condition(item)[0], target.name)
+        self._jump_if(_condition(item)[0], target.name, place)
 
     def _conditional_move(self, place: int, item: Instruction, bits: int) -> None:
         register, source, behind = self._number(item.operands[0]), self._number(item.operands[1]), self.s.new_label()

@@ -184,7 +184,8 @@ class Program:
 
     def compared(self) -> None:
         condition = self.choose.choice(self.setter())
-        self.emit("mov.64", self.register(), Immediate(self.choose.randrange(99)))      # leaves flags
+        if self.choose.random() < 0.5:
+            self.emit("mov.64", self.register(), Immediate(self.choose.randrange(99)))      # leaves flags
         how = self.choose.randrange(3)
         if how == 0 and f"cmov{condition}.64" in ROWS:
             self.emit(f"cmov{condition}.{self.choose.choice(['32', '64'])}", self.register(), self.register())

@@ -14,7 +14,8 @@ from typing import Any
 
 from .instructions import ROWS
 from .registers import LINK as _LINK
-from .registers import SP, ZERO
+from .registers import SP
+from .registers import ZERO as _ZERO
 from .select_common import is_sum_immediate, load_immediate
 
 REGISTERS = (8, 3, 2, 19, SP, 20, 1, 0, 4, 5, 9, 10, 21, 22, 23, 24)
@@ -22,7 +23,7 @@ REGISTERS = (8, 3, 2, 19, SP, 20, 1, 0, 4, 5, 9, 10, 21, 22, 23, 24)
 BETWEEN = (11, 12, 13)
 COMPARED = (14, 15)
 RESULT = 0
-LINK = _LINK
+LINK, ZERO = _LINK, _ZERO
 _NEAR, _SYSTEM_CALL = 16, 8
 _CONDITIONS = {"e": "eq", "ne": "ne", "b": "lo", "ae": "hs", "be": "ls", "a": "hi", "l": "lt", "ge": "ge", "le": "le",
                "g": "gt"}

@@ -15,14 +15,15 @@ from typing import Any
 
 from .instructions import table
 from .registers import LINK as _LINK
-from .registers import STACK, ZERO
+from .registers import STACK
+from .registers import ZERO as _ZERO
 
 REGISTERS = (16, 13, 12, 9, STACK, 8, 11, 10, 14, 15, 28, 29, 18, 19, 20, 21)
 """x86-64's, by number: arguments are where the convention wants them, what a function keeps is in what it keeps."""
 BETWEEN = (5, 6, 7)
 COMPARED = (30, 17)
 RESULT = 10
-LINK = _LINK
+LINK, ZERO = _LINK, _ZERO
 _SYSTEM_CALL, _PUSH_BYTES = 17, 16
 _BRANCHES = {"e": ("beq", False), "ne": ("bne", False), "b": ("bltu", False), "ae": ("bgeu", False),
              "a": ("bltu", True), "be": ("bgeu", True), "l": ("blt", False), "ge": ("bge", False), "g": ("blt", True),
