@@ -4,22 +4,23 @@ Enters: a function whose rows are some of x86-64's on general registers, and a t
 Leaves: a function of that family's rows that does the same. Holds: what the code by hand is made of is this list of
 operations on sixteen registers of 64 bits, and nothing else; what is outside it raises TranslationError.
 
-    mov movzx movsxd lea push pop xchg cmovCC setCC       cmp test and what computes, before jCC, cmovCC, setCC, sbb
-    add sub and or xor not neg imul shl shr rol mul div   jmp call ret, by label or register; syscall, by number
-    lock: xadd, sub, cmpxchg, of 32 bits                  rdtsc pause prefetcht1 ud2; conversions to floats
+    mov movzx movsx movsxd lea push pop xchg cmovCC setCC   cmp test and what computes, before jCC, cmovCC, setCC, sbb
+    add sub and or xor not neg imul shl shr sar rol         jmp call ret, by label or register; syscall, by number
+    mul div, cqo idiv; lock: xadd, sub, cmpxchg (32 bits)   rdtsc pause prefetcht1 ud2; some operations on one float
 
 A register holds what it does on x86-64: 32 bits written clear those above. Of flags there are none: what sets them
 leaves two numbers in registers, and a condition compares these. After a difference (cmp, sub) the numbers are its
 sides: `s` then means less, which is the sign where nothing overflows. After any other result they are that and 0, with
-which there is no carry: conditions of it are refused.
+which there is no carry: conditions of it are refused. Where `jo` follows they differ if a sum, difference or product of
+64 bits overflowed.
 
 The stack. A call leaves its return address in a register, which is pushed where the function or routine begins and
 popped where it returns: so it is one word of the stack here as there. Each push takes 16 bytes, and what is taken from
-the stack for a frame is made a multiple of that. Code must not reach from one frame into another.
+the stack for a frame is made a multiple of that. Code must not reach from one frame into another; `lea rsp, [rbp - 8n]` is where n words were pushed behind rbp.
 
 Functions, those of the C ABI and kernels among them, are called with arguments where the family wants them, which is
 where rdi, rsi, rdx, rcx, r8, r9 are kept; their result goes from and to rax.
-The dividend and the product of `div` and `mul` have 64 bits. A system call is known by the number in eax, which stands
+The dividend and the product of `div` and `mul` have 64 bits, and `idiv` comes behind `cqo`. A system call is known by the number in eax, which stands
 before it in the same block (targets/linux.py); it destroys rcx and r11, as there. `rdtsc` leaves the lower half of a
 clock in eax and edx as it was.
 
@@ -40,13 +41,16 @@ from .machine import Immediate, Instruction, Label, LabelReference, MachineFunct
 RAX, RCX, RDX, RSP, RSI, RDI, R8, R9, R10 = 0, 1, 2, 4, 6, 7, 8, 9, 10
 PUSH_BYTES = 16
 WORD_BITS = 64
-INVERSE = {a: b for pair in (("e", "ne"), ("b", "ae"), ("be", "a"), ("l", "ge"), ("le", "g"), ("s", "ns"))
+INVERSE = {a: b for pair in (("e", "ne"), ("b", "ae"), ("be", "a"), ("l", "ge"), ("le", "g"), ("s", "ns"), ("o", "no"))
            for a, b in (pair, pair[::-1])}
 """Conditions, each with the one that holds where it does not."""
 _CARRY = {"b", "ae", "be", "a"}
 _COMPARES = {"cmp", "sub"}
 _COMPUTES = {"add": "add", "sub": "sub", "and": "and", "or": "or", "xor": "xor", "imul": "mul"}
-_LEAVES_FLAGS = {"mov", "movzx", "movsxd", "lea", "push", "pop", "not", "xchg", "pause", "prefetcht1", "rdtsc", "jmp",
+_OVERFLOW = {"o", "no"}
+_SETS_FLAGS = {"cmp", "test", "cmpxchg", "add", "sub", "and", "or", "xor", "shl", "shr", "neg"}
+_OVERFLOWS = {"add", "sub", "imul"}
+_LEAVES_FLAGS = {"mov", "movzx", "movsx", "movsxd", "cqo", "vcvtph2ps", "vmovsd", "lea", "push", "pop", "not", "xchg", "pause", "prefetcht1", "rdtsc", "jmp",
                  "call", "ret", "ud2", "vcvtsi2sd", "vcvtsi2ss", "vcvtsd2ss", "vdivsd", "vmulss", "vmovd", "vmovq",
                  "vmovss"}
 _STACK = Register("gpr", RSP)
@@ -301,8 +305,8 @@ class _Translation:
 
     def _instruction(self, place: int, item: Instruction) -> None:
         name, bits = _mnemonic(item), _bits(item)
-        if self.wanted[place] and not _keeps_flags(item) and name not in (
-                "cmp", "test", "cmpxchg", "add", "sub", "and", "or", "xor", "shl", "shr", "neg"):
+        wanted = self.wanted[place]
+        if wanted and not _keeps_flags(item) and name not in (_OVERFLOWS if wanted & _OVERFLOW else _SETS_FLAGS):
             raise self._error(place, "flags")
         condition = _condition(item)
         rule: Callable[..., None] | None
@@ -345,6 +349,11 @@ class _Translation:
         else:
             self._extend(self._number(target), self._number(source), bits)
 
+    def _movsx(self, place: int, item: Instruction, bits: int) -> None:
+        register = self._number(item.operands[0])
+        self._side(register, item.operands[1], bits)
+        self._extend(register, register, int(item.row.name.rpartition(".")[2]))
+
     def _movsxd(self, place: int, item: Instruction, bits: int) -> None:
         self._side(self._number(item.operands[0]), item.operands[1], 32)
 
@@ -356,6 +365,10 @@ class _Translation:
             self._load_address(register, memory.label)
             return
         base, disp = self._address(memory)
+        if target == _STACK:
+            if disp % 8 or disp > 0 or memory.base == _STACK:
+                raise self._error(place, "a stack pointer")
+            disp = disp // 8 * PUSH_BYTES
         self.of.add_number(self.s, register, base, disp)
         if bits < WORD_BITS:
             self._extend(register, register, bits)
@@ -372,6 +385,9 @@ class _Translation:
         left, right = (target, sources[0]) if len(sources) == 1 else sources
         if target == _STACK:
             self._move_stack(place, name, right)
+            return
+        if self.wanted[place] & _OVERFLOW:
+            self._compute_checked(place, name, target, right, bits)
             return
         differs = name in _COMPARES
         if self.wanted[place] and differs:
@@ -396,6 +412,29 @@ class _Translation:
             self._result_flags(place, register, bits)
         if in_memory:
             self._store(register, target, bits)     # type: ignore[arg-type]
+
+    def _compute_checked(self, place: int, name: str, target: Any, right: Any, bits: int) -> None:
+        """And whether it overflows."""
+        s, of = self.s, self.of
+        if self.wanted[place] - _OVERFLOW or bits != WORD_BITS or not isinstance(target, Register):
+            raise self._error(place, "an overflow")
+        register, b = self._number(target), self._value(right, bits, self.third)
+        if name == "imul":      # the upper half of the product is the lower one's sign
+            of.binary(s, "high", self.left, register, b)
+            of.binary(s, "mul", register, register, b)
+            of.shift(s, "sar", self.right, register, WORD_BITS - 1)
+            return
+        of.move(s, self.left, register)
+        if b == register:
+            of.move(s, self.third, b)
+            b = self.third
+        of.binary(s, _COMPUTES[name], register, register, b)
+        # A sum has another sign than both sides; what the difference and the smaller side add up to likewise.
+        of.binary(s, "xor", self.right, self.left if name == "sub" else register, b)
+        of.binary(s, "xor", self.left, self.left, register)
+        of.binary(s, "and", self.left, self.left, self.right)
+        of.shift(s, "sar", self.left, self.left, WORD_BITS - 1)
+        of.number(s, self.right, 0)
 
     def _move_stack(self, place: int, name: str, number: Any) -> None:
         stack = self._number(_STACK)
@@ -446,6 +485,12 @@ class _Translation:
         self.of.shift(self.s, "shr", register, register, amount.value)
         self._result_flags(place, register, bits)
 
+    def _sar(self, place: int, item: Instruction, bits: int) -> None:
+        register, amount = self._number(item.operands[0]), item.operands[1]
+        if not isinstance(amount, Immediate) or bits != WORD_BITS or self.wanted[place]:
+            raise self._error(place, "such an amount")
+        self.of.shift(self.s, "sar", register, register, amount.value)
+
     def _rol(self, place: int, item: Instruction, bits: int) -> None:
         register, amount = self._number(item.operands[0]), item.operands[1]
         if not isinstance(amount, Immediate) or bits != WORD_BITS:
@@ -462,6 +507,16 @@ class _Translation:
     def _div(self, place: int, item: Instruction, bits: int) -> None:
         rax, divisor = self.r[RAX], self._number(item.operands[0])
         self.of.binary(self.s, "div", self.second, rax, divisor)
+        self.of.binary(self.s, "mul", self.third, self.second, divisor)
+        self.of.binary(self.s, "sub", self.r[RDX], rax, self.third)
+        self.of.move(self.s, rax, self.second)
+
+    def _cqo(self, place: int, item: Instruction, bits: int) -> None:
+        self.of.shift(self.s, "sar", self.r[RDX], self.r[RAX], WORD_BITS - 1)
+
+    def _idiv(self, place: int, item: Instruction, bits: int) -> None:
+        rax, divisor = self.r[RAX], self._number(item.operands[0])
+        self.of.binary(self.s, "signed div", self.second, rax, divisor)
         self.of.binary(self.s, "mul", self.third, self.second, divisor)
         self.of.binary(self.s, "sub", self.r[RDX], rax, self.third)
         self.of.move(self.s, rax, self.second)
@@ -498,7 +553,8 @@ class _Translation:
 
     def _jump_if(self, condition: str, label: str, place: int = -1) -> None:
         left, right = self.compared.get(place, (self.left, self.right))
-        self.of.branch(self.s, {"s": "l", "ns": "ge"}.get(condition, condition), left, right, label)
+        meant = {"s": "l", "ns": "ge", "o": "ne", "no": "e"}.get(condition, condition)
+        self.of.branch(self.s, meant, left, right, label)
 
     def _branch(self, place: int, item: Instruction, bits: int) -> None:
         target = item.operands[0]
@@ -506,7 +562,8 @@ class _Translation:
         self._jump_if(_condition(item)[0], target.name, place)
 
     def _conditional_move(self, place: int, item: Instruction, bits: int) -> None:
-        register, source, behind = self._number(item.operands[0]), self._number(item.operands[1]), self.s.new_label()
+        register, behind = self._number(item.operands[0]), self.s.new_label()
+        source = self._value(item.operands[1], bits, self.second)
         self._jump_if(INVERSE[_condition(item)[0]], behind)
         self.of.move(self.s, register, source)
         self.s.label(behind)
@@ -654,9 +711,20 @@ class _Translation:
     # --- Floats -----------------------------------------------------------------------------------------------------
 
     def _vmovd(self, place: int, item: Instruction, bits: int) -> None:
-        """What follows writes all of what is looked at."""
+        target, source = item.operands
+        if item.row.name.endswith("to_vec"):
+            self.of.to_single(self.s, _float(target), self._number(source))
+        else:
+            self.of.from_single(self.s, self._number(target), _float(source))
+            self._extend(self._number(target), self._number(target), 32)
 
-    _vmovq = _vmovd
+    def _vmovq(self, place: int, item: Instruction, bits: int) -> None:
+        """What follows, which converts a number, writes all of what is looked at."""
+        if not item.row.name.endswith("to_vec"):
+            raise self._error(place, "such a move")
+
+    def _vcvtph2ps(self, place: int, item: Instruction, bits: int) -> None:
+        self.of.widen_half(self.s, *map(_float, item.operands))
 
     def _vcvtsi2sd(self, place: int, item: Instruction, bits: int) -> None:
         self._to_float(item, 64)

@@ -62,7 +62,7 @@ class Program:
         self.emit("cmp.64", RAX, RSI)
         self.emit("ret")
 
-    RULES = ("moves", "bytes", "extended", "addresses", "computed", "computed", "memory_computed", "shifted",
+    RULES = ("overflows", "signed_quotients", "moves", "bytes", "extended", "addresses", "computed", "computed", "memory_computed", "shifted",
              "products", "compared", "compared", "borrowed", "called", "stacked", "atomic", "floats")
 
     @property
@@ -111,7 +111,7 @@ class Program:
         self.emit("mov.8", self.memory(), self.register())
 
     def extended(self) -> None:
-        row = self.choose.choice(["movzx.8.32", "movzx.16.32", "movsxd"])
+        row = self.choose.choice([name for name in ROWS if name.startswith(("movzx.", "movsx."))] + ["movsxd"])
         from_register = row == "movzx.8.32" and self.choose.random() < 0.5
         source: Any = self.register() if from_register else self.memory()
         self.emit(row, self.register(), source)
@@ -168,7 +168,7 @@ class Program:
         if name == "cmp.8":
             memory = self.memory()
             self.emit("cmp.8", memory, Immediate(self.choose.randrange(-128, 128)))
-            return [c for c in INVERSE if c not in ("s", "ns")]
+            return [c for c in INVERSE if c not in ("s", "ns", "o", "no")]
         register = self.register()
         if name == "test":
             self.emit(f"test.{bits}", register, register if self.choose.random() < 0.5 else self.register())
@@ -179,7 +179,7 @@ class Program:
         else:
             self.emit(f"{name}.{bits}", register, self.choose.choice([self.register, self.number])())
         if name in ("cmp", "sub"):
-            return [c for c in INVERSE if c not in ("s", "ns")]
+            return [c for c in INVERSE if c not in ("s", "ns", "o", "no")]
         return ["e", "ne", "s", "ns"] if name == "add" else ["e", "ne", "s", "ns", "l", "ge", "g", "le"]
 
     def compared(self) -> None:
@@ -200,6 +200,28 @@ class Program:
     def borrowed(self) -> None:
         self.emit("cmp.32", self.register(), Immediate(1))
         self.emit("sbb.64", self.register(), Immediate(self.choose.choice([-1, 5])))
+
+    def overflows(self) -> None:
+        register, label = self.register(), self.label()
+        if self.choose.random() < 0.5:      # near the end of what there is
+            self.emit("mov.64", register, Immediate(self.choose.choice([-1 << 63, (1 << 63) - 1, 1 << 32, -3])))
+        name = self.choose.choice(["add", "sub", "imul"])
+        second: Any = self.choose.choice([self.register, self.memory] + [self.number] * (name != "imul"))()
+        self.emit(f"{name}.64", register, second)
+        self.emit(self.choose.choice(["jo", "jno"]) if "jno" in ROWS else "jo", label)
+        self.emit("add.64", RDX, Immediate(1))
+        self.emit.label(label)
+        if self.choose.random() < 0.5:
+            self.emit("cmp.64", RDX, Immediate(5))
+            self.emit("cmovl.64", RDX, self.memory())
+
+    def signed_quotients(self) -> None:
+        divisor = self.choose.choice([r for r in GENERAL if r not in (RAX, RDX)])
+        self.emit("sar.imm.64", divisor, Immediate(self.choose.randrange(1, 50)))
+        self.emit("or.64", divisor, Immediate(1 << 8))      # neither 0 nor -1
+        self.emit("and.64", divisor, Immediate(-256))
+        self.emit("cqo")
+        self.emit("idiv.64", divisor)
 
     def called(self) -> None:
         """Flags outlive a routine."""

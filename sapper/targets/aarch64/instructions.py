@@ -331,6 +331,7 @@ def _lanes() -> None:
 
 def _by_hand() -> None:
     row("udiv.64", "udiv <Xd>, <Xn>, <Xm>", "10011010110 mmmmm 000010 nnnnn ddddd", m.divide_unsigned, "div")
+    row("smulh.64", "smulh <Xd>, <Xn>, <Xm>", "10011011010 mmmmm 011111 nnnnn ddddd", m.multiply_high, "mul")
     # Calls leave the return address in x30; what stands elsewhere in the file is reached by its distance.
     link: dict[str, Any] = {"side_effects": True, "implicit_writes": (("gpr", LINK),)}
     row("bl", "bl <label>", "100101 llllllllllllllllllllllllll", None, "branch", **link)

@@ -91,6 +91,11 @@ def multiply(a: int, b: int) -> int:
     return a * b & ALL
 
 
+def multiply_high(a: int, b: int) -> int:
+    """The upper half of a product with signs."""
+    return _signed(a) * _signed(b) >> BITS & ALL
+
+
 def multiply_subtract(a: int, b: int, c: int) -> int:
     return c - a * b & ALL
 

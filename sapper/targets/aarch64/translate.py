@@ -28,7 +28,7 @@ _NEAR, _SYSTEM_CALL = 16, 8
 _CONDITIONS = {"e": "eq", "ne": "ne", "b": "lo", "ae": "hs", "be": "ls", "a": "hi", "l": "lt", "ge": "ge", "le": "le",
                "g": "gt"}
 _BINARY = {"add": "add.64", "sub": "sub.64", "and": "and.64", "or": "orr.64", "xor": "eor.64", "mul": "mul.64",
-           "div": "udiv.64", "shl": "lsl.64"}
+           "high": "smulh.64", "div": "udiv.64", "signed div": "sdiv.64", "shl": "lsl.64"}
 _SHIFTS = {"shl": "lsl.imm.64", "shr": "lsr.imm.64", "sar": "asr.imm.64"}
 _LOADS = {(64, False): "ldr.64", (64, True): "ldr.64", (32, False): "ldr.32", (32, True): "ldrsw", (16, False): "ldrh",
           (16, True): "ldrsh", (8, False): "ldrb", (8, True): "ldrsb"}
@@ -200,6 +200,15 @@ def multiply_single(s: Any, register: int, left: int, right: int) -> None:
     """right: a general register with the bits of a float."""
     s.emit("dup.2s", _vector(s, 31), right)
     s.emit("fmul.2s", _vector(s, register), _vector(s, left), _vector(s, 31))
+
+
+def to_single(s: Any, register: int, source: int) -> None:
+    """The bits of a float, or of one of 16 bits, from a general register."""
+    s.emit("dup.2s", _vector(s, register), source)
+
+
+def widen_half(s: Any, register: int, source: int) -> None:
+    s.emit("fcvtl.4s", _vector(s, register), _vector(s, source))
 
 
 def from_single(s: Any, register: int, source: int) -> None:

@@ -366,6 +366,7 @@ class _Table:
         meaning: Meaning
         row = self.row
         row("divu", "divu <Xd>, <Xs>, <Xt>", "0000001 ttttt sssss 101 ddddd 0110011", m.divide_unsigned, "div")
+        row("mulh", "mulh <Xd>, <Xs>, <Xt>", "0000001 ttttt sssss 001 ddddd 0110011", m.multiply_high, "mul")
         for name, code in (("bltu", "110"), ("bgeu", "111")):
             row(name, f"{name} <Xs>, <Xt>, <label>", f"bbbbbbb ttttt sssss {code} bbbbb 1100011", None, "branch",
                 control="branch")

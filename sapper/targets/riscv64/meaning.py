@@ -63,6 +63,11 @@ def multiply(a: int, b: int) -> int:
     return a * b & ALL
 
 
+def multiply_high(a: int, b: int) -> int:
+    """The upper half of a product with signs."""
+    return _signed(a) * _signed(b) >> BITS & ALL
+
+
 def negate(a: int) -> int:
     return -a & ALL
 

@@ -29,8 +29,8 @@ _BRANCHES = {"e": ("beq", False), "ne": ("bne", False), "b": ("bltu", False), "a
              "a": ("bltu", True), "be": ("bgeu", True), "l": ("blt", False), "ge": ("bge", False), "g": ("blt", True),
              "le": ("bge", True)}
 """The row, and whether its operands are turned round."""
-_BINARY = {"add": "add", "sub": "sub", "and": "and", "or": "or", "xor": "xor", "mul": "mul", "div": "divu",
-           "shl": "sll"}
+_BINARY = {"add": "add", "sub": "sub", "and": "and", "or": "or", "xor": "xor", "mul": "mul", "high": "mulh",
+           "div": "divu", "signed div": "div", "shl": "sll"}
 _SHIFTS = {"shl": "slli", "shr": "srli", "sar": "srai"}
 _LOADS = {(64, False): "ld", (64, True): "ld", (32, False): "lwu", (32, True): "lw", (16, False): "lhu",
           (16, True): "lh", (8, False): "lbu", (8, True): "lb"}
@@ -189,6 +189,22 @@ def multiply_single(s: Any, register: int, left: int, right: int) -> None:
     """right: a general register with the bits of a float."""
     s.emit("fmv.w.x", _float(s, 31), right)
     s.emit("fmul.s", _float(s, register), _float(s, left), _float(s, 31))
+
+
+def to_single(s: Any, register: int, source: int) -> None:
+    """The bits of a float, or of one of 16 bits, from a general register."""
+    s.emit("fmv.w.x", _float(s, register), source)
+
+
+def widen_half(s: Any, register: int, source: int) -> None:
+    """Above a float of 16 bits there are ones (20.2)."""
+    s.emit("fmv.x.w", 31, _float(s, source))
+    s.emit("slli", 31, 31, s.immediate(48))
+    s.emit("xori", 31, 31, s.immediate(-1))
+    s.emit("srli", 31, 31, s.immediate(48))
+    s.emit("xori", 31, 31, s.immediate(-1))
+    s.emit("fmv.d.x", _float(s, register), 31)
+    s.emit("fcvt.s.h", _float(s, register), _float(s, register))
 
 
 def from_single(s: Any, register: int, source: int) -> None:
