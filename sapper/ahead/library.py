@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..codegen.c_abi import needed_features
 from ..codegen.compile import encoded, style_of
 from ..codegen.machine import Instruction, LabelReference, MachineFunction
 from ..codegen.object import Part, write_executable, write_object, write_shared_object
@@ -113,7 +114,8 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     items += [(table, False) for table in program_tables(plan)]
     items += [(code.machine, False) for code in plan.codes]
     made = digest_function()
-    check, areas = cpu_check(plan.target, [code.machine for code in plan.codes])
+    check, areas = cpu_check(plan.target, needed_features(plan.target.features,
+                                                                  [code.machine for code in plan.codes]))
     own = (program_function(), work_function(), launch_function(), made.machine)
     items += [(function, False) for function in own]
     items = [(item if isinstance(item, Table) or item.name in codes else

@@ -16,13 +16,14 @@ which there is no carry: conditions of it are refused. Where `jo` follows they d
 
 The stack. A call leaves its return address in a register, which is pushed where the function or routine begins and
 popped where it returns: so it is one word of the stack here as there. Each push takes 16 bytes, and what is taken from
-the stack for a frame is made a multiple of that. Code must not reach from one frame into another; `lea rsp, [rbp - 8n]` is where n words were pushed behind rbp.
+the stack for a frame is made a multiple of that. Code must not reach from one frame into another; `lea rsp, [rbp - 8n]`
+goes to where n words had been pushed after rsp was copied.
 
 Functions, those of the C ABI and kernels among them, are called with arguments where the family wants them, which is
 where rdi, rsi, rdx, rcx, r8, r9 are kept; their result goes from and to rax.
-The dividend and the product of `div` and `mul` have 64 bits, and `idiv` comes behind `cqo`. A system call is known by the number in eax, which stands
-before it in the same block (targets/linux.py); it destroys rcx and r11, as there. `rdtsc` leaves the lower half of a
-clock in eax and edx as it was.
+The dividend and the product of `div` and `mul` have 64 bits, and `idiv` comes behind `cqo`. A system call is known by
+the number in eax, which stands before it in the same block (targets/linux.py); it destroys rcx and r11, as there.
+`rdtsc` leaves the lower half of a clock in eax and edx as it was.
 
 Memory. x86-64 shows loads and stores of a thread in order, but for a load before an older store, and locked
 instructions are barriers. Functions that count on it (`ordered`) have barriers for that, where this family needs them.
@@ -31,11 +32,12 @@ Source: Intel SDM volume 2 (operation), volume 3, 9.2.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..targets import module_of
 from ..targets.linux import CALLS
+from .c_abi import CHECK_CPU, CPU_AREA, Arguments, check_cpu
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
 
 RAX, RCX, RDX, RSP, RSI, RDI, R8, R9, R10 = 0, 1, 2, 4, 6, 7, 8, 9, 10
@@ -50,7 +52,8 @@ _COMPUTES = {"add": "add", "sub": "sub", "and": "and", "or": "or", "xor": "xor",
 _OVERFLOW = {"o", "no"}
 _SETS_FLAGS = {"cmp", "test", "cmpxchg", "add", "sub", "and", "or", "xor", "shl", "shr", "neg"}
 _OVERFLOWS = {"add", "sub", "imul"}
-_LEAVES_FLAGS = {"mov", "movzx", "movsx", "movsxd", "cqo", "vcvtph2ps", "vmovsd", "lea", "push", "pop", "not", "xchg", "pause", "prefetcht1", "rdtsc", "jmp",
+_LEAVES_FLAGS = {"mov", "movzx", "movsx", "movsxd", "cqo", "vcvtph2ps", "vmovsd", "lea", "push",
+                 "pop", "not", "xchg", "pause", "prefetcht1", "rdtsc", "jmp",
                  "call", "ret", "ud2", "vcvtsi2sd", "vcvtsi2ss", "vcvtsd2ss", "vdivsd", "vmulss", "vmovd", "vmovq",
                  "vmovss"}
 _STACK = Register("gpr", RSP)
@@ -77,17 +80,42 @@ def settled(function: MachineFunction, target: Any) -> MachineFunction:
     return function
 
 
-def cpu_check(target: Any, kernels: Sequence[MachineFunction]) -> tuple[MachineFunction, dict[str, int]]:
-    """A function `CHECK_CPU` that says whether the processor has what the target has, or what the kernels need of that:
-    1 or 0; and areas that it keeps the answer in."""
-    from .c_abi import CHECK_CPU, CPU_AREA, check_cpu, needed_features
-
+def cpu_check(target: Any, features: frozenset[str]) -> tuple[MachineFunction, dict[str, int]]:
+    """A function `CHECK_CPU` that says whether the processor has what code for the target needs: 1 or 0; and areas that
+    it keeps the answer in. features: these, where a family tells them one by one; else it is all that the target has.
+    """
     if target.code_by_hand:
-        return check_cpu(needed_features(target.features, kernels)), {CPU_AREA: 64}
+        return check_cpu(features), {CPU_AREA: 64}
     of = module_of(target.family, "translate")
     s = Emitter(of.rows(target))
     of.check_cpu(s, target)
     return settled(MachineFunction(CHECK_CPU, s.body, {}), target), {}
+
+
+def gathering(name: str, target: Any) -> tuple[MachineFunction | None, Arguments | None]:
+    """The function `name` of C, which puts its arguments in memory and calls another with their address, and where they
+    are then; neither where code by hand takes them as they are passed."""
+    if target.code_by_hand:
+        return None, None
+    of = module_of(target.family, "translate")
+    arguments = Arguments(of.INTEGERS, of.FLOATS, of.FLOATS_GO_ON, f"{name}.gathered")
+    s = Emitter(of.rows(target))
+    words = of.INTEGERS + of.FLOATS + 1
+    bytes_ = -(-8 * words // PUSH_BYTES) * PUSH_BYTES
+    stack, block, function = of.REGISTERS[RSP], of.REGISTERS[RDI], of.BETWEEN[0]
+    of.push(s, of.LINK)
+    of.add_number(s, stack, stack, -bytes_)
+    of.store_arguments(s, stack)
+    of.add_number(s, function, stack, bytes_ + PUSH_BYTES)
+    of.store(s, function, stack, 8 * (words - 1), 64)
+    of.move(s, block, stack)
+    _load_address(s, of, function, arguments.symbol)
+    of.call_at(s, function)
+    of.add_number(s, stack, stack, bytes_)
+    of.pop(s, of.LINK)
+    of.leave(s)
+    made = MachineFunction(name, s.body, {}, externals=frozenset({arguments.symbol}))
+    return settled(made, target), arguments
 
 
 class Emitter:
@@ -217,7 +245,7 @@ class _Translation:
         """(register, displacement) of memory. May take the first register between."""
         s, of = self.s, self.of
         if memory.label is not None:
-            self._load_address(self.first, memory.label)
+            _load_address(self.s, self.of, self.first, memory.label)
             return self.first, memory.disp
         if memory.index is None:
             return (self._number(memory.base), memory.disp)
@@ -229,15 +257,6 @@ class _Translation:
                 base = self.second
             of.binary(s, "add", self.first, self.first, base)
         return self.first, memory.disp
-
-    def _load_address(self, register: int, label: str) -> None:
-        """Where something of the file is: by its distance, which stands behind a call that jumps over it."""
-        s, of, behind = self.s, self.of, self.s.new_label()
-        of.call(s, behind)
-        of.distance(s, label)
-        s.label(behind)
-        of.load(s, register, of.LINK, 0, 32, True)
-        of.binary(s, "add", register, register, of.LINK)
 
     def _load(self, register: int, memory: Memory, bits: int, signed: bool = False) -> None:
         base, disp = self._address(memory)
@@ -362,7 +381,7 @@ class _Translation:
         assert isinstance(memory, Memory)
         register = self._number(target)
         if memory.label is not None and not memory.disp and bits == WORD_BITS:
-            self._load_address(register, memory.label)
+            _load_address(self.s, self.of, register, memory.label)
             return
         base, disp = self._address(memory)
         if target == _STACK:
@@ -754,6 +773,16 @@ class _Translation:
             raise self._error(place, "such a move")
         self.of.from_single(self.s, self.second, _float(register))
         self._store(self.second, memory, 32)
+
+
+def _load_address(s: Emitter, of: Any, register: int, label: str) -> None:
+    """Where something of the file is: by its distance, which stands behind a call that jumps over it."""
+    behind = s.new_label()
+    of.call(s, behind)
+    of.distance(s, label)
+    s.label(behind)
+    of.load(s, register, of.LINK, 0, 32, True)
+    of.binary(s, "add", register, register, of.LINK)
 
 
 def _float(operand: Any) -> int:

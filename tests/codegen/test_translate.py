@@ -62,7 +62,8 @@ class Program:
         self.emit("cmp.64", RAX, RSI)
         self.emit("ret")
 
-    RULES = ("overflows", "signed_quotients", "moves", "bytes", "extended", "addresses", "computed", "computed", "memory_computed", "shifted",
+    RULES = ("overflows", "signed_quotients",
+             "moves", "bytes", "extended", "addresses", "computed", "computed", "memory_computed", "shifted",
              "products", "compared", "compared", "borrowed", "called", "stacked", "atomic", "floats")
 
     @property
@@ -351,7 +352,7 @@ def recorded() -> list[str]:
         facts = target(name)
         functions = [translated(made, facts, ordered=True)
                      for made in (program_function(), work_function(), launch_function())]
-        functions += [translated(digest_function().machine, facts), cpu_check(facts, [])[0]]
+        functions += [translated(digest_function().machine, facts), cpu_check(facts, facts.features)[0]]
         lines += [f"{facts.family} {made.name} {hashlib.sha256(encoded(made, facts).code).hexdigest()[:16]}"
                   for made in functions]
     return lines

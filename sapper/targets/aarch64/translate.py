@@ -23,6 +23,8 @@ REGISTERS = (8, 3, 2, 19, SP, 20, 1, 0, 4, 5, 9, 10, 21, 22, 23, 24)
 BETWEEN = (11, 12, 13)
 COMPARED = (14, 15)
 RESULT = 0
+INTEGERS, FLOATS, FLOATS_GO_ON = 8, 8, False
+"""Arguments of C in registers; whether floats take integer registers when their own are used up."""
 LINK, ZERO = _LINK, _ZERO
 _NEAR, _SYSTEM_CALL = 16, 8
 _CONDITIONS = {"e": "eq", "ne": "ne", "b": "lo", "ae": "hs", "be": "ls", "a": "hi", "l": "lt", "ge": "ge", "le": "le",
@@ -209,6 +211,14 @@ def to_single(s: Any, register: int, source: int) -> None:
 
 def widen_half(s: Any, register: int, source: int) -> None:
     s.emit("fcvtl.4s", _vector(s, register), _vector(s, source))
+
+
+def store_arguments(s: Any, base: int) -> None:
+    """Those in registers: integers, then floats."""
+    for place in range(INTEGERS):
+        s.emit("str.64", s.memory(base, 8 * place), place)
+    for place in range(FLOATS):
+        s.emit("str.d", s.memory(base, 8 * (INTEGERS + place)), _vector(s, place))
 
 
 def from_single(s: Any, register: int, source: int) -> None:

@@ -23,6 +23,8 @@ REGISTERS = (16, 13, 12, 9, STACK, 8, 11, 10, 14, 15, 28, 29, 18, 19, 20, 21)
 BETWEEN = (5, 6, 7)
 COMPARED = (30, 17)
 RESULT = 10
+INTEGERS, FLOATS, FLOATS_GO_ON = 8, 8, True
+"""Arguments of C in registers; whether floats take integer registers when their own are used up."""
 LINK, ZERO = _LINK, _ZERO
 _SYSTEM_CALL, _PUSH_BYTES = 17, 16
 _BRANCHES = {"e": ("beq", False), "ne": ("bne", False), "b": ("bltu", False), "ae": ("bgeu", False),
@@ -205,6 +207,14 @@ def widen_half(s: Any, register: int, source: int) -> None:
     s.emit("xori", 31, 31, s.immediate(-1))
     s.emit("fmv.d.x", _float(s, register), 31)
     s.emit("fcvt.s.h", _float(s, register), _float(s, register))
+
+
+def store_arguments(s: Any, base: int) -> None:
+    """Those in registers: integers, then floats."""
+    for place in range(INTEGERS):
+        s.emit("sd", s.memory(base, 8 * place), 10 + place)
+    for place in range(FLOATS):
+        s.emit("fsd", s.memory(base, 8 * (INTEGERS + place)), _float(s, 10 + place))
 
 
 def from_single(s: Any, register: int, source: int) -> None:
