@@ -241,7 +241,8 @@ def test_the_text_is_the_code(family: Family, tmp_path: Path) -> None:
     subprocess.run([f"{family.tools}as", "theirs.s", "-o", "theirs.o"], cwd=tmp_path, check=True)
     texts = []
     for name in ("own", "theirs"):
-        subprocess.run([f"{family.tools}ld", "-Tbss=0x2000000", "-e", "product", f"{name}.o", "-o", name], cwd=tmp_path, check=True)
+        subprocess.run([f"{family.tools}ld", "-Ttext=0x10000", "-Tbss=0x2000000", "-e", "product", f"{name}.o", "-o",
+                        name], cwd=tmp_path, check=True)
         subprocess.run([f"{family.tools}objcopy", "-O", "binary", "-j", ".text", name, f"{name}.text"], cwd=tmp_path,
                        check=True)
         texts.append((tmp_path / f"{name}.text").read_bytes())
