@@ -114,13 +114,13 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     items += [(table, False) for table in program_tables(plan)]
     items += [(code.machine, False) for code in plan.codes]
     made = digest_function()
-    check, areas = cpu_check(plan.target, needed_features(plan.target.features,
-                                                                  [code.machine for code in plan.codes]))
+    needed = needed_features(plan.target.features, [code.machine for code in plan.codes])
+    checks, areas = cpu_check(plan.target, needed, often=False)
     own = (program_function(), work_function(), launch_function(), made.machine)
     items += [(function, False) for function in own]
     items = [(item if isinstance(item, Table) or item.name in codes else
               translated(item, plan.target, item.name in ORDERED), exported) for item, exported in items]
-    items.append((check, False))
+    items += [(check, False) for check in checks]
     notes = {function.machine.name: function.notes for function in [*(f for f, _ in entry), made]}
     return ModelLibrary(plan, items, codes, notes, areas)
 

@@ -232,7 +232,7 @@ def library_parts(
 
     kernels = list(kernels)
     own_scratch = any(v.scratch for k in kernels for v in k.variants)
-    check, areas = cpu_check(target, frozenset(features))
+    checks, areas = cpu_check(target, frozenset(features), often=True)
     if own_scratch:
         areas |= {LOCK_AREA: 64, SCRATCH_AREA: scratch_bytes}
     functions: list[tuple[MachineFunction, EncodedCode | None, bool, Location | None]] = []
@@ -248,7 +248,7 @@ def library_parts(
         add(_on(kernel))
         add(_scratch_bytes(kernel))
         functions += [(v.machine, v.code, False, kernel.source) for v in kernel.variants]
-    functions.append((check, None, False, None))
+    functions += [(check, None, False, None) for check in checks]
     parts = []
     unwinds = style_of(target).unwinds
     for f, given, exported, source in functions:

@@ -38,10 +38,12 @@ from typing import Any
 from ..targets import module_of
 from ..targets.linux import CALLS
 from .c_abi import CHECK_CPU, CPU_AREA, Arguments, check_cpu
+from .listing import Listing
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
 
 RAX, RCX, RDX, RSP, RSI, RDI, R8, R9, R10 = 0, 1, 2, 4, 6, 7, 8, 9, 10
 PUSH_BYTES = 16
+ASK_CPU = "sapper.ask_cpu"
 WORD_BITS = 64
 INVERSE = {a: b for pair in (("e", "ne"), ("b", "ae"), ("be", "a"), ("l", "ge"), ("le", "g"), ("s", "ns"), ("o", "no"))
            for a, b in (pair, pair[::-1])}
@@ -80,16 +82,39 @@ def settled(function: MachineFunction, target: Any) -> MachineFunction:
     return function
 
 
-def cpu_check(target: Any, features: frozenset[str]) -> tuple[MachineFunction, dict[str, int]]:
-    """A function `CHECK_CPU` that says whether the processor has what code for the target needs: 1 or 0; and areas that
-    it keeps the answer in. features: these, where a family tells them one by one; else it is all that the target has.
+def cpu_check(target: Any, features: frozenset[str], often: bool) -> tuple[list[MachineFunction], dict[str, int]]:
+    """The function `CHECK_CPU`, which says whether the processor has what code for the target needs: 1 or 0; one that
+    it calls; and areas that it keeps the answer in.
+
+    features: what is needed, where a family tells them one by one; else it is all that the target has. often: the
+    answer is kept.
     """
     if target.code_by_hand:
-        return check_cpu(features), {CPU_AREA: 64}
+        return [check_cpu(features)], {CPU_AREA: 64}
     of = module_of(target.family, "translate")
     s = Emitter(of.rows(target))
     of.check_cpu(s, target)
-    return settled(MachineFunction(CHECK_CPU, s.body, {}), target), {}
+    ask = settled(MachineFunction(ASK_CPU if often else CHECK_CPU, s.body, {}), target)
+    return ([translated(_kept_answer(), target), ask], {CPU_AREA: 64}) if often else ([ask], {})
+
+
+def _kept_answer() -> MachineFunction:
+    """The area holds 0 before, then 1 or 2 for what ASK_CPU says. Several threads may ask at once: all find the
+    same."""
+    emit = Listing()
+    emit("mov.32", RAX, Memory(label=CPU_AREA))
+    emit("test.32", RAX, RAX)
+    emit("jne", "known")
+    emit("lea.64", RAX, Memory(label=ASK_CPU))
+    emit("call.indirect", RAX)
+    emit("mov.32", RCX, Immediate(2))
+    emit("test.32", RAX, RAX)
+    emit("cmove.32", RAX, RCX)
+    emit("mov.32", Memory(label=CPU_AREA), RAX)
+    emit.label("known")
+    emit("and.32", RAX, Immediate(1))
+    emit("ret")
+    return MachineFunction(CHECK_CPU, emit.body, {}, externals=frozenset({CPU_AREA, ASK_CPU}))
 
 
 def gathering(name: str, target: Any) -> tuple[MachineFunction | None, Arguments | None]:

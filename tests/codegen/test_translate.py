@@ -352,7 +352,7 @@ def recorded() -> list[str]:
         facts = target(name)
         functions = [translated(made, facts, ordered=True)
                      for made in (program_function(), work_function(), launch_function())]
-        functions += [translated(digest_function().machine, facts), cpu_check(facts, facts.features)[0]]
+        functions += [translated(digest_function().machine, facts), *cpu_check(facts, facts.features, often=True)[0]]
         lines += [f"{facts.family} {made.name} {hashlib.sha256(encoded(made, facts).code).hexdigest()[:16]}"
                   for made in functions]
     return lines
