@@ -25,6 +25,8 @@ from sapper.targets.x86_64.registers import R12, RAX, RBX, RDI, RDX, RSI
 from tests.ahead.test_families import FAMILIES, Family
 
 M, N, K = sp.dims("M N K")
+STACK_WORDS = 16
+FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -52,8 +54,8 @@ def enter_with(facts: Any) -> MachineFunction:
     of.push(s, of.LINK)
     of.move(s, block, of.REGISTERS[7])
     of.move(s, function, of.REGISTERS[6])
-    of.add_number(s, stack, stack, -64)
-    for place in range(8):
+    of.add_number(s, stack, stack, -8 * STACK_WORDS)
+    for place in range(STACK_WORDS):
         of.load(s, word, block, 8 * (16 + place), 64, False)
         of.store(s, word, stack, 8 * place, 64)
     for place in range(8):
@@ -64,7 +66,7 @@ def enter_with(facts: Any) -> MachineFunction:
     for place in range(8):
         of.load(s, place if facts.family == "aarch64" else 10 + place, block, 8 * place, 64, False)
     of.call_at(s, function)
-    of.add_number(s, stack, stack, 64)
+    of.add_number(s, stack, stack, 8 * STACK_WORDS)
     of.pop(s, of.LINK)
     of.leave(s)
     return settled(MachineFunction("with_arguments", s.body, {}), facts)
@@ -131,7 +133,7 @@ def passed(library: Library, arguments: dict[str, Any]) -> tuple[Call, dict[int,
             data += value.tobytes()
         else:
             size = type.dtype.size_bytes
-            held = np.asarray(value).tobytes()[:size]
+            held = np.asarray(value, FLOATS.get(type.dtype.name)).tobytes()[:size]
             words.append((int.from_bytes(held.ljust(8, b"\xa5"), "little", signed=True),
                           type.dtype.is_float and size >= 4, None))
     words += [(dims[dim], False, None) for dim in dims_of(kernel.parameters)]
@@ -152,13 +154,14 @@ def passed(library: Library, arguments: dict[str, Any]) -> tuple[Call, dict[int,
 def run_c(library: Library, family: Family, arguments: dict[str, Any], folder: Path) -> int:
     """Call the first kernel's NAME on a program's own memory; arrays take what it wrote. Its status."""
     call, addresses, data = passed(library, arguments)
-    block = b"".join(struct.pack("<8q", *(words + [-1] * (8 - len(words)))) for words in call)
+    block = b"".join(struct.pack(f"<{most}q", *(words + [-1] * (most - len(words))))
+                     for words, most in zip(call, (8, 8, STACK_WORDS), strict=True))
     name = library.kernels[0].name
     main = translated(main_function(name, block, addresses, len(data)), library.target)
     parts = [*library.parts, *(Part(made.name, encoded(made, library.target))
                                for made in (main, enter_with(library.target)))]
     program = folder / "program"
-    program.write_bytes(write_executable(parts, "main", library.areas | {"test.data": len(data), "test.block": 192},
+    program.write_bytes(write_executable(parts, "main", library.areas | {"test.data": len(data), "test.block": len(block)},
                                          system=library.system))
     program.chmod(0o755)
     done = subprocess.run([*family.emulator, str(program)], input=bytes(data), capture_output=True, timeout=60,

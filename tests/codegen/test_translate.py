@@ -395,6 +395,27 @@ def test_a_return_of_the_function_and_of_a_routine() -> None:
         translated(MachineFunction("f", emit.body, {}), target("neoverse-n1"))
 
 
+@natively
+@pytest.mark.parametrize("condition", ["b", "ae", "a", "be", "e", "ne", "l", "ge", "g", "le"])
+def test_branches_that_go_far(condition: str) -> None:
+    """RISC-V's reach 4 KiB."""
+    emit = Listing()
+    enter(emit)
+    emit("mov.64", RBP, at(RDI, 24))
+    emit("mov.64", RAX, at(RBP, 0))
+    emit("cmp.64", RAX, at(RBP, 8))
+    emit(f"j{condition}", "far")
+    for _ in range(1500):
+        emit("add.64", RAX, Immediate(1))
+    emit.label("far")
+    emit("mov.64", at(RBP, 16), RAX)
+    leave(emit)
+    function = MachineFunction("far", emit.body, {})
+    for pair in ((1, 2), (2, 1), (3, 3), ((1 << 64) - 1, 1)):
+        state = np.array([*pair, 0], np.uint64)
+        np.testing.assert_array_equal(by_meaning(function, state), by_this_cpu(function, state))
+
+
 def test_loads_and_stores_of_several_threads_have_barriers() -> None:
     emit = Listing()
     emit("mov.64", RAX, at(RDI))
