@@ -161,7 +161,8 @@ def run_c(library: Library, family: Family, arguments: dict[str, Any], folder: P
     parts = [*library.parts, *(Part(made.name, encoded(made, library.target))
                                for made in (main, enter_with(library.target)))]
     program = folder / "program"
-    program.write_bytes(write_executable(parts, "main", library.areas | {"test.data": len(data), "test.block": len(block)},
+    program.write_bytes(write_executable(parts, "main", library.areas | {"test.data": len(data),
+                                                                         "test.block": len(block)},
                                          system=library.system))
     program.chmod(0o755)
     done = subprocess.run([*family.emulator, str(program)], input=bytes(data), capture_output=True, timeout=60,
