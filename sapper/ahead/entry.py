@@ -36,6 +36,7 @@ from ..runtime import program, workers
 from ..runtime.arguments import FIRST_SLOT
 from ..runtime.scratch import SYNC_BYTES
 from ..runtime.system import HUGE_PAGE_BYTES
+from ..targets import module_of
 from .digest import SYMBOL as DIGEST
 from .errors import AheadError
 from .plan import CONSTANT, Plan, PlannedProgram
@@ -63,9 +64,9 @@ BAD_SAMPLING = STATUS["BAD_SAMPLING"][0]
 POOL = 64
 HEAD_BYTES = POOL + workers.MAILBOXES + workers.MAILBOX_BYTES * MOST_THREADS
 STACK_BYTES = 256 << 10
-SPIN_CYCLES, WAIT_CYCLES = 150_000, 20 * 150_000
-"""How long a worker without work, and who waits for workers that run, spins before it sleeps: 50 µs and 1 ms at 3 GHz,
-as in runtime/workers.py."""
+SPIN_US, WAIT_US = 50, 1000
+"""How long a worker without work, and who waits for workers that run, spins before it sleeps, as in
+runtime/workers.py."""
 
 NUMBER, OF_WEIGHTS, OF_MEMORY = 0, 1, 2
 BASES = {"NUMBER": NUMBER, "WEIGHTS": OF_WEIGHTS, "MEMORY": OF_MEMORY}
@@ -78,7 +79,7 @@ _NUMBERS: dict[str, int] = {
     "WEIGHTS": WEIGHTS, "MAPPED": MAPPED, "MAPPED_BYTES": MAPPED_BYTES, "THREADS": THREADS, "POSITION": POSITION,
     "POOL": POOL, "MOST_THREADS": MOST_THREADS, "STACK_BYTES": STACK_BYTES,
     "HUGE": HUGE_PAGE_BYTES, "HUGE_MASK": -HUGE_PAGE_BYTES, "HUGE_LESS_1": HUGE_PAGE_BYTES - 1,
-    "SPIN_CYCLES": SPIN_CYCLES, "WAIT_CYCLES": WAIT_CYCLES, "MAILBOXES": POOL + workers.MAILBOXES,
+    "MAILBOXES": POOL + workers.MAILBOXES,
     "MAILBOX_BYTES": workers.MAILBOX_BYTES, "THREAD": POOL + workers.MAILBOXES + workers.THREAD,
     "POOL_SPIN": POOL + workers.SPIN_CYCLES, "POOL_JOIN": POOL + workers.JOIN_CYCLES,
     "ALLOWED": POOL + workers.ALLOWED, "ALLOWED_BYTES": workers.ALLOWED_BYTES, "PLACED": POOL + workers.PLACED,
@@ -126,7 +127,7 @@ _OPEN = """
     syscall
     test rax, rax
     js no_file_open
-    mov ecx, dword ptr [rsp + 24]   # st_mode: the digest is of a regular file
+    mov ecx, dword ptr [rsp + @mode_offset]  # st_mode: the digest is of a regular file
     and ecx, 0xf000
     cmp ecx, 0x8000
     jne no_file_open
@@ -419,8 +420,8 @@ started:
     pop rbx
     ret
 thread:
-    pop rbx                         # the new thread, on its own stack: work(pool, index, mailbox, generation 0)
-    pop rsi
+    mov rbx, qword ptr [rsp]        # the new thread, on its own stack: work(pool, index, mailbox, generation 0)
+    mov rsi, qword ptr [rsp + 8]
     lea rdi, [rbx + @POOL]
     imul rdx, rsi, @MAILBOX_BYTES
     lea rdx, [rbx + rdx + @MAILBOXES]
@@ -636,7 +637,9 @@ refused:
 def entry_functions(plan: Plan, weights_digest: int) -> list[tuple[Written, bool]]:
     """The functions of the ABI and those they call, each with whether others may call it."""
     model, name = plan.model, plan.model.name
-    numbers = dict(_NUMBERS)
+    system = module_of(plan.target.family, "system").SYSTEM
+    numbers = _NUMBERS | {"SPIN_CYCLES": SPIN_US * system.clock_mhz, "WAIT_CYCLES": WAIT_US * system.clock_mhz,
+                          "mode_offset": system.mode_offset}
     numbers |= {
         "weights_bytes": plan.weights_bytes, "memory_bytes": plan.memory_bytes, "scratch_bytes": plan.scratch_bytes,
         "stacks": plan.memory_bytes, "huge_bytes": plan.huge_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ..codegen.c_abi import needed_features
+from ..targets import module_of
 from .draw import MAX_TEMPERATURE
 from .entry import MOST_THREADS, STATUS
 from .plan import Plan
@@ -14,13 +15,14 @@ def header_text(plan: Plan) -> str:
     """The header of a planned model."""
     model = plan.model
     name, upper = model.name, model.name.upper()
+    system = module_of(plan.target.family, "system").SYSTEM
     guard = re.sub(r"\W", "_", f"sapper_{name}_h").upper()
     lines = [
         f"/* {name}: a language model. Made by sapper for {plan.target.name}; needs no Python and no C library.",
         f"   {model.description.replace('*/', '* /')}",
         "   Features that the processor must have (else SAPPER_MODEL_BAD_CPU):",
         f"   {' '.join(sorted(needed_features(plan.target.features, (code.machine for code in plan.codes))))}.",
-        "   Linux on x86-64; a model is used by one thread at a time. */",
+        f"   Linux on {system.name}; a model is used by one thread at a time. */",
         f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", "",
         "#ifndef SAPPER_MODEL_STATUS", "#define SAPPER_MODEL_STATUS", "enum sapper_model_status {",
         *(f"    SAPPER_MODEL_{status} = {number}, /* {meaning} */" for status, (number, meaning) in STATUS.items()),

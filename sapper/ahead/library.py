@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..codegen.c_abi import CPU_AREA, check_cpu, needed_features
-from ..codegen.encode import encode
+from ..codegen.c_abi import needed_features
+from ..codegen.compile import encoded, style_of
 from ..codegen.machine import Instruction, LabelReference, MachineFunction
 from ..codegen.object import Part, write_executable, write_object, write_shared_object
 from ..codegen.print import print_file
 from ..codegen.table import Table
+from ..codegen.translate import cpu_check, translated
 from ..codegen.unwind import frame_rows
 from ..runtime.program_code import program_function
 from ..runtime.workers_code import launch_function, work_function
+from ..targets import module_of
+from ..targets.system import System
 from .digest import digest_function
 from .draw import draw_functions
 from .entry import HEAD_BYTES, entry_functions, program_tables
@@ -37,23 +40,30 @@ Item = tuple[MachineFunction | Table, bool]
 class ModelLibrary:
     """plan: where everything is. items: functions and tables in order, each with whether others may call it.
 
-    codes: kernels by symbol. notes: what is to be said of functions, by name.
+    codes: kernels by symbol. notes: what is to be said of functions, by name. areas: zeroed memory of the file's own.
     """
 
     plan: Plan
     items: list[Item]
     codes: dict[str, Code]
     notes: dict[str, list[str]]
+    areas: dict[str, int]
+
+    @property
+    def system(self) -> System:
+        found: System = module_of(self.plan.target.family, "system").SYSTEM
+        return found
 
     def parts(self) -> list[Part]:
         parts = []
+        unwinds = style_of(self.plan.target).unwinds
         for item, exported in self.items:
             if isinstance(item, Table):
                 parts.append(Part(item.name, item.encoded(), False))
                 continue
             code = self.codes.get(item.name)
-            made = encode(item) if code is None else encode(item, self.plan.target.features)
-            frame = tuple(frame_rows(item, made.offsets)) if not _calls_itself(item) else ()
+            made = encoded(item, self.plan.target, checked=code is not None)
+            frame = tuple(frame_rows(item, made.offsets)) if unwinds and not _calls_itself(item) else ()
             if code is None:
                 parts.append(Part(item.name, made, exported, None, frame))
             else:
@@ -61,24 +71,27 @@ class ModelLibrary:
         return parts
 
     def so(self, soname: str) -> bytes:
-        return write_shared_object(self.parts(), soname, AREAS, debug=True)
+        return write_shared_object(self.parts(), soname, self.areas, debug=True, system=self.system)
 
     def o(self) -> bytes:
-        return write_object(self.parts(), AREAS, debug=True)
+        return write_object(self.parts(), self.areas, debug=True, system=self.system)
 
     def executable(self) -> bytes:
         """A static executable; the plan has a tokenizer."""
-        return write_executable(self.parts(), f"{self.plan.model.name}_start", AREAS, debug=True)
+        return write_executable(self.parts(), f"{self.plan.model.name}_start", self.areas, debug=True,
+                                system=self.system)
 
     def s(self) -> str:
         listing = listing_of(self.plan, self.notes)
-        return print_file(self.items, AREAS, line_table=True, notes=listing.notes, remarks=listing.remarks)
+        return print_file(self.items, self.areas, line_table=True, notes=listing.notes, remarks=listing.remarks,
+                          style=style_of(self.plan.target))
 
     def h(self) -> str:
         return header_text(self.plan)
 
 
-AREAS = {CPU_AREA: 64}
+ORDERED = frozenset({"sapper_program", "sapper_work", "sapper_launch"})
+"""Functions through which several threads work together."""
 
 
 def _calls_itself(function: MachineFunction) -> bool:
@@ -101,11 +114,15 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     items += [(table, False) for table in program_tables(plan)]
     items += [(code.machine, False) for code in plan.codes]
     made = digest_function()
-    own = (program_function(), work_function(), launch_function(), made.machine,
-           check_cpu(needed_features(plan.target.features, [code.machine for code in plan.codes])))
+    needed = needed_features(plan.target.features, [code.machine for code in plan.codes])
+    checks, areas = cpu_check(plan.target, needed, often=False)
+    own = (program_function(), work_function(), launch_function(), made.machine)
     items += [(function, False) for function in own]
+    items = [(item if isinstance(item, Table) or item.name in codes else
+              translated(item, plan.target, item.name in ORDERED), exported) for item, exported in items]
+    items += [(check, False) for check in checks]
     notes = {function.machine.name: function.notes for function in [*(f for f, _ in entry), made]}
-    return ModelLibrary(plan, items, codes, notes)
+    return ModelLibrary(plan, items, codes, notes, areas)
 
 
 def weights_pieces(plan: Plan) -> Iterator[bytes | bytearray | memoryview]:

@@ -15,6 +15,7 @@ from pathlib import PurePath
 from ..codegen.explain import register_map
 from ..codegen.machine import Instruction
 from ..ir.nodes import Location
+from ..targets import module_of
 from .entry import STACK_BYTES
 from .plan import CONSTANT, STATE, TEMPORARY, Code, Plan
 
@@ -35,7 +36,7 @@ def listing_of(plan: Plan, written: Mapping[str, list[str]]) -> Listing:
     listing = Listing({name: lines for name, lines in written.items() if lines} | {"": _head(plan)}, {})
     for number, code in enumerate(plan.codes, 1):
         columns, letters = register_map(code.machine, plan.target)
-        listing.notes[code.symbol] = _kernel_notes(code, number, len(plan.codes), columns)
+        listing.notes[code.symbol] = _kernel_notes(code, number, plan, columns)
         listing.remarks[code.symbol] = _remarks(code, letters)
     return listing
 
@@ -65,17 +66,20 @@ def _source(location: Location) -> str:
 
 def _head(plan: Plan) -> list[str]:
     model, name = plan.model, plan.model.name
+    system = module_of(plan.target.family, "system").SYSTEM
     lines = [
         f"{name}: a language model as one assembly file. Made by sapper for {plan.target.name}.",
         *textwrap.wrap(model.description, _WIDTH), "",
-        f"as {name}.s -o {name}.o",
-        f"ld -shared {name}.o -o {name}.so                      a library",
-        *([f"ld -static -e {name}_start {name}.o -o {name}     an executable"] if plan.words else []),
+        f"{system.tools}as {name}.s -o {name}.o",
+        f"{system.tools}ld -shared {name}.o -o {name}.so                      a library",
+        *([f"{system.tools}ld -static -e {name}_start {name}.o -o {name}     an executable"] if plan.words else []),
         "",
         f"In this order: the functions that others call ({name}_open, {name}_prefill, {name}_step, ...), the programs",
         f"as tables of launches ({', '.join(f'{name}.{of}' for of in plan.programs)}), the kernels, and what lets",
         "several workers run them.",
         f"The weights lie in a file of their own ({plan.weights_bytes} bytes), which {name}_open maps and checks.",
+        *(textwrap.wrap(f"Comments of code by hand name registers as x86-64 does: {system.registers}.", _WIDTH)
+          if system.registers else []),
         "",
         "A model's memory, in bytes from its start:",
     ]
@@ -102,12 +106,15 @@ def _range(offset: int, size_bytes: int, what: str) -> str:
     return f"{offset:>12} {size_bytes:>12}  {what}"
 
 
-def _kernel_notes(code: Code, number: int, of: int, columns: list[str]) -> list[str]:
+def _kernel_notes(code: Code, number: int, plan: Plan, columns: list[str]) -> list[str]:
     source = code.source
-    lines = ["=" * 80, f"kernel {number} of {of}: {code.compiled.name}, {code.users} launches"
+    lines = ["=" * 80, f"kernel {number} of {len(plan.codes)}: {code.compiled.name}, {code.users} launches"
              + (f"; {PurePath(source.file).name}:{source.line}" if source else "")]
     lines += [line.strip() for line in code.documentation.strip().splitlines()]
-    lines += ["In: rdi argument block, rsi worker, rdx workers. Words of the block from 3 on:"]
+    family = plan.target.family
+    name_of = module_of(family, "registers").register_name
+    block, worker, workers = (name_of("gpr", n, 64) for n in module_of(family, "abi").ARGUMENTS[:3])
+    lines += [f"In: {block} argument block, {worker} worker, {workers} workers. Words of the block from 3 on:"]
     lines += textwrap.wrap(", ".join(f"{i} {slot}" for i, slot in enumerate(code.compiled.slots, 3)), _WIDTH)
     lines += ["The comment of an instruction begins with a map of the registers, a letter for each: | holds a value,",
               "r read, w written, x both, . free. Their order:"]

@@ -7,7 +7,9 @@ Enters: a plan with a tokenizer. Leaves: `NAME_start`, the entry of the executab
 joined by blanks; without any it is read from standard input, less a last line feed. The weights are those beside the
 executable unless told otherwise. The likeliest token is taken each time where the temperature is 0, else one is drawn
 (draw.py): the tokens are those of `sapper generate` with the same settings. Text goes to standard output, speeds and
-messages to standard error; the status is 0, 1 after an error, 2 for a command line that is not understood.
+messages to standard error; the status is 0, 1 after an error, 2 for a command line that is not understood. Where the
+structure of sigaction(2) has no restorer (RISC-V), its place is the mask's: the handler ends the process, whatever
+signals are blocked in it.
 Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), clock_gettime(2), rt_sigaction(2).
 """
 

@@ -117,7 +117,7 @@ _SPLIT = """
     # split(rdi: weights, rsi: text, rdx: ends of the pieces, rcx: their number, r8: where ends go, r9: an automaton)
     # -> the number of ends; rbx: starts of ranges; rbp: the automaton; r12: text; r13: the next end; r14: where the
     # next one goes; r15: the end of the piece. A word: from `here` [rsp], in state r8, at r9, the last match at r10
-    # the stack: 0 here, 8 whether a gap is open, 16 pieces left, 24 classes, 32 where ends began
+    # the stack: 0 here, 8 whether a gap is open, 16 pieces left, 32 where ends began
     push rbx
     push rbp
     push r12
@@ -127,9 +127,6 @@ _SPLIT = """
     sub rsp, 56
     mov rbx, @starts
     add rbx, rdi
-    mov rax, @classes
-    add rax, rdi
-    mov qword ptr [rsp + 24], rax
     mov rbp, r9
     mov r12, rsi
     mov r13, rdx
@@ -275,8 +272,7 @@ left:
     mov edi, ecx
     jmp halve
 found:
-    mov rax, qword ptr [rsp + 32]   # the caller's [rsp + 24]
-    movzx eax, byte ptr [rax + rsi]
+    movzx eax, byte ptr [rbx + rsi + @classes_behind]
     ret
 """
 
@@ -470,10 +466,12 @@ def words_functions(plan: Plan) -> list[tuple[Written, bool]]:
     if tables is None:
         return []
     name = plan.model.name
+    places = tables.places
     numbers = {
         "WEIGHTS": WEIGHTS, "MATCH": MATCH, "DEAD": DEAD, "HASH": HASH - (1 << 64), "vocabulary": plan.model.vocabulary,
         "text_bytes": plan.text_bytes, "end_class": tables.numbers["class_count"] - 1,
-        **tables.numbers, **{key: plan.words_offset + place for key, place in tables.places.items()}, **plan.work,
+        "classes_behind": places["classes"] - places["starts"],
+        **tables.numbers, **{key: plan.words_offset + place for key, place in places.items()}, **plan.work,
     }
     reaches = {"split": f"{name}.split", "merge": f"{name}.merge"}
     cut = "".join(_CUT.replace("{number}", str(number)) for number in range(tables.pattern_count))

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..targets import has_module
 from .errors import UsageError
 from .files import staging
 from .kernels import find_target
@@ -37,8 +38,12 @@ def run_build_model(
     if header_path in (path, weights):
         raise UsageError(f"--header {header}: found the name of another file of the model; expected one of its own")
     target = find_target(target_name)
-    if target.family != "x86_64":
-        raise UsageError(f"--target {target.name}: found no CPU of x86-64; expected one, for whole models")
+    if target.assembler_allocates:
+        raise UsageError(f"--target {target.name}: found a target whose own assembler makes the code; expected a CPU, "
+                         f"whose bytes are made here; mend: `sapper asm --target {target.name}` prints a kernel's text")
+    if not has_module(target.family, "system"):
+        raise UsageError(f"--target {target.name}: found a family that says nothing of its system; expected "
+                         "system.py and translate.py; mend: docs/add-a-target.md#code-by-hand")
     model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype,
                        words=not path.suffix, target=target)
     loaded = time.perf_counter()

@@ -47,7 +47,7 @@ from ..targets.x86_64.registers import (
     RSP,
 )
 from .c_indices import check_index
-from .encode import EncodedCode, encode
+from .encode import EncodedCode
 from .listing import Listing, at
 from .machine import Immediate, Instruction, MachineFunction, Memory, Register
 from .object import Part
@@ -67,8 +67,6 @@ STATUS = {
 }
 """What the functions return, by name."""
 
-C_FAMILY = "x86_64"
-"""The family of chips whose C calls this file writes."""
 SYNC_BYTES = 1024
 CLEAR_BYTES = 576
 """Of the sync block, what is zero before a launch: eight task counters and the barrier (docs/ir.md)."""
@@ -92,6 +90,18 @@ _C_WORDS = frozenset({
 
 class BuildError(Exception):
     """A library that can't be built as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """How a family passes arguments of C: so many integers and so many floats in registers, the rest on the stack, 8
+    bytes each. floats_go_on: floats for which no float register is left take integer registers. symbol: of the function
+    that takes them from memory."""
+
+    integers: int
+    floats: int
+    floats_go_on: bool
+    symbol: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,27 +219,41 @@ def _fields(parameters: list[tuple[str, Any]]) -> list[Field]:
 # ------------------------------------------------------------------------------------------------------- the functions
 
 
-def library_parts(kernels: Iterable[CKernel], features: Iterable[str], scratch_bytes: int = SCRATCH_BYTES) -> tuple[
-        list[Part], list[MachineFunction], dict[str, int]]:
+def library_parts(
+    kernels: Iterable[CKernel], features: Iterable[str], target: Any, scratch_bytes: int = SCRATCH_BYTES,
+) -> tuple[list[Part], list[MachineFunction], dict[str, int]]:
     """(functions, the same as machine code for printing, areas) of a library.
 
-    features: what the kernels' code needs of the processor. scratch_bytes: of the library's own scratch memory.
+    features: what the kernels' code needs of the processor. target: what it was made for. scratch_bytes: of the
+    library's own scratch memory.
     """
+    from .compile import encoded, style_of
+    from .translate import cpu_check, gathering, translated
+
     kernels = list(kernels)
     own_scratch = any(v.scratch for k in kernels for v in k.variants)
-    areas = {CPU_AREA: 64}
+    checks, areas = cpu_check(target, frozenset(features), often=True)
     if own_scratch:
         areas |= {LOCK_AREA: 64, SCRATCH_AREA: scratch_bytes}
     functions: list[tuple[MachineFunction, EncodedCode | None, bool, Location | None]] = []
+
+    def add(function: MachineFunction, exported: bool = True) -> None:
+        functions.append((translated(function, target, ordered=True), None, exported, None))
+
     for kernel in kernels:
-        functions += [(_plain(kernel, scratch_bytes), None, True, None), (_on(kernel), None, True, None),
-                      (_scratch_bytes(kernel), None, True, None)]
+        gather, arguments = gathering(kernel.name, target)
+        if gather is not None:
+            functions.append((gather, None, True, None))
+        add(_plain(kernel, scratch_bytes, arguments), gather is None)
+        add(_on(kernel))
+        add(_scratch_bytes(kernel))
         functions += [(v.machine, v.code, False, kernel.source) for v in kernel.variants]
-    functions.append((check_cpu(frozenset(features)), None, False, None))
+    functions += [(check, None, False, None) for check in checks]
     parts = []
+    unwinds = style_of(target).unwinds
     for f, given, exported, source in functions:
-        code = given or encode(f)
-        parts.append(Part(f.name, code, exported, source, tuple(frame_rows(f, code.offsets))))
+        code = given or encoded(f, target, checked=False)
+        parts.append(Part(f.name, code, exported, source, tuple(frame_rows(f, code.offsets)) if unwinds else ()))
     return parts, [f for f, _, _, _ in functions], areas
 
 
@@ -284,8 +308,8 @@ def _compute(emit: Listing, value: Any, where: Callable[[str], Memory], pushed: 
         here = f"divide{len(emit.body)}"
         emit("test.64", RCX, RCX)
         emit("jg", here)
-        if pushed:
-            emit("add.64", RSP, Immediate(8 * pushed))
+        for _ in range(pushed):
+            emit("pop", RCX)
         emit("jmp", "BAD_EXTENT")
         emit.label(here)
         emit("cqo")
@@ -304,9 +328,10 @@ def _compute(emit: Listing, value: Any, where: Callable[[str], Memory], pushed: 
         emit({"add": "add.64", "sub": "sub.64", "mul": "imul.64", "or": "or.64", "xor": "xor.64"}[op], RAX, RCX)
 
 
-def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
+def _plain(kernel: CKernel, scratch_bytes: int, arguments: Arguments | None) -> MachineFunction:
     """NAME. The frame, from rsp: the NAME_call, the sync block aligned to 64; rbp -> saved rbp, return address, stack
-    arguments."""
+    arguments. arguments: where these lie, by rdi, if they are not where System V puts them; it has another name then.
+    """
     emit = Listing()
     sync = _round_up(kernel.call_bytes, 64)
     locks = any(v.scratch for v in kernel.variants)
@@ -322,23 +347,9 @@ def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
     emit("sub.64", RSP, Immediate(frame))
     emit("and.64", RSP, Immediate(-64))
     emit("xor.32", RBX, RBX)  # whether the lock is held
-    registers = iter(_INTEGER_ARGUMENTS)
-    vectors = iter(range(_VECTOR_ARGUMENTS))
-    stack = iter(range(16, 1 << 20, 8))
-    in_vectors: list[tuple[Field, int]] = []
-    names = [f"{n}.data" if isinstance(t, TensorType) else f"scalar.{n}" for n, t in kernel.parameters]
-    for holds in [*names, *(f"dim.{d}" for d in kernel.dims)]:
-        place = kernel.field(holds)
-        floating = holds.startswith("scalar.") and place.dtype is not None and place.dtype.is_float
-        floating = floating and place.size_bytes >= 4
-        number = next(vectors if floating else registers, None)
-        if floating and number is not None:
-            in_vectors.append((place, number))
-            continue
-        if number is None:
-            number = RAX
-            emit("mov.64", RAX, at(RBP, next(stack)))
-        emit(f"mov.{8 * place.size_bytes}", at(RSP, place.offset), number)
+    if arguments is not None:
+        _take_gathered(emit, kernel, arguments)
+    in_vectors = _take_arguments(emit, kernel) if arguments is None else []
     emit("mov.64", RDI, RSP)    # its argument lies in the frame by now
     for name, type in kernel.parameters:
         if isinstance(type, TensorType) and type.dims:
@@ -386,7 +397,52 @@ def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
     emit("pop", RBP)
     emit("ret")
     _fail(emit, _status_labels(emit), "leave")
-    return _finish(kernel.name, emit, [CHECK_CPU, f"{kernel.name}_on", *([LOCK_AREA, SCRATCH_AREA] if locks else [])])
+    return _finish(kernel.name if arguments is None else arguments.symbol, emit,
+                   [CHECK_CPU, f"{kernel.name}_on", *([LOCK_AREA, SCRATCH_AREA] if locks else [])])
+
+
+def _given(kernel: CKernel) -> list[tuple[Field, bool]]:
+    """The arguments of NAME in order, and whether each is a float of C."""
+    names = [f"{n}.data" if isinstance(t, TensorType) else f"scalar.{n}" for n, t in kernel.parameters]
+    found = []
+    for holds in [*names, *(f"dim.{d}" for d in kernel.dims)]:
+        place = kernel.field(holds)
+        floating = holds.startswith("scalar.") and place.dtype is not None and place.dtype.is_float
+        found.append((place, floating and place.size_bytes >= 4))
+    return found
+
+
+def _take_arguments(emit: Listing, kernel: CKernel) -> list[tuple[Field, int]]:
+    """Arguments as System V passes them into the NAME_call at rsp, but for those that are left in vector registers."""
+    registers = iter(_INTEGER_ARGUMENTS)
+    vectors = iter(range(_VECTOR_ARGUMENTS))
+    stack = iter(range(16, 1 << 20, 8))
+    in_vectors: list[tuple[Field, int]] = []
+    for place, floating in _given(kernel):
+        number = next(vectors if floating else registers, None)
+        if floating and number is not None:
+            in_vectors.append((place, number))
+            continue
+        if number is None:
+            number = RAX
+            emit("mov.64", RAX, at(RBP, next(stack)))
+        emit(f"mov.{8 * place.size_bytes}", at(RSP, place.offset), number)
+    return in_vectors
+
+
+def _take_gathered(emit: Listing, kernel: CKernel, arguments: Arguments) -> None:
+    """The same of arguments that lie in memory at rdi: integer registers, float registers, the address of the stack's.
+    """
+    integers = iter(range(0, 8 * arguments.integers, 8))
+    floats = iter(range(8 * arguments.integers, 8 * (arguments.integers + arguments.floats), 8))
+    stack = iter(range(0, 1 << 20, 8))
+    emit("mov.64", RCX, at(RDI, 8 * (arguments.integers + arguments.floats)))
+    for place, floating in _given(kernel):
+        where = next(floats if floating else integers, None)
+        if where is None and floating and arguments.floats_go_on:
+            where = next(integers, None)
+        emit("mov.64", RAX, at(RCX, next(stack)) if where is None else at(RDI, where))
+        emit(f"mov.{8 * place.size_bytes}", at(RSP, place.offset), RAX)
 
 
 def _on(kernel: CKernel) -> MachineFunction:

@@ -14,8 +14,11 @@ from typing import Any
 from ..ir.extents import names_of
 from ..ir.nodes import Location
 from ..ir.types import TensorType
-from .c_abi import C_FAMILY, SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts, needed_features
-from .encode import EncodedCode, encode
+from ..targets import has_module, module_of
+from ..targets.system import System
+from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts, needed_features
+from .compile import encoded, style_of
+from .encode import EncodedCode
 from .header import header_text
 from .machine import MachineFunction
 from .object import Part, write_object, write_shared_object
@@ -37,15 +40,20 @@ class Library:
     areas: dict[str, int]
     target: Any
 
+    @property
+    def system(self) -> System:
+        found: System = module_of(self.target.family, "system").SYSTEM
+        return found
+
     def so(self, soname: str) -> bytes:
-        return write_shared_object(self.parts, soname, self.areas, debug=True)
+        return write_shared_object(self.parts, soname, self.areas, debug=True, system=self.system)
 
     def o(self) -> bytes:
-        return write_object(self.parts, self.areas, debug=True)
+        return write_object(self.parts, self.areas, debug=True, system=self.system)
 
     def s(self) -> str:
         exported = [(f, p.exported) for f, p in zip(self.functions, self.parts, strict=True)]
-        return print_file(exported, self.areas, line_table=True)
+        return print_file(exported, self.areas, line_table=True, style=style_of(self.target))
 
     def h(self, name: str) -> str:
         return header_text(name, self.kernels, self.target.name,
@@ -64,7 +72,7 @@ def make_library(kernels: Sequence[CKernel], target: Any, scratch_bytes: int = S
     if not 0 <= scratch_bytes <= SCRATCH_LIMIT:
         raise BuildError(f"found {scratch_bytes} bytes of scratch memory; expected 0 to {SCRATCH_LIMIT}")
     made = [variant.machine for kernel in kernels for variant in kernel.variants]
-    parts, functions, areas = library_parts(kernels, needed_features(target.features, made), scratch_bytes)
+    parts, functions, areas = library_parts(kernels, needed_features(target.features, made), target, scratch_bytes)
     return Library(list(kernels), parts, functions, areas, target)
 
 
@@ -91,10 +99,10 @@ def c_kernel(
     are tried first; without a fallback they stand in place of the special one, and are for the same calls. pieces:
     whether instructions and blocks by hand may stand in generated code.
     """
-    if target.family != C_FAMILY:
+    if not has_module(target.family, "system"):
         raise BuildError(f"target {target.name}: found a processor of the family {target.family}, for whose C calls "
-                         "there is no code; expected an x86-64; mend: `sapper asm` prints a kernel for GNU as, to be "
-                         "called as docs/ir.md says")
+                         "there is no code; expected a CPU whose family has system.py and translate.py; mend: `sapper "
+                         "asm` prints a kernel, to be called as docs/ir.md says")
     types = dict(kernel.parameters)
     tensors = {n: t for n, t in types.items() if isinstance(t, TensorType)}
     dims = names_of(tensors.values())
@@ -116,16 +124,16 @@ def c_kernel(
         forms.append(Form(label, compiled, fixed, {d: divisor for d, (_, divisor) in of_dims.items()}, strides))
     near = dict.fromkeys(row for form in forms for row in form.compiled.requires if row[1] == "near")
     return CKernel(kernel.name, list(kernel.parameters), forms[0].compiled.stored,
-                   (*requires, *near), [_variant(kernel.name, form) for form in forms],
+                   (*requires, *near), [_variant(kernel.name, form, target) for form in forms],
                    in_place_of(kernel), Location(kernel.source_file, kernel.source_line), kernel.__doc__ or "")
 
 
-def _variant(name: str, form: Form) -> Variant:
+def _variant(name: str, form: Form, target: Any) -> Variant:
     symbol, compiled = f"{name}.{form.label}", form.compiled
     made = compiled.made
     machine = MachineFunction(symbol, made.machine.body, made.machine.constants, made.machine.frame_bytes)
     code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes,
-                       offsets=encode(machine, made.target.features).offsets)
+                       offsets=encoded(machine, target).offsets)
     return Variant(symbol, code, machine, compiled.slots, compiled.scratch, compiled.counters, form.static,
                    form.divisors, form.strides)
 

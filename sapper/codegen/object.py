@@ -1,11 +1,11 @@
-"""Encoded functions -> ELF64 files for x86-64 Linux: an object (.o) that any linker takes, a shared library (.so), or a
+"""Encoded functions -> ELF64 files for Linux: an object (.o) that any linker takes, a shared library (.so), or a
 static executable.
 
 Enters: `Part`s, each a function, and `areas`, zeroed writable memory that they share. Leaves: the bytes of the file.
 Holds: same input, same bytes; the stack is marked as not executable, and no segment is writable and executable.
 A function reaches another, or an area, through the relocations of its code: between functions they are resolved here,
 and in a shared library all are, so it has none left. With `debug` the file says where code comes from (dwarf.py).
-Backtraces pass through functions that have frame rows (unwind.py).
+Backtraces pass through functions that have frame rows (unwind.py). `system` says for what processors a file is.
 
     .o   .text  .bss  .note.GNU-stack  .eh_frame  .debug_*  .symtab .strtab .shstrtab, .rela.*: for the linker
     an executable   headers and .text | .bss | not loaded: the rest
@@ -13,7 +13,7 @@ Backtraces pass through functions that have frame rows (unwind.py).
          | not loaded: the rest
 
 Of a library's loaded sections the address is the offset in the file.
-Source: System V ABI, chapters 4 and 5 (object files, program loading); AMD64 supplement, 4.1 and 4.4.
+Source: System V ABI, chapters 4 and 5 (object files, program loading), and its supplements (targets/system.py).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..ir.nodes import Location
+from ..targets.system import System
+from ..targets.x86_64.system import SYSTEM
 from .dwarf import Fixup, Lines, debug_sections
 from .encode import EncodedCode
 from .unwind import HEADER_BYTES, HEADER_ENTRY_BYTES, Frames, Row, debug_frame, eh_frame, eh_frame_header
 
 _HEADER_BYTES, _SECTION_BYTES, _SYMBOL_BYTES, _SEGMENT_BYTES, _RELA_BYTES = 64, 64, 24, 56, 24
-_PAGE_BYTES = 4096
 _PROGBITS, _SYMTAB, _STRTAB, _RELA, _HASH, _DYNAMIC, _NOBITS, _DYNSYM = 1, 2, 3, 4, 5, 6, 8, 11
 _WRITE, _ALLOC, _EXECUTE, _INFO_LINK = 1, 2, 4, 0x40
 _LOCAL, _GLOBAL = 0, 1
@@ -36,8 +37,6 @@ _OBJECT, _FUNCTION, _SECTION = 1, 2, 3
 _RELOCATABLE, _EXECUTABLE, _SHARED = 1, 2, 3
 _BASE = 0x400000
 """Where an executable is loaded."""
-_MACHINE_X86_64 = 62
-_ABSOLUTE_64, _PC_RELATIVE_32, _ABSOLUTE_32 = 1, 2, 10  # R_X86_64_64, R_X86_64_PC32, R_X86_64_32
 _LOAD, _DYNAMIC_SEGMENT, _GNU_STACK, _GNU_EH_FRAME = 1, 2, 0x6474E551, 0x6474E550
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_SONAME = 4, 5, 6, 10, 11, 14
 _AREA_ALIGN = 64
@@ -177,7 +176,8 @@ def _symbol_table(
     return bytes(table), 1 + sum(s.bind == _LOCAL for s in symbols)
 
 
-def _file(kind: int, sections: list[_Content], segments: Sequence[bytes], body: bytearray, entry: int = 0) -> bytes:
+def _file(kind: int, sections: list[_Content], segments: Sequence[bytes], body: bytearray, system: System,
+          entry: int = 0) -> bytes:
     """The whole file. body: what comes before the section headers, with room for the file's own header. entry: address
     at which a program begins."""
     names, name_at = _strings([s.name for s in sections] + [".shstrtab"])
@@ -191,8 +191,8 @@ def _file(kind: int, sections: list[_Content], segments: Sequence[bytes], body: 
         headers += struct.pack("<IIQQQQIIQQ", name_at[s.name], s.kind, s.flags, s.address, s.offset,
                                len(s.content) or s.size_bytes, numbers.get(s.link, 0), info, s.align, s.entry_bytes)
     body[:_HEADER_BYTES] = struct.pack(
-        "<4sBBBBQHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, kind, _MACHINE_X86_64, 1, entry,
-        _HEADER_BYTES if segments else 0, len(body), 0, _HEADER_BYTES, _SEGMENT_BYTES if segments else 0,
+        "<4sBBBBQHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, kind, system.machine, 1, entry,
+        _HEADER_BYTES if segments else 0, len(body), system.flags, _HEADER_BYTES, _SEGMENT_BYTES if segments else 0,
         len(segments), _SECTION_BYTES, len(sections) + 1, len(sections))
     table = b"".join(segments)
     body[_HEADER_BYTES:_HEADER_BYTES + len(table)] = table
@@ -216,7 +216,8 @@ def _symbol_sections(symbols: Sequence[_Symbol], before: Sequence[_Content]) -> 
             _Content(".strtab", _STRTAB, content=strings)]
 
 
-def write_object(parts: Sequence[Part], areas: Mapping[str, int] | None = None, debug: bool = False) -> bytes:
+def write_object(parts: Sequence[Part], areas: Mapping[str, int] | None = None, debug: bool = False,
+                 system: System = SYSTEM) -> bytes:
     """The object file with every function in its .text, each aligned as it asks, and areas (name -> bytes) in .bss.
 
     Raises ValueError for an empty set, for a name that is empty, contains a NUL or stands twice, and for code that
@@ -246,9 +247,9 @@ def write_object(parts: Sequence[Part], areas: Mapping[str, int] | None = None, 
             struct.pack("<QQq", offset, number_of[target] << 32 | kind, addend))
 
     for field, area, addend in layout.waiting:
-        relocate(".text", field, ".bss", _PC_RELATIVE_32, area + addend)
+        relocate(".text", field, ".bss", system.relative_32, area + addend)
     for f in fixups:
-        kind = _PC_RELATIVE_32 if f.relative else _ABSOLUTE_64 if f.size_bytes == 8 else _ABSOLUTE_32
+        kind = system.relative_32 if f.relative else system.absolute_64 if f.size_bytes == 8 else system.absolute_32
         relocate(f.section, f.offset, f.target, kind, f.addend)
     sections += [_Content(f".rela{name}", _RELA, _INFO_LINK, bytes(table), ".symtab", name, 8, _RELA_BYTES)
                  for name, table in tables.items()]
@@ -256,7 +257,7 @@ def write_object(parts: Sequence[Part], areas: Mapping[str, int] | None = None, 
     body = bytearray(_HEADER_BYTES)
     for section in sections:
         _append(body, section)
-    return _file(_RELOCATABLE, sections, (), body)
+    return _file(_RELOCATABLE, sections, (), body, system)
 
 
 def elf_hash(name: str) -> int:
@@ -281,7 +282,7 @@ def _hash_table(names: Sequence[str]) -> bytes:
 
 def write_shared_object(
     parts: Sequence[Part], soname: str, areas: Mapping[str, int] | None = None, debug: bool = False,
-    exported_areas: bool = False,
+    exported_areas: bool = False, system: System = SYSTEM,
 ) -> bytes:
     """A shared library with the exported functions, ready to be loaded and linked against: no linker has to run.
 
@@ -307,9 +308,10 @@ def write_shared_object(
     for section in (hashes, dynsym, dynstr, header, unwinding):
         _append(body, section, loaded=True)
     read_end = len(body)
-    text = _Content(".text", _PROGBITS, _ALLOC | _EXECUTE, bytes(layout.text), align=max(layout.align, _PAGE_BYTES))
+    text = _Content(".text", _PROGBITS, _ALLOC | _EXECUTE, bytes(layout.text),
+                    align=max(layout.align, system.page_bytes))
     _append(body, text, loaded=True)
-    dynamic = _Content(".dynamic", _DYNAMIC, _ALLOC | _WRITE, bytes(16 * 7), ".dynstr", align=_PAGE_BYTES,
+    dynamic = _Content(".dynamic", _DYNAMIC, _ALLOC | _WRITE, bytes(16 * 7), ".dynstr", align=system.page_bytes,
                        entry_bytes=16)
     _append(body, dynamic, loaded=True)
     write_end = len(body)
@@ -349,20 +351,21 @@ def write_shared_object(
 
     text_end = text.offset + len(text.content)
     segments = (
-        segment(_LOAD, read, 0, read_end, read_end, _PAGE_BYTES),
-        segment(_LOAD, read | execute, text.offset, text_end, text_end, _PAGE_BYTES),
-        segment(_LOAD, read | write, dynamic.offset, write_end, memory_end, _PAGE_BYTES),
+        segment(_LOAD, read, 0, read_end, read_end, system.page_bytes),
+        segment(_LOAD, read | execute, text.offset, text_end, text_end, system.page_bytes),
+        segment(_LOAD, read | write, dynamic.offset, write_end, memory_end, system.page_bytes),
         segment(_DYNAMIC_SEGMENT, read | write, dynamic.offset, write_end, write_end, 8),
         segment(_GNU_STACK, read | write, 0, 0, 0, 16),
         segment(_GNU_EH_FRAME, read, header.offset, header.offset + len(header.content),
                 header.offset + len(header.content), 4),
     )
     assert len(segments) == segment_count
-    return _file(_SHARED, [*loaded, *rest], segments, body)
+    return _file(_SHARED, [*loaded, *rest], segments, body, system)
 
 
 def write_executable(
-    parts: Sequence[Part], entry: str, areas: Mapping[str, int] | None = None, debug: bool = False
+    parts: Sequence[Part], entry: str, areas: Mapping[str, int] | None = None, debug: bool = False,
+    system: System = SYSTEM,
 ) -> bytes:
     """A static executable that begins at the function `entry`, with no interpreter and no library.
 
@@ -373,12 +376,13 @@ def write_executable(
         raise ValueError(f"executable: found no function {entry!r}; expected the entry among the functions")
     segment_count = 3
     body = bytearray(_HEADER_BYTES + segment_count * _SEGMENT_BYTES)
-    text = _Content(".text", _PROGBITS, _ALLOC | _EXECUTE, bytes(layout.text), align=max(layout.align, _PAGE_BYTES))
+    text = _Content(".text", _PROGBITS, _ALLOC | _EXECUTE, bytes(layout.text),
+                    align=max(layout.align, system.page_bytes))
     _append(body, text)
     text_end = len(body)
     text.address = _BASE + text.offset
     bss = _Content(".bss", _NOBITS, _ALLOC | _WRITE, align=_AREA_ALIGN, size_bytes=layout.bss_bytes, offset=text_end)
-    bss.address = _BASE + -(-text_end // _PAGE_BYTES) * _PAGE_BYTES
+    bss.address = _BASE + -(-text_end // system.page_bytes) * system.page_bytes
     text.content = layout.place_bss(bss.address - text.address)
     body[text.offset:text_end] = text.content
     sections = [text, bss]
@@ -394,13 +398,12 @@ def write_executable(
         offset = address - _BASE if address else 0
         return struct.pack("<IIQQQQQQ", kind, flags, offset, address, address, file_bytes, size_bytes, align)
 
-    segments = (
-        segment(_LOAD, read | execute, _BASE, text_end, text_end, _PAGE_BYTES),
-        segment(_LOAD, read | write, bss.address, 0, bss.size_bytes, _PAGE_BYTES),
-        segment(_GNU_STACK, read | write, 0, 0, 0, 16),
-    )
-    assert len(segments) == segment_count
-    return _file(_EXECUTABLE, sections, segments, body, text.address + layout.places[entry][0])
+    segments = [segment(_LOAD, read | execute, _BASE, text_end, text_end, system.page_bytes)]
+    if bss.size_bytes:
+        segments.append(segment(_LOAD, read | write, bss.address, 0, bss.size_bytes, system.page_bytes))
+    segments.append(segment(_GNU_STACK, read | write, 0, 0, 0, 16))
+    assert len(segments) <= segment_count
+    return _file(_EXECUTABLE, sections, segments, body, system, text.address + layout.places[entry][0])
 
 
 def write_loaded(name: str, address: int, size_bytes: int, lines: Sequence[tuple[int, Location]],
@@ -417,4 +420,4 @@ def write_loaded(name: str, address: int, size_bytes: int, lines: Sequence[tuple
     body = bytearray(_HEADER_BYTES)
     for section in sections:
         _append(body, section)
-    return _file(_RELOCATABLE, sections, (), body)
+    return _file(_RELOCATABLE, sections, (), body, SYSTEM)

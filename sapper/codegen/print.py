@@ -82,14 +82,16 @@ def print_instruction(instruction: Instruction, spell: Names = local_label) -> s
 
 
 class Style(NamedTuple):
-    """How a family's text is written. head: first lines of a file. comment: what begins one. instruction: prints."""
+    """How a family's text is written. head: first lines of a file. comment: what begins one. instruction: prints.
+    unwinds: a file says how each frame is left (unwind.py), and which branches are long."""
 
     head: Sequence[str]
     comment: str
     instruction: Callable[[Instruction, Names], str]
+    unwinds: bool = False
 
 
-INTEL = Style((".intel_syntax noprefix", ".text"), "#", print_instruction)
+INTEL = Style((".intel_syntax noprefix", ".text"), "#", print_instruction, True)
 
 
 def print_function(function: MachineFunction, style: Style = INTEL) -> str:
@@ -100,6 +102,7 @@ def print_function(function: MachineFunction, style: Style = INTEL) -> str:
 def print_file(
     items: Sequence[tuple[MachineFunction | Table, bool]], areas: Mapping[str, int], line_table: bool = False,
     notes: Mapping[str, Sequence[str]] | None = None, remarks: Mapping[str, Mapping[int, str]] | None = None,
+    style: Style = INTEL,
 ) -> str:
     """A file with functions and tables, each with whether others may call it, and areas (name -> bytes) of zeroes.
 
@@ -108,7 +111,7 @@ def print_file(
     name, the comments of instructions by their place in the body, instead of the usual ones.
     """
     notes = notes or {}
-    lines = [*_comment(notes.get("", ())), *INTEL.head]
+    lines = [*_comment(notes.get("", ()), style), *style.head]
     files: dict[str, int] = {}
     if line_table:
         for function in (item for item, _ in items if isinstance(item, MachineFunction)):
@@ -119,9 +122,9 @@ def print_file(
     symbols = {name: value for item, _ in items if isinstance(item, Table) for name, value in item.symbols.items()}
     lines += [f".set {name}, {value}" for name, value in symbols.items()]
     for number, (piece, exported) in enumerate(items):
-        lines += _comment(notes.get(piece.name, ()))
-        lines += piece.text(local_label) if isinstance(piece, Table) else _function_lines(
-            piece, exported, _speller(piece, f"{number}."), files, (remarks or {}).get(piece.name))
+        lines += _comment(notes.get(piece.name, ()), style)
+        lines += piece.text(local_label, style.comment) if isinstance(piece, Table) else _function_lines(
+            piece, exported, _speller(piece, f"{number}."), files, (remarks or {}).get(piece.name), style)
     if areas:
         lines.append(".bss")
         for name, size_bytes in areas.items():
@@ -132,8 +135,8 @@ def print_file(
     return "\n".join(lines) + "\n"
 
 
-def _comment(lines: Sequence[str]) -> list[str]:
-    return ["", *(f"# {line}".rstrip() for line in lines)] if lines else []
+def _comment(lines: Sequence[str], style: Style) -> list[str]:
+    return ["", *(f"{style.comment} {line}".rstrip() for line in lines)] if lines else []
 
 
 def _quoted(text: str) -> str:
@@ -173,9 +176,10 @@ def _function_lines(
     lines += [f".balign {align}", f"{name}:"] if files is None else [
         f".balign {align}, 0xcc", f"{name}:", f"{local_label(name)}:"]
     last: Location | None = None
-    long = set() if files is None else _long_branches(function)
-    frames = {} if files is None else directives(function)
-    if files is not None:
+    told = files is not None and style.unwinds
+    long = _long_branches(function) if told else set()
+    frames = directives(function) if told else {}
+    if told:
         lines.append(".cfi_startproc")
     for place, item in enumerate(function.body):
         lines += frames.get(place, ())
@@ -197,7 +201,7 @@ def _function_lines(
             comments = [remarks[place]] if place in remarks else []
         text = ("    {disp32} " if place in long else "    ") + style.instruction(item, spell)
         lines.append(f"{text:<56}{style.comment} {'; '.join(comments)}".replace("\n", " ") if comments else text)
-    if files is not None:
+    if told:
         lines.append(".cfi_endproc")
     if function.constants:
         for label, (alignment, content) in function.constants.items():

@@ -55,16 +55,16 @@ class Table:
                     content += value.to_bytes(line.size_bytes, "little", signed=value < 0)
         return EncodedCode(bytes(content), len(content), {}, [], self.align_bytes, relocations)
 
-    def text(self, spell: Callable[[str], str]) -> list[str]:
-        """Lines for GNU as. spell: a name of the file as its local label."""
+    def text(self, spell: Callable[[str], str], comment: str = "#") -> list[str]:
+        """Lines for GNU as. spell: a name of the file as its local label. comment: what begins one."""
         start = spell(self.name)
         lines = [f".balign {self.align_bytes}, 0xcc", f".type {self.name}, @object", f"{self.name}:", f"{start}:"]
         for line in self.lines:
             if not line.values:
-                lines.append(f"# {line.comment}" if line.comment else "")
+                lines.append(f"{comment} {line.comment}" if line.comment else "")
                 continue
             spelled = [line.words.get(i) or (f"{spell(v)} - {start}" if isinstance(v, str) else str(v))
                        for i, v in enumerate(line.values)]
             text = f"    {_DIRECTIVES[line.size_bytes]} {', '.join(spelled)}"
-            lines.append(f"{text:<46}  # {line.comment}" if line.comment else text)
+            lines.append(f"{text:<46}  {comment} {line.comment}" if line.comment else text)
         return [*lines, f".size {self.name}, . - {self.name}"]

@@ -2,8 +2,9 @@
 
 Enters: a `MachineFunction` whose rows say what their words are (`words` of a row, such as those of
 sapper/targets/aarch64/rows.py). Leaves: `EncodedCode`, as encode.py has it. Holds: the bytes are those that GNU as
-gives for the text of print.py in the family's style; constants lie behind the code and are reached by their distance,
-so nothing needs relocation.
+gives for the text of print.py in the family's style; constants lie behind the code and are reached by their distance.
+What stands elsewhere in the file is reached by words that are distances themselves (a field `l` of 32 bits, in bytes):
+only these are relocated.
 """
 
 from __future__ import annotations
@@ -42,17 +43,35 @@ def encode(function: MachineFunction, target: Any, checked: bool = True) -> Enco
         at += len(content)
     code = bytearray(nop * (code_bytes // size)).ljust(at, b"\xcc")     # as print.py pads
     lines: list[tuple[int, Location]] = []
+    relocations: list[tuple[int, str, int]] = []
     for offset, item in zip(offsets, function.body, strict=True):
         if isinstance(item, Instruction):
             if checked and not item.row.features <= target.features:
                 raise EncodeError(f"row {item.row.name}: found the target {target.name}; expected one with "
                                   f"{', '.join(sorted(item.row.features - target.features))}")
-            code[offset:offset + size] = _word(item, offset, labels, unit).to_bytes(size, "little")
+            elsewhere = _elsewhere(item, function)
+            if elsewhere:
+                relocations.append((offset, elsewhere, 0))
+                code[offset:offset + size] = bytes(size)
+            else:
+                code[offset:offset + size] = _word(item, offset, labels, unit).to_bytes(size, "little")
             if item.location is not None and (not lines or lines[-1][1] != item.location):
                 lines.append((offset, item.location))
     for label, (_, content) in function.constants.items():
         code[labels[label]:labels[label] + len(content)] = content
-    return EncodedCode(bytes(code), code_bytes, labels, lines, align, [], [*offsets, code_bytes])
+    return EncodedCode(bytes(code), code_bytes, labels, lines, align, relocations, [*offsets, code_bytes])
+
+
+_DISTANCE_BITS = 32
+
+
+def _elsewhere(item: Instruction, function: MachineFunction) -> str:
+    """The label of another function or table whose distance the word is; "" for any other word."""
+    row = item.row
+    if row.operands and row.operands[0].kind == "label" and len(row.words[0].fields["l"]) == _DISTANCE_BITS:
+        name = getattr(item.operands[0], "name", "")
+        return name if name in function.externals else ""
+    return ""
 
 
 def style_of(target: Any) -> Style:
@@ -101,6 +120,7 @@ def _word(item: Instruction, offset: int, labels: dict[str, int], unit: int) -> 
         if "l" in way.fields:
             assert distance is not None
             bits = len(way.fields["l"])
+            unit = 1 if bits == _DISTANCE_BITS else unit
             if not -1 << bits - 1 <= distance // unit < 1 << bits - 1:
                 reach = bits + unit.bit_length() - 1
                 raise EncodeError(f"row {row.name}: found a distance of {distance} bytes; expected {reach} bits, "

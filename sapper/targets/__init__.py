@@ -7,6 +7,7 @@ runs this process. Families are imported when they are first asked for.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ FAMILIES = {"x86_64": "sapper.targets.x86_64", "ptx": "sapper.targets.ptx",
 def module_of(family: str, name: str) -> Any:
     """A module of a family's package, such as "select"; docs/add-a-target.md says what each holds."""
     return import_module(f"{FAMILIES[family]}.{name}")
+
+
+def has_module(family: str, name: str) -> bool:
+    """Whether a family's package has a module of that name."""
+    return find_spec(f"{FAMILIES[family]}.{name}") is not None
 
 
 def target(name: str) -> Any:

@@ -21,7 +21,8 @@ class PlainTarget:
     text, whose registers the vendor's assembler gives; else registers, frame and bytes are its own work. word_bytes:
     of every instruction, where all have one size (codegen/words.py). vector_state: what a vector instruction does
     depends on how many elements of which size the processor was set to before: `settle.py` of the family sets it, and
-    puts instructions in the place of rows that have no word.
+    puts instructions in the place of rows that have no word. code_by_hand: what runs in C programs and models besides
+    kernels is written in the family's own rows; else it is translated to them (codegen/translate.py).
     lanes_are_threads: lanes see each other's stores only after they met; else they are parts of one register.
     indexed_addresses: an address may have an index. memory_operands: of an instruction one operand may be in memory.
     software_prefetch: asking early for what will be read gains time. slow_underflow: an instruction whose result is
@@ -37,6 +38,7 @@ class PlainTarget:
     assembler_allocates: bool = False
     word_bytes: int = 0
     vector_state: bool = False
+    code_by_hand: bool = False
     lanes_are_threads: bool = False
     indexed_addresses: bool = False
     memory_operands: bool = False

@@ -24,6 +24,7 @@ from sapper.cli.kernels import import_file
 from sapper.cli.main import main
 from sapper.codegen.library import Form, c_kernel, make_library
 from sapper.runtime.by_hand import judged
+from sapper.targets import module_of
 from sapper.targets.x86_64.target import target
 from tests.codegen.c_caller import Loaded, in_child
 from tests.codegen.run_native import RUNNABLE
@@ -125,11 +126,16 @@ def test_a_gpu_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("name", "family"), [("neoverse-n1", "aarch64"), ("rva23u64", "riscv64")])
-def test_a_family_without_c_calls_is_refused(file: str, name: str, family: str, tmp_path: Path,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", file, "-o", str(tmp_path / "f.so"), "--target", name]) == 1
+def test_other_families(file: str, name: str, family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/codegen/test_library_families.py calls what is made."""
+    assert main(["build", file, "-o", str(tmp_path / "f.so"), "--target", name]) == 0
+    machine = module_of(family, "system").SYSTEM.machine
+    assert (tmp_path / "f.so").read_bytes()[18:20] == machine.to_bytes(2, "little")
+    monkeypatch.setattr("sapper.codegen.library.has_module", lambda family, name: False)
+    assert main(["build", file, "-o", str(tmp_path / "g.so"), "--target", name]) == 1
     assert f"found a processor of the family {family}" in capsys.readouterr().err
-    assert not (tmp_path / "f.so").exists()
+    assert not (tmp_path / "g.so").exists()
 
 
 def test_one_kernel_twice_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,7 +219,7 @@ def test_the_librarys_scratch_serves_one_thread_at_a_time(tmp_path: Path) -> Non
 
 def lock_of(loaded: Loaded, library: Library) -> ctypes.c_int32:
     """The lock, which lies at a known distance from the function that takes it (see object.py)."""
-    parts, _, _ = library_parts(library.kernels, library.target.features)
+    parts, _, _ = library_parts(library.kernels, library.target.features, library.target)
     plain = next(p for p in parts if p.name == "matmul")
     offset, _, addend = next(r for r in plain.code.relocations if r[1] == "sapper.lock")
     base = ctypes.cast(loaded.library.matmul, ctypes.c_void_p).value
@@ -253,7 +253,7 @@ def test_a_processor_without_the_features_is_refused(tmp_path: Path) -> None:
     if lacking is None:
         pytest.skip("this processor has every feature")
     library = build(source.scale)
-    parts, functions, areas = library_parts(library.kernels, [*library.target.features, lacking])
+    parts, functions, areas = library_parts(library.kernels, [*library.target.features, lacking], library.target)
     loaded = Loaded(Library(library.kernels, parts, functions, areas, library.target), tmp_path)
     x = np.ones((2, 2), np.float32)
     for _ in range(2):
@@ -281,7 +281,7 @@ print(before, status, granted())
 def test_a_library_with_tiles_asks_the_system_for_them(tmp_path: Path) -> None:
     library = build(source.scale)
     for features, asks in ((TILES, 1), ([], 0)):
-        parts, functions, areas = library_parts(library.kernels, [*library.target.features, *features])
+        parts, functions, areas = library_parts(library.kernels, [*library.target.features, *features], library.target)
         path = tmp_path / f"libasks{asks}.so"
         path.write_bytes(Library(library.kernels, parts, functions, areas, library.target).so(path.name))
         done = subprocess.run([sys.executable, "-c", ASKS, str(path)], capture_output=True, text=True, check=True)
@@ -454,4 +454,4 @@ def test_names_that_do_not_do_are_refused() -> None:
     with pytest.raises(BuildError, match="bytes of scratch memory"):
         make_library([scale], TARGETS["v3"], 1 << 31)
     with pytest.raises(BuildError, match="CPUID"):
-        library_parts([scale], ["mmx"])
+        library_parts([scale], ["mmx"], TARGETS["v3"])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import meaning as m
-from .registers import SP
+from .registers import LINK, SP
 from .rows import Row
 
 ROWS: dict[str, Row] = {}
@@ -366,9 +366,34 @@ def _lanes() -> None:
             m.repeated_word(shift), "vector", length=128, dtypes="u32")
 
 
+# --- Code by hand (translate.py) --------------------------------------------------------------------------------------
+
+def _by_hand() -> None:
+    row("udiv.64", "udiv <Xd>, <Xn>, <Xm>", "10011010110 mmmmm 000010 nnnnn ddddd", m.divide_unsigned, "div")
+    row("smulh.64", "smulh <Xd>, <Xn>, <Xm>", "10011011010 mmmmm 011111 nnnnn ddddd", m.multiply_high, "mul")
+    # Calls leave the return address in x30; what stands elsewhere in the file is reached by its distance.
+    link: dict[str, Any] = {"side_effects": True, "implicit_writes": (("gpr", LINK),)}
+    row("bl", "bl <label>", "100101 llllllllllllllllllllllllll", None, "branch", **link)
+    row("blr", "blr <Xn>", "1101011000111111000000 nnnnn 00000", None, "branch", **link)
+    row("br", "br <Xn>", "1101011000011111000000 nnnnn 00000", None, "branch", control="return")
+    row("udf", "udf #0", "00000000000000000000000000000000", None, "branch", control="trap")
+    row("distance", ".long <label> - .", "l" * 32, None, "branch")
+    # Other threads, and what the processor says of itself.
+    row("dmb", "dmb ish", "11010101000000110011101110111111", None, "system", side_effects=True)
+    for name, place in (("cntvct_el0", "011 1110 0000 010"), ("id_aa64isar0_el1", "000 0000 0110 000"),
+                        ("id_aa64isar1_el1", "000 0000 0110 001")):
+        row(f"mrs.{name}", f"mrs <Xt=>, {name}", f"1101010100111 {place} ttttt", None, "system", side_effects=True)
+    atomic: dict[str, Any] = {"memory_bits": 32, "side_effects": True, "features": frozenset({"lse"})}
+    row("swpal.32", "swpal <Wm>, <Wt=>, <mem+>", "plain: 10111000111 mmmmm 100000 nnnnn ttttt", m.swapped_with(32),
+        "atomic", **atomic)
+    row("casal.32", "casal <Wm+>, <Wt>, <mem+>", "plain: 10001000111 mmmmm 111111 nnnnn ttttt", m.swapped_if_same(32),
+        "atomic", **atomic)
+
+
 _arithmetic()
 _control()
 _memory()
 _floats()
 _integer_rows()
 _lanes()
+_by_hand()

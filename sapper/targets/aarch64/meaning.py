@@ -93,6 +93,11 @@ def multiply(a: int, b: int) -> int:
     return a * b & ALL
 
 
+def multiply_high(a: int, b: int) -> int:
+    """The upper half of a product with signs."""
+    return _signed(a) * _signed(b) >> BITS & ALL
+
+
 def multiply_subtract(a: int, b: int, c: int) -> int:
     return c - a * b & ALL
 
@@ -101,6 +106,10 @@ def divide(a: int, b: int) -> int:
     """Towards 0; by 0 it is 0."""
     x, y = _signed(a), _signed(b)
     return 0 if not y else (abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1) & ALL
+
+
+def divide_unsigned(a: int, b: int) -> int:
+    return a // b if b else 0
 
 
 def bit_and(a: Any, b: Any) -> Any:
@@ -150,6 +159,17 @@ def stored(bits: int) -> Callable[[int], int]:
 def added_to(bits: int) -> Callable[[int, int], tuple[int, int]]:
     """What memory held, and what it holds then."""
     return lambda value, memory: (memory, memory + value & (1 << bits) - 1)
+
+
+def swapped_with(bits: int) -> Callable[[int, int], tuple[int, int]]:
+    """What memory held, and what it holds then."""
+    return lambda value, memory: (memory, value & (1 << bits) - 1)
+
+
+def swapped_if_same(bits: int) -> Callable[[int, int, int], tuple[int, int]]:
+    """What memory held, and what it holds then: the new number where that was the expected one."""
+    mask = (1 << bits) - 1
+    return lambda expected, value, memory: (memory, value & mask if memory == expected & mask else memory)
 
 
 # --- Vectors ----------------------------------------------------------------------------------------------------------

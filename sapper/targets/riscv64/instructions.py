@@ -360,6 +360,43 @@ class _Table:
                          f"11 00 01 {place:03b} {multiples[multiple]} uuuuu 111 00000 1010111", None, "state",
                          side_effects=True, features=_V)
 
+    # --- Code by hand (translate.py) ----------------------------------------------------------------------------------
+
+    def by_hand(self) -> None:
+        meaning: Meaning
+        row = self.row
+        row("divu", "divu <Xd>, <Xs>, <Xt>", "0000001 ttttt sssss 101 ddddd 0110011", m.divide_unsigned, "div")
+        row("mulh", "mulh <Xd>, <Xs>, <Xt>", "0000001 ttttt sssss 001 ddddd 0110011", m.multiply_high, "mul")
+        for name, code in (("bltu", "110"), ("bgeu", "111")):
+            row(name, f"{name} <Xs>, <Xt>, <label>", f"bbbbbbb ttttt sssss {code} bbbbb 1100011", None, "branch",
+                control="branch")
+        # A call leaves the return address in ra; what stands elsewhere in the file is reached by its distance.
+        row("jal", "jal ra, <label>", "jjjjjjjjjjjjjjjjjjjj 00001 1101111", None, "branch", side_effects=True,
+            implicit_writes=(("gpr", LINK),))
+        row("jr", "jr <Xs>", "000000000000 sssss 000 00000 1100111", None, "branch", control="return")
+        row("unimp", "unimp", "110000000000 00000 001 00000 1110011", None, "branch", control="trap")
+        row("distance", ".long <label> - .", "l" * 32, None, "branch")
+        # Other threads, and what the processor says of itself.
+        row("rdtime", "rdtime <Xd>", "110000000001 00000 010 ddddd 1110011", None, "system", side_effects=True)
+        row("csrr.vlenb", "csrr <Xd>, vlenb", "110000100010 00000 010 ddddd 1110011", None, "system",
+            side_effects=True, features=_V)
+        atomic: dict[str, Any] = {"memory_bits": 32, "side_effects": True}
+        row("amoswap.w", "amoswap.w.aqrl <Xd>, <Xt>, <mem+>", "0000111 ttttt sssss 010 ddddd 0101111",
+            m.swapped_with(32), "atomic", **atomic)
+        row("lr.w", "lr.w.aqrl <Xd>, <mem>", "0001011 00000 sssss 010 ddddd 0101111", None, "atomic", **atomic)
+        row("sc.w", "sc.w.aqrl <Xd>, <Xt>, <mem=>", "0001111 ttttt sssss 010 ddddd 0101111", None, "atomic", **atomic)
+        row("fmv.x.w", "fmv.x.w <Xd>, <Fs>", "1110000 00000 sssss 000 ddddd 1010011", m.word_of_float, "fadd")
+        for name, word, meaning in (
+                ("fcvt.s.l", "1101000 00010", m.float_of_number(32)),
+                ("fcvt.d.l", "1101001 00010", m.float_of_number(64)),
+                ("fcvt.s.d", "0100000 00001", m.of_floats(m.same, 64, 32))):
+            taken = "X" if name.endswith("l") else "F"
+            row(name, f"{name} <Fd>, <{taken}s>", f"{word} sssss 111 ddddd 1010011", meaning, "fadd")
+        row("fmul.s", "fmul.s <Fd>, <Fs>, <Ft>", "0001000 ttttt sssss 111 ddddd 1010011",
+            m.of_floats(m.multiply_rows, 32), "fadd")
+        row("fdiv.d", "fdiv.d <Fd>, <Fs>, <Ft>", "0001101 ttttt sssss 111 ddddd 1010011",
+            m.of_floats(m.divide_floats, 64), "div")
+
 
 @cache
 def table(vector_bits: int) -> dict[str, Row]:
@@ -374,6 +411,7 @@ def table(vector_bits: int) -> dict[str, Row]:
     made.lanes_and_masks()
     made.vector_memory()
     made.state()
+    made.by_hand()
     return made.rows
 
 

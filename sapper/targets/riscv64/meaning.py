@@ -63,6 +63,11 @@ def multiply(a: int, b: int) -> int:
     return a * b & ALL
 
 
+def multiply_high(a: int, b: int) -> int:
+    """The upper half of a product with signs."""
+    return _signed(a) * _signed(b) >> BITS & ALL
+
+
 def negate(a: int) -> int:
     return -a & ALL
 
@@ -74,6 +79,11 @@ def _truncated(x: int, y: int) -> int:
 def divide(a: int, b: int) -> int:
     """Towards 0; by 0 it is -1."""
     return (_truncated(_signed(a), _signed(b)) if b else -1) & ALL
+
+
+def divide_unsigned(a: int, b: int) -> int:
+    """By 0 it is all ones."""
+    return a // b if b else ALL
 
 
 def remainder(a: int, b: int) -> int:
@@ -144,6 +154,11 @@ def added_to(bits: int) -> Meaning:
     return lambda value, memory: (_signed(memory, bits) & ALL, memory + value & (1 << bits) - 1)
 
 
+def swapped_with(bits: int) -> Meaning:
+    """What memory held, and what it holds then."""
+    return lambda value, memory: (_signed(memory, bits) & ALL, value & (1 << bits) - 1)
+
+
 def boxed(bits: int) -> Meaning:
     """A float register with a float of so many bits."""
     return lambda value: value & (1 << bits) - 1 | ALL >> bits << bits
@@ -156,6 +171,31 @@ def word_of_float(value: int) -> int:
 def half_to_single(value: int) -> int:
     half = np.uint16(value & 0xFFFF).view(np.float16) if value >> 16 == ALL >> 16 else np.float16(np.nan)
     return int(boxed(32)(int(np.float32(half).view(np.uint32))))
+
+
+def of_floats(operation: Callable[..., Any], bits: int, made_bits: int = 0) -> Meaning:
+    """An operation on scalars of so many bits in float registers. made_bits: of the result, where it has others."""
+    taken, made = np.dtype(f"f{bits // 8}"), np.dtype(f"f{(made_bits or bits) // 8}")
+
+    def unboxed(value: int) -> Any:
+        whole = bits == BITS or value >> bits == ALL >> bits
+        return np.frombuffer((value & (1 << bits) - 1).to_bytes(bits // 8, "little"), taken)[0] if whole \
+            else taken.type(np.nan)
+
+    def rule(*values: int) -> int:
+        result = np.asarray(operation(*map(unboxed, values))).astype(made)
+        result = np.where(np.isnan(result), made.type(np.nan), result)      # of NaNs there is one
+        return int(boxed(8 * made.itemsize)(int.from_bytes(result.tobytes(), "little")))
+    return rule
+
+
+def float_of_number(bits: int) -> Meaning:
+    dtype = np.dtype(f"f{bits // 8}")
+
+    def rule(value: int) -> int:
+        made = np.asarray(np.int64(_signed(value))).astype(dtype)
+        return int(boxed(bits)(int.from_bytes(made.tobytes(), "little")))
+    return rule
 
 
 # --- Vectors ----------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from .abi import SCRATCH, STACK_ALIGN_BYTES
 from .registers import MASK, STACK, ZERO
 
 JUMP = "j"
-INVERTED = {a: b for pair in (("beq", "bne"), ("blt", "bge"), ("beqz", "bnez"), ("bltz", "bgez"), ("bgtz", "blez"))
-            for a, b in (pair, pair[::-1])}
+INVERTED = {a: b for pair in (("beq", "bne"), ("blt", "bge"), ("bltu", "bgeu"), ("beqz", "bnez"), ("bltz", "bgez"),
+                              ("bgtz", "blez")) for a, b in (pair, pair[::-1])}
 """The branch that is taken where another is not."""
 MASK_COPY, MASK_REGISTER = "vmv1r.v.mask", ("vec", MASK)
 """The row that copies its operand to v0."""

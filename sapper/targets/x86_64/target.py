@@ -84,6 +84,7 @@ class Target(_Row, PlainTarget):
 
     __slots__ = ()
     indexed_addresses = memory_operands = software_prefetch = picks = True
+    code_by_hand = True
 
     @property
     def requests(self) -> "Requests":

@@ -32,7 +32,8 @@ BRANCHES: dict[str, Callable[..., bool]] = {
     "beq": lambda a, b: a == b, "bne": lambda a, b: a != b, "blt": lambda a, b: signed(a) < signed(b),
     "bge": lambda a, b: signed(a) >= signed(b), "beqz": lambda a: a == 0, "bnez": lambda a: a != 0,
     "bltz": lambda a: signed(a) < 0, "bgez": lambda a: signed(a) >= 0, "bgtz": lambda a: signed(a) > 0,
-    "blez": lambda a: signed(a) <= 0, "j": lambda: True}
+    "blez": lambda a: signed(a) <= 0, "bltu": lambda a, b: a < b, "bgeu": lambda a, b: a >= b, "j": lambda: True,
+    "jal": lambda: True}
 
 
 class Processor:
@@ -65,7 +66,12 @@ class Processor:
             count += 1
             name = item.row.name
             if name == "ret":
-                return count
+                if not self.gpr[LINK]:
+                    return count
+                place = self.gpr[LINK]      # a return address is the place of the instruction behind the call
+                continue
+            if name == "jal":
+                self.gpr[LINK] = place
             if name in BRANCHES:
                 if BRANCHES[name](*(self.gpr[o.number] for o in item.operands if isinstance(o, Register))):
                     place = labels[next(o.name for o in item.operands if isinstance(o, LabelReference))]
@@ -91,6 +97,12 @@ class Processor:
             self._pair(self._lanes(item.operands[0].number, np.int32).astype(np.int64))
         elif row.name == "vsll.vi.pair":
             self._pair(self._offsets() << item.operands[0].value)
+        elif row.name == "lr.w":
+            held = self._read(item.operands[1], row.operands[1], "", False)
+            self.gpr[item.operands[0].number] = signed(held, 32) & ALL
+        elif row.name == "sc.w":            # nobody else has written there
+            self._write(item.operands[2], "", self.gpr[item.operands[1].number] & ALL >> 32, row, False)
+            self.gpr[item.operands[0].number] = 0
         elif row.cost in ("gather", "scatter"):
             self._apart(item)
         elif row.masked and any(isinstance(o, Memory) for o in item.operands):
