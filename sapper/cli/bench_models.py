@@ -117,9 +117,23 @@ def _loaded_as(form: str) -> str:
     return ("bf16" if base == BF16 else "file") + rounded
 
 
-def _products(form: str) -> str:
-    """What the matrices of a prompt are multiplied with."""
-    return "bf16" if form.endswith(ROUNDED) else "f32" if form == BF16 else "i8"
+def _products(form: str, rounds: bool) -> str:
+    """What the matrices of a prompt are multiplied with. rounds: whether those in blocks are rounded in any case."""
+    if form.endswith(ROUNDED) or (rounds and form != BF16):
+        return "bf16"
+    return "f32" if form == BF16 else "i8"
+
+
+def _rounds(model: Any) -> bool:
+    """Whether the matrices in blocks of a model, all of them, are rounded as they meet a prompt."""
+    from ..models.deepseek.weights import MixtureWeights
+    from ..models.linear import PanelExperts, Workspace
+
+    work = Workspace(1, 1)
+    mixtures = [one.feed_forward for one in model.weights.layers
+                if isinstance(getattr(one, "feed_forward", None), MixtureWeights)]
+    return work.rounds_many() and all(
+        one.gate.rounds(2, PROMPT_TOKENS * one.taken, work) for one in mixtures if isinstance(one.gate, PanelExperts))
 
 
 Operations = dict[str, int]
@@ -143,7 +157,7 @@ def _smollm2_case(form: str, model: Any, threads: int, settings: Settings) -> li
     matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
     config, tokens = model.config, _prompt_tokens(settings)
     operations = _together(
-        (_products(form), 2 * tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size),
+        (_products(form, _rounds(model)), 2 * tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size),
         (model.cache_dtype, _attention(tokens, config.heads, 2 * config.head_features, config.layers)))
     weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
     return _speeds("smollm2", form, model, operations, weight_bytes, model.path, AS_IN_FILE, threads, settings)
@@ -174,7 +188,8 @@ def deepseek_operations(form: str, model: Any, tokens: int) -> Operations:
                   if isinstance(one.feed_forward, MixtureWeights))
     features = config.head_features + config.value_features
     return _together(
-        (_products(form), 2 * tokens * (weights.step_size - expand - routers) + 2 * weights.logits.size),
+        (_products(form, _rounds(model)),
+         2 * tokens * (weights.step_size - expand - routers) + 2 * weights.logits.size),
         ("f32", 2 * tokens * routers),
         (model.cache_dtype, 2 * tokens * expand + _attention(tokens, config.heads, features, config.layers)))
 
@@ -191,7 +206,7 @@ def _speeds(name: str, form: str, model: Any, operations: Operations, weight_byt
     if path is not None and "llama" in settings.against:
         feeds["llama"] = _llama_feeds(path, prompt_tokens, threads, _repacks(path, settings))
     label = f"{name} prefill, {form}, {threads} thread{'s' * (threads > 1)}"
-    peaks, products = settings.peaks(threads), _products(form)
+    peaks, products = settings.peaks(threads), _products(form, _rounds(model))
     settings.report(label)
     total = sum(operations.values())
     timings, peaks = with_floor({who: prefill for who, (prefill, _) in feeds.items()}, peaks, settings,

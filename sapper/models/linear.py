@@ -446,9 +446,9 @@ ROUNDED_MIXTURE_BYTES = 1 << 24
 take 28 MB."""
 
 
-def is_rounded_mixture(x: Rows, experts: int, rows: int) -> bool:
+def is_rounded_mixture(activations: int, experts: int, rows: int) -> bool:
     """`is_rounded` of rows of activations that so many experts share, each of so many rows of weights."""
-    return len(x.array) >= ROUNDED_MIXTURE_ROWS * experts and rows % PACKED_ROWS == 0
+    return activations >= ROUNDED_MIXTURE_ROWS * experts and rows % PACKED_ROWS == 0
 
 
 def rows_rounded(matrices: Sequence[Rounds], name: str, x: Rows, rest: Sequence[Rows], work: Workspace) -> Steps:
@@ -609,7 +609,7 @@ class PanelExperts:
     def apply_groups(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        if self._rounds(1 + len(others), x, work):
+        if self.rounds(1 + len(others), len(x.array), work):
             return self._groups_rounded(others, x, ranges, y, work)
         steps, operands = self.together.quantized_rows(x, work)
         blocks = panel_blocks(self._rows // PANEL, work.workers)
@@ -624,12 +624,11 @@ class PanelExperts:
         """Of one expert."""
         return int(self.together.shape[0]) // self.count
 
-    def _rounds(self, matrices: int, x: Rows, work: Workspace) -> bool:
-        """Whether rows of activations are rounded, and so many matrices."""
-        columns = self.together.shape[1]
-        room_bytes = 2 * columns * (len(x.array) + matrices * self._rows)
+    def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
+        """Whether activations for which there are so many rows are rounded, with so many matrices that they meet."""
+        room_bytes = 2 * self.together.shape[1] * (rows + matrices * self._rows)
         wanted = self.together.rounded or (room_bytes <= ROUNDED_MIXTURE_BYTES and self.together.rounds(work))
-        return wanted and is_rounded_mixture(x, self.count, self._rows)
+        return wanted and is_rounded_mixture(rows, self.count, self._rows)
 
     def _groups_rounded(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace

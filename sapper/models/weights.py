@@ -33,8 +33,8 @@ Held = TypeVar("Held")
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 FORMS = ("file", "file-f32", "file-rounded", "bf16", "bf16-rounded", "f32")
 """How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
-too; with "file-f32" it stays f32, and with "file-rounded", or on tile registers, many rows, and the weights for them, are
-rounded to bf16.
+too; with "file-f32" it stays f32, and with "file-rounded", or on tile registers, many rows, and the weights for them,
+are rounded to bf16.
 Several rows that meet bf16 are rounded to it with "bf16-rounded" and "file-rounded" only."""
 FLOATS = ("F32", "F16", "BF16")
 """GGUF's formats that are no blocks."""
