@@ -39,21 +39,26 @@ REPORT = Path(__file__).parents[2] / "bench" / "report.py"
 ROOFLINE = REPORT.with_name("roofline.py")
 
 
-def test_operations_of_a_prompt_count_by_what_makes_their_products() -> None:
+@pytest.mark.parametrize("on_tiles", [False, True])
+def test_operations_of_a_prompt_count_by_what_makes_their_products(
+        on_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of blocks are of bytes, and of bf16 where prompts are rounded."""
+    monkeypatch.setattr(Workspace, "rounds_many", lambda self: on_tiles)
     small = untrained.SMALL_V2 | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 64,
                                   "moe_intermediate_size": 32, "n_routed_experts": 4, "kv_lora_rank": 32,
                                   "q_lora_rank": 32, "num_attention_heads": 2}
     config, tokens = from_json(small, "the test"), 9
     seen = sum(range(1, tokens + 1))
     attention = 2 * seen * config.layers * config.heads * (config.head_features + config.value_features)
-    for form, loaded, parts in (("Q4_0", "file", {"i8", "bf16", "f32"}),
+    blocks = {"bf16", "f32"} if on_tiles else {"i8", "bf16", "f32"}
+    for form, loaded, parts in (("Q4_0", "file", blocks),
                                 ("bf16 rounded", "bf16-rounded", {"bf16", "f32"}), ("bf16", "bf16", {"f32"})):
         model = untrained.untrained(config, loaded)
         found = bench_models.deepseek_operations(form, model, tokens)
         assert found.keys() == parts
         assert sum(found.values()) == (
             2 * tokens * model.weights.step_size + 2 * model.weights.logits.size + attention)
-        if form == "Q4_0":
+        if form == "Q4_0" and not on_tiles:
             expand = config.layers * config.key_rank * config.heads * (config.key_features + config.value_features)
             assert found["bf16"] == 2 * tokens * expand + attention
             assert found["f32"] == 2 * tokens * 4 * 64
