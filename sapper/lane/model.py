@@ -207,7 +207,8 @@ class Model(KeptOperands):
             found = fit_tiles(self, walk, columns or "")
             if isinstance(found, str):
                 reasons.append(found)
-            elif wanted or is_worth(self, found):
+            elif wanted or (is_worth(self, found) and (
+                    not found.parted or fixed or self._results_lie_along(walk, columns or ""))):
                 return found
         if wanted and reasons:
             raise ScheduleError(f"schedule of {self.function.name}: matrix = true, but {reasons[0]}; mend: leave it "

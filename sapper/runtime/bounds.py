@@ -26,9 +26,9 @@ class Bounds:
         self._signature = signature
         self._requires = looked_through(requires)
         self._most = {dim: binding.dims[dim] for dim in rows or ()}
-        self.state: tuple[Binding, Free] = binding._replace(dims=binding.dims | dict(rows or {})), {}
+        self.state: tuple[Binding, Free] = binding, {}
         if self._requires:
-            self._look_through(self.state[0])
+            self._look_through(binding._replace(dims=binding.dims | dict(rows or {})))
 
     @property
     def free(self) -> Free:

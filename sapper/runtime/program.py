@@ -381,6 +381,9 @@ class Program:
         self.threads: int = settings.threads() if threads is None else threads
         compile = _once_for_equal_launches(Launcher.get_compiled)
         self._launches = [Launch(kernel, arguments, options, compile) for kernel, arguments in steps]
+        kept: dict[Specialisation, Specialisation] = {}
+        for launch in self._launches:       # a model has thousands of launches, of which most are equal
+            launch.specialisation = kept.setdefault(launch.specialisation, launch.specialisation)
         plan_barriers(self._launches)
         self._fill(Layout.of(self._launches))
         register_renewal(self)
