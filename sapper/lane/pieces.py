@@ -66,7 +66,7 @@ class Piece:
 
         def offsets(of_row: Value, of_elements: Value) -> Value:
             far = low.emit(level, "mul", [of_row, step], ROW_I32)
-            return low.emit(level, "add", [far, low.bits(level, "shl", of_elements, self.size - 1)], ROW_I32)
+            return low.emit(level, "add", [far, low.bits(level, "shl", of_elements, self.size.bit_length() - 1)], ROW_I32)
 
         if self.along_depth:
             last = low.row_of(low.sub(rest, 1))
@@ -90,8 +90,13 @@ class Piece:
         thread = low.thread()
         row = low.bits(0, "shr", thread, self.chunks.bit_length() - 1)
         chunk = low.bits(0, "and", thread, self.chunks - 1)
-        self.target = low.swizzled(row, chunk, self.row_bytes)
+        self.target = self.swizzled(row, chunk)
         return row, low.bits(0, "shl", chunk, self.chunk_elements.bit_length() - 1)
+
+    def target_of(self, number: int) -> Value:
+        """Where each lane's chunk of a pass goes, but for rows of the passes before."""
+        del number
+        return self.target
 
     def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
         """The piece that lies from address `start` on, to a stage. rest: how much of the depth is left there."""
@@ -104,7 +109,7 @@ class Piece:
             mask = low.emit(low.depth, "cmp", [self.first, low.row_of(left)], MASK, cond="lt")
             here = low.value(low.add(start, low.mul(self.stride, passed)))
             with low.located(self.op):
-                low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
+                low.effect("async_copy", [stage, self.target_of(number), here, offsets, mask], masked=True, source_disp=0,
                            disp=self.at + number * self.rows_of_pass * self.row_bytes)
 
     def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
@@ -145,6 +150,10 @@ class Piece:
     planes = 1
     """Parts that elements are a sum of, each `plane_bytes` behind the one before."""
     plane_bytes = 0
+
+    def registers(self, stage: Value, outer: int, depth: int) -> list[list[Value]]:
+        """Of each plane the four registers of 16 x 16 elements."""
+        return [self.fragments(stage, outer, depth, plane) for plane in range(self.planes)]
 
     def fragments(self, stage: Value, outer: int, depth: int, plane: int = 0) -> list[Value]:
         """The four registers of 16 x 16 elements, from an outer coordinate of this warp and a depth of the stage."""
