@@ -76,6 +76,17 @@ class MatrixWalk:
         return self.planes != (1, 1)
 
     @property
+    def element_bytes(self) -> tuple[int, int]:
+        """Of left and right elements as they come to near memory."""
+        left, right = (f32.size_bytes if self.run and parts > 1 else self.dtype.size_bytes for parts in self.planes)
+        return left, right
+
+    @property
+    def products(self) -> int:
+        """Of fragments that make one, where lanes split them."""
+        return len(plane_pairs(*self.planes)) if self.run else 1
+
+    @property
     def is_scaled(self) -> bool:
         return any(scale is not None for pair in self.scales for scale in pair)
 
@@ -283,10 +294,13 @@ class MatrixLowering(DepthShares):
         return found if self._tiles_of(found) else None
 
     def _run_of(self, planes: Sequence[int], operands: Sequence[Op], walk: Walk) -> int:
-        """MatrixWalk.run: where all that is read can be copied as it lies, and tiles have rows of 128 bytes."""
+        """MatrixWalk.run: where all that is read can be copied as it lies, and registers are enough (of ptxas 13.0): if
+        the right operand is split, not for elements across rows, each of which is read by itself."""
         *around, depth = walk.reduced
-        copied = all(self._outer_axis(op, depth, SPLIT_DTYPES, around) is not None for op in operands)
-        if max(planes) == 1 or not copied or any(map(self._panel_of, walk.outer)):
+        forms = [affine(op.operands[-1]) for op in operands if _dtype_of(op) is f32]
+        along = all(form is not None and depth in form.axes for form in forms)
+        if max(planes) == 1 or (planes[1] > 1 and not along) or any(map(self._panel_of, walk.outer)) or any(
+                self._outer_axis(op, depth, SPLIT_DTYPES, around) is None for op in operands):
             return 0
         return 4 if min(planes) > 1 else 2
 
@@ -520,15 +534,16 @@ class MatrixLowering(DepthShares):
         assert unit is not None
         down, across = self._warps_of(walk)
         planes = walk.split and not walk.run
-        halves = 2 if planes else 1     # there are as many planes of rows and columns as stages hold
+        # There are as many planes of rows and columns as stages hold; split in registers, parts take room of sums.
+        halves = 2 if planes or (walk.run and walk.planes[1] == 1) else 1
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
         least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
-        if across == 1:
+        if self._has_few_columns(walk):
             return [(rows // halves, self._panel_of(walk.columns) or columns) for rows, columns in unit.narrow_shapes
                     if rows // halves >= max(least[0], fragments.ROWS * down)]
         narrow = len(walk.right) * (2 if self._turns(walk) or (
-            walk.planes[1] > 1 if planes else self._promotes(walk)) else 1)
+            walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
         tiles = [(rows // halves, columns // narrow) for rows, columns in unit.shapes]
 
         def fit(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -543,8 +558,11 @@ class MatrixLowering(DepthShares):
         have no more: all warps have them, so that each has whole rows of lanes."""
         unit = self.facts.matrix
         assert unit is not None
-        few = (walk.planes[1] > 1 and not walk.run and len(walk.right) > 1) or self._panel_of(walk.columns)
-        return (prod(unit.warps), 1) if few else unit.warps
+        whole_rows = walk.run > 0 and walk.planes[1] == 1       # which one warp alone splits
+        return (prod(unit.warps), 1) if whole_rows or self._has_few_columns(walk) else unit.warps
+
+    def _has_few_columns(self, walk: MatrixWalk) -> bool:
+        return (walk.planes[1] > 1 and not walk.run and len(walk.right) > 1) or self._panel_of(walk.columns) > 0
 
     def _panel_of(self, axis: str) -> int:
         """How long an axis is that is a panel's columns, of one or two fragments or a row of lanes; 0 of any other."""
@@ -746,19 +764,19 @@ class MatrixLowering(DepthShares):
         high, wide = (1, 1) if hand is None else (hand.rows, hand.columns)
         depths = range(0, left.depth, fragments.DEPTH_BYTES // left.dtype.size_bytes)
         for step, depth in enumerate(depths):
-            rows = [left.registers(stage, i * fragments.ROWS, depth) for i in range(blocks[0])]
+            a = left.registers(stage, range(0, blocks[0] * fragments.ROWS, fragments.ROWS), depth)
             between(step, len(depths))
             for number, piece in enumerate(right):
                 for pair in range(blocks[1] // 2):
-                    b = piece.registers(stage, pair * 2 * fragments.COLUMNS, depth)
+                    b = piece.registers(stage, [pair * 2 * fragments.COLUMNS], depth)
                     for one, other in plane_pairs(left.planes, piece.planes):
                         for i in range(0, blocks[0], high):
                             for half in range(0, 2, wide):
                                 places = [((number * blocks[0] + i + row) * blocks[1] + 2 * pair + half + column) * 4
                                           + register for row in range(high) for column in range(wide)
                                           for register in range(4)]
-                                mine = [*(v for row in rows[i:i + high] for v in row[one]),
-                                        *b[other][2 * half:2 * (half + wide)], *(sums[place] for place in places)]
+                                mine = [*(v for row in a[one][i:i + high] for v in row),
+                                        *b[other][0][2 * half:2 * (half + wide)], *(sums[place] for place in places)]
                                 types = [sums[place].type for place in places]
                                 if hand is None:
                                     made = Op("matrix_multiply", mine, types, {

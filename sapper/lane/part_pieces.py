@@ -9,13 +9,16 @@ Which 16 of the depth a fragment's depth is, and in which order, is free as long
 such pieces, member m of a group of four lanes has those from 4 m to 4 m + 3, 16 bytes where rows lie along the depth
 (run = 4). Where load_matrix brings the other one, it has 2 m, 2 m + 1, 2 m + 8 and 2 m + 9 (run = 2).
 
-Chunks of 16 bytes are swizzled within 128 bytes so that neither copies nor these reads meet in a bank. Of rows along the
-depth a phase of 16 bytes has two rows' four chunks, which the row's last bit parts; one of 8 bytes four rows' two, which
-its last two bits part. Of rows along the outer axis, of 4 bytes, it has two chunks of four rows: one for each member,
-which these part.
+Chunks of 16 bytes are swizzled within 128 bytes so that neither copies nor these reads meet in a bank. Of rows along
+the depth a phase of 16 bytes has two rows' four chunks, which the row's last bit parts; one of 8 bytes four rows' two,
+which its last two bits part. Of rows along the outer axis, of 4 bytes, it has two chunks of four rows, one for each
+member, which these part.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, bf16, f32, i32
@@ -29,6 +32,9 @@ EIGHT = 8
 """Rows of the left operand, or columns of the right one, that a register has."""
 HALVES = 2
 """Of a fragment's depth, each in another register, of two elements in each lane."""
+
+INFINITY_TO_ONE = ~(1 << 30)
+"""By the upper bit of the exponent they differ."""
 
 
 class PartPiece(Piece):
@@ -67,6 +73,17 @@ class PartPiece(Piece):
                                 if passed else self.target)
         return row, elements
 
+    def prepare(self, start: Scalar, rest: Scalar) -> None:
+        super().prepare(start, rest)
+        if not self.along_depth:
+            together = gcd(self.low.open[self.depth_axis].divisor, self.depth)
+            self.ends_alike = together if together % self.rows_of_pass == 0 else 1
+
+    def start_of(self, start: Scalar, passed: int) -> Scalar:
+        """From the pass before: so much else is in registers that there is room for one distance."""
+        step = self.low.mul(self.stride, self.rows_of_pass)
+        return self.low.add(self.start_of(start, passed - self.rows_of_pass), step) if passed else start
+
     def target_of(self, number: int) -> Value:
         return self.targets[number]
 
@@ -86,7 +103,12 @@ class PartPiece(Piece):
         chunk, within = low.bits(0, "shr", first, 4), low.bits(0, "and", first, CHUNK_BYTES - 1)
         self.source = low.emit(0, "add", [self.swizzled(row, chunk), within], ROW_I32)
 
-    def registers(self, stage: Value, outer: int, depth: int) -> list[list[Value]]:
+    def registers(self, stage: Value, outers: Sequence[int], depth: int) -> list[list[list[Value]]]:
+        blocks = [self._block(stage, outer, depth) for outer in outers]
+        return [list(plane) for plane in zip(*blocks, strict=True)]
+
+    def _block(self, stage: Value, outer: int, depth: int) -> list[list[Value]]:
+        """Of each plane the four registers of 16 x 16 elements."""
         made: list[list[Value]] = [[] for _ in range(self.planes)]
         halves = [self._elements(stage, outer + eight, depth) for eight in (0, EIGHT)]
         places = [(eight, half) for half in range(HALVES) for eight in range(2)] if self.left else \
@@ -110,9 +132,8 @@ class PartPiece(Piece):
 
     def _read(self, stage: Value, flip: int, disp: int) -> list[Value]:
         low = self.low
-        source = low.bits(0, "xor", self.source, flip) if flip else self.source
-        made = Op("load_run", [stage, source], [ROW_F32] * (self.run if self.along_depth else 1), {
-            "dtype": f32, "gathered": True, "scale": 1, "disp": disp, "near": True}, None, low.location)
+        made = Op("load_run", [stage, self.source], [ROW_F32] * (self.run if self.along_depth else 1), {
+            "dtype": f32, "gathered": True, "scale": 1, "flip": flip, "disp": disp, "near": True}, None, low.location)
         low.finish(made)
         return list(made.results)
 
@@ -153,11 +174,10 @@ class PartPiece(Piece):
         return low.emit(level, "cmp", [size, low.constant(float("inf"), f32)], MASK, cond="eq")
 
     def _one(self, row: Value) -> Value:
-        """One, of the sign of each element."""
+        """One, of the sign of an infinity."""
         low, level = self.low, self.low.depth
         bits = low.emit(level, "bitcast", [row], ROW_I32)
-        sign = low.emit(level, "and", [bits, low.constant(-1 << 31, i32)], ROW_I32)
-        one = low.emit(level, "or", [sign, low.constant(0x3F800000, i32)], ROW_I32)
+        one = low.emit(level, "and", [bits, low.constant(INFINITY_TO_ONE, i32)], ROW_I32)
         return low.emit(level, "bitcast", [one], ROW_F32)
 
     def _left(self, row: Value, part: Value) -> Value:
