@@ -295,11 +295,14 @@ class MatrixLowering(DepthShares):
 
     def _run_of(self, planes: Sequence[int], operands: Sequence[Op], walk: Walk) -> int:
         """MatrixWalk.run: where all that is read can be copied as it lies, and registers are enough (of ptxas 13.0): if
-        the right operand is split, not for elements across rows, each of which is read by itself."""
+        the right operand is split, not for elements across rows, each of which is read by itself, nor for two right
+        ones, of each of which tiles have so few columns that their rows are split too often."""
         *around, depth = walk.reduced
         forms = [affine(op.operands[-1]) for op in operands if _dtype_of(op) is f32]
         along = all(form is not None and depth in form.axes for form in forms)
-        if max(planes) == 1 or (planes[1] > 1 and not along) or any(map(self._panel_of, walk.outer)) or any(
+        most = 2 if planes[1] > 1 else len(operands)
+        if max(planes) == 1 or len(operands) > most or (planes[1] > 1 and not along) or any(
+                map(self._panel_of, walk.outer)) or any(
                 self._outer_axis(op, depth, SPLIT_DTYPES, around) is None for op in operands):
             return 0
         return 4 if min(planes) > 1 else 2

@@ -25,7 +25,8 @@ CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
 class Piece:
     """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`.
 
-    at: its first byte in a stage. ends_alike: so much of the depth is inside together, or past its end. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
+    at: its first byte in a stage. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
+    ends_alike: so much of the depth is inside together, or past its end.
     origin: the load that it is of, or most of it.
     """
 
