@@ -278,7 +278,8 @@ MOST_RUN_BYTES = 16
 
 
 def _lane_run(check: Checker, op: Op) -> None:
-    """load_run and store_run: a power of two of rows, of MOST_RUN_BYTES for a lane; the address has no index."""
+    """load_run and store_run: a power of two of rows, of MOST_RUN_BYTES for a lane; the address has no index; bits are
+    inverted in near memory alone."""
     dtype = check.one_of(op, "dtype", _MEMORY_DTYPES)
     gathered, masked = (bool(op.attributes.get(name)) and check.attribute(op, name, bool) for name in
                         ("gathered", "masked"))
@@ -286,6 +287,8 @@ def _lane_run(check: Checker, op: Op) -> None:
     rows = op.results or op.operands[1 + gathered:len(op.operands) - masked]
     if masked and not gathered:
         check.fail("a mask without offsets", "both")
+    if "flip" in op.attributes and not (gathered and op.attributes.get("near")):
+        check.fail("flip of an address that is not gathered in near memory", "both, or no flip")
     if len(rows) & (len(rows) - 1) or len(rows) * dtype.size_bytes > MOST_RUN_BYTES:
         check.fail(f"a run of {len(rows)} {dtype}", f"a power of 2, {MOST_RUN_BYTES} bytes at most")
     found = op.operands if op.results else [*op.operands[:1 + gathered], *op.operands[len(op.operands) - masked:]]

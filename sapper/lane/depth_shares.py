@@ -205,14 +205,15 @@ class DepthShares(Model):
         tiles = prod(-(-count // some) for count, some in zip(counts, beside, strict=True)) * self._nests()
         teams = unit.workers // together
         deep, size, products = self.piece_depth(), found.dtype.size_bytes, len(found.right)
-        row_bytes = deep * size
-        brought = (tile[0] / beside[1] + products * tile[1] / beside[0]) * row_bytes
-        arriving = (tile[0] + products * tile[1]) * row_bytes
+        row_bytes, (left, right) = deep * size, found.element_bytes
+        brought = (tile[0] * left / beside[1] + products * tile[1] * right / beside[0]) * deep
+        arriving = (tile[0] * left + products * tile[1] * right) * deep
         pieces = -(-depth // deep)
 
         def piece(busy: float) -> float:
             """Where so many workers share what the cache gives."""
-            return max(products * tile[0] * tile[1] * row_bytes / 2 / unit.products, arriving / unit.port_bytes,
+            multiplied = products * tile[0] * tile[1] * found.products
+            return max(multiplied * row_bytes / 2 / unit.products, arriving / unit.port_bytes,
                        brought * busy / unit.workers / unit.cache_bytes)
 
         whole = -(-tiles // teams) * pieces * piece(min(tiles, teams) * together)

@@ -47,18 +47,18 @@ def slots_of_parts(low: RowEvaluation, level: int, even: Value, odd: Value, dtyp
     last part, behind one of its sign and zero, as it would otherwise meet zeros of the other operand's parts.
     """
     if PARTS[dtype] == 1:
-        return [_joined(low, level, even, odd)]
+        return [joined(low, level, even, odd)]
     rows = [_Parts(low, level, row) for row in (even, odd)]
     if PARTS[dtype] == 2:
-        return [_joined(low, level, *(row.cut for row in rows)), _joined(low, level, *(row.rest for row in rows))]
+        return [joined(low, level, *(row.cut for row in rows)), joined(low, level, *(row.rest for row in rows))]
     if not rounds:
-        seconds = [_cut(low, level, row.rest) for row in rows]
-        made = [_joined(low, level, *(row.cut for row in rows)), _joined(low, level, *seconds)]
+        seconds = [cut(low, level, row.rest) for row in rows]
+        made = [joined(low, level, *(row.cut for row in rows)), joined(low, level, *seconds)]
         lasts = [low.emit(level, "sub", [row.rest, second], ROW_F32) for row, second in zip(rows, seconds, strict=True)]
-        return [*made, _joined(low, level, *lasts)]
+        return [*made, joined(low, level, *lasts)]
     second = low.emit(level, "pack_bf16", [row.rest for row in rows], ROW_B32)
-    lasts = [row.last(widened) for row, widened in zip(rows, _widened(low, level, second), strict=True)]
-    return [_joined(low, level, *(row.first() for row in rows)), second, _joined(low, level, *lasts)]
+    lasts = [row.last(widened) for row, widened in zip(rows, widened(low, level, second), strict=True)]
+    return [joined(low, level, *(row.first() for row in rows)), second, joined(low, level, *lasts)]
 
 
 class _Parts:
@@ -68,7 +68,7 @@ class _Parts:
         self.low, self.level, self.row = low, level, row
         size = low.emit(level, "abs", [row], ROW_F32)
         self.infinite = low.emit(level, "cmp", [size, low.constant(float("inf"), f32)], MASK, cond="eq")
-        self.cut = _cut(low, level, row)
+        self.cut = cut(low, level, row)
         rest = low.emit(level, "sub", [row, self.cut], ROW_F32)
         self.rest = low.emit(level, "select", [self.infinite, low.constant(0.0, f32), rest], ROW_F32)
 
@@ -86,7 +86,7 @@ class _Parts:
         return self.low.emit(self.level, "select", [self.infinite, self.row, left], ROW_F32)
 
 
-def _cut(low: RowEvaluation, level: int, row: Value) -> Value:
+def cut(low: RowEvaluation, level: int, row: Value) -> Value:
     """The upper half of each float."""
     return low.emit(level, "bitcast", [_upper(low, level, row)], ROW_F32)
 
@@ -96,14 +96,14 @@ def _upper(low: RowEvaluation, level: int, row: Value) -> Value:
     return low.emit(level, "and", [bits, low.constant(-1 << 16, i32)], ROW_I32)
 
 
-def _joined(low: RowEvaluation, level: int, even: Value, odd: Value) -> Value:
+def joined(low: RowEvaluation, level: int, even: Value, odd: Value) -> Value:
     """Slots of floats whose upper halves are all of them."""
     below = low.emit(level, "shr", [low.emit(level, "bitcast", [even], ROW_I32)], ROW_I32, amount=16)
     return low.emit(level, "bitcast", [low.emit(level, "or", [_upper(low, level, odd), below], ROW_I32)], ROW_B32)
 
 
-def _widened(low: RowEvaluation, level: int, slots: Value) -> list[Value]:
+def widened(low: RowEvaluation, level: int, slots: Value) -> list[Value]:
     """Both elements of slots of bf16 as f32."""
     bits = low.emit(level, "bitcast", [slots], ROW_I32)
     lower = low.emit(level, "shl", [bits], ROW_I32, amount=16)
-    return [low.emit(level, "bitcast", [lower], ROW_F32), _cut(low, level, slots)]
+    return [low.emit(level, "bitcast", [lower], ROW_F32), cut(low, level, slots)]

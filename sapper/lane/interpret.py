@@ -381,13 +381,14 @@ def _build_store(program: Program, op: Op) -> Step:
 def _run_addresses(program: Program, op: Op, run: int) -> tuple[Callable[[list[Any]], list[int]], int | None]:
     """Where the run of each lane begins, and the slot of the mask or None."""
     run_bytes = run * ELEMENTS[op.attributes["dtype"]].itemsize
-    gathered = op.attributes.get("gathered")
+    gathered, flip = op.attributes.get("gathered"), op.attributes.get("flip", 0)
+    disp = op.attributes.get("disp", 0)
     of_lanes, mask = program.offsets(op, 0) if gathered else (None, None)
     address, _ = program.address(op, 0)
 
     def aligned(e: list[Any]) -> list[int]:
         if of_lanes is not None:
-            found = of_lanes(e)
+            found = [((at - disp ^ flip) + disp) & LOW for at in of_lanes(e)] if flip else of_lanes(e)
         else:
             start = address(e)
             found = [(start + lane * run_bytes) & LOW for lane in range(program.lanes)]

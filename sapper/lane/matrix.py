@@ -50,7 +50,8 @@ class MatrixWalk:
     """A walk that the matrix instructions can take. rows, columns, depth: its axes. left, right: the loads of each
     reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
     they are. plain: the type that elements have in near memory, where they are brought through registers. planes: how
-    many parts each operand is a sum of there, left and right (split_pieces.py). around: short axes that it contracts
+    many parts each operand is a sum of, left and right: there (split_pieces.py), or, run, in registers, of so many
+    neighbours that a lane reads together (part_pieces.py). around: short axes that it contracts
     too, each place of which has all of the depth (the window of a convolution), the outermost first. computed: operands
     that are no loads (computed_pieces.py); left or right then has the op that makes them."""
 
@@ -62,6 +63,7 @@ class MatrixWalk:
     scales: tuple[tuple[Op | None, Op | None], ...] = ()
     plain: DType | None = None
     planes: tuple[int, int] = (1, 1)
+    run: int = 0
     around: tuple[str, ...] = ()
     computed: tuple[Computed, ...] = ()
 
@@ -72,6 +74,17 @@ class MatrixWalk:
     @property
     def split(self) -> bool:
         return self.planes != (1, 1)
+
+    @property
+    def element_bytes(self) -> tuple[int, int]:
+        """Of left and right elements as they come to near memory."""
+        left, right = (f32.size_bytes if self.run and parts > 1 else self.dtype.size_bytes for parts in self.planes)
+        return left, right
+
+    @property
+    def products(self) -> int:
+        """Of fragments that make one, where lanes split them."""
+        return len(plane_pairs(*self.planes)) if self.run else 1
 
     @property
     def is_scaled(self) -> bool:
@@ -276,8 +289,23 @@ class MatrixLowering(DepthShares):
             return None
         planes = [PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0])]
         found = MatrixWalk(rows, columns, depth, left, right, tuple(one.scales for one in contractions),
-                           next(iter(kinds), None), (planes[0], planes[1]), tuple(around), tuple(computed.values()))
+                           next(iter(kinds), None), (planes[0], planes[1]), self._run_of(planes, (*left, *right), walk),
+                           tuple(around), tuple(computed.values()))
         return found if self._tiles_of(found) else None
+
+    def _run_of(self, planes: Sequence[int], operands: Sequence[Op], walk: Walk) -> int:
+        """MatrixWalk.run: where all that is read can be copied as it lies, and registers are enough (of ptxas 13.0): if
+        the right operand is split, not for elements across rows, each of which is read by itself, nor for two right
+        ones, of each of which tiles have so few columns that their rows are split too often."""
+        *around, depth = walk.reduced
+        forms = [affine(op.operands[-1]) for op in operands if _dtype_of(op) is f32]
+        along = all(form is not None and depth in form.axes for form in forms)
+        most = 2 if planes[1] > 1 else len(operands)
+        if max(planes) == 1 or len(operands) > most or (planes[1] > 1 and not along) or any(
+                map(self._panel_of, walk.outer)) or any(
+                self._outer_axis(op, depth, SPLIT_DTYPES, around) is None for op in operands):
+            return 0
+        return 4 if min(planes) > 1 else 2
 
     def _contraction(self, op: Op, walk: Walk, wanted: _Wanted) -> _Contraction | None:
         """The operands of one contraction of a walk, where they are what is wanted."""
@@ -431,9 +459,13 @@ class MatrixLowering(DepthShares):
             return ComputedPiece(self, computed, outer, found.depth, extent, depth, at, found.plain)
         if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,), found.around) is not None:
             return Piece(self, op, outer, found.depth, extent, depth, at)
+        from .part_pieces import PartPiece
         from .plain_pieces import PlainPiece
         from .split_pieces import SplitPiece
 
+        if found.run and _dtype_of(op) is f32:
+            return PartPiece(self, op, outer, found.depth, extent, depth, at, found.plain, found.run,
+                             min(found.planes) > 1)
         if found.split and _dtype_of(op) is f32:
             return SplitPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
         return PlainPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
@@ -504,11 +536,13 @@ class MatrixLowering(DepthShares):
         unit = self.facts.matrix
         assert unit is not None
         down, across = self._warps_of(walk)
-        halves = 2 if walk.split else 1     # there are as many planes of rows and columns as stages hold
+        planes = walk.split and not walk.run
+        # There are as many planes of rows and columns as stages hold; split in registers, parts take room of sums.
+        halves = 2 if planes or (walk.run and walk.planes[1] == 1) else 1
         # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
         least = [fragments.PANEL if any(self._lies_across(op, walk) for op in loads) else 0
                  for loads in (walk.left, walk.right)]
-        if across == 1:
+        if self._has_few_columns(walk):
             return [(rows // halves, self._panel_of(walk.columns) or columns) for rows, columns in unit.narrow_shapes
                     if rows // halves >= max(least[0], fragments.ROWS * down)]
         narrow = len(walk.right) * (2 if self._turns(walk) or (
@@ -520,15 +554,18 @@ class MatrixLowering(DepthShares):
                     if rows >= max(least[0], fragments.ROWS * down)
                     and columns >= max(least[1], self.lanes * across)]
 
-        return fit(tiles) or ([] if walk.split else fit([(rows // 2, 2 * columns) for rows, columns in tiles]))
+        return fit(tiles) or ([] if planes else fit([(rows // 2, 2 * columns) for rows, columns in tiles]))
 
     def _warps_of(self, walk: MatrixWalk) -> tuple[int, int]:
         """Along rows and columns of a tile. Planes of two matrices leave room for few columns of each, and panels may
         have no more: all warps have them, so that each has whole rows of lanes."""
         unit = self.facts.matrix
         assert unit is not None
-        few = (walk.planes[1] > 1 and len(walk.right) > 1) or self._panel_of(walk.columns)
-        return (prod(unit.warps), 1) if few else unit.warps
+        whole_rows = walk.run > 0 and walk.planes[1] == 1       # which one warp alone splits
+        return (prod(unit.warps), 1) if whole_rows or self._has_few_columns(walk) else unit.warps
+
+    def _has_few_columns(self, walk: MatrixWalk) -> bool:
+        return (walk.planes[1] > 1 and not walk.run and len(walk.right) > 1) or self._panel_of(walk.columns) > 0
 
     def _panel_of(self, axis: str) -> int:
         """How long an axis is that is a panel's columns, of one or two fragments or a row of lanes; 0 of any other."""
@@ -558,7 +595,7 @@ class MatrixLowering(DepthShares):
     @staticmethod
     def _stages(walk: MatrixWalk, unit: MatrixUnit) -> int:
         """Pieces that come through registers are not waited for: two are enough, one that is read and one written."""
-        return 2 if walk.split else unit.stages
+        return 2 if walk.split and not walk.run else unit.stages
 
     @staticmethod
     def _lies_across(op: Op, walk: MatrixWalk) -> bool:
@@ -572,7 +609,7 @@ class MatrixLowering(DepthShares):
     @staticmethod
     def _turns(walk: MatrixWalk) -> bool:
         """Whether elements come through registers from rows that do not lie along the depth: each needs an address."""
-        return walk.plain is not None and any(
+        return walk.plain is not None and not walk.run and any(
             MatrixLowering._lies_across(op, walk) for op in (*walk.left, *walk.right)
             if walk.computed_of(op) is None)
 
@@ -715,7 +752,7 @@ class MatrixLowering(DepthShares):
     def piece_depth(self) -> int:
         unit, found = self.facts.matrix, self.matrix_walk
         assert unit is not None and found is not None
-        return unit.depth * ELEMENT_BYTES // found.dtype.size_bytes
+        return unit.depth * ELEMENT_BYTES // (f32 if found.run else found.dtype).size_bytes
 
     def _next(self, stage: Value, stage_bytes: int, end: Scalar) -> Value:
         following = self.value(self.add(stage, stage_bytes))
@@ -728,15 +765,13 @@ class MatrixLowering(DepthShares):
         sums = list(sums)
         hand = self._product_by_hand(left, right, blocks)
         high, wide = (1, 1) if hand is None else (hand.rows, hand.columns)
-        depths = range(0, left.depth, fragments.DEPTH_BYTES // left.size)
+        depths = range(0, left.depth, fragments.DEPTH_BYTES // left.dtype.size_bytes)
         for step, depth in enumerate(depths):
-            a = [[left.fragments(stage, i * fragments.ROWS, depth, plane) for i in range(blocks[0])]
-                 for plane in range(left.planes)]
+            a = left.registers(stage, range(0, blocks[0] * fragments.ROWS, fragments.ROWS), depth)
             between(step, len(depths))
             for number, piece in enumerate(right):
                 for pair in range(blocks[1] // 2):
-                    b = [piece.fragments(stage, pair * 2 * fragments.COLUMNS, depth, plane)
-                         for plane in range(piece.planes)]
+                    b = piece.registers(stage, [pair * 2 * fragments.COLUMNS], depth)
                     for one, other in plane_pairs(left.planes, piece.planes):
                         for i in range(0, blocks[0], high):
                             for half in range(0, 2, wide):
@@ -744,7 +779,7 @@ class MatrixLowering(DepthShares):
                                           + register for row in range(high) for column in range(wide)
                                           for register in range(4)]
                                 mine = [*(v for row in a[one][i:i + high] for v in row),
-                                        *b[other][2 * half:2 * (half + wide)], *(sums[place] for place in places)]
+                                        *b[other][0][2 * half:2 * (half + wide)], *(sums[place] for place in places)]
                                 types = [sums[place].type for place in places]
                                 if hand is None:
                                     made = Op("matrix_multiply", mine, types, {

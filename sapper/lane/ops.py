@@ -144,11 +144,12 @@ LANE_OPS = OpTable("lane", [
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
            doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
-    OpSpec("load_run", (1, 3), (2, 16), attributes=("dtype",), optional=(*_ADDRESS, "gathered", "masked", "handed"),
-           pure=False,
+    OpSpec("load_run", (1, 3), (1, 16), attributes=("dtype",),
+           optional=(*_ADDRESS, "gathered", "masked", "handed", "flip"), pure=False,
            doc="neighbours for each lane, as many as there are results: result r has of lane l the element l * results "
                "+ r; with `gathered`, after the base, offsets (row<i32>) of the lanes' own first elements, and a mask "
-               "may follow; addresses are multiples of a lane's bytes"),
+               "may follow, and with `flip` addresses are ((base + offset) xor flip) + disp; they are multiples of a "
+               "lane's bytes"),
     OpSpec("store_run", (3, 19), (0, 0), attributes=("dtype",),
            optional=(*_ADDRESS, "gathered", "masked", "streaming", "disjoint", "handed"), pure=False,
            doc="address, with `gathered` offsets, then as many values as there are neighbours for each lane: as "

@@ -26,6 +26,7 @@ class Piece:
     """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`.
 
     at: its first byte in a stage. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
+    ends_alike: so much of the depth is inside together, or past its end.
     origin: the load that it is of, or most of it.
     """
 
@@ -66,7 +67,8 @@ class Piece:
 
         def offsets(of_row: Value, of_elements: Value) -> Value:
             far = low.emit(level, "mul", [of_row, step], ROW_I32)
-            return low.emit(level, "add", [far, low.bits(level, "shl", of_elements, self.size - 1)], ROW_I32)
+            near = low.bits(level, "shl", of_elements, self.size.bit_length() - 1)
+            return low.emit(level, "add", [far, near], ROW_I32)
 
         if self.along_depth:
             last = low.row_of(low.sub(rest, 1))
@@ -79,6 +81,7 @@ class Piece:
         # Where the depth ends with a whole pass, its first row (chunk) says for all whether it is inside.
         granule = self.depth if self.along_depth else self.rows_of_pass
         self.whole_pieces = depth.divisor % self.depth == 0
+        self.ends_alike = self.depth if self.whole_pieces else 1
         self.first = low.constant(0, i32) if depth.divisor % granule == 0 else elements if self.along_depth else row
 
     def spread(self) -> tuple[Value, Value]:
@@ -90,8 +93,17 @@ class Piece:
         thread = low.thread()
         row = low.bits(0, "shr", thread, self.chunks.bit_length() - 1)
         chunk = low.bits(0, "and", thread, self.chunks - 1)
-        self.target = low.swizzled(row, chunk, self.row_bytes)
+        self.target = self.swizzled(row, chunk)
         return row, low.bits(0, "shl", chunk, self.chunk_elements.bit_length() - 1)
+
+    def start_of(self, start: Scalar, passed: int) -> Scalar:
+        """Where a pass begins that so many rows come before, all of whose offsets are those of the first pass."""
+        return self.low.add(start, self.low.mul(self.stride, passed))
+
+    def target_of(self, number: int) -> Value:
+        """Where each lane's chunk of a pass goes, but for rows of the passes before."""
+        del number
+        return self.target
 
     def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
         """The piece that lies from address `start` on, to a stage. rest: how much of the depth is left there."""
@@ -100,12 +112,12 @@ class Piece:
             offsets, passed = self.offsets[0], number * self.rows_of_pass
             if self.along_depth:
                 offsets, passed = self.offsets[number], 0
-            left = low.sub(rest, 0 if self.whole_pieces else passed)
+            left = low.sub(rest, passed - passed % self.ends_alike)
             mask = low.emit(low.depth, "cmp", [self.first, low.row_of(left)], MASK, cond="lt")
-            here = low.value(low.add(start, low.mul(self.stride, passed)))
+            here = low.value(self.start_of(start, passed))
             with low.located(self.op):
-                low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
-                           disp=self.at + number * self.rows_of_pass * self.row_bytes)
+                low.effect("async_copy", [stage, self.target_of(number), here, offsets, mask], masked=True,
+                           source_disp=0, disp=self.at + number * self.rows_of_pass * self.row_bytes)
 
     def finish(self, stage: Value, part: int = 0, parts: int = 1) -> None:
         """One of so many parts of what is left of the last copy, to the same stage, among the products of the piece at
@@ -145,6 +157,10 @@ class Piece:
     planes = 1
     """Parts that elements are a sum of, each `plane_bytes` behind the one before."""
     plane_bytes = 0
+
+    def registers(self, stage: Value, outers: Sequence[int], depth: int) -> list[list[list[Value]]]:
+        """Of each plane, from each of these outer coordinates on, the four registers of 16 x 16 elements."""
+        return [[self.fragments(stage, outer, depth, plane) for outer in outers] for plane in range(self.planes)]
 
     def fragments(self, stage: Value, outer: int, depth: int, plane: int = 0) -> list[Value]:
         """The four registers of 16 x 16 elements, from an outer coordinate of this warp and a depth of the stage."""

@@ -340,7 +340,7 @@ def _fold_displacement(op: Op, build: Rewriter) -> Replacement:
     attributes = op.attributes
     disp = attributes.get("disp", 0)
     base = op.operands[first]
-    left = _sum_with_constant(base)
+    left = None if attributes.get("flip") else _sum_with_constant(base)
     if left is not None and -_DISP_LIMIT <= disp + left[1] < _DISP_LIMIT:
         operands = [*op.operands[:first], left[0], *op.operands[first + 1 :]]
         return _rebuild(op, build, operands, disp=disp + left[1])

@@ -1,4 +1,5 @@
-"""Pieces of f32 operands for matrix instructions of bf16: each element as a sum of three.
+"""Pieces of f32 operands for matrix instructions of bf16: each element as a sum of three, split on its way to near
+memory, as where it can't be copied there as it is (part_pieces.py).
 
 Enters a load of f32 elements; leaves in near memory three planes of bf16 elements, each as PlainPiece leaves one. With
 every element x rounded to the nearest bf16, and what is left rounded again,

@@ -110,13 +110,22 @@ def _bitwise(name: str) -> Rule:
     return rule
 
 
+UPPER_HALVES = 0x7632
+"""Of two operands, that of the first one below (PTX ISA, prmt)."""
 AND_OR = 0xEA
 """(a & b) | c of three operands (PTX ISA, lop3)."""
 
 
 def join_bits(s: Any, op: Op) -> None:
-    """With an `and` of a number it is one operation, of which ptxas makes two where both numbers stand apart."""
-    first = op.operands[0].op
+    """With an `and` of a number it is one operation, of which ptxas makes two where both numbers stand apart; so is an
+    upper half with another one shifted below it."""
+    first, second = (v.op for v in op.operands)
+    if first is not None and second is not None and (first.name, second.name) == ("and", "shr") \
+            and second.attributes["amount"] == 16 and bits_of(op.results[0]) == 32 \
+            and row(s, first.operands[1]) in (-1 << 16, 0xFFFF << 16):
+        sources = [s.vector(v) for v in (second.operands[0], first.operands[0])]
+        s.emit("prmt.b32", s.define(op.results[0]), *sources, UPPER_HALVES)
+        return
     if first is not None and first.name == "and" and bits_of(op.results[0]) == 32 and all(
             isinstance(row(s, v), int) for v in (first.operands[1], op.operands[1])):
         sources = [row(s, v) for v in (*first.operands, op.operands[1])]

@@ -261,7 +261,7 @@ def address_of_run(s: Any, op: Op) -> Any:
         return address(s, op, 0, bytes_of_lane(op))
     base, offsets = op.operands[:2]
     if op.attributes.get("near"):
-        return near_address(s, base, offsets, op.attributes.get("disp", 0))
+        return near_address(s, base, offsets, op.attributes.get("disp", 0), op.attributes.get("flip", 0))
     return lanes_own_address(s, base, offsets, op)
 
 
