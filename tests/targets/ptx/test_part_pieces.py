@@ -95,6 +95,19 @@ def test_on_the_emulator(name: str, level: str) -> None:
         assert not any(text.startswith("fma.rn.f32") for text in counters.instructions)
 
 
+@pytest.mark.parametrize("name", [name for name in BESIDE if name != "expand_bf16_f32"])
+def test_with_more_than_one_product_on_the_emulator(name: str) -> None:
+    """Of gate and up, of groups and of batches, and with what follows a product."""
+    entry = find(name)
+    extents = {"B": 2, "E": 3, "M": 72, "N": 144, "K": 96, "L": 96, "I": 144, "F": 144, "J": 64}
+    arguments = entry.make_arguments(np.random.default_rng(3), {d: extents[d] for d in entry.check_shapes[-1]})
+    expected = entry.reference(arguments)
+    made = emulate.run(entry.kernel, *arguments.values(), target="sm_80", workers=3,
+                       aligned=[name for name, value in arguments.items() if np.ndim(value) > 1])
+    assert entry.compare(arguments, expected) is None
+    assert made.counters.instructions["cp.async.cg.shared.global"] and made.counters.instructions[PRODUCTS]
+
+
 @settings(max_examples=examples(6), deadline=None)
 @given(name=st.sampled_from(sorted(KERNELS)), m=st.integers(4, 9), n=st.integers(4, 9), k=st.integers(4, 9),
        tile=st.sampled_from([None, {"m": 64, "n": 64}]), lazy=st.booleans(), seed=st.integers(0, 99))
