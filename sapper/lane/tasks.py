@@ -442,6 +442,15 @@ def _grows(value: Value, other: Value) -> bool:
     if value.op.name == "cast":
         return _grows(first, other)
     if value.op.name in ("mul", "floordiv"):
-        by = rest[0].op
-        return _grows(first, other) and by is not None and by.name == "const" and by.attributes["value"] > 0
+        return _grows(first, other) and _is_positive(rest[0])
     return value.op.name == "sub" and _grows(first, other) and not _depends(rest[0], other)
+
+
+def _is_positive(value: Value) -> bool:
+    """As far as that is plain."""
+    op = value.op
+    if op is None:
+        return False
+    if op.name in ("min", "max"):
+        return (any if op.name == "max" else all)(_is_positive(v) for v in op.operands)
+    return op.name == "const" and op.attributes["value"] > 0
