@@ -80,16 +80,8 @@ class StagedPanel:
     def copy(self, places: list[dict[str, int]], row_at: Callable[[dict[str, int]], Value]) -> None:
         """A row at a time, or two slots; those of a last one alone are there twice. places: what is bound of the depth
         and the lane axis."""
-        low, axis = self.lowering, self.depth_axis
-        for at in places:
-            if not self.squared:
-                self.store(at, row_at(at))
-            elif at[axis] % 2 == 0:
-                beside = {**at, axis: at[axis] + 1}
-                first = row_at(at)
-                zipped = low.emit_rows(low.depth, "zip", [first, row_at(beside) if beside in places else first], {})
-                self.store(at, zipped[0])
-                self.store(beside, zipped[1])
+        low = self.lowering
+        _copy(self, self.depth_axis, places, row_at, lambda rows: low.emit_rows(low.depth, "zip", rows, {}))
 
     def store(self, at: dict[str, int], row: Value) -> None:
         operands, attributes = self.address(at)
@@ -372,17 +364,9 @@ class StagedRows:
     def copy(self, places: list[dict[str, int]], row_at: Callable[[dict[str, int]], Value]) -> None:
         """A vector of the depth at a time, or two of two rows; of a last row alone it is there twice. places: what is
         bound of the rows and the depth."""
-        low, axis = self.lowering, self.row_axis
-        for at in places:
-            if not self.squared:
-                self.store(at, row_at(at))
-            elif at[axis] % 2 == 0:
-                beside = {**at, axis: at[axis] + 1}
-                first = row_at(at)
-                other = row_at(beside) if beside in places else first
-                for place, row in zip((at, beside), low.emit_rows(
-                        low.depth, "exchange", [first, other], {"distance": 2}), strict=True):
-                    self.store(place, row)
+        low = self.lowering
+        _copy(self, self.row_axis, places, row_at,
+              lambda rows: low.emit_rows(low.depth, "exchange", rows, {"distance": 2}))
 
     def store(self, at: dict[str, int], row: Value) -> None:
         operands, attributes = self._address(at, False)
@@ -440,3 +424,18 @@ class StagedColumns(StagedRows):
         index = low.mul(depth_start, vector_bytes)
         disp = step * vector_bytes + (0 if row.lane else at[self.row_axis] * size)
         return low.memory_operands(base, index, 1, disp)
+
+
+def _copy(panel: StagedPanel | StagedRows, axis: str, places: Sequence[dict[str, int]],
+          row_at: Callable[[dict[str, int]], Value], together: Callable[[list[Value]], Sequence[Value]]) -> None:
+    """The row of each place as it is, or, `squared`, what `together` makes of two neighbours along an axis; a last one
+    alone is its own neighbour."""
+    for at in places:
+        if not panel.squared:
+            panel.store(at, row_at(at))
+        elif at[axis] % 2 == 0:
+            beside = {**at, axis: at[axis] + 1}
+            first = row_at(at)
+            for place, row in zip((at, beside), together([first, row_at(beside) if beside in places else first]),
+                                  strict=True):
+                panel.store(place, row)
