@@ -109,6 +109,11 @@ class WalkChoice:
     errors_first: str | None = None
 
     @property
+    def near(self) -> bool:
+        """Whether such a block is one panel, copied from the second cache, which few rows meet in the first."""
+        return self.tiles is not None and self.tiles.near
+
+    @property
     def on_tiles(self) -> bool:
         """Whether tile registers hold the sums."""
         return self.tiles is not None or self.bound is not None

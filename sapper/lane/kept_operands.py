@@ -75,7 +75,12 @@ class KeptOperands(RegisterFactors):
             op = value.op
             if value.type.dtype is not bf16 or op is None or op.name in LATE or op.blocks:  # type: ignore[union-attr]
                 return None
-            if op.name == "load" and any(affine(index) is None for index in op.operands[1:]):
+            if op.name == "load" and (any(affine(index) is None for index in op.operands[1:]) or (
+                    (panels := self.panels_of(op)) is not None and panels.elements == 1)):
+                return None
+            # Panels have their columns in the lanes, and a slot's neighbours are to come from two rows.
+            if op.name != "load" and any(behind.name == "load" and depth in axes_of(behind.result)
+                                         and self.panels_of(behind) is not None for behind in ops_behind(value)):
                 return None
             if op.name != "load" and any(
                     user.name != "contract" or tuple(user.attributes["over"]) != (depth,)

@@ -266,6 +266,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         self.unpacked_places = {}
         self.sequential_tiles = {}
         self.stage_memory = {}
+        self.read_in_rows = set()
         self.panel_memory = {}
         self.chunked = frozenset()
         self.scratch_sizes = []

@@ -201,7 +201,8 @@ class Model(KeptOperands):
         if not wanted and (says_more or self.schedule.registers.keys() & set(walk.axes)):
             return None     # it speaks of vectors
         fixed = self._panels(walk) or self.schedule.lane is not None
-        candidates = [lane] if fixed else sorted(walk.outer, key=lambda axis: not self._results_lie_along(walk, axis))
+        free = [axis for axis in walk.outer if axis not in self.paired_axes(walk)]
+        candidates = [lane] if fixed else sorted(free, key=lambda axis: not self._results_lie_along(walk, axis))
         reasons = []
         for columns in candidates:
             found = fit_tiles(self, walk, columns or "")
@@ -239,9 +240,9 @@ class Model(KeptOperands):
         unit = self.facts.tiles
         assert unit is not None
         counts = {found.rows: ACROSS * unit.size, found.columns: ACROSS // len(walk.reductions), found.depth: 1}
-        packed = {op: panels for op in found.rights if (panels := self.panels_of(op)) is not None}
+        staged = [] if found.within is not None or found.kept else list(found.rights)
+        packed = {op: panels for op in staged if (panels := self.panels_of(op)) is not None}
         joined = [op for op, panels in packed.items() if panels.elements != found.dot.elements]
-        staged = [] if found.within is not None else list(found.rights)
         return WalkChoice(found.columns, counts, [found.columns, found.rows], [found.depth], staged,
                           packing=found.packing(self, walk), blocked=True, widened=joined, tiles=found)
 
@@ -637,7 +638,8 @@ class Model(KeptOperands):
                 continue
             if len(walk.reduced) > 1 and (not isinstance(elements.extent, int) or elements.extent % dot.elements):
                 continue
-            if self.extent_hint(depth) < dot.elements and not self._panels(walk):
+            in_slots = any(value in self.slot_axes for op in walk.reductions for value in op.operands)
+            if self.extent_hint(depth) < dot.elements and not in_slots and not self._panels(walk):
                 continue
             kept = all(value in self.slot_axes for op in walk.reductions for value in op.operands)
             few = next((a for a in walk.outer if a in self.open and a != lane), None)

@@ -45,6 +45,7 @@ class Staging(Prefetches):
     most_columns: of which there are blocks of panels, if that is known."""
 
     stage_memory: dict[tuple[str, Op], Scalar]
+    read_in_rows: set[tuple[Value, ...]]
     task_axes: tuple[str, ...] = ()
     all_depth: Open | None = None
     most_columns: int | None = None
@@ -182,7 +183,7 @@ class Staging(Prefetches):
 
         def copy(carried: Carried) -> Carried:
             panel.copy(self._coordinates((depth_axis, lane)), lambda at: self.operand_row(op, at))
-            if self.prefetches_rows and not access.gathers and op not in self.staged:
+            if self.prefetches_rows and not choice.near and not access.gathers and op not in self.staged:
                 self._prefetch_rows(op, panel)
             return carried
 
@@ -190,7 +191,7 @@ class Staging(Prefetches):
             over_pieces(transpose)
         elif isinstance(self.staged.get(op), PanelOfElements):
             over_pieces(lambda _: self.axis_loop(depth_axis, 4, False, [], copy))
-        elif choice.blocked and width * element_bytes(access.dtype) < WIDE_ROW_BYTES:
+        elif choice.blocked and not choice.near and width * element_bytes(access.dtype) < WIDE_ROW_BYTES:
             # All pieces of a step of the depth, which lie side by side, before the next step.
             self.axis_loop(depth_axis, 2 if panel.squared else 1, False, [], lambda _: over_pieces(copy))
             if turned:

@@ -6,15 +6,17 @@ tile_registers.py emits, or why they do not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Op, Value
-from ..ir.types import DType, bf16, f32
+from ..ir.types import DType, b32, bf16, f32
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import TileUnit
 from .exact_parts import PARTS, Products, products
 from .packed import DOT2_BF16, DOTS, Dot, Packing, Term
+from .prefetches import FEW_ROWS
 from .state import PAIR, Open, element_bytes
 from .tile_bound import dtype_of
 
@@ -45,9 +47,10 @@ PARTED = tuple(dtype for dtype, parts in PARTS.items() if parts > 1)
 @dataclass(frozen=True, slots=True)
 class TileWalk:
     """How tiles serve a walk. rows, columns, depth: its axes. left: the operand that all contractions have in common.
-    rights: the loads of the others, one for each. dot: the products of a slot. products: the parts of both operands
-    (exact_parts.py) that are multiplied, one of each where tiles take them as they are. within: the axis of a slot's
-    elements, where both operands have one in memory; the depth then counts slots."""
+    rights: what makes the others, one for each: loads, or, `kept`, one whose result lies in slots. dot: the products of
+    a slot. products: the parts of both operands (exact_parts.py) that are multiplied, one of each where tiles take them
+    as they are. within: the axis of a slot's elements, where both operands have one in memory; the depth then counts
+    slots. near: few rows meet what another product has just read as rows, which the second cache has."""
 
     rows: str
     columns: str
@@ -57,6 +60,8 @@ class TileWalk:
     dot: Dot
     products: Products = AS_IT_IS
     within: str | None = None
+    kept: bool = False
+    near: bool = False
 
     @property
     def step_slots(self) -> int:
@@ -104,6 +109,7 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
     lefts: list[Value] = []
     rights: list[Op] = []
     dots: set[tuple[Dot, Products]] = set()
+    kept = False
     for op in walk.reductions:
         sides = {frozenset(axes_of(v)): v for v in op.operands}
         left, right = sides.get(frozenset({rows, *walk.reduced})), sides.get(frozenset({columns, *walk.reduced}))
@@ -114,10 +120,12 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
         if dot is None:
             return f"no tile multiplies {' by '.join(dtype.name for dtype in dtypes)} with sums of " \
                    f"{dtype_of(op.result).name}"
-        if right.op is None or right.op.name != "load" or right in model.buffers or right in model.rows \
-                or model.access(right.op).gathers:
-            return "the operand that spans the columns is not read as it lies in a tensor"
-        panels = model.panels_of(right.op)
+        if not is_read(model, right):
+            if within is not None or len(walk.reductions) > 1 or not _fills_tiles(model, right, columns, depth):
+                return "the operand that spans the columns is not read as it lies in a tensor, nor kept in tiles"
+            kept = True
+        assert right.op is not None
+        panels = None if kept else model.panels_of(right.op)
         if panels is not None and panels.elements != dot[0].elements and dtype_of(right) not in PARTED and not (
                 panels.elements == 1 and dot[0] is DOT2_BF16 and divides(PAIR, model.open[depth])):
             return f"{right.op.operands[0].name} is packed in slots of {panels.elements} elements, a tile has " \
@@ -127,14 +135,26 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
         dots.add(dot)
     if any(not _same(left, lefts[0]) for left in lefts) or len(dots) > 1:
         return "the contractions have no left operand in common"
-    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop(), within)
+    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), *dots.pop(), within, kept)
+    if kept and not lies_in_rows(model, found):
+        return "neither operand is read as it lies in a tensor"
     if within is not None and not _lies_in_slots(model, found):
         return f"{within} is no axis of neighbours of bf16 that tiles take as they lie"
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
     if not lies_in_rows(model, found) and not found.parted and not model.is_bounded(rows):
         return f"the left operand can't be copied: the range of {rows} is known only as the kernel runs"
-    return found
+    return replace(found, near=_is_near(model, found))
+
+
+def _is_near(model: Model, found: TileWalk) -> bool:
+    """Whether few rows meet panels of what another product has just read as rows, all of which the second cache
+    holds."""
+    if found.kept or found.within is not None or found.parted or model.extent_hint(found.rows) > FEW_ROWS:
+        return False
+    read_bytes = sum(prod(model.extent_hint(axis) for axis in axes_of(op.result)) * element_bytes(
+        model.access(op).dtype) for op in found.rights)
+    return read_bytes <= model.block_bytes and all(tuple(op.operands) in model.read_in_rows for op in found.rights)
 
 
 def dot_of(unit: TileUnit, left: DType, right: DType, result: DType) -> tuple[Dot, Products] | None:
@@ -177,7 +197,8 @@ def fewest_rows(model: Model, found: TileWalk) -> int:
     """Rows from which tiles are worth it."""
     if found.parted:
         return FEWEST_PARTED_ROWS[found.right_parts > 1]
-    packed = found.within is not None or all(model.panels_of(op) is not None for op in found.rights)
+    packed = found.within is not None or (not found.kept and all(
+        model.panels_of(op) is not None for op in found.rights))
     return FEWEST_PACKED_ROWS if packed else FEWEST_ROWS
 
 
@@ -187,14 +208,33 @@ def _same(left: Value, other: Value) -> bool:
                              and left.op.operands == other.op.operands)
 
 
+def is_read(low: WalkLowering, value: Value) -> bool:
+    """Whether a value is loaded, not kept, and each axis of it goes along one of a tensor."""
+    loads = value.op is not None and value.op.name == "load" and value not in low.buffers and value not in low.rows
+    return loads and not low.access(value.op).gathers   # type: ignore[arg-type]
+
+
 def lies_in_rows(low: WalkLowering, found: TileWalk) -> bool:
     """Whether tiles of the left operand can be read where it lies in a tensor."""
-    op = found.left.op
-    if op is None or op.name != "load" or found.parted or found.left in low.buffers or found.left in low.rows:
+    if found.parted or found.left.op is None or not is_read(low, found.left):
         return False
-    access = low.access(op)
+    access = low.access(found.left.op)
     step = element_bytes(access.dtype) * (found.dot.elements if found.within is not None else 1)
-    return not access.gathers and access.axes.get(found.depth) == step
+    return access.axes.get(found.depth) == step
+
+
+def is_kept(model: WalkLowering, value: Value, depth: str) -> bool:
+    """Whether a value lies in scratch memory as slots along the depth (slots.py), rows of them one after the other."""
+    return value in model.buffers and model.slot_axes.get(value) == depth and isinstance(
+        model.buffers[value].axes[depth], int)
+
+
+def _fills_tiles(model: Model, value: Value, columns: str, depth: str) -> bool:
+    """Whether slots that are kept are whole tiles: so many columns, across, and so much of the depth, in any case."""
+    deep, wide = model.open[depth].extent, model.open[columns].extent
+    return (is_kept(model, value, depth) and model.buffers[value].axes[columns] == b32.size_bytes
+            and isinstance(deep, int) and deep % (PAIR * model.lanes) == 0
+            and isinstance(wide, int) and wide % model.lanes == 0)
 
 
 def _lies_in_slots(model: Model, found: TileWalk) -> bool:

@@ -95,6 +95,7 @@ class LeftOperand:
             return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, copy)
         assert found.left.op is not None
         access = low.access(found.left.op)
+        low.read_in_rows.add(tuple(found.left.op.operands))
         base = low.add(low.add(access.base, access.disp), low.mul(self.range.offset, access.axes[found.rows]))
         lies = Left(low.add(base, low.mul(self.elements.offset, access.axes[found.depth])), access.axes[found.rows])
         if divides(self.size, self.range) or (isinstance(extent, int) and extent >= self.size):

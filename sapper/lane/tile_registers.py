@@ -21,6 +21,7 @@ for one. Columns: panels are whole. Depth: what is left of it is copied beside z
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
@@ -39,7 +40,7 @@ from ..tile.plan import Walk
 from ..tile.sums import is_join
 from .prefetches import FEW_ROWS, LINE_BYTES
 from .staged import SlotsInPlace
-from .state import Access, Bound, Open, Scalar, element_bytes
+from .state import PAIR, Access, Bound, Open, Scalar, element_bytes
 from .tile_bound import dtype_of
 from .tile_copies import stage_parts
 from .tile_fit import ACROSS, TileWalk, divides
@@ -101,6 +102,8 @@ class _Emission(LeftOperand):
         for op in found.rights:
             if found.within is not None:
                 low.staged[op] = SlotsInPlace(low, self._slots_of(low.access(op)), found.depth)
+            elif found.kept:
+                low.staged[op] = SlotsInPlace(low, self._kept_slots(op.result), found.depth)
             elif found.right_parts > 1:
                 stage_parts(low, op, found.columns, found.depth, self.choice)
             else:
@@ -123,6 +126,14 @@ class _Emission(LeftOperand):
         for op in found.rights:
             low.staged.pop(op, None)
         return []
+
+    def _kept_slots(self, value: Value) -> Access:
+        """Where slots lie that are kept: over all columns, whichever block of them is open."""
+        low, found, held = self.low, self.found, self.low.buffers[value]
+        axes = {**held.axes, found.depth: low.mul(held.axes[found.depth], PAIR)}
+        base = low.sub(held.base, low.mul(self.columns.offset, axes[found.columns]))
+        base = low.sub(base, low.mul(self.slots.offset, axes[found.depth]))
+        return replace(held, base=base, axes=axes, relative=False)
 
     def _row(self, start: Value, first: Scalar, count: Scalar) -> None:
         """Pieces from row `first` on, of which `count` rows from `start` on are new."""

@@ -21,6 +21,7 @@ from ..tile.plan import Walk, axes_of, ops_behind
 from .packed import DOT2_BF16, Packing, Term
 from .state import PAIR, Access, Bound, Scalar
 from .tile_bound import BoundTiles, Left, dtype_of, lies_in_tensor
+from .tile_fit import is_kept
 
 if TYPE_CHECKING:
     from .model import Model
@@ -68,12 +69,12 @@ def fit(model: Model, walk: Walk, lane: str) -> TileSlots | None:
         return None
     left = next((v for v in op.operands if set(axes_of(v)) == {rows[0], depth}), None)
     right = next((v for v in op.operands if set(axes_of(v)) == {lane, depth}), None)
-    if left is None or right is None or not _is_kept(model, right, depth):
+    if left is None or right is None or not is_kept(model, right, depth):
         return None
     most, deep, tile = model.open[rows[0]].most, model.open[depth].most, unit.size * PAIR
     if most is None or deep is None or deep % tile or model.extent_hint(rows[0]) < unit.size:
         return None
-    if _is_kept(model, left, depth):
+    if is_kept(model, left, depth):
         if model.open[rows[0]].extent != most or most % unit.size:
             return None
     elif not lies_in_tensor(model, left) or left.op is None or (
@@ -95,12 +96,6 @@ def touched_bytes(model: Model, product: Op, axis: str, size: int) -> int:
         spans = any(a in model.bound and model.bound[a].lane for a in axes_of(value))
         found += bf16.size_bytes * elements(value) * (3 if turned and not spans else 1)
     return found
-
-
-def _is_kept(model: Model, value: Value, depth: str) -> bool:
-    """Whether a value lies in scratch memory as slots along the depth, rows of them one after the other."""
-    return value in model.buffers and model.slot_axes.get(value) == depth and isinstance(
-        model.buffers[value].axes[depth], int)
 
 
 class _Emission(BoundTiles):

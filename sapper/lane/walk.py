@@ -237,8 +237,9 @@ class WalkLowering(Reductions):
             lane in op.result.type.axes for op in choice.staged))  # type: ignore[union-attr]
         room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1) // (2 if choice.block_ahead else 1)
         fitting = self.scalar("s_floordiv", room_bytes, self.scalar("s_max", panel_bytes, 1))
-        panels = self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1)
-        if choice.tiles is not None and all(self.panels_of(op) is not None for op in choice.staged):
+        panels = self.scalar("s_max", self.scalar("s_min", fitting, 1 if choice.near else BLOCK_PANELS), 1)
+        if choice.tiles is not None and not choice.tiles.kept and all(
+                self.panels_of(op) is not None for op in choice.staged):
             row_bytes = self.mul(depth, b32.size_bytes * choice.tiles.left_parts)
             rows_bytes = self.mul(row_bytes, self.open[choice.tiles.rows].extent)
             stay = self.emit(self.depth_of(rows_bytes), "s_cmp",

@@ -252,6 +252,41 @@ def test_sums_that_are_kept(m, n, k, lanes) -> None:
         np.testing.assert_array_equal(arguments["out"][:, start : start + 96], wanted)
 
 
+@kernel
+def read_twice(q: Tensor[f32, M, K], w: Tensor[bf16, N, K], last: i32, out: Tensor[f32, B, M, K]):
+    """Attention of one token without its softmax: rows meet q as they lie, and what that gives as panels."""
+    for b in each(last // 64 + 1):
+        m, k = whole(M), whole(K)
+        n = whole(span(b * 64, min(b * 64 + 64, last + 1)))
+        score = q[m, k].to(bf16) @ w[n, k]
+        out[b, m, k] = score.to(bf16) @ w[n, k]
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(("lanes", "m", "k", "n"), [
+    (4, 8, 40, 64), (4, 12, 16, 63), (4, 68, 24, 70), (4, 9, 16, 64), (4, 8, 20, 129), (8, 8, 32, 5), (16, 16, 64, 100),
+    (16, 48, 32, 1)])
+def test_slots_that_are_kept_are_panels(lanes, m, k, n) -> None:
+    """Where they are whole tiles, the other operand of their product is not turned; of 68 columns there are two blocks.
+    Few rows then meet what was read one panel after the other."""
+    random = np.random.default_rng(n)
+    q, w = (random.integers(-1, 2, extents) for extents in ((m, k), (n, k)))
+    arguments = {"q": q.astype(np.float32), "w": w.astype(ml_dtypes.bfloat16), "last": n - 1,
+                 "out": np.zeros((-(-n // 64), m, k), np.float32)}
+    function = reduce_loops(read_twice.tile_ir({"M": m, "K": k}))
+    lane = run_lane(function, arguments, None, replace(MACHINES[lanes], l2_bytes=1 << 16),
+                    specialize(function, arguments, {"N": 512}))
+    assert tiles_in(lane)
+    are_tiles = m % lanes == 0 and k % (2 * lanes) == 0
+    turned = any(op.name == "exchange" for op in loops_of("n", lane))
+    panel_by_panel = any(op.name == "tile_multiply" for op in loops_of("k", lane))
+    assert turned != are_tiles
+    assert panel_by_panel
+    for b, start in enumerate(range(0, n, 64)):
+        part = w[start : start + 64]
+        np.testing.assert_array_equal(arguments["out"][b], q @ part.T @ part)
+
+
 def test_nothing_that_is_not_a_number_comes_from_beyond_the_depth() -> None:
     """What lies beyond the ends of rows and panels is multiplied by nothing, not by 0."""
     function = reduce_loops(PRODUCTS["nt", PAIRS[-1]].tile_ir())
