@@ -66,8 +66,8 @@ class WalkChoice:
     joined to slots there, the loads that are so before, a piece of the columns at a time, for all pieces of rows.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
     parts: where not 1 that is the lane axis, of which so many parts have as many vectors each.
-    depth_parts: where not 0 the depth is parted, and each of so many parts has a step at a time, which are a
-    depth_block, if there are any.
+    depth_parts: where not 0 the depth is parted, and each of so many parts has a step at a time; a depth_block, if
+    there are any, has as many steps of each.
     errors_first: the axis of the rows of which it is summed before all else what packed dot products are too large by.
     """
 

@@ -566,6 +566,15 @@ class Prefetches(Stores):
             operands, attributes = self.memory_operands(base, inside, 1, choice.depth_block * panel.depth_bytes + line)
             self.effect("prefetch", operands, level=self.requests.stream_level, **attributes)
 
+    def _prefetch_place(self, panel: StagedPanel, step: dict[str, int], ahead_bytes: int) -> None:
+        """Ask for what lies further in one of several places from which panels are read."""
+        lane = self.bound[panel.lane]
+        for piece in range(lane.count):
+            if piece % (lane.count // lane.parts) * panel.piece_bytes % LINE_BYTES == 0:
+                operands, attributes = panel.address({**step, panel.lane: piece})
+                disp = attributes.pop("disp") + ahead_bytes
+                self.effect("prefetch", operands, level=1, disp=disp, **attributes)
+
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk, choice: WalkChoice) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of
         each page. Or those of several places, or parts of the depth, each for itself."""
@@ -574,13 +583,9 @@ class Prefetches(Stores):
             return
         steps = self.bound[panel.depth_axis].count
         if choice.parts > 1 or choice.depth_parts:
-            lane = self.bound[panel.lane]
             ahead = self.requests.places_ahead_bytes if choice.parts > 1 else self.requests.long_row_ahead_bytes
-            for step, piece in product(range(steps), range(lane.count)):
-                if piece % (lane.count // lane.parts) * panel.piece_bytes % LINE_BYTES == 0:
-                    operands, attributes = panel.address({panel.depth_axis: step, panel.lane: piece})
-                    disp = attributes.pop("disp") + ahead
-                    self.effect("prefetch", operands, level=1, disp=disp, **attributes)
+            for step in range(steps):
+                self._prefetch_place(panel, {panel.depth_axis: step}, ahead)
             return
         access = panel.access()
         piece_bytes = panel.piece_bytes * self.bound[panel.lane].count

@@ -251,7 +251,11 @@ class Reductions(Staging):
         if choice.by_hand is not None:
             by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
         if part is not None and part.apart != 1:
-            return self._bind(axis, part.offset, choice.depth_parts, False, None, carried, within, apart=part.apart)
+            start, count = part.offset, choice.depth_parts
+            if choice.depth_block > count:      # several steps of each place
+                return self._loop(axis, start, self.add(start, part.extent), count, False, False, carried, within,
+                                  part.apart)
+            return self._bind(axis, start, count, False, None, carried, within, apart=part.apart)
         if choice.depth_parts and part is None:
             carried = self.parted_loop(axis, choice.depth_parts, carried, within)
         else:
@@ -277,6 +281,8 @@ class Reductions(Staging):
         places = self._step_order(choice, accumulators, pieces, in_turn)
         reread = [panel for op in choice.reread if isinstance(panel := self.staged[op], StagedPanel)]
         terms = [op for op in choice.prefetched if self.panels_of(op) is None and choice.lane not in walk.reduced]
+        in_blocks = choice.depth_parts and choice.row_pieces > 1
+        by_place = [op for op in choice.prefetched if in_blocks and op not in terms]
         done = [0] * len(pieces)
         for place, (number, inner, a, point) in enumerate(places):
             axes = a.op.result.type.axes  # type: ignore[union-attr]
@@ -293,6 +299,8 @@ class Reductions(Staging):
                         self._prefetch_part(op, choice.lane, inner)
                     else:
                         self._prefetch_ahead(op, walk, inner)
+                for op in by_place:
+                    self._prefetch_place(self.staged[op], inner, self.requests.long_row_ahead_bytes)
                 for value in choice.rows_again:
                     self._prefetch_row_again(value, choice.order[0], choice.reduced[0], inner[choice.reduced[0]])
         for _, inner in pieces:
@@ -301,7 +309,7 @@ class Reductions(Staging):
         for op in choice.prefetched:
             if self.panels_of(op) is None and choice.lane in walk.reduced:
                 self._prefetch(op, walk, choice)
-            elif op not in terms:
+            elif op not in terms and op not in by_place:
                 self._prefetch_panel(self.staged[op], walk, choice)
         self._ask_after_step(choice)
         self.request_stores(walk.inner)

@@ -32,8 +32,10 @@ FEWEST_ROWS, FEWEST_PACKED_ROWS = 8, 6
 """Rows from which tiles are worth it: where panels have to be made, and where the operand came in panels. Fewer
 take as long as a whole tile, for which the panels come from memory no faster."""
 
-FEWEST_PARTED_ROWS = (17, 64)
-"""The same where the left operand has several parts, or the right one as well."""
+FEWEST_PARTED_ROWS, FEWEST_PACKED_PARTED_ROWS = (17, 64), 14
+"""The same where the left operand has several parts, or the right one as well; and where only the left one has, and the
+other came in panels. On a Granite Rapids 16 rows of f32 by bf16 take 0.93 of the time of vectors with 4096 x 4096 from
+memory, 0.73 with 1536 x 576, 12 rows 1.10 and 0.86."""
 
 FEWEST_PARTED_COLUMNS = (32, 128)
 """Columns from which copies of a left operand in parts are worth it, likewise."""
@@ -181,7 +183,8 @@ def is_worth(model: Model, found: TileWalk) -> bool:
              found.columns: FEWEST_PARTED_COLUMNS[found.right_parts > 1] if found.parted else model.lanes}
     if found.right_parts > 1 and not _few_streams(model, found):
         return False
-    return all(model.extent_hint(axis) >= extent for axis, extent in least.items())
+    hints = {axis: model.extent_hint(axis) for axis in least} | {found.rows: model.rows_hint(found.rows)}
+    return all(hints[axis] >= extent for axis, extent in least.items())
 
 
 def _few_streams(model: Model, found: TileWalk) -> bool:
@@ -195,10 +198,11 @@ def _few_streams(model: Model, found: TileWalk) -> bool:
 
 def fewest_rows(model: Model, found: TileWalk) -> int:
     """Rows from which tiles are worth it."""
-    if found.parted:
-        return FEWEST_PARTED_ROWS[found.right_parts > 1]
     packed = found.within is not None or (not found.kept and all(
         model.panels_of(op) is not None for op in found.rights))
+    if found.parted:
+        return FEWEST_PACKED_PARTED_ROWS if packed and found.right_parts == 1 else \
+            FEWEST_PARTED_ROWS[found.right_parts > 1]
     return FEWEST_PACKED_ROWS if packed else FEWEST_ROWS
 
 

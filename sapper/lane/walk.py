@@ -362,6 +362,7 @@ class WalkLowering(Reductions):
         after another, and at what is left of it. Between these the sums are in scratch memory."""
         (depth_axis,) = choice.reduced
         depth, size = self.open[depth_axis], choice.depth_block
+        together = choice.depth_parts or size
         self.sum_places = {}
 
         def over_pieces(body: Callable[[list[Accumulator]], None], part: Open | None = None, number: int = 0) -> None:
@@ -394,7 +395,10 @@ class WalkLowering(Reductions):
                 self._add_kept_sums(accumulators)
 
         def block(start: Value) -> None:
-            part = Open(start, size, size, size, None, apart=apart)
+            steps: Scalar = size
+            if size > together:     # of each place
+                steps = self.scalar("s_min", self.sub(self.add(depth.offset, apart), start), size // together)
+            part = Open(start, steps, size, size, None, apart=apart)
 
             def piece(accumulators: list[Accumulator]) -> None:
                 add_to(accumulators, part)
@@ -410,14 +414,14 @@ class WalkLowering(Reductions):
             self._finish_piece(walk, choice, accumulators)
 
         over_pieces(keep)
-        end = self.add(depth.offset, self.sub(depth.extent, self.scalar("s_mod", depth.extent, size)))
+        end = self.add(depth.offset, self.sub(depth.extent, self.scalar("s_mod", depth.extent, together)))
         apart: Scalar = 1
         if choice.depth_parts:
-            apart = self.scalar("s_floordiv", depth.extent, size)
-            self.counted(depth_axis, depth.offset, self.add(depth.offset, apart), 1, block)
+            apart = self.scalar("s_floordiv", depth.extent, together)
+            self.counted(depth_axis, depth.offset, self.add(depth.offset, apart), size // together, block)
         else:
             self.counted(depth_axis, depth.offset, end, size, block)
-        rest = Open(end, self.sub(self.add(depth.offset, depth.extent), end), depth.hint, gcd(depth.divisor, size))
+        rest = Open(end, self.sub(self.add(depth.offset, depth.extent), end), depth.hint, gcd(depth.divisor, together))
         over_pieces(last, rest)
 
     def _reduce_rest(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator]) -> None:

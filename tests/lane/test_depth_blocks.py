@@ -85,8 +85,28 @@ def test_only_where_registers_lack_room_for_all_rows_that_are_known() -> None:
     assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, schedule=Schedule(registers={"m": 8, "n": 2})))
     assert in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, fma_per_cycle=1.0)))
     assert in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, vector_registers=16)))     # a quarter of them
-    for other in ({"requests": Requests(panel_parts=5)}, {"software_prefetch": False}):
-        assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, **other)))
+    assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, software_prefetch=False)))
+
+
+PLACES, AHEAD = 5, 1 << 10
+FROM_PLACES = replace(FACTS, requests=Requests(panel_parts=PLACES, long_row_ahead_bytes=AHEAD))
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("depth", [3, 64, 131, 200])
+def test_blocks_are_made_of_several_places(name: str, depth: int) -> None:
+    """Some steps of each at a time; less than a step of each, and such depths as leave some steps of them all."""
+    for columns, workers in ((96, 1), (70, 2)):
+        assert in_blocks(run(name, 16, columns, depth, FROM_PLACES, workers=workers))
+
+
+def test_each_line_of_each_place_is_asked_for_along_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By both pieces of rows, all the same bytes ahead: so as many lines as a panel has, one behind the other."""
+    depth = 147
+    asked, _ = recorded(monkeypatch, "load")
+    run("matmul_nt_f32", 16, 32, depth, FROM_PLACES)
+    assert sorted(asked) == [line for line in range(min(asked), min(asked) + 2 * depth) for _ in range(2)]
 
 
 @pytest.mark.parametrize(("name", "depth"), [("matmul_nt_f32", 128), ("matmul_nt_f32", 147), ("matmul_nt_i8", 1000)])
