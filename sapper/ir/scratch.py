@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 BUFFER_ALIGN_BYTES = 64
@@ -9,6 +10,11 @@ BUFFER_ALIGN_BYTES = 64
 Buffers = tuple[tuple[int, tuple[tuple[int, tuple[str, ...], int], ...]], ...]
 """Each buffer as (element bytes, ((constant, dims, multiple), ...)): along each axis it has room for the product of
 constant and dims, rounded up to a multiple."""
+
+
+def constant_bytes(buffers: Buffers) -> int:
+    """What they take where extents are no more than 1."""
+    return scratch_bytes(buffers, defaultdict(lambda: 1))
 
 
 def scratch_bytes(buffers: Buffers, dims: Mapping[str, int]) -> int:

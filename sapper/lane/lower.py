@@ -33,6 +33,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
+from ..ir.scratch import constant_bytes
 from ..ir.types import S64, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
 from ..tile.block_scales import join_blocks
@@ -97,6 +98,10 @@ has 80 GB."""
 MOST_OPERAND_BYTES = 1 << 28
 """The same of elements computed for products on a CPU: f32 of 8192 x 8192."""
 
+MOST_CONSTANT_BYTES, FEWER_STAGED_ROWS = 1 << 26, (252, 28)
+"""Scratch memory of a worker that no extent of a call makes less, and how many rows a task has at most where it would be
+more: what is kept for several axes has room for so many of each."""
+
 NO_TILE = "the kernel has no contraction that is walked in such tiles"
 """Why a micro-kernel is not used, where nothing else is known."""
 NO_FRAGMENTS = "the kernel has no contraction on matrix instructions of single warps"
@@ -130,7 +135,15 @@ def has_wide_rows(function: Function) -> bool:
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
     facts = schedule.steered(facts)
-    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+    lanes = lanes_of(function, facts)
+    lowered = Lowering(function, schedule, facts, specialization, lanes).run()
+    for rows in FEWER_STAGED_ROWS:
+        if constant_bytes(lowered.attributes["scratch"]) <= MOST_CONSTANT_BYTES:
+            break
+        again = Lowering(function, schedule, facts, specialization, lanes)
+        again.staged_rows = rows
+        lowered = again.run()
+    return lowered
 
 
 class _Depth:

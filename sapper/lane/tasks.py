@@ -64,8 +64,10 @@ class Split:
 
 
 class TaskLowering(NestLowering):
-    """Emits tasks. counters: loops so far that share out tasks; task_counts: how many tasks each has at most."""
+    """Emits tasks. counters: loops so far that share out tasks; task_counts: how many tasks each has at most.
+    staged_rows: most rows of a staged operand in one."""
 
+    staged_rows = STAGED_ROWS_CAP
     counters: int
     task_counts: list[list[list[object]] | None]
 
@@ -416,7 +418,7 @@ class TaskLowering(NestLowering):
             return 0
         contracts = [op for op in self.function.walk() if op.name == "contract"]
         if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]
-            return STAGED_ROWS_CAP
+            return self.staged_rows
         return 0
 
     def _meets_few(self, axis: str) -> bool:

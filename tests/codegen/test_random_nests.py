@@ -18,8 +18,8 @@ from tests.strategies.nests import TILE_SIZES, hints, nests, packed
 
 from .run_native import RUNNABLE, run_native
 
-FOREIGN = ("zen4", "sapphirerapids", "v4")
-"""With packed dot products of bf16 and bytes, tile registers too, and neither."""
+FOREIGN = ("zen4", "sapphirerapids", "graniterapids", "v4")
+"""With packed dot products of bf16 and bytes, tile registers too, these and panels read from places, and none of it."""
 
 MEDIUM = 5000
 FEW_POINTS = 2000
