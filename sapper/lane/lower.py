@@ -99,8 +99,8 @@ MOST_OPERAND_BYTES = 1 << 28
 """The same of elements computed for products on a CPU: f32 of 8192 x 8192."""
 
 MOST_CONSTANT_BYTES, FEWER_STAGED_ROWS = 1 << 26, (252, 28)
-"""Scratch memory of a worker that no extent of a call makes less, and how many rows a task has at most where it would be
-more: what is kept for several axes has room for so many of each."""
+"""Scratch memory of a worker that no extent of a call makes less, and how many rows a task has at most where it would
+be more: what is kept for several axes has room for so many of each."""
 
 NO_TILE = "the kernel has no contraction that is walked in such tiles"
 """Why a micro-kernel is not used, where nothing else is known."""
