@@ -146,9 +146,11 @@ def in_blocks(rows: Array, size: int) -> Array:
 
 def narrowed(x: Rows, dtype: str, rounded: bool, work: Workspace) -> tuple[Steps, Rows, str]:
     """Rows as operands of kernels with plain weights of that dtype: the steps that make them, the rows, and how the
-    names of the kernels end. rounded: see Dense."""
+    names of the kernels end. rounded: see Dense; what lies there in bf16 is so already."""
     if not rounded:
         return [], x, dtype
+    if x.array.dtype == ml_dtypes.bfloat16:
+        return [], x, "bf16_bf16"
     rows = Rows(work.narrow(*x.array.shape), x.count)
     return [(narrow.narrow_bf16, (x, rows))], rows, "bf16_bf16"
 
@@ -503,10 +505,15 @@ class Experts(Protocol):
     ) -> Steps:
         """y = residual + the sum over k of weights[k] * (W x[k]) of expert experts[k]"""
 
+    def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
+        """Whether apply_groups rounds rows for which there is such room to bf16, with so many matrices that they meet.
+        """
+
     def apply_groups(
         self, others: Sequence[Any], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m])"""
+        """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m]). x may lie in bf16
+        where it is rounded."""
 
 
 FEW_ROWS = 4
@@ -561,6 +568,9 @@ class DenseExperts:
         products = work.wide(0, len(experts), y.size)
         return [(getattr(moe, f"expert_matvec_{self.dtype}"), (
             self.weights, experts, weights, x, *(self._in_panels(one) for one in (residual, products, y))))]
+
+    def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
+        return self.rounded
 
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
@@ -625,7 +635,6 @@ class PanelExperts:
         return int(self.together.shape[0]) // self.count
 
     def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
-        """Whether activations for which there are so many rows are rounded, with so many matrices that they meet."""
         room_bytes = 2 * self.together.shape[1] * (rows + matrices * self._rows)
         wanted = self.together.rounded or (room_bytes <= ROUNDED_MIXTURE_BYTES and self.together.rounds(work))
         return wanted and is_rounded_mixture(rows, self.count, self._rows)

@@ -235,6 +235,9 @@ class ScaledExperts:
                 self.weights, self.places, experts, scaled, residual.reshape(-1, PANEL), y.reshape(-1, PANEL))),
         ]
 
+    def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
+        return False
+
     def apply_groups(
         self, others: Sequence[ScaledExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:

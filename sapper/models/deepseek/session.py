@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels import embedding, gate, mla, mla_rounded, moe, norm, sparse
+from ...kernels import embedding, gate, mla, mla_rounded, moe, narrow, norm, sparse
 from ...runtime.program import Rows, Variable
 from ..linear import Matrix, Steps, Workspace, in_blocks
 from ..session import BaseSession, Sections
@@ -484,17 +484,26 @@ class Session(BaseSession):
         shared: Steps = []
         if one.shared is not None:
             shared, y = self._dense_normed(one.shared, self._between), self._between
+        taking, taken = self._taken_rows(one, owners, gathered)
         return [
             *self._normed_y(one.gain),
             *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
             *self._gate(one, rows),
             *shared,
             (moe.group_tokens, (chosen, *ranges, place, owners)),
-            (embedding.embedding_f32, (owners, normed, gathered)),
-            *one.gate.apply_groups([one.up], gathered, ranges, hidden, self._work),
+            *taking,
+            *one.gate.apply_groups([one.up], taken, ranges, hidden, self._work),
             *one.down.apply_groups([], hidden, ranges, gathered, self._work),
             (moe.combine_experts, (gathered.array, place, shares, rows(y), rows(self._x))),
         ]
+
+
+    def _taken_rows(self, one: MixtureWeights, owners: Rows, gathered: Rows) -> tuple[Steps, Rows]:
+        """x once for each expert that takes it, and where that lies: rounded where products would round it."""
+        if not one.gate.rounds(2, len(gathered.array), self._work):
+            return [(embedding.embedding_f32, (owners, self._x, gathered))], gathered
+        rounded = Rows(self._work.narrow(*gathered.array.shape), gathered.count)
+        return [(narrow.narrow_rows_bf16, (owners, self._x, rounded))], rounded
 
 
 def _first(array: Array) -> Array:
