@@ -38,10 +38,12 @@ class Requests(NamedTuple):
     depth several rows, but few, meet such panels at a time, each asked for long_row_ahead_bytes ahead; 0: as one
     stream. again: each line of these, and of what few rows meet while arithmetic keeps up, is asked for again and
     again; else these streams are not asked for at all, as the processor sees them coming, and all else once.
-    places_ahead_bytes: without again, how early rows that a single one meets are asked for all the same, once and into
-    the first cache, where the processor brings those that it sees coming only as far as the second; 0: not at all.
-    rows_in_blocks: a matrix [in, out] that few rows meet is read in blocks of so many of its rows, a line of each and
-    then the next ones, though two multiply-adds start in a cycle; 0: several lines of each row at once there.
+    block_places: from how many places at a time the panels of a matrix in blocks that a single row meets are read, not
+    asked for; 0: as one stream, asked for block_ahead_bytes ahead. places_ahead_bytes: without again, how early rows
+    that a single one meets are asked for all the same, once and into the first cache, where the processor brings those
+    that it sees coming only as far as the second; 0: not at all. rows_in_blocks: a matrix [in, out] that few rows meet
+    is read in blocks of so many of its rows, a line of each and then the next ones, though two multiply-adds start in a
+    cycle; 0: several lines of each row at once there.
     rows_end_to_end: of so many rows of a matrix [in, out] a few vectors meet all columns before any meets the next
     ones, as the processor follows so many rows by itself; 0: of more rows, and of fewer columns at a time. A single
     vector meets rows from row_streams places, without again. next_rows: what many rows that meet weights in blocks have
@@ -90,6 +92,7 @@ class Requests(NamedTuple):
     panel_streams: int = 0
     panel_parts: int = 0
     again: bool = True
+    block_places: int = 0
     places_ahead_bytes: int = 0
     rows_in_blocks: int = 0
     rows_end_to_end: int = 0

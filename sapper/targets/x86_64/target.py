@@ -180,7 +180,7 @@ TARGETS: dict[str, Target] = {
         # Pipes of 256 bits: two FMA, two add, two loads, one store.
         cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 2, 1, 4, 3, 7, interleaves=True,
             asks={"panel_ahead_bytes": 1 * KIB, "long_row_ahead_bytes": 1 * KIB, "row_streams": 4,
-                  "short_row_streams": 4, "again": False, "rows_end_to_end": 8}),
+                  "short_row_streams": 4, "block_places": 4, "again": False, "rows_end_to_end": 8}),
         # The same pipes: 512-bit operations run on them as two halves.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7, rounded_at_once=8, interleaves=True,
             asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
@@ -193,7 +193,7 @@ TARGETS: dict[str, Target] = {
         cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
             asks={"stream_ahead_bytes": 3 * KIB, "line_by_line": True, "long_row_ahead_bytes": 1 * KIB,
                   "row_streams": 8, "short_row_streams": 8, "panel_streams": 4, "panel_parts": 5, "again": False,
-                  "places_ahead_bytes": 512, "rows_in_blocks": 16, "rows_end_to_end": 32,
+                  "places_ahead_bytes": 512, "rows_in_blocks": 16, "rows_end_to_end": 32, "block_places": 8,
                   "block_ahead_bytes": 3 * KIB, "block_rows_ahead_bytes": 32 * KIB},
             interleaves=True),
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
