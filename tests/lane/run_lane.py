@@ -84,6 +84,9 @@ def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule |
     memory = Memory()
     each = max(64, scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
     words = [memory.allocate("scratch", each * workers), each, memory.allocate("sync", 1024)]
+    found = memory.find(words[0], each * workers, True)
+    assert not isinstance(found, str)
+    found[:] = 0xFF     # NaN, as floats: nothing counts on what lies there
     held = {**arguments, **{name: one.data for name, one in (packed or {}).items()}}
     words += argument_words(function, lane.attributes["slots"], arguments,
                             lambda name: memory.add_array(name, held[name]))
