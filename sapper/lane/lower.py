@@ -140,7 +140,7 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
     for rows in FEWER_STAGED_ROWS:
         if constant_bytes(lowered.attributes["scratch"]) <= MOST_CONSTANT_BYTES:
             break
-        again = Lowering(function, schedule, facts, specialization, lanes)
+        again = Lowering(function, schedule, facts, specialization, lanes)      # what was rewritten stays as it is
         again.staged_rows = rows
         lowered = again.run()
     return lowered

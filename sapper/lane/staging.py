@@ -42,7 +42,8 @@ or more from the one before: products of 2048 x 2048 x 2048 in f32 with a left m
 class Staging(Prefetches):
     """stage_memory: scratch memory of each staged operand. task_axes: those of which the task at hand has a piece, if
     it has pieces of nothing else. all_depth: where the depth is open to a block of it, how it is open to all.
-    most_columns: of which there are blocks of panels, if that is known."""
+    most_columns: of which there are blocks of panels, if that is known. read_in_rows: the operands of the loads that
+    tile registers have read as rows where they lie."""
 
     stage_memory: dict[tuple[str, Op], Scalar]
     read_in_rows: set[tuple[Value, ...]]
