@@ -112,7 +112,7 @@ def test_what_is_small_or_written_is_none() -> None:
 def test_the_largest_of_several_is_the_stream() -> None:
     """Weights in blocks: their quants, and not their scales; the one row of activations is shared by nobody."""
     entry = find("matmul_q4m_by32")
-    arguments = entry.make_arguments(np.random.default_rng(0), {"P": 64, "G": 18, "C": 1, "M": 1})
+    arguments = entry.make_arguments(np.random.default_rng(0), {"P": 240, "G": 18, "C": 1, "M": 1})
     operands = list(arguments.values())
     small = [np.ones(16, np.float32) for _ in range(3)]
     program = Program([(add.vector_add, small), (add.vector_add, [small[2], *small[:2]]), (entry.kernel, operands)],
@@ -121,7 +121,7 @@ def test_the_largest_of_several_is_the_stream() -> None:
     stream, at_once = launch.stream, launch.compiled.tasks[0][0][2]
     quants = max((array for array in operands if isinstance(array, np.ndarray)), key=lambda array: array.nbytes)
     assert stream is not None and (stream.address, stream.bytes) == (quants.ctypes.data, quants.nbytes)
-    assert stream.granules == 64 // at_once and launches_of(program)[0].ahead == 2
+    assert stream.granules == 240 // at_once and launches_of(program)[0].ahead == 2
 
 
 @pytest.mark.parametrize("granules", [1, 5, 18, 31, 120])
