@@ -70,7 +70,7 @@ class JoinedRows(RowEvaluation):
         """The axis along which a store takes a joined row as it is: neighbours in memory."""
         axis = self.joined_axis(op.operands[1]) if self.joined else None
         access = self.access(op) if axis is not None else None
-        if axis is None or access is None or access.gathers or access.dtype.bits < 32:
+        if axis is None or access is None or access.gathers or access.dtype.bits < 32 or self.bound[axis].apart != 1:
             return None
         spans_lane = any(self.bound[a].lane for a in access.axes)
         return None if spans_lane or access.axes.get(axis) != element_bytes(access.dtype) else axis

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, bf16, dims, f32, i8, i32, kernel, tiles, u8, whole
+from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, sum, tiles, u8, whole, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.kernels import library
 from sapper.lane.choices import choices
@@ -148,6 +148,33 @@ def test_blocks_of_one_matrix_are_read_in_runs_from_four_places(name: str, place
     assert places_of(name, asked, 1) == places_of(name, FOLLOWED, 1) == places
     assert places_of(name, FOLLOWED, 8) == 1
     assert places_of(name, replace(FOLLOWED, requests=FOLLOWED.requests._replace(block_places=0)), 1) == 1
+
+
+P, G = dims("P G")
+
+
+@kernel
+def summed(w: Tensor[i8, P, G, 16, 4], x: Tensor[u8, G, 4], y: Tensor[i32, P]):
+    """A number for each panel: one row of several sums over lanes, were these neighbours."""
+    for p in tiles(P):
+        l, i = whole(16), whole(4)
+        acc = zeros(p, l, dtype=i32)
+        for g in each(G):
+            acc += w[p, g, l, i] @ x[g, i]
+        y[p] = sum(acc, over=l)
+
+
+@pytest.mark.parametrize("panels", [1, 8, 11, 32])
+def test_sums_over_lanes_that_come_from_several_places_are_no_neighbours(panels: int) -> None:
+    random = np.random.default_rng(panels)
+    arguments = {"w": random.integers(-9, 10, (panels, 6, 16, 4)).astype(np.int8),
+                 "x": random.integers(0, 10, (6, 4)).astype(np.uint8), "y": np.zeros(panels, np.int32)}
+    function = reduce_loops(summed.tile_ir())
+    canonicalize(function)
+    made = choices(function, Schedule(), FOLLOWED, Specialization({"P": DimClass(512, 1), "G": DimClass(32, 1)}))
+    assert made.schedule.tile["p"] == 4
+    run_lane(function, arguments, facts=FOLLOWED, specialization=specialize(function, arguments, {"P": 512, "G": 32}))
+    np.testing.assert_array_equal(arguments["y"], np.einsum("pgli,gi->p", arguments["w"].astype(int), arguments["x"]))
 
 
 @pytest.mark.parametrize("panels", [1, 3, 4, 11, 32])
