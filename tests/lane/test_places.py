@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, sum, tiles, u8, whole, zeros
+from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, tiles, u8, whole, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.kernels import library
 from sapper.lane.choices import choices
