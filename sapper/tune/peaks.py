@@ -434,9 +434,7 @@ def held_bytes(reading: Callable[[int], float], rate: float, told_bytes: int) ->
     of, less than the processor tells. reading: bytes per second from a buffer of so many bytes. rate: of what is held.
     """
     size_bytes = READ_BYTES["L3"]
-    while 2 * size_bytes <= READ_BYTES["DRAM"] // 2:
-        if 2 * size_bytes >= told_bytes:
-            return told_bytes
+    while 2 * size_bytes < told_bytes:
         if reading(2 * size_bytes) < HELD * rate:
             return size_bytes
         size_bytes *= 2
