@@ -28,6 +28,9 @@ Products = tuple[tuple[int, int], ...]
 _SIX = ((0, 2), (0, 1), (1, 1), (1, 0), (0, 0), (2, 0))
 """From each product to the next one operand stays."""
 
+_INFINITY_TO_ONE = ~(1 << 30)
+"""By the upper bit of the exponent they differ."""
+
 
 def products(left: DType, right: DType) -> Products | None:
     """The products of parts that make up a product of floats; None where a dtype has no parts."""
@@ -74,16 +77,20 @@ class _Parts:
 
     def first(self) -> Value:
         """The upper half; of an infinity one, of its sign."""
-        low, level = self.low, self.level
-        bits = low.emit(level, "bitcast", [self.row], ROW_I32)
-        sign = low.emit(level, "and", [bits, low.constant(-1 << 31, i32)], ROW_I32)
-        one = low.emit(level, "or", [sign, low.constant(0x3F800000, i32)], ROW_I32)
-        return low.emit(level, "select", [self.infinite, low.emit(level, "bitcast", [one], ROW_F32), self.cut], ROW_F32)
+        one = one_for_infinity(self.low, self.level, self.row)
+        return self.low.emit(self.level, "select", [self.infinite, one, self.cut], ROW_F32)
 
     def last(self, second: Value) -> Value:
         """What a second part leaves of the rest; of an infinity all."""
         left = self.low.emit(self.level, "sub", [self.rest, second], ROW_F32)
         return self.low.emit(self.level, "select", [self.infinite, self.row, left], ROW_F32)
+
+
+def one_for_infinity(low: RowEvaluation, level: int, row: Value) -> Value:
+    """One, of the sign of an infinity; of anything that is no number a number."""
+    bits = low.emit(level, "bitcast", [row], ROW_I32)
+    one = low.emit(level, "and", [bits, low.constant(_INFINITY_TO_ONE, i32)], ROW_I32)
+    return low.emit(level, "bitcast", [one], ROW_F32)
 
 
 def cut(low: RowEvaluation, level: int, row: Value) -> Value:

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from math import gcd
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, bf16, f32, i32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, bf16, f32
 from . import fragments
-from .exact_parts import PARTS, cut, joined, widened
+from .exact_parts import PARTS, cut, joined, one_for_infinity, widened
 from .matrix import MatrixLowering
 from .pieces import CHUNK_BYTES, Piece
 from .state import Scalar
@@ -32,9 +32,6 @@ EIGHT = 8
 """Rows of the left operand, or columns of the right one, that a register has."""
 HALVES = 2
 """Of a fragment's depth, each in another register, of two elements in each lane."""
-
-INFINITY_TO_ONE = ~(1 << 30)
-"""By the upper bit of the exponent they differ."""
 
 
 class PartPiece(Piece):
@@ -159,7 +156,7 @@ class PartPiece(Piece):
         nothing else."""
         low, level = self.low, self.low.depth
         infinite = [self._infinite(row) for row in rows]
-        finite = [low.emit(level, "select", [mask, self._one(row), row], ROW_F32)
+        finite = [low.emit(level, "select", [mask, one_for_infinity(low, level, row), row], ROW_F32)
                   for mask, row in zip(infinite, rows, strict=True)]
         firsts = [cut(low, level, row) for row in finite]
         rests = [self._left(row, first) for row, first in zip(finite, firsts, strict=True)]
@@ -172,13 +169,6 @@ class PartPiece(Piece):
         low, level = self.low, self.low.depth
         size = low.emit(level, "abs", [row], ROW_F32)
         return low.emit(level, "cmp", [size, low.constant(float("inf"), f32)], MASK, cond="eq")
-
-    def _one(self, row: Value) -> Value:
-        """One, of the sign of an infinity."""
-        low, level = self.low, self.low.depth
-        bits = low.emit(level, "bitcast", [row], ROW_I32)
-        one = low.emit(level, "and", [bits, low.constant(INFINITY_TO_ONE, i32)], ROW_I32)
-        return low.emit(level, "bitcast", [one], ROW_F32)
 
     def _left(self, row: Value, part: Value) -> Value:
         return self.low.emit(self.low.depth, "sub", [row, part], ROW_F32)

@@ -12,14 +12,16 @@ product of a sum and an element of bf16 is whole. (The idea of three parts: Henr
 bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", 2019.)
 
 A finite x that bf16 would round to infinity keeps the largest bf16 as its high part. An infinity, or NaN, stands in the
-low part alone, which meets only the high part of its partner: no infinity meets the 0 that is a part of a number. What
-x has below the least normal number may be lost (docs/language.md, Products).
+low part, which meets only the high part of its partner: no infinity meets the 0 that is a part of a number, and its own
+high part is one of its sign, for another infinity. What x has below the least normal number may be lost
+(docs/language.md, Products).
 """
 
 from __future__ import annotations
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_F32, DType, bf16, f32
+from .exact_parts import one_for_infinity
 from .matrix import PLANES, MatrixLowering
 from .plain_pieces import PlainPiece
 from .state import Scalar
@@ -57,8 +59,9 @@ class SplitPiece(PlainPiece):
             return low.emit(level, "round_to", [row], ROW_F32, dtype=bf16)
 
         largest, least, zero = (low.constant(number, f32) for number in (LARGEST, -LARGEST, 0.0))
+        one = one_for_infinity(low, level, x)
         finite = low.emit(level, "cmp", [made("abs", x), low.constant(float("inf"), f32)], MASK, cond="lt")
-        high = made("select", finite, made("max", made("min", rounded(x), largest), least), zero)
+        high = made("select", finite, made("max", made("min", rounded(x), largest), least), one)
         rest = made("sub", x, high)
         middle = made("select", finite, rounded(rest), zero)
         return high, middle, made("sub", rest, middle)

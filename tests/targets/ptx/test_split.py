@@ -100,6 +100,7 @@ def test_infinities_nans_and_the_largest() -> None:
     largest, tiny = np.finfo(np.float32).max, np.float32(1e-42)
     a[:8, 0] = np.inf, -np.inf, np.nan, largest, -largest, tiny, np.float32(3.4e38), 1.0
     b[0, 0], b[0, 2] = 0.5, 1_001_003.0    # the second's middle part is below zero
+    b[0, 3], b[0, 4], b[0, 5] = np.inf, -np.inf, np.nan
     c = np.full((64, 64), np.nan, np.float32)
     with np.errstate(all="ignore"):
         emulate.run(both, a, np.ascontiguousarray(b.T), c, target="sm_80", workers=1, aligned="")
@@ -108,7 +109,9 @@ def test_infinities_nans_and_the_largest() -> None:
         np.testing.assert_allclose(c[:8, 0], a[:8, 0] * np.float32(0.5), rtol=0, atol=2.0**-127)
         known = [0, 1, 2, 5, 7]             # sums of finite terms that overflow are anything (docs/language.md)
         np.testing.assert_allclose(c[known, 2], a[known, 0] * b[0, 2], rtol=2.0**-22, atol=2.0**-126 * 1.1e6)
-    assert (c[8:] == 0).all() and np.isnan(c[:3, 1]).all()  # infinity times 0
+        known = [0, 1, 2, 3, 4, 6, 7]       # a tiny number may be 0
+        np.testing.assert_array_equal(c[known, 3:6], a[known, :1] * b[:1, 3:6])
+    assert (c[8:, :3] == 0).all() and np.isnan(c[8:, 3:6]).all() and np.isnan(c[:3, 1]).all()  # infinity times 0
     assert (c[3:8, 1] == 0).all()
 
 
