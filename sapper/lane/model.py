@@ -216,7 +216,7 @@ class Model(KeptOperands):
                 return found
         if wanted and reasons:
             raise ScheduleError(f"schedule of {self.function.name}: matrix = true, but {reasons[0]}; mend: leave it "
-                                "out, and the model takes tile registers where they serve")
+                                "out, and the model takes matrix instructions where they serve")
         return None
 
     def tile_rows(self, axis: str) -> int:
