@@ -3,11 +3,13 @@
 Enters: a walk that keeps a tile of a tensor as slots (slots.py) in a loop over tiles, as of the values in attention.
 Where loops around that one come to the same elements again (blocks of queries, heads that share a cache), leaves the
 walk in a branch: it is done where its tile ends beyond what is there, as a word of scratch memory says. Tiles lie one
-after the other, as many as half of the second cache has room for; each of the others takes the place behind these.
+after the other, as many as some second caches have room for; each of the others takes the place behind these. Where
+tile registers take them turned (tile_slots.py), they are turned in that branch, and stay so.
 
 What holds: every run of the loop begins at the same coordinate and takes its tiles in order, so all that comes before a
 tile is there when its turn comes. A tile of an odd extent is always made anew, and ends what is there: its last slot is
-half empty, where a longer tile has an element that this run must not read.
+half empty, where a longer tile has an element that this run must not read. So is one for tile registers that is not
+full: what they read behind its end is zeros.
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ from ..tile.ops import place_of
 from ..tile.plan import Walk, axes_of
 from .carried import CarriedLowering
 from .extents import Range
-from .state import PAIR, Access
+from .state import PAIR, Access, Capacity
+from .tile_slots import TileSlots, fit, turn
 
 ROOM = 4
 """Second caches that tiles may fill: from the last one they still come sooner than they are made. Measured on a Zen 4,
 ms of attention in bf16 to 8192 positions of a head of 128: none kept 90.4, 2048 of them 88.1, 4096 86.3, all 84.8."""
+
+TURNED_ROOM = 2
+"""The same of tiles that tile registers take."""
 
 BEYOND = 1 << 40
 """More than there are coordinates."""
@@ -34,13 +40,15 @@ BEYOND = 1 << 40
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Where tiles of a value lie. r: the range of their loop. first: the first of those that stay, which have `room`
-    coordinates. word: address of the one that says how many of these are there."""
+    coordinates. word: address of the one that says how many of these are there. tiles: of what tile registers take
+    turned, as they lie then."""
 
     value: Value
     r: Range
     first: Access
     room: int
     word: Value
+    tiles: TileSlots | None
 
 
 class KeptTiles(CarriedLowering):
@@ -49,19 +57,27 @@ class KeptTiles(CarriedLowering):
     def walk(self, walk: Walk) -> None:
         kept = self._kept(walk)
         if kept is None:
+            self.turned = {value: place for value, place in self.turned.items() if value not in walk.inner}
             super().walk(walk)
             return
-        depth = self.slot_axes[kept.value]
+        depth, tiles = self.slot_axes[kept.value], kept.tiles
         o, per_element = self.open[depth], kept.first.axes[depth]
         start, end = (self.sub(at, kept.r.start) for at in (o.offset, self.add(o.offset, o.extent)))
-        place = self.mul(self.scalar("s_min", start, kept.room), per_element)
-        self.pending_buffers[kept.value] = replace(kept.first, base=self.add(kept.first.base, place))
-        needed = self.add(end, self.mul(self.scalar("s_mod", o.extent, PAIR), BEYOND))
+        place = self.add(kept.first.base, self.mul(self.scalar("s_min", start, kept.room), per_element))
+        if tiles is None:
+            self.pending_buffers[kept.value] = replace(kept.first, base=place)
+        else:
+            self.turned[kept.value] = place
+        whole = PAIR if tiles is None else kept.r.step
+        needed = self.add(end, self.mul(self.scalar("s_mod", o.extent, whole), BEYOND))
         there = self.emit(self.depth, "s_load", [kept.word], S64, dtype=i64)
         missing = self.emit(self.depth, "s_cmp", [self.value(needed), there], S64, cond="gt")
 
         def make() -> None:
             super(KeptTiles, self).walk(walk)
+            if tiles is not None:
+                self.buffers.update(self.pending_buffers)
+                turn(self, tiles, place, self.scalar("s_floordiv", self.add(o.extent, PAIR - 1), PAIR))
             self.effect("s_store", [self.value(self.scalar("s_min", end, kept.room)), kept.word], dtype=i64)
 
         self.fork(missing, make, lambda: None)
@@ -76,25 +92,37 @@ class KeptTiles(CarriedLowering):
         r = next((r for _, r in self.streaming_loops if r.axis == depth), None)
         others = [axis for axis in axes_of(value) if axis != depth]
         width = self.open[others[0]] if len(others) == 1 and others[0] in self.open else None
+        tiles = None if self.facts.tiles is None else self._tile_slots(value, depth)
         if r is None or width is None or not isinstance(width.extent, int) or self._is_stored(value.op.operands[0]) or (
-                self.facts.tiles is not None):      # they clear what follows a tile
+                tiles is None and self.facts.tiles is not None):    # which clear what follows a tile
             return None
         loaded = self.access(value.op)
         level = max(map(self.depth_of, (loaded.base, r.start, width.offset, *loaded.axes.values())))
         runs = prod(around.iterations for around in self.levels[level + 1:self.depth_of(self.open[depth].offset)])
         row_bytes = -(-width.extent // self.lanes) * self.lanes * bf16.size_bytes
-        room = ROOM * self.facts.l2_bytes // row_bytes // r.step * r.step
+        room = (ROOM if tiles is None else TURNED_ROOM) * self.facts.l2_bytes // row_bytes // r.step * r.step
         if loaded.gathers or runs < 2 or room == 0:
             return None
         outer = self.levels[level]
         key = ("kept tiles", value)
         if key not in outer.memo:
-            first = self.allocate_slots(value, [(depth, room + r.step), (others[0], width.extent)])
+            places: list[tuple[str, Capacity | int]] = [(depth, room + r.step), (others[0], width.extent)]
+            first = self.allocate_slots(value, places)
             word = self.value(self.scratch([(1, 1)], i64))
-            outer.memo[key] = Kept(value, r, first, room, word)
+            outer.memo[key] = Kept(value, r, first, room, word, tiles)
             outer.builder.block.ops.append(Op("s_store", [self.value(0), word], (), {"dtype": i64}))
         found: Kept = outer.memo[key]
         return found
+
+    def _tile_slots(self, value: Value, depth: str) -> TileSlots | None:
+        """How tile registers serve the product that alone reads a value, if that is turned for them."""
+        users = self.users.get(value, [])
+        lane = next((axis for axis, bound in self.bound.items() if bound.lane), None)
+        if len(users) != 1 or users[0].name != "contract" or lane is None:
+            return None
+        rows = tuple(axis for axis in axes_of(users[0].result) if axis not in self.bound)
+        found = fit(self, Walk(rows, (depth,), [users[0]]), lane, value)
+        return found if found is not None and found.left is value else None
 
     def _is_stored(self, tensor: Value) -> bool:
         place = place_of(tensor)

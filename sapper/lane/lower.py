@@ -275,6 +275,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         self.asking = []
         self.streaming_loops = []
         self.pending_buffers = {}
+        self.turned = {}
         self.carried_buffers = {}
         self.unpacked_places = {}
         self.sequential_tiles = {}

@@ -35,11 +35,9 @@ by 4 only just do, and what those loops read, as keys, is read half as often. Tw
 a Zen 3, latent_attention_f32 of 512 tokens, in percent of what a product of 512 cubed reaches beside it: 2 by 4 and
 tiles of 64 positions 75, 2 by 6 and 48 77, 4 by 3 and 48 82."""
 
-TILE_VECTORS = 8, MANY_VECTORS
+TILE_VECTORS = MANY_VECTORS,
 """The same where these loops contract on tile registers (tile_slots.py): all values lie in scratch memory then, and
-what they read, and turn, serves more rows. Measured on a Granite Rapids, attention_bf16_128 of 4 heads and 1024 tokens,
-of the time of 2 vectors and tiles of 64 positions: 4 by 64 0.97, 4 by 128 0.79, 6 by 128 0.81, 8 by 64 0.86, 8 by 128
-0.77."""
+what they read serves more rows, but much of it stays in the first cache only of few."""
 
 RESIDENT_ROWS = FEWER_ROWS = 4
 """Rows that carried values span where the lane axis is another; and in the tail of more."""

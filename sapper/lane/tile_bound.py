@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TensorType, TileRegisterType, TileType, b32, i32, u8
+from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import Walk, axes_of
-from .state import Access, Bound, Scalar, element_bytes
+from .state import Access, Bound, Open, Scalar, element_bytes
 
 if TYPE_CHECKING:
     from .model import Model
@@ -53,7 +54,10 @@ class Left:
 
 class BoundTiles:
     """The emission of one walk. size: of a tile, rows and slots; row_bytes: of its rows. axis, rows: the open rows.
-    lane: the axis of the columns; wide: tiles of them. most: of the rows, whole tiles. sum_dtype: of the sums."""
+    lane: the axis of the columns; wide: tiles of them. tall: tiles of rows at once. most: of the rows, whole tiles.
+    sum_dtype: of the sums."""
+
+    tall = 1
 
     def __init__(self, low: WalkLowering, walk: Walk, axis: str, lane: str, most: int, sum_dtype: DType) -> None:
         unit = low.facts.tiles
@@ -109,7 +113,7 @@ class BoundTiles:
             places.append(low.address_of(*low.address(access, {})))
             strides.append(left.access.axes[self.axis])
         del low.bound[self.axis]
-        last = low.sub(low.round_up(rows.extent, self.size), 1)
+        last = low.sub(low.round_up(rows.extent, self.tall * self.size), 1)
         beyond: Scalar = 0
         for left, place, stride in zip(lefts, places, strides, strict=True):
             reach = low.add(low.add(place, low.mul(stride, last)), self.row_bytes)
@@ -188,10 +192,45 @@ class BoundTiles:
             low._roots(self.walk.after)
             return carried
 
-        low.axis_loop(self.axis, self.rows_at_once, False, [], rows,
-                      tails=low.slot_tails(self.walk.after, self.axis))
+        def finished() -> None:
+            low.axis_loop(self.axis, self.rows_at_once, False, [], rows,
+                          tails=low.slot_tails(self.walk.after, self.axis))
+
+        all_stay = self._all_stay(values)
+        if all_stay is None:
+            finished()
+        else:
+            low.fork(all_stay, lambda: None, finished)
         for value in values:
             del low.buffers[value]
+
+    def _all_stay(self, values: Sequence[Value]) -> Value | None:
+        """Whether what follows leaves every sum as it is, where it lies, by coordinates alone: below the diagonal of a
+        causal mask. None where it never does."""
+        low = self.low
+        (root, *others) = self.walk.after
+        if others or len(values) != 1 or not isinstance(root, Value) or root.op is None or root.op.name != "select" or (
+                root.op.operands[1] is not values[0] or low.pending_buffers.get(root) != low.buffers[values[0]]):
+            return None
+        mask = root.op.operands[0].op
+        if mask is None or mask.name not in ("le", "lt", "ge", "gt") or not all(
+                isinstance(v.type, TileType) and v.type.dtype.is_integer for v in mask.operands):
+            return None
+        left, right = map(affine, mask.operands)
+        if left is None or right is None:
+            return None
+        above = left.plus(right.scaled(-1)) if mask.name[0] == "g" else right.plus(left.scaled(-1))
+        least: Scalar = above.constant
+        for value, factor in above.scalars.items():
+            least = low.add(least, low.mul(low.integer(value), factor))
+        for axis, factor in above.axes.items():
+            at = self.rows if axis == self.axis else low.bound.get(axis)
+            if at is None:
+                return None
+            extent = at.extent if isinstance(at, Open) else at.count * (low.lanes if at.lane else 1)
+            end = low.add(at.offset, 0 if factor > 0 else low.sub(extent, 1))
+            least = low.add(least, low.mul(end, factor))
+        return low.emit(low.depth, "s_cmp", [low.value(least), low.value(0)], S64, cond="g" + mask.name[1])
 
     def _keep_in_place(self, values: Sequence[Value]) -> None:
         """Have one that is made of each sum, and kept for the walks after this one, take its place: half as much lies

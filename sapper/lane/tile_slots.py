@@ -3,7 +3,8 @@
 Enters a walk that contracts an operand that is kept as slots in scratch memory and spans the lanes (slots.py: queries,
 weights of a softmax) with another one: one that is contiguous along the depth in a tensor (keys), or one that is kept
 as slots too (values). The slots that span the lanes are tiles of the right operand as they lie. Keys are tiles of the
-left one as they lie; slots of values are turned, squares of them at a time, into rows along the depth.
+left one as they lie; slots of values are turned, squares of them at a time, into rows along the depth, and stay so for
+later runs of the loop (kept_tiles.py).
 
 What holds: the depth is taken whole, as far as scratch memory has room for it; slots beyond those that there are, and
 what the left operand has there, are zeros. tile_bound.py says what holds besides.
@@ -44,6 +45,11 @@ class TileSlots:
     most: int
     slots: int
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a row along the depth."""
+        return self.slots * b32.size_bytes
+
     def packing(self, low: WalkLowering, walk: Walk) -> Packing:
         return Packing(DOT2_BF16, self.depth, walk.reduced, low.open[self.depth], True,
                        {op: Term() for op in walk.reductions})
@@ -54,8 +60,9 @@ class TileSlots:
             _Emission(low, walk, self).run()
 
 
-def fit(model: Model, walk: Walk, lane: str) -> TileSlots | None:
-    """How tiles serve a walk whose axis `lane` is bound, or None: vectors then take it."""
+def fit(model: Model, walk: Walk, lane: str, kept: Value | None = None) -> TileSlots | None:
+    """How tiles serve a walk whose axis `lane` is bound, or None: vectors then take it. kept: an operand that is
+    going to be kept as slots."""
     unit = model.facts.tiles
     if unit is None or unit.size != model.lanes or model.schedule.matrix is False or model.schedule.registers:
         return None
@@ -74,7 +81,7 @@ def fit(model: Model, walk: Walk, lane: str) -> TileSlots | None:
     most, deep, tile = model.open[rows[0]].most, model.open[depth].most, unit.size * PAIR
     if most is None or deep is None or deep % tile or model.extent_hint(rows[0]) < unit.size:
         return None
-    if is_kept(model, left, depth):
+    if left is kept or is_kept(model, left, depth):
         if model.open[rows[0]].extent != most or most % unit.size:
             return None
     elif not lies_in_tensor(model, left) or left.op is None or (
@@ -109,11 +116,15 @@ class _Emission(BoundTiles):
     def run(self) -> None:
         low, rows, found = self.low, self.rows, self.found
         low.use_tiles()
-        right, stride = self._slots(found.right)
+        count = low.open[found.depth].extent
+        right, stride = cleared_slots(low, found, found.right, count)
         places = [(number * self.size * stride, column * self.row_bytes)
                   for number in range(self.deep) for column in range(self.wide)]
         held = [self.load(low.add(right, at), stride, disp) for at, disp in places] \
             if len(places) + self.wide < 2 * MOST_SUMS else []      # which leaves one for the left operand
+        if not held:
+            self.tall = max(number for number in range(1, MOST_SUMS // self.wide + 1 if self.wide < MOST_SUMS else 2)
+                            if self.most % (number * self.size) == 0)
         lefts = self._turned() if found.left in low.slot_axes else self._in_place()
         carried = self._carried()
         if carried is not None:
@@ -121,22 +132,30 @@ class _Emission(BoundTiles):
         into = None if carried is None else low.kept_access(carried[0])
 
         def products(start: Value) -> None:
-            position = low.sub(start, rows.offset)
+            positions = [low.add(low.sub(start, rows.offset), number * self.size) for number in range(self.tall)]
             for first in range(0, self.wide, MOST_SUMS):
                 columns = range(first, min(first + MOST_SUMS, self.wide))
-                totals = [self.zeros() if into is None else self._sums(into, position, column) for column in columns]
+                totals = [[self.zeros() if into is None else self._sums(into, position, column) for column in columns]
+                          for position in positions]
                 for number, (left, left_stride) in enumerate(lefts):
-                    a = self.load(low.add(left, low.mul(position, left_stride)), left_stride)
-                    for place, column in enumerate(columns, number * self.wide + first):
-                        b = held[place] if held else self.load(
+                    def slots(place: int, number: int = number, first: int = first) -> Value:
+                        place += number * self.wide + first
+                        return held[place] if held else self.load(
                             low.add(right, places[place][0]), stride, places[place][1])
-                        totals[column - first] = self.multiply(totals[column - first], a, b, (bf16, bf16))
-                if into is None:
-                    self.store(totals, position, first)
-                else:
-                    self._store_into(into, position, first, totals)
 
-        low.counted(self.axis, rows.offset, low.add(rows.offset, rows.extent), self.size, products)
+                    kept = [slots(place) for place in range(len(columns))] if self.tall > 1 else []
+                    for position, sums in zip(positions, totals, strict=True):
+                        a = self.load(low.add(left, low.mul(position, left_stride)), left_stride)
+                        for place in range(len(columns)):
+                            b = kept[place] if kept else slots(place)
+                            sums[place] = self.multiply(sums[place], a, b, (bf16, bf16))
+                for position, sums in zip(positions, totals, strict=True):
+                    if into is None:
+                        self.store(sums, position, first)
+                    else:
+                        self._store_into(into, position, first, sums)
+
+        low.counted(self.axis, rows.offset, low.add(rows.offset, rows.extent), self.tall * self.size, products)
         if into is None:
             self.finish([self.walk.reductions[0].result])
 
@@ -182,24 +201,6 @@ class _Emission(BoundTiles):
             low.effect("tile_store", [total, place, low.value(access.axes[self.axis])],
                        disp=access.disp + column * self.row_bytes)
 
-    def _slots(self, value: Value) -> tuple[Scalar, int]:
-        """Address and stride of the slots of a kept value, to the end of its memory: behind those that there are come
-        zeros."""
-        low = self.low
-        access = low.buffers[value]
-        per_element = access.axes[self.found.depth]
-        assert isinstance(per_element, int)
-        base, stride = low.add(access.base, access.disp), per_element * PAIR
-        zeros = low.emit(0, "bitcast", [low.constant(0, i32)], ROW_B32)
-
-        def clear(at: Value) -> None:
-            low.effect("store", [zeros, low.value(low.add(base, at))], dtype=b32, masked=False, streaming=False, disp=0)
-
-        first = low.mul(low.open[self.found.depth].extent, stride)
-        if first != self.found.slots * stride:
-            low.counted("rest", first, self.found.slots * stride, self.row_bytes, clear)
-        return base, stride
-
     def _in_place(self) -> list[tuple[Scalar, Scalar]]:
         """The left operand where it lies in a tensor, tile by tile along the depth."""
         low, depth = self.low, self.found.depth
@@ -214,20 +215,45 @@ class _Emission(BoundTiles):
 
     def _turned(self) -> list[tuple[Scalar, Scalar]]:
         """The same of slots that are kept: rows of the depth in scratch memory."""
-        low, size = self.low, self.size
-        source, stride = self._slots(self.found.left)
-        row_bytes = self.found.slots * b32.size_bytes
-        to = self.memory("left", self.most * row_bytes)
+        low, found = self.low, self.found
+        to = low.turned.get(found.left)
+        if to is None:
+            to = self.memory("left", self.most * found.row_bytes)
+            turn(low, found, to, low.open[found.depth].extent)
+        return [(low.add(to, number * self.row_bytes), found.row_bytes) for number in range(self.deep)]
 
-        def square(row: Value, slot: Value) -> None:
-            """size slots of as many rows."""
-            start = low.value(low.add(low.add(source, low.mul(slot, stride)), low.mul(row, b32.size_bytes)))
-            lines = [low.emit(low.depth, "load", [start], ROW_B32, dtype=b32, masked=False, disp=number * stride)
-                     for number in range(size)]
-            place = low.value(low.add(low.add(to, low.mul(row, row_bytes)), low.mul(slot, b32.size_bytes)))
-            for number, line in enumerate(low.transposed(lines, low.depth)):
-                low.effect("store", [line, place], dtype=b32, masked=False, streaming=False, disp=number * row_bytes)
 
-        low.counted("turn", 0, self.most, size, lambda row: low.counted(
-            "turn", 0, self.found.slots, size, lambda slot: square(row, slot)))
-        return [(low.add(to, number * self.row_bytes), row_bytes) for number in range(self.deep)]
+def cleared_slots(low: WalkLowering, found: TileSlots, value: Value, count: Scalar) -> tuple[Scalar, int]:
+    """Address and stride of the slots of a kept value, to the end of its memory: behind the `count` that there are come
+    zeros."""
+    access, row_bytes = low.buffers[value], low.lanes * b32.size_bytes
+    per_element = access.axes[found.depth]
+    assert isinstance(per_element, int)
+    base, stride = low.add(access.base, access.disp), per_element * PAIR
+    zeros = low.emit(0, "bitcast", [low.constant(0, i32)], ROW_B32)
+
+    def clear(at: Value) -> None:
+        low.effect("store", [zeros, low.value(low.add(base, at))], dtype=b32, masked=False, streaming=False, disp=0)
+
+    first = low.mul(count, stride)
+    if first != found.slots * stride:
+        low.counted("rest", first, found.slots * stride, row_bytes, clear)
+    return base, stride
+
+
+def turn(low: WalkLowering, found: TileSlots, to: Scalar, count: Scalar) -> None:
+    """Copy the slots of the left operand, `count` that are kept, to rows along the depth."""
+    size = low.lanes
+    source, stride = cleared_slots(low, found, found.left, count)
+
+    def square(row: Value, slot: Value) -> None:
+        """size slots of as many rows."""
+        start = low.value(low.add(low.add(source, low.mul(slot, stride)), low.mul(row, b32.size_bytes)))
+        lines = [low.emit(low.depth, "load", [start], ROW_B32, dtype=b32, masked=False, disp=number * stride)
+                 for number in range(size)]
+        place = low.value(low.add(low.add(to, low.mul(row, found.row_bytes)), low.mul(slot, b32.size_bytes)))
+        for number, line in enumerate(low.transposed(lines, low.depth)):
+            low.effect("store", [line, place], dtype=b32, masked=False, streaming=False, disp=number * found.row_bytes)
+
+    low.counted("turn", 0, found.most, size, lambda row: low.counted(
+        "turn", 0, found.slots, size, lambda slot: square(row, slot)))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
@@ -14,8 +17,9 @@ from sapper.ir.types import i64
 from sapper.lane.lower import lower
 from sapper.tile.interpret import interpret
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.schedule import Facts, Schedule
+from sapper.tile.schedule import Facts, Schedule, TileUnit
 from tests.lane.run_lane import run_lane, specialize
+from tests.lane.test_tile_registers import DOT_NAMES, PRODUCTS_OF_TILES
 from tests.strategies import examples
 
 WIDTH, BLOCK = 32, 32
@@ -74,7 +78,13 @@ def facts_for(room: int) -> Facts:
     return Facts(dots=frozenset({"dot2_bf16"}), l2_bytes=room * WIDTH * 2 // 4)
 
 
-ROOMY = facts_for(1024)
+def tiles_for(room: int) -> Facts:
+    """The same of tile registers."""
+    return replace(facts_for(room), lanes=16, l2_bytes=room * WIDTH * 2 // 2, dots=DOT_NAMES,
+                   tiles=TileUnit(16, PRODUCTS_OF_TILES, 64))
+
+
+ROOMY, ON_TILES = facts_for(1024), tiles_for(1024)
 
 
 def arguments_of(h: int, g: int, m: int, position: int, seed: int = 0) -> dict[str, np.ndarray | int]:
@@ -115,33 +125,44 @@ def test_tiles_stay_where_a_loop_around_comes_to_them_again() -> None:
     assert not stays(lowered(ROOMY, M=BLOCK))
 
 
+def test_tiles_of_tile_registers_stay_as_they_turned_them() -> None:
+    made = lowered(ON_TILES)
+    assert stays(made)
+    turns = [op for op in made.walk() if op.name == "loop" and op.attributes["label"] == "turn"]
+    branches = [op for op in made.walk() if op.name == "if"]
+    assert turns and all(any(turn in list(branch.walk()) for branch in branches) for turn in turns)
+    assert not stays(lowered(replace(ON_TILES, l2_bytes=8 * WIDTH)))
+
+
 def test_a_second_cache_without_room_for_a_tile_keeps_none() -> None:
     assert stays(lowered(facts_for(64)))
     assert not stays(lowered(facts_for(32)))
 
 
-@settings(max_examples=examples(6), deadline=None)
+@settings(max_examples=examples(10), deadline=None)
+@example(64, 1, 2, 1, 1, tiles_for(1024), 0).via("a tile that ends sooner than it did in the run before")
 @given(m=st.integers(1, 70), h=st.integers(1, 2), g=st.integers(1, 2), position=st.integers(0, 140),
-       workers=st.integers(1, 3), room=st.sampled_from([64, 128, 1024]), seed=st.integers(0, 99))
-def test_any_room(m: int, h: int, g: int, position: int, workers: int, room: int, seed: int) -> None:
+       workers=st.integers(1, 3), facts=st.sampled_from([make(room) for make in (facts_for, tiles_for)
+                                                         for room in (64, 128, 1024)]), seed=st.integers(0, 99))
+def test_any_room(m: int, h: int, g: int, position: int, workers: int, facts: Facts, seed: int) -> None:
     function = reduce_loops(shared.tile_ir())
     arguments = arguments_of(h, g, m, position, seed)
     expected = copied(arguments)
     interpret(function, expected)
-    run_lane(function, arguments, facts=facts_for(room), specialization=specialize(function, arguments, HINTS),
-             workers=workers)
+    run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, HINTS), workers=workers)
     np.testing.assert_array_equal(arguments["out"], expected["out"])
 
 
-def test_the_neighbour_in_a_last_slot_counts_nothing() -> None:
-    """The first of g leaves all tiles; the first block of the second one ends at 33, in a slot with the row after:
-    infinite, and not for this block."""
+@pytest.mark.parametrize("facts", [ROOMY, ON_TILES], ids=["vectors", "tiles"])
+def test_the_neighbour_in_a_last_slot_counts_nothing(facts: Facts) -> None:
+    """The first of g leaves all tiles; the first block of the second one ends at 33, in a slot, and a tile, with the row
+    after: infinite, and not for this block."""
     function = reduce_loops(shared.tile_ir())
     arguments = arguments_of(1, 2, 64, 1)
     expected = copied(arguments)
     interpret(function, expected)
     arguments["c"][:, 33:] = np.inf  # type: ignore[index]
-    run_lane(function, arguments, facts=ROOMY, specialization=specialize(function, arguments, HINTS))
+    run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, HINTS))
     np.testing.assert_array_equal(arguments["out"][:, :, :32], expected["out"][:, :, :32])  # type: ignore[index]
 
 

@@ -9,9 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sapper import Tensor, bf16, dims, f32, i32, kernel, span, tiles, where, whole, zeros
+from sapper.codegen.pipeline import facts_of
 from sapper.ir.types import TILE_F32
+from sapper.kernels import find
+from sapper.lane.lower import lower
+from sapper.targets import target
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.schedule import Schedule
+from sapper.tile.schedule import DimClass, Schedule, Specialization
 from tests.strategies import examples
 
 from .run_lane import run_lane, specialize
@@ -87,15 +91,30 @@ def test_vectors_take_what_tiles_do_not(d, schedule) -> None:
     np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
 
 
-@pytest.mark.parametrize(("queries", "loads"), [(64, 2 + 2 * 4), (128, 2 * (2 + 2 * 4))])
-def test_each_tile_of_keys_meets_four_of_queries(queries, loads) -> None:
-    """Keys are two tiles deep. Four sums are all that there is room for beside the operands."""
-    arguments = chained_arguments(queries, 128, 64, 128)
+@pytest.mark.parametrize(("queries", "d", "loads", "products"), [
+    (64, 64, 2 + 2 * 4, 2 * 4), (128, 64, 2 + 2 * 4, 2 * 4), (32, 128, 4 * (2 + 2), 4 * 4), (32, 64, 2, 4)])
+def test_there_are_four_sums_at_once(queries, d, loads, products) -> None:
+    """All that there is room for beside the operands: of a tile of keys and four of queries, or two of either; but of
+    two where registers hold all of the queries. Keys are two or four tiles deep."""
+    arguments = chained_arguments(queries, 128, d, 128)
     lane = run_chained(arguments, 16, hint=queries)
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
     bodies = [[op.name for op in loop.blocks[0].ops] for loop in lane.walk() if loop.name == "loop"]
     scores = next(names for names in bodies if "tile_multiply" in names)
-    assert scores.count("tile_multiply") == 2 * queries // 16
+    assert scores.count("tile_multiply") == products
     assert scores.count("tile_load") == loads and "dot2_bf16" not in [op.name for op in lane.walk()]
+
+
+def test_scores_of_which_none_is_masked_are_left_as_they_are() -> None:
+    """What would mask them is in branches, whose other side has nothing."""
+    function = find("attention_bf16_64").kernel.tile_ir()
+    known = Specialization({dim: DimClass(2048, 1) for dim in "THGP"},
+                           dict.fromkeys(("q", "keys", "values", "out"), "contiguous"))
+    lane = lower(reduce_loops(function), Schedule(), facts_of(target("graniterapids")), known)
+    branches = [op for op in lane.walk() if op.name == "if" and [o.name for o in op.blocks[0].ops] == ["yield"]]
+    within = {op for branch in branches for op in branch.walk()}
+    masks = [op for op in lane.walk() if op.name == "select"]
+    assert branches and masks and set(masks) <= within and tiles_in(lane)
 
 
 @pytest.mark.parametrize("tile", TILES)

@@ -35,12 +35,7 @@ def tile_release(s: Any, op: Op) -> None:
 
 
 def tile_zero(s: Any, op: Op) -> None:
-    """A row of zeros from memory, for all rows: tilezero keeps the unit of the products busy, at worst as long as one
-    does (a product after it takes 18 to 33 cycles on a Granite Rapids, by what is around), and loads do not."""
-    row, stride = s.new("gpr"), s.new("gpr")
-    s.emit("lea.64", row, s.memory(None, label=s.constant_label(ROW_BYTES, bytes(ROW_BYTES))))
-    s.emit("mov.32", stride, 0)
-    s.emit("tileloadd", s.define(op.result), s.memory(row, stride, 1, 0))
+    s.emit("tilezero", s.define(op.result))
 
 
 def _rows(s: Any, op: Op, first: int) -> Any:
