@@ -49,7 +49,7 @@ def make_attention(narrow: Any, depth: int, width: int) -> Any:
                         score = where(p <= position + t, q[t, h, g, d] @ keys[h, p, d], MINUS_INFINITY)
                         highest, total, acc = attend_scaled(highest, total, acc, score, scale, values[h, p, e], p, exp2,
                                                             narrow)
-                    out[t, h, g, e] = (acc / total).to(narrow)
+                    out[t, h, g, e] = (acc * (1.0 / total)).to(narrow)
 
     return attention
 

@@ -141,7 +141,7 @@ def make_latent_attention(name: str, cache: Any, products: Any = f32) -> Any:
                         score = query @ keys[p, h, d] + turn @ shared[p, s]
                         score = where(p <= position + t, score, MINUS_INFINITY)
                         highest, total, acc = attend(highest, total, acc, score, values[p, h, v], p, power, products)
-                    out[t, h, v] = acc / total
+                    out[t, h, v] = acc * (1.0 / total)
 
     return latent_attention
 

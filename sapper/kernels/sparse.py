@@ -219,7 +219,7 @@ def make_latent_attention_sparse(cache: Any) -> Any:
                         score = query @ keys[p, h, d] + turn @ shared[p, s]
                         score = where(kept & (p <= position + t), score, MINUS_INFINITY)
                         highest, total, acc = attend(highest, total, acc, score, values[p, h, v], p, exp, f32)
-                    out[t, h, v] = acc / total
+                    out[t, h, v] = acc * (1.0 / total)
 
     return latent_attention_sparse
 

@@ -2,9 +2,10 @@
 
 Enters: a walk that keeps a tile of a tensor as slots (slots.py) in a loop over tiles, as of the values in attention.
 Where loops around that one come to the same elements again (blocks of queries, heads that share a cache), leaves the
-walk in a branch: it is done where its tile ends beyond what is there, as a word of scratch memory says. Tiles lie one
-after the other, as many as some second caches have room for; each of the others takes the place behind these. Where
-tile registers take them turned (tile_slots.py), they are turned in that branch, and stay so.
+walk in a branch: it is done where its tile ends beyond what is there, as a word of scratch memory says. Tasks of one
+call that begin at the same address find what a worker's task before has left. Tiles lie one after the other, as many as
+some second caches have room for; each of the others takes the place behind these. Where tile registers take them turned
+(tile_slots.py), they are turned in that branch, and stay so.
 
 What holds: every run of the loop begins at the same coordinate and takes its tiles in order, so all that comes before a
 tile is there when its turn comes. A tile of an odd extent is always made anew, and ends what is there: its last slot is
@@ -15,6 +16,7 @@ full: what they read behind its end is zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 
 from ..ir.nodes import Op, Value
@@ -23,7 +25,7 @@ from ..tile.ops import place_of
 from ..tile.plan import Walk, axes_of
 from .carried import CarriedLowering
 from .extents import Range
-from .state import PAIR, Access, Capacity
+from .state import PAIR, Access, Capacity, Level, Scalar
 from .tile_slots import TileSlots, fit, turn
 
 ROOM = 4
@@ -108,11 +110,24 @@ class KeptTiles(CarriedLowering):
         if key not in outer.memo:
             places: list[tuple[str, Capacity | int]] = [(depth, room + r.step), (others[0], width.extent)]
             first = self.allocate_slots(value, places)
-            word = self.value(self.scratch([(1, 1)], i64))
+            word, place = (self.value(self.scratch([(1, 1)], i64)) for _ in range(2))
             outer.memo[key] = Kept(value, r, first, room, word, tiles)
-            outer.builder.block.ops.append(Op("s_store", [self.value(0), word], (), {"dtype": i64}))
+            starts = {depth: r.start, others[0]: width.offset}
+            self._find(outer, level, word, place, reduce(self.add, (
+                self.mul(stride, starts[axis]) for axis, stride in loaded.axes.items() if axis in starts),
+                self.add(loaded.base, loaded.disp)))
         found: Kept = outer.memo[key]
         return found
+
+    def _find(self, outer: Level, level: int, word: Value, place: Value, first: Scalar) -> None:
+        """Have a word say that nothing is there, but where what is there begins at the same address: another task of
+        this call has left it. place: address of the word with that address."""
+        self.levels[0].builder.block.ops.append(Op("s_store", [self.value(0), place], (), {"dtype": i64}))
+        there, held = (self.emit(level, "s_load", [one], S64, dtype=i64) for one in (word, place))
+        same = self.emit(level, "s_cmp", [held, self.value(first)], S64, cond="eq")
+        left = self.emit(level, "s_mul", [there, same], S64)
+        for value, at in ((left, word), (self.value(first), place)):
+            outer.builder.block.ops.append(Op("s_store", [value, at], (), {"dtype": i64}))
 
     def _tile_slots(self, value: Value, depth: str) -> TileSlots | None:
         """How tile registers serve the product that alone reads a value, if that is turned for them."""

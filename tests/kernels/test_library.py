@@ -200,6 +200,18 @@ def test_sampling_takes_every_candidate_in_turn() -> None:
     assert tokens(1e-3) == [7] * len(draws)  # Nearly greedy when it is cold.
 
 
+def test_attention_sees_what_changed_since_the_call_before() -> None:
+    """Copies of values that stay for other queries are of one call."""
+    entry = find("attention_bf16_64")
+    arguments, _ = arguments_and_expected(entry, {"T": 300, "H": 1, "G": 1, "position": 20})
+    for factor in (1.0, 2.0):
+        arguments["values"] *= np.array(factor, arguments["values"].dtype)
+        with np.errstate(all="ignore"):
+            expected = entry.reference(arguments)
+        entry.kernel(*arguments.values(), threads=1)
+        assert_near(entry, arguments, expected)
+
+
 def test_attention_matches_decode_token_by_token() -> None:
     """Prefill of four tokens is the same as decoding them one after the other over one cache."""
     random = np.random.default_rng(3)

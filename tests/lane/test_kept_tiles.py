@@ -155,8 +155,8 @@ def test_any_room(m: int, h: int, g: int, position: int, workers: int, facts: Fa
 
 @pytest.mark.parametrize("facts", [ROOMY, ON_TILES], ids=["vectors", "tiles"])
 def test_the_neighbour_in_a_last_slot_counts_nothing(facts: Facts) -> None:
-    """The first of g leaves all tiles; the first block of the second one ends at 33, in a slot, and a tile, with the row
-    after: infinite, and not for this block."""
+    """The first of g leaves all tiles; the first block of the second one ends at 33, in a slot, or a tile, with what
+    follows: infinite, and not for this block."""
     function = reduce_loops(shared.tile_ir())
     arguments = arguments_of(1, 2, 64, 1)
     expected = copied(arguments)
