@@ -18,17 +18,11 @@ from .nests import NestLowering
 from .prefetches import LINE_BYTES
 from .register_factors import BESIDE_SUMS
 from .residents import RESIDENT_VECTORS
-from .state import PAIR, Access, Capacity, Open
+from .state import Access, Capacity, Open
 from .stream_prefetches import StreamPrefetches
-from .tile_slots import touched_bytes
 
 SEQUENTIAL_TILE, MOST_SEQUENTIAL = 64, 512
 """Default size of a sequential tile: its intermediate tiles then stay in L1; and the most where a few rows meet it."""
-
-LONG_TILE = 128
-"""The same where more vectors than usual are held on tile registers (TILE_VECTORS). Else these have single tiles of
-slots, if all that meets them stays in the first cache. Measured on a Granite Rapids, attention_rounded_f32, 32
-positions in place of 64: 9 heads of 64 and 512 tokens 0.78, 4 and 2048 tokens 0.75, of 128 1.19."""
 
 
 class CarriedLowering(NestLowering, StreamPrefetches):
@@ -71,10 +65,6 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         if self.facts.many_workers or not rows or not known:
             return SEQUENTIAL_TILE
         vectors = max((bound.count for bound in self.bound.values() if bound.lane), default=1)
-        met = {a for op in body.ops if op.name == "contract" for v in op.operands for a in axes_of(v)} - {axis}
-        if vectors >= RESIDENT_VECTORS and met <= self.bound.keys() | self.open.keys() and (
-                self.contracts_on_tiles(body.ops)):
-            return self._tile_on_tiles(body, axis, vectors)
         if self.sixteen_registers and vectors > RESIDENT_VECTORS:
             # Whole steps of as many rows as have sums, and whole lines of what is loaded a line at a time.
             unit = lcm((self.facts.vector_registers - BESIDE_SUMS) // vectors, LINE_BYTES // f32.size_bytes)
@@ -84,14 +74,6 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         if r.capacity is not None and not r.capacity.dims:
             fitting = min(fitting, r.capacity.constant)
         return 1 << max(SEQUENTIAL_TILE, fitting).bit_length() - 1
-
-    def _tile_on_tiles(self, body: Block, axis: str, vectors: int) -> int:
-        """The same on tile registers (tile_slots.py)."""
-        if vectors > RESIDENT_VECTORS:
-            return LONG_TILE
-        least = self.lanes * PAIR
-        touched = sum(touched_bytes(self, op, axis, least) for op in body.ops if op.name == "contract")
-        return least if touched <= self.near_bytes else SEQUENTIAL_TILE
 
     def _sequential(self, op: Op, ranges: list[Range]) -> None:
         body = op.blocks[0]

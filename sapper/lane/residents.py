@@ -8,7 +8,6 @@ these are too many at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
@@ -34,10 +33,6 @@ MANY_VECTORS = 4
 by 4 only just do, and what those loops read, as keys, is read half as often. Two vectors of what is left. Measured on
 a Zen 3, latent_attention_f32 of 512 tokens, in percent of what a product of 512 cubed reaches beside it: 2 by 4 and
 tiles of 64 positions 75, 2 by 6 and 48 77, 4 by 3 and 48 82."""
-
-TILE_VECTORS = MANY_VECTORS,
-"""The same where these loops contract on tile registers (tile_slots.py): all values lie in scratch memory then, and
-what they read serves more rows, but much of it stays in the first cache only of few."""
 
 RESIDENT_ROWS = FEWER_ROWS = 4
 """Rows that carried values span where the lane axis is another; and in the tail of more."""
@@ -123,7 +118,8 @@ class ResidentLowering(NestLanes):
                 if r.axis == across:
                     size = self.lanes * (sums.get(across) or self._vectors_of_nest(r, plan))
                 elif r.lane:
-                    size = self.lanes * next((n for n in (*self._more_vectors(r, carrying, plan), RESIDENT_VECTORS)
+                    more = self.sixteen_registers and r.axis in carrying
+                    size = self.lanes * next((n for n in (MANY_VECTORS,) * more + (RESIDENT_VECTORS,)
                                               if r.hint >= n * self.lanes), 1)
                 elif r.axis in carrying and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
@@ -145,21 +141,6 @@ class ResidentLowering(NestLanes):
                                         f"{self.lanes} lanes, or another lane axis")
 
         self._walk_by_parts(ranges, plan, sums)
-
-    def _more_vectors(self, r: Range, carrying: set[str], plan: Plan) -> tuple[int, ...]:
-        """How many vectors of a lane axis are held at once, if it is that long, before RESIDENT_VECTORS."""
-        if r.axis not in carrying:
-            return ()
-        if self.contracts_on_tiles([op for item in plan.items if isinstance(item, Op) for op in item.walk()]):
-            return TILE_VECTORS
-        return (MANY_VECTORS,) if self.sixteen_registers else ()
-
-    def contracts_on_tiles(self, ops: Sequence[Op]) -> bool:
-        """Whether tile registers may take all contractions among some ops, as far as types and the schedule say."""
-        unit, products = self.facts.tiles, [op for op in ops if op.name == "contract"]
-        return (unit is not None and ("bf16", "bf16") in unit.products and bool(products)
-                and self.schedule.matrix is not False and not self.schedule.registers
-                and all(dtype_of(v) is bf16 for op in products for v in op.operands))
 
     def _walk_by_parts(self, ranges: list[Range], plan: Plan, sums: dict[str, int]) -> None:
         """Has many rows walk the one loop that carries their sums by parts (Requests.part_bytes)."""

@@ -13,10 +13,9 @@ what the left operand has there, are zeros. tile_bound.py says what holds beside
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
-from ..ir.nodes import Op, Value
+from ..ir.nodes import Value
 from ..ir.types import ROW_B32, TILE_F32, b32, bf16, f32, i32
 from ..tile.plan import Walk, axes_of, ops_behind
 from .packed import DOT2_BF16, Packing, Term
@@ -88,21 +87,6 @@ def fit(model: Model, walk: Walk, lane: str, kept: Value | None = None) -> TileS
             model.open[depth].extent != deep or model.access(left.op).axes.get(depth) != bf16.size_bytes):
         return None
     return TileSlots(rows[0], lane, depth, left, right, most, deep // PAIR)
-
-
-def touched_bytes(model: Model, product: Op, axis: str, size: int) -> int:
-    """How many bytes a product touches here for so much of an axis, typically: what spans the lanes as slots; of the
-    other operand, if it is summed over the axis, also as they lie and turned, and sums beside those that are
-    carried."""
-    def elements(value: Value) -> int:
-        return prod(size if a == axis else model.extent_hint(a) for a in axes_of(value))
-
-    turned = axis in product.attributes["over"]
-    found = f32.size_bytes * elements(product.result) * (2 if turned else 1)
-    for value in product.operands:
-        spans = any(a in model.bound and model.bound[a].lane for a in axes_of(value))
-        found += bf16.size_bytes * elements(value) * (3 if turned and not spans else 1)
-    return found
 
 
 class _Emission(BoundTiles):
