@@ -118,9 +118,8 @@ class ResidentLowering(NestLanes):
                 if r.axis == across:
                     size = self.lanes * (sums.get(across) or self._vectors_of_nest(r, plan))
                 elif r.lane:
-                    more = self.sixteen_registers and r.axis in carrying
-                    size = self.lanes * next((n for n in (MANY_VECTORS,) * more + (RESIDENT_VECTORS,)
-                                              if r.hint >= n * self.lanes), 1)
+                    most = MANY_VECTORS if self.sixteen_registers and r.axis in carrying else RESIDENT_VECTORS
+                    size = self.lanes * next((n for n in (most, RESIDENT_VECTORS) if r.hint >= n * self.lanes), 1)
                 elif r.axis in carrying and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
                 else:
@@ -209,10 +208,10 @@ class ResidentLowering(NestLanes):
         16.4, 18.7, 20.7 and 20.0, 26.4, 35.2; Q4_1 15.8, 21.5, 21.3 and 25.5, 32.7, 30.8; Q8_0 16.8, 18.4, 21.2 and
         25.7, 35.0, 37.8; gate and up of Q4_0 19.0, 17.0, 13.8; Q4_K 13.7, 14.3, 14.5, Q6_K 15.8, 16.7, 14.2. On a
         Cascade Lake, in percent of what plain reads reach, by one place that is asked for and by eight that are not:
-        Q4_0 106 and 102, Q4_1 108 and 96, Q8_0 108 and 106. On a Granite Rapids, 2048 x 1024 from memory, of the time
-        of one place that is asked for by eight that are not, one thread and two: Q4_0 0.62 to 0.65 and 0.63 to 0.91,
-        Q8_0 0.85 to 0.90 and 0.88 to 1.01; gate and up of Q4_0 by four each 1.05, of Q8_0 1.10. In a model two to eight
-        places that are asked for 1 to 8 KiB ahead as well take 0.97 to 1.05."""
+        Q4_0 106 and 102, Q4_1 108 and 96, Q8_0 108 and 106. On a Granite Rapids, of the time of
+        one place that is asked for by eight that are not, one thread, 2048 and 16000 x 1024 on huge pages: Q4_0 0.96 to
+        1.0, Q8_0 0.89 to 0.92; on pages of 4 KiB, 2048 x 1024, 0.62 to 0.91 and 0.85 to 1.01, gate and up of Q4_0 by
+        four each 1.05, of Q8_0 1.10. In a model two to eight places that are asked for as well take 0.97 to 1.05."""
         places = self.requests.block_places
         loops = [item for item in plan.items if isinstance(item, Op) and item.blocks]
         if not places or len(loops) != 1 or loops[0].name != "each" or r.hint < 2 * places or any(

@@ -107,7 +107,7 @@ class _Emission(BoundTiles):
         held = [self.load(low.add(right, at), stride, disp) for at, disp in places] \
             if len(places) + self.wide < 2 * MOST_SUMS else []      # which leaves one for the left operand
         if not held:
-            self.tall = max(number for number in range(1, MOST_SUMS // self.wide + 1 if self.wide < MOST_SUMS else 2)
+            self.tall = max(number for number in range(1, max(1, MOST_SUMS // self.wide) + 1)
                             if self.most % (number * self.size) == 0)
         lefts = self._turned() if found.left in low.slot_axes else self._in_place()
         carried = self._carried()
