@@ -205,11 +205,11 @@ class BoundTiles:
             del low.buffers[value]
 
     def _all_stay(self, values: Sequence[Value]) -> Value | None:
-        """Whether what follows leaves every sum as it is, where it lies, by coordinates alone: below the diagonal of a
-        causal mask. None where it never does."""
+        """Whether what follows leaves every sum as it is, where it lies, as coordinates alone say: below the diagonal
+        of a causal mask. None where that is not known."""
         low = self.low
-        (root, *others) = self.walk.after
-        if others or len(values) != 1 or not isinstance(root, Value) or root.op is None or root.op.name != "select" or (
+        root = self.walk.after[0] if len(self.walk.after) == len(values) == 1 else None
+        if not isinstance(root, Value) or root.op is None or root.op.name != "select" or (
                 root.op.operands[1] is not values[0] or low.pending_buffers.get(root) != low.buffers[values[0]]):
             return None
         mask = root.op.operands[0].op
