@@ -158,6 +158,7 @@ def expand_lane(lane: Function, target: Any) -> Function:
     from ..lane.math import expand_math
     from ..lane.packed_bits import pack_by_bits
     from ..lane.packed_pairs import compute_pairs
+    from ..lane.rounded_words import round_words
     from ..lane.scaled_sums import scale_sums
     from ..lane.scaled_words import scale_words
     from ..lane.small_integers import convert_by_bits
@@ -180,6 +181,8 @@ def expand_lane(lane: Function, target: Any) -> Function:
         _trace(lane, "scale_words")
     if "dot4_u8i8" in legal and target.slow_products and scale_sums(lane):
         _trace(lane, "scale_sums")
+    if not legal.isdisjoint({"pack2", "pack_bf16"}) and round_words(lane, legal):
+        _trace(lane, "round_words")
     if "mul2" in legal and target.slow_conversions and pack_by_bits(lane):
         _trace(lane, "pack_by_bits")
     if "mul2" in legal and compute_pairs(lane):

@@ -469,6 +469,9 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
                               "counters": min(self.counters, TASK_COUNTERS),
                               "tasks": [] if None in self.task_counts else self.task_counts}
+        steady = self._steady()
+        if steady:
+            lowered.attributes["steady"] = steady
         if self.contractions or self.products:
             used = {op.attributes["by"] for op in lowered.walk() if op.name in ("asm_contract", "asm_multiply")}
             lowered.attributes["refused"] = [
@@ -491,6 +494,14 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         if self.cluster > 1:
             lowered.attributes["cluster"] = self.cluster
         return lowered
+
+    def _steady(self) -> list[str]:
+        """The slots of tensors that nothing is stored to meanwhile. Where one may be the very tensor that the function
+        stores to (`in_place`), both have one dtype."""
+        tensors = self.function.tensors()
+        dtypes = {v.type.dtype for v in tensors if v in self.stored}    # type: ignore[union-attr]
+        return [slot for v in tensors if v.type.dtype not in dtypes     # type: ignore[union-attr]
+                and (slot := f"{v.name}.data") in self.slots]
 
     def _parallel(self, part: Block) -> None:
         """A part of the function whose loops share out tasks. Groups of a worker's warps share out the same."""

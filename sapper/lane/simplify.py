@@ -3,7 +3,8 @@
 Enters: a verified lane function. Leaves: a smaller one with the same stores in the same order. Holds: scalar arithmetic
 on constants is done; constants move out of sums into `disp` of memory operands and factors 2, 4, 8 into `scale`; pure
 ops are computed once in a scope, and outside the loops they do not depend on; nothing dead is left. Floating-point
-results stay the same bit for bit. Ops whose divisor might be 0 are not moved to where they would run more often.
+results stay the same bit for bit. Ops whose divisor might be 0 are not moved to where they would run more often. Loads
+of what the function never stores to (its attribute `steady`) are pure, too, but leave no loop that may not run at all.
 
 simplify() runs: FOLD rules, hoisting, common subexpressions, ADDRESS rules, dead code (what a loop carries for itself
 alone included). Hoisting comes first because it brings equal ops from sibling loops into one block, and before the
@@ -17,8 +18,8 @@ from typing import Any
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, Trace, eliminate_dead, rewrite
-from ..ir.types import ROW_F32, ROW_I32, S64, DType, RowType, bool_
-from .ops import LANE_OPS
+from ..ir.types import ROW_F32, ROW_I32, S64, DType, RowType, b32, bool_, f32
+from .ops import FIRST_WORDS, LANE_OPS
 
 READERS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "prefetch"})
 """Impure only because they read memory (or hint at it): dropped when nobody uses what they read."""
@@ -495,13 +496,42 @@ def eliminate_common(function: Function) -> int:
     """Compute each pure op once in the block where it first stands and the blocks inside that; how many went."""
     table: dict[_Key, list[Value]] = {}
     replaced: dict[Value, Value] = {}
-    return _common_block(function.body, table, replaced)
+    return _common_block(function.body, table, replaced, Steady(function))
 
 
 _PURE = frozenset({name for name, row in LANE_OPS.rows.items() if row.pure and not row.blocks})
+_STEADY = frozenset({"load", "load_splat"})
+_TYPED = frozenset({"splat", "splat_const", "cvt", "bitcast"}) | _STEADY
+"""Ops whose results may have several types."""
 
 
-def _common_block(block: Block, table: dict[_Key, list[Value]], replaced: dict[Value, Value]) -> int:
+class Steady:
+    """The loads of a function that find the same each time: of tensors in its attribute `steady`. Not of what products
+    take from memory as it lies, which would only hold registers."""
+
+    def __init__(self, function: Function) -> None:
+        slots: list[str] = function.attributes["slots"] if "steady" in function.attributes else []
+        self.numbers = {len(FIRST_WORDS) + slots.index(name) for name in function.attributes.get("steady", ())}
+        self.roots: dict[Value, int | None] = {}
+
+    def __contains__(self, op: Op) -> bool:
+        return op.name in _STEADY and bool(self.numbers) and op.attributes["dtype"] not in (f32, b32) and (
+            self._root(op.operands[0]) in self.numbers)
+
+    def _root(self, address: Value) -> int | None:
+        """The number of the argument that an address is, with something added to it."""
+        if address not in self.roots:
+            op, found = address.op, None
+            if op is not None and op.name == "arg":
+                found = op.attributes["slot"]
+            elif op is not None and op.name == "s_add":
+                there = [root for root in map(self._root, op.operands) if root in self.numbers]
+                found = there[0] if len(there) == 1 else None
+            self.roots[address] = found
+        return self.roots[address]
+
+
+def _common_block(block: Block, table: dict[_Key, list[Value]], replaced: dict[Value, Value], steady: Steady) -> int:
     removed = 0
     added: list[_Key] = []
     out: list[Op] = []
@@ -512,9 +542,9 @@ def _common_block(block: Block, table: dict[_Key, list[Value]], replaced: dict[V
                 if value in replaced:
                     operands[position] = replaced[value]
         name = op.name
-        if name in _PURE:
+        if name in _PURE or op in steady:
             attributes = _attribute_key(op.attributes)
-            type = op.results[0].type if name in ("splat", "splat_const", "cvt", "bitcast") else None
+            type = op.results[0].type if name in _TYPED else None
             key = (name, attributes, type, *operands)
             found = table.get(key)
             if found is None and name in _COMMUTES:
@@ -530,7 +560,7 @@ def _common_block(block: Block, table: dict[_Key, list[Value]], replaced: dict[V
             added.append(key)
         else:
             for inner in op.blocks:
-                removed += _common_block(inner, table, replaced)
+                removed += _common_block(inner, table, replaced, steady)
         out.append(op)
     block.ops = out
     for key in added:
@@ -551,24 +581,33 @@ def _may_run_more_often(op: Op) -> bool:
 
 def hoist(function: Function) -> int:
     """Move pure ops out of every `loop` and `tasks` whose values they do not depend on; how many moves."""
-    return _hoist_block(function.body)
+    return _hoist_block(function.body, Steady(function))
 
 
-def _hoist_block(block: Block) -> int:
+def _runs(loop: Op) -> bool:
+    """Whether a loop runs once at least, for sure."""
+    if loop.name != "loop":
+        return False
+    start, stop = (constant(v) for v in loop.operands[:2])
+    return start is not None and stop is not None and start < stop
+
+
+def _hoist_block(block: Block, steady: Steady) -> int:
     moved = 0
     out: list[Op] | None = None
     for position, op in enumerate(block.ops):
         if op.blocks:
             for inner in op.blocks:
-                moved += _hoist_block(inner)
+                moved += _hoist_block(inner, steady)
             if op.name == "loop" or op.name == "tasks":
                 (body,) = op.blocks
+                runs = _runs(op)
                 inside: set[Value] = set(body.arguments)
                 up: list[Op] = []
                 stay: list[Op] = []
                 for candidate in body.ops:
-                    if (candidate.name in _PURE and inside.isdisjoint(candidate.operands)
-                            and _may_run_more_often(candidate)):
+                    leaves = _may_run_more_often(candidate) if candidate.name in _PURE else runs and candidate in steady
+                    if leaves and inside.isdisjoint(candidate.operands):
                         up.append(candidate)
                     else:
                         inside.update(candidate.results)

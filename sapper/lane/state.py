@@ -18,6 +18,7 @@ from typing import Any, Union
 from ..ir.nodes import Block, Builder, Location, Op, Value
 from ..ir.types import NARROW_FLOATS, S64, Dim, DType, RowType, Type, b32, bool_, f32, f64, i4, i8, i32, i64, index
 from ..tile.schedule import LoweringError
+from .ops import FIRST_WORDS
 
 MOST_VALUES = 1 << 16
 """Of one kernel: ten times what the largest of the library has. More would take minutes to compile."""
@@ -306,7 +307,7 @@ class State:
         if key not in memo:
             if name not in self.slots:
                 self.slots.append(name)
-            memo[key] = self.emit(0, "arg", [], S64, slot=3 + self.slots.index(name))
+            memo[key] = self.emit(0, "arg", [], S64, slot=len(FIRST_WORDS) + self.slots.index(name))
         found: Value = memo[key]
         return found
 

@@ -443,9 +443,9 @@ ROUNDED_MIXTURE_ROWS = 32
 those of 8 bits, of 170 rows 1.3 times: who rounds wants the accuracy."""
 
 
-ROUNDED_MIXTURE_BYTES = 1 << 24
-"""How much memory rounding takes at most where nobody asked for it: a V2-Lite's 4096 rows and its widened expert would
-take 28 MB."""
+ROUNDED_MIXTURE_BYTES = 3 << 23
+"""How much memory rounding takes at most where nobody asked for it: a V2-Lite's 4096 rows, which its
+shared experts have too, take 17 MB."""
 
 
 def is_rounded_mixture(activations: int, experts: int, rows: int) -> bool:
@@ -635,7 +635,7 @@ class PanelExperts:
         return int(self.together.shape[0]) // self.count
 
     def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
-        room_bytes = 2 * self.together.shape[1] * (rows + matrices * self._rows)
+        room_bytes = 2 * self.together.shape[1] * (rows + matrices * self._rounded_blocks(work)[0] * PACKED_ROWS)
         wanted = self.together.rounded or (room_bytes <= ROUNDED_MIXTURE_BYTES and self.together.rounds(work))
         return wanted and is_rounded_mixture(rows, self.count, self._rows)
 
@@ -645,14 +645,19 @@ class PanelExperts:
         """apply_groups with rows and weights rounded to bf16."""
         steps, x, _ = narrowed(x, "bf16", True, work)
         matrices, columns, block = (self, *others), self.together.shape[1], self.together.block
-        parts = [part.reshape(self.count, -1, moe_rounded.TOGETHER, *part.shape[1:])
+        blocks = self._rounded_blocks(work)
+        parts = [part.reshape(self.count, *blocks, moe_rounded.TOGETHER, *part.shape[1:])
                  for one in matrices for part in one.together.parts]
-        near = [work.narrow(self._rows, columns, 1 + place).reshape(-1, columns // block, block // 2, PACKED_ROWS, 2)
-                for place in range(len(matrices))]
+        near = [work.narrow(blocks[0] * PACKED_ROWS, columns, 1 + place).reshape(
+            blocks[0], columns // block, block // 2, PACKED_ROWS, 2) for place in range(len(matrices))]
         kernel = getattr(self._rounded_kernels, "grouped_swiglu_rounded" if others else "grouped_rounded")
         return [*steps, (kernel, (
             Rows(in_blocks(x.array, block), x.count), *ranges, *parts, *near,
-            Rows(in_blocks(y.array, PACKED_ROWS), y.count)))]
+            Rows(y.array.reshape(len(y.array), *blocks, PACKED_ROWS), y.count)))]
+
+    def _rounded_blocks(self, work: Workspace) -> tuple[int, int]:
+        """How many blocks an expert's rows are for the kernels that round, and of how many panels each."""
+        return panel_blocks(self._rows // PACKED_ROWS, work.workers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,6 +203,39 @@ def test_hoisting() -> None:
     assert [op.name for op in inner.ops] == ["s_add", "s_floordiv", "store", "s_store"]
 
 
+def steady(stop: str, dtype: str = "f16") -> Function:
+    """A loop that reads twice what it does not store to, and what it does."""
+    function = parse_function('lane func @f() {lanes = 8, slots = ["x.data", "n", "y.data"], steady = ["x.data"]} {'
+                              + HEAD + f"""
+    %y: s64 = arg {{slot = 5}}
+    %c0: s64 = s_const {{value = 0}}
+    %c4: s64 = s_const {{value = 4}}
+    %a: s64 = s_add %x, %n
+    loop %c0, {stop} {{step = 1}} (%i: s64) {{
+      %p: row<f32> = load %a {{dtype = :{dtype}}}
+      %q: row<f32> = load %a {{dtype = :{dtype}}}
+      %r: row<f32> = load %y {{dtype = :f32}}
+      %s: row<f32> = fma %p, %q, %r
+      store %s, %y {{dtype = :f32}}
+    }}
+    }}""", TABLES)
+    verify(function, LANE_OPS)
+    return function
+
+
+@pytest.mark.parametrize(("stop", "dtype", "outside", "inside"), [
+    ("%c4", "f16", 1, 1),   # and what is stored to stays
+    ("%n", "f16", 0, 2),    # which may not run at all
+    ("%c4", "f32", 0, 3),   # of which products take one from memory
+])
+def test_what_is_never_stored_to_is_read_once(stop: str, dtype: str, outside: int, inside: int) -> None:
+    function = steady(stop, dtype)
+    simplify(function)
+    verify(function, LANE_OPS)
+    names = [[op.name for op in ops] for ops in (function.body.ops, function.body.ops[-1].blocks[0].ops)]
+    assert [found.count("load") for found in names] == [outside, inside]
+
+
 def test_an_invariant_address_stays_out_of_the_operand() -> None:
     lines, _ = simplified(HEAD + C + """
     loop %c0, %n {step = 1} (%i: s64) {

@@ -24,9 +24,10 @@ from .test_block_products import tensors_of
 E, H, J, K, M, N, Q = sp.dims("E H J K M N Q")
 
 CASES = {
-    "grouped_rounded_q4": {"E": 3, "Q": 1, "B": 4, "J": 80}, "grouped_rounded_q4k": {"E": 3, "Q": 1, "S": 1, "J": 40},
-    "grouped_swiglu_rounded_q8": {"E": 4, "Q": 2, "B": 5, "J": 33},
-    "grouped_rounded_q4m_128": {"E": 3, "Q": 1, "B": 1, "J": 70},
+    "grouped_rounded_q4": {"E": 3, "P": 1, "R": 2, "B": 4, "J": 80},
+    "grouped_rounded_q4k": {"E": 3, "P": 1, "R": 1, "S": 1, "J": 40},
+    "grouped_swiglu_rounded_q8": {"E": 4, "P": 2, "R": 1, "B": 5, "J": 33},
+    "grouped_rounded_q4m_128": {"E": 3, "P": 1, "R": 1, "B": 1, "J": 70},
     "grouped_fp8": {"E": 3, "N": 1, "T": 2, "K": 134, "A": 1, "J": 60},
     "grouped_swiglu_fp8": {"E": 3, "N": 1, "T": 2, "K": 144, "A": 1, "J": 60},
 }
