@@ -5,6 +5,7 @@ In: nothing. Out: `library()`, every kernel with what belongs to it. Holds: name
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ def library() -> list[LibraryKernel]:
 
 
 def find(name: str) -> LibraryKernel:
-    """The library kernel of that name. Raises KeyError with the names that exist."""
+    """The library kernel of that name. Raises KeyError with names like it."""
     entries = {entry.name: entry for entry in library()}
     if name not in entries:
-        raise KeyError(f"no library kernel {name!r}; expected one of: {', '.join(entries)}")
+        near = get_close_matches(name, entries, 3)
+        raise KeyError(f"no library kernel {name!r}; expected one that `sapper kernels` lists"
+                       + (f"; mend: perhaps {' or '.join(near)}" if near else ""))
     return entries[name]
