@@ -21,8 +21,8 @@ from .bench_suites import Row, Settings, attempt, rows_of, with_floor
 
 PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
 DECODE_S = 0.5
-"""A sample of decoding lasts about so long: tokens one after the other, as many as a short answer has. The first tenths of
-a second after a peer's turn read weights that memory has not given for a while: on a virtual machine with 480 MiB of
+"""A sample of decoding lasts about so long: tokens one after the other, as many as a short answer has. The first tenths
+of a second after a peer's turn read weights that memory has not given for a while: on a virtual machine with 480 MiB of
 last cache they came at 11 GB/s instead of 16."""
 TRIAL_S = 300
 """How long llama.cpp may take to load a file and to read two tokens."""
