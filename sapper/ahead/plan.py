@@ -22,7 +22,7 @@ from ..runtime.buffers import LINE_BYTES
 from ..runtime.compiled import CompiledKernel
 from ..runtime.launch import Launcher, compile_for_call
 from ..runtime.program import Launch, Layout, plan_barriers
-from ..runtime.specialise import Specialisation
+from ..runtime.specialise import Specialisation, large_in_program
 from ..runtime.system import HUGE_PAGE_BYTES, PAGE_BYTES, round_up
 from .errors import AheadError
 from .words import BYTES_OF_A_TOKEN, Tables, Vocabulary, make_tables
@@ -236,7 +236,7 @@ def _bind(name: str, sections: Sections, compiler: _Compiler) -> PlannedProgram:
     for heading, steps in sections:
         headings[len(launches)] = heading
         for kernel, arguments in steps:
-            launches.append(Launch(kernel, arguments, {"static": True}, compiler))
+            launches.append(Launch(kernel, arguments, {"static": True}, compiler, large_in_program(compiler.target)))
     for launch in launches:
         for place in launch.places:
             if place.parameter.dtype.kind == "f":

@@ -44,10 +44,10 @@ from .cache import kept_code
 from .compiled import CompiledKernel
 from .entries import register_renewal
 from .errors import ArgumentError, LaunchError
-from .launch import Launcher, interpret, launcher_with
+from .launch import Launcher, configuration, interpret, launcher_with
 from .loader import CodeBlock, load
 from .scratch import SYNC_BYTES, stride_bytes
-from .specialise import Specialisation, extent_bound, specialise
+from .specialise import Specialisation, extent_bound, large_in_program, specialise
 from .streams import stream_of
 from .system import PAGE_BYTES, round_up
 
@@ -145,12 +145,14 @@ class Place(NamedTuple):
 class Launch:
     """One kernel of a program, bound for the most rows that it may have.
 
-    words: of the argument block from FIRST_SLOT on. places: those that variables set. reads, writes: ranges of memory,
-    (first byte, one past the last). code: what `compile` gave. stream: see streams.py; ahead: how many launches further
-    on is the one whose stream workers ask for while they wait after this one, 0 for none.
+    large_bytes: see large_in_program. words: of the argument block from FIRST_SLOT on. places: those that variables
+    set. reads, writes: ranges of memory, (first byte, one past the last). code: what `compile` gave. stream: see
+    streams.py; ahead: how many launches further on is the one whose stream workers ask for while they wait after this
+    one, 0 for none.
     """
 
-    def __init__(self, kernel: Any, arguments: Sequence[Any], options: dict[str, Any], compile: Compile) -> None:
+    def __init__(self, kernel: Any, arguments: Sequence[Any], options: dict[str, Any], compile: Compile,
+                 large_bytes: int) -> None:
         plain = [a.array if isinstance(a, Rows) else a.value if isinstance(a, Variable) else a for a in arguments]
         launcher = launcher_with(kernel, options)
         filled, rest = launcher.by_position(tuple(plain), {})
@@ -159,7 +161,7 @@ class Launch:
         self.binding: Binding = self.signature.bind(filled)
         rows = self._rows(arguments)
         static = launcher.static_for(self.binding.dims, rows)
-        self.specialisation = _for_rows(specialise(self.signature, self.binding, static), rows)
+        self.specialisation = _for_rows(specialise(self.signature, self.binding, static, large_bytes), rows)
         self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
         self.signature.check_stores(self.binding, self.compiled.stored)
         most = min((self.binding.dims[dim] for dim in rows), default=0)
@@ -380,7 +382,8 @@ class Program:
         threads = options.get("threads")
         self.threads: int = settings.threads() if threads is None else threads
         compile = _once_for_equal_launches(Launcher.get_compiled)
-        self._launches = [Launch(kernel, arguments, options, compile) for kernel, arguments in steps]
+        large_bytes = large_in_program(configuration().find_target(options.get("target")))
+        self._launches = [Launch(kernel, arguments, options, compile, large_bytes) for kernel, arguments in steps]
         kept: dict[Specialisation, Specialisation] = {}
         for launch in self._launches:       # a model has thousands of launches, of which most are equal
             launch.specialisation = kept.setdefault(launch.specialisation, launch.specialisation)
