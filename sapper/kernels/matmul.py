@@ -19,7 +19,18 @@ import sapper as sp
 from sapper import Tensor, bf16, f32, tiles, zeros
 
 from .activation import gelu_of, gelu_reference, silu, silu_reference
-from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import (
+    NUMPY_DTYPES,
+    Arguments,
+    Array,
+    Case,
+    LibraryKernel,
+    Shape,
+    Tolerance,
+    normal,
+    rounded_to_bf16,
+    unwritten,
+)
 
 M, N, K = sp.dims("M N K")
 
@@ -96,12 +107,12 @@ def make_matmul_nt_residual(weight: Any, left: Any = f32) -> Any:
     return matmul_nt_residual
 
 
-def make_matmul_swiglu(weight: Any, left: Any = f32) -> Any:
+def make_matmul_swiglu(name: str, weight: Any, left: Any = f32, result: Any = f32) -> Any:
     """c = silu(a @ gate.T) * (a @ up.T)."""
 
-    @sp.kernel(name=f"matmul_swiglu_{weight.name}" + ("" if left is f32 else f"_{left.name}"))
+    @sp.kernel(name=name)
     def matmul_swiglu(
-        a: Tensor[left, M, K], gate: Tensor[weight, N, K], up: Tensor[weight, N, K], c: Tensor[f32, M, N]
+        a: Tensor[left, M, K], gate: Tensor[weight, N, K], up: Tensor[weight, N, K], c: Tensor[result, M, N]
     ):
         for m, n in tiles(M, N):
             gate_sum = zeros(m, n, dtype=f32)
@@ -110,7 +121,7 @@ def make_matmul_swiglu(weight: Any, left: Any = f32) -> Any:
                 x = a[m, k]
                 gate_sum += x @ gate[n, k]
                 up_sum += x @ up[n, k]
-            c[m, n] = silu(gate_sum) * up_sum
+            c[m, n] = (silu(gate_sum) * up_sum).to(result)
 
     return matmul_swiglu
 
@@ -130,9 +141,10 @@ matmul_nt_bias_gelu_f32 = make_matmul_nt_bias(f32, gelu_of, "_gelu")
 matmul_nt_residual_f32 = make_matmul_nt_residual(f32)
 matmul_nt_residual_bf16 = make_matmul_nt_residual(bf16)
 matmul_nt_residual_bf16_bf16 = make_matmul_nt_residual(bf16, bf16)
-matmul_swiglu_f32 = make_matmul_swiglu(f32)
-matmul_swiglu_bf16 = make_matmul_swiglu(bf16)
-matmul_swiglu_bf16_bf16 = make_matmul_swiglu(bf16, bf16)
+matmul_swiglu_f32 = make_matmul_swiglu("matmul_swiglu_f32", f32)
+matmul_swiglu_bf16 = make_matmul_swiglu("matmul_swiglu_bf16", bf16)
+matmul_swiglu_bf16_bf16 = make_matmul_swiglu("matmul_swiglu_bf16_bf16", bf16, bf16)
+matmul_swiglu_rounded = make_matmul_swiglu("matmul_swiglu_rounded", bf16, bf16, bf16)
 
 
 def product(a: Array, b: Array, order: str) -> Array:
@@ -160,7 +172,7 @@ def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
 
 
 def make_arguments(random: "np.random.Generator", shape: Shape, order: str, weight: str, extra: str,
-                   left: str = "f32") -> Arguments:
+                   left: str = "f32", result: str = "f32") -> Arguments:
     """Weights are scaled by 1 / sqrt(K), as in a network, so that results are near 1 and one tolerance serves all K."""
     m, n, k = shape["M"], shape["N"], shape["K"]
     scale = 1.0 / np.sqrt(k + 1.0)
@@ -174,7 +186,7 @@ def make_arguments(random: "np.random.Generator", shape: Shape, order: str, weig
         arguments["bias"] = normal(random, n)
     elif extra == "residual":
         arguments["residual"] = normal(random, m, n)
-    arguments["c"] = unwritten(m, n)
+    arguments["c"] = unwritten(m, n, dtype=result)
     return arguments
 
 
@@ -200,11 +212,11 @@ def numpy_peer(arguments: Arguments, order: str) -> Any:
     return lambda: np.matmul(left, right, out=out)
 
 
-def case(m: int, n: int, k: int, weight_size: int, extra: str, left_size: int = 4) -> Case:
+def case(m: int, n: int, k: int, weight_size: int, extra: str, left_size: int = 4, result_size: int = 4) -> Case:
     """flops: two for each product; the epilogue's are left out. bytes: every operand once."""
     weights = 2 if extra == "swiglu" else 1
     more = 4 * n if extra == "bias" else 4 * m * n if extra == "residual" else 0
-    size = left_size * m * k + weights * weight_size * n * k + 4 * m * n + more
+    size = left_size * m * k + weights * weight_size * n * k + result_size * m * n + more
     return Case({"M": m, "N": n, "K": k}, flops=2 * weights * m * n * k, bytes=size)
 
 
@@ -217,9 +229,14 @@ CHECK_SHAPES = (
 )
 
 
+TOLERANCE = Tolerance(
+    1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: near 2**-24 * sqrt(K) in practice"
+)
+
+
 def _entry(
     name: str, kernel: Any, order: str, weight: str, extra: str = "", activation: str = "",
-    shapes: tuple[tuple[int, int, int], ...] = SQUARES, left: str = "f32",
+    shapes: tuple[tuple[int, int, int], ...] = SQUARES, left: str = "f32", result: str = "f32",
 ) -> LibraryKernel:
     peers: dict[str, Any] = {}
     if not extra and not activation:
@@ -231,12 +248,10 @@ def _entry(
         kernel=kernel,
         reference=swiglu_reference if extra == "swiglu"
         else lambda arguments: reference(arguments, order, activation),
-        make_arguments=lambda random, shape: make_arguments(random, shape, order, weight, extra, left),
-        tolerance=Tolerance(
-            1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: near 2**-24 * sqrt(K) in practice"
-        ),
-        cases=tuple(case(m, n, k, NUMPY_DTYPES[weight].itemsize, extra, NUMPY_DTYPES[left].itemsize)
-                    for m, n, k in shapes),
+        make_arguments=lambda random, shape: make_arguments(random, shape, order, weight, extra, left, result),
+        tolerance=TOLERANCE if result == "f32" else rounded_to_bf16(TOLERANCE),
+        cases=tuple(case(m, n, k, NUMPY_DTYPES[weight].itemsize, extra, NUMPY_DTYPES[left].itemsize,
+                         NUMPY_DTYPES[result].itemsize) for m, n, k in shapes),
         check_shapes=CHECK_SHAPES,
         dtype=weight,
         products="bf16" if left == weight == "bf16" else "f32",
@@ -266,4 +281,6 @@ KERNELS = (
     _entry("matmul_swiglu_bf16", matmul_swiglu_bf16, "nt", "bf16", extra="swiglu", shapes=MODEL_SHAPES[1:2]),
     _entry("matmul_swiglu_bf16_bf16", matmul_swiglu_bf16_bf16, "nt", "bf16", extra="swiglu", shapes=MODEL_SHAPES[1:2],
            left="bf16"),
+    _entry("matmul_swiglu_rounded", matmul_swiglu_rounded, "nt", "bf16", extra="swiglu", shapes=MODEL_SHAPES[1:2],
+           left="bf16", result="bf16"),
 )

@@ -31,7 +31,19 @@ import sapper as sp
 from sapper import Tensor, bf16, each, f32, i8, i32, span, tiles, whole, zeros
 
 from .activation import silu, silu_reference
-from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import (
+    EXACT,
+    NUMPY_DTYPES,
+    Arguments,
+    Array,
+    Case,
+    LibraryKernel,
+    Shape,
+    Tolerance,
+    normal,
+    rounded_to_bf16,
+    unwritten,
+)
 
 T, K, E, F, I, J, B, L = sp.dims("T K E F I J B L")
 LARGEST_BLOCK, SMALLEST_BLOCK = 64, 16
@@ -138,10 +150,12 @@ def group_tokens(
 
 
 def make_grouped_matmul_swiglu(weight: Any, left: Any = f32) -> Any:
+    """left: of x, and of y, as the product that takes that rounds it again."""
+
     @sp.kernel(name=f"grouped_matmul_swiglu_{weight.name}" + ("_bf16" if left is bf16 else ""))
     def grouped_matmul_swiglu(
         x: Tensor[left, J, I], start: Tensor[i32, E], stop: Tensor[i32, E], gate: Tensor[weight, E, B, L, I],
-        up: Tensor[weight, E, B, L, I], y: Tensor[f32, J, B, L],
+        up: Tensor[weight, E, B, L, I], y: Tensor[left, J, B, L],
     ):
         for b in each(B):
             for e in each(E):
@@ -152,7 +166,7 @@ def make_grouped_matmul_swiglu(weight: Any, left: Any = f32) -> Any:
                         row = x[m, i]
                         gate_sum += row @ gate[e, b, l, i]
                         up_sum += row @ up[e, b, l, i]
-                    y[m, b, l] = silu(gate_sum) * up_sum
+                    y[m, b, l] = (silu(gate_sum) * up_sum).to(left)
 
     return grouped_matmul_swiglu
 
@@ -344,7 +358,8 @@ def grouped_arguments(random: "np.random.Generator", shape: Shape, weight: str, 
         x, w = (random.integers(-128, 128, extents).astype(np.int8) for extents in ((j, depth), (e, b, l, depth)))
         return {"x": x} | ranges | {"w": w, "y": unwritten(j, b, l, dtype="i32")}
     ranges = {"x": normal(random, j, depth, dtype=left)} | ranges
-    return ranges | {name: _weights(random, weight, e, b, l, depth) for name in names} | {"y": unwritten(j, b, l)}
+    y = unwritten(j, b, l, dtype=left if swiglu else "f32")
+    return ranges | {name: _weights(random, weight, e, b, l, depth) for name in names} | {"y": y}
 
 
 def combine_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
@@ -392,9 +407,11 @@ def _grouped_entry(kernel: Any, weight: str, swiglu: bool, left: str = "f32", ro
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=grouped_reference,
         make_arguments=lambda random, shape: grouped_arguments(random, shape, weight, swiglu, left),
-        tolerance=Tolerance(0.0, 0.0, "sums of integers are exact") if weight == "i8" else TOLERANCE,
+        tolerance=Tolerance(0.0, 0.0, "sums of integers are exact") if weight == "i8" else
+        rounded_to_bf16(TOLERANCE) if swiglu and left == "bf16" else TOLERANCE,
         cases=(Case(shape(e, b, l, depth, j), flops=2 * count * j * b * l * depth,
-                    bytes=count * e * b * l * depth * size + j * (4 * b * l + left_size * depth) + 8 * e),),
+                    bytes=count * e * b * l * depth * size + j * (
+                        (left_size if swiglu else 4) * b * l + left_size * depth) + 8 * e),),
         check_shapes=(shape(2, 1, 3, 4, 0), shape(1, 1, 1, 1, 1), shape(5, 1, 7, 3, 11), shape(7, 2, 35, 33, 29),
                       shape(3, 5, 13, 130, 40)),
         dtype=weight, products=left,

@@ -3,7 +3,7 @@
 Many tokens, in the order of their experts (moe.py): rows first[e] ... last[e] - 1 are those of expert e.
 
     grouped_rounded            y[m] = w[e] @ x[m], y [J, P, R, 32]
-    grouped_swiglu_rounded     y[m] = silu(gate[e] @ x[m]) * (up[e] @ x[m])
+    grouped_swiglu_rounded     y[m] = silu(gate[e] @ x[m]) * (up[e] @ x[m]), in bf16, as the next product takes it
 
 A task has R panels of each expert, 32 rows of weights each. A panel is widened once, into `near`, meets all rows of
 activations that are the expert's, and makes room for the next one: 64 KiB for 1024 columns, which stay in the second
@@ -27,7 +27,17 @@ from .activation import silu, silu_reference
 from .k_quants import BLOCK_BYTES, SUPER, WORDS, kernels_of, random_panels, rows_of
 from .moe import TOLERANCE
 from .quantized import FORMS, PANEL, SLOT, Form, matrix, random_blocks
-from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
+from .record import (
+    NUMPY_DTYPES,
+    Arguments,
+    Array,
+    Case,
+    LibraryKernel,
+    Shape,
+    normal,
+    rounded_to_bf16,
+    unwritten,
+)
 from .widen import put_pairs
 
 B, E, J, P, R, S = sp.dims("B E J P R S")
@@ -56,7 +66,7 @@ def multiply_gated(
             row = rows[m, h, i]
             gate_sum += row @ gate[p, h, l, i]
             up_sum += row @ up[p, h, l, i]
-        y[m, p, r, l] = silu(gate_sum) * up_sum
+        y[m, p, r, l] = (silu(gate_sum) * up_sum).to(bf16)
 
 
 @cache
@@ -93,7 +103,7 @@ def rounded_experts(form: Form) -> SimpleNamespace:
         up: Tensor[u8, E, P, R, TOGETHER, B, words, PANEL, SLOT],
         up_scales: Tensor[f16, E, P, R, TOGETHER, B, scale_rows, PANEL],
         near_gate: Tensor[bf16, P, B, pairs, ROWS, 2], near_up: Tensor[bf16, P, B, pairs, ROWS, 2],
-        y: Tensor[f32, J, P, R, ROWS],
+        y: Tensor[bf16, J, P, R, ROWS],
     ):
         gates = gate.view(E * P * R * TOGETHER, B, words, PANEL, dtype=i32)
         ups = up.view(E * P * R * TOGETHER, B, words, PANEL, dtype=i32)
@@ -148,7 +158,7 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
         gate: Tensor[u8, E, P, R, TOGETHER, S, words, PANEL, SLOT],
         up: Tensor[u8, E, P, R, TOGETHER, S, words, PANEL, SLOT],
         near_gate: Tensor[bf16, P, S, pairs, ROWS, 2], near_up: Tensor[bf16, P, S, pairs, ROWS, 2],
-        y: Tensor[f32, J, P, R, ROWS],
+        y: Tensor[bf16, J, P, R, ROWS],
     ):
         gates = gate.view(E * P * R * TOGETHER, S, words, PANEL, dtype=i32)
         ups = up.view(E * P * R * TOGETHER, S, words, PANEL, dtype=i32)
@@ -220,7 +230,7 @@ def make_arguments(random: "np.random.Generator", shape: Shape, form: Source, sw
             parts = {name or "w": random_panels(random, form, e * p * r * TOGETHER, depth)}
         made |= {key: part.reshape(e, p, r, TOGETHER, *part.shape[1:]) for key, part in parts.items()}
     room = {f"near_{name}" if name else "near": unwritten(p, depth, size // 2, ROWS, 2, dtype="bf16") for name in names}
-    return made | room | {"y": unwritten(j, p, r, ROWS)}
+    return made | room | {"y": unwritten(j, p, r, ROWS, dtype="bf16" if swiglu else "f32")}
 
 
 def _entry(kernel: Any, form: Source, swiglu: bool) -> LibraryKernel:
@@ -233,9 +243,10 @@ def _entry(kernel: Any, form: Source, swiglu: bool) -> LibraryKernel:
     weights, near = e * n * columns // size * block_bytes, 2 * p * ROWS * columns
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=lambda arguments: reference(arguments, form),
-        make_arguments=lambda random, shape: make_arguments(random, shape, form, swiglu), tolerance=TOLERANCE,
+        make_arguments=lambda random, shape: make_arguments(random, shape, form, swiglu),
+        tolerance=rounded_to_bf16(TOLERANCE) if swiglu else TOLERANCE,
         cases=(Case({"E": e, "P": p, "R": r, depth: columns // size, "J": j}, flops=2 * count * j * n * columns,
-                    bytes=count * (weights + near) + j * (2 * columns + 4 * n) + 8 * e),),
+                    bytes=count * (weights + near) + j * (2 * columns + (2 if swiglu else 4) * n) + 8 * e),),
         check_shapes=({"E": 1, "P": 1, "R": 1, depth: 1, "J": 1}, {"E": 4, "P": 2, "R": 1, depth: 2, "J": 7},
                       {"E": 3, "P": 1, "R": 2, depth: 1, "J": 33}),
         dtype=dtype, products="bf16",

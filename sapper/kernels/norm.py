@@ -2,7 +2,8 @@
 
 RMSNorm: y = x / sqrt(mean(x**2) + epsilon) * gain (Zhang and Sennrich, 2019).
 LayerNorm: y = (x - mean(x)) / sqrt(variance(x) + epsilon) * gain + bias (Ba, Kiros and Hinton, 2016).
-All is computed in f32, whatever the type of x, gain, bias and y. `rms_norm_quantize` rounds each row of the first to
+All is computed in f32, whatever the type of x, gain, bias and y. `rms_norm_rounded` takes f32 and gives bf16, for what
+rounds it anyway. `rms_norm_quantize` rounds each row of the first to
 i8: q = round(y / scale) with scale = max(abs(y)) / 127, which is 1 for a row of zeros.
 """
 
@@ -53,6 +54,15 @@ def rms_norm_bf16(x: Tensor[bf16, M, N], gain: Tensor[bf16, N], epsilon: f32, y:
         row = x[m, n].to(f32)
         mean_square = sum(row * row, over=n) / N.to(f32)
         y[m, n] = (row * rsqrt(mean_square + epsilon) * gain[n].to(f32)).to(bf16)
+
+
+@sp.kernel
+def rms_norm_rounded(x: Tensor[f32, M, N], gain: Tensor[f32, N], epsilon: f32, y: Tensor[bf16, M, N]):
+    for m in tiles(M):
+        n = whole(N)
+        row = x[m, n]
+        mean_square = sum(row * row, over=n) / N.to(f32)
+        y[m, n] = (row * rsqrt(mean_square + epsilon) * gain[n]).to(bf16)
 
 
 @sp.kernel
@@ -216,6 +226,17 @@ KERNELS = (
     _entry(rms_norm_bf16, RMS, "bf16", 4, 576),
     _entry(layer_norm, LAYER, "f32", 7, 768),
     _entry(layer_norm_bf16, LAYER, "bf16", 7, 768),
+    LibraryKernel(
+        name="rms_norm_rounded",
+        kernel=rms_norm_rounded,
+        reference=rms_norm_reference,
+        make_arguments=lambda random, shape: {**rms_norm_arguments(random, shape, "f32"),
+                                              "y": unwritten(shape["M"], shape["N"], dtype="bf16")},
+        tolerance=rounded_to_bf16(TOLERANCE),
+        cases=tuple(Case({"M": m, "N": n}, flops=4 * m * n, bytes=6 * m * n + 4 * n)
+                    for m, n in ((512, 576), (8192, 4096))),
+        check_shapes=CHECK_SHAPES,
+    ),
     LibraryKernel(
         name="rms_norm_quantize",
         kernel=rms_norm_quantize,

@@ -149,7 +149,7 @@ class KMatrix:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        if self.rounds(work) and is_rounded(x, self.shape[0]):
+        if self.rounds_rows(len(x.array), work):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
@@ -157,6 +157,9 @@ class KMatrix:
 
     def rounds(self, work: Workspace) -> bool:
         return self.rounded or (self.quantises and work.rounds_many())
+
+    def rounds_rows(self, rows: int, work: Workspace) -> bool:
+        return not self.exact and self.rounds(work) and is_rounded(rows, self.shape[0])
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         rows, columns = self.shape

@@ -149,10 +149,28 @@ def narrowed(x: Rows, dtype: str, rounded: bool, work: Workspace) -> tuple[Steps
     names of the kernels end. rounded: see Dense; what lies there in bf16 is so already."""
     if not rounded:
         return [], x, dtype
-    if x.array.dtype == ml_dtypes.bfloat16:
+    if is_bf16(x):
         return [], x, "bf16_bf16"
     rows = Rows(work.narrow(*x.array.shape), x.count)
     return [(narrow.narrow_bf16, (x, rows))], rows, "bf16_bf16"
+
+
+def as_bf16(rows: Array) -> Array:
+    """As many rows of bf16, in memory of rows of f32."""
+    if not rows.flags.c_contiguous:
+        apart: Array = rows.view(ml_dtypes.bfloat16)[:, : rows.shape[1]]
+        return apart
+    together: Array = rows.reshape(-1).view(ml_dtypes.bfloat16)[: rows.size].reshape(rows.shape)
+    return together
+
+
+def is_bf16(x: Rows) -> bool:
+    return bool(x.array.dtype == ml_dtypes.bfloat16)
+
+
+def product_kernel(name: str, dtypes: str, result: Rows) -> Any:
+    """Of sapper/kernels/matmul.py. dtypes: as of `narrowed`."""
+    return getattr(matmul, f"{name}_{'rounded' if is_bf16(result) else dtypes}")
 
 
 def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
@@ -205,6 +223,9 @@ class Matrix(Protocol):
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
         """y[t] = row tokens[t]"""
+
+    def rounds_rows(self, rows: int, work: Workspace) -> bool:
+        """Whether apply_rows rounds so many rows to bf16: they may lie so already, and so may what it gives."""
 
     def apply_rows(self, name: str, x: Rows, others: Sequence[Any], rest: Sequence[Rows], work: Workspace) -> Steps:
         """The matrix kernel of that name (sapper/kernels/matmul.py) on the rows x. others: further matrices of the same
@@ -262,9 +283,13 @@ class Dense:
             return [(getattr(embedding, f"embedding_panels_{self.dtype}"), (tokens, panels, y))]
         return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
 
+    def rounds_rows(self, rows: int, work: Workspace) -> bool:
+        return self.rounded
+
     def apply_rows(self, name: str, x: Rows, others: Sequence[Dense], rest: Sequence[Rows], work: Workspace) -> Steps:
         steps, x, dtypes = narrowed(x, self.dtype, self.rounded, work)
-        return [*steps, (getattr(matmul, f"{name}_{dtypes}"), (x, *(one.weights for one in (self, *others)), *rest))]
+        kernel = product_kernel(name, dtypes, rest[-1])
+        return [*steps, (kernel, (x, *(one.weights for one in (self, *others)), *rest))]
 
 
 def packed_in(arena: Arena, rows: int, columns: int, dtype: str) -> Packed:
@@ -383,7 +408,7 @@ class Blocks:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        if self.rounds(work) and is_rounded(x, self.shape[0]):
+        if self.rounds_rows(len(x.array), work):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         parts = [part for one in matrices for part in one.grouped()]
@@ -392,6 +417,9 @@ class Blocks:
 
     def rounds(self, work: Workspace) -> bool:
         return self.rounded or (self.quantises and work.rounds_many())
+
+    def rounds_rows(self, rows: int, work: Workspace) -> bool:
+        return not self.exact and self.rounds(work) and is_rounded(rows, self.shape[0])
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         """The rows as a plain array, its dtype, and the step that fills it."""
@@ -433,9 +461,9 @@ class Rounds(Protocol):
         """Some rows, whole panels of PACKED_ROWS, rounded to bf16, and the steps that make them so."""
 
 
-def is_rounded(x: Rows, rows: int) -> bool:
-    """Whether it pays to round so many rows of weights for these of activations, and they fill panels."""
-    return len(x.array) >= ROUNDED_ROWS and rows % PACKED_ROWS == 0
+def is_rounded(activations: int, rows: int) -> bool:
+    """Whether it pays to round so many rows of weights for so many of activations, and they fill panels."""
+    return activations >= ROUNDED_ROWS and rows % PACKED_ROWS == 0
 
 
 ROUNDED_MIXTURE_ROWS = 32
@@ -463,7 +491,7 @@ def rows_rounded(matrices: Sequence[Rounds], name: str, x: Rows, rest: Sequence[
         made = [one.packed(part, work, place) for place, one in enumerate(matrices)]
         steps += [step for _, more in made for step in more]
         results = [Rows(one.array[:, part], one.count) for one in rest]
-        steps.append((getattr(matmul, f"{name}_{dtypes}"), (x, *(packed for packed, _ in made), *results)))
+        steps.append((product_kernel(name, dtypes, results[-1]), (x, *(packed for packed, _ in made), *results)))
     return steps
 
 
@@ -506,14 +534,14 @@ class Experts(Protocol):
         """y = residual + the sum over k of weights[k] * (W x[k]) of expert experts[k]"""
 
     def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
-        """Whether apply_groups rounds rows for which there is such room to bf16, with so many matrices that they meet.
-        """
+        """Whether apply_groups may round rows for which there is such room to bf16, with so many matrices that they
+        meet."""
 
     def apply_groups(
         self, others: Sequence[Any], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m]). x may lie in bf16
-        where it is rounded."""
+        """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m]). x lies in bf16 where
+        it is rounded; of two matrices y does so then, too."""
 
 
 FEW_ROWS = 4
@@ -575,9 +603,8 @@ class DenseExperts:
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        steps, x, dtypes = narrowed(x, self.dtype, self.rounded, work)
         blocks = [one.weights.swapaxes(2, 3) for one in (self, *others)]
-        return steps + _groups_in_blocks(blocks, dtypes, x, ranges, y)
+        return _groups_in_blocks(blocks, "bf16_bf16" if is_bf16(x) else self.dtype, x, ranges, y)
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,7 +646,7 @@ class PanelExperts:
     def apply_groups(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        if self.rounds(1 + len(others), len(x.array), work):
+        if is_bf16(x):
             return self._groups_rounded(others, x, ranges, y, work)
         steps, operands = self.together.quantized_rows(x, work)
         blocks = panel_blocks(self._rows // PANEL, work.workers)
@@ -642,8 +669,7 @@ class PanelExperts:
     def _groups_rounded(
         self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        """apply_groups with rows and weights rounded to bf16."""
-        steps, x, _ = narrowed(x, "bf16", True, work)
+        """apply_groups of rows in bf16, with weights rounded to it."""
         matrices, columns, block = (self, *others), self.together.shape[1], self.together.block
         blocks = self._rounded_blocks(work)
         parts = [part.reshape(self.count, *blocks, moe_rounded.TOGETHER, *part.shape[1:])
@@ -651,7 +677,7 @@ class PanelExperts:
         near = [work.narrow(blocks[0] * PACKED_ROWS, columns, 1 + place).reshape(
             blocks[0], columns // block, block // 2, PACKED_ROWS, 2) for place in range(len(matrices))]
         kernel = getattr(self._rounded_kernels, "grouped_swiglu_rounded" if others else "grouped_rounded")
-        return [*steps, (kernel, (
+        return [(kernel, (
             Rows(in_blocks(x.array, block), x.count), *ranges, *parts, *near,
             Rows(y.array.reshape(len(y.array), *blocks, PACKED_ROWS), y.count)))]
 

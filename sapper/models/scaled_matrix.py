@@ -164,6 +164,9 @@ class ScaledMatrix:
     def look_up(self, tokens: Array, y: Array) -> Steps:
         return [(fp8_panels.embedding_fp8, (tokens, self.weights, self.scale, self.places, y))]
 
+    def rounds_rows(self, rows: int, work: Workspace) -> bool:
+        return False    # they are scaled first
+
     def apply_rows(
         self, name: str, x: Rows, others: Sequence[ScaledMatrix], rest: Sequence[Rows], work: Workspace
     ) -> Steps:

@@ -19,7 +19,7 @@ from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.program import Program, Rows, Variable
 from ..runtime.system import round_up
 from .errors import ModelError
-from .linear import ROUNDED_ROWS, Matrix, Rounds, Steps, Workspace, named_arrays
+from .linear import ROUNDED_ROWS, Matrix, Rounds, Steps, Workspace, as_bf16, named_arrays
 from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .weights import DTYPES
 
@@ -337,6 +337,16 @@ class BaseSession(ABC):
         """x: the rows of the matrix that belong to a chunk's tokens."""
         return [(kernel, (self._rows(numbers), *parts, self._rows(into)))
                 for kernel, (numbers, *parts, into) in matrix.look_up(self._tokens if tokens is None else tokens, x)]
+
+    def _norm(self, x: Array, gain: Array, epsilon: float, y: Array) -> Steps:
+        """y, in f32 or bf16, are the rows x after their norm."""
+        kernel = norm.rms_norm if y.dtype == np.float32 else norm.rms_norm_rounded
+        return [(kernel, (self._rows(x), gain, epsilon, self._rows(y)))]
+
+    def _as_met(self, array: Array, *matrices: Matrix) -> Array:
+        """Rows, or in their memory as many in bf16 where all these matrices, which make or meet them, round them so."""
+        rounds = all(one.rounds_rows(self._capacity, self._work) for one in matrices)
+        return as_bf16(array) if rounds else array
 
     def _multiply(
         self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array, rows: Callable[[Array], Rows] | None = None

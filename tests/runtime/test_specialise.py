@@ -33,7 +33,8 @@ def test_rows_start_at_lines_or_at_pieces(columns: int) -> None:
     assert ("x" in aligned_tensors(signature, binding, 0, 16)) == (columns != 22)
 
 
-@pytest.mark.parametrize(("cache_bytes", "large_bytes"), [(0, LARGE_BYTES), (2 << 20, LARGE_BYTES), (64 << 20, 32 << 20)])
+@pytest.mark.parametrize(("cache_bytes", "large_bytes"),
+                         [(0, LARGE_BYTES), (2 << 20, LARGE_BYTES), (64 << 20, 32 << 20)])
 def test_what_a_program_keeps_in_its_caches(cache_bytes: int, large_bytes: int) -> None:
     """What is large for a call may be read from the last cache by the next kernel of a program."""
     target = host_target()._replace(l3_bytes=cache_bytes)

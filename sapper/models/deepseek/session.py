@@ -25,7 +25,7 @@ import numpy as np
 
 from ...kernels import embedding, gate, mla, mla_rounded, moe, narrow, norm, sparse
 from ...runtime.program import Rows, Variable
-from ..linear import Matrix, Steps, Workspace, in_blocks
+from ..linear import Matrix, Steps, Workspace, as_bf16, in_blocks
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
@@ -406,16 +406,17 @@ class Session(BaseSession):
 
     def _attend(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
         """x to y, where x lies after its norm before."""
-        config, rows = self.model.config, self._rows
-        x, y, joined, mixed = self._x, self._y, self._joined, self._mixed
-        steps: Steps = [(norm.rms_norm, (rows(x), one.gain, config.epsilon, rows(y))),
-                        *self._multiply("matmul_nt", y, [one.joined], joined)]
+        config, x, y, joined, mixed = self.model.config, self._x, self._y, self._joined, self._mixed
+        index = () if one.index is None else (one.index.head_weights,)
+        normed = self._as_met(y, one.joined, *index)
+        steps = [*self._norm(x, one.gain, config.epsilon, normed),
+                 *self._multiply("matmul_nt", normed, [one.joined], joined)]
         if one.query is not None and one.query_gain is not None:
-            latent = joined[:, : config.query_rank]
-            steps += [(norm.rms_norm, (rows(latent), one.query_gain, LATENT_EPSILON, rows(self._query_latent))),
-                      *self._multiply("matmul_nt", self._query_latent, [one.query], self._queries)]
-        if one.index is not None:
-            steps += self._multiply("matmul_nt", y, [one.index.head_weights], self._index_weights)
+            latent = self._as_met(self._query_latent, one.query)
+            steps += [*self._norm(joined[:, : config.query_rank], one.query_gain, LATENT_EPSILON, latent),
+                      *self._multiply("matmul_nt", latent, [one.query], self._queries)]
+        for weights in index:
+            steps += self._multiply("matmul_nt", normed, [weights], self._index_weights)
         return [*steps, *self._meet(one, layer, position),
                 *self._multiply("matmul_nt_residual", mixed, [one.output], x, y)]
 
@@ -458,35 +459,32 @@ class Session(BaseSession):
                 *operands, rows(self._index_scores), rows(self._lowest), rows(self._last_kept), *settings)),
         ]
 
-    def _normed_y(self, gain: Array) -> Steps:
-        """y after its norm, to x, before the result lies there."""
-        return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._x)))]
-
     def _dense(self, one: DenseWeights) -> Steps:
-        """y to x."""
-        return [*self._normed_y(one.gain), *self._dense_normed(one, self._x)]
+        """y to x, where it lies after its norm before."""
+        normed = self._as_met(self._x, one.gate)
+        return [*self._norm(self._y, one.gain, self.model.config.epsilon, normed),
+                *self._dense_normed(one, normed, self._x)]
 
-    def _dense_normed(self, one: DenseWeights, result: Array) -> Steps:
-        """x, which is y after its norm, and y to `result`."""
-        hidden = self._hidden[:, : one.hidden]
-        return [*self._multiply("matmul_swiglu", self._x, [one.gate, one.up], hidden),
+    def _dense_normed(self, one: DenseWeights, normed: Array, result: Array) -> Steps:
+        """y, and what it is after its norm, to `result`."""
+        hidden = self._as_met(self._hidden[:, : one.hidden], one.gate, one.down)
+        return [*self._multiply("matmul_swiglu", normed, [one.gate, one.up], hidden),
                 *self._multiply("matmul_nt_residual", hidden, [one.down], self._y, result)]
 
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
         rows, routed, normed, y = self._rows, self._routed_of(one), self._x, self._y
-        hidden_rows = self._expert_hidden[:, : self._expert_features]
-        owners, gathered, hidden = (Rows(array[: self._capacity * one.taken], routed) for array in (
-            self._owners, self._gathered[:, : self.model.config.features], hidden_rows))
+        owners, gathered = (Rows(array[: self._capacity * one.taken], routed) for array in (
+            self._owners, self._gathered[:, : self.model.config.features]))
         chosen, place, shares = (rows(self._of_tokens(array, one))
                                  for array in (self._experts, self._place, self._shares))
         ranges = tuple(ends[: one.experts] for ends in self._ranges)
         shared: Steps = []
         if one.shared is not None:
-            shared, y = self._dense_normed(one.shared, self._between), self._between
-        taking, taken = self._taken_rows(one, owners, gathered)
+            shared, y = self._dense_normed(one.shared, normed, self._between), self._between
+        taking, taken, hidden = self._taken_rows(one, owners, gathered)
         return [
-            *self._normed_y(one.gain),
+            *self._norm(self._y, one.gain, self.model.config.epsilon, normed),
             *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
             *self._gate(one, rows),
             *shared,
@@ -498,12 +496,17 @@ class Session(BaseSession):
         ]
 
 
-    def _taken_rows(self, one: MixtureWeights, owners: Rows, gathered: Rows) -> tuple[Steps, Rows]:
-        """x once for each expert that takes it, and where that lies: rounded where products would round it."""
-        if not one.gate.rounds(2, len(gathered.array), self._work):
-            return [(embedding.embedding_f32, (owners, self._x, gathered))], gathered
-        rounded = Rows(self._work.narrow(*gathered.array.shape), gathered.count)
-        return [(narrow.narrow_rows_bf16, (owners, self._x, rounded))], rounded
+    def _taken_rows(self, one: MixtureWeights, owners: Rows, gathered: Rows) -> tuple[Steps, Rows, Rows]:
+        """x once for each expert that takes it, where that lies, and where what gate and up make of it is to lie. Both
+        are rounded where all products of the experts round them: the first then lies where their results will."""
+        count = len(gathered.array)
+        if not (one.gate.rounds(2, count, self._work) and one.down.rounds(1, count, self._work)):
+            hidden = Rows(self._expert_hidden[:count, : self._expert_features], gathered.count)
+            return [(embedding.embedding_f32, (owners, self._x, gathered))], gathered, hidden
+        memory = self._gathered[:count].reshape(-1)
+        taken = Rows(as_bf16(memory[: gathered.array.size].reshape(gathered.array.shape)), gathered.count)
+        hidden = Rows(self._work.narrow(count, self._expert_features), gathered.count)
+        return [(narrow.narrow_rows_bf16, (owners, self._x, taken))], taken, hidden
 
 
 def _first(array: Array) -> Array:

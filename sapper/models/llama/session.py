@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels import add, attention, norm, rope
+from ...kernels import add, attention, rope
 from ...runtime.program import Variable
 from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
@@ -104,17 +104,19 @@ class Session(BaseSession):
         sections = [("embedding", self._look_up(weights.embedding, x))]
         for number, layer in enumerate(weights.layers):
             bias = [] if layer.bias is None else [(add.add_bias_in_place, (rows(flat_qkv), layer.bias))]
+            to_attention, to_hidden = self._as_met(y, layer.qkv), self._as_met(x, layer.gate)
+            inner = self._as_met(hidden, layer.gate, layer.down)
             sections += [
                 (f"layer {number}: attention", [
-                    (norm.rms_norm, (rows(x), layer.attention_gain, epsilon, rows(y))),
-                    *self._multiply("matmul_nt", y, [layer.qkv], flat_qkv), *bias,
+                    *self._norm(x, layer.attention_gain, epsilon, to_attention),
+                    *self._multiply("matmul_nt", to_attention, [layer.qkv], flat_qkv), *bias,
                     *self._attend(number),
                     *self._multiply("matmul_nt_residual", mixed, [layer.output], x, y),
                 ]),
                 (f"layer {number}: feed-forward", [
-                    (norm.rms_norm, (rows(y), layer.feed_forward_gain, epsilon, rows(x))),
-                    *self._multiply("matmul_swiglu", x, [layer.gate, layer.up], hidden),
-                    *self._multiply("matmul_nt_residual", hidden, [layer.down], y, x),
+                    *self._norm(y, layer.feed_forward_gain, epsilon, to_hidden),
+                    *self._multiply("matmul_swiglu", to_hidden, [layer.gate, layer.up], inner),
+                    *self._multiply("matmul_nt_residual", inner, [layer.down], y, x),
                 ]),
             ]
         return sections

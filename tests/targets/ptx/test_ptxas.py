@@ -83,10 +83,15 @@ def digest(text: str, level: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+SPILLS = {("sm_120a", "grouped_swiglu_fp8"): 16}
+"""Bytes that ptxas spills all the same: of this text it leaves 250 registers on sm_89 and needs 259 on sm_120a."""
+
+
 def assembled(texts: Iterable[str], level: str) -> dict[str, Assembled]:
-    """Of each kernel, none of which spills."""
+    """Of each kernel, none of which spills but those of SPILLS."""
     found = assemble([*texts], level)
-    assert [name for name, made in found.items() if made.spilled_bytes] == []
+    spilled = {name: made.spilled_bytes for name, made in found.items() if made.spilled_bytes}
+    assert spilled == {name: SPILLS[level, name] for name in found if (level, name) in SPILLS}
     assert all(made.registers <= TARGETS[level].registers for made in found.values())
     return found
 
