@@ -510,25 +510,17 @@ class Steady:
     take from memory as it lies, which would only hold registers."""
 
     def __init__(self, function: Function) -> None:
-        slots: list[str] = function.attributes["slots"] if "steady" in function.attributes else []
-        self.numbers = {len(FIRST_WORDS) + slots.index(name) for name in function.attributes.get("steady", ())}
-        self.roots: dict[Value, int | None] = {}
+        self.addresses: set[Value] = set()
+        """Of such a tensor, with something added to it."""
+        steady: list[str] = function.attributes.get("steady", [])
+        numbers = {len(FIRST_WORDS) + function.attributes["slots"].index(name) for name in steady}
+        for op in function.walk() if steady else ():
+            begins = op.name == "arg" and op.attributes["slot"] in numbers
+            if begins or (op.name == "s_add" and sum(v in self.addresses for v in op.operands) == 1):
+                self.addresses.add(op.result)
 
     def __contains__(self, op: Op) -> bool:
-        return op.name in _STEADY and bool(self.numbers) and op.attributes["dtype"] not in (f32, b32) and (
-            self._root(op.operands[0]) in self.numbers)
-
-    def _root(self, address: Value) -> int | None:
-        """The number of the argument that an address is, with something added to it."""
-        if address not in self.roots:
-            op, found = address.op, None
-            if op is not None and op.name == "arg":
-                found = op.attributes["slot"]
-            elif op is not None and op.name == "s_add":
-                there = [root for root in map(self._root, op.operands) if root in self.numbers]
-                found = there[0] if len(there) == 1 else None
-            self.roots[address] = found
-        return self.roots[address]
+        return op.name in _STEADY and op.operands[0] in self.addresses and op.attributes["dtype"] not in (f32, b32)
 
 
 def _common_block(block: Block, table: dict[_Key, list[Value]], replaced: dict[Value, Value], steady: Steady) -> int:

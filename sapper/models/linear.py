@@ -472,8 +472,8 @@ those of 8 bits, of 170 rows 1.3 times: who rounds wants the accuracy."""
 
 
 ROUNDED_MIXTURE_BYTES = 3 << 23
-"""How much memory rounding takes at most where nobody asked for it: a V2-Lite's 4096 rows, which its
-shared experts have too, take 17 MB."""
+"""How much memory rounding takes at most where nobody asked for it: a V2-Lite's 4096 rows, which its shared experts
+have too, take 17 MB."""
 
 
 def is_rounded_mixture(activations: int, experts: int, rows: int) -> bool:
