@@ -13,6 +13,7 @@ from sapper.ir.nodes import Block, Builder, Function, Value
 from sapper.ir.rewriter import count_fires
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.types import MASK, ROW_F32, ROW_I32, S64, Type
+from sapper.ir.types import f16 as F16
 from sapper.ir.types import f32 as F32
 from sapper.ir.types import i32 as I32
 from sapper.ir.verifier import verify
@@ -262,14 +263,15 @@ def test_unrolled_addresses_share_their_variable_part() -> None:
 
 
 class Generator:
-    """Random lane programs that store to one buffer, inside its bounds."""
+    """Random lane programs that store to two buffers, inside their bounds, and only read numbers of f16 in a third one."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw = draw
         self.function = Function("f", "lane")
-        self.function.attributes = {"lanes": 4, "slots": ["x.data", "y.data", "scalar.n"]}
+        self.function.attributes = {"lanes": 4, "slots": ["x.data", "y.data", "scalar.n", "w.data"],
+                                    "steady": ["w.data"]}
         build = Builder(self.function.body)
-        self.x, self.y, n = (build.value("arg", [], S64, slot=3 + k) for k in range(3))
+        self.x, self.y, n, self.w = (build.value("arg", [], S64, slot=3 + k) for k in range(4))
         self.block(build, [n, build.value("s_const", [], S64, value=3)], [build.value("iota", [], ROW_I32)],
                    [build.value("splat_const", [], ROW_F32, value=1.0)], [build.value("mask_first", [n], MASK)], 0)
 
@@ -302,7 +304,7 @@ class Generator:
         scalars, ints, floats, masks = list(scalars), list(ints), list(floats), list(masks)
         draw = self.draw
         for _ in range(draw(st.integers(2, 10 if depth == 0 else 5))):
-            kind = draw(st.integers(0, 13))
+            kind = draw(st.integers(0, 14))
             if kind <= 1:
                 scalars.append(build.value("s_const", [], S64, value=draw(st.integers(-3, 9))))
             elif kind <= 3:
@@ -341,7 +343,13 @@ class Generator:
                 mask = [self.pick(masks)] if draw(st.booleans()) else []
                 value, dtype = (self.pick(floats), F32) if draw(st.booleans()) else (self.pick(ints), I32)
                 build.add("store", [value, base, *index, *mask], dtype=dtype, masked=bool(mask), **attributes)
-            elif depth < 2 and kind <= 12:
+            elif kind == 11:
+                seven = build.value("s_const", [], S64, value=7)
+                place = build.value("s_and", [self.pick(scalars), seven], S64)
+                address = build.value("s_add", draw(st.permutations([self.w, place])), S64)
+                floats.append(build.value(draw(st.sampled_from(["load", "load_splat"])), [address], ROW_F32,
+                                          dtype=F16, disp=draw(st.integers(0, 1))))
+            elif depth < 2 and kind <= 13:
                 self.loop(build, scalars, ints, floats, masks, depth)
             elif depth < 2:
                 self.branch(build, scalars, ints, floats, masks, depth)
@@ -386,7 +394,8 @@ class Generator:
 def outcome(function: Function, n: int) -> tuple[bytes, bytes]:
     x = np.linspace(-3, 5, 32, dtype=np.float32)
     y = np.zeros(34, np.int32)
-    run(function, *bind_arguments(function, {"x": x, "y": y}, {"n": n}))
+    w = np.arange(12, dtype=np.float16)
+    run(function, *bind_arguments(function, {"x": x, "y": y, "w": w}, {"n": n}))
     return x.tobytes(), y.tobytes()
 
 
