@@ -263,7 +263,7 @@ def test_unrolled_addresses_share_their_variable_part() -> None:
 
 
 class Generator:
-    """Random lane programs that store to two buffers, inside their bounds, and only read numbers of f16 in a third one."""
+    """Random lane programs that store to two buffers, inside their bounds, and only read numbers of f16 in a third."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw = draw
