@@ -5,7 +5,6 @@ In: nothing. Out: `library()`, every kernel with what belongs to it. Holds: name
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ def find(name: str) -> LibraryKernel:
     """The library kernel of that name. Raises KeyError with names like it."""
     entries = {entry.name: entry for entry in library()}
     if name not in entries:
-        near = get_close_matches(name, entries, 3)
-        raise KeyError(f"no library kernel {name!r}; expected one that `sapper kernels` lists"
-                       + (f"; mend: perhaps {' or '.join(near)}" if near else ""))
+        from ..lang.bindings import near
+
+        raise KeyError(f"no library kernel {name!r}; expected one that `sapper kernels` lists; mend: "
+                       + near(name, entries, "choose one of these"))
     return entries[name]

@@ -523,7 +523,7 @@ class Experts(Protocol):
 
     @property
     def copies(self) -> bool:
-        """Whether apply_groups takes x apart first, so that y may lie where x does."""
+        """Whether apply_groups takes x in f32 apart first, so that y may lie where x does."""
 
     def apply_swiglu(self, up: Any, experts: Array, x: Array, y: Array, work: Workspace) -> Steps:
         """y[k] = silu(W x) * (up x) of expert experts[k]; up is of the same form."""
@@ -580,7 +580,7 @@ class DenseExperts:
 
     @property
     def copies(self) -> bool:
-        return self.rounded
+        return False
 
     def apply_swiglu(self, up: DenseExperts, experts: Array, x: Array, y: Array, work: Workspace) -> Steps:
         kernel = getattr(moe, f"expert_matvec_swiglu_{self.dtype}")

@@ -116,7 +116,7 @@ def test_names_are_unique_and_found() -> None:
     names = [entry.name for entry in LIBRARY]
     assert len(set(names)) == len(names)
     assert find("softmax") is next(entry for entry in LIBRARY if entry.name == "softmax")
-    with pytest.raises(KeyError, match=r"no library kernel 'sofmax'; .* mend: perhaps softmax"):
+    with pytest.raises(KeyError, match=r"no library kernel 'sofmax'; .* mend: did you mean softmax"):
         find("sofmax")
 
 

@@ -12,7 +12,7 @@ from sapper.kernels.moe_blocks import panel_blocks
 from sapper.kernels.quantized import FORMS, matrix
 from sapper.models import linear
 from sapper.models.errors import ModelError
-from sapper.models.linear import BlockExperts, Blocks, Dense, RawBlocks, Workspace, in_panels, of_one_form
+from sapper.models.linear import BlockExperts, Blocks, Dense, DenseExperts, RawBlocks, Workspace, in_panels, of_one_form
 from sapper.models.llama.model import load_model
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
@@ -184,6 +184,20 @@ def test_rows_and_weights_of_experts_may_be_rounded_to_bf16(kind: str) -> None:
             wanted = rounded_groups(wide[0], x[:rows], (first, last), wide[1] if others else None)
             np.testing.assert_allclose(y[:rows].astype(np.float64), wanted, rtol=relative, atol=1e-4)
             assert not y[rows:].any()
+
+
+def test_rounded_experts_may_meet_rows_in_f32() -> None:
+    """As where others of the mixture do not round. Rows are not copied, so results must not lie where they do."""
+    weights = np.zeros((2, 1, 64, 32), ml_dtypes.bfloat16)
+    experts, count = DenseExperts(weights, "bf16", rounded=True), Variable("count", 64)
+    weights[:] = np.random.default_rng(1).standard_normal(weights.shape)
+    x, y = np.random.default_rng(2).standard_normal((64, 64), np.float32), np.zeros((64, 32), np.float32)
+    ranges = np.array([0, 40], np.int32), np.array([40, 64], np.int32)
+    steps = experts.apply_groups([], Rows(x, count), ranges, Rows(y, count), Workspace(64))
+    assert [kernel.name for kernel, _ in steps] == ["grouped_matmul_bf16"] and not experts.copies
+    Program(steps)()
+    wide = weights[:, 0].astype(np.float64)
+    np.testing.assert_allclose(y, np.concatenate([x[:40] @ wide[0], x[40:] @ wide[1]]), rtol=1e-5, atol=1e-4)
 
 
 def test_few_rows_of_experts_are_quantised() -> None:
