@@ -20,7 +20,7 @@ from ..tile.schedule import ScheduleError
 from .extents import Range
 from .nest_lanes import MOST_ROWS, OPERAND_REGISTERS, NestLanes
 from .packed import constant_behind
-from .row_waits import WORTH, waits_of
+from .row_waits import FAR_BYTES, MEMORY_BYTES, WORTH, waits_of
 from .state import Bound
 from .tile_blocks import CHUNK_TILES, FEWEST_ROWS, is_worth, serves, sums_of
 from .tile_bound import dtype_of
@@ -123,7 +123,7 @@ class ResidentLowering(NestLanes):
                 elif r.axis in carrying and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
                 else:
-                    size = sums.get(r.axis) or (1 if late else self._rows_that_wait(r, plan))
+                    size = sums.get(r.axis) or (1 if late else self._rows_that_wait(r, ranges, plan))
                     self.joining |= {r.axis}
                     if size == 1 and (places := self._places_of_nest(r, ranges, plan)) > 1:
                         size, r.parted = places, True
@@ -233,9 +233,8 @@ class ResidentLowering(NestLanes):
         return bool(steps) and all(
             outer == inner * (count or 0) for (outer, _), (inner, count) in pairwise(steps))
 
-    def _rows_that_wait(self, r: Range, plan: Plan) -> int:
-        """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes
-        longer then, and the last walk may follow a row behind instead (late.py)."""
+    def _rows_that_wait(self, r: Range, ranges: list[Range], plan: Plan) -> int:
+        """Two or four where they wait for sums of themselves for long."""
         assert r.axis is not None
         stores = [root for item in plan.items if isinstance(item, Walk) for root in item.roots()
                   if isinstance(root, Op) and root.name == "store"]
@@ -243,10 +242,15 @@ class ResidentLowering(NestLanes):
             return 1
         if r.hint >= JOINED_ROWS and self._sums_lie_along(r.axis, plan, stores):
             return JOINED_ROWS
-        if any(map(self.streams, stores)):
-            return 1
-        waits = waits_of(r.axis, plan, self.facts, self._whole_hint)
-        return 2 if waits is not None and waits.saved >= WORTH else 1
+        near = self._lie_side_by_side(r.axis, plan)
+        for other in ranges:
+            if other is not r and other.axis is not None and (
+                    near or other.resident > 1 or self._sums_lie_along(other.axis, plan, stores)):
+                return 1
+        far_bytes = MEMORY_BYTES if any(map(self.streams, stores)) else FAR_BYTES
+        waits = waits_of(r.axis, plan, self.facts, self._whole_hint, far_bytes)
+        most = 2 if near else 4
+        return next((n for n in (4, 2) if n <= most and waits is not None and waits.saved(n) >= WORTH), 1)
 
     def _sums_lie_along(self, axis: str, plan: Plan, stores: list[Op]) -> bool:
         """Whether short rows have sums, or what comes of these, that lie in memory as the rows follow each other. Not
@@ -256,10 +260,15 @@ class ResidentLowering(NestLanes):
         wholes = {a for walk in walks for a in walk.axes} & self.wholes
         short = prod(map(self._whole_hint, wholes)) <= SHORT_ROW
         sums = [op for op in stores if wholes.isdisjoint(axes_of(op.operands[1]))]
-        loads = [op for walk in walks for op in self.reads(walk) if wholes & set(axes_of(op.result))]
         along = any(_steps(index, axis) for op in sums for index in op.operands[2:][-1:])
-        return bool(wholes) and short and along and not any(
-            _steps(index, axis) for op in loads for index in op.operands[1:][-2:-1])
+        return bool(wholes) and short and along and not self._lie_side_by_side(axis, plan)
+
+    def _lie_side_by_side(self, axis: str, plan: Plan) -> bool:
+        """Whether rows that are read end where the next ones begin."""
+        walks = [item for item in plan.items if isinstance(item, Walk)]
+        wholes = {a for walk in walks for a in walk.axes} & self.wholes
+        loads = [op for walk in walks for op in self.reads(walk) if wholes & set(axes_of(op.result))]
+        return any(_steps(index, axis) for op in loads for index in op.operands[1:][-2:-1])
 
     def _resident_rows(self, r: Range) -> int:
         """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""

@@ -35,6 +35,9 @@ FAR_BYTES = 8
 """Bytes in a cycle that a core reads or writes beyond its first cache, both at once: what a copy within the last cache
 reaches on a Granite Rapids, 29 GB/s at 3.6 GHz."""
 
+MEMORY_BYTES = 5
+"""Those of a copy in memory: 18 GB/s there."""
+
 WORTH = 0.08
 """Part of the time that two rows at once must save. Measured on a Granite Rapids, 512 rows of 512 to 768, beside this
 estimate: layer_norm in bf16 +23 % (0.11), rms_norm in bf16 +30 % (0.10), layer_norm in f32 +9 % (0.09), softmax in bf16
@@ -48,28 +51,28 @@ class Waits:
     cycles: float = 0.0
     steady_cycles: float = 0.0
 
-    @property
-    def saved(self) -> float:
-        """Part of the time that two rows at once save."""
-        return self.cycles / 2 / (self.cycles + self.steady_cycles)
+    def saved(self, rows: int) -> float:
+        """Part of the time that this many rows at once save, beside half as many."""
+        return self.cycles / rows / (self.cycles + self.steady_cycles)
 
 
-def waits_of(rows: str, plan: Plan, facts: Facts, typical_extent: Callable[[str], int]) -> Waits | None:
-    """Of one coordinate of an axis; None where a walk has more axes than this and one that is whole, or none makes a
-    sum along that. typical_extent: of an axis that is whole; else 0."""
+def waits_of(rows: str, plan: Plan, facts: Facts, typical_extent: Callable[[str], int],
+             bytes_of_cycle: float = FAR_BYTES) -> Waits | None:
+    """Of one coordinate of an axis, and of each other that is not whole; None where a walk has several that are whole,
+    or none makes a sum along one. typical_extent: of an axis that is whole; else 0."""
     found = Waits()
     near: set[Value] = set()
     for walk in plan.items:
         if not isinstance(walk, Walk):
             return None
-        along, *more = [a for a in walk.axes if a != rows] or [""]
-        vectors = typical_extent(along) / facts.lanes
-        if more or (along and not vectors):
+        along, *more = [a for a in walk.axes if typical_extent(a)] or [""]
+        vectors = typical_extent(along) / facts.lanes if along else 0
+        if more or rows not in walk.axes or along == rows:
             return None
         count = _Count(rows, along, plan.kept, near)
         for root in walk.roots():
             count.root(root)
-        found.steady_cycles += vectors * (count.instructions / PORTS + count.size_bytes * facts.lanes / FAR_BYTES)
+        found.steady_cycles += vectors * (count.instructions / PORTS + count.size_bytes * facts.lanes / bytes_of_cycle)
         found.cycles += CHAIN * count.chain
         if along in walk.reduced:
             found.cycles += log2(facts.lanes) * (SHUFFLE + facts.fma_latency) + LOOP_END

@@ -946,6 +946,12 @@ def test_two_rows_at_once_where_one_would_wait_for_its_sum(name: str, columns: i
     assert chosen(name, PLAIN, *streamed, M=(512, 64), N=(columns, 64)).tile["m"] == rows
 
 
+@pytest.mark.parametrize("streamed", [(), ("y",)])
+def test_four_short_rows_at_once_that_lie_apart(streamed: tuple[str, ...]) -> None:
+    """Of the axis whose rows have others between them. The others follow each other: they are one stream."""
+    assert chosen("quantize_fp8", PLAIN, *streamed, M=(512, 64), B=(56, 8)).tile == {"m": 4, "b": 1}
+
+
 @pytest.mark.parametrize("name", ["rms_norm_bf16", "layer_norm", "softmax_bf16", "rms_norm_quantize"])
 @pytest.mark.parametrize("m", [1, 2, 5])
 def test_rows_at_once_and_the_one_that_is_left(name: str, m: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ...ir.nodes import Op
 from ...ir.types import DType
 from .select_common import Key, OwnConstants, Rule, bits_of, dtype_of
-from .select_float8 import FLOAT8, PACKING, UNPACKING, round_row, widen_register, widening_constants
+from .select_float8 import FLOAT8, ROUNDING, UNPACKING, packing_constants, round_row, widen_register, widening_constants
 from .select_lanes import alias, insert_half, lanes_in, lanes_out, quarters
 from .select_masks import narrow_mask
 
@@ -159,7 +159,7 @@ def round_to(s: Any, op: Op) -> None:
 def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
     name = op.attributes["dtype"].name
     if name in FLOAT8:
-        return (*PACKING[name], *UNPACKING[name]) if op.name == "round_to" else PACKING[name]
+        return (*ROUNDING[name], *UNPACKING[name]) if op.name == "round_to" else packing_constants(s, name)
     if name != "bf16" or op.attributes.get("exact") or op.attributes.get("denormals"):
         return ()  # What is rare takes them from memory.
     keys = _BF16_KEYS[:2] if s.facts.short_nans else _BF16_KEYS

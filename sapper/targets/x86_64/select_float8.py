@@ -5,7 +5,9 @@ See select.py. Both ways go by f16, whose conversions every target here has (F16
   e4m3 in f16's place is 2**-8 of the number (bias 7 against 15), gradual underflow included.
 So the words are right after a shift, with no denormal f32 on the way (for which some processors take a hundred cycles).
 A number is rounded in f32 first: adding the power of two whose last place is fp8's at that exponent, and taking it off
-again, rounds to nearest even. Source: OCP 8-bit Floating Point Specification, 2023; Intel SDM volume 2.
+again, rounds to nearest even. Where AVX-512 takes bytes from lanes of 32 bits, e4m3 needs no f16: the sum's last places
+count, and with what the exponent adds they are the code. Source: OCP 8-bit Floating Point Specification, 2023; Intel
+SDM volume 2.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ _SCALE: Key = ("s", 4, (127 + 8) << 23)
 _UNSCALE: Key = ("s", 4, (127 - 8) << 23)
 _TOO_LARGE: Key = ("s", 4, 0x43F00000)
 """480: what would follow 448, and is NaN."""
+_COUNTING: Key = ("s", 4, ((23 - 3) << 23) + 56)
+"""From an exponent e to the power that rounds e4m3 there, and 56 of its last place: with n of them more, 8 to 16 for
+normal numbers, and the exponent's own 8 * (e + 127), this is 8 * (e + 6) + n, the code, in a byte."""
+_CODE: Key = ("s", 4, 0x7F)
 _LOW_BYTES: Key = ("s", 4, 0x007F007F)
 
 _SIGN: Key = ("s", 4, 0x80000000)
@@ -40,10 +46,16 @@ _MOST: Key = ("s", 4, (127 + 17) << 23)
 """Above all of e5m2; the power that rounds is still finite."""
 
 UNPACKING: dict[str, tuple[Key, ...]] = {"f8e4m3": (_CARRY, _BIT_14, _SCALE), "f8e5m2": ()}
-PACKING: dict[str, tuple[Key, ...]] = {
+ROUNDING: dict[str, tuple[Key, ...]] = {
     name: (_SIGN, _MAGNITUDE, _EXPONENT, _LEAST[name], _PLACES[name],
            *((_TOO_LARGE, _UNSCALE, _LOW_BYTES) if name == "f8e4m3" else (_MOST,)))
     for name in sorted(FLOAT8)}
+
+
+def packing_constants(s: Any, name: str) -> tuple[Key, ...]:
+    if s.facts.opmask and name == "f8e4m3":
+        return _MAGNITUDE, _TOO_LARGE, _EXPONENT, _LEAST[name], _COUNTING, _CODE
+    return ROUNDING[name]
 
 
 def _word_bits(s: Any) -> int:
@@ -128,31 +140,53 @@ def _to_words(s: Any, name: str, row: Any) -> Any:
 
 
 def pack(s: Any, name: str, row: Any) -> Any:
-    """f32 to words whose low bytes are the nearest fp8 numbers, the upper ones 0."""
+    """f32 to words whose low bytes are the nearest fp8 numbers, the upper ones 0. e4m3 with opmasks: see counted."""
     width = _word_bits(s)
     words, high = _to_words(s, name, row), s.new("vec")
     s.emit(f"vpsrlw.imm.{width}", high, words, 8)
     if name == "f8e5m2":
         return high
-    low = s.new("vec")
+    low, masked, sign, both = (s.new("vec") for _ in range(4))
     s.emit(f"vpsrlw.imm.{width}", low, words, 7)
-    if s.facts.opmask:
-        s.emit(f"vpternlogd.{width}", low, high, s.constant(_LOW_BYTES), 0xE4)  # low where the mask is set, else high
-        return low
-    masked, sign, both = (s.new("vec") for _ in range(3))
     s.emit(f"vpand.{width}", masked, low, s.constant(_LOW_BYTES))
     s.emit(f"vpandn.{width}", sign, s.constant(_LOW_BYTES), high)
     s.emit(f"vpor.{width}", both, masked, sign)
     return both
 
 
+def counted(s: Any, row: Any) -> Any:
+    """f32 to lanes whose low bytes are the nearest e4m3 numbers; above these they have anything."""
+    bits = s.facts.bits4
+    magnitude, bounded, power, least, adder, total, steps, code, sign = (s.new("vec") for _ in range(9))
+    s.emit(f"vpandd.{bits}", magnitude, row, s.constant_operand(_MAGNITUDE))
+    s.emit(f"vpminsd.{bits}", bounded, magnitude, s.constant_operand(_TOO_LARGE))  # NaN, too
+    s.emit(f"vpandd.{bits}", power, bounded, s.constant_operand(_EXPONENT))
+    s.emit(f"vpmaxsd.{bits}", least, power, s.constant_operand(_LEAST["f8e4m3"]))
+    s.emit(f"vpaddd.{bits}", adder, least, s.constant_operand(_COUNTING))
+    s.emit(f"vaddps.{bits}", total, bounded, adder)
+    s.emit(f"vpsrld.imm.{bits}", steps, least, 23 - 3)
+    s.emit(f"vpaddd.{bits}", code, total, steps)
+    s.emit(f"vpsrld.imm.{bits}", sign, row, 24)
+    s.emit(f"vpternlogd.{bits}", code, sign, s.constant_operand(_CODE), 0xE4)  # code where the mask is set, else sign
+    return code
+
+
+def by_lanes(s: Any, name: str, row: Any) -> tuple[Any, str]:
+    """f32 to a register, and the instruction that takes the nearest fp8 numbers from it as bytes, which may store them.
+    Of targets with opmasks."""
+    if name == "f8e4m3":
+        return counted(s, row), f"vpmovdb.{s.facts.bits4}"
+    return pack(s, name, row), f"vpmovwb.{_word_bits(s)}"
+
+
 def packed_bytes(s: Any, name: str, row: Any) -> Any:
     """f32 to bytes, one a lane, in the low part of a register."""
     made = s.new("vec")
-    words = pack(s, name, row)
     if s.facts.opmask:
-        s.emit(f"vpmovwb.{_word_bits(s)}", made, words)
+        register, instruction = by_lanes(s, name, row)
+        s.emit(instruction, made, register)
     else:
+        words = pack(s, name, row)
         s.emit("vpackuswb.128", made, words, words)
     return made
 

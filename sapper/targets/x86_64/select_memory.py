@@ -12,7 +12,7 @@ from typing import Any
 from ...ir.nodes import Op, Value
 from .select_common import FOLDED_DTYPES, Key, OwnConstants, Rule, bits_of
 from .select_conversions import round_bfloat16, rounding_constants
-from .select_float8 import FLOAT8, UNPACKING, pack, packed_bytes, unpack
+from .select_float8 import FLOAT8, UNPACKING, by_lanes, packed_bytes, unpack
 from .select_lanes import extract_half, join, lanes_out, load_splat_into, quarters
 from .select_masks import wide_mask
 
@@ -237,7 +237,7 @@ def store(s: Any, op: Op) -> None:
         if name == "f16":
             instruction, more = f"vcvtps2ph.{bits}", [0]
         elif name in FLOAT8:
-            row, instruction, more = pack(s, name, row), f"vpmovwb.{max(128, bits // 2)}", []
+            (row, instruction), more = by_lanes(s, name, row), []
         else:
             instruction, more = f"vpmovd{'w' if dtype.bits == 16 else 'b'}.{bits}", []
         if mask is None:
