@@ -234,7 +234,8 @@ class ResidentLowering(NestLanes):
             outer == inner * (count or 0) for (outer, _), (inner, count) in pairwise(steps))
 
     def _rows_that_wait(self, r: Range, ranges: list[Range], plan: Plan) -> int:
-        """Two or four where they wait for sums of themselves for long."""
+        """Two where they wait for sums of themselves for long, or four that lie apart. Not neighbours whose results go
+        past the caches: memory takes longer then, and the last walk may follow a row behind instead (late.py)."""
         assert r.axis is not None
         stores = [root for item in plan.items if isinstance(item, Walk) for root in item.roots()
                   if isinstance(root, Op) and root.name == "store"]
@@ -247,9 +248,11 @@ class ResidentLowering(NestLanes):
             if other is not r and other.axis is not None and (
                     near or other.resident > 1 or self._sums_lie_along(other.axis, plan, stores)):
                 return 1
-        far_bytes = MEMORY_BYTES if any(map(self.streams, stores)) else FAR_BYTES
-        waits = waits_of(r.axis, plan, self.facts, self._whole_hint, far_bytes)
-        most = 2 if near else 4
+        streams = any(map(self.streams, stores))
+        if near and streams:
+            return 1
+        waits = waits_of(r.axis, plan, self.facts, self._whole_hint, MEMORY_BYTES if streams else FAR_BYTES)
+        most = min(r.hint, 2 if near else 4)
         return next((n for n in (4, 2) if n <= most and waits is not None and waits.saved(n) >= WORTH), 1)
 
     def _sums_lie_along(self, axis: str, plan: Plan, stores: list[Op]) -> bool:
