@@ -130,13 +130,13 @@ class KeptTiles(CarriedLowering):
             outer.builder.block.ops.append(Op("s_store", [value, at], (), {"dtype": i64}))
 
     def _tile_slots(self, value: Value, depth: str) -> TileSlots | None:
-        """How tile registers serve the product that alone reads a value, if that is turned for them."""
+        """How tile registers serve the products that alone read a value, if that is turned for them."""
         users = self.users.get(value, [])
         lane = next((axis for axis, bound in self.bound.items() if bound.lane), None)
-        if len(users) != 1 or users[0].name != "contract" or lane is None:
+        if not users or any(op.name != "contract" for op in users) or lane is None:
             return None
         rows = tuple(axis for axis in axes_of(users[0].result) if axis not in self.bound)
-        found = fit(self, Walk(rows, (depth,), [users[0]]), lane, value)
+        found = fit(self, Walk(rows, (depth,), users), lane, value)
         return found if found is not None and found.left is value else None
 
     def _is_stored(self, tensor: Value) -> bool:

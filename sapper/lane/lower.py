@@ -39,6 +39,7 @@ from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_n
 from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
 from ..tile.counter_axes import spread_counters
+from ..tile.float_parts import part_floats
 from ..tile.gathered_operands import bring_gathered
 from ..tile.group_columns import lift_columns
 from ..tile.hoist import hoist_operands
@@ -49,7 +50,7 @@ from ..tile.joined_products import part_joined_products
 from ..tile.long_sums import share_long_sums
 from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
-from ..tile.parts import split_parts
+from ..tile.parts import copy_function, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
 from ..tile.product_parts import axes_brought, lift_extents, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
@@ -136,7 +137,8 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
     """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
     facts = schedule.steered(facts)
     lanes = lanes_of(function, facts)
-    lowered = Lowering(function, schedule, facts, specialization, lanes).run()
+    parted = _lower_in_parts(function, schedule, facts, specialization, lanes)
+    function, lowered = parted or (function, Lowering(function, schedule, facts, specialization, lanes).run())
     for rows in FEWER_STAGED_ROWS:
         if constant_bytes(lowered.attributes["scratch"]) <= MOST_CONSTANT_BYTES:
             break
@@ -144,6 +146,20 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
         again.staged_rows = rows
         lowered = again.run()
     return lowered
+
+
+def _lower_in_parts(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
+                    lanes: int) -> tuple[Function, Function] | None:
+    """The function with floats in parts, and what it becomes, where tile registers then take all of its products."""
+    if facts.tiles is None or schedule.matrix is False or schedule.registers:
+        return None
+    parted = copy_function(function)
+    if not part_floats(parted):
+        return None
+    lowering = Lowering(parted, schedule, facts, specialization, lanes)
+    lowered = lowering.run()
+    contractions = {op for op in lowering.function.walk() if op.name == "contract"}
+    return (parted, lowered) if contractions <= lowering.in_slots else None
 
 
 class _Depth:
@@ -273,6 +289,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []
+        self.in_slots = set()
         self.streaming_loops = []
         self.pending_buffers = {}
         self.turned = {}

@@ -4,7 +4,8 @@ Enters a walk that contracts an operand that is kept as slots in scratch memory 
 weights of a softmax) with another one: one that is contiguous along the depth in a tensor (keys), or one that is kept
 as slots too (values). The slots that span the lanes are tiles of the right operand as they lie. Keys are tiles of the
 left one as they lie; slots of values are turned, squares of them at a time, into rows along the depth, and stay so for
-later runs of the loop (kept_tiles.py).
+later runs of the loop (kept_tiles.py). Several contractions that have the left operand in common, and whose results are
+only added up, are one with several right ones: parts of a float (sapper/tile/float_parts.py).
 
 What holds: the depth is taken whole, as far as scratch memory has room for it; slots beyond those that there are, and
 what the left operand has there, are zeros. tile_bound.py says what holds besides.
@@ -12,10 +13,12 @@ what the left operand has there, are zeros. tile_bound.py says what holds beside
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
-from ..ir.nodes import Value
+from ..ir.nodes import Op, Value
 from ..ir.types import ROW_B32, TILE_F32, b32, bf16, f32, i32
 from ..tile.plan import Walk, axes_of, ops_behind
 from .packed import DOT2_BF16, Packing, Term
@@ -34,13 +37,15 @@ MOST_SUMS = 4
 @dataclass(frozen=True, slots=True)
 class TileSlots:
     """How tiles serve a walk. rows: its open axis. lane: the bound one of the columns. depth: the contracted one. left,
-    right: the operands. most, slots: of the rows, and of the depth, that there may be."""
+    rights: the operands. total: the sum of all contractions. most, slots: of the rows, and of the depth, that there may
+    be."""
 
     rows: str
     lane: str
     depth: str
     left: Value
-    right: Value
+    rights: tuple[Value, ...]
+    total: Value
     most: int
     slots: int
 
@@ -55,6 +60,7 @@ class TileSlots:
 
     def emit(self, low: WalkLowering, walk: Walk) -> None:
         """All of the walk."""
+        low.in_slots.update(walk.reductions)
         with low.packed(self.packing(low, walk)):
             _Emission(low, walk, self).run()
 
@@ -66,16 +72,16 @@ def fit(model: Model, walk: Walk, lane: str, kept: Value | None = None) -> TileS
     if unit is None or unit.size != model.lanes or model.schedule.matrix is False or model.schedule.registers:
         return None
     rows = [axis for axis in walk.outer if axis in model.open]
-    if len(rows) != 1 or len(walk.reduced) != 1 or len(walk.reductions) != 1 or walk.inner:
+    if len(rows) != 1 or len(walk.reduced) != 1 or not walk.reductions or walk.inner:
         return None
-    (op,), (depth,) = walk.reductions, walk.reduced
-    if op.name != "contract" or depth not in model.open or not model.bound[lane].resident or (
-            dtype_of(op.result) is not f32 or any(dtype_of(v) is not bf16 for v in op.operands)
-            or ("bf16", "bf16") not in unit.products):
+    (depth,), total = walk.reduced, _total(model, walk.reductions)
+    if total is None or depth not in model.open or not model.bound[lane].resident or (
+            ("bf16", "bf16") not in unit.products):
         return None
-    left = next((v for v in op.operands if set(axes_of(v)) == {rows[0], depth}), None)
-    right = next((v for v in op.operands if set(axes_of(v)) == {lane, depth}), None)
-    if left is None or right is None or not is_kept(model, right, depth):
+    lefts, rights = ([v for op in walk.reductions for v in op.operands if set(axes_of(v)) == {axis, depth}]
+                     for axis in (rows[0], lane))
+    left = lefts[0] if len(set(lefts)) == 1 and len(lefts) == len(rights) == len(walk.reductions) else None
+    if left is None or not all(is_kept(model, right, depth) for right in rights):
         return None
     most, deep, tile = model.open[rows[0]].most, model.open[depth].most, unit.size * PAIR
     if most is None or deep is None or deep % tile or model.extent_hint(rows[0]) < unit.size:
@@ -86,30 +92,51 @@ def fit(model: Model, walk: Walk, lane: str, kept: Value | None = None) -> TileS
     elif not lies_in_tensor(model, left) or left.op is None or (
             model.open[depth].extent != deep or model.access(left.op).axes.get(depth) != bf16.size_bytes):
         return None
-    return TileSlots(rows[0], lane, depth, left, right, most, deep // PAIR)
+    return TileSlots(rows[0], lane, depth, left, tuple(rights), total, most, deep // PAIR)
+
+
+def _total(model: Model, contractions: list[Op]) -> Value | None:
+    """What contractions of bf16 add up to in f32, if nothing else becomes of any of them."""
+    if any(op.name != "contract" or dtype_of(op.result) is not f32 or any(dtype_of(v) is not bf16 for v in op.operands)
+           for op in contractions):
+        return None
+    terms = [op.result for op in contractions]
+    while len(terms) > 1:
+        users = model.users.get(terms[0], [])
+        other = next((v for v in terms[1:] if len(users) == 1 and model.users.get(v, []) == users), None)
+        if other is None or users[0].name != "add":
+            return None
+        terms = [users[0].result, *(v for v in terms[1:] if v is not other)]
+    return terms[0]
 
 
 class _Emission(BoundTiles):
-    """The emission of one walk. deep: tiles along the depth."""
+    """The emission of one walk. deep: tiles along the depth. kept_left: whether the left operand is kept as slots along
+    it."""
 
     def __init__(self, low: WalkLowering, walk: Walk, found: TileSlots) -> None:
         super().__init__(low, walk, found.rows, found.lane, found.most, f32)
         self.found = found
         self.deep = found.slots // self.size
+        self.kept_left = low.slot_axes.get(found.left) == found.depth
 
     def run(self) -> None:
         low, rows, found = self.low, self.rows, self.found
         low.use_tiles()
         count = low.open[found.depth].extent
-        right, stride = cleared_slots(low, found, found.right, count)
-        places = [(number * self.size * stride, column * self.row_bytes)
-                  for number in range(self.deep) for column in range(self.wide)]
-        held = [self.load(low.add(right, at), stride, disp) for at, disp in places] \
-            if len(places) + self.wide < 2 * MOST_SUMS else []      # which leaves one for the left operand
+        parts = [cleared_slots(low, found, right, count) for right in found.rights]
+
+        def tile(step: int, part: int, column: int) -> Value:
+            right, stride = parts[part]
+            return self.load(low.add(right, step * self.size * stride), stride, column * self.row_bytes)
+
+        slots = list(product(range(self.deep), range(len(parts)), range(self.wide)))
+        few = len(slots) + self.wide < 2 * MOST_SUMS    # which leaves one for the left operand
+        held = {slot: tile(*slot) for slot in slots} if few else {}
         if not held:
             self.tall = max(number for number in range(1, max(1, MOST_SUMS // self.wide) + 1)
                             if self.most % (number * self.size) == 0)
-        lefts = self._turned() if found.left in low.slot_axes else self._in_place()
+        lefts = self._turned() if self.kept_left else self._in_place()
         carried = self._carried()
         if carried is not None:
             self._begin(*carried)
@@ -121,18 +148,11 @@ class _Emission(BoundTiles):
                 columns = range(first, min(first + MOST_SUMS, self.wide))
                 totals = [[self.zeros() if into is None else self._sums(into, position, column) for column in columns]
                           for position in positions]
-                for number, (left, left_stride) in enumerate(lefts):
-                    def slots(place: int, number: int = number, first: int = first) -> Value:
-                        place += number * self.wide + first
-                        return held[place] if held else self.load(
-                            low.add(right, places[place][0]), stride, places[place][1])
+                for step, left in enumerate(lefts):
+                    def right(part: int, column: int, step: int = step) -> Value:
+                        return held.get((step, part, column)) or tile(step, part, column)
 
-                    kept = [slots(place) for place in range(len(columns))] if self.tall > 1 else []
-                    for position, sums in zip(positions, totals, strict=True):
-                        a = self.load(low.add(left, low.mul(position, left_stride)), left_stride)
-                        for place in range(len(columns)):
-                            b = kept[place] if kept else slots(place)
-                            sums[place] = self.multiply(sums[place], a, b, (bf16, bf16))
+                    self._multiply(left, positions, right, len(parts), columns, totals)
                 for position, sums in zip(positions, totals, strict=True):
                     if into is None:
                         self.store(sums, position, first)
@@ -141,22 +161,44 @@ class _Emission(BoundTiles):
 
         low.counted(self.axis, rows.offset, low.add(rows.offset, rows.extent), self.tall * self.size, products)
         if into is None:
-            self.finish([self.walk.reductions[0].result])
+            self.finish([found.total])
+
+    def _multiply(self, left: tuple[Scalar, Scalar], positions: list[Scalar], right: Callable[[int, int], Value],
+                  parts: int, columns: range, totals: list[list[Value]]) -> None:
+        """A step of the depth, of rows from each position on by columns. left: its first row, and their stride. right:
+        of a part and a column."""
+        ways = list(product(range(parts), enumerate(columns)))
+
+        def rows(position: Scalar) -> Value:
+            return self.load(self.low.add(left[0], self.low.mul(position, left[1])), left[1])
+
+        if parts > 1 and len(positions) * (len(columns) + 1) < 2 * MOST_SUMS:   # which leaves one for slots
+            tiles = [rows(position) for position in positions]
+            for part, (place, column) in ways:
+                b = right(part, column)
+                for a, sums in zip(tiles, totals, strict=True):
+                    sums[place] = self.multiply(sums[place], a, b, (bf16, bf16))
+            return
+        kept = [right(part, column) for part, (_, column) in ways] if len(positions) > 1 else []
+        for position, sums in zip(positions, totals, strict=True):
+            a = rows(position)
+            for number, (part, (place, column)) in enumerate(ways):
+                sums[place] = self.multiply(sums[place], a, kept[number] if kept else right(part, column), (bf16, bf16))
 
     # Sums that are only added to what a loop carries begin with that, where it lies.
 
     def _carried(self) -> tuple[Value, Value] | None:
         """The value that all of the walk is for, kept in scratch memory, and what the sums are added to for it."""
-        low, (op,) = self.low, self.walk.reductions
-        if self.found.left not in low.slot_axes or len(self.walk.after) != 1:
+        low, sums = self.low, self.found.total
+        if not self.kept_left or len(self.walk.after) != 1:
             return None     # the rows may end within a tile
         (total,) = self.walk.after
         if not isinstance(total, Value) or total.op is None or total.op.name != "add" or total in low.slot_axes or (
-                low.users.get(op.result) != [total.op] or low.kept_dtype(total) is not f32):
+                low.users.get(sums) != [total.op] or low.kept_dtype(total) is not f32):
             return None
-        access, others = low.kept_access(total), [v for v in total.op.operands if v is not op.result]
+        access, others = low.kept_access(total), [v for v in total.op.operands if v is not sums]
         if access is None or len(others) != 1 or access.axes.keys() != {self.axis, self.lane} or (
-                access.axes[self.lane] != f32.size_bytes or op in ops_behind(others[0])):
+                access.axes[self.lane] != f32.size_bytes or sums.op in ops_behind(others[0])):
             return None
         return total, others[0]
 

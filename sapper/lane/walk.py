@@ -41,10 +41,12 @@ class WalkLowering(Reductions):
     caller_tiles: where tile registers are configured, the address of scratch memory that keeps how they were before.
     followed: what became of the schedule. sum_places: of the walk at hand, where sums are between two blocks of the
     depth. depth_ends: where the depth is open to a block of it, whether it is the last one. turned: where tiles of
-    slots lie that stay turned for tile registers (kept_tiles.py).
+    slots lie that stay turned for tile registers (kept_tiles.py). in_slots: contractions that these took from slots
+    (tile_slots.py).
     """
 
     turned: dict[Value, Scalar]
+    in_slots: set[Op]
     caller_tiles: Value | None = None
     followed: Followed
     sum_places: dict[Op, Access]

@@ -45,7 +45,7 @@ def split_parts(function: Function, is_long: Range, is_bounded: Range) -> Functi
     splits = _Reductions(body, is_long, is_bounded).any()
     if not splits and (not parallel or len(others) == 1):
         return function
-    made = _copy_function(function)
+    made = copy_function(function)
     if splits:
         _Reductions(made.body, is_long, is_bounded).split()
     _Partition(made.body, is_bounded).rewrite()
@@ -73,7 +73,7 @@ def copy_op(op: Op, values: dict[Value, Value]) -> Op:
     return made
 
 
-def _copy_function(function: Function) -> Function:
+def copy_function(function: Function) -> Function:
     made = Function(function.name, function.stage, function.location)
     made.attributes = dict(function.attributes)
     values: dict[Value, Value] = {}

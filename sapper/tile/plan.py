@@ -347,7 +347,8 @@ class _Planner:
             elif op.name in ORDERED:
                 self.items.append(op)
             elif op.name in LATE:
-                for value in self._kept_operands(op, False):
+                kept = [value for term in self._terms_with(op) for value in self._kept_operands(term, False)]
+                for value in sorted(kept, key=self._is_loaded):     # what is computed is so by the walk before
                     self._add(value, axes_of(value), ())
                 self._add(op, axes_of(op.result), tuple(op.attributes["over"]))
             elif op.name == "store":
@@ -356,6 +357,40 @@ class _Planner:
                 for i, value in enumerate(op.operands):
                     if i in self.yields_kept:
                         self._add(value, axes_of(value), ())
+
+    def _is_loaded(self, value: Value) -> bool:
+        op = self.local(value)
+        return op is not None and op.name == "load"
+
+    def _terms_with(self, op: Op) -> list[Op]:
+        """A reduction, and contractions after it with one of its operands whose results are only added to its own, and
+        whose other operands could be computed before it: all these are kept together, and one walk contracts them."""
+        if op.name != "contract":
+            return [op]
+        total = op.result
+        while len(users := self.users[total]) == 1 and users[0].name == "add":
+            total = users[0].result
+        terms, waiting = [op], [total]
+        while waiting:
+            value = waiting.pop()
+            term = self.local(value)
+            if term is None or term is op or (value is not total and len(self.users[value]) != 1):
+                continue
+            if term.name == "add":
+                waiting += reversed(term.operands)
+            elif term.name == "contract" and term.attributes["over"] == op.attributes["over"] and (
+                    set(axes_of(value)) == set(axes_of(op.result)) and not set(op.operands).isdisjoint(term.operands)
+                    and all(self._is_before(v, op) for operand in term.operands for v in self.closure(operand))):
+                terms.append(term)
+        if total is not op.result:
+            self.closures.clear()       # they end at what is going to be kept
+        return terms
+
+    def _is_before(self, value: Value, op: Op) -> bool:
+        """Whether nothing that a value needs waits for what is planned after an op."""
+        made = self.local(value)
+        waits = made is not None and (bool(made.blocks) or made.name in LATE or made.name == "load")
+        return not waits or self.position[made] < self.position[op]     # type: ignore[index]
 
     @staticmethod
     def _store_axes(op: Op) -> tuple[str, ...]:

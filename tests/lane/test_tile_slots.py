@@ -42,13 +42,26 @@ def chained(q: Tensor[f32, T, D], keys: Tensor[bf16, P, D], values: Tensor[bf16,
         out[t, d] = acc
 
 
-def chained_arguments(t, p, d, stop, seed=0):
-    """What lies beyond `stop` is no number."""
+@kernel
+def chained_floats(q: Tensor[f32, T, D], keys: Tensor[bf16, P, D], values: Tensor[bf16, P, D], stop: i32, kept: f32,
+                   out: Tensor[f32, T, D]):
+    """The same of floats, which tiles take as three parts."""
+    for t in tiles(T):
+        d = whole(D)
+        acc = zeros(t, d, dtype=f32)
+        for p in tiles(span(0, stop)):
+            score = where(p <= 2 * t, q[t, d] @ keys[p, d], 0.0)
+            acc = acc * kept + score @ values[p, d]
+        out[t, d] = acc
+
+
+def chained_arguments(t, p, d, stop, seed=0, most=1):
+    """What lies beyond `stop` is no number. most: of queries."""
     random = np.random.default_rng(seed)
     keys, values = (random.integers(-1, 2, (p, d)).astype(ml_dtypes.bfloat16) for _ in range(2))
     keys[stop:] = values[stop:] = np.nan
-    return {"q": random.integers(-1, 2, (t, d)).astype(np.float32), "keys": keys, "values": values, "stop": stop,
-            "kept": 1.0, "out": np.zeros((t, d), np.float32)}
+    return {"q": random.integers(-most, most + 1, (t, d)).astype(np.float32), "keys": keys, "values": values,
+            "stop": stop, "kept": 1.0, "out": np.zeros((t, d), np.float32)}
 
 
 def chained_expected(arguments):
@@ -59,8 +72,8 @@ def chained_expected(arguments):
     return np.where(kept, score, 0) @ values
 
 
-def run_chained(arguments, lanes, schedule=None, hint=512):
-    function = chained.tile_ir({"D": arguments["q"].shape[1]})
+def run_chained(arguments, lanes, schedule=None, hint=512, of=chained):
+    function = of.tile_ir({"D": arguments["q"].shape[1]})
     return run_lane(reduce_loops(function), arguments, schedule, MACHINES[lanes],
                     specialize(function, arguments, {"T": hint, "P": hint}))
 
@@ -76,6 +89,41 @@ def test_chained_products_are_exact(t, p, beyond, lanes, deep, seed) -> None:
     np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
 
 
+@settings(max_examples=examples(15), deadline=None)
+@given(t=st.integers(0, 40), p=st.integers(1, 140), beyond=st.integers(0, 20), lanes=st.sampled_from([4, 8, 16]),
+       deep=st.integers(1, 3), seed=st.integers(0, 99))
+def test_chained_products_of_floats_are_exact(t, p, beyond, lanes, deep, seed) -> None:
+    """Queries of 11 bits, and scores of 17: some have two parts, and others three."""
+    arguments = chained_arguments(t, p, 2 * lanes * deep, max(0, p - beyond), seed, 1 << 10)
+    assert tiles_in(run_chained(arguments, lanes, of=chained_floats))
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
+
+
+@pytest.mark.parametrize(("queries", "d", "loads", "products"), [
+    (64, 64, 2 * (1 + 3 * 4), 2 * 3 * 4), (32, 64, 2 * (2 + 3 * 2), 2 * 3 * 4), (16, 128, 4 * (3 + 4), 4 * 3 * 4),
+    (16, 64, 2, 2 * 3)])
+def test_parts_meet_the_same_keys(queries, d, loads, products) -> None:
+    """Two or four tiles deep: a tile of keys by four of queries, two by two, and four by one, whose parts then stay;
+    where they are few, all of them do for all keys."""
+    arguments = chained_arguments(queries, 128, d, 128, most=1 << 10)
+    lane = run_chained(arguments, 16, Schedule(tile={"t": queries}), hint=queries, of=chained_floats)
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
+    bodies = [[op.name for op in loop.blocks[0].ops] for loop in lane.walk() if loop.name == "loop"]
+    scores = next(names for names in bodies if "tile_multiply" in names)
+    assert (scores.count("tile_load"), scores.count("tile_multiply")) == (loads, products)
+
+
+def test_a_tensor_met_along_both_axes_is_read_as_it_lies_and_turned() -> None:
+    """As latent vectors are, which are keys and values: here of MLA's decoding in floats."""
+    entry = find("latent_attention_decode_bf16")
+    shape = {"H": 16, "C": 64, "S": 32, "position": 200}
+    arguments = entry.make_arguments(np.random.default_rng(0), shape)
+    expected = entry.reference(arguments)
+    function = reduce_loops(entry.kernel.tile_ir({"C": 64, "S": 32}))
+    lane = run_lane(function, arguments, None, MACHINES[16], specialize(function, arguments, {"H": 16, "P": 512}))
+    assert tiles_in(lane) and entry.compare(arguments, expected) is None
+
+
 def test_queries_that_are_left_meet_tiles_of_the_same_size() -> None:
     """What the tiles of keys leave lies where the first loop put it."""
     arguments = chained_arguments(27, 70, 24, 66)
@@ -85,9 +133,12 @@ def test_queries_that_are_left_meet_tiles_of_the_same_size() -> None:
 
 @pytest.mark.parametrize(("d", "schedule"), [
     (40, None), (64, Schedule(matrix=False)), (64, Schedule(registers={"p": 4}))])
-def test_vectors_take_what_tiles_do_not(d, schedule) -> None:
+@pytest.mark.parametrize("of", [chained, chained_floats], ids=lambda k: k.name)
+def test_vectors_take_what_tiles_do_not(d, schedule, of) -> None:
+    """Floats as they are, not in parts."""
     arguments = chained_arguments(20, 50, d, 50)
-    assert not tiles_in(run_chained(arguments, 16, schedule))
+    lane = run_chained(arguments, 16, schedule, of=of)
+    assert not tiles_in(lane) and ("dot2_bf16" in [op.name for op in lane.walk()]) == (of is chained)
     np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
 
 
