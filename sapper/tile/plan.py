@@ -363,8 +363,8 @@ class _Planner:
         return op is not None and op.name == "load"
 
     def _terms_with(self, op: Op) -> list[Op]:
-        """A reduction, and contractions after it with one of its operands whose results are only added to its own, and
-        whose other operands could be computed before it: all these are kept together, and one walk contracts them."""
+        """A reduction, and contractions after it whose results are only added to its own, and whose operands could be
+        computed before it: all these are kept together, and one walk contracts them."""
         if op.name != "contract":
             return [op]
         total = op.result
@@ -379,7 +379,7 @@ class _Planner:
             if term.name == "add":
                 waiting += reversed(term.operands)
             elif term.name == "contract" and term.attributes["over"] == op.attributes["over"] and (
-                    set(axes_of(value)) == set(axes_of(op.result)) and not set(op.operands).isdisjoint(term.operands)
+                    set(axes_of(value)) == set(axes_of(op.result))
                     and all(self._is_before(v, op) for operand in term.operands for v in self.closure(operand))):
                 terms.append(term)
         if total is not op.result:
