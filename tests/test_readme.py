@@ -102,7 +102,10 @@ def test_figures_are_those_of_the_runs_that_are_kept() -> None:
                     f"README.md: {line.strip()}: {number} is not in bench/{name}")
 
 
-def test_the_examples_are_counted() -> None:
+def test_examples_are_counted_and_timed() -> None:
     from examples import examples
 
-    assert re.findall(r"\(examples\): (\d+) kernels", README) == [str(len(examples()))]
+    names = {example.name for example in examples()}
+    assert re.findall(r"\(examples\): (\d+) kernels", README) == [str(len(names))]
+    tables = (ROOT / "bench" / "README.md").read_text(encoding="utf-8").split("## On a GPU")[0]
+    assert set(re.findall(r"^\| (\w+) \| \S+=", tables, re.MULTILINE)) == names
