@@ -495,6 +495,14 @@ def test_a_run_that_is_killed_leaves_what_was_measured(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
+def test_a_piped_table_has_a_line_for_each_case() -> None:
+    names = "deepseek-v2-lite 4 layers prefill", "bf16 rounded", "1024x4096x16384 of 64 experts"
+    rows = [Row(*names, 2, peer, 1e-3, 1.0, "GB/s") for peer in ("sapper", "numpy", "torch", "llama")]
+    out = StringIO()
+    print_table(rows, Console(highlight=False, width=bench.PIPED_WIDTH, file=out))
+    assert len(out.getvalue().splitlines()) == 2
+
+
 def test_all_runs_pytorch_before_llama_multiplies_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """`deepseek` has PyTorch's last product, `model` and what follows have llama.cpp's: it dies of released tiles."""
     ran: list[str] = []
