@@ -327,11 +327,13 @@ def on_one_thread() -> None:
 
 def main() -> None:
     on_one_thread()
-    print(f"{'piece':44} {'by hand':>10} {'generated':>10} {'ratio':>6}  peers (their time over that by hand)")
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    for case in cases():
-        if wanted not in case.name:
-            continue
+    chosen = [case for case in cases() if wanted in case.name]
+    if not chosen:
+        sys.exit(f"error: found no piece with {wanted!r} in its name; expected a part of one of "
+                 f"{', '.join(case.name for case in cases())}")
+    print(f"{'piece':44} {'by hand':>10} {'generated':>10} {'ratio':>6}  peers (their time over that by hand)")
+    for case in chosen:
         mine, generated, *others = best_of(case.hand(), case.generated(), *case.peers.values())
         told = ", ".join(f"{name} {peer / mine:.2f}" for name, peer in zip(case.peers, others, strict=True))
         print(f"{case.name:44} {mine * 1e6:8.1f}us {generated * 1e6:8.1f}us {generated / mine:6.2f}  {told}",

@@ -71,6 +71,10 @@ def main() -> None:
     parser.add_argument("word", nargs="?", default="")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()
+    chosen = [example for example in examples() if options.word in example.name]
+    if not chosen:
+        parser.error(f"word: found {options.word!r}, which is in no name; expected a part of one of "
+                     f"{', '.join(example.name for example in examples())}")
     try:
         import torch
 
@@ -80,9 +84,7 @@ def main() -> None:
         torch = None  # type: ignore[assignment]
     print("| example | shape | sapper | numpy / sapper | torch / sapper |\n|---|---|--:|--:|--:|")
     figures = []
-    for example in examples():
-        if options.word not in example.name:
-            continue
+    for example in chosen:
         found = timed(calls_of(example, torch))
         own = found["sapper"]
         ratios = [f"{found[peer] / own:.2f}" if peer in found else "" for peer in ("numpy", "torch")]

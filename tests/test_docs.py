@@ -23,8 +23,9 @@ from tests.weights import find_smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
+LINKING = [*PAGES, *sorted(path for folder in ("", "bench", "examples") for path in (ROOT / folder).glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\s*$")
-LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,20 @@ def test_page(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share
         run_page(path)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def anchors_of(page: str) -> set[str]:
+    """What links can name: the headings, as GitHub writes them."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in LINK.findall(path.read_text(encoding="utf-8")):
-        assert (path.parent / target[0]).exists(), f"{path.name} links to {target[0]}, which does not exist"
+    for file, anchor in LINK.findall(path.read_text(encoding="utf-8")):
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path.name} links to {file}, which does not exist"
+        assert not anchor or anchor in anchors_of(target.read_text(encoding="utf-8")), (
+            f"{path.name} links to {file}#{anchor}; {target.name} has no such heading")
 
 
 def test_the_index_names_every_page() -> None:

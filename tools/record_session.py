@@ -85,14 +85,15 @@ def recorded_anew(text: str) -> str:
 
 
 def main() -> None:
-    kind, *rest = sys.argv[1:]
-    if kind == "shell":
-        print(record_shell(rest), end="")
-    elif kind == "readme":
-        README.write_text(recorded_anew(README.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        model, *lines = rest
-        print(chat_session(model, lines), end="")
+    match sys.argv[1:]:
+        case ["shell", *commands]:
+            print(record_shell(commands), end="")
+        case ["readme"]:
+            README.write_text(recorded_anew(README.read_text(encoding="utf-8")), encoding="utf-8")
+        case ["chat", model, *lines]:
+            print(chat_session(model, lines), end="")
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":

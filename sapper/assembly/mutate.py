@@ -133,7 +133,7 @@ def _slips(assembly: Assembly, place: int, item: Instruction) -> Iterator[tuple[
         yield "wrong immediate", [_with(item, len(operands) - 1, Immediate(operands[-1].value ^ 1))]
     if item.mask is not None and row.masking != "required":
         yield "mask left off", [_unmasked(item)]
-    clobber = _clobber(assembly, place, item)
+    clobber = _clobber(assembly, item)
     if clobber is not None:
         yield "clobber", [item, clobber]
 
@@ -162,7 +162,7 @@ def _element_bits(spec: Any) -> int:
     return min(int(digits), spec.memory_bits) if digits.isdigit() else int(spec.memory_bits)
 
 
-def _clobber(assembly: Assembly, place: int, item: Instruction) -> Instruction | None:
+def _clobber(assembly: Assembly, item: Instruction) -> Instruction | None:
     """Something written over the register that the instruction has just made."""
     target = item.operands[0] if item.operands else None
     if not isinstance(target, (Register, VirtualRegister)) or not item.row.operands[0].writes:

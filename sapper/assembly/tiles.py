@@ -71,7 +71,7 @@ class TileChecks(Checked):
                 raise self.fail("operands", "a tile without a name where not all have the same shape", item,
                                 f"{_text(shapes)}, of {at(setter)}", "one shape for all eight, or tiles by name",
                                 "it is not known which of them it becomes: name it, x86.tmm0")
-            fault = self.table.shape_fault(item.row, mine)
+            fault = self.table.shape_fault(mine)
             if fault:
                 raise self.fail("operands", f"{item.row.mnemonic} traps on tiles of these shapes", item,
                                 f"{fault}, of the configuration at {at(setter)}", self.table.PRODUCT_SHAPES)

@@ -49,7 +49,7 @@ def unknown(table: Any, mnemonic: str, location: Location | None = None) -> Asse
 
 @dataclass(slots=True)
 class WarpAssembly(Arguments):
-    """A piece of assembly that each thread of a warp runs. parameters, stored, slots, contiguous: of a kernel, as
+    """A piece of assembly that each thread of a warp runs. parameters, stored, slots: of a kernel, as
     KernelAssembly has them; empty for a block. inputs: registers that hold something at entry. tensors: of a register
     with an address the tensor that it points into."""
 

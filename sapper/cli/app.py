@@ -415,7 +415,7 @@ def emulate(
     Examples:
       sapper emulate add.ptx --grid 8 --block 128 -a x=f32[1000] -a y=f32[1000] -a z=f32[1000]:empty -a n=1000 \\
         --expect "z = x + y"
-      sapper emulate add.ptx add --lazy --json
+      sapper emulate add.ptx add -a x=f32[8] -a y=f32[8] -a z=f32[8] -a n=8 --block 8 --lazy --json
     """
     from ..emulate import Options
     from .emulate import report, run_emulate

@@ -19,8 +19,11 @@ from itertools import cycle
 from time import perf_counter, thread_time
 from typing import Any
 
-SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "attention", "others", "model",
-          "deepseek", "all")
+SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "attention", "others", "deepseek",
+          "model", "all")
+"""In the order in which `all` runs them. llama.cpp configures tile registers once for a thread and dies where they are
+released later, as PyTorch does after each product on them: what runs PyTorch comes before llama.cpp's first such
+product, which in `deepseek` is after PyTorch's last."""
 PEERS = ("numpy", "torch", "llama")
 FLOOR_READ, FLOOR_COPY = "(read)", "(copy)"
 PRODUCTS_SHARE = 0.5

@@ -16,7 +16,7 @@ from .errors import CommandError
 
 def run_perplexity(
     model: str, file: str, *, context: int | None, stride: int, threads: int | None, dtype: str,
-    progress: bool = True, interpret: bool = False,
+    progress: bool,
 ) -> dict[str, Any]:
     """The figures. context, stride: the windows (models/perplexity.py)."""
     try:
@@ -42,8 +42,7 @@ def run_perplexity(
         print(f"\r{line:<78}" if live else line, end="" if live and done < windows else "\n", file=sys.stderr,
               flush=True)
 
-    found = perplexity(loaded, tokens, context=context, stride=stride, threads=threads, report=report,
-                       interpret=interpret)
+    found = perplexity(loaded, tokens, context=context, stride=stride, threads=threads, report=report)
     seconds = time.perf_counter() - started
     return {
         "model": model, "file": file, "perplexity": found.value, "error": found.error, "tokens": found.tokens,

@@ -21,10 +21,9 @@ KEY_VARIABLE = "SAPPER_SERVE_KEY"
 
 
 def run_serve(
-    model: str, *, host: str = "127.0.0.1", port: int = 8080, key: str | None = None, name: str | None = None,
-    slots: int = 8, context: int | None = None, pages: int | None = None, queue: int = 32, body_bytes: int = 1 << 20,
-    tokens: int = 4096, seconds: float = 600.0, stall_seconds: float = 30.0, threads: int | None = None,
-    dtype: str = "file", interpret: bool = False, speculate: bool = False,
+    model: str, *, host: str, port: int, key: str | None, name: str | None, slots: int, context: int | None,
+    pages: int | None, queue: int, body_bytes: int, tokens: int, seconds: float, stall_seconds: float,
+    threads: int | None, dtype: str, speculate: bool,
 ) -> int:
     """Serve. key: None takes that of the environment variable KEY_VARIABLE, if it is set. name: of the model, for
     clients (None: as given on the command line). slots: sequences at once. queue: how many more may wait. speculate:
@@ -45,7 +44,7 @@ def run_serve(
         started = time.perf_counter()
         loaded = load_model(model, dtype, speculate)
         longest = min(loaded.positions, 4096) if context is None else context
-        batch = loaded.batch(slots, longest, pages, threads=threads, interpret=interpret, speculate=speculate)
+        batch = loaded.batch(slots, longest, pages, threads=threads, speculate=speculate)
         batch.prepare()
         server = Server(loaded, name or model, Engine(Scheduler(loaded, batch), queue),
                         Limits(body_bytes, tokens, seconds, stall_seconds), key)

@@ -237,6 +237,41 @@ def _reorder(
     return order
 
 
+class _Live:
+    """How many values of each kind live while instructions are taken one by one, and how many may."""
+
+    __slots__ = ("kinds", "limits", "live", "makes", "takes", "uses")
+
+    def __init__(self, made: Dependences, before: list[int], limits: list[int]) -> None:
+        self.takes, self.makes, self.kinds = made.takes, made.makes, made.value_kind
+        self.uses = made.value_uses[:]
+        self.live = before[:]
+        self.limits = [*limits, 1 << 30, 1 << 30]
+
+    def wants_more(self, number: int) -> bool:
+        """Whether an instruction takes a kind of register beyond its limit."""
+        for value in self.makes[number]:
+            kind = self.kinds[value]
+            if self.live[kind] >= self.limits[kind]:
+                freed = sum(self.uses[taken] == 1 and self.kinds[taken] == kind for taken in self.takes[number])
+                if self.live[kind] + 1 - freed > self.limits[kind]:
+                    return True
+        return False
+
+    def take(self, number: int) -> bool:
+        """Take an instruction; whether a value died by it."""
+        died = False
+        for value in self.takes[number]:
+            self.uses[value] -= 1
+            if not self.uses[value]:
+                self.live[self.kinds[value]] -= 1
+                died = True
+        for value in self.makes[number]:
+            if self.uses[value]:
+                self.live[self.kinds[value]] += 1
+        return died
+
+
 def _list_schedule(made: Dependences, size: int, live_before: list[int], limits: list[int], width: int) -> list[int]:
     """Take at each step, of the instructions whose inputs are there, the one with the longest chain behind it.
 
@@ -244,10 +279,7 @@ def _list_schedule(made: Dependences, size: int, live_before: list[int], limits:
     """
     waits_for = made.waits_for[:]
     after, height, costs = made.after, made.height, made.cost
-    takes, makes, value_kind = made.takes, made.makes, made.value_kind
-    uses = made.value_uses[:]
-    live = live_before[:]
-    limits = [*limits, 1 << 30, 1 << 30]
+    live = _Live(made, live_before, limits)
     ready_at = [0.0] * size
     unit_free: dict[Any, float] = {}
     done = [False] * size
@@ -272,17 +304,7 @@ def _list_schedule(made: Dependences, size: int, live_before: list[int], limits:
                 heappush(ready, (-height[number], number))
         if ready:
             number = heappop(ready)[1]
-            full = False
-            for value in makes[number]:
-                kind = value_kind[value]
-                if live[kind] >= limits[kind]:
-                    freed = 0
-                    for taken in takes[number]:
-                        if uses[taken] == 1 and value_kind[taken] == kind:
-                            freed += 1
-                    if live[kind] + 1 - freed > limits[kind]:
-                        full = True
-            if full:
+            if live.wants_more(number):
                 blocked.append(number)
                 continue
         elif pending and (pending[0][1] <= horizon or not blocked):
@@ -303,16 +325,7 @@ def _list_schedule(made: Dependences, size: int, live_before: list[int], limits:
             now = begin + step
         order.append(number)
         done[number] = True
-        died = False
-        for value in takes[number]:
-            uses[value] -= 1
-            if not uses[value]:
-                live[value_kind[value]] -= 1
-                died = True
-        for value in makes[number]:
-            if uses[value]:
-                live[value_kind[value]] += 1
-        if died and blocked:
+        if live.take(number) and blocked:
             for other in blocked:
                 heappush(ready, (-height[other], other))
             blocked.clear()

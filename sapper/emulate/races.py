@@ -353,7 +353,6 @@ class GlobalShadow:
         """The first agent's number in this batch."""
         self.trusted = 0
         """Agents below this number are ordered before those of this batch: earlier launches, and released blocks."""
-        self.launch_base = 0
         self.late: dict[int, list[LateRead]] = {}
         """By where the allocation starts: reads that are still to be looked at."""
         self.late_count = 0

@@ -327,8 +327,8 @@ def _bulk_group(machine: Machine, instruction: parse.Instruction) -> Run:
 
 @dataclass(slots=True)
 class Engine:
-    """Moves bytes for one instruction, lane by lane. size: bytes of a unit; places in shared memory are offsets in its
-    arena."""
+    """Moves bytes for one instruction, lane by lane, in units of `size` bytes. Places in shared memory are offsets in
+    its arena."""
 
     machine: Machine
     instruction: parse.Instruction

@@ -14,7 +14,7 @@ class OpSpec:
     attributes: names that must be there; optional: names that may.
     blocks: how many nested blocks.
     pure: no effect beyond its results, so it may be merged, moved and dropped.
-    doc: one line of meaning, printed in the reference.
+    doc: one line of meaning.
     """
 
     name: str

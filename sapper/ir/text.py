@@ -220,7 +220,6 @@ _INTEGER = re.compile(r"[0-9]+\Z")
 _HEX = re.compile(r"0x[0-9a-f]{1,16}\Z")
 _FLOAT = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\Z")
 
-_END = ("end", "", 0)
 _Token = tuple[str, str, int]
 
 

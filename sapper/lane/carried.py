@@ -108,7 +108,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
 
         def run(k: int, values: list[Value]) -> list[Value]:
             if k == len(ranges):
-                return self._iteration(op, body, arguments, outs, places, points, buffers, frozenset(kept), values)
+                return self._iteration(body, arguments, outs, places, points, buffers, frozenset(kept), values)
             r = ranges[k]
             block = Block([S64, *[v.type for v in values]])
             first, last = self.value(r.start), self.value(r.stop)
@@ -145,7 +145,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
         """What the carried value of that number is before a loop, at some points."""
         return [self.row(first, at) for at in points]
 
-    def _iteration(self, op: Op, body: Block, arguments: list[Value], outs: list[Value], places: list[str],
+    def _iteration(self, body: Block, arguments: list[Value], outs: list[Value], places: list[str],
                    points: list[list[dict[str, int]]], buffers: list[Access | None], kept: frozenset[int],
                    values: list[Value]) -> list[Value]:
         received = iter(values)

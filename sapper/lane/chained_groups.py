@@ -364,7 +364,7 @@ class ChainGroupLowering(SharedRowsLowering):
                 self.source = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
                 self._begin_round(chain, points, rows, here, last, ragged)
                 if self.flying is not None:
-                    self._land(chain, body, points, counter, group)
+                    self._land(chain, body, counter, group)
                 terminator = body.terminator
                 assert terminator is not None
                 results = [self.row(v, at) for v, places in zip(terminator.operands, points, strict=True)
@@ -390,8 +390,7 @@ class ChainGroupLowering(SharedRowsLowering):
         first = sum(map(len, points[:number]))
         return slice(first, first + len(points[number]))
 
-    def _land(self, chain: Chain, body: Block, points: list[list[dict[str, int]]], counter: Value,
-              group: MatrixGroup) -> None:
+    def _land(self, chain: Chain, body: Block, counter: Value, group: MatrixGroup) -> None:
         """The first contraction, then a wait for it and for what the round before left flying, whose stage is free
         then."""
         assert self.flying is not None

@@ -202,7 +202,7 @@ class ChainSumsLowering(ChainPairLowering):
 
         def follow(counter: Value) -> None:
             self.fork(self.emit(self.depth, "s_cmp", [counter, begun], S64, cond="ne"),
-                      lambda: self._start_second(chain, self.sub(counter, 1)), lambda: None)
+                      lambda: self._start_second(self.sub(counter, 1)), lambda: None)
 
         def inside(here: Value, carried: list[Value]) -> list[Value]:
             (counter,) = carried
@@ -229,7 +229,7 @@ class ChainSumsLowering(ChainPairLowering):
                 + at % fragments.PANEL * ELEMENT_BYTES})
             self.effect("sums_signal", [self._signal(group)], disp=self._kind_at(MADE))
 
-    def _start_second(self, chain: Chain, counter: Scalar) -> None:
+    def _start_second(self, counter: Scalar) -> None:
         assert self.order is not None
         stage = self._stage_of(self.chain_group, counter)
         for group in range(self.groups):

@@ -146,7 +146,7 @@ class DepthParts(UnpackedOperands):
         for begins in (True, False):
             self.enter(Block())
             rows = super().first_rows(loop, number, first, points) if begins else [
-                self._load_carried(part.places[number], loop.results[number], at) for at in points]
+                self._load_carried(part.places[number], at) for at in points]
             self.effect("yield", rows)
             blocks.append(self.leave())
         made = Op("if", [part.begins], [v.type for v in rows], {}, blocks, loop.location)
@@ -205,7 +205,7 @@ class DepthParts(UnpackedOperands):
             return super()._step_to_next(op, rows)
         return self.mul(self.access(op).axes[part.rows.axis], self.bound[part.rows.axis].count)
 
-    def _load_carried(self, place: Access, value: Value, at: dict[str, int]) -> Value:
+    def _load_carried(self, place: Access, at: dict[str, int]) -> Value:
         operands, attributes = self.address(place, at)
         return self.emit(self.depth, "load", operands, RowType(place.dtype), dtype=place.dtype, masked=False,
                          **attributes)

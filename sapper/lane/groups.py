@@ -108,7 +108,7 @@ class GroupLowering(Clusters):
         self.narrow = dtypes is group.narrow_dtypes
         if dtype.name in group.byte_dtypes and found.is_scaled:
             return
-        if dtype.name in dtypes and all(self._is_box(op, outer, found.depth) for op, outer in loads) \
+        if dtype.name in dtypes and all(self._is_box(op, found.depth) for op, _ in loads) \
                 and not any(self._turns_sums(root, found) for root in walk.after):
             shape = self._shape(group, found)
             if shape is not None and (not self.narrow or self._takes_scales(group, found, shape)):
@@ -200,7 +200,7 @@ class GroupLowering(Clusters):
                 shapes.append((groups, wide))
         return shapes[:1] if forced else shapes
 
-    def _is_box(self, op: Op, outer: str, depth: str) -> bool:
+    def _is_box(self, op: Op, depth: str) -> bool:
         """Whether what a tile reads is a box of the tensor, with nothing but zeros, or rows that nobody wants, where it
         reaches past the tensor's end."""
         t = op.operands[0].type

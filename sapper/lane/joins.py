@@ -29,7 +29,7 @@ class Joins(AxisLoops):
         lane = next((a for a in pieces[0][0] if self.bound[a].lane), None)
         beside: dict[tuple[int, ...], list[tuple[Access, dict[str, int], Value]]] = {}
         for at, row in pieces:
-            access = self._at_scalars(self.access(op), op, at)
+            access = self._at_scalars(self.access(op), at)
             if (name, dtype) in self.facts.joins:
                 self._join_at_once(name, access, at, row)
             elif lane is not None and (access.gathers or self.lane_stride(access.axes) == 0):

@@ -645,7 +645,6 @@ class MatrixLowering(DepthShares):
         self.counted("tile", o.offset, self.add(o.offset, o.extent), step, body)
 
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
-        rows, columns = self.open[found.rows], self.open[found.columns]
         high, wide = self.matrix_tile()
         depth = self.piece_depth()
         down, across = self._warps_of(found)
@@ -661,19 +660,14 @@ class MatrixLowering(DepthShares):
         left.place(mine_row, True)
         for piece in right:
             piece.place(mine_column, False)
-        row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
+        row_end, column_end = self._ends(found)
         left.prepare(row, self.sub(row_end, row))
         for piece in right:
             piece.prepare(column, self.sub(column_end, column))
         pieces = (left, *right)
         way = (WindowDepth if found.around else PlainDepth)(self, found, pieces, depth)
-
         stages = self._stages(found, unit)
-        self.effect("sync_warps", [])       # the last tile's sums are read: its place is free
-        for number in range(stages - 1):
-            stage = self.value(self.add(self.near(), number * stage_bytes))
-            way.copy_early(stage, number)
-            self.effect("async_commit", [])
+        self._fill_stages(way, stages, stage_bytes)
 
         blocks = (warp_rows // fragments.ROWS, warp_columns // fragments.COLUMNS)
         count = len(right) * blocks[0] * blocks[1] * 4
@@ -724,8 +718,7 @@ class MatrixLowering(DepthShares):
         self.name_buffers([("sums", 0, own_bytes * self.warps)])
 
         def store(sums: list[Value], row: Value, column: Value) -> None:
-            rows, columns = self.open[found.rows], self.open[found.columns]
-            row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
+            row_end, column_end = self._ends(found)
             values = iter(sums)
             placed = [[Sum(next(values), i * fragments.ROWS + register // 2 * 8, j * fragments.COLUMNS + register % 2)
                        for i in range(blocks[0]) for j in range(blocks[1]) for register in range(4)] for _ in right]
@@ -738,6 +731,18 @@ class MatrixLowering(DepthShares):
                 self._finish_tile(walk, found, placed, down, across, own)
 
         self.finish_segment(found, list(loop.results)[2 + len(first):], row, column, store)
+
+    def _ends(self, found: MatrixWalk) -> tuple[Scalar, Scalar]:
+        """Where the rows at hand end, and the columns."""
+        rows, columns = self.open[found.rows], self.open[found.columns]
+        return self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
+
+    def _fill_stages(self, way: PlainDepth | WindowDepth, stages: int, stage_bytes: int) -> None:
+        """Start the copies of all stages but one, once the last tile's sums are read: its place is free then."""
+        self.effect("sync_warps", [])
+        for number in range(stages - 1):
+            way.copy_early(self.value(self.add(self.near(), number * stage_bytes)), number)
+            self.effect("async_commit", [])
 
     def stage_scales(self, found: MatrixWalk, here: Value, rows: Part,
                      columns: Part) -> tuple[list[Value], list[Value]]:

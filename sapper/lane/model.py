@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from math import gcd, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import TileType, bf16, bool_, f32, i8, u8
@@ -274,9 +274,10 @@ class Model(KeptOperands):
             self._refuse_panels(panels)
         return axes.pop()
 
-    def _choose(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool,
-                by_hand: Fit | None) -> WalkChoice:
-        panels = self._panels(walk)
+    def _held_counts(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool, by_hand: Fit | None,
+                     panels: dict[Op, Panels]) -> dict[str, int]:
+        """How much of each axis is held at once (vectors of the lane axis), as the schedule, a micro-kernel, squares of
+        registers, pairs and panels have it."""
         counts = self._counts(walk, loops, lane, contraction)
         if by_hand is not None and lane is not None:
             counts |= {by_hand.rows: by_hand.piece.rows[0], lane: by_hand.piece.vectors[0]}
@@ -299,6 +300,12 @@ class Model(KeptOperands):
             counts[lane] = gcd(counts[lane], found.width // self.lanes)
         if by_hand is not None and by_hand.piece.left == "blocks" and by_hand.depth in counts:
             counts[by_hand.depth] = gcd(counts[by_hand.depth], self.lanes)  # of tiles at the edges: no step crosses two
+        return counts
+
+    def _choose(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool,
+                by_hand: Fit | None) -> WalkChoice:
+        panels = self._panels(walk)
+        counts = self._held_counts(walk, loops, lane, contraction, by_hand, panels)
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
@@ -323,11 +330,12 @@ class Model(KeptOperands):
         if not rows_ahead and by_hand is None and len(order) == 2 and self._is_one_piece(lane, counts):
             rows_ahead = [op for op in self._rows_ahead(walk, order[1], staged)
                           if self.is_contiguous(self.access(op), order[1], walk.reduced[0])]
-        tile_ahead = self._tile_ahead(walk, order, reduced) if by_hand is None else []
-        rows_later = self._rows_later(walk, lane, counts, order, reduced) if by_hand is None else []
-        reread = self._reread(lane, counts, order, reduced, staged) if by_hand is None else []
-        rows_again = self._rows_again(walk, lane, counts, order, reduced) if by_hand is None else []
-        panels_again = self._panels_again(walk, lane, order, reduced) if by_hand is None else []
+        asked: dict[str, Any] = {} if by_hand is not None else {
+            "tile_ahead": self._tile_ahead(walk, order, reduced),
+            "rows_later": self._rows_later(lane, counts, order, reduced),
+            "reread": self._reread(lane, counts, order, reduced, staged),
+            "rows_again": self._rows_again(walk, lane, counts, order, reduced),
+            "panels_again": self._panels_again(walk, lane, order, reduced)}
         asks = blocked and by_hand is None and not self.is_shallow(order[1])
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if asks else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
@@ -351,28 +359,30 @@ class Model(KeptOperands):
             prefetched = self.matrices(walk, lane)
             if few is not None and self.slot_elements == SLOT_BYTES and self.least_rows(few) > counts[few]:
                 joined_once = prefetched
-            width = counts[lane] * self.lanes
-            single = (few is None or self.rows_hint(few) == 1) and self.extent_hint(lane) > width
-            depth_block = (SINGLE_DEPTH_ROWS if single else self.rows_of_block) // self.slot_elements
-            room_bytes = self.block_bytes // 2 // FEW_ROWS
-            if single:
-                # Long pieces of rows: where each block has all 4096 columns, not 2048, one row of bf16 by 4096 x 4096
-                # takes 2.10 ms on a Zen 3 in place of 2.73, of f32 3.60 in place of 3.85.
-                room_bytes = max(room_bytes, self.near_bytes // 2)
-            column_block = max(1, room_bytes // (LANE_BYTES * width)) * width
+            depth_block, column_block = self._block_of_weights(few, lane, counts[lane] * self.lanes)
         parted = self._parted(walk, lane, counts, order, prefetched)
         joint, rolled = (self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order)) \
             if parted is None else (None, None)
         choice = WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                             by_hand=by_hand, widened=widened, blocked=blocked, deep=deep, rows_here=rows_here,
-                            rows_ahead=rows_ahead, block_ahead=block_ahead, tile_ahead=tile_ahead,
-                            rows_later=rows_later, reread=reread, rows_again=rows_again,
-                            panels_again=panels_again, parted=parted,
+                            rows_ahead=rows_ahead, block_ahead=block_ahead, **asked, parted=parted,
                             depth_block=depth_block, row_pieces=row_pieces, column_block=column_block,
                             joined_once=joined_once)
         if column_block and self.rows_end_to_end(few):
             return self._end_to_end(choice, 1 if few is None else self.rows_hint(few))
         return self._depth_from_places(walk, self._panels_in_parts(self._from_places(choice, panels), panels))
+
+    def _block_of_weights(self, few: str | None, lane: str, width: int) -> tuple[int, int]:
+        """Of weights that lie [depth, columns] and few rows meet: steps of the depth in a block, and columns that meet
+        it before any meets the next. width: columns held at once."""
+        single = (few is None or self.rows_hint(few) == 1) and self.extent_hint(lane) > width
+        room_bytes = self.block_bytes // 2 // FEW_ROWS
+        if single:
+            # Long pieces of rows: where each block has all 4096 columns, not 2048, one row of bf16 by 4096 x 4096
+            # takes 2.10 ms on a Zen 3 in place of 2.73, of f32 3.60 in place of 3.85.
+            room_bytes = max(room_bytes, self.near_bytes // 2)
+        depth_block = (SINGLE_DEPTH_ROWS if single else self.rows_of_block) // self.slot_elements
+        return depth_block, max(1, room_bytes // (LANE_BYTES * width)) * width
 
     def _panels_in_parts(self, choice: WalkChoice, panels: dict[Op, Panels]) -> WalkChoice:
         """Packed panels that few rows meet, from several places of their depth at a time (Requests.panel_parts): a step
@@ -566,8 +576,7 @@ class Model(KeptOperands):
                     found.append(load)
         return found
 
-    def _rows_later(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
-                    reduced: list[str]) -> list[Op]:
+    def _rows_later(self, lane: str | None, counts: dict[str, int], order: list[str], reduced: list[str]) -> list[Op]:
         """The loads of rows, one after the other in memory, that another contraction in the body of a sequential loop
         meets in the same tile, as weights that are made of these scores meet values (Requests.reread_ahead_bytes): it
         reads a few elements of each row at a time, where the processor sees no stream."""

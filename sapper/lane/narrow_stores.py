@@ -80,7 +80,7 @@ class NarrowStores(Squares):
                 number += 1
 
     def _store_access(self, op: Op, at: dict[str, int]) -> Access:
-        return self._at_scalars(self.access(op), op, at)
+        return self._at_scalars(self.access(op), at)
 
     def _put_rounded(self, op: Op, at: dict[str, int], row: Value, streaming: bool, denormals: str) -> None:
         operands, attributes = self.address(self._store_access(op, at), at)

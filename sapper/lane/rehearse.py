@@ -73,7 +73,6 @@ _WAITS = frozenset({"take_over", "sync_warps", "sync_cluster", "signal_wait", "g
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
 _MATRICES = frozenset({"load_matrix", "store_matrix"})
-_READS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "load_matrix"})
 _WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store", "store_matrix"})
 
 

@@ -411,7 +411,7 @@ class RowEvaluation(State):
         level = self.level_of(value)
         if name == "load":
             access = self.access(op)
-            operands, attributes = self.address(self._at_scalars(access, op, at), at)
+            operands, attributes = self.address(self._at_scalars(access, at), at)
             memo = self.levels[level].memo
             key = ("s_load", op, tuple(at[a] for a in t.axes))
             if key not in memo:
@@ -591,7 +591,7 @@ class RowEvaluation(State):
                 access.axes[axis] = self.add(access.axes.get(axis, 0), self.mul(step, coefficient))
         return access
 
-    def _at_scalars(self, access: Access, op: Op, at: dict[str, int]) -> Access:
+    def _at_scalars(self, access: Access, at: dict[str, int]) -> Access:
         """The access with every gathered index that does not span the lane axis turned into a scalar offset."""
         if not access.gathers:
             return access
@@ -622,7 +622,7 @@ class RowEvaluation(State):
             return staged.load(at, level)  # type: ignore[no-any-return]
         if isinstance(self.stride_classes.get(op.operands[0].name), Panels):
             self._refuse_packed(op.operands[0], op)
-        access = self._at_scalars(self.access(op), op, at)
+        access = self._at_scalars(self.access(op), at)
         for found in (self.square_row, self.pair_row):
             row = found(op, access, at, level)
             if row is not None:

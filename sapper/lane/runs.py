@@ -191,7 +191,7 @@ class Runs(Pairs):
         waiting: dict[tuple[object, ...], list[tuple[int, Value]]] = {}
         done: set[int] = set()
         for number, (root, at, row) in enumerate(jobs):
-            access = self._at_scalars(self.access(root), root, at) if isinstance(root, Op) else self.kept_access(root)
+            access = self._at_scalars(self.access(root), at) if isinstance(root, Op) else self.kept_access(root)
             run = 1 if access is None else self._run_along(access)
             if access is None or run == 1:
                 continue

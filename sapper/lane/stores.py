@@ -125,7 +125,7 @@ class Stores(Joins):
     def _store(self, op: Op, at: dict[str, int], row: Value) -> None:
         value = op.operands[1]
         axes = tuple(at)
-        access = self._at_scalars(self.access(op), op, at)
+        access = self._at_scalars(self.access(op), at)
         # A value that does not span the lane axis is stored by every lane that the index spans, through a full row.
         with self.located(op):
             self.put(access, row, value.type.dtype, at, axes, streaming=self.streams(op))  # type: ignore[union-attr]

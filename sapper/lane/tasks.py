@@ -76,63 +76,11 @@ class TaskLowering(NestLowering):
 
         block: what is done for each of their indices; body emits it.
         """
-        workers = self.emit(0, "workers", [], S64)
-        alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
-        stages = any(self._task_cap(r) for r in ranges)
-        target: Scalar = self.emit(
-            0, "s_select", [alone, self.value(1), self.value(self.mul(workers, TASKS_PER_WORKER))], S64)
-        split: dict[int, Split] = {}
-        total: Scalar = 1
-        left: Scalar = target
-        granules = self._task_granules(ranges, block)
-        order = list(range(len(ranges)))
-        if stages or any(self.panel_width(r.axis) > 1 for r in ranges):
-            # What all tasks along an axis stage or read is the operand without it: the axis of the larger one is split.
-            order.sort(key=lambda i: -ranges[i].hint if ranges[i].axis is not None else -1 << 40)
-        columns = self._columns_of_tasks(ranges) if stages else None
-        if columns is not None:
-            order.sort(key=lambda i: ranges[i].axis is not None and i != columns)
-        for i in order:
-            r, granule = ranges[i], granules[i]
-            extent = self.sub(r.stop, r.start)
-            if r.axis is not None and r.axis == self.cluster_axis:
-                split[i] = Split(r, granule, self.round_up(self.ceil_div(extent, granule), self.cluster), 1, 0)
-                total = self.mul(total, split[i].chunks)
-                continue
-            if isinstance(extent, int) and extent <= granule:
-                split[i] = Split(r, granule, 1, 1, 0)
-                continue
-            if self.tiles_are_tasks or (self.facts.many_workers and not self.schedule.chunks):
-                split[i] = Split(r, granule, self.ceil_div(extent, granule), 1, 0)
-                total = self.mul(total, split[i].chunks)
-                continue
-            count = self.scalar("s_max", self.ceil_div(extent, granule), 0)
-            chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
-            if r.end is not None:
-                chunks = self.mul(workers, PIECES_PER_WORKER)
-            elif not chunks:
-                chunks = left if i != columns else self._even_chunks(count, left, self._granules_beside(
-                    [(o, g) for j, (o, g) in enumerate(zip(ranges, granules, strict=True)) if j not in (i, *split)]))
-            cap = self._task_cap(r)
-            if cap:
-                chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
-            chunks = self.scalar("s_min", chunks, self.scalar("s_max", count, 1))
-            each_chunk = self.scalar("s_floordiv", count, chunks)
-            split[i] = Split(r, granule, chunks, each_chunk, self.sub(count, self.mul(chunks, each_chunk)))
-            total = self.mul(total, chunks)
-            left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
-            if r.axis is None and not stages and i != order[-1]:
-                # Of five experts one worker of two would have three: each is shared by all workers then.
-                over = self.scalar("s_mod", count, workers)
-                many = self.value(self.mul(target, FEW_INDICES))
-                few = self.emit(0, "s_cmp", [self.value(count), many], S64, cond="lt")
-                uneven = self.emit(0, "s_cmp", [self.value(over), self.value(0)], S64, cond="ne")
-                uneven = self.emit(0, "s_and", [few, uneven], S64)
-                left = self.scalar("s_max", left, self.emit(0, "s_select", [uneven, workers, self.value(1)], S64))
-        plans = [split[i] for i in range(len(ranges))]
+        columns = self._columns_of_tasks(ranges) if self._copies_rows(ranges) else None
+        plans, total = self._split(ranges, block, columns)
         counter = self.counters % TASK_COUNTERS
         self.counters += 1
-        self.task_counts.append(self._most_tasks(ranges, granules))
+        self.task_counts.append(self._most_tasks(ranges, [part.granule for part in plans]))
         if self.shares is not None:
             counts = {part.range.axis: part.chunks for part in plans if not isinstance(part.chunks, int)}
             together = self.scalar("s_floordiv", total, self.cluster)
@@ -154,6 +102,78 @@ class TaskLowering(NestLowering):
         self.effect("yield", [])
         self.leave()
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
+
+    def _copies_rows(self, ranges: list[Range]) -> bool:
+        """Whether tasks stage rows of a contraction."""
+        return any(self._task_cap(r) for r in ranges)
+
+    def _split(self, ranges: list[Range], block: Block, columns: int | None) -> tuple[list[Split], Scalar]:
+        """How tasks share each range, and how many tasks there are. columns: the range of the columns of a product of
+        which tasks stage operands."""
+        workers = self.emit(0, "workers", [], S64)
+        alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
+        target: Scalar = self.emit(
+            0, "s_select", [alone, self.value(1), self.value(self.mul(workers, TASKS_PER_WORKER))], S64)
+        total: Scalar = 1
+        left: Scalar = target
+        granules = self._task_granules(ranges, block)
+        order = self._splitting_order(ranges, columns)
+        split: dict[int, Split] = {}
+        for i in order:
+            r, granule = ranges[i], granules[i]
+            extent = self.sub(r.stop, r.start)
+            whole = self._whole_pieces(r, granule, extent)
+            if whole is not None:
+                split[i] = Split(r, granule, whole, 1, 0)
+                total = self.mul(total, whole)
+                continue
+            count = self.scalar("s_max", self.ceil_div(extent, granule), 0)
+            chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
+            if r.end is not None:
+                chunks = self.mul(workers, PIECES_PER_WORKER)
+            elif not chunks:
+                chunks = left if i != columns else self._even_chunks(count, left, self._granules_beside(
+                    [(o, g) for j, (o, g) in enumerate(zip(ranges, granules, strict=True)) if j not in (i, *split)]))
+            cap = self._task_cap(r)
+            if cap:
+                chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
+            chunks = self.scalar("s_min", chunks, self.scalar("s_max", count, 1))
+            each_chunk = self.scalar("s_floordiv", count, chunks)
+            split[i] = Split(r, granule, chunks, each_chunk, self.sub(count, self.mul(chunks, each_chunk)))
+            total = self.mul(total, chunks)
+            left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
+            if r.axis is None and not self._copies_rows(ranges) and i != order[-1]:
+                left = self._left_of_few(count, workers, target, left)
+        return [split[i] for i in range(len(ranges))], total
+
+    def _splitting_order(self, ranges: list[Range], columns: int | None) -> list[int]:
+        """Which range is split first."""
+        order = list(range(len(ranges)))
+        if self._copies_rows(ranges) or any(self.panel_width(r.axis) > 1 for r in ranges):
+            # What all tasks along an axis stage or read is the operand without it: the axis of the larger one is split.
+            order.sort(key=lambda i: -ranges[i].hint if ranges[i].axis is not None else -1 << 40)
+        if columns is not None:
+            order.sort(key=lambda i: ranges[i].axis is not None and i != columns)
+        return order
+
+    def _whole_pieces(self, r: Range, granule: int, extent: Scalar) -> Scalar | None:
+        """How many tasks share a range of which each has one granule; None where they have several."""
+        if r.axis is not None and r.axis == self.cluster_axis:
+            return self.round_up(self.ceil_div(extent, granule), self.cluster)
+        if isinstance(extent, int) and extent <= granule:
+            return 1
+        if self.tiles_are_tasks or (self.facts.many_workers and not self.schedule.chunks):
+            return self.ceil_div(extent, granule)
+        return None
+
+    def _left_of_few(self, count: Scalar, workers: Value, target: Scalar, left: Scalar) -> Scalar:
+        """Of five experts one worker of two would have three: each is shared by all workers then."""
+        over = self.scalar("s_mod", count, workers)
+        many = self.value(self.mul(target, FEW_INDICES))
+        few = self.emit(0, "s_cmp", [self.value(count), many], S64, cond="lt")
+        uneven = self.emit(0, "s_cmp", [self.value(over), self.value(0)], S64, cond="ne")
+        uneven = self.emit(0, "s_and", [few, uneven], S64)
+        return self.scalar("s_max", left, self.emit(0, "s_select", [uneven, workers, self.value(1)], S64))
 
     def _task(self, number: Scalar, plans: list[Split], body: Callable[[list[Value]], list[Value]]) -> None:
         """Piece `number` of the ranges as they are split."""

@@ -54,7 +54,6 @@ class Segment:
     """Slots that one contraction takes side by side of the left operand. places: the coordinates of the contracted
     axes, slots of the depth, in that order."""
 
-    contraction: Op
     left: Op
     right: Value
     places: tuple[dict[str, int], ...]
@@ -156,7 +155,7 @@ def _segment(model: Model, op: Op, rows: str, lane: str, depth: str, elements: i
     places: list[dict[str, int]] = [{}]
     for axis, extent in reversed(extents.items()):
         places = [{**place, axis: j} for place in places for j in range(extent)]
-    return Segment(op, left.op, right, tuple(places))
+    return Segment(left.op, right, tuple(places))
 
 
 def sums_of(model: Model, walk: Walk) -> list[tuple[Value, list[Op]]]:

@@ -31,10 +31,9 @@ class DimExpression:
         return int(OPERATORS[self.op](evaluate(self.left, sizes), evaluate(self.right, sizes)))
 
     def _resolve(self) -> int | None:
-        running = context.current()
-        if running is None:
+        if context.current() is None:
             return None
-        return int(OPERATORS[self.op](_resolved(self.left, running), _resolved(self.right, running)))
+        return int(OPERATORS[self.op](int(self.left), int(self.right)))
 
     def _value(self, what: str) -> int:
         size = self._resolve()
@@ -183,10 +182,6 @@ def expression_of(extent: Extent) -> DimLike:
     if isinstance(extent, str):
         return Dim(extent)
     return extent if isinstance(extent, int) else DimExpression(extent[0], *map(expression_of, extent[1:]))
-
-
-def _resolved(value: DimLike, running: Any) -> int:
-    return int(value)
 
 
 def _combine(op: str, left: Any, right: Any) -> Any:

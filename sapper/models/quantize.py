@@ -49,7 +49,6 @@ SHARD_BYTES = 4 << 30
 COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 """Kinds of files that a directory's tokenizer and its users may need."""
 MAX_COPIED_BYTES = 100_000_000
-WRITTEN = {np.dtype(dtype): name for name, dtype in DTYPES.items()} | {np.dtype(np.uint8): "U8"}
 
 
 def _fit(form: Form, x: Array, q: Array) -> tuple[Array, ...]:

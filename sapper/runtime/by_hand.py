@@ -34,6 +34,7 @@ from .errors import warn_once
 _LEAST_NORMAL = 2.0**-126
 _STEPS_THAT_FLUSH = 4096
 _DIRT = 0xFF
+_VALUES_AT_ONCE = 1 << 22
 """Scratch memory holds what others left: NaN, so that reading what was not written shows."""
 QUICK_RUNS = 8
 """Cases before a piece is first used; `sapper check` takes more."""
@@ -241,7 +242,7 @@ def _is_found(kernel: Any, made: Override, target: Any, mutant: Mutant, trials: 
     return False
 
 
-def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22, step: int = 1) -> int:
+def prove_exhaustively(kernel: Any, step: int = 1) -> int:
     """Run a kernel `(x, y)` over one dimension, y[n] a function of the 32 bits of x[n], on all of them, by hand and as
     generated, on this CPU; how many values were compared. Raises AssemblyError at the first that differs.
 
@@ -254,7 +255,7 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22, st
     from .launch import configuration
     from .loader import load
 
-    chosen = configuration().find_target(target)
+    chosen = configuration().find_target(None)
     (source, source_type), (result, result_type) = kernel.parameters
     if source_type.dtype.bits != 32 or len(source_type.dims) != 1 or len(result_type.dims) != 1:
         raise ValueError(f"{kernel.name}: found {source}: {source_type}, {result}: {result_type}; expected one vector "
@@ -270,10 +271,10 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22, st
         if by_hand and not made.pieces:
             raise ValueError(f"{kernel.name}: found no piece by hand in it; expected one that {chosen.name} takes")
         found.append((CompiledKernel.of(kernel.name, made), load(made.code)))
-    outputs = [numpy.zeros(chunk, numpy_dtype(result_type.dtype)) for _ in range(2)]
+    outputs = [numpy.zeros(_VALUES_AT_ONCE, numpy_dtype(result_type.dtype)) for _ in range(2)]
     every = range(0, 1 << 32, step)
-    for begin in range(0, len(every), chunk):
-        part = every[begin:begin + chunk]
+    for begin in range(0, len(every), _VALUES_AT_ONCE):
+        part = every[begin:begin + _VALUES_AT_ONCE]
         words = numpy.arange(part.start, part.stop, step, dtype=numpy.int64).astype(numpy.uint32)
         values = words.view(numpy_dtype(source_type.dtype))
         outputs = [output[:len(values)] for output in outputs]

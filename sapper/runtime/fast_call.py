@@ -8,8 +8,8 @@ hands all other calls to who binds them from the start.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
@@ -52,6 +52,59 @@ def _lie_apart(i: int, j: int, kind: dict[int, str], same: bool) -> str:
     return f"(p{i} + high{i} <= p{j} + low{j} or p{j} + high{j} <= p{i} + low{i}{exact})"
 
 
+class _Parts(NamedTuple):
+    """What a call is written of, parameter by parameter. unpack: names of what an entry holds. known: conditions on
+    classes. key: what entries are found by. checks: conditions on values. writes: of words of the argument block."""
+
+    unpack: list[str]
+    known: list[str]
+    key: list[str]
+    checks: list[str]
+    writes: list[str]
+
+
+def _parts_of(signature: Signature, kind: dict[int, str]) -> _Parts:
+    known = [f"type(a{i}) is {_CLASS[kind[i]]}" for i in kind]
+    # A tensor without strides or elsewhere, and one that gradients are wanted of, is told by who binds it.
+    known += [f"a{i}.layout is strided and a{i}.is_cpu and not a{i}.requires_grad" for i in kind if kind[i] == TORCH]
+    parts = _Parts(["blocks", "new_block", "function", "run"], known, [], [], [])
+    aligned: list[str] = []
+    for i, parameter in enumerate(signature.parameters):
+        dtype = parameter.dtype
+        if parameter.dims is not None:
+            parts.unpack.extend((f"w{i}", f"low{i}", f"high{i}", f"mask{i}"))
+            parts.key.append(_FORM[kind[i]].format(i))
+            aligned.append(f"p{i} & mask{i}")
+            parts.writes.append(f"block[w{i}] = p{i}")
+            continue
+        parts.unpack.append(f"w{i}")
+        known.append(_fits_scalar(i, dtype))
+        if dtype.kind == "f" and dtype.bits >= 32:
+            parts.writes.append(f"floats[2 * w{i}] = a{i}" if dtype.bits == 32 else f"doubles[w{i}] = a{i}")
+            if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
+                parts.checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
+        elif dtype.kind != "f":
+            parts.unpack.extend((f"low{i}", f"high{i}"))
+            parts.writes.append(f"block[w{i}] = a{i}")
+            parts.checks.append(f"low{i} <= a{i} <= high{i}")
+    if aligned:
+        parts.checks.append(f"not ({' | '.join(aligned)})")
+    return parts
+
+
+def _memory_checks(signature: Signature, stored: Iterable[str], kind: dict[int, str], flags: str) -> Iterator[str]:
+    """That what is stored to may be written, and shares no memory with other arguments."""
+    # A packed tensor is never stored to: a kernel that does so refuses it.
+    stored_positions = [i for name in stored if kind[i := signature.positions[name]] != PACKED]
+    for i in stored_positions:
+        if kind[i] == ARRAY:
+            yield f"{flags.format(i)} & {WRITEABLE_FLAG}"
+        for j in kind:
+            if j != i and not (j in stored_positions and j < i):
+                same = frozenset((signature.parameters[i].name, signature.parameters[j].name)) in signature.in_place
+                yield _lie_apart(i, j, kind, same)
+
+
 def make_fast_call(
     signature: Signature,
     stored: Iterable[str],
@@ -79,73 +132,36 @@ def make_fast_call(
                                 and (p2 + high2 <= p0 + low0 or p0 + high0 <= p2 + low2)):
                             ...
     """
-    tensors = signature.tensor_positions
-    scalars = signature.scalar_positions
-    parameters = signature.parameters
+    tensors, parameters = signature.tensor_positions, signature.parameters
     kind = dict(zip(tensors, kinds or (ARRAY,) * len(tensors), strict=True))
     address = {ARRAY: "memory[(id(a{0}) >> 3) + 2]" if words is not None else "address_of(a{0})",
                PACKED: "a{0}.address", TORCH: "a{0}.data_ptr()"}
     flags = "memory[(id(a{0}) >> 3) + 8]" if words is not None else "flags_of(a{0})"
-    unpack = ["blocks", "new_block", "function", "run"]
-    known = [f"type(a{i}) is {_CLASS[kind[i]]}" for i in tensors]
-    # A tensor without strides or elsewhere, and one that gradients are wanted of, is told by who binds it.
-    known += [f"a{i}.layout is strided and a{i}.is_cpu and not a{i}.requires_grad" for i in tensors if kind[i] == TORCH]
-    key: list[str] = []
-    aligned: list[str] = []
-    checks: list[str] = []
-    writes: list[str] = []
-    for i, parameter in enumerate(parameters):
-        dtype = parameter.dtype
-        if parameter.dims is not None:
-            unpack += (f"w{i}", f"low{i}", f"high{i}", f"mask{i}")
-            key.append(_FORM[kind[i]].format(i))
-            aligned.append(f"p{i} & mask{i}")
-            writes.append(f"block[w{i}] = p{i}")
-            continue
-        unpack.append(f"w{i}")
-        known.append(_fits_scalar(i, dtype))
-        if dtype.kind == "f" and dtype.bits >= 32:
-            writes.append(f"floats[2 * w{i}] = a{i}" if dtype.bits == 32 else f"doubles[w{i}] = a{i}")
-            if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
-                checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
-        elif dtype.kind != "f":
-            unpack += (f"low{i}", f"high{i}")
-            writes.append(f"block[w{i}] = a{i}")
-            checks.append(f"low{i} <= a{i} <= high{i}")
-    if aligned:
-        checks.append(f"not ({' | '.join(aligned)})")
-    # A packed tensor is never stored to: a kernel that does so refuses it.
-    stored_positions = [i for name in stored if kind[i := signature.positions[name]] != PACKED]
-    for i in stored_positions:
-        if kind[i] == ARRAY:
-            checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
-        for j in tensors:
-            if j != i and not (j in stored_positions and j < i):
-                same = frozenset((parameters[i].name, parameters[j].name)) in signature.in_place
-                checks.append(_lie_apart(i, j, kind, same))
+    parts = _parts_of(signature, kind)
+    checks = [*parts.checks, *_memory_checks(signature, stored, kind, flags)]
     names = "".join(f"a{i}, " for i in range(len(parameters)))
     lines = [
         "def call(*arguments, **options):",
         f" if not options and len(arguments) == {len(parameters)}:",
         f"  ({names}) = arguments" if names else "  pass",
-        f"  if {' and '.join(known) or 'True'}:",
-        f"   entry = entries.get(({', '.join(key)}{',' if key else ''}))",
+        f"  if {' and '.join(parts.known) or 'True'}:",
+        f"   entry = entries.get(({', '.join(parts.key)}{',' if parts.key else ''}))",
         "   if entry is not None:",
-        f"    {', '.join(unpack)} = entry",
+        f"    {', '.join(parts.unpack)} = entry",
         *(f"    p{i} = {address[kind[i]].format(i)}" for i in tensors),
         f"    if {' and '.join(checks) or 'True'}:",
         "     try: views = blocks.pop()",
         "     except IndexError: views = new_block()",
         "     block, floats, doubles, at = views",
-        *(f"     {write}" for write in writes),
+        *(f"     {write}" for write in parts.writes),
         "     if run is None: function(at, 0, 1)",
         "     else: run(block, at)",
         "     blocks.append(views)",
         "     return",
         " slow_call(*arguments, **options)",
     ]
-    bounded = sum(parameters[i].dtype.kind != "f" for i in scalars)
-    assert len(unpack) == 4 + 4 * len(tensors) + len(scalars) + 2 * bounded
+    bounded = sum(parameters[i].dtype.kind != "f" for i in signature.scalar_positions)
+    assert len(parts.unpack) == 4 + 4 * len(tensors) + len(signature.scalar_positions) + 2 * bounded
     names_seen: dict[str, Any] = {
         "entries": entries,
         "memory": words,

@@ -57,14 +57,14 @@ def map_memory(size_bytes: int, protection: int, flags: int = MAP_PRIVATE) -> in
     return address
 
 
-def map_aligned(size_bytes: int, alignment: int = HUGE_PAGE_BYTES) -> int:
-    """Map private read-write memory, aligned to `alignment` (a multiple of the page); size_bytes is a page multiple.
+def map_aligned(size_bytes: int) -> int:
+    """Map private read-write memory, aligned to HUGE_PAGE_BYTES; size_bytes is a page multiple.
 
     The ends that alignment leaves over are given back, so that munmap(address, size_bytes) frees all of it.
     """
-    whole = size_bytes + alignment
+    whole = size_bytes + HUGE_PAGE_BYTES
     start = map_memory(whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE)
-    address = round_up(start, alignment)
+    address = round_up(start, HUGE_PAGE_BYTES)
     if address > start:
         unmap_memory(start, address - start)
     end = start + whole

@@ -17,8 +17,6 @@ BINARY_FLOAT = ("div",)
 BINARY_INTEGER = ("floordiv", "mod", "shl", "shr")
 BITWISE = ("and", "or", "xor")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
-JOINS = ("add", "max", "min", *BITWISE)
-"""Ops by which a store may join a value with what is there: the order of several does not matter, rounding aside."""
 
 _DOC = {
     "max": "a if a > b else b", "min": "a if a < b else b",

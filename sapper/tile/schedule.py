@@ -1,7 +1,7 @@
 """Schedules: where and in what pieces a kernel is computed. They cannot change what is computed.
 
-A `Schedule` is data. Every part that is left out is chosen by the analytic model (sapper/tile/model.py) from the
-`Facts` of the target and the `Shape` classes of the call. All keys are axis names as the tile IR prints them
+A `Schedule` is data. Every part that is left out is chosen by the analytic model (sapper/lane/model.py) from the
+`Facts` of the target and the `Specialization` of the call. All keys are axis names as the tile IR prints them
 (`m`, `n`, a second `k` is `k_1`).
 """
 

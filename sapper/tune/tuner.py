@@ -143,8 +143,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """A search on paper. schedule: the one of the lowest estimate; model: what the model's own comes to. cycles,
-    model_cycles: their estimates, for one `unit` (a call, an operation, a byte)."""
+    """A search on paper. schedule: the one of the lowest estimate. cycles: that estimate, model_cycles: that of the
+    model's own schedule, for one `unit` (a call, an operation, a byte)."""
 
     schedule: Schedule
     cycles: float

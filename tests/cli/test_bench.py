@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sapper.cli import bench, bench_models, bench_suites, bench_threads
+from sapper.cli import bench, bench_compile, bench_models, bench_suites, bench_threads
 from sapper.cli.bench import print_table, run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
@@ -493,6 +493,27 @@ def test_a_run_that_is_killed_leaves_what_was_measured(tmp_path: Path, monkeypat
         run_bench("rows", 1, "", json_file=str(tmp_path / "r.json"))
     assert [row["case"] for row in json.loads((tmp_path / "r.json").read_text())] == ["first"]
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_piped_table_has_a_line_for_each_case() -> None:
+    names = "deepseek-v2-lite 4 layers prefill", "bf16 rounded", "1024x4096x16384 of 64 experts"
+    rows = [Row(*names, 2, peer, 1e-3, 1.0, "GB/s") for peer in ("sapper", "numpy", "torch", "llama")]
+    out = StringIO()
+    print_table(rows, Console(highlight=False, width=bench.PIPED_WIDTH, file=out))
+    assert len(out.getvalue().splitlines()) == 2
+
+
+def test_all_runs_pytorch_before_llama_multiplies_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`deepseek` has PyTorch's last product, `model` and what follows have llama.cpp's: it dies of released tiles."""
+    ran: list[str] = []
+    for name in ("peak_rows", "call_rows", "library_rows"):
+        monkeypatch.setattr(bench_suites, name, lambda *given: ran.append("others") or iter(()))
+    monkeypatch.setattr(bench_threads, "thread_rows", lambda given: iter(()))
+    monkeypatch.setattr(bench_compile, "compile_rows", lambda given: iter(()))
+    monkeypatch.setattr(bench_models, "deepseek_rows", lambda given: ran.append("deepseek") or iter(()))
+    monkeypatch.setattr(bench_models, "model_rows", lambda given: ran.append("model") or iter(()))
+    assert not list(bench_suites.suite_rows("all", settings()))
+    assert ran[-2:] == ["deepseek", "model"] and set(ran[:-2]) == {"others"}
 
 
 def test_roofline(tmp_path: Path) -> None:

@@ -111,10 +111,6 @@ class _Writer:
     def dtype(self) -> DType:
         return self.one_of(self.dtypes)
 
-    def float_dtype(self) -> DType:
-        floats = [d for d in self.dtypes if d.is_float]
-        return self.one_of(floats or [f32])
-
     # Text.
 
     def line(self, text: str) -> None:

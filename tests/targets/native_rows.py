@@ -45,7 +45,6 @@ TILES = "on tiles: run by native_tiles.py"
 class Case:
     row: Row
     instruction: Instruction
-    implicit_in: tuple[int, ...] = ()
 
 
 def g(number: int) -> Register:

@@ -395,10 +395,6 @@ def first_number(a: Array) -> int:
     return _signed(int(a[0]), 8 * a.itemsize) & ALL
 
 
-def first_float(a: Array) -> int:
-    return int(boxed(8 * a.itemsize)(int(_bits(a)[0])))
-
-
 def _saturated(a: Array, made: Any) -> Array:
     """Whole numbers as integers: NaN is the largest, and so is what is too large."""
     limits = np.iinfo(made)

@@ -30,7 +30,6 @@ SCALAR_PLACES: dict[str, tuple[int, ...]] = {
     "add": (0, 1), "sub": (0, 1), "mul": (0, 1), "div": (0, 1), "fma": (0, 1), "cmp": (0, 1), "and": (0, 1),
     "or": (0, 1), "xor": (0, 1), "select": (1,)}
 """Operands of which one may be a scalar, for nothing."""
-FLOATS_ONLY = frozenset({"div", "fma"})
 SCALAR_SOURCES = frozenset({"splat_const", "load_splat", "splat"})
 
 

@@ -153,8 +153,8 @@ def tile_shape(number: int | None, shapes: Sequence[tuple[int, int]]) -> tuple[i
     return shapes[0] if len(set(shapes)) == 1 else None
 
 
-def shape_fault(row: Row, shapes: Sequence[tuple[int, int]]) -> str:
-    """Why a row traps on tiles of these shapes, or nothing."""
+def shape_fault(shapes: Sequence[tuple[int, int]]) -> str:
+    """Why an instruction traps on tiles of these shapes, or nothing."""
     if not all(rows for rows, _ in shapes):
         return "a tile that the configuration leaves without rows"
     return tiles.product_fault(*shapes) if len(shapes) == 3 else ""

@@ -250,7 +250,7 @@ def cost_of(row: Row) -> Cost:
     figures = _table().get(family)
     if figures is None:
         raise KeyError(f"costs of {family}: found none; expected it in a line of _FIGURES in "
-                       "sapper/targets/x86_64/costs.py; mend: docs/add-an-instruction.md, section \"Its cost\"")
+                       "sapper/targets/x86_64/costs.py; mend: docs/add-an-instruction.md#its-feature-and-its-cost")
     latency, throughput = figures
     place = {128: 0, 256: 1, 512: 2}.get(row.length, 0)
     cycles = throughput[place if len(throughput) > 1 else 0]

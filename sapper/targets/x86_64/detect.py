@@ -64,7 +64,6 @@ class Host(NamedTuple):
     brand: str
     family: int
     model: int
-    stepping: int
     features: frozenset[str]
     l1_bytes: int
     l2_bytes: int
@@ -157,7 +156,7 @@ def read_host(cpuid: Cpuid, xgetbv: Callable[[int], int], granted: Callable[[], 
     if highest_extended >= 0x80000004:
         brand = _text(*(r for leaf in (0x80000002, 0x80000003, 0x80000004) for r in cpuid(leaf, 0)))
     sizes, line = _caches(cpuid, vendor, highest, highest_extended)
-    return Host(vendor, brand, family, model, signature & 15, frozenset(features), sizes.get(1, 0), sizes.get(2, 0),
+    return Host(vendor, brand, family, model, frozenset(features), sizes.get(1, 0), sizes.get(2, 0),
                 sizes.get(3, 0), line)
 
 

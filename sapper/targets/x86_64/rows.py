@@ -145,9 +145,10 @@ class Encoding:
     letters: where each operand goes (see the head of the file).
     features: CPU features that it needs; avx512vl is added to AVX-512 vectors below 512 bits.
     space: "legacy", "vex" or "evex". prefix: 0, 0x66, 0xF3 or 0xF2. opcode_map: 0 one-byte, 1 0F, 2 0F38, 3 0F3A.
-    w: operand-size bit (WIG is 0). length_code: VEX.L or EVEX.L'L. digit: ModRM.reg opcode extension or -1.
-    modrm: True if a ModRM byte follows. immediate_bytes: 0, 1, 2, 4, 8. code_bytes: 1 or 4 for a branch distance.
-    rex_w: legacy operand size 64. lock: an F0 prefix.
+    w: operand-size bit, REX.W in legacy encodings (WIG is 0). length_code: VEX.L or EVEX.L'L. digit: ModRM.reg opcode
+    extension or -1. modrm: True if a ModRM byte follows. immediate_bytes: 0, 1, 2, 4, 8. code_bytes: 1 or 4 for a
+    branch distance.
+    lock: an F0 prefix.
     """
 
     text: str

@@ -119,7 +119,7 @@ def iota_key(s: Any) -> Key:
     return ("d", struct.pack(f"<{s.lanes}i", *range(s.lanes)))
 
 
-def index_key(s: Any, indices: list[int], size: int) -> Key:
+def index_key(indices: list[int], size: int) -> Key:
     return ("d", struct.pack(f"<{len(indices)}{'i' if size == 4 else 'q'}", *indices))
 
 

@@ -254,7 +254,7 @@ def broadcast_lane(s: Any, op: Op) -> None:
         s.emit("vpermq.imm.256", register, row, lane * 0x55)
     else:
         # Permutes take the indices first and the row last.
-        index = s.constant(index_key(s, [lane] * s.lanes, dtype.bits // 8))
+        index = s.constant(index_key([lane] * s.lanes, dtype.bits // 8))
         s.emit(f"vperm{'d' if single else 'q'}.{bits}", register, index, row)
 
 
@@ -368,7 +368,7 @@ def _unpacked(s: Any, kind: str, a: Any, b: Any) -> list[Any]:
 def _quarters_key(s: Any) -> Key:
     """Part n of each 128 bits: from quarter n of a row."""
     quarter = s.lanes // 4
-    return index_key(s, [number * quarter + part for part in range(quarter) for number in range(4)], 4)
+    return index_key([number * quarter + part for part in range(quarter) for number in range(4)], 4)
 
 
 def _merged(s: Any, op: Op, keys: tuple[Key, Key]) -> None:
@@ -390,17 +390,17 @@ def _float_suffix(dtype: DType) -> str:
 
 def _unzip_keys(s: Any, op: Op) -> tuple[Key, Key]:
     even = list(range(0, 2 * s.lanes, 2))
-    return _places_keys(s, op, even, [place + 1 for place in even])
+    return _places_keys(op, even, [place + 1 for place in even])
 
 
 def _zip_keys(s: Any, op: Op) -> tuple[Key, Key]:
     both = [place for i in range(s.lanes) for place in (i, s.lanes + i)]
-    return _places_keys(s, op, both[:s.lanes], both[s.lanes:])
+    return _places_keys(op, both[:s.lanes], both[s.lanes:])
 
 
-def _places_keys(s: Any, op: Op, low: list[int], high: list[int]) -> tuple[Key, Key]:
+def _places_keys(op: Op, low: list[int], high: list[int]) -> tuple[Key, Key]:
     size_bytes = dtype_of(op.operands[0]).size_bytes
-    return index_key(s, low, size_bytes), index_key(s, high, size_bytes)
+    return index_key(low, size_bytes), index_key(high, size_bytes)
 
 
 def unzip_rows(s: Any, op: Op) -> None:

@@ -161,7 +161,7 @@ def mask_first(s: Any, op: Op) -> None:
         return
     if number is not None:
         on = max(0, min(number, lanes))
-        make_constant(s, index_key(s, [-1] * on + [0] * (lanes - on), 4), s.define(result))
+        make_constant(s, index_key([-1] * on + [0] * (lanes - on), 4), s.define(result))
         return
     count = s.new("vec")
     cut = clamped_count(s, op.operands[0])

@@ -32,11 +32,10 @@ class _Row(NamedTuple):
     """What is said of each processor.
 
     name: how it is asked for. family: the folder of its instructions. features: what generated code may use.
-    vector_bits: width of the vectors used. lanes: 32-bit lanes in one. vector_registers: how many there are.
+    vector_bits: width of the vectors used. vector_registers: how many there are.
     mask_kind: "opmask" (k registers) or "vector" (all bits of a lane).
     l1_bytes, l2_bytes: data caches of one core; l3_bytes: the share that one core sees. cache_line_bytes.
-    fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
-    fma_latency, add_latency, load_latency: cycles (add: after an add; load: from L1 to a vector register).
+    fma_per_cycle: of vectors of `vector_bits`, sustained. fma_latency: cycles.
     core: the named CPU whose costs of instructions bound its code (costs.py, zen3_costs.py, zen5_costs.py,
     intel_costs.py).
     asks: fields of `requests` that are not as usual (measured). rounded_at_once: vectors of a piece that much
@@ -60,11 +59,7 @@ class _Row(NamedTuple):
     l3_bytes: int
     cache_line_bytes: int
     fma_per_cycle: float
-    loads_per_cycle: float
-    stores_per_cycle: float
     fma_latency: int
-    add_latency: int
-    load_latency: int
     core: str
     asks: tuple[tuple[str, int], ...]
     rounded_at_once: int
@@ -146,18 +141,17 @@ class Target(_Row, PlainTarget):
 KIB, MIB = 1024, 1024 * 1024
 
 
-def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
-        fma_latency: int, add_latency: int, load_latency: int, core: str = "",
+def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, fma_latency: int, core: str = "",
         asks: dict[str, int] | None = None, rounded_at_once: int = 4, interleaves: bool = False,
         fuses_indexed: bool = True, slow_underflow: bool = False, folded_loads: float = 0,
         slow_products: bool = False) -> Target:
-    """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
+    """A row of `TARGETS`: caches in bytes, FMAs in a cycle, latency in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
     """
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
-                  l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
+                  l1, l2, l3, 64, fma, fma_latency, core or name,
                   tuple((asks or {}).items()), rounded_at_once, interleaves, fuses_indexed, slow_underflow,
                   folded_loads, slow_products)
 
@@ -175,40 +169,39 @@ _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
         # Levels: figures that are safe on any member, costs of the first core that had them.
-        cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 2, 1, 5, 4, 7, "haswell"),
-        cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8, "skylake-avx512"),
+        cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 5, "haswell"),
+        cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 4, "skylake-avx512"),
         # Pipes of 256 bits: two FMA, two add, two loads, one store.
-        cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 2, 1, 4, 3, 7, interleaves=True,
+        cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 4, interleaves=True,
             asks={"panel_ahead_bytes": 1 * KIB, "long_row_ahead_bytes": 1 * KIB, "row_streams": 4,
                   "short_row_streams": 4, "block_places": 4, "again": False, "rows_end_to_end": 8}),
         # The same pipes: 512-bit operations run on them as two halves.
-        cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7, rounded_at_once=8, interleaves=True,
+        cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 4, rounded_at_once=8, interleaves=True,
             asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
-        cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
+        cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 4,
             asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,
                   "block_ahead_bytes": 8 * KIB, "block_rows_ahead_bytes": 12 * KIB, "row_requests": 2,
                   "stream_requests": 1, "request_level": 1, "late_stores": 2}, rounded_at_once=8),
         # One stream of requests gets 12 GB/s from memory, several 16 to 17.
-        cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
+        cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 4,
             asks={"stream_ahead_bytes": 3 * KIB, "line_by_line": True, "long_row_ahead_bytes": 1 * KIB,
                   "row_streams": 8, "short_row_streams": 8, "panel_streams": 4, "panel_parts": 5, "again": False,
                   "places_ahead_bytes": 512, "rows_in_blocks": 16, "rows_end_to_end": 32, "block_places": 8,
                   "block_ahead_bytes": 3 * KIB, "block_rows_ahead_bytes": 32 * KIB},
             interleaves=True),
-        cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
-        cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
-            4, 8),
-        cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 2, 1, 4, 4, 8,
+        cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 4),
+        cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 4),
+        cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 4,
             "skylake-avx512", _SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True,
             folded_loads=.8, slow_products=True),
-        cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8,
+        cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 4,
             asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True, folded_loads=.8,
             slow_products=True),
         # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
-        cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 3, 2, 4, 3, 7,
+        cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 4,
             "sapphirerapids"),
-        cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 2, 1, 5, 3, 7),
+        cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 5),
     )
 }
 
