@@ -296,7 +296,8 @@ SCALES = {f32: np.float32, bf16: ml_dtypes.bfloat16, u8: np.uint8, f64: np.float
           i4: ml_dtypes.int4}
 
 
-@pytest.mark.parametrize(("dtype", "facts"), [*zip(SCALES, cycle(FACTS), strict=False)], ids=lambda d: getattr(d, "name", ""))
+@pytest.mark.parametrize(("dtype", "facts"), [*zip(SCALES, cycle(FACTS), strict=False)], ids=lambda v: str(
+    getattr(v, "name", "")))
 @pytest.mark.parametrize(("rows", "k"), [(1, 112), (2, 117)])
 def test_scales_of_groups_are_one_load_for_all_lanes(dtype: DType, rows: int, k: int, facts: Facts) -> None:
     """Weights lie along the depth, and their scales along the other axis: lanes go where the weights lie. What is left
