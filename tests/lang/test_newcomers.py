@@ -110,6 +110,13 @@ def test_the_mend(text: str) -> None:
         names_of(written, text)["f"].tile_ir()
 
 
+def test_names_that_hide_those_of_python() -> None:
+    with pytest.raises(RuntimeError, match=r"^max\(\) was called outside a kernel.*mend: .*`from builtins import max`"):
+        sapper.max(1, 2)
+    with pytest.raises(RuntimeError, match="in one that such a function calls$"):
+        sapper.exp(1.0)
+
+
 def test_dtypes_that_are_not_there() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'u32'; found a dtype .* expected f64, f32, .*; mend: "):
         _ = sapper.u32
