@@ -32,10 +32,10 @@ TASK_INDICES = 1024
 
 JOINED_BYTES = 512
 """What a task at least has of a row that is added to at places. Workers take the places in the same order, at the same
-pace, and where the parts of a row meet in a line of the cache, this goes to and fro between them: rows of NumPy begin 16
-bytes past a line. Measured on two cores of a Granite Rapids, 65536 rows added at 64 places, one thread, two that share
-rows in pieces of 16 f32 at least, us: of 32 f32 228 and 1472, of 64 330 and 1672, of 128 771 and 3298; at 4096 places
-313 and 634, 620 and 959, 2166 and 1974, and of 256 5713 and 3363."""
+pace, and where the parts of a row meet in a line of the cache, this goes to and fro between them: rows of NumPy begin
+16 bytes past a line. Measured on two cores of a Granite Rapids, 65536 rows added at 64 places, one thread, two that
+share rows in pieces of 16 f32 at least, us: of 32 f32 228 and 1472, of 64 330 and 1672, of 128 771 and 3298; at 4096
+places 313 and 634, 620 and 959, 2166 and 1974, and of 256 5713 and 3363."""
 
 FEW_INDICES = 4
 """Indices of an `each` for each task up to which one more or less of them is noticed."""

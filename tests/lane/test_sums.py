@@ -74,7 +74,7 @@ def test_lanes_go_along_an_axis_that_meets_nothing(workers: int) -> None:
 
 def test_workers_add_to_parts_of_rows_that_are_not_short() -> None:
     """512 bytes: short ones would meet in lines of the cache all the time."""
-    N, M, V = sp.dims("N M V")
+    M = sp.dims("M")
 
     def least(dtype: DType, contiguous: bool = True) -> object:
         @kernel

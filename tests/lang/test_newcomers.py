@@ -113,7 +113,7 @@ def test_the_mend(text: str) -> None:
 def test_names_that_hide_those_of_python() -> None:
     with pytest.raises(RuntimeError, match=r"^max\(\) was called outside a kernel.*mend: .*`from builtins import max`"):
         sapper.max(1, 2)
-    with pytest.raises(RuntimeError, match="in one that such a function calls$"):
+    with pytest.raises(RuntimeError, match=r"in one that such a function calls$"):
         sapper.exp(1.0)
 
 
