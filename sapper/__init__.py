@@ -108,7 +108,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is None:
-        raise AttributeError(f"module 'sapper' has no attribute {name!r}")
+        dtype = name[0] in "fiu" and name[1:].isdecimal()
+        raise AttributeError(f"module 'sapper' has no attribute {name!r}" + (
+            "; found a dtype that tensors cannot have; expected f64, f32, f16, bf16, f8e4m3, f8e5m2, i64, i32, i16, "
+            "i8, u8, i4 or bool_; mend: array.view of a signed dtype, as integers wrap" if dtype else ""))
     value = getattr(import_module(home, __name__), name)
     globals()[name] = value
     return value

@@ -12,7 +12,7 @@ lies between two elements that are read.
 from __future__ import annotations
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, ROW_F32, ROW_I32, DType, RowType, bf16, f16, f32, i8, i16, i32, u8
+from ..ir.types import MASK, ROW_F32, ROW_I32, DType, RowType, bf16, bool_, f16, f32, i8, i16, i32, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import axes_of
@@ -24,6 +24,9 @@ from .state import PAIR, Access, Scalar, element_bytes, row_dtype
 
 WINDOW_COST = 3.0
 """Of a row of which lanes take elements: besides the load a mask, the places of the elements, and a permutation."""
+
+SHARED_COST = 0.1
+"""Of one element that all lanes read, as of an operand that does not move along them (model.py)."""
 
 STRIDES = (2, 3, 4, 6, 8)
 """Of so many elements from lane to lane a row is made of as many loads, and nearly as many permutations."""
@@ -43,7 +46,10 @@ class Windows(NarrowStores):
         stride = self._elements_apart(op, access, lane)
         if stride is not None:
             return 1.5 * abs(stride)
-        return WINDOW_COST if self._moving_index(op, access, lane) is not None else None
+        moving = self._moving_index(op, access, lane)
+        if moving is None:
+            return None
+        return SHARED_COST if self._shared_quotient(moving[0], lane) is not None else WINDOW_COST
 
     def _elements_apart(self, op: Op, access: Access, lane: str) -> int | None:
         """How many elements apart neighbouring lanes read, if by a few, or backwards."""
@@ -54,13 +60,29 @@ class Windows(NarrowStores):
         apart = stride // size
         return apart if apart == -1 or apart in STRIDES else None
 
-    def _moving_index(self, op: Op, access: Access, lane: str) -> Value | None:
-        """The index of a load that moves from lane to lane by at most one element, if nothing else does."""
+    def _moving_index(self, op: Op, access: Access, lane: str) -> tuple[Value, Scalar] | None:
+        """The index of a load, and its stride in bytes, that moves from lane to lane by at most one element, if nothing
+        else does; or that mostly does not move at all, at any stride."""
         moving = [(value, step) for value, step in access.gathers if lane in axes_of(value)]
-        if not self.picks(op) or len(moving) != 1 or access.axes.get(lane, 0) != 0:
+        if not self.facts.picks or len(moving) != 1 or access.axes.get(lane, 0) != 0 or not _direction(
+                moving[0][0], lane):
             return None
-        (value, step), = moving
-        return value if step == element_bytes(access.dtype) and _direction(value, lane) else None
+        near = self.picks(op) and moving[0][1] == element_bytes(access.dtype)
+        shared = access.dtype is not bool_ and self._shared_quotient(moving[0][0], lane) is not None
+        return moving[0] if near or shared else None
+
+    def _shared_quotient(self, index: Value, lane: str) -> Op | None:
+        """The quotient in an index by which it is the same in all lanes where the first one's coordinate is a multiple
+        of their number, as in `scale[n, k // 32]`; None of other indices."""
+        op = index.op
+        if op is None or op.name == "index":
+            return None
+        if op.name == "floordiv":
+            divisor, form = _constant(op.operands[1]), affine(op.operands[0])
+            return op if divisor > 0 and divisor % self.lanes == 0 and form is not None and not form.scalars and (
+                dict(form.axes) == {lane: 1} and form.constant % self.lanes == 0) else None
+        along = [v for v in op.operands if lane in axes_of(v)]
+        return self._shared_quotient(along[0], lane) if op.name in (*SAME, "add", "sub") and len(along) == 1 else None
 
     def picks(self, op: Op) -> bool:
         """Whether lanes can take elements of a row of what an op reads."""
@@ -84,8 +106,13 @@ class Windows(NarrowStores):
                            access.dtype)
             places = self._once("sub", self.row_of(back), self.iota())
             row = self._pick(self._row_at(start, at, level, alive), places)
-        elif moving is not None:
-            row = self._moved(access, moving, lane, at, level, alive)
+        elif moving is not None and self.picks(op) and moving[1] == element_bytes(access.dtype):
+            row = self._moved(access, moving[0], lane, at, level, alive)
+        elif moving is not None and self._begins_at_vector(self._coordinate_divided(moving[0], lane, at)):
+            index, step = moving
+            first = self._scalar_at(index, lane, at, 0)
+            here = Access(self.add(access.base, self.mul(first, step)), access.disp, access.axes, access.dtype)
+            row = self._fetch(here, op.result, at, level, None)
         else:
             return None
         if mask is not None:
@@ -149,6 +176,31 @@ class Windows(NarrowStores):
         bound = self.bound[axis]
         alone = step == 1 and last.constant == 0 and bound.offset == 0 and not bound.lane and bound.apart == 1
         return (axis, at[axis]) if alone else None
+
+    def _coordinate_divided(self, index: Value, lane: str, at: dict[str, int]) -> Scalar:
+        """Of an index that lanes share, what lane 0 has of which they have the quotient."""
+        quotient = self._shared_quotient(index, lane)
+        assert quotient is not None
+        return self._scalar_at(quotient.operands[0], lane, at, 0)
+
+    def _begins_at_vector(self, start: Scalar) -> bool:
+        """Whether a coordinate is known to be a multiple of the lanes, as an extent less a rest is, where loops over
+        whole vectors end."""
+        if isinstance(start, int) or self.is_multiple(start, self.lanes):
+            return self.is_multiple(start, self.lanes)
+        op = start.op
+        if op is None:
+            first, step = self.steps.get(start, (1, 1))
+            return step % self.lanes == 0 and self._begins_at_vector(first)
+        if op.name == "s_add":
+            return all(map(self._begins_at_vector, op.operands))
+        rest = op.operands[1].op if op.name == "s_sub" else None
+        if rest is None or rest.name not in ("s_mod", "s_and") or rest.operands[0] is not op.operands[0]:
+            return False
+        number = rest.operands[1].op
+        below = number.attributes["value"] + (rest.name == "s_and") if number is not None and (
+            number.name == "s_const") else 1
+        return bool(below % self.lanes == 0 and (rest.name == "s_mod" or below & below - 1 == 0))
 
     def _moved(self, access: Access, index: Value, lane: str, at: dict[str, int], level: int, alive: Scalar) -> Value:
         """What lanes read whose index moves by at most one element from each to the next."""

@@ -116,7 +116,7 @@ class Accesses(Views):
         """tensor[items] = value. joins: it may be what is there, joined with a value."""
         if not is_tensor(tensor):
             self.fail("subscript", "only a tensor's elements can be assigned", node, self.describe(tensor), "a tensor",
-                      "make a new tile with where(...)")
+                      other_than_assigning(tensor))
         values, forms = self.indices(tensor, items, node, item_nodes)
         type: TensorType = tensor.type  # type: ignore[assignment]
         dtype = type.dtype
@@ -714,3 +714,9 @@ class Accesses(Views):
 def joins_by(access: Access) -> str | None:
     """The op by which a store joins its value, or the statement that an access is one half of could."""
     return access.join if access.update is None else access.update.join
+
+
+def other_than_assigning(value: Any) -> str:
+    """What to do in place of assigning to an element of what is no tensor."""
+    return ("make a new tuple: [new if k == 0 else v[k] for k in range(4)]" if isinstance(value, tuple)
+            else "make a new tile with where(...)")

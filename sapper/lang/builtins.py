@@ -7,6 +7,7 @@ they raise RuntimeError.
 
 from __future__ import annotations
 
+import builtins as python
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,9 +18,11 @@ from .bindings import near
 def _call(name: str, *arguments: Any, **keywords: Any) -> Any:
     running = context.current()
     if running is None:
+        own = f"; mend: for Python's own, `from builtins import {name}` below `from sapper import *`" if hasattr(
+            python, name) else ""
         raise RuntimeError(
             f"{name}() was called outside a kernel; it has a meaning only in a function decorated with "
-            "@sapper.kernel, or in one that such a function calls"
+            f"@sapper.kernel, or in one that such a function calls{own}"
         )
     return getattr(running, name)(*arguments, **keywords)
 

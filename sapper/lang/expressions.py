@@ -20,7 +20,7 @@ from . import builtins as surface
 from .access import Accesses
 from .affine import Affine
 from .bindings import Axis, Frame, LoopRange, LoopScope, axes_of, dtype_of, is_tensor, is_tile, near
-from .dims import DimExpression
+from .dims import Dim, DimExpression
 from .elementwise import MOVABLE
 from .errors import KernelError
 from .liveness import analyse
@@ -36,7 +36,8 @@ COMPARE_OPERATORS: dict[type[ast.cmpop], str] = {
 EXPRESSION_MENDS: dict[str, str] = {
     "SetComp": "write a loop", "DictComp": "write a loop", "GeneratorExp": "write [... for i in range(3)], a tuple",
     "Yield": "store results to a tensor argument", "YieldFrom": "store results to a tensor argument",
-    "Await": "leave it out", "List": "write a tuple", "Dict": "write a tuple", "Set": "write a tuple",
+    "Await": "leave it out", "List": "write a tuple, (a, b), or [... for i in range(3)]",
+    "Dict": "write a tuple", "Set": "write a tuple",
     "NamedExpr": "assign in a statement of its own", "Slice": "bring an axis with whole(...) and index with it",
     "JoinedStr": "make the string outside the kernel", "Starred": "name each value",
 }
@@ -129,6 +130,9 @@ class Expressions(Accesses):
             frame = frame.outer
         known = [*self.frame.env, *self.frame.closure, *self.frame.function_globals, *surface.NAMES]
         mend = surface.likely(name, known, "assign it before, or define it outside the kernel")
+        extent = self.frame.function_globals.get(name.upper(), self.frame.closure.get(name.upper()))
+        if isinstance(getattr(extent, "cell_contents", extent), Dim):
+            mend = f"bring the axis: {name} = whole({name.upper()}), or a loop over tiles({name.upper()})"
         if name in surface.NAMES:
             mend = f"from sapper import {name}"
         self.fail("unknown-name", f"{name} is not defined", node, name, "a name defined in the kernel or around it",

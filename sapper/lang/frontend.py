@@ -14,7 +14,7 @@ from typing import Any
 from ..ir.extents import fixed, names_in, names_of
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, bool_, f32, index
-from .access import Access, Update
+from .access import Access, Update, other_than_assigning
 from .affine import Affine
 from .bindings import Axis, Carried, LoopRange, LoopScope, Span, axes_of, dtype_of, is_tensor, is_tile
 from .calls import Calls
@@ -259,7 +259,7 @@ class Frontend(Calls):
         tensor = self.evaluate(target.value)
         if not is_tensor(tensor):
             self.fail("subscript", "only a tensor's elements can be assigned", target, self.describe(tensor),
-                      "a tensor", "make a new tile with where(...)")
+                      "a tensor", other_than_assigning(tensor))
         items, nodes = self.subscript_items(target)
         before = self.load(tensor, items, target, nodes)
         read = self.accesses[-1]

@@ -111,8 +111,12 @@ class Operands(ABC):
             number = float(number)
         else:
             if isinstance(number, float):
+                mend = f"write {int(number)}" if number.is_integer() else "write .to(f32) on the tile"
+                if number in (float("inf"), float("-inf")) and dtype.kind in "iu":
+                    lowest = 0 if dtype.kind == "u" else -(2 ** (dtype.bits - 1))
+                    mend = f"write {lowest if number < 0 else lowest + 2 ** dtype.bits - 1}, the farthest that it holds"
                 self.fail("literal-dtype", f"a float literal meets {dtype.name}", node, f"{number!r} with {dtype.name}",
-                          "an integer", f"write {int(number)}" if number.is_integer() else "write .to(f32) on the tile")
+                          "an integer", mend)
             number = int(number)
             bits = 64 if dtype.kind == "x" else dtype.bits
             low, high = (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

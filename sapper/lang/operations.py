@@ -158,6 +158,17 @@ class Operations(Elementwise):
                       f"{what} over {name}: the part of one tile, whose size the schedule picks",
                       "an axis of `whole`, or a loop that accumulates", mend)
 
+    def _product_mend(self, a: Value, b: Value, over: Sequence[str]) -> str:
+        """How to multiply and add up two tiles that have no product."""
+        if not (dtype_of(a).is_integer and dtype_of(b).is_integer):
+            return "cast both to f32"
+        before = [v.op.operands[0] if v.op is not None and v.op.name == "cast" else v for v in (a, b)]
+        if PRODUCT_DTYPE.get((dtype_of(before[0]).name, dtype_of(before[1]).name)) is i32:
+            return "leave .to(...) out: products of i8 and u8 are summed in i32"
+        own = {axis.name: name for name, axis in self.frame.env.items() if isinstance(axis, Axis)}
+        names = ", ".join(own.get(name, name) for name in over)
+        return f"write sum(a * b, over={names if len(over) == 1 else f'({names})'}), of equal dtypes"
+
     def contract(self, a: Any, b: Any, node: Any, a_node: Any, b_node: Any) -> Value:
         """a @ b: the sum of products over the axes that both span."""
         a, b = self.operand(a, a_node), self.operand(b, b_node)
@@ -178,7 +189,7 @@ class Operations(Elementwise):
             if left.dtype != right.dtype and left.dtype.kind == right.dtype.kind == "f":
                 self.mix(left.dtype, right.dtype, "@", node, a_node, b_node)
             self.fail("contract-dtype", f"@ on {left.dtype.name} and {right.dtype.name}", node, f"{left} @ {right}",
-                      "floats of 16 or 32 bits (f32), f64 (f64), or i8 and u8 (i32)", "cast both to f32")
+                      "floats of 16 or 32 bits (f32), f64 (f64), or i8 and u8 (i32)", self._product_mend(a, b, over))
         axes = tuple(x for x in self.joined_axes(a, b) if x not in over)
         self.at(node)
         return self.emit_fresh("contract", [a, b], TileType(dtype, axes), over=over)

@@ -296,6 +296,8 @@ class _Checker:
                 if op.name in ("asm_contract", "asm_multiply")}
 
     def run(self, case: Case, seed: int) -> None:
+        from ..lang.errors import KernelError
+
         report = self.report
         function = self.kernel.tile_ir()
         arguments = case.arguments
@@ -317,7 +319,13 @@ class _Checker:
 
         self.widen = widen
         self.tile_stations(function, case, arguments, expected)
-        self.lane_stations(case, arguments, expected)
+        try:
+            self.lane_stations(case, arguments, expected)
+        except KernelError as error:
+            if error.kind != "out-of-bounds":
+                raise
+            report.cases -= 1       # only where extents are compiled in, in a loop that is empty in this case
+            report.refused += 1
 
     @contextlib.contextmanager
     def station(self, name: str, *expected: type[Exception]) -> Iterator[None]:

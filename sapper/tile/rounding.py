@@ -193,12 +193,19 @@ class RandomRounding:
         return self._random.choice(ways, shape) if way == len(ways) else np.full(shape, ways[way])
 
     def _unrounded(self, op: Op, operands: list[Array], product: Array) -> Array:
-        """What is rounded to an infinity, or to 0, is something smaller, or larger, inside a sum."""
+        """What is rounded to an infinity, or to 0, is something smaller, or larger, inside a sum. The first of several
+        in a sum makes that infinite, and the others leave it so, whatever their sign: in turns of four runs none stays
+        an infinity, those above stay, those below, or any."""
         type = op.results[0].type
         assert isinstance(type, TileType)
         left, right = (semantics.align(x, v.type.axes, type.axes)  # type: ignore[union-attr]
                        for x, v in zip(operands, op.operands, strict=True))
         beyond = np.isinf(product) & np.isfinite(left) & np.isfinite(right)
+        way = self._seed % 4
+        if way == 3:
+            beyond &= self._random.random(product.shape) < 0.5
+        elif way:
+            beyond &= product < 0 if way == 1 else product > 0
         below = (product == 0) & (left != 0) & (right != 0)
         inside = np.where(beyond, _LARGEST[type.dtype.name], _SMALLEST[type.dtype.name])
         return np.where(beyond | below, np.copysign(inside, product).astype(product.dtype), product)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import sapper as sp
 from sapper import Tensor, kernel, tiles, u8
 from sapper.ir.nodes import Function
-from sapper.ir.types import f32, i32
+from sapper.ir.types import DType, bf16, f32, f64, i32
 from sapper.ir.verifier import verify
 from sapper.lane.extents import hint
+from sapper.lane.lower import lower
 from sapper.lane.synchronise import synchronise, unsynchronised
 from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
@@ -65,10 +66,33 @@ def lowered(k: Any, arguments: dict[str, Any], schedule: Schedule | None = None,
 @pytest.mark.parametrize("workers", [1, 3])
 def test_lanes_go_along_an_axis_that_meets_nothing(workers: int) -> None:
     random = np.random.default_rng(0)
-    arguments = {"g": random.standard_normal((40, 70)).astype(np.float32),
-                 "token": random.integers(0, 5, 40).astype(np.int32), "out": np.ones((5, 70), np.float32)}
+    arguments = {"g": random.standard_normal((40, 326)).astype(np.float32),
+                 "token": random.integers(0, 5, 40).astype(np.int32), "out": np.ones((5, 326), np.float32)}
     ops = lowered(rows_at_tokens, arguments, workers=workers)
     assert "store" in ops and not {"scatter", "store_lane0", "s_store"} & set(ops) and "tasks" in ops
+
+
+def test_workers_add_to_parts_of_rows_that_are_not_short() -> None:
+    """512 bytes: short ones would meet in lines of the cache all the time."""
+    M = sp.dims("M")
+
+    def least(dtype: DType, contiguous: bool = True) -> object:
+        @kernel
+        def rows(g: Tensor[f32, M, N], token: Tensor[i32, M], out: Tensor[dtype, V, N]):
+            for m, n in tiles(M, N):
+                out[token[m], n] += g[m, n].to(dtype)
+
+        function = rows.tile_ir()
+        canonicalize(function)
+        share_sums(function, frozenset())
+        facts = Facts(lanes=16, vector_registers=32)
+        strides = {} if contiguous else {"out": (True, False)}
+        (((constant, dims, granule),),) = lower(function, Schedule(), facts, Specialization({}, strides)).attributes[
+            "tasks"]
+        return constant, dims, granule
+
+    assert least(f32) == (1, ["N"], 128) and least(f64) == (1, ["N"], 64) and least(bf16) == (1, ["N"], 256)
+    assert least(f32, contiguous=False)[2] < 128
 
 
 def test_windows_overlap_from_row_to_row_and_not_from_lane_to_lane() -> None:

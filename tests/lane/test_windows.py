@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import ml_dtypes
@@ -14,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.nodes import Function
-from sapper.ir.types import bf16, f32, i8, i32, u8
-from sapper.lang.builtins import each, maximum, minimum, sum, tiles, where, whole, zeros
+from sapper.ir.types import DType, bf16, f8e4m3, f32, f64, i4, i8, i32, u8
+from sapper.lang.builtins import each, maximum, minimum, span, sum, tiles, where, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import Kernel, kernel
 from sapper.lang.tensor import Tensor
@@ -27,7 +28,7 @@ from sapper.tile.schedule import Facts
 from tests.strategies.amount import examples
 
 from ..codegen.run_native import run_native
-from .run_lane import run_lane
+from .run_lane import run_lane, specialize
 
 AVX512 = Facts(lanes=16, picks=True)
 FACTS = [AVX512, Facts(lanes=8, vector_registers=16, picks=True), Facts(lanes=4, vector_registers=8, picks=True)]
@@ -112,8 +113,10 @@ def function_of(what: Kernel) -> Function:
     return reduce_loops(function)
 
 
-def run_and_count(what: Kernel, arguments: dict[str, Any], facts: Facts) -> Counter:
-    lane = run_lane(function_of(what), arguments, facts=facts)
+def run_and_count(what: Kernel, arguments: dict[str, Any], facts: Facts, **hints: int) -> Counter:
+    """hints: typical extents of some dimensions; others are large."""
+    function = function_of(what)
+    lane = run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, hints))
     return Counter(op.name for op in lane.walk())
 
 
@@ -287,6 +290,52 @@ def test_what_squares_read_is_stored_in_turns(facts: Facts) -> None:
     names = run_and_count(in_turns, {"x": x, "y": y}, facts)
     np.testing.assert_array_equal(y, np.moveaxis(x, 0, 2))
     assert names["exchange"]
+
+
+SCALES = {f32: np.float32, bf16: ml_dtypes.bfloat16, u8: np.uint8, f64: np.float64, f8e4m3: ml_dtypes.float8_e4m3fn,
+          i4: ml_dtypes.int4}
+
+
+@pytest.mark.parametrize(("dtype", "facts"), [*zip(SCALES, cycle(FACTS), strict=False)], ids=lambda v: str(
+    getattr(v, "name", "")))
+@pytest.mark.parametrize(("rows", "k"), [(1, 112), (2, 117)])
+def test_scales_of_groups_are_one_load_for_all_lanes(dtype: DType, rows: int, k: int, facts: Facts) -> None:
+    """Weights lie along the depth, and their scales along the other axis: lanes go where the weights lie. What is left
+    of a ragged depth may be gathered."""
+
+    @kernel
+    def grouped(x: Tensor[f32, M, K], w: Tensor[i8, N, K], scale: Tensor[dtype, B, N], y: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            acc = zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                acc += x[m, k] @ (w[n, k].to(f32) * scale[k // 32 + 1, n].to(f32))
+            y[m, n] = acc
+
+    n, rng = 5, np.random.default_rng(rows)
+    x, w = normal(rows, k), rng.integers(-8, 8, (n, k)).astype(np.int8)
+    scale = rng.integers(0, 8, (5, n)).astype(SCALES[dtype])
+    y = np.zeros((rows, n), np.float32)
+    names = run_and_count(grouped, {"x": x, "w": w, "scale": scale, "y": y}, facts, M=rows, N=512, K=512)
+    wanted = x.astype(np.float64) @ (w * scale.astype(np.float64)[np.arange(k) // 32 + 1].T).T
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-3)
+    assert names["load_splat"] and (k % 16 or not names["gather"])
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda f: f"{f.lanes} lanes")
+@pytest.mark.parametrize("start", [0, 5, 30, 32])
+def test_groups_that_begin_anywhere(start: int, facts: Facts) -> None:
+    """Where a vector may lie in two groups each lane reads its own."""
+
+    @kernel
+    def sums(x: Tensor[f32, N, K], scale: Tensor[f32, B, N], first: i32, y: Tensor[f32, N]):
+        for n in tiles(N):
+            k = whole(span(first, K))
+            y[n] = sum(x[n, k] * scale[k // 32, n], over=k)
+
+    x, scale, y = normal(3, 117), normal(4, 3), np.zeros(3, np.float32)
+    run_and_count(sums, {"x": x, "scale": scale, "first": start, "y": y}, facts)
+    k = np.arange(start, 117)
+    np.testing.assert_allclose(y, (x[:, k] * scale[k // 32].T).sum(1), rtol=1e-4, atol=1e-4)
 
 
 IN_NUMPY = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sapper
 from sapper import CallError, KernelError, Tensor, dims, f32, kernel, tiles
 
 N, K = dims("N K")
@@ -53,6 +54,12 @@ BODIES = {
     "y[m, n] = x[m, n] + b[m, n]": "write 0 for m: an extent of 1 is not stretched",
     "s[...] = sum(x[m, n], over=n)": "write s[()]",
     "for i in range(2): y[m, n] = W[i] * x[m, n]": "walk the tuple, for x in W",
+    "y[m, k] = 0.0": "bring the axis: k = whole(K), or a loop over tiles(K)",
+    "c = x[m, n].to(i32) @ v[n].to(i64)": "write sum(a * b, over=n), of equal dtypes",
+    "c = x[m, n].to(i8).to(i32) @ v[n].to(i8).to(i32)": "leave .to(...) out: products of i8 and u8 are summed in i32",
+    "y[m, n] = where(x[m, n].to(i32) > 0, x[m, n].to(i32), float('-inf')).to(f32)": "write -2147483648",
+    "c = []": "write a tuple, (a, b), or [... for i in range(3)]",
+    "c = (x[m, n], v[n]); c[0] = v[n]": "make a new tuple: [new if k == 0 else v[k] for k in range(4)]",
     "double(v, v)": "dimensions of a kernel go by name in what it calls",
 }
 WHOLE = {
@@ -101,6 +108,20 @@ def test_the_mend(text: str) -> None:
     written = HEAD + (f"{FRAME}        {text}\n" if text in BODIES else text)
     with pytest.raises(KernelError, match=re.escape((BODIES | WHOLE)[text])):
         names_of(written, text)["f"].tile_ir()
+
+
+def test_names_that_hide_those_of_python() -> None:
+    with pytest.raises(RuntimeError, match=r"^max\(\) was called outside a kernel.*mend: .*`from builtins import max`"):
+        sapper.max(1, 2)
+    with pytest.raises(RuntimeError, match=r"in one that such a function calls$"):
+        sapper.exp(1.0)
+
+
+def test_dtypes_that_are_not_there() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'u32'; found a dtype .* expected f64, f32, .*; mend: "):
+        _ = sapper.u32
+    with pytest.raises(AttributeError, match=r"no attribute 'fused'$"):
+        _ = sapper.fused
 
 
 def test_source_that_nobody_kept() -> None:

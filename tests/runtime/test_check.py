@@ -271,6 +271,18 @@ def test_arguments_that_never_fit_are_no_success() -> None:
     assert not report.ok
 
 
+def test_an_index_outside_in_a_loop_that_is_empty_is_no_fault() -> None:
+    """With extents compiled in the front end finds that it never fits; without them nothing is read."""
+    @sp.kernel
+    def shifted(x: Tensor[f32, N], y: Tensor[f32, K, M]):
+        for k in each(K):
+            for m in tiles(M):
+                y[k, m] = x[m + 4]
+
+    report = check_kernel(shifted, seed=0, runs=12, shapes=({"K": 0, "M": 5, "N": 3}, {"K": 2, "M": 5, "N": 9}))
+    assert report.ok and report.refused and report.cases, report
+
+
 def test_a_target_that_this_cpu_lacks_is_checked_as_far_as_it_goes() -> None:
     foreign = target("v3")._replace(features=target("v3").features | {"feature_of_the_future"})
     report = check_kernel(clipped, foreign, runs=3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sapper.ir.types import bf16, f16, f32, f64, i32
-from sapper.lang.builtins import argmax, exp, tiles, whole
+from sapper.lang.builtins import argmax, exp, maximum, tiles, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -144,6 +144,24 @@ def test_a_product_inside_a_sum_neither_overflows_nor_vanishes():
     fused = np.array([-np.inf, np.inf, 2.0**-148, np.nan, 0], np.float32)
     assert out.mismatch(fused) is None and out.bound[3] == 0 and out.bound[4] < 1e-5
     assert (alone.bound[[0, 1, 3]] == 0).all() and np.isinf(alone.values[[0, 1, 3]]).all()
+
+
+def test_the_first_product_that_overflows_decides_of_a_sum():
+    """A maximum with 0 hides the NaN that products of their own would give."""
+    @kernel
+    def rectified(a: Tensor[f32, M, N], b: Tensor[f32, M, N], out: Tensor[f32, N]):
+        for n in tiles(N):
+            acc = zeros(n, dtype=f32)
+            for m in range(M):
+                acc += a[m, n] * b[m, n]
+            out[n] = maximum(acc, 0.0)
+
+    a = np.array([[3e38, -3e38, 1], [-3e38, 3e38, 2], [1, 1, 3]], np.float32)
+    arguments = {"a": a, "b": np.full_like(a, 9.0), "out": np.zeros(3, np.float32)}
+    for seed in range(8):
+        out = expect(rectified.tile_ir(), arguments, seed=seed)["out"]
+        assert out.mismatch(np.array([np.inf, 0, 54], np.float32)) is None and np.isfinite(out.bound[2])
+        assert out.mismatch(np.array([np.inf, 0, 55], np.float32)) is not None
 
 
 def test_infinities_of_both_signs_are_nan_whatever_overflows():
