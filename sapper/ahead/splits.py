@@ -7,7 +7,7 @@ A state stands for an ordered list of places in the pattern (R. Cox, "Regular ex
 approach", 2009): behind a place that matches, none of lower rank is followed. A transition says, besides the next
 state, whether a match ends before the character that is looked at; so `(?!\\S)`, which looks one character ahead,
 needs no more than that.
-Syntax: alternatives, (?:), (?i:), (?!class), classes, \\p{L}, \\p{N}, \\s, \\S, \\r, \\n, ? * + {m,n}.
+Syntax: alternatives, (?:), (?i:), (?!class), classes, \\p{L}, \\p{N}, \\s, \\S, \\r, \\n, $, ? * + {m,n}.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ class _Parser:
         return made
 
     def atom(self) -> list[tuple[Any, ...]]:
+        if self.take("$"):  # before the end of a line
+            return [("not", self.program.number(~_of((ord("\n"),))))]
         if self.take("(?!"):
             members = self.characters()
             if not self.take(")"):
@@ -160,7 +162,7 @@ class _Parser:
                 else:
                     members |= self.members(part)
             return ~members if inverted else members
-        if self.pattern[self.at] in "()*+?{}]^$.":
+        if self.pattern[self.at] in "()*+?{}]^.":
             raise self.fail("a class or a character")
         return self.members(self.one())
 

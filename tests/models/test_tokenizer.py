@@ -74,6 +74,10 @@ def test_a_lone_surrogate_is_no_error() -> None:
     ("smollm", "it's 1234  x", ["it", "'s", " ", "1", "2", "3", "4", " ", " x"]),
     ("llama-bpe", "IT'S 12345\n\n x", ["IT", "'S", " ", "123", "45", "\n\n", " x"]),
     ("qwen2", "IT'S 123\n x", ["IT", "'S", " ", "1", "2", "3", "\n", " x"]),
+    ("deepseek-llm", "it's 12 \u0645\u0631  日本.x \u00e9!  \n", [
+        "it", "'", "s", " ", "1", "2", " \u0645\u0631  ", "日本", ".", "x", " \u00e9", "!", "  ", "\n"]),
+    ("deepseek-coder", "it's 12 \u0645\u0631  日本+x!\n", [
+        "it", "'", "s", " ", "1", "2", " \u0645\u0631", " ", " ", "日本", "+", "x", "!", "\n"]),
     ("deepseek-v3", "is 1234 日本.x  \\y!\n", ["is", " ", "123", "4", " ", "日本", ".x", " ", " \\", "y", "!\n"]),
 ])
 def test_words_are_cut_as_the_vocabulary_wants(pre: str, text: str, words: list[str]) -> None:
