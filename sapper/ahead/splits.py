@@ -29,6 +29,8 @@ MATCH = 0x8000
 DEAD = 0x7FFF
 SPACES = (*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
 """White_Space of the Unicode Character Database, PropList.txt."""
+FIRST_SPACE = r"(?<!\s)"
+"""Before a run of spaces it changes nothing: who looks from the left finds the run at its first one."""
 _OTHER_CASES = {"s": "\u017f", "k": "\u212a"}
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"}
 
@@ -84,6 +86,8 @@ class _Parser:
         return False
 
     def whole(self) -> list[tuple[Any, ...]]:
+        if self.pattern.startswith(FIRST_SPACE + r"\s+"):
+            self.at = len(FIRST_SPACE)
         code = self.alternatives()
         if self.at != len(self.pattern):
             raise self.fail("the end of the pattern")

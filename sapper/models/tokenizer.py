@@ -44,10 +44,13 @@ CASED_LETTERS = (
     "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
 """What the pre_tokenizer of DeepSeek-V2's tokenizer.json takes for letters: those with two cases, of some scripts."""
+LAST_SPACES, LAST_SPACES_ONCE = r"\s+$", r"(?<!\s)\s+$"
+"""The same, but that the second is tried at the first of a run of spaces only: the first looks through the whole run
+from each of them, which for a prompt of a MiB takes hours."""
 DEEPSEEK_HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 DEEPSEEK_SPLITS = (
-    "[\r\n]", rf"\s?[{CASED_LETTERS}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$",
-    DEEPSEEK_HAN, DIGIT_SPLIT,
+    "[\r\n]", rf"\s?[{CASED_LETTERS}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    LAST_SPACES_ONCE, DEEPSEEK_HAN, DIGIT_SPLIT,
 )
 """Of DeepSeek-LLM, V2 and V2-Lite, whose files of GGUF name the first."""
 DEEPSEEK_CODER_SPLITS = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_HAN, DIGIT_SPLIT)
@@ -281,6 +284,16 @@ def _sentence_piece(
     return inner, True
 
 
+def _try_spaces_once(step: Any) -> None:
+    """In the pre_tokenizer of a tokenizer.json."""
+    if isinstance(step, dict):
+        if step.get("pattern") == {"Regex": LAST_SPACES}:
+            step["pattern"] = {"Regex": LAST_SPACES_ONCE}
+        parts = step.get("pretokenizers")
+        for part in parts if isinstance(parts, list) else ():
+            _try_spaces_once(part)
+
+
 def from_directory(path: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face checkpoint: tokenizer.json, and if they are there tokenizer_config.json,
     generation_config.json and chat_template.jinja. Raises ModelError.
@@ -288,6 +301,7 @@ def from_directory(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Inner
 
     source = read_json(path / "tokenizer.json")
+    _try_spaces_once(source.get("pre_tokenizer"))
     try:
         inner = Inner.from_str(json.dumps(source))
     except Exception as error:  # The library raises bare Exceptions.

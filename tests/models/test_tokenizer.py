@@ -86,6 +86,19 @@ def test_words_are_cut_as_the_vocabulary_wants(pre: str, text: str, words: list[
     assert [bytes(table[c] for c in piece).decode() for piece, _ in cut] == words
 
 
+def test_many_spaces_take_no_longer_than_their_number(tmp_path: Path) -> None:
+    """A pattern that looks through all of them from each one would take minutes."""
+    text = " " * 50_000 + "1"
+    assert len(byte_level(**{"tokenizer.ggml.pre": "deepseek-llm"}).encode(text)) == len(text)
+    small.write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    source = json.loads(path.read_text())
+    source["pre_tokenizer"]["pretokenizers"].insert(0, {
+        "type": "Split", "pattern": {"Regex": r"\s+$"}, "behavior": "Isolated", "invert": False})
+    path.write_text(json.dumps(source))
+    assert len(from_directory(tmp_path).encode(text)) == len(text)
+
+
 def test_begin_is_put_in_front_once() -> None:
     tokenizer = sentence_piece()
     assert tokenizer.encode("he")[:1] == [1]
