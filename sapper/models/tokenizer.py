@@ -309,6 +309,9 @@ def from_directory(path: Path) -> Tokenizer:
     settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
     generation = read_json(path / "generation_config.json") if (path / "generation_config.json").exists() else {}
     template = settings.get("chat_template", "")
+    if isinstance(template, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default", "")
     if (path / "chat_template.jinja").exists():
         template = (path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
 

@@ -64,9 +64,11 @@ def replace(path: Path, raw: bytes | bytearray) -> None:
 def write_gguf(
     path: Path, weights: dict[str, np.ndarray], *, numbers: dict[str, int] | None = None,
     strings: dict[str, str] | None = None, formats: dict[str, Any] | None = None, architecture: str = "llama",
+    most_tensors: int = 0,
 ) -> Path:
-    """A GGUF file. numbers, strings: keys to add or change. formats: tensor name -> a ggml format to quantise to."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A GGUF file. numbers, strings: keys to add or change. formats: tensor name -> a ggml format to quantise to.
+    most_tensors: of each file, where there are to be several, NAME-00001-of-00002.gguf and so on."""
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=most_tensors)
     for key, value in {**NUMBERS, **(numbers or {})}.items():
         writer.add_uint32(key, value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)

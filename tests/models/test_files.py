@@ -67,6 +67,42 @@ def test_a_format_that_cannot_be_widened_is_named() -> None:
         entry("Q8_K", bytes(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_K][1]), 256).read()
 
 
+def test_a_model_in_several_files(tmp_path: Path, gguf_path: Path) -> None:
+    weights = small.random_weights()
+    small.write_gguf(tmp_path / "m.gguf", weights, most_tensors=9)
+    first, second, third = sorted(tmp_path.glob("*.gguf"))
+    assert first.name == "m-00001-of-00003.gguf"
+    whole, parts = (load_model(path, "f32").session(8) for path in (gguf_path, first))
+    for session in (whole, parts):
+        session.feed([1, 2, 3])
+    np.testing.assert_array_equal(whole.logits, parts.logits)
+    with pytest.raises(ModelError, match=r"in 3 files; expected the first: NAME-00001-of-00003\.gguf"):
+        load_model(second)
+    renamed = first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ModelError, match="expected the first: NAME-00001"):
+        load_model(renamed)
+    renamed.rename(first)
+    raw = third.read_bytes()
+    small.replace(third, second.read_bytes())
+    with pytest.raises(ModelError, match=r"keys split\.no and split\.count: found others; expected 2 and 3"):
+        load_model(first)
+    small.replace(third, raw[: len(raw) - 1])
+    with pytest.raises(ModelError, match=r"00003-of-00003.*the file is cut short"):
+        load_model(first)
+    third.unlink()
+    with pytest.raises(ModelError, match=r"00003-of-00003.*a GGUF file"):
+        load_model(first)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10_000, True])
+def test_a_number_of_files_that_cannot_be(tmp_path: Path, count: int) -> None:
+    raw = header(text(b"split.count"), struct.pack("<IB", 7, 1) if count is True else struct.pack("<Iq", 11, count),
+                 keys=1)
+    (tmp_path / "m.gguf").write_bytes(raw)
+    with pytest.raises(ModelError, match=r"split\.count"):
+        load_model(tmp_path / "m.gguf")
+
+
 def test_bytes_that_are_no_utf8_survive(tmp_path: Path) -> None:
     raw = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<IQ", 8, 2) + b"\xff\xc3"
     (tmp_path / "x.gguf").write_bytes(raw)

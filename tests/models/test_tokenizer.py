@@ -156,6 +156,16 @@ def test_sentence_piece_needs_scores() -> None:
         sentence_piece(**{"tokenizer.ggml.scores": [1.0]})
 
 
+def test_of_several_chat_templates_the_default_one_is_taken(tmp_path: Path) -> None:
+    path = small.write_directory(tmp_path / "c", small.random_weights())
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "T{{ messages[0].content }}"}]
+    for templates, text in ((named, "Thi"), (named[:1], None), ([5, {}], None)):
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+        tokenizer = from_directory(path)
+        assert bool(tokenizer.chat_template) == (text is not None)
+        assert text is None or render(tokenizer, [{"role": "user", "content": "hi"}]) == text
+
+
 def test_a_directory_says_how_text_begins_and_ends(tmp_path: Path) -> None:
     path = small.write_directory(tmp_path / "c", small.random_weights())
     (path / "tokenizer_config.json").write_text(json.dumps(
