@@ -64,8 +64,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "default": (GPT2_SPLIT,), "gpt-2": (GPT2_SPLIT,),
     "smollm": (DIGIT_SPLIT, GPT2_SPLIT), "starcoder": (DIGIT_SPLIT, GPT2_SPLIT),
     "llama-bpe": (CL100K_SPLIT,), "llama3": (CL100K_SPLIT,), "llama-v3": (CL100K_SPLIT,),
-    "qwen2": (QWEN2_SPLIT,), "deepseek-llm": DEEPSEEK_SPLITS, "deepseek-coder": DEEPSEEK_CODER_SPLITS,
-    "deepseek-v3": DEEPSEEK3_SPLITS,
+    "qwen2": (QWEN2_SPLIT,), "deepseek-r1-qwen": (QWEN2_SPLIT,),
+    "deepseek-llm": DEEPSEEK_SPLITS, "deepseek-coder": DEEPSEEK_CODER_SPLITS, "deepseek-v3": DEEPSEEK3_SPLITS,
 }
 """tokenizer.ggml.pre -> the patterns that cut text into words, one applied to the pieces of the other."""
 WHOLE_WORDS_FIRST = frozenset(("llama-bpe", "llama3", "llama-v3"))

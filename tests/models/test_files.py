@@ -12,10 +12,13 @@ import pytest
 from sapper.models.errors import ModelError
 from sapper.models.gguf_file import GgufFile, TensorEntry
 from sapper.models.llama.model import load_model
+from sapper.models.llama.weights import GGUF_NAMES, JSON_NAMES
 from sapper.models.locate import find_model
 from sapper.models.safetensors_file import SafetensorsDirectory
 
 from . import small
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,25 @@ def test_k_blocks_are_widened() -> None:
 def test_a_format_that_cannot_be_widened_is_named() -> None:
     with pytest.raises(ModelError, match="format Q8_K"):
         entry("Q8_K", bytes(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_K][1]), 256).read()
+
+
+def test_a_qwen2_is_the_same_in_both_kinds_of_file(tmp_path: Path) -> None:
+    """Its rows are not reordered for GGUF, as a Llama's are, and queries, keys and values have biases."""
+    source = SafetensorsDirectory(DATA / "qwen2")
+    weights = {GGUF_NAMES[role].format(layer): source.tensors[name].read()
+               for role, pattern in JSON_NAMES.items() for layer in range(2)
+               if (name := pattern.format(layer)) in source.tensors}
+    assert len(weights) == len(source.tensors)
+    path = small.write_gguf(
+        tmp_path / "q.gguf", weights, architecture="qwen2", strings={"tokenizer.ggml.pre": "deepseek-r1-qwen"},
+        numbers={"llama.context_length": 256, "llama.feed_forward_length": 80,
+                 "llama.vocab_size": source.config["vocab_size"]},
+        reals={"llama.rope.freq_base": 1e6, "llama.attention.layer_norm_rms_epsilon": 1e-6})
+    tokens = np.load(DATA / "qwen2.npz")["tokens"].tolist()
+    sessions = [load_model(one, "f32").session(64) for one in (path, DATA / "qwen2")]
+    for session in sessions:
+        session.feed(tokens)
+    np.testing.assert_array_equal(sessions[0].logits, sessions[1].logits)
 
 
 def test_a_model_in_several_files(tmp_path: Path, gguf_path: Path) -> None:
