@@ -181,6 +181,18 @@ def test_standard_files_may_be_closed(closed: int, status: int, told: str) -> No
     assert done.stdout == ("" if closed == 1 else "sapper 0.1.0\n")
 
 
+@pytest.mark.parametrize(("said", "found"), [("", "no memory for what was asked"), ("a GiB", "a GiB")])
+def test_no_memory_is_told(
+    said: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_arguments: list[str]) -> int:
+        raise MemoryError(said)
+
+    monkeypatch.setattr("sapper.cli.app.run", refuse)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: found {found}; expected memory from the system; mend: ")
+
+
 def test_a_reader_that_went_away_is_no_error(model: Path, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
