@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.status
     except MemoryError as error:
         found = f"{error}" or "no memory for what was asked"
-        print(f"error: found {found}; expected memory from the system; mend: free memory or raise the limit (ulimit -v)",
-              file=sys.stderr)
+        print(f"error: found {found}; expected memory from the system; mend: free memory or raise the limit "
+              "(ulimit -v)", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno == errno.EBADF and "stdout" in missing:
