@@ -38,9 +38,9 @@ on two threads of a Granite Rapids quantised and 21.5 rounded, 32 14.4 and 17.9,
 SCORED = 128
 """Rows of logits that `losses` holds at once: 25 MB of them for 49152 tokens."""
 
-SORTED_FROM = 2048
-"""Candidates from which on NumPy puts all logits in order: the kernel that finds the k largest takes time with k * k, of
-151936 logits 2.2 ms for 2000, 54 for 10000 and 3.4 s for all, and NumPy 12 for any (49152: 1.6, 37 and 350, and 3)."""
+SORTED_FROM = 4096
+"""Candidates from which on NumPy puts all logits in order: the kernel that finds the k largest takes time with k * k,
+of 151936 logits 7 ms for 4000, 54 for 10000 and 3.4 s for all, and NumPy 12 for any; of 49152 5, 37 and 350, and 3."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sections = list[tuple[str, Steps]]
