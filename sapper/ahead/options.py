@@ -2,9 +2,9 @@
 
 Enters: the stack at entry (rbp after it). Leaves: at `options_read` r12, the number of the prompt's first argument, and
 the settings on the stack: 8 the weights or null, 16 most tokens, 24 threads or 0, 32 raw, 608 top_k, and from 616 on a
-sapper_model_sampling but for its top_k. Holds: what is not understood ends the process with the usage and status 2. A
-number is digits with at most one point among them: up to 15, both parts of the quotient by a power of ten are exact as
-f64, so that it is rounded as Python rounds it.
+sapper_model_sampling but for its top_k. Holds: what is not understood, or an option behind a word of the prompt, ends
+the process with the usage and status 2. A number is digits with at most one point among them: up to 15, both parts of
+the quotient by a power of ten are exact as f64, so that it is rounded as Python rounds it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ option:
     jae options_read
     mov rdi, qword ptr [rbp + r12*8 + 8]
     cmp byte ptr [rdi], 45          # '-'
-    jne options_read
+    jne operands
     add r12, 1
     lea rsi, @text_end
     call same
@@ -99,6 +99,23 @@ help:
     call write
     xor edi, edi
     jmp exit
+operands:
+    lea r8, [r12 + 1]               # what looks like an option behind the prompt's first word is neither
+operand:
+    cmp r8, qword ptr [rbp]
+    jae options_read
+    mov rdi, qword ptr [rbp + r8*8 + 8]
+    add r8, 1
+    cmp byte ptr [rdi], 45
+    jne operand
+    add rdi, 1
+    cmp byte ptr [rdi], 45
+    jne operand
+    add rdi, 1
+    movzx eax, byte ptr [rdi]
+    test eax, eax
+    je operand
+    jmp usage
 raw:
     mov eax, 1
     mov qword ptr [rsp + 32], rax
@@ -197,8 +214,8 @@ def usage(name: str) -> bytes:
     return (
         f"{name} [--tokens N] [--threads N] [--weights FILE] [--raw] [--temperature T] [--top-k N] [--top-p P]\n"
         "    [--min-p P] [--seed N] [--] [PROMPT ...]\n"
-        f"Answers a prompt, or standard input. --tokens: at most so many ({DEFAULT_TOKENS}). --threads: workers (all "
-        "CPUs).\n"
+        "Answers a prompt, or standard input. Behind -- all is the prompt; without it options come first.\n"
+        f"--tokens: at most so many ({DEFAULT_TOKENS}). --threads: workers (all CPUs).\n"
         "--weights: the file beside this one unless given. --raw: go on with a text, without the chat template.\n"
         "--temperature: 0 (the default) takes the likeliest token. Else one is drawn: of the likeliest --top-k\n"
         f"({DEFAULT_TOP_K}) the fewest that have --top-p (1) together, and of these those with --min-p (0) of the "

@@ -7,7 +7,7 @@ A state stands for an ordered list of places in the pattern (R. Cox, "Regular ex
 approach", 2009): behind a place that matches, none of lower rank is followed. A transition says, besides the next
 state, whether a match ends before the character that is looked at; so `(?!\\S)`, which looks one character ahead,
 needs no more than that.
-Syntax: alternatives, (?:), (?i:), (?!class), classes, \\p{L}, \\p{N}, \\s, \\S, \\r, \\n, ? * + {m,n}.
+Syntax: alternatives, (?:), (?i:), (?!class), classes, \\p{L}, \\p{N}, \\s, \\S, \\r, \\n, $, ? * + {m,n}.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MATCH = 0x8000
 DEAD = 0x7FFF
 SPACES = (*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
 """White_Space of the Unicode Character Database, PropList.txt."""
+FIRST_SPACE = r"(?<!\s)"
+"""Before a run of spaces it changes nothing: who looks from the left finds the run at its first one."""
 _OTHER_CASES = {"s": "\u017f", "k": "\u212a"}
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"}
 
@@ -84,6 +86,8 @@ class _Parser:
         return False
 
     def whole(self) -> list[tuple[Any, ...]]:
+        if self.pattern.startswith(FIRST_SPACE + r"\s+"):
+            self.at = len(FIRST_SPACE)
         code = self.alternatives()
         if self.at != len(self.pattern):
             raise self.fail("the end of the pattern")
@@ -126,6 +130,8 @@ class _Parser:
         return made
 
     def atom(self) -> list[tuple[Any, ...]]:
+        if self.take("$"):  # before the end of a line
+            return [("not", self.program.number(~_of((ord("\n"),))))]
         if self.take("(?!"):
             members = self.characters()
             if not self.take(")"):
@@ -160,7 +166,7 @@ class _Parser:
                 else:
                     members |= self.members(part)
             return ~members if inverted else members
-        if self.pattern[self.at] in "()*+?{}]^$.":
+        if self.pattern[self.at] in "()*+?{}]^.":
             raise self.fail("a class or a character")
         return self.members(self.one())
 

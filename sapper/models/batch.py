@@ -133,7 +133,7 @@ class Paged(BaseSession):
         self.table[...] = 0
 
         def seconds(count: int) -> float:
-            fed = [Fed(0, 0, position) for position in range(count)]
+            fed = [Fed(0, 0, position % self.context) for position in range(count)]
             times = []
             for _ in range(3):
                 started = time.perf_counter()
@@ -144,7 +144,12 @@ class Paged(BaseSession):
         self._singly = 1
         if self.slots > 1:
             self._singly = max(1, min(self.slots - 1, int(seconds(2) / seconds(1))))
-        seconds(min(self.slots + 1, self.chunk))
+        for count in self._capacities():
+            seconds(min(count, self.chunk))
+
+    def _capacities(self) -> tuple[int, ...]:
+        """Numbers of tokens that have all programs of a step made; of more than a step may have, all that it may."""
+        return self.picks, self.picks + 1, max(self.picks, self.few_tokens()) + 1
 
     def step(self, fed: Sequence[Fed], picks: Sequence[Pick] = ()) -> list[int]:
         """Run tokens through the model; the tokens that follow, one for each of `picks`.

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import tokenizer as tokenizers
 from .errors import ModelError
-from .gguf_file import GgufFile
+from .gguf_file import GgufFile, open_parts
 from .grouped import METADATA, is_grouped, with_groups
 from .locate import find_model
 from .safetensors_file import SafetensorsDirectory
@@ -91,5 +91,4 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             return Checkpoint(path, False, where, directory.config, grouped)
         tensors = with_scales(where, directory.tensors, directory.config)
         return Checkpoint(path, False, where, directory.config, tensors)
-    file = GgufFile(path)
-    return Checkpoint(path, True, str(path), file.metadata, file.tensors)
+    return Checkpoint(path, True, str(path), *open_parts(path))

@@ -46,15 +46,23 @@ class Conversation:
 
     def ask(self, message: str, limit: int | None = None, **options: Any) -> Answer:
         """Ask; the answer joins the conversation as it comes. limit: tokens of the answer (None: as many as fit).
-        options: of Generation. Raises ModelError if the message is too long for the context."""
+        options: of Generation. Raises ModelError if the message is too long for the context, or a setting is out of
+        range; the conversation is then what it was."""
+        before = self.messages, self._text, self._tokens, self.dropped
+        try:
+            return Answer(self, self._generation(message, limit, options))
+        except BaseException:
+            self.messages, self._text, self._tokens, self.dropped = before
+            raise
+
+    def _generation(self, message: str, limit: int | None, options: dict[str, Any]) -> Generation:
         known = self._tokens[: self.session.position]
         prompt = self._prompt([*self.messages, {"role": "user", "content": message}])
         same = next((i for i, (a, b) in enumerate(zip(known, prompt, strict=False)) if a != b),
                     min(len(known), len(prompt)))
         self.session.rewind(min(same, len(prompt) - 1))
         self.fed = len(prompt) - self.session.position
-        made = Generation(self.model, prompt, limit or self.session.context, session=self.session, **options)
-        return Answer(self, made)
+        return Generation(self.model, prompt, limit or self.session.context, session=self.session, **options)
 
     def _prompt(self, messages: list[Message]) -> list[int]:
         """The tokens of the whole conversation, without its oldest turns where it is too long.

@@ -1,7 +1,8 @@
 """Reads GGUF files: metadata and the places of the tensors.
 
 In: a path. Out: `GgufFile` with `metadata` (plain Python values) and `tensors` (name -> `TensorEntry`), whose `read`
-widens any block format that the `gguf` package can dequantise to f32. Holds: every size is checked against the file's
+widens any block format that the `gguf` package can dequantise to f32; `open_parts` opens a model that is in several
+files, NAME-00001-of-00003.gguf and so on. Holds: every size is checked against the file's
 length before anything is allocated or read, so a broken file raises ModelError and nothing else.
 
 The header is walked here rather than by gguf.GGUFReader, which trusts the counts that the file states (a count of 2**62
@@ -11,6 +12,7 @@ versions 2 and 3, in the ggml project's docs/gguf.md.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10
 MAX_ARRAY_DEPTH = 4
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
+MAX_PARTS = 9999
+PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 HEAD_BYTES = 1 << 22
 """Read at first: most vocabularies are in it."""
 
@@ -235,6 +239,33 @@ class GgufFile:
                 "the file is cut short: get it again",
             )
         return TensorEntry(name, shape, kind, self._file.part(offset, offset + total_bytes))
+
+
+def open_parts(path: Path) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
+    """The metadata and the tensors of a model: of one file, or of all that its first one counts (split.count), which
+    lie beside it. Raises ModelError, also for another part than the first."""
+    first = GgufFile(path)
+    count = first.metadata.get("split.count", 1)
+    if type(count) is not int or not 1 <= count <= MAX_PARTS:
+        raise ModelError(f"{path}, key split.count", repr(count)[:80], f"a whole number from 1 to {MAX_PARTS}")
+    if count == 1:
+        return first.metadata, first.tensors
+    found = PART_NAME.fullmatch(path.name)
+    if found is None or int(found[2]) != 1 or int(found[3]) != count:
+        raise ModelError(path, f"a part of a model in {count} files", f"the first: NAME-00001-of-{count:05d}.gguf",
+                         "take the first file; the others are found beside it")
+    tensors = dict(first.tensors)
+    for number in range(2, count + 1):
+        place = path.with_name(f"{found[1]}-{number:05d}-of-{count:05d}.gguf")
+        part = GgufFile(place)
+        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number - 1, count):
+            raise ModelError(f"{place}, keys split.no and split.count", "others", f"{number - 1} and {count}",
+                             "get the file again")
+        for name, entry in part.tensors.items():
+            if name in tensors:
+                raise ModelError(f"{place}, tensor {name!r}", "the tensor for the second time", "each tensor once")
+            tensors[name] = entry
+    return first.metadata, tensors
 
 
 def metadata_bytes(path: Path) -> bytes:

@@ -31,6 +31,29 @@ CL100K_SPLIT = (
 )
 QWEN2_SPLIT = CL100K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 DIGIT_SPLIT = r"\p{N}"
+CASED_LETTERS = (
+    "A-Za-z\xb5\xc0-\xd6\xd8-\xf6\xf8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
+    "\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
+    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77"
+    "\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d"
+    "\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb"
+    "\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128"
+    "\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4"
+    "\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf"
+    "\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3"
+    "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+"""What the pre_tokenizer of DeepSeek-V2's tokenizer.json takes for letters: those with two cases, of some scripts."""
+LAST_SPACES, LAST_SPACES_ONCE = r"\s+$", r"(?<!\s)\s+$"
+"""The same, but that the second is tried at the first of a run of spaces only: the first looks through the whole run
+from each of them, which for a prompt of a MiB takes hours."""
+DEEPSEEK_HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+DEEPSEEK_SPLITS = (
+    "[\r\n]", rf"\s?[{CASED_LETTERS}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    LAST_SPACES_ONCE, DEEPSEEK_HAN, DIGIT_SPLIT,
+)
+"""Of DeepSeek-LLM, V2 and V2-Lite, whose files of GGUF name the first."""
+DEEPSEEK_CODER_SPLITS = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_HAN, DIGIT_SPLIT)
 DEEPSEEK3_SPLITS = (
     r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
@@ -41,7 +64,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "default": (GPT2_SPLIT,), "gpt-2": (GPT2_SPLIT,),
     "smollm": (DIGIT_SPLIT, GPT2_SPLIT), "starcoder": (DIGIT_SPLIT, GPT2_SPLIT),
     "llama-bpe": (CL100K_SPLIT,), "llama3": (CL100K_SPLIT,), "llama-v3": (CL100K_SPLIT,),
-    "qwen2": (QWEN2_SPLIT,), "deepseek-v3": DEEPSEEK3_SPLITS,
+    "qwen2": (QWEN2_SPLIT,), "deepseek-r1-qwen": (QWEN2_SPLIT,),
+    "deepseek-llm": DEEPSEEK_SPLITS, "deepseek-coder": DEEPSEEK_CODER_SPLITS, "deepseek-v3": DEEPSEEK3_SPLITS,
 }
 """tokenizer.ggml.pre -> the patterns that cut text into words, one applied to the pieces of the other."""
 WHOLE_WORDS_FIRST = frozenset(("llama-bpe", "llama3", "llama-v3"))
@@ -260,6 +284,16 @@ def _sentence_piece(
     return inner, True
 
 
+def _try_spaces_once(step: Any) -> None:
+    """In the pre_tokenizer of a tokenizer.json."""
+    if isinstance(step, dict):
+        if step.get("pattern") == {"Regex": LAST_SPACES}:
+            step["pattern"] = {"Regex": LAST_SPACES_ONCE}
+        parts = step.get("pretokenizers")
+        for part in parts if isinstance(parts, list) else ():
+            _try_spaces_once(part)
+
+
 def from_directory(path: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face checkpoint: tokenizer.json, and if they are there tokenizer_config.json,
     generation_config.json and chat_template.jinja. Raises ModelError.
@@ -267,6 +301,7 @@ def from_directory(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Inner
 
     source = read_json(path / "tokenizer.json")
+    _try_spaces_once(source.get("pre_tokenizer"))
     try:
         inner = Inner.from_str(json.dumps(source))
     except Exception as error:  # The library raises bare Exceptions.
@@ -274,6 +309,9 @@ def from_directory(path: Path) -> Tokenizer:
     settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
     generation = read_json(path / "generation_config.json") if (path / "generation_config.json").exists() else {}
     template = settings.get("chat_template", "")
+    if isinstance(template, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default", "")
     if (path / "chat_template.jinja").exists():
         template = (path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
 

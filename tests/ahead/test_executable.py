@@ -105,9 +105,12 @@ def test_messages(small: tuple[Path, Path], tmp_path: Path) -> None:
     usage = "model [--tokens N]"
     for arguments in (["--bogus"], ["-x", "hello"], ["--tokens"], ["--tokens", "0"], ["--tokens", "x"], ["--weights"],
                       ["--tokens", "1.5"], ["--seed", "-1"], ["--seed", "1" * 19], ["--temperature", "1.2.3"],
-                      ["--temperature", "."], ["--temperature", "-1"], ["--top-p", "0." + "1" * 15], ["--min-p", ""]):
+                      ["--temperature", "."], ["--temperature", "-1"], ["--top-p", "0." + "1" * 15], ["--min-p", ""],
+                      ["hello", "--tokens", "5"], ["hello", "world", "--raw"]):
         status, said, told = run(program, *arguments)
         assert (status, said) == (2, b"") and told.startswith(usage), arguments
+    assert run(program, "--tokens", "3", "--", "a", "--raw", "--")[0] == 0
+    assert run(program, "--tokens", "3", "a", "-x", "--", "b")[0] == 0
     assert run(program, "--help")[:2] == (0, run(program, "--bogus")[2].encode())
     status, _, told = run(program, "--weights", "nowhere", "x")
     assert (status, told) == (1, "nowhere: the weights file can't be opened or mapped\n")

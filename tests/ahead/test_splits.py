@@ -17,7 +17,7 @@ tokenizers = pytest.importorskip("tokenizers")
 # Who knows another version of Unicode may see letters where the other one sees nothing yet.
 ALPHABET = st.characters(exclude_categories=("Cn", "Cs")) | st.sampled_from(
     "abstrSTREVMld''   \n\n\r\t0123.,!?-_\u00a0\u017f\u00e9\u4e2d\u0660")
-PATTERNS = {**SPLITS, "deepseek": (
+PATTERNS = {**SPLITS, "last spaces": (r"\p{L}+", r"\s+$"), "deepseek": (
     r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f]+",
     r"[!-/:-~]?[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")}
 

@@ -171,6 +171,28 @@ def test_no_room_for_what_is_said(command: str, model: Path, tmp_path: Path) -> 
         "error: standard output: found No space left on device; expected room for what is written")
 
 
+@pytest.mark.parametrize(("closed", "status", "told"), [
+    (0, 0, ""), (1, 1, "error: standard output: found it closed; expected a file or a terminal\n"), (2, 0, "")])
+def test_standard_files_may_be_closed(closed: int, status: int, told: str) -> None:
+    """As services are started that need none: no traceback, and no file that is opened gets the number."""
+    command = [sys.executable, "-m", "sapper", "--version"]
+    done = subprocess.run(command, capture_output=True, preexec_fn=lambda: os.close(closed), text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, told)
+    assert done.stdout == ("" if closed == 1 else "sapper 0.1.0\n")
+
+
+@pytest.mark.parametrize(("said", "found"), [("", "no memory for what was asked"), ("a GiB", "a GiB")])
+def test_no_memory_is_told(
+    said: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_arguments: list[str]) -> int:
+        raise MemoryError(said)
+
+    monkeypatch.setattr("sapper.cli.app.run", refuse)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: found {found}; expected memory from the system; mend: ")
+
+
 def test_a_reader_that_went_away_is_no_error(model: Path, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -53,6 +53,7 @@ NUMBERS = {
     "llama.rope.dimension_count": SIZE, "llama.vocab_size": VOCABULARY,
     "tokenizer.ggml.eos_token_id": VOCABULARY - 1,
 }
+REALS = {"llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10000.0}
 
 
 def replace(path: Path, raw: bytes | bytearray) -> None:
@@ -64,13 +65,16 @@ def replace(path: Path, raw: bytes | bytearray) -> None:
 def write_gguf(
     path: Path, weights: dict[str, np.ndarray], *, numbers: dict[str, int] | None = None,
     strings: dict[str, str] | None = None, formats: dict[str, Any] | None = None, architecture: str = "llama",
+    most_tensors: int = 0, reals: dict[str, float] | None = None,
 ) -> Path:
-    """A GGUF file. numbers, strings: keys to add or change. formats: tensor name -> a ggml format to quantise to."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A GGUF file. numbers, strings, reals: keys to add or change; those of a Llama become the architecture's.
+    formats: tensor name -> a ggml format to quantise to. most_tensors: of each file, where there are to be several,
+    NAME-00001-of-00002.gguf and so on."""
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=most_tensors)
     for key, value in {**NUMBERS, **(numbers or {})}.items():
-        writer.add_uint32(key, value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32("llama.rope.freq_base", 10000.0)
+        writer.add_uint32(key.replace("llama", architecture), value)
+    for key, real in {**REALS, **(reals or {})}.items():
+        writer.add_float32(key.replace("llama", architecture), real)
     writer.add_array("tokenizer.ggml.tokens", TOKENS)
     writer.add_array("tokenizer.ggml.token_type", KINDS)
     writer.add_array("tokenizer.ggml.merges", PAIRS)

@@ -111,6 +111,17 @@ def test_few_tokens_go_one_by_one_where_that_is_sooner(model: Loaded, monkeypatc
             assert job.tokens == alone(model, job.prompt, 20).tokens
 
 
+@pytest.mark.parametrize(("few", "capacities"), [(0, {4, 256}), (48, {4, 48, 256})])
+def test_no_request_waits_for_a_program(
+    model: Loaded, monkeypatch: pytest.MonkeyPatch, few: int, capacities: set[int]
+) -> None:
+    """Of steps of few tokens, of more where those have a program of their own, and of as many as a step may have."""
+    batch = model.batch(4, 128)
+    monkeypatch.setattr(batch, "few_tokens", lambda: few)
+    batch.prepare()
+    assert set(batch._steps) == capacities and batch._one is not None
+
+
 def test_a_full_cache_evicts_and_nothing_is_lost(model: Loaded) -> None:
     pages = -(-320 // PAGE)
     scheduler = Scheduler(model, model.batch(4, pages=pages))

@@ -56,6 +56,21 @@ def test_it_goes_on_after_an_answer_that_was_broken_off(model: LlamaModel, shown
     np.testing.assert_allclose(alone.session.logits, talk.session.logits, rtol=1e-3, atol=1e-4)
 
 
+def test_a_setting_that_cannot_be_leaves_the_conversation_as_it_was(model: LlamaModel) -> None:
+    """A message that was never answered would stand before the next one, which some templates refuse."""
+    talk, other = (Conversation(model, context=80, interpret=True) for _ in range(2))
+    for one in (talk, other):
+        "".join(one.ask("hello world", 4))
+    messages = list(talk.messages)
+    for _ in range(3):
+        with pytest.raises(ModelError, match="sampling"):
+            talk.ask("hello " * 4, 4, top_p=2.0)
+    assert talk.messages == messages and talk.dropped == 0
+    answers = [one.ask("world", 4) for one in (talk, other)]
+    assert "".join(answers[0]) == "".join(answers[1])
+    assert answers[0].generation.prompt == answers[1].generation.prompt and talk.messages == other.messages
+
+
 def test_a_full_context_forgets_the_oldest_turns(model: LlamaModel) -> None:
     talk = Conversation(model, "x", context=80, interpret=True)
     for number in range(6):

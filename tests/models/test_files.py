@@ -12,10 +12,13 @@ import pytest
 from sapper.models.errors import ModelError
 from sapper.models.gguf_file import GgufFile, TensorEntry
 from sapper.models.llama.model import load_model
+from sapper.models.llama.weights import GGUF_NAMES, JSON_NAMES
 from sapper.models.locate import find_model
 from sapper.models.safetensors_file import SafetensorsDirectory
 
 from . import small
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,61 @@ def test_k_blocks_are_widened() -> None:
 def test_a_format_that_cannot_be_widened_is_named() -> None:
     with pytest.raises(ModelError, match="format Q8_K"):
         entry("Q8_K", bytes(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_K][1]), 256).read()
+
+
+def test_a_qwen2_is_the_same_in_both_kinds_of_file(tmp_path: Path) -> None:
+    """Its rows are not reordered for GGUF, as a Llama's are, and queries, keys and values have biases."""
+    source = SafetensorsDirectory(DATA / "qwen2")
+    weights = {GGUF_NAMES[role].format(layer): source.tensors[name].read()
+               for role, pattern in JSON_NAMES.items() for layer in range(2)
+               if (name := pattern.format(layer)) in source.tensors}
+    assert len(weights) == len(source.tensors)
+    path = small.write_gguf(
+        tmp_path / "q.gguf", weights, architecture="qwen2", strings={"tokenizer.ggml.pre": "deepseek-r1-qwen"},
+        numbers={"llama.context_length": 256, "llama.feed_forward_length": 80,
+                 "llama.vocab_size": source.config["vocab_size"]},
+        reals={"llama.rope.freq_base": 1e6, "llama.attention.layer_norm_rms_epsilon": 1e-6})
+    tokens = np.load(DATA / "qwen2.npz")["tokens"].tolist()
+    sessions = [load_model(one, "f32").session(64) for one in (path, DATA / "qwen2")]
+    for session in sessions:
+        session.feed(tokens)
+    np.testing.assert_array_equal(sessions[0].logits, sessions[1].logits)
+
+
+def test_a_model_in_several_files(tmp_path: Path, gguf_path: Path) -> None:
+    weights = small.random_weights()
+    small.write_gguf(tmp_path / "m.gguf", weights, most_tensors=9)
+    first, second, third = sorted(tmp_path.glob("*.gguf"))
+    assert first.name == "m-00001-of-00003.gguf"
+    whole, parts = (load_model(path, "f32").session(8) for path in (gguf_path, first))
+    for session in (whole, parts):
+        session.feed([1, 2, 3])
+    np.testing.assert_array_equal(whole.logits, parts.logits)
+    with pytest.raises(ModelError, match=r"in 3 files; expected the first: NAME-00001-of-00003\.gguf"):
+        load_model(second)
+    renamed = first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ModelError, match="expected the first: NAME-00001"):
+        load_model(renamed)
+    renamed.rename(first)
+    raw = third.read_bytes()
+    small.replace(third, second.read_bytes())
+    with pytest.raises(ModelError, match=r"keys split\.no and split\.count: found others; expected 2 and 3"):
+        load_model(first)
+    small.replace(third, raw[: len(raw) - 1])
+    with pytest.raises(ModelError, match=r"00003-of-00003.*the file is cut short"):
+        load_model(first)
+    third.unlink()
+    with pytest.raises(ModelError, match=r"00003-of-00003.*a GGUF file"):
+        load_model(first)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10_000, True])
+def test_a_number_of_files_that_cannot_be(tmp_path: Path, count: int) -> None:
+    raw = header(text(b"split.count"), struct.pack("<IB", 7, 1) if count is True else struct.pack("<Iq", 11, count),
+                 keys=1)
+    (tmp_path / "m.gguf").write_bytes(raw)
+    with pytest.raises(ModelError, match=r"split\.count"):
+        load_model(tmp_path / "m.gguf")
 
 
 def test_bytes_that_are_no_utf8_survive(tmp_path: Path) -> None:

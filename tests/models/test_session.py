@@ -248,3 +248,18 @@ def test_wrong_settings_are_refused(model: LlamaModel, gguf_path: Path) -> None:
     for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": 1.0, "top_k": 0}, {"u": 1.0}):
         with pytest.raises(ModelError, match="sampling"):
             session.pick(**wrong)
+
+
+def test_many_candidates_are_put_in_order_otherwise_and_give_the_same_tokens(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of logits that are equal, in their order, and of more candidates than there are tokens."""
+    session = model.session(32)
+    logits = np.round(np.random.default_rng(0).standard_normal(model.config.vocabulary).astype(np.float32) * 4) / 2
+
+    def drawn(top_k: int) -> list[int]:
+        return [session.pick(2.0, top_k, u, top_p=0.9, logits=logits) for u in np.linspace(0, 0.999, 40)]
+
+    kernel = [drawn(100), drawn(10**6)]
+    monkeypatch.setattr(sessions, "SORTED_FROM", 50)
+    assert [drawn(100), drawn(10**6)] == kernel and len(set(kernel[1])) > 10

@@ -107,6 +107,17 @@ def test_tokens_are_those_of_each_alone(
     assert bool(scheduler.evictions) == (pages == 3)
 
 
+def test_many_slots_have_all_programs_made(model: DeepseekModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each brings a draft, so that more tokens may be picked than there are positions, and no more than a step has."""
+    batch = model.batch(128, 100, pages=8, speculate=True)
+    made = []
+    monkeypatch.setattr(batch, "step", lambda fed, picks: made.append([row.position for row in fed]))
+    monkeypatch.setattr(batch, "foresee", lambda rows, wanted: made.append([row.position for row in rows]))
+    batch.prepare()
+    assert {len(positions) for positions in made} == {1, 256} and batch.picks == batch.chunk == 256
+    assert max(map(max, made)) == 99
+
+
 def test_models_without_a_head_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError, match="load it with predictor=True"):
         load_deepseek(DATA / "deepseek_v3", "f32").batch(2, 64, speculate=True)

@@ -74,12 +74,29 @@ def test_a_lone_surrogate_is_no_error() -> None:
     ("smollm", "it's 1234  x", ["it", "'s", " ", "1", "2", "3", "4", " ", " x"]),
     ("llama-bpe", "IT'S 12345\n\n x", ["IT", "'S", " ", "123", "45", "\n\n", " x"]),
     ("qwen2", "IT'S 123\n x", ["IT", "'S", " ", "1", "2", "3", "\n", " x"]),
+    ("deepseek-llm", "it's 12 \u0645\u0631  日本.x \u00e9!  \n", [
+        "it", "'", "s", " ", "1", "2", " \u0645\u0631  ", "日本", ".", "x", " \u00e9", "!", "  ", "\n"]),
+    ("deepseek-coder", "it's 12 \u0645\u0631  日本+x!\n", [
+        "it", "'", "s", " ", "1", "2", " \u0645\u0631", " ", " ", "日本", "+", "x", "!", "\n"]),
     ("deepseek-v3", "is 1234 日本.x  \\y!\n", ["is", " ", "123", "4", " ", "日本", ".x", " ", " \\", "y", "!\n"]),
 ])
 def test_words_are_cut_as_the_vocabulary_wants(pre: str, text: str, words: list[str]) -> None:
     cut = byte_level(**{"tokenizer.ggml.pre": pre}).inner.pre_tokenizer.pre_tokenize_str(text)
     table = byte_characters()
     assert [bytes(table[c] for c in piece).decode() for piece, _ in cut] == words
+
+
+def test_many_spaces_take_no_longer_than_their_number(tmp_path: Path) -> None:
+    """A pattern that looks through all of them from each one would take minutes."""
+    text = " " * 50_000 + "1"
+    assert len(byte_level(**{"tokenizer.ggml.pre": "deepseek-llm"}).encode(text)) == len(text)
+    small.write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    source = json.loads(path.read_text())
+    source["pre_tokenizer"]["pretokenizers"].insert(0, {
+        "type": "Split", "pattern": {"Regex": r"\s+$"}, "behavior": "Isolated", "invert": False})
+    path.write_text(json.dumps(source))
+    assert len(from_directory(tmp_path).encode(text)) == len(text)
 
 
 def test_begin_is_put_in_front_once() -> None:
@@ -137,6 +154,16 @@ def test_broken_vocabularies_are_refused(changes: dict[str, Any], message: str) 
 def test_sentence_piece_needs_scores() -> None:
     with pytest.raises(ModelError, match="no list of scores"):
         sentence_piece(**{"tokenizer.ggml.scores": [1.0]})
+
+
+def test_of_several_chat_templates_the_default_one_is_taken(tmp_path: Path) -> None:
+    path = small.write_directory(tmp_path / "c", small.random_weights())
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "T{{ messages[0].content }}"}]
+    for templates, text in ((named, "Thi"), (named[:1], None), ([5, {}], None)):
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+        tokenizer = from_directory(path)
+        assert bool(tokenizer.chat_template) == (text is not None)
+        assert text is None or render(tokenizer, [{"role": "user", "content": "hi"}]) == text
 
 
 def test_a_directory_says_how_text_begins_and_ends(tmp_path: Path) -> None:

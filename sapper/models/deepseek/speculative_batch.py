@@ -40,9 +40,10 @@ class SpeculativeBatch(Batch, Head):
 
     def prepare(self) -> None:
         self.table[...] = 0
-        for count in (1, self.picks + 1):
-            self.step([Fed(0, 0, position) for position in range(count)], [Pick(count - 1, Sampling(), 0.0)])
-            self.foresee([Known(row, 0, 0, row) for row in range(count)], [count - 1])
+        for least in (1, *self._capacities()):
+            count = min(least, self.chunk)
+            self.step([Fed(0, 0, row % self.context) for row in range(count)], [Pick(count - 1, Sampling(), 0.0)])
+            self.foresee([Known(row, 0, 0, row % self.context) for row in range(count)], [count - 1])
 
     def foresee(self, rows: Sequence[Known], wanted: Sequence[int]) -> list[int]:
         """The head's rows of the step before, and drafts behind those whose indices are `wanted`."""

@@ -49,44 +49,43 @@ class LlamaConfig:
 
 
 def from_gguf(metadata: Mapping[str, Any], where: str) -> LlamaConfig:
-    """The config in a GGUF's metadata. Raises ModelError for another architecture, or numbers missing or absurd."""
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ModelError(
-            f"{where}, key general.architecture", repr(architecture)[:80], "'llama'",
-            "take a model of that architecture",
-        )
-    if metadata.get("llama.expert_count", 0):
-        raise ModelError(f"{where}, key llama.expert_count", "experts", "a dense model", "take a model without experts")
+    """The config in a GGUF's metadata, of Llama or Qwen2. Raises ModelError for another architecture, and for numbers
+    that are missing or absurd."""
     source = Numbers(where, metadata)
-    features = source.whole("llama.embedding_length", MAX_FEATURES)
-    heads = source.whole("llama.attention.head_count", MAX_FEATURES)
-    head_features = source.whole("llama.attention.key_length", MAX_FEATURES, max(1, features // heads))
-    value_features = source.whole("llama.attention.value_length", MAX_FEATURES, head_features)
-    turned = source.whole("llama.rope.dimension_count", MAX_FEATURES, head_features)
+    kind = source.one_of("general.architecture", ("llama", "qwen2"))
+    key = f"{kind}.{{}}".format
+    if metadata.get(key("expert_count"), 0):
+        raise ModelError(f"{where}, key {key('expert_count')}", "experts", "a dense model",
+                         "take a model without experts")
+    features = source.whole(key("embedding_length"), MAX_FEATURES)
+    heads = source.whole(key("attention.head_count"), MAX_FEATURES)
+    head_features = source.whole(key("attention.key_length"), MAX_FEATURES, max(1, features // heads))
+    value_features = source.whole(key("attention.value_length"), MAX_FEATURES, head_features)
+    turned = source.whole(key("rope.dimension_count"), MAX_FEATURES, head_features)
     if not head_features == value_features == turned:
         raise ModelError(
             where, f"heads of {head_features} key, {value_features} value and {turned} turned features", "all the same"
         )
     tokens = metadata.get("tokenizer.ggml.tokens")
-    vocabulary = source.whole("llama.vocab_size", MAX_VOCABULARY, len(tokens) if isinstance(tokens, list) else None)
+    vocabulary = source.whole(key("vocab_size"), MAX_VOCABULARY, len(tokens) if isinstance(tokens, list) else None)
     scaling = RopeScaling()
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    if kind == "linear":
-        scaling = RopeScaling("linear", source.real("llama.rope.scaling.factor", 1e-3, 1e6))
-    elif kind != "none":
-        raise ModelError(f"{where}, key llama.rope.scaling.type", repr(kind)[:80], "'none' or 'linear'")
+    scaled = metadata.get(key("rope.scaling.type"), "none")
+    if scaled == "linear":
+        scaling = RopeScaling("linear", source.real(key("rope.scaling.factor"), 1e-3, 1e6))
+    elif scaled != "none":
+        raise ModelError(f"{where}, key {key('rope.scaling.type')}", repr(scaled)[:80], "'none' or 'linear'")
     config = LlamaConfig(
-        layers=source.whole("llama.block_count", MAX_LAYERS),
+        layers=source.whole(key("block_count"), MAX_LAYERS),
         features=features,
-        hidden=source.whole("llama.feed_forward_length", MAX_FEATURES),
+        hidden=source.whole(key("feed_forward_length"), MAX_FEATURES),
         heads=heads,
-        kv_heads=source.whole("llama.attention.head_count_kv", MAX_FEATURES, heads),
+        kv_heads=source.whole(key("attention.head_count_kv"), MAX_FEATURES, heads),
         head_features=head_features,
         vocabulary=vocabulary,
-        positions=source.whole("llama.context_length", MAX_POSITIONS),
-        rope=Rope(source.real("llama.rope.freq_base", 1.0 + 1e-6, 1e12, 10000.0), head_features // 2, scaling),
-        epsilon=source.real("llama.attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        positions=source.whole(key("context_length"), MAX_POSITIONS),
+        rope=Rope(source.real(key("rope.freq_base"), 1.0 + 1e-6, 1e12, 10000.0), head_features // 2, scaling),
+        epsilon=source.real(key("attention.layer_norm_rms_epsilon"), 0.0, 1.0),
+        biased=kind == "qwen2",
     )
     config.check(where)
     return config

@@ -31,5 +31,5 @@ def load(checkpoint: Checkpoint, dtype: str) -> LlamaModel:
     names = GGUF_NAMES if checkpoint.gguf else JSON_NAMES
     loader = Loader(str(checkpoint.path), checkpoint.tensors, names, dtype)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
-    weights = load_weights(loader, config, interleaved=checkpoint.gguf)
+    weights = load_weights(loader, config, interleaved=checkpoint.gguf and not config.biased)
     return LlamaModel(checkpoint.path, config, weights, tokenizer, dtype, "llama")

@@ -3,8 +3,8 @@
 In: a loader, and a config. Out: `LlamaWeights`. Holds: matrices and vectors are as `Loader` makes them; the rows of
 the query and key matrices are in the order of the half-split rotary pairing.
 
-GGUF files of this architecture hold query and key rows in the order of the interleaved pairing (rows 2 * i and 2 * i +
-1 of a head make a pair); here they are put back, so that one kernel serves both kinds of file.
+GGUF files of a Llama, not of a Qwen2, hold query and key rows in the order of the interleaved pairing (rows 2 * i and
+2 * i + 1 of a head make a pair); here they are put back, so that one kernel serves all kinds of file.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ GGUF_NAMES = {
     "value": "blk.{}.attn_v.weight", "output": "blk.{}.attn_output.weight",
     "feed_forward_gain": "blk.{}.ffn_norm.weight",
     "gate": "blk.{}.ffn_gate.weight", "up": "blk.{}.ffn_up.weight", "down": "blk.{}.ffn_down.weight",
+    "query_bias": "blk.{}.attn_q.bias", "key_bias": "blk.{}.attn_k.bias", "value_bias": "blk.{}.attn_v.bias",
 }
 JSON_NAMES = {
     "embedding": "model.embed_tokens.weight", "gain": "model.norm.weight", "logits": "lm_head.weight",
