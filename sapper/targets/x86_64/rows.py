@@ -74,6 +74,12 @@ class Operand:
         return self.memory_bits > 0
 
     @property
+    def unsigned_byte(self) -> bool:
+        """True if an immediate here is a count or a control word, 0 to 255: none that is extended by its sign."""
+        bits = self.bits if self.kind == "imm" else self.immediate_bits
+        return bits == 8 and (self.kind == "imm" or self.bits > 8)
+
+    @property
     def reads(self) -> bool:
         return "r" in self.role
 
