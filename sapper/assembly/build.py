@@ -238,11 +238,10 @@ class Assembly:
         stack = Register(*self.table.STACK_POINTER)
         if index is not None and base is not None and index.register == stack and scale == 1:
             base, index = index, base
-        for part, kinds in ((base, ("gpr",)), (index, ("gpr", "vec"))):
-            if part is not None and (part.kind not in kinds or part.kind == "gpr" and part.bits != 64):
+        for part, vector in ((base, ""), (index, " or a vector")):
+            if part is not None and (part.kind, part.bits) != ("gpr", 64) and not (vector and part.kind == "vec"):
                 raise AssemblyError("operands", "a register of an address", where, repr(part),
-                                    " or ".join({"gpr": "a general register of 64 bits", "vec": "a vector of indices"}[k]
-                                                for k in kinds), "write r.r64; what stands above 32 bits counts, too")
+                                    f"a general register of 64 bits{vector}", "write r.r64: all its bits count")
         if index is not None and index.register == stack:
             raise AssemblyError("operands", "the stack pointer as an index", where, repr(index),
                                 mend="make it the base, or copy it")

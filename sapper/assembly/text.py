@@ -270,7 +270,7 @@ class TextReader:
         parts = [part.strip() for part in found.group(2).split(",")]
         beside_code = parts[0] == "%rip"
         address = self.sum(f"{found.group(1)} + rip" if beside_code else found.group(1) or "0")
-        if len(parts) > 3 or address.base or address.index or beside_code and len(parts) > 1:
+        if len(parts) > (1 if beside_code else 3) or address.base or address.index:
             raise self.fail("an address that can't be read", text, "disp(base, index, scale)")
         if parts[0] and not beside_code:
             address = Address(self.needed_register(parts[0]), None, 1, address.disp, address.label)
