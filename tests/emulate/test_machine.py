@@ -95,6 +95,29 @@ loop:
     assert found[:64] == [n * (n + 1) // 2 for n in range(64)]
 
 
+def test_a_thread_polls_while_the_rest_of_its_warp_waits_at_a_barrier_and_other_warps_go_on() -> None:
+    """The last thread of block 1 waits for what block 0 stores behind the barrier at which all others arrived."""
+    found = run("""
+ mov.u32 %r2, %ctaid.x;
+ mad.lo.u32 %r3, %r2, 32, %r1;
+ setp.ne.u32 %p1, %r3, 63;
+ @%p1 bra there;
+again:
+ ld.acquire.gpu.global.u32 %r4, [%d1+512];
+ setp.eq.u32 %p2, %r4, 0;
+ @%p2 bra again;
+there:
+ bar.sync 0;
+ setp.ne.u32 %p3, %r3, 0;
+ @%p3 bra end;
+ mov.b32 %r5, 1;
+ st.release.gpu.global.u32 [%d1+512], %r5;
+end:
+ ret;
+""", grid=2, step_limit=100_000)
+    assert found[128] == 1
+
+
 def test_a_shuffle_that_part_of_its_members_never_reach_is_a_deadlock() -> None:
     with pytest.raises(DeadlockError, match=r"(?s)nobody can go on.*warp 0 \(16 lanes\).*shfl.*waits for the other "
                                             r"members"):
