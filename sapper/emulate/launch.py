@@ -30,6 +30,8 @@ from .unit_memory import smallest_access
 
 BATCH_THREADS = 1024
 """Threads of the blocks that run together, about; more would help only kernels with few instructions."""
+WORKSPACE_BYTES = 16
+"""Of the memory in which blocks of a cooperative launch count who is at the barrier of the grid."""
 
 
 class Uninitialised:
@@ -121,13 +123,15 @@ class _Launch:
         result = Result()
         cluster, blocks = self.shape.cluster_blocks, self._block_order()
         batch = max(BATCH_THREADS // self.shape.padded_threads // cluster, 1) * cluster
+        workspace = 0
         if cooperative:
             batch = len(blocks)
+            workspace = self.device.allocate(WORKSPACE_BYTES, "the workspace of the grid", written=True)
         for start in range(0, len(blocks), batch):
             resident = blocks[start:start + batch]
             memory = Memory(self.device, parameters, len(resident), shared_total, self.dynamic_bytes, symbols,
                             local_total,
-                            len(resident) * self.shape.padded_threads)
+                            len(resident) * self.shape.padded_threads, workspace)
             machine = Machine(self.function, self.module, self.shape, resident, memory, self.options, result.counters,
                               decode)
             if self.options.races:

@@ -224,6 +224,9 @@ class Machine:
         masks["gt"], masks["ge"] = ~masks["le"], ~masks["lt"]
         for name, mask in masks.items():
             registers[f"lanemask_{name}"] = mask.astype(np.uint32)
+        # What the CUDA runtime puts there, and cooperative_groups.h reads: high and low half of a pointer.
+        registers["envreg1"] = np.full(self.count, self.memory.workspace >> 32, np.uint32)
+        registers["envreg2"] = np.full(self.count, self.memory.workspace & 0xFFFFFFFF, np.uint32)
         registers["dynamic_smem_size"] = np.full(self.count, self.memory.dynamic_bytes, np.uint32)
         registers["total_smem_size"] = np.full(self.count, self.memory.shared_bytes, np.uint32)
         return registers

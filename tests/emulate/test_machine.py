@@ -118,6 +118,28 @@ end:
     assert found[128] == 1
 
 
+@pytest.mark.parametrize("cooperative", [True, False])
+def test_a_cooperative_launch_brings_the_workspace_of_the_grids_barrier(cooperative: bool) -> None:
+    """As grid_group::sync of cooperative_groups.h has it: a pointer in two halves, zero where the launch is none."""
+    body = """
+ mov.u32 %r2, %envreg1;
+ mov.u32 %r3, %envreg2;
+ mov.b64 %d3, {%r3, %r2};
+ setp.eq.u64 %p1, %d3, 0;
+ @%p1 trap;
+ mov.b32 %r4, 5;
+ atom.add.release.gpu.global.u32 %r5, [%d3+4], %r4;
+ st.global.u32 [%d2], %r5;
+"""
+    out = np.zeros(32, np.uint32)
+    if cooperative:
+        emulate.load(text(body)).launch(block=(32,), arguments=[out], cooperative=True)
+        assert sorted(out) == list(range(0, 160, 5))
+    else:
+        with pytest.raises(EmulationError, match="trap"):
+            emulate.load(text(body)).launch(block=(32,), arguments=[out])
+
+
 def test_a_shuffle_that_part_of_its_members_never_reach_is_a_deadlock() -> None:
     with pytest.raises(DeadlockError, match=r"(?s)nobody can go on.*warp 0 \(16 lanes\).*shfl.*waits for the other "
                                             r"members"):
