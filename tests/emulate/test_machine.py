@@ -782,6 +782,8 @@ done:
     (" frobnicate.u32 %r1, %r2;", "the table has no frobnicate.u32"), (" add.u32 %r1, %r2;", "too few operands"),
     (" add.u32 %r1, %r2, %r3, %r4;", "too many operands"), (" ld.global.u32 %r1, [nowhere];",
                                                             "unknown variable 'nowhere'"),
+    (" add.u32 %r1, %r2, _;", "reads an operand; found _"), (" mov.b64 {%r1, %r2}, %r3;", "found %r3 of 32 bits"),
+    (" .shared .align 48 .b8 odd[16];", "power of two"), (" .local .pred odd;", "expected bytes"),
 ])
 def test_what_is_no_ptx_is_told_with_its_line(body: str, message: str) -> None:
     with pytest.raises(ParseError, match=r"line \d+: .*" + message):

@@ -106,8 +106,8 @@ def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
         role, _, rest = token.partition(":")
         rest, _, own_dtype = rest.partition(".")
         if role not in ("r", "w", "rw", "a") or not {dtype, own_dtype} <= _DTYPES:
-            raise ValueError(f"operand notation: found {token!r} in {text!r}, lanes of {own_dtype or dtype!r}; expected "
-                             f"r, w, rw or a before the colon, and lanes of {', '.join(sorted(_DTYPES))}")
+            raise ValueError(f"operand notation: found {token!r} in {text!r}, lanes of {own_dtype or dtype!r}; "
+                             f"expected r, w, rw or a before the colon, and lanes of {' '.join(sorted(_DTYPES))}")
         kind, bits, memory, broadcast, immediate, index = "", 0, 0, 0, 0, 0
         fixed: int | None = None
         exact, rows_apart = 0, False
