@@ -782,6 +782,7 @@ done:
     (" frobnicate.u32 %r1, %r2;", "the table has no frobnicate.u32"), (" add.u32 %r1, %r2;", "too few operands"),
     (" add.u32 %r1, %r2, %r3, %r4;", "too many operands"), (" ld.global.u32 %r1, [nowhere];",
                                                             "unknown variable 'nowhere'"),
+    (" cvt.rmi.f32 %f1, %f2;", "the table has no cvt.rmi.f32"),
     (" add.u32 %r1, %r2, _;", "reads an operand; found _"), (" mov.b64 {%r1, %r2}, %r3;", "found %r3 of 32 bits"),
     (" .shared .align 48 .b8 odd[16];", "power of two"), (" .local .pred odd;", "expected bytes"),
 ])
