@@ -808,6 +808,9 @@ def test_scopes_have_their_own_registers_and_labels() -> None:
 @pytest.mark.parametrize(("launch", "message"), [
     ({"kernel": "none", "arguments": []}, "no kernel 'none'; found test"),
     ({"arguments": []}, "has 1 parameters, found 0 arguments"),
+    ({"arguments": [np.zeros(4, np.uint32)], "block": (0,)}, "expected sizes above 0"),
+    ({"arguments": [np.zeros(4, np.uint32)], "block": (1025,)}, "at most 1024 threads"),
+    ({"arguments": [np.zeros(4, np.uint32)], "shared_bytes": -1}, "found -1 bytes of shared memory"),
     ({"arguments": [np.zeros((4, 4), np.uint32)[:, ::2]]}, "not contiguous"),
     ({"arguments": [np.zeros(4, np.uint32)], "grid": (3,), "cluster": (2,)}, "no multiple of the cluster"),
 ])
