@@ -215,14 +215,10 @@ class Assembly:
                 self._own(operand, owners)
                 made.append(operand.register)
             elif isinstance(operand, Mem):
-                address = operand.address
-                for part in (address.base, address.index):
+                made.append(self._memory(operand, where))
+                for part in (operand.address.base, operand.address.index):
                     if part is not None:
                         self._own(part, owners)
-                made.append(Memory(
-                    None if address.base is None else address.base.register,
-                    None if address.index is None else address.index.register,
-                    address.scale, address.disp, operand.spread != 0, address.label))
             elif isinstance(operand, LabelName):
                 made.append(LabelReference(operand.name))
             else:
@@ -234,6 +230,23 @@ class Assembly:
         self.body.append(instruction)
         if owners:
             self.owners[instruction] = owners
+
+    def _memory(self, operand: Mem, where: Location | None) -> Memory:
+        """Memory of machine IR. Raises AssemblyError for registers that can't be part of an address."""
+        address = operand.address
+        base, index, scale = address.base, address.index, address.scale
+        stack = Register(*self.table.STACK_POINTER)
+        if index is not None and base is not None and index.register == stack and scale == 1:
+            base, index = index, base
+        for part, vector in ((base, ""), (index, " or a vector")):
+            if part is not None and (part.kind, part.bits) != ("gpr", 64) and not (vector and part.kind == "vec"):
+                raise AssemblyError("operands", "a register of an address", where, repr(part),
+                                    f"a general register of 64 bits{vector}", "write r.r64: all its bits count")
+        if index is not None and index.register == stack:
+            raise AssemblyError("operands", "the stack pointer as an index", where, repr(index),
+                                mend="make it the base, or copy it")
+        return Memory(None if base is None else base.register, None if index is None else index.register,
+                      scale, address.disp, operand.spread != 0, address.label)
 
     @staticmethod
     def _own(reg: Reg, owners: dict[Any, Any]) -> None:

@@ -100,6 +100,9 @@ def _under(under: Any) -> tuple[Reg, bool]:
     if not isinstance(mask, Reg) or mask.kind != "mask" or zeroing not in (None, z):
         raise AssemblyError("notation", "an operand is put under an opmask", author_location(), repr(under),
                             "an opmask register, or an opmask register and z", "write r[k] or r[k, z]")
+    if mask.register == Register("mask", 0):
+        raise AssemblyError("notation", "an operand is put under an opmask", author_location(), "k0", "k1 to k7",
+                            "encodings take k0 for no opmask")
     return mask, zeroing == z
 
 
@@ -148,7 +151,9 @@ class Address:
         if len(registers) > 2 or len(scaled) > 1 or (label and registers):
             raise AssemblyError("notation", "an address with too many parts", author_location(), "",
                                 "one base and one index at most, and none beside a label", "add registers first (lea)")
-        base = registers[0][0] if len(registers) > len(scaled) else None
+        # One that was written with a scale stays the index, as GNU as has it; others that are alone are the base.
+        alone = len(registers) == 1 and registers[0][2]
+        base = registers[0][0] if len(registers) > len(scaled) and not alone else None
         rest = registers if base is None else registers[1:]
         index, scale, _ = rest[0] if rest else (None, 1, True)
         return Address(base, index, scale, self.disp + other.disp, label)
@@ -242,9 +247,10 @@ def fits(spec: Any, given: Given) -> bool:
     if isinstance(given, LabelName):
         return bool(spec.kind == "label")
     bits = spec.bits if spec.kind == "imm" else spec.immediate_bits
-    # A shorter immediate is sign-extended to the operand's size; a byte (a count, a control word) and one as long as
-    # the operand may be read without a sign.
-    most = 1 << (bits if bits in (8, spec.bits) else bits - 1) if bits else 0
+    if spec.unsigned_byte:
+        return 0 <= given < 256
+    # A shorter immediate is sign-extended to the operand's size; one as long as the operand may be read without a sign.
+    most = 1 << (bits if bits == spec.bits else bits - 1) if bits else 0
     return bool(bits > 0 and -(1 << bits - 1) <= given < most)
 
 
@@ -280,7 +286,8 @@ def describe(row: Any) -> str:
     names = {"gpr": "r", "vec": "v", "mask": "k", "tile": "t", "imm": "i", "mem": "m", "label": "label"}
     parts = []
     for spec in row.operands:
-        text = names[spec.kind] + (str(spec.bits) if spec.kind in ("gpr", "vec", "imm") else "")
+        name = "u" if spec.kind == "imm" and spec.unsigned_byte else names[spec.kind]
+        text = name + (str(spec.bits) if spec.kind in ("gpr", "vec", "imm") else "")
         if spec.memory_bits and spec.kind != "mem":
             text += f"/m{spec.memory_bits}"
         if spec.kind == "mem":
@@ -288,7 +295,7 @@ def describe(row: Any) -> str:
         if spec.broadcast_bits:
             text += f"/b{spec.broadcast_bits}"
         if spec.immediate_bits and spec.kind != "imm":
-            text += f"/i{spec.immediate_bits}"
+            text += f"/{'u' if spec.unsigned_byte else 'i'}{spec.immediate_bits}"
         parts.append(text)
     return f"{row.name} {' '.join(parts)}".strip()
 

@@ -24,9 +24,11 @@ from .notation import Address, LabelName, Mem, Reg
 SYNTAXES = ("intel", "att")
 _COMMENT = re.compile(r"#(?!@).*|//.*|;.*")
 _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:")
-_DECORATION = re.compile(r"\{\s*%?([\w@]+)\s*\}")
+_DECORATION = re.compile(r"\{\s*(%?[\w@]+)\s*\}")
 _NUMBER = re.compile(r"([+-]?)\s*(0[xX][0-9a-fA-F]+|0[bB][01]+|0[0-7]*|[1-9][0-9]*)$")
 _NUMBER_LENGTH = 66  # 0b and 64 digits
+_MEMORY = re.compile(r"(?:(\w+)\s+ptr\b)?\s*(?:ds:)?\s*\[([^\[\]]*)\]", re.IGNORECASE)
+_TERM = re.compile(r"\s*([+-])\s*([^+-]*)")
 _IGNORED = (".intel_syntax", ".att_syntax", ".text", ".globl", ".type", ".size")
 _SUFFIX_BITS = {"b": 8, "w": 16, "l": 32, "q": 64, "x": 128, "y": 256, "z": 512, "s": 32}
 _ATT_NAMES = {"cltd": "cdq", "cqto": "cqo", "movabs": "mov", "movabsq": "mov", "movslq": "movsxd"}
@@ -76,11 +78,14 @@ class TextReader:
         if line.startswith("."):
             self.directive(line)
             return
-        word, _, rest = line.partition(" ")
+        word, rest = _first(line)
         if word in ("lock", "rep", "repe", "repne", "{vex}"):
-            second, _, rest = rest.strip().partition(" ")
+            second, rest = _first(rest)
             word = f"{word} {second}"
-        operands = [self.operand(part) for part in _split(rest)]
+        parts = _split(rest)
+        if self.syntax == "att" and word.startswith(("jmp", "call")):
+            parts = [part.strip().removeprefix("*") for part in parts]
+        operands = [self.operand(part) for part in parts]
         if self.syntax == "att":
             operands.reverse()
             self.emit_att(word, operands)
@@ -126,7 +131,10 @@ class TextReader:
         return self.names[name]
 
     def register(self, text: str) -> Reg | None:
-        text = text.strip().removeprefix("%")
+        text = text.strip()
+        if self.syntax == "att" and not text.startswith(("%", "@")):
+            return None
+        text = text.removeprefix("%")
         if text.startswith("@"):
             name, _, size = text[1:].partition(":")
             found = self.bound(name)
@@ -146,19 +154,18 @@ class TextReader:
         mask: Reg | None = None
         zeroing, spread = False, 0
         while text.endswith("}"):
-            at = text.rfind("{")
-            if at < 0:
-                raise self.fail("a decoration of an operand", text, "{k1}, {z} or {1to16}")
-            inside = _DECORATION.match(text[at:])
+            at = max(0, text.rfind("{"))
+            inside = _DECORATION.fullmatch(text[at:])
             word = inside.group(1) if inside else ""
-            if word == "z":
+            named = self.register(word)
+            if word == "z" and not zeroing:
                 zeroing = True
-            elif re.fullmatch(r"1to\d+", word):
+            elif re.fullmatch(r"1to(2|4|8|16|32)", word) and not spread:
                 spread = int(word[3:])
+            elif named is not None and named.kind == "mask" and mask is None:
+                mask = named
             else:
-                mask = self.register(word)
-                if mask is None or mask.kind != "mask":
-                    raise self.fail("a decoration of an operand", text[at:], "{k1}, {z} or {1to16}")
+                raise self.fail("a decoration of an operand", text[at:], "{k1}, {z} or {1to16}, each once")
             text = text[:at].strip()
         found = self.plain(text)
         if isinstance(found, Mem):
@@ -192,17 +199,30 @@ class TextReader:
         raise self.fail("an operand that can't be read", text, "a register, a number, [memory] or a label")
 
     def memory(self, text: str) -> Mem:
-        head, _, inner = text[:-1].partition("[")
-        words = head.lower().replace("ptr", " ").replace("ds:", " ").split()
-        bits = 0
-        for word in words:
-            if word not in self.table.MEMORY_BITS:
-                raise self.fail("a size of memory that is not known", word, ", ".join(self.table.MEMORY_BITS))
-            bits = self.table.MEMORY_BITS[word]
+        found = _MEMORY.fullmatch(text)
+        if found is None:
+            raise self.fail("memory that can't be read", text, "[base + index*scale + disp]",
+                            "a size of memory stands before ptr, as in dword ptr [rax]")
+        word, inner = found.groups()
+        if word and word.lower() not in self.table.MEMORY_BITS:
+            raise self.fail("a size of memory that is not known", word, ", ".join(self.table.MEMORY_BITS))
+        return Mem(self.sum(inner), self.table.MEMORY_BITS[word.lower()] if word else 0)
+
+    def sum(self, text: str) -> Address:
+        """The address that a sum of terms is."""
+        signed = text if text.strip().startswith(("+", "-")) else f"+{text}"
+        terms = _TERM.findall(signed)
+        if _TERM.sub("", signed).strip() or not all(term.strip() for _, term in terms):
+            raise self.fail("an address that can't be read", text, "base + index*scale + disp")
         address: Address = Address()
-        for sign, term in re.findall(r"([+-]?)\s*([^+\-]+)", inner):
+        for sign, term in terms:
             address = address + self.term(term.strip(), sign == "-")
-        return Mem(address, bits)
+        words = {term.strip().lower() for _, term in terms}
+        if "rip" in words and address.label is None:
+            raise self.fail("an address beside the code without a constant", text, "[rip + constant]")
+        if any(word.startswith(NO_INDEX) for word in words) and (address.base is None or address.index is not None):
+            raise self.fail("an address that can't be read", text, f"[base + {NO_INDEX}*1 + disp]")
+        return address
 
     def term(self, text: str, negative: bool) -> Any:
         number = self.number(text)
@@ -212,17 +232,17 @@ class TextReader:
             raise self.fail("a subtracted term that is no number", text)
         if text.lower() == "rip":
             return 0
-        first, _, scale = (part.strip() for part in text.partition("*"))
+        first, star, scale = (part.strip() for part in text.partition("*"))
+        if star and self.number(first) is not None:
+            first, scale = scale, first
+        factor = self.number(scale) if star else 1
+        if factor is None:
+            raise self.fail("a scale that is no number", scale, "1, 2, 4 or 8")
         if first == NO_INDEX:
             return 0
-        if scale and self.number(first) is not None:
-            first, scale = scale, first
         register = self.register(first)
         if register is not None:
-            factor = self.number(scale) if scale else 1
-            if factor is None:
-                raise self.fail("a scale that is no number", scale, "1, 2, 4 or 8")
-            return register * factor if scale or register.kind == "vec" else register
+            return register * factor if star or register.kind == "vec" else register
         if text.startswith("@"):
             return self.bound(text[1:])
         if text in self.constants:
@@ -237,7 +257,7 @@ class TextReader:
             if text[1:].startswith("@"):
                 return self.bound(text[2:])
             raise self.fail("an immediate that is no number", text)
-        text = text.removeprefix("%ds:").removeprefix("*")
+        text = text.removeprefix("%ds:")
         register = self.register(text)
         if register is not None:
             return register
@@ -247,20 +267,20 @@ class TextReader:
             if number is not None:
                 return Mem(Address(disp=number))
             return self.label(text)
-        address: Address = Address()
-        for sign, term in re.findall(r"([+-]?)\s*([^+\-]+)", found.group(1)):
-            address = address + self.term(term.strip(), sign == "-")
         parts = [part.strip() for part in found.group(2).split(",")]
-        base = parts[0]
-        if base not in ("", "%rip"):
-            address = address + self.needed_register(base)
-        if len(parts) > 1 and parts[1] != f"%{NO_INDEX}":
-            index = self.needed_register(parts[1])
+        beside_code = parts[0] == "%rip"
+        address = self.sum(f"{found.group(1)} + rip" if beside_code else found.group(1) or "0")
+        if len(parts) > (1 if beside_code else 3) or address.base or address.index:
+            raise self.fail("an address that can't be read", text, "disp(base, index, scale)")
+        if parts[0] and not beside_code:
+            address = Address(self.needed_register(parts[0]), None, 1, address.disp, address.label)
+        if len(parts) > 1:
             scale = self.number(parts[2]) if len(parts) > 2 else 1
             if scale is None:
                 raise self.fail("a scale that is no number", parts[2], "1, 2, 4 or 8")
-            # Not a sum: which of two plain registers is the index matters for rsp and for the bytes.
-            address = Address(address.base, index, scale, address.disp, address.label)
+            if parts[1] != f"%{NO_INDEX}":
+                index = self.needed_register(parts[1])
+                address = Address(address.base, index, scale, address.disp, address.label)
         return Mem(address)
 
     def needed_register(self, text: str) -> Reg:
@@ -307,7 +327,8 @@ class TextReader:
         found = [(prefix + _ATT_NAMES.get(word, word), 0, 0)]
         if extends := _EXTENDS.match(word):
             found.append((f"mov{extends.group(1)}x", _SUFFIX_BITS[extends.group(2)], 0))
-        if len(word) > 2 and word[-1] in _SUFFIX_BITS:
+        sized = word[-1:] in "bwlqs" or word.startswith(("vcvt", "vfpclass"))
+        if len(word) > 2 and word[-1] in _SUFFIX_BITS and sized and not self.table.rows_of(mnemonic):
             bits = _SUFFIX_BITS[word[-1]]
             found.append((prefix + word[:-1], bits, bits))
         return found
@@ -325,4 +346,10 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:at])
             start = at + 1
     parts.append(text[start:])
-    return [part for part in parts if part.strip()]
+    return parts if text.strip() else []
+
+
+def _first(line: str) -> tuple[str, str]:
+    """The first word, whose case does not matter, and the rest."""
+    word, _, rest = line.strip().partition(" ")
+    return word.lower(), rest

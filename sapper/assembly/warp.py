@@ -122,9 +122,10 @@ class WarpAssembly(Arguments):
             return Immediate(self._number(form, spec, given, where))
         if isinstance(given, FloatBits) and spec.role in ("r", "i") and spec.type and spec.bits == given.width:
             return Immediate(given.bits)
-        if spec.role == "r" and given in self.table.SPECIAL.values():
+        opcode = form.mnemonic.partition(".")[0]
+        if spec.role == "r" and given in self.table.SPECIAL.values() and opcode in self.table.READS_SPECIAL:
             return given
-        if spec.role == "w" and given is self.table.NOBODY:
+        if spec.role == "w" and given is self.table.NOBODY and opcode in self.table.RESULT_FOR_NOBODY:
             return given
         return self._register(form, spec, given, where)
 

@@ -148,6 +148,8 @@ def find_target(name: str | None) -> Any:
         return target(name)
     except KeyError:
         raise UsageError(f"found no target {name!r}; expected one of: {', '.join(known_targets())}") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def parse_dims(text: str | None, kernel: Any, option: str, names: Iterable[str] = ()) -> dict[str, int]:

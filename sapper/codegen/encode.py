@@ -181,7 +181,7 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
         if letters[plan.immediate] == "1":
             plan.immediate_limits = (1, 1)
         elif size == 8 and widest == 8:
-            plan.immediate_limits = (-128, 255)
+            plan.immediate_limits = (0 if operand.unsigned_byte else -128, 255)
         elif size == full:
             plan.immediate_limits = (-(1 << size - 1), (1 << size) - 1)
         else:
@@ -291,7 +291,7 @@ def _choose(instruction: Instruction) -> _Plan:
             return plan
         if plan.immediate >= 0:
             value = operands[plan.immediate].value
-            if not plan.raw_immediate and value > plan.immediate_limits[1] and plan.operand_bits <= 32:
+            if not plan.raw_immediate and plan.immediate_limits[1] < value < 1 << plan.operand_bits <= 1 << 32:
                 value -= 1 << plan.operand_bits
             low, high = plan.immediate_limits
             if not low <= value <= high:
@@ -318,6 +318,8 @@ def _describe(operand: Any) -> str:
     """An operand of a row, for messages."""
     parts = [{"gpr": "general register", "vec": "vector register", "mask": "opmask register", "tile": "tile register",
               "imm": "immediate", "mem": "memory", "label": "label"}[operand.kind] + f" of {operand.bits} bits"]
+    if operand.unsigned_byte:
+        parts[-1] += ", not negative" if operand.kind == "imm" else ""
     if operand.fixed is not None:
         parts[0] += f" (only number {operand.fixed})"
     if operand.memory_bits and operand.kind != "mem":
@@ -347,7 +349,7 @@ def _mismatch(instruction: Instruction) -> EncodeError:
             return EncodeError(where)
         if isinstance(found, Immediate):
             bits = expected.immediate_bits or expected.bits
-            if not -(1 << bits - 1) <= found.value < 1 << bits:
+            if not (0 if expected.unsigned_byte else -(1 << bits - 1)) <= found.value < 1 << bits:
                 return EncodeError(where)
     if row.evex_features is None and any(
             instruction.mask is not None or (isinstance(o, Register) and o.number > 15)

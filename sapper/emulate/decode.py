@@ -140,6 +140,9 @@ def _move_parts(machine: Machine, instruction: parse.Instruction) -> Run:
     """mov between one register and a vector of its parts, lowest first (PTX ISA, mov: pack and unpack)."""
     target, source = instruction.operands
     whole = BITS[instruction.form.get("type")]
+    for one, items in ((source, target), (target, source)):
+        if isinstance(items, parse.Vector) and isinstance(one, parse.Register) and BITS[one.type] != whole:
+            raise ParseError(f"found {one.name} of {BITS[one.type]} bits, expected {whole}", instruction.line)
     if isinstance(target, parse.Vector):
         bits = whole // len(target.items)
         read = machine.raw_reader(source, f"b{whole}")

@@ -30,6 +30,10 @@ from .unit_memory import smallest_access
 
 BATCH_THREADS = 1024
 """Threads of the blocks that run together, about; more would help only kernels with few instructions."""
+MOST_THREADS, MOST_SHARED_BYTES = 1024, 227 * 1024
+"""Of a block, on any device so far (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability")."""
+WORKSPACE_BYTES = 16
+"""Of the memory in which blocks of a cooperative launch count who is at the barrier of the grid."""
 
 
 class Uninitialised:
@@ -78,6 +82,11 @@ class Module:
             raise EmulationError(f"no kernel {kernel!r}; found {', '.join(self.kernels) or '(none)'}")
         shape = Shape(_three(grid), _three(block or function.required_threads or (1,)),
                       _three(cluster or function.required_cluster or (1,)))
+        if min(*shape.block, *shape.cluster) < 1 or min(shape.grid) < 0 or shape.threads > MOST_THREADS:
+            raise EmulationError(f"found a grid of {shape.grid}, blocks of {shape.block}; expected sizes above 0, and "
+                                 f"at most {MOST_THREADS} threads in a block")
+        if not 0 <= shared_bytes <= MOST_SHARED_BYTES:
+            raise EmulationError(f"found {shared_bytes} bytes of shared memory, expected 0 to {MOST_SHARED_BYTES}")
         if any(g % c for g, c in zip(shape.grid, shape.cluster, strict=True)):
             raise EmulationError(f"grid {shape.grid} is no multiple of the cluster {shape.cluster}")
         if function.required_threads and _three(function.required_threads) != shape.block:
@@ -121,13 +130,15 @@ class _Launch:
         result = Result()
         cluster, blocks = self.shape.cluster_blocks, self._block_order()
         batch = max(BATCH_THREADS // self.shape.padded_threads // cluster, 1) * cluster
+        workspace = 0
         if cooperative:
             batch = len(blocks)
+            workspace = self.device.allocate(WORKSPACE_BYTES, "the workspace of the grid", written=True)
         for start in range(0, len(blocks), batch):
             resident = blocks[start:start + batch]
             memory = Memory(self.device, parameters, len(resident), shared_total, self.dynamic_bytes, symbols,
                             local_total,
-                            len(resident) * self.shape.padded_threads)
+                            len(resident) * self.shape.padded_threads, workspace)
             machine = Machine(self.function, self.module, self.shape, resident, memory, self.options, result.counters,
                               decode)
             if self.options.races:

@@ -224,6 +224,9 @@ class Machine:
         masks["gt"], masks["ge"] = ~masks["le"], ~masks["lt"]
         for name, mask in masks.items():
             registers[f"lanemask_{name}"] = mask.astype(np.uint32)
+        # What the CUDA runtime puts there, and cooperative_groups.h reads: high and low half of a pointer.
+        registers["envreg1"] = np.full(self.count, self.memory.workspace >> 32, np.uint32)
+        registers["envreg2"] = np.full(self.count, self.memory.workspace & 0xFFFFFFFF, np.uint32)
         registers["dynamic_smem_size"] = np.full(self.count, self.memory.dynamic_bytes, np.uint32)
         registers["total_smem_size"] = np.full(self.count, self.memory.shared_bytes, np.uint32)
         return registers
@@ -458,12 +461,13 @@ class Machine:
         fuel = FUEL
         self.merge(strand)
         warps = self._warps(strand.lanes)
+        apart = -1  # the place where others wait for the rest of their warps: to take them in again would be for ever
         while True:
             place = strand.place
             if place >= len(steps):
                 self._exit(strand, self.lanes_of(strand.lanes))
                 return
-            if is_leader[place] and len(self.strands) > 1:
+            if is_leader[place] and len(self.strands) > 1 and place != apart:
                 before = len(self.strands)
                 self.merge(strand)
                 if len(self.strands) != before:
@@ -473,7 +477,7 @@ class Machine:
             step = steps[place]
             self.instruction = step.instruction
             fuel -= 1
-            if (step.whole or step.meets) and len(self.strands) > 1:
+            if (step.whole or step.meets) and len(self.strands) > 1 and place != apart:
                 self.merge(strand)
                 warps = self._warps(strand.lanes)
             lanes = strand.lanes
@@ -487,16 +491,19 @@ class Machine:
                     if not len(lanes):
                         strand.place += 1
                         self.warp_counts[place] += warps
+                        apart = -1
                         continue
             if step.whole and lanes is not None:
                 if self._set_apart(strand):
                     if strand.wait is not None:
                         return
                     warps = self._warps(strand.lanes)
+                    apart = place
                     continue
                 if lanes is not strand.lanes:
                     self._check_same_predicate(lanes)
             self.warp_counts[place] += warps
+            apart = -1
             if step.branch >= 0:
                 if fuel < 0:
                     self._spend(FUEL)

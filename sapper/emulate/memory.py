@@ -163,12 +163,13 @@ class GlobalMemory(Arena):
 class Memory:
     """What a batch of resident blocks sees.
 
-    shared_bytes: of one block, from SHARED_START. symbols: name -> (space, address).
+    shared_bytes: of one block, from SHARED_START. symbols: name -> (space, address). workspace: address of the memory
+    that a cooperative launch brings, or 0.
     """
 
     def __init__(self, device: GlobalMemory, parameters: bytes, blocks: int, shared_bytes: int, dynamic_bytes: int,
-                 symbols: dict[str, tuple[str, int]], local_bytes: int, threads: int) -> None:
-        self.device = device
+                 symbols: dict[str, tuple[str, int]], local_bytes: int, threads: int, workspace: int = 0) -> None:
+        self.device, self.workspace = device, workspace
         self.dynamic_bytes, self.shared_bytes = dynamic_bytes, shared_bytes
         self.symbols = symbols
         self.shared_stride = -(-(SHARED_START + shared_bytes) // 1024) * 1024

@@ -138,6 +138,7 @@ _SKIPPED = {".loc", ".file", ".pragma", ".address_size", ".calltargets", ".alias
 _LINKAGE = {".visible", ".extern", ".weak", ".common"}
 _MOST_REGISTERS = 1 << 20
 _MOST_BYTES = 1 << 32
+_MOST_ALIGNMENT = 1 << 16
 """Of a function and of a variable: far above what any device has, and no reason to run out of memory."""
 _SPACES = {".global", ".const", ".shared", ".local", ".param"}
 
@@ -256,6 +257,9 @@ class _Parser:
         while True:
             name = self.name()
             size, count = BITS.get(type, 64) // 8 * vector, 1
+            if not size or alignment & (alignment - 1) or not 0 <= alignment <= _MOST_ALIGNMENT:
+                raise ParseError(f"found {name} of type .{type} aligned to {alignment}, expected bytes, and a power of "
+                                 f"two up to {_MOST_ALIGNMENT}", self.tokens[self.position - 1].line)
             if self.accept("<"):
                 raise ParseError("found a range of variables", self.here().line)
             dimensions = []
@@ -479,7 +483,10 @@ class _Parser:
                     raise ParseError(f"{form.mnemonic} has too few operands: found {len(found)}", line)
                 arranged.append(None)
             else:
-                arranged.append(rest.pop(0)[0])
+                given = rest.pop(0)[0]
+                if given is None and operand.reads:
+                    raise ParseError(f"{form.mnemonic} reads an operand; found _", line)
+                arranged.append(given)
         if rest:
             raise ParseError(f"{form.mnemonic} has too many operands: found {len(found)}, expected at most "
                              f"{len(form.operands)}", line)

@@ -29,10 +29,14 @@ def has_module(family: str, name: str) -> bool:
 
 
 def target(name: str) -> Any:
-    """The facts of the target called `name` ("v3", "zen4", "sm_80", ...). Raises KeyError that lists the known ones."""
+    """The facts of the target called `name` ("v3", "zen4", "sm_80", ...). Raises KeyError that lists the known ones,
+    ValueError for one whose facts contradict each other or what its family knows."""
     for family in FAMILIES:
         found = module_of(family, "target").TARGETS.get(name)
         if found is not None:
+            fault = found.fault if found.name == name else f"found the name {found.name} in its row; expected {name}"
+            if fault:
+                raise ValueError(f"target {name}: {fault}")
             return found
     raise KeyError(f"target: found {name!r}; expected one of {', '.join(known_targets())}")
 

@@ -5,12 +5,31 @@ Leaves: `PlainTarget`, from which `Target` inherits. Holds: nothing here is meas
 """
 
 # Without `from __future__ import annotations`: as x86_64/target.py.
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from ..ir.types import DType
     from ..tile.requests import Requests
     from ..tile.schedule import MatrixGroup, MatrixUnit, Moves, TileUnit
+
+
+T = TypeVar("T")
+
+
+def by_name(targets: Iterable[T]) -> dict[str, T]:
+    """A family's table. Raises ValueError for two of one name."""
+    found: dict[str, T] = {}
+    for one in targets:
+        name: str = one.name  # type: ignore[attr-defined]
+        if name in found:
+            raise ValueError(f"targets: found two called {name}; expected one")
+        found[name] = one
+    return found
+
+
+_LEAST_CACHE_BYTES = 1024
+_RATES = ("fma_per_cycle", "fma_latency", "lanes", "vector_registers")
 
 
 class PlainTarget:
@@ -59,6 +78,19 @@ class PlainTarget:
     matrix_group: "MatrixGroup | None" = None
 
     # What a family may work out of what else it says.
+
+    @property
+    def fault(self) -> str:
+        """What can't be so of its facts, in words; "" for a target that compiles. A family adds what it knows."""
+        caches = {name: getattr(self, name) for name in ("l1_bytes", "l2_bytes", "l3_bytes")}
+        sizes = list(caches.values())
+        if sizes[0] < _LEAST_CACHE_BYTES or sizes != sorted(sizes):
+            return (f"found {', '.join(f'{name} {size}' for name, size in caches.items())}; expected bytes, "
+                    f"at least {_LEAST_CACHE_BYTES}, each cache as large as the one before it")
+        for name in _RATES:
+            if getattr(self, name, 1) <= 0:
+                return f"found {name} {getattr(self, name)}; expected more than 0"
+        return ""
 
     @property
     def features(self) -> frozenset[str]:

@@ -3,6 +3,8 @@ it; operands bound by name; refusals."""
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import shutil
 import subprocess
@@ -16,12 +18,12 @@ from sapper.assembly import x86
 from sapper.assembly.build import Assembly
 from sapper.assembly.errors import AssemblyError
 from sapper.assembly.finish import finish
-from sapper.codegen.encode import encode_instruction
+from sapper.codegen.encode import EncodeError, encode_instruction
 from sapper.codegen.machine import Immediate, Instruction, Memory
 from sapper.codegen.print import print_instruction
 from sapper.targets.x86_64.instructions import ROWS
 from tests.assembly.pieces import ZEN4, binary, interpret, piece
-from tests.codegen.test_encode import clashes, forms
+from tests.codegen.test_encode import assemble, clashes, forms
 from tests.strategies.malformed import mutations, refusals
 
 
@@ -162,6 +164,72 @@ def test_the_error_is_at_the_line_of_the_text() -> None:
 ])
 def test_refusals(text: str, part: str) -> None:
     assert part in refused(text).headline
+
+
+@pytest.mark.parametrize("text, part", [
+    ("mov rax, [ebx + 8]", "a register of an address"),
+    ("mov rax, [rbx + cl*4]", "a register of an address"),
+    ("mov rax, [rbx + rcx*]", "a scale that is no number"),
+    ("mov rax, [rbx + rcx*-8]", "a scale that is no number"),
+    ("mov rax, [rbx -- 8]", "can't be read"),
+    ("mov rax, [rbx + 8 +]", "can't be read"),
+    ("mov rax, dword [rbx]", "can't be read"),
+    ("mov rax, qword ptrptr [rbx]", "can't be read"),
+    ("mov rax, dword ptr qword ptr [rbx]", "can't be read"),
+    ("mov rax, [rip + 8]", "without a constant"),
+    ("mov rax, [rax + rsp*2]", "the stack pointer as an index"),
+    ("mov rax,, rbx", "can't be read"),
+    ("vaddps zmm0{k0}, zmm1, zmm2", "under an opmask"),
+    ("vaddps zmm0{k1}{k2}, zmm1, zmm2", "a decoration"),
+    ("vpternlogd zmm0, zmm1, zmm2, -1", "takes no such operands"),
+])
+def test_what_gnu_as_would_read_otherwise_is_refused(text: str, part: str) -> None:
+    assert part in refused(text).headline
+
+
+@pytest.mark.parametrize("text, part", [
+    ("mov 8(rbx), %rax", "a register of an address"),
+    ("mov 8(%xmm1,%rcx,2), %rax", "a register of an address"),
+    ("mov %rcx(%rbx), %rax", "can't be read"),
+    ("mov 8(%rip), %rax", "without a constant"),
+    ("mov *8(%rbx), %rax", "a term of an address"),
+    ("vaddps %zmm0, %zmm1, %zmm2{k1}", "a decoration"),
+])
+def test_what_gnu_as_would_read_otherwise_is_refused_in_its_own_syntax(text: str, part: str) -> None:
+    assert part in refused(text, "att").headline
+
+
+WORDS = ("eax", "cl", "rsp", "xmm3", "zmm31", "k0", "k1", "riz", "rip", "{k2}", "{z}", "{1to16}", "ptr", "dword ptr ",
+         "qword ", "-1", "2", "8", "255", "256", "0x80000000", "010", "+", "-", "*", "[", "]", ",", " ")
+
+
+def changed(text: str, source: random.Random) -> str:
+    """One or two parts of a text left out, said twice, or put in the place of others."""
+    for _ in range(source.choice((1, 1, 1, 2))):
+        parts = re.findall(r"[\w.$@]+|\s+|.", text) or [" "]
+        at = source.randrange(len(parts))
+        parts[at] = source.choice((*WORDS, "", parts[at] * 2, source.choice(parts)))
+        text = "".join(parts)
+    return text
+
+
+@pytest.mark.skipif(shutil.which("as") is None, reason="GNU binutils are not installed")
+def test_changed_texts_are_refused_or_are_what_gnu_as_makes_of_them(tmp_path: Path) -> None:
+    source = random.Random(7)
+    rows = [c for c in cases(5) if not any(isinstance(o, Memory) and o.label for o in c.operands)]
+    mine: dict[str, bytes] = {}
+    for case in source.choices(rows, k=6000):
+        text = changed(print_instruction(case), source).strip()
+        with contextlib.suppress(AssemblyError, EncodeError, ValueError):  # refused, or no instruction
+            # GNU as takes riz for a name where it is not told otherwise, no rsp*1, and spreads no number's place.
+            if not re.search(r"riz|rsp\*1|\[[^a-z]*\]", text):
+                mine[text] = encode_instruction(read(text, "intel"))[0]
+    assert len(mine) > 200
+    lines = "".join(f".balign 32\n{text}\n" for text in mine)
+    found = assemble(f".intel_syntax noprefix\n{lines}.balign 32\n", tmp_path)
+    wrong = [text for number, (text, code) in enumerate(mine.items())
+             if not found[32 * number:].startswith(code)]
+    assert len(found) == 32 * len(mine) and not wrong, wrong[:20]
 
 
 def test_unknown_syntax() -> None:

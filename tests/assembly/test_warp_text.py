@@ -200,6 +200,8 @@ def test_floats_by_their_bits_keep_them() -> None:
     ("mov.f32 %f1, 'a';", "notation", "expected PTX"),
     ("}", "notation", "a brace closes nothing"),
     ("{ mov.f32 %f1, %f2;", "notation", "a brace is not closed"),
+    ("add.f32 %f1, %f2, %tid.x;", "operands", "takes no such operands"),
+    ("add.f32 _, %f1, %f2;", "operands", "takes no such operands"),
     ("mov.u32 %f1, 09;", "notation", "found '09;.*', expected PTX"),
 ])
 def test_what_is_refused_names_its_line(line: str, kind: str, message: str) -> None:

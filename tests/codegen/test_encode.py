@@ -27,7 +27,7 @@ from sapper.codegen.machine import (
 )
 from sapper.codegen.print import print_function, print_instruction
 from sapper.ir.nodes import Location
-from sapper.targets import target
+from sapper.targets import module_of, target
 from sapper.targets.x86_64.instructions import ROWS, Operand, Row
 from tests.strategies import examples
 
@@ -203,6 +203,35 @@ def test_every_row_in_every_form_against_as(tmp_path: Path) -> None:
         if mine != other and "constant" not in str(case.operands):
             wrong.append(f"{case.row.name}: {print_instruction(case)}: found {mine}, as {other}")
     raise AssertionError(f"{len(wrong)} of {len(cases)} differ:\n" + "\n".join(wrong[:60]))
+
+
+@pytest.mark.parametrize("operands, encoding, dtype, part", [
+    ("w:v r:v r:v", "avx RVQ VEX.L.66.0F38.W0 0C /r", "u32", "found Q among the places RVQ"),
+    ("w:v r:v r:v", "avx RVM VEX.L.66.0F38.W0 GG /r", "u32", "found 'GG'"),
+    ("w:v r:v r:v", "avx RVM VEX.L.66.0F38.W0 0C", "u32", "found no /r"),
+    ("w:v r:v r:v", "avx RVM VEX.L.66.0F38.W0 0C /r ib", "u32", "found ib"),
+    ("w:v r:v r:v r:i8", "avx RVMI VEX.L.66.0F38.W0 0C /r", "u32", "found no ib"),
+    ("w:v r:v r:v", "RVM VEX.L.66.0F38.W0 0C /r", "u32", "among the places VEX"),
+    ("w:v r:v r:v", "avx", "u32", "expected features"),
+    ("x:v r:v r:v", "avx RVM VEX.L.66.0F38.W0 0C /r", "u32", "found 'x:v'"),
+    ("w:v r:v r:v/b33", "avx RVM VEX.L.66.0F38.W0 0C /r", "u32", "found 'b33'"),
+    ("w:v r:v r:v", "avx RVM VEX.L.66.0F38.W0 0C /r", "u33", "lanes of 'u33'"),
+])
+def test_notation_that_means_nothing_is_told(operands: str, encoding: str, dtype: str, part: str) -> None:
+    row = Row("mine.256", "mine", operands, encoding, lambda a, b: a, 256, dtype)
+    with pytest.raises(ValueError, match="notation: ") as caught:
+        encode_instruction(Instruction(row, [vec(number) for number, _ in enumerate(row.operands)]))
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("family, what", [
+    ("x86_64", ("vaddps", "w:v r:v r:v", "avx RVM VEX.L.0F.WIG 58 /r", None)),
+    ("aarch64", ("mov.64", "mov <Xd>, <Xm>", "10101010000 mmmmm 000000 11111 ddddd", None, "alu")),
+])
+def test_two_rows_of_one_name_are_told(family: str, what: tuple[object, ...]) -> None:
+    add = getattr(module_of(family, "instructions"), "wide" if family == "x86_64" else "row")
+    with pytest.raises(ValueError, match="found two; expected one"):
+        add(*what, *(("f32",) if family == "x86_64" else ()))
 
 
 # --- Whole functions -----------------------------------------------------------------------------------------------

@@ -95,6 +95,51 @@ loop:
     assert found[:64] == [n * (n + 1) // 2 for n in range(64)]
 
 
+def test_a_thread_polls_while_the_rest_of_its_warp_waits_at_a_barrier_and_other_warps_go_on() -> None:
+    """The last thread of block 1 waits for what block 0 stores behind the barrier at which all others arrived."""
+    found = run("""
+ mov.u32 %r2, %ctaid.x;
+ mad.lo.u32 %r3, %r2, 32, %r1;
+ setp.ne.u32 %p1, %r3, 63;
+ @%p1 bra there;
+again:
+ ld.acquire.gpu.global.u32 %r4, [%d1+512];
+ setp.eq.u32 %p2, %r4, 0;
+ @%p2 bra again;
+there:
+ bar.sync 0;
+ setp.ne.u32 %p3, %r3, 0;
+ @%p3 bra end;
+ mov.b32 %r5, 1;
+ st.release.gpu.global.u32 [%d1+512], %r5;
+end:
+ ret;
+""", grid=2, step_limit=100_000)
+    assert found[128] == 1
+
+
+@pytest.mark.parametrize("cooperative", [True, False])
+def test_a_cooperative_launch_brings_the_workspace_of_the_grids_barrier(cooperative: bool) -> None:
+    """As grid_group::sync of cooperative_groups.h has it: a pointer in two halves, zero where the launch is none."""
+    body = """
+ mov.u32 %r2, %envreg1;
+ mov.u32 %r3, %envreg2;
+ mov.b64 %d3, {%r3, %r2};
+ setp.eq.u64 %p1, %d3, 0;
+ @%p1 trap;
+ mov.b32 %r4, 5;
+ atom.add.release.gpu.global.u32 %r5, [%d3+4], %r4;
+ st.global.u32 [%d2], %r5;
+"""
+    out = np.zeros(32, np.uint32)
+    if cooperative:
+        emulate.load(text(body)).launch(block=(32,), arguments=[out], cooperative=True)
+        assert sorted(out) == list(range(0, 160, 5))
+    else:
+        with pytest.raises(EmulationError, match="trap"):
+            emulate.load(text(body)).launch(block=(32,), arguments=[out])
+
+
 def test_a_shuffle_that_part_of_its_members_never_reach_is_a_deadlock() -> None:
     with pytest.raises(DeadlockError, match=r"(?s)nobody can go on.*warp 0 \(16 lanes\).*shfl.*waits for the other "
                                             r"members"):
@@ -737,6 +782,9 @@ done:
     (" frobnicate.u32 %r1, %r2;", "the table has no frobnicate.u32"), (" add.u32 %r1, %r2;", "too few operands"),
     (" add.u32 %r1, %r2, %r3, %r4;", "too many operands"), (" ld.global.u32 %r1, [nowhere];",
                                                             "unknown variable 'nowhere'"),
+    (" cvt.rmi.f32 %f1, %f2;", "the table has no cvt.rmi.f32"),
+    (" add.u32 %r1, %r2, _;", "reads an operand; found _"), (" mov.b64 {%r1, %r2}, %r3;", "found %r3 of 32 bits"),
+    (" .shared .align 48 .b8 odd[16];", "power of two"), (" .local .pred odd;", "expected bytes"),
 ])
 def test_what_is_no_ptx_is_told_with_its_line(body: str, message: str) -> None:
     with pytest.raises(ParseError, match=r"line \d+: .*" + message):
@@ -760,6 +808,9 @@ def test_scopes_have_their_own_registers_and_labels() -> None:
 @pytest.mark.parametrize(("launch", "message"), [
     ({"kernel": "none", "arguments": []}, "no kernel 'none'; found test"),
     ({"arguments": []}, "has 1 parameters, found 0 arguments"),
+    ({"arguments": [np.zeros(4, np.uint32)], "block": (0,)}, "expected sizes above 0"),
+    ({"arguments": [np.zeros(4, np.uint32)], "block": (1025,)}, "at most 1024 threads"),
+    ({"arguments": [np.zeros(4, np.uint32)], "shared_bytes": -1}, "found -1 bytes of shared memory"),
     ({"arguments": [np.zeros((4, 4), np.uint32)[:, ::2]]}, "not contiguous"),
     ({"arguments": [np.zeros(4, np.uint32)], "grid": (3,), "cluster": (2,)}, "no multiple of the cluster"),
 ])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from sapper import targets
 from sapper.codegen.encode import encode
 from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memory, Register
 from sapper.targets.aarch64.target import TARGETS as ARM
+from sapper.targets.plain import by_name
 from sapper.targets.ptx.levels import LEVELS
 from sapper.targets.ptx.target import TARGETS as GPUS
 from sapper.targets.riscv64.target import TARGETS as RISCV
@@ -43,6 +45,31 @@ def test_known_targets_have_consistent_facts() -> None:
         assert found.l1_bytes < found.l2_bytes < found.l3_bytes
     assert targets.target("zen4").has("avx512_bf16")
     assert not targets.target("haswell").has("avx512f")
+
+
+@pytest.mark.parametrize("change, part", [
+    ({"name": "zen6"}, "found the name zen6 in its row"),
+    ({"core": "zen6"}, "found 'zen6'; expected one of zen3"),
+    ({"features": TARGETS["zen4"].features | {"avx512_bf61"}}, "found the features avx512_bf61"),
+    ({"features": TARGETS["zen4"].features - {"avx512vl"}}, "without avx512vl"),
+    ({"features": TARGETS["v3"].features - {"fma"}}, "without fma"),
+    ({"asks": (("row_stream", 4),)}, "found asks row_stream"),
+    ({"l1_bytes": 32}, "expected bytes, at least 1024"),
+    ({"l3_bytes": 1024}, "each cache as large as the one before it"),
+    ({"fma_per_cycle": 0}, "found fma_per_cycle 0"),
+    ({"fma_latency": -1}, "found fma_latency -1"),
+])
+def test_facts_that_can_not_be_are_told_when_a_target_is_asked_for(
+        monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], part: str) -> None:
+    monkeypatch.setitem(TARGETS, "mine", TARGETS["zen4"]._replace(**{"name": "mine", **change}))
+    with pytest.raises(ValueError, match=r"^target mine: ") as caught:
+        targets.target("mine")
+    assert part in str(caught.value)
+
+
+def test_two_targets_of_one_name_are_told() -> None:
+    with pytest.raises(ValueError, match="found two called v3"):
+        by_name([TARGETS["v3"], TARGETS["zen4"], TARGETS["v3"]._replace(l1_bytes=1024)])
 
 
 def test_gpus_are_levels_of_the_instruction_table() -> None:

@@ -21,6 +21,8 @@ FLAGS = "nzcv"
 
 
 def row(name: str, syntax: str, words: str | tuple[str, ...], meaning: Meaning | None, cost: str, **more: Any) -> None:
+    if name in ROWS:
+        raise ValueError(f"row {name}: found two; expected one")
     ROWS[name] = Row(name, syntax, words, meaning, cost, **more)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..plain import PlainTarget
+from ..plain import PlainTarget, by_name
 
 KIB, MIB = 1024, 1024 * 1024
 VECTOR_BITS = 128
@@ -78,13 +78,11 @@ class Target(_Row, PlainTarget):
         return feature in self.features
 
 
-TARGETS: dict[str, Target] = {
-    t.name: t for t in (
-        # A level: figures that are safe on any member.
-        Target("armv8.1-a", V8_1_FEATURES, 32 * KIB, 512 * KIB, 1 * MIB, 2),
-        Target("neoverse-n1", V8_2_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2),
-        Target("neoverse-v1", V8_6_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4, interleaves=True),
-        Target("neoverse-n2", V8_6_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2, interleaves=True),
-        Target("neoverse-v2", V8_6_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4, interleaves=True),
-    )
-}
+TARGETS: dict[str, Target] = by_name((
+    # A level: figures that are safe on any member.
+    Target("armv8.1-a", V8_1_FEATURES, 32 * KIB, 512 * KIB, 1 * MIB, 2),
+    Target("neoverse-n1", V8_2_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2),
+    Target("neoverse-v1", V8_6_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4, interleaves=True),
+    Target("neoverse-n2", V8_6_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 2, interleaves=True),
+    Target("neoverse-v2", V8_6_FEATURES, 64 * KIB, 1 * MIB, 1 * MIB, 4, interleaves=True),
+))

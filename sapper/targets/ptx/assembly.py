@@ -30,6 +30,10 @@ VIRTUAL = {"b32": ("vec", 32), "b64": ("gpr", 64), "b16": ("half", 16), "pred": 
 
 NAME_OF_BITS = {bits: name for name, (_, bits) in VIRTUAL.items()}
 
+READS_SPECIAL = frozenset({"mov"})
+"""Opcodes that special registers may be sources of (PTX ISA 10)."""
+RESULT_FOR_NOBODY = frozenset({"setp", "atom", "mbarrier", "match", "elect"})
+"""Opcodes whose result may be `_`: others have ptxas refuse it."""
 SPECIAL = {name.replace(".", "_"): SpecialRegister(f"%{name}") for name in (
     "tid.x", "tid.y", "tid.z", "ntid.x", "ntid.y", "ntid.z", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x", "nctaid.y",
     "nctaid.z", "laneid", "warpid", "clock64", "globaltimer")}

@@ -138,14 +138,14 @@ class Row:
     def match_any_order(self, modifiers: tuple[str, ...]) -> dict[str, str] | None:
         """The same where the modifiers stand in another order than the manual's, which assemblers let pass."""
         chosen: dict[str, str] = {}
+        places = [(part, optional) for together, optional in self.parts for part in together]  # some twice: f32.f32
         for modifier in modifiers:
-            key = next((part for together, _ in self.parts for part in together
-                        if part not in chosen and modifier in self.words(part)), None)
-            if key is None:
+            place = next((place for place in places if modifier in self.words(place[0])), None)
+            if place is None:
                 return None
-            chosen[key] = modifier
-        needed = (part for together, optional in self.parts for part in together if not optional)
-        return chosen if all(part in chosen for part in needed) else None
+            places.remove(place)
+            chosen[place[0]] = modifier
+        return chosen if all(optional for _, optional in places) else None
 
     def mnemonics(self, limit: int = 4096) -> list[str]:
         """Texts of the forms of this row: all combinations of modifiers, at most `limit`."""

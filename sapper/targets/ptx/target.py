@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ...ir.types import DType, bf16, f16, f32, f64, i32, i64
 from ...tile.requests import Requests
 from ...tile.schedule import MatrixGroup, MatrixUnit, Moves
-from ..plain import PlainTarget
+from ..plain import PlainTarget, by_name
 from .levels import number_of
 
 KIB, MIB = 1024, 1024 * 1024
@@ -123,18 +123,16 @@ TENSOR_MEMORY = MatrixGroup(
 Memory"). What an SM gets from the second-level cache is taken to be as on sm_90a."""
 
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
-TARGETS: dict[str, Target] = {
-    t.name: t for t in (
-        Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB, chain_registers=160),
-        Target("sm_86", 72, 48, 99 * KIB, 128 * KIB, 6 * MIB),
-        Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
-        Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132),
-               chain_registers=160),
-        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, byte_dtypes=_WITH_FP8, chain_registers=160,
-               matrix_group=TENSOR_MEMORY),
-        Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
-    )
-}
+TARGETS: dict[str, Target] = by_name((
+    Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB, chain_registers=160),
+    Target("sm_86", 72, 48, 99 * KIB, 128 * KIB, 6 * MIB),
+    Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
+    Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132),
+           chain_registers=160),
+    Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, byte_dtypes=_WITH_FP8, chain_registers=160,
+           matrix_group=TENSOR_MEMORY),
+    Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
+))
 
 
 def target(name: str) -> Target:

@@ -31,6 +31,8 @@ class _Table:
         self.lanes = vector_bits // 32
 
     def row(self, name: str, syntax: str, word: str, meaning: Meaning | None, cost: str, **more: Any) -> None:
+        if name in self.rows:
+            raise ValueError(f"row {name}: found two; expected one")
         self.rows[name] = Row(name, syntax, word, meaning, cost, **more)
 
     # --- General registers --------------------------------------------------------------------------------------------

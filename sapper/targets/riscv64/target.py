@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..plain import PlainTarget
+from ..plain import PlainTarget, by_name
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -63,10 +63,8 @@ class Target(_Row, PlainTarget):
         return feature in self.features
 
 
-TARGETS: dict[str, Target] = {
-    t.name: t for t in (
-        # The profile: the least that it promises, and figures that are safe on any member.
-        Target("rva23u64", 128, RVA22_V, 32 * KIB, 256 * KIB, 1 * MIB, 1),
-        Target("spacemit-x60", 256, RVA22_V, 32 * KIB, 256 * KIB, 512 * KIB, 0.5),
-    )
-}
+TARGETS: dict[str, Target] = by_name((
+    # The profile: the least that it promises, and figures that are safe on any member.
+    Target("rva23u64", 128, RVA22_V, 32 * KIB, 256 * KIB, 1 * MIB, 1),
+    Target("spacemit-x60", 256, RVA22_V, 32 * KIB, 256 * KIB, 512 * KIB, 0.5),
+))

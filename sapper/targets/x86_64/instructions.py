@@ -27,10 +27,16 @@ Meaning = Callable[..., Any]
 FLAGS = "oszapc"
 
 
+def _add(made: Row) -> None:
+    if made.name in ROWS:
+        raise ValueError(f"row {made.name}: found two; expected one, or a word behind the mnemonic")
+    ROWS[made.name] = made
+
+
 def row(name: str, operands: str, encodings: str, meaning: Meaning | None, **more: Any) -> None:
     """One row; the mnemonic is the name up to its first dot unless it is given."""
     mnemonic = more.pop("mnemonic", None) or name.partition(".")[0]
-    ROWS[name] = Row(name, mnemonic, operands, encodings, meaning, **more)
+    _add(Row(name, mnemonic, operands, encodings, meaning, **more))
 
 
 def wide(family: str, operands: str, encodings: str, meaning: Meaning, dtype: str,
@@ -43,8 +49,8 @@ def wide(family: str, operands: str, encodings: str, meaning: Meaning, dtype: st
     mnemonic = more.pop("mnemonic", None) or family.partition(".")[0]
     for length in lengths:
         name = f"{family}.{length}"
-        ROWS[name] = Row(name, mnemonic, operands, encodings, meaning(length) if by_length else meaning, length, dtype,
-                         masking, **more)
+        _add(Row(name, mnemonic, operands, encodings, meaning(length) if by_length else meaning, length, dtype, masking,
+                 **more))
 
 
 def sized(family: str, operands: str, encodings: str, meaning: Callable[[int], Meaning] | None,
@@ -57,9 +63,9 @@ def sized(family: str, operands: str, encodings: str, meaning: Callable[[int], M
     for size in sizes:
         name = f"{family}.{size}"
         prefix = {64: "REX.W + ", 16: "66 "}.get(size, "")
-        ROWS[name] = Row(name, mnemonic, operands.replace("{n}", str(size)).replace("{i}", str(min(size, 32))),
-                         encodings.replace("{w}", prefix).replace("{W}", "W1" if size == 64 else "W0"),
-                         meaning(size) if meaning else None, **more)
+        _add(Row(name, mnemonic, operands.replace("{n}", str(size)).replace("{i}", str(min(size, 32))),
+                 encodings.replace("{w}", prefix).replace("{W}", "W1" if size == 64 else "W0"),
+                 meaning(size) if meaning else None, **more))
 
 
 # --- General registers ---------------------------------------------------------------------------------------------

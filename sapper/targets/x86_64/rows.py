@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from re import fullmatch
 from typing import Any
 
 from .tiles import ROW_BYTES, ROWS
@@ -35,6 +36,9 @@ _NAMED_REGISTERS = {
 }
 _FIXED_VECTORS = {"x": 128, "y": 256, "z": 512}
 _PARTS = {"v": 1, "h": 2, "q": 4, "e": 8}
+_DTYPES = frozenset({"", "f16", "bf16", "f32", "f64",
+                      *(f"{sign}{bits}" for sign in "iu" for bits in (8, 16, 32, 64))})
+_SIZES = frozenset({8, 16, 32, 64, 128, 256, 512})
 TILE_BITS = 8 * ROWS * ROW_BYTES
 
 
@@ -74,6 +78,12 @@ class Operand:
         return self.memory_bits > 0
 
     @property
+    def unsigned_byte(self) -> bool:
+        """True if an immediate here is a count or a control word, 0 to 255: none that is extended by its sign."""
+        bits = self.bits if self.kind == "imm" else self.immediate_bits
+        return bits == 8 and (self.kind == "imm" or self.bits > 8)
+
+    @property
     def reads(self) -> bool:
         return "r" in self.role
 
@@ -95,6 +105,9 @@ def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
     for token in text.split():
         role, _, rest = token.partition(":")
         rest, _, own_dtype = rest.partition(".")
+        if role not in ("r", "w", "rw", "a") or not {dtype, own_dtype} <= _DTYPES:
+            raise ValueError(f"operand notation: found {token!r} in {text!r}, lanes of {own_dtype or dtype!r}; "
+                             f"expected r, w, rw or a before the colon, and lanes of {' '.join(sorted(_DTYPES))}")
         kind, bits, memory, broadcast, immediate, index = "", 0, 0, 0, 0, 0
         fixed: int | None = None
         exact, rows_apart = 0, False
@@ -119,7 +132,10 @@ def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
                 kind, memory, index = "mem", int(part[2:-1]), max(128, _part_bits(part[-1], length))
                 bits = memory
             else:
-                letter, size = part[0], int(part[1:])
+                letter, size = part[:1], int(part[1:]) if part[1:].isdigit() else 0
+                if size not in _SIZES:
+                    raise ValueError(f"operand notation: found {part!r} in {text!r}; expected a class and its bits, "
+                                     "as at the head of rows.py")
                 if letter == "r":
                     kind, bits = "gpr", size
                 elif letter == "m":
@@ -172,9 +188,25 @@ _PREFIXES = {"NP": 0, "66": 0x66, "F3": 0xF3, "F2": 0xF2}
 _LENGTH_CODES = {"128": 0, "L0": 0, "LZ": 0, "LIG": 0, "256": 1, "L1": 1, "512": 2}
 
 
+def _check_places(text: str, letters: str, modrm: bool, immediate_bytes: int, code_bytes: int) -> None:
+    """Raises ValueError where operands are put where the manual's text has no place, or a place has no operand."""
+    places = set(letters)
+    for wanted, there, what in (("RMmU", modrm, "/r or a digit"), ("IL", immediate_bytes > 0, "ib, iw, id, io or /is4"),
+                                ("D", code_bytes > 0, "cb or cd")):
+        operands = places & set(wanted)
+        if (operands and not there) or (there and not operands and wanted != "RMmU"):
+            raise ValueError(f"encoding notation: found {'no ' * (not there)}{what} in {text!r}, and operands at "
+                             f"{letters}; expected both or neither")
+    if strange := places - set("-RMmUVILODAC1"):
+        raise ValueError(f"encoding notation: found {', '.join(sorted(strange))} among the places {letters} in "
+                         f"{text!r}; expected those at the head of rows.py")
+
+
 @cache
 def parse_encoding(text: str) -> Encoding:
     """`features LETTERS manual-text` taken apart."""
+    if text.count(" ") < 2:
+        raise ValueError(f"encoding notation: found {text!r}; expected features, operands' places, the manual's text")
     feature_text, letters, rest = text.split(" ", 2)
     features = set() if feature_text == "base" else set(feature_text.split("+"))
     tokens = rest.replace("+ ", "").split()
@@ -215,8 +247,11 @@ def parse_encoding(text: str) -> Encoding:
             code_bytes = {"cb": 1, "cd": 4}[token]
         elif token in _PREFIXES and not opcode and space == "legacy" and token != "NP" and len(tokens) > 1:
             prefix = _PREFIXES[token]
+        elif fullmatch("[0-9A-F]{2}([+]rd)?", token):
+            opcode.append(int(token[:2], 16))
         else:
-            opcode.append(int(token.removesuffix("+rd"), 16))
+            raise ValueError(f"encoding notation: found {token!r} in {text!r}")
+    _check_places(text, letters, modrm, immediate_bytes, code_bytes)
     return Encoding(text, letters, frozenset(features), space, prefix, opcode_map, w, length_code, bytes(opcode), digit,
                     modrm, immediate_bytes, code_bytes, lock)
 

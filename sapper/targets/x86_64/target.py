@@ -11,7 +11,7 @@ cache sizes of typical members, replaced by the host's own in detect.py.
 # part of every process's first call.
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
-from ..plain import PlainTarget
+from ..plain import PlainTarget, by_name
 
 if TYPE_CHECKING:
     from ...tile.requests import Requests
@@ -80,6 +80,25 @@ class Target(_Row, PlainTarget):
     __slots__ = ()
     indexed_addresses = memory_operands = software_prefetch = picks = True
     code_by_hand = True
+
+    @property
+    def fault(self) -> str:
+        from ...tile.requests import Requests
+        from .costs import model_of
+        from .detect import FEATURE_BITS
+
+        level = V4_FEATURES if any(feature.startswith("avx512") for feature in self.features) else V3_FEATURES
+        if lacks := level - self.features:
+            return f"found features without {', '.join(sorted(lacks))}; expected all of the level"
+        if unknown := self.features - FEATURE_BITS.keys():
+            return f"found the features {', '.join(sorted(unknown))}; expected those of FEATURE_BITS in detect.py"
+        if strange := {name for name, _ in self.asks} - set(Requests._fields):
+            return f"found asks {', '.join(sorted(strange))}; expected fields of sapper/tile/requests.py"
+        try:
+            model_of(self)
+        except KeyError as error:
+            return str(error.args[0])
+        return super().fault
 
     @property
     def requests(self) -> "Requests":
@@ -166,45 +185,43 @@ _SKYLAKE_SP_ASKS = {"long_row_ahead_bytes": 1 * KIB, "row_streams": 8, "short_ro
 as two, 12.1 to 12.3 as three to eight, 12.5 as eight with a request for each line; five requests take a fifth away."""
 _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
 
-TARGETS: dict[str, Target] = {
-    t.name: t for t in (
-        # Levels: figures that are safe on any member, costs of the first core that had them.
-        cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 5, "haswell"),
-        cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 4, "skylake-avx512"),
-        # Pipes of 256 bits: two FMA, two add, two loads, one store.
-        cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 4, interleaves=True,
-            asks={"panel_ahead_bytes": 1 * KIB, "long_row_ahead_bytes": 1 * KIB, "row_streams": 4,
-                  "short_row_streams": 4, "block_places": 4, "again": False, "rows_end_to_end": 8}),
-        # The same pipes: 512-bit operations run on them as two halves.
-        cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 4, rounded_at_once=8, interleaves=True,
-            asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
-        # Pipes of 512 bits: two FMA, two add, two loads, one store.
-        cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 4,
-            asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,
-                  "block_ahead_bytes": 8 * KIB, "block_rows_ahead_bytes": 12 * KIB, "row_requests": 2,
-                  "stream_requests": 1, "request_level": 1, "late_stores": 2}, rounded_at_once=8),
-        # One stream of requests gets 12 GB/s from memory, several 16 to 17.
-        cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 4,
-            asks={"stream_ahead_bytes": 3 * KIB, "line_by_line": True, "long_row_ahead_bytes": 1 * KIB,
-                  "row_streams": 8, "short_row_streams": 8, "panel_streams": 4, "panel_parts": 5, "again": False,
-                  "places_ahead_bytes": 512, "rows_in_blocks": 16, "rows_end_to_end": 32, "block_places": 8,
-                  "block_ahead_bytes": 3 * KIB, "block_rows_ahead_bytes": 32 * KIB},
-            interleaves=True, slow_underflow=True),
-        cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 4, slow_underflow=True),
-        cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 4,
-            slow_underflow=True),
-        cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 4,
-            "skylake-avx512", _SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True,
-            folded_loads=.8, slow_products=True),
-        cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 4,
-            asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True, folded_loads=.8,
-            slow_products=True),
-        # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
-        cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 4,
-            "sapphirerapids"),
-        cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 5),
-    )
-}
+TARGETS: dict[str, Target] = by_name((
+    # Levels: figures that are safe on any member, costs of the first core that had them.
+    cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 5, "haswell"),
+    cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 4, "skylake-avx512"),
+    # Pipes of 256 bits: two FMA, two add, two loads, one store.
+    cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 4, interleaves=True,
+        asks={"panel_ahead_bytes": 1 * KIB, "long_row_ahead_bytes": 1 * KIB, "row_streams": 4,
+              "short_row_streams": 4, "block_places": 4, "again": False, "rows_end_to_end": 8}),
+    # The same pipes: 512-bit operations run on them as two halves.
+    cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 4, rounded_at_once=8, interleaves=True,
+        asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
+    # Pipes of 512 bits: two FMA, two add, two loads, one store.
+    cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 4,
+        asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,
+              "block_ahead_bytes": 8 * KIB, "block_rows_ahead_bytes": 12 * KIB, "row_requests": 2,
+              "stream_requests": 1, "request_level": 1, "late_stores": 2}, rounded_at_once=8),
+    # One stream of requests gets 12 GB/s from memory, several 16 to 17.
+    cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 4,
+        asks={"stream_ahead_bytes": 3 * KIB, "line_by_line": True, "long_row_ahead_bytes": 1 * KIB,
+              "row_streams": 8, "short_row_streams": 8, "panel_streams": 4, "panel_parts": 5, "again": False,
+              "places_ahead_bytes": 512, "rows_in_blocks": 16, "rows_end_to_end": 32, "block_places": 8,
+              "block_ahead_bytes": 3 * KIB, "block_rows_ahead_bytes": 32 * KIB},
+        interleaves=True, slow_underflow=True),
+    cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 4, slow_underflow=True),
+    cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 4,
+        slow_underflow=True),
+    cpu("cascadelake", V4_FEATURES | {"avx512_vnni", "prfchw"}, 32 * KIB, 1 * MIB, 35 * MIB, 2, 4,
+        "skylake-avx512", _SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True,
+        folded_loads=.8, slow_products=True),
+    cpu("skylake-avx512", V4_FEATURES | {"prfchw"}, 32 * KIB, 1 * MIB, 22 * MIB, 2, 4,
+        asks=_SKYLAKE_SP_ASKS, interleaves=True, fuses_indexed=False, slow_underflow=True, folded_loads=.8,
+        slow_products=True),
+    # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
+    cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 4,
+        "sapphirerapids"),
+    cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 5),
+))
 
 
 def target(name: str) -> Target:
