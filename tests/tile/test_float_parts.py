@@ -10,6 +10,7 @@ import pytest
 
 from sapper import Tensor, bf16, dims, each, exp, f32, kernel, max, sum, tiles, whole, zeros
 from sapper.ir.nodes import Function
+from sapper.ir.types import DType
 from sapper.ir.verifier import verify
 from sapper.kernels import find
 from sapper.tile.canonical import canonicalize
@@ -22,25 +23,21 @@ from sapper.tile.reduce_loops import reduce_loops
 T, P, D = dims("T P D")
 
 
-@kernel
-def chained(q: Tensor[f32, T, D], keys: Tensor[bf16, P, D], values: Tensor[bf16, P, D], out: Tensor[f32, T, D]):
-    for t in tiles(T):
-        d = whole(D)
-        acc = zeros(t, d, dtype=f32)
-        for p in tiles(P):
-            acc = 2.0 * acc + (keys[p, d] @ q[t, d]) @ values[p, d]
-        out[t, d] = acc
+def make_chained(name: str, cache: DType) -> Any:
+    @kernel(name=name)
+    def chained(q: Tensor[f32, T, D], keys: Tensor[cache, P, D], values: Tensor[bf16, P, D], out: Tensor[f32, T, D]):
+        for t in tiles(T):
+            d = whole(D)
+            acc = zeros(t, d, dtype=f32)
+            for p in tiles(P):
+                acc = 2.0 * acc + (keys[p, d] @ q[t, d]) @ values[p, d]
+            out[t, d] = acc
+
+    return chained
 
 
-@kernel
-def of_floats(q: Tensor[f32, T, D], keys: Tensor[f32, P, D], values: Tensor[bf16, P, D], out: Tensor[f32, T, D]):
-    """Keys would be three parts, too."""
-    for t in tiles(T):
-        d = whole(D)
-        acc = zeros(t, d, dtype=f32)
-        for p in tiles(P):
-            acc = 2.0 * acc + (keys[p, d] @ q[t, d]) @ values[p, d]
-        out[t, d] = acc
+chained = make_chained("chained", bf16)
+of_floats = make_chained("of_floats", f32)  # keys would be three parts, too
 
 
 @kernel
