@@ -53,7 +53,7 @@ from ..tile.nests import part_nests
 from ..tile.parts import copy_function, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
 from ..tile.product_parts import axes_brought, lift_extents, part_products
-from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
+from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from ..tile.several_depths import loop_over_depths
 from ..tile.short_axes import write_out_short_axes
 from ..tile.sums import share_sums
@@ -267,7 +267,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
         share_sums(function, facts.joins, lambda value: hint(value, specialization)[0])
         interchange(function)
         write_out_short_axes(function, lanes // 2, lanes // 4 * facts.many_workers, _lanes_step(facts, specialization),
-                             {schedule.lane, *schedule.tile, *schedule.registers, *schedule.order, *schedule.chunks})
+                             {schedule.lane, *schedule.tile, *schedule.registers, *schedule.order, *schedule.chunks},
+                             {name for name, kind in specialization.strides.items() if isinstance(kind, Panels)})
         if facts.many_workers:
             part_nests(function)
         else:

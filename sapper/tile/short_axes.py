@@ -36,15 +36,17 @@ _RISES = {"argmax": "gt", "argmin": "lt"}
 
 
 def write_out_short_axes(function: Function, most: int, most_apart: int,
-                         lanes_step: Callable[[Value, int], bool], named: Collection[str | None] = ()) -> None:
+                         lanes_step: Callable[[Value, int], bool], named: Collection[str | None] = (),
+                         packed: Collection[str] = ()) -> None:
     """In place. most: elements that a row may have; most_apart: where none of them meet. lanes_step: whether lanes side
     by side may well be so many elements of a tensor apart. named: axes that stay, as a schedule says what to do with
-    them."""
+    them. packed: tensors whose axes stay, as they lie in the order in which contractions read them."""
     blocks = [function.body]
     while blocks:
         block = blocks.pop()
         for op in block.ops:
-            extents = {} if op.name != "tiles" else (
+            extents = {} if op.name != "tiles" or any(
+                inner.name == "load" and inner.operands[0].name in packed for inner in op.walk()) else (
                 _short_axes(op, most, lanes_step, True) or _short_axes(op, most_apart, lanes_step, False))
             if extents and extents.keys().isdisjoint(named):
                 _write_out(op, extents)
