@@ -14,7 +14,7 @@ infinite bf16: times a part that is 0 this is no number.
 from __future__ import annotations
 
 from ..ir.nodes import Block, Builder, Function, Op, Value
-from ..ir.types import TileType, bf16, bool_, f32, i32
+from ..ir.types import DType, TileType, bf16, bool_, f32, i32
 from .plan import axes_of
 
 UPPER_HALF = -1 << 16
@@ -40,14 +40,13 @@ def _is_parted(op: Op) -> bool:
 
 
 class _Parts:
-    """blocks: of each op. parts: of a float. constants: by dtype and value."""
+    """blocks: of each op. parts: of a float."""
 
     def __init__(self, function: Function) -> None:
         self.body = function.body
         self.blocks: dict[Op, Block] = {}
         self._enter(function.body)
         self.parts: dict[Value, list[Value]] = {}
-        self.constants = Builder(Block())
 
     def _enter(self, block: Block) -> None:
         for op in block.ops:
@@ -101,8 +100,8 @@ class _Parts:
         self.blocks.update(dict.fromkeys(made.block.ops, block))
         return self.parts[value]
 
-    def _constant(self, dtype: object, number: float) -> Value:
-        made = Op("const", [], (TileType(dtype, ()),), {"value": number})    # type: ignore[arg-type]
+    def _constant(self, dtype: DType, number: float) -> Value:
+        made = Op("const", [], (TileType(dtype, ()),), {"value": number})
         self.body.ops.insert(0, made)
         return made.result
 

@@ -23,7 +23,7 @@ from sapper.codegen.machine import Immediate, Instruction, Memory
 from sapper.codegen.print import print_instruction
 from sapper.targets.x86_64.instructions import ROWS
 from tests.assembly.pieces import ZEN4, binary, interpret, piece
-from tests.codegen.test_encode import assemble, clashes, forms
+from tests.codegen.test_encode import assemble, clashes, forms, needs_as
 from tests.strategies.malformed import mutations, refusals
 
 
@@ -213,7 +213,7 @@ def changed(text: str, source: random.Random) -> str:
     return text
 
 
-@pytest.mark.skipif(shutil.which("as") is None, reason="GNU binutils are not installed")
+@needs_as
 def test_changed_texts_are_refused_or_are_what_gnu_as_makes_of_them(tmp_path: Path) -> None:
     source = random.Random(7)
     rows = [c for c in cases(5) if not any(isinstance(o, Memory) and o.label for o in c.operands)]

@@ -35,12 +35,12 @@ PAIRS = ((i8, i8, i32), (u8, i8, i32), (i8, u8, i32), (u8, u8, i32), (bf16, bf16
 NUMPY = {i8: np.int8, u8: np.uint8, i32: np.int32, f32: np.float32, bf16: ml_dtypes.bfloat16}
 
 
-def make_product(order, left, right, result):
-    """c = a @ b; order: n for [M, K] and [K, N], t for the transposed, one letter each."""
+def make_product(order, left, right, result, specialise=""):
+    """c = a @ b; order: n for [M, K] and [K, N], t for the transposed, one letter each. specialise: as a kernel's."""
     a_dims, b_dims = (M, K) if order[0] == "n" else (K, M), (K, N) if order[1] == "n" else (N, K)
     a_turned, b_turned = order[0] == "t", order[1] == "t"
 
-    @kernel(name=f"product_{order}")
+    @kernel(name=f"product_{order}", specialise=specialise)
     def product(a: Tensor[left, *a_dims], b: Tensor[right, *b_dims], c: Tensor[result, M, N]):
         for m, n in tiles(M, N):
             acc = zeros(m, n, dtype=result)
