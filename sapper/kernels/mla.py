@@ -10,7 +10,8 @@ ways to attend:
     naive      for many tokens: keys and values of all positions are made (`expand`), then `latent_attention` is
                attention with them, as sapper/kernels/attention.py has it
     absorbed   for one token: q @ (w_key @ latent) = (q @ w_key) @ latent, so queries go into the latent space
-               (`absorb`), meet the cache there (`latent_attention_decode`), and come out by `project_values`
+               (`absorb`), meet the cache there (`latent_attention_decode`), and come out by `project_values`; for a few
+               `latent_attention_rows`, between `absorb_rows` and `project_values_rows` (paged.py)
 
 In `latent_attention_decode` the cores share the positions, SPLIT at a time, so that the cache is read once for all
 heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins. In products of bf16
@@ -168,6 +169,35 @@ def make_absorb(weight: Any) -> Any:
     return absorb
 
 
+def make_latent_attention_rows(cache: Any) -> Any:
+    """Absorbed attention of a few tokens, of which t stands at position + t: each reads the cache for all heads.
+
+    q, out [T, H, C] in the latent space, q_turned [T, H, S].
+    """
+
+    @sp.kernel(name=f"latent_attention_rows_{cache.name}", specialise="H C S")
+    def latent_attention_rows(
+        q: Tensor[f32, T, H, C], q_turned: Tensor[f32, T, H, S], latents: Tensor[cache, P, C],
+        keys: Tensor[cache, P, S], position: i32, scale: f32, out: Tensor[f32, T, H, C],
+    ):
+        for t in each(T):
+            for h in tiles(H):
+                c = whole(C)
+                s = whole(S)
+                query = q[t, h, c] * scale
+                turn = q_turned[t, h, s] * scale
+                highest = full(h, value=MINUS_INFINITY, dtype=f32)
+                total = zeros(h, dtype=f32)
+                acc = zeros(h, c, dtype=f32)
+                for p in tiles(span(0, position + t + 1)):
+                    latent = latents[p, c]
+                    score = query @ latent + turn @ keys[p, s]
+                    highest, total, acc = attend(highest, total, acc, score, latent, p, exp, f32)
+                out[t, h, c] = acc / total
+
+    return latent_attention_rows
+
+
 def make_latent_attention_decode(cache: Any) -> Any:
     """One token at `position`, splits of SPLIT positions; highest, total [B, H] and partial [B, H, C] for each.
 
@@ -268,6 +298,8 @@ latent_attention_f32 = make_latent_attention("latent_attention_f32", f32)
 latent_attention_bf16 = make_latent_attention("latent_attention_bf16", bf16)
 absorb_f32 = make_absorb(f32)
 absorb_bf16 = make_absorb(bf16)
+latent_attention_rows_f32 = make_latent_attention_rows(f32)
+latent_attention_rows_bf16 = make_latent_attention_rows(bf16)
 latent_attention_decode_f32 = make_latent_attention_decode(f32)
 latent_attention_decode_bf16 = make_latent_attention_decode(bf16)
 merge_splits = make_merge_splits(SPLIT, "merge_splits")
@@ -306,6 +338,17 @@ def attention_reference(arguments: Arguments) -> dict[str, Array]:
 
 def absorb_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": np.einsum("hd,hdc->hc", arguments["q"].astype(np.float64), arguments["w"].astype(np.float64))}
+
+
+def rows_reference(arguments: Arguments) -> dict[str, Array]:
+    out = np.empty(arguments["out"].shape)
+    for t, (query, turn) in enumerate(zip(arguments["q"], arguments["q_turned"], strict=True)):
+        seen = slice(arguments["position"] + t + 1)
+        latents, keys = (arguments[name][seen].astype(np.float64) for name in ("latents", "keys"))
+        score = (query @ latents.T + turn @ keys.T) * arguments["scale"]
+        weight = np.exp(score - score.max(axis=1, keepdims=True))
+        out[t] = weight / weight.sum(axis=1, keepdims=True) @ latents
+    return {"out": out}
 
 
 def decode_reference(arguments: Arguments, split: int = SPLIT) -> dict[str, Array]:
@@ -381,6 +424,18 @@ def decode_arguments(random: "np.random.Generator", shape: Shape, cache: str, sp
         "q": normal(random, h, c), "q_turned": normal(random, h, s), "latents": latents, "keys": keys,
         "position": position, "scale": (c + s) ** -0.5, "highest": unwritten(splits, h),
         "total": unwritten(splits, h), "partial": unwritten(splits, h, c),
+    }
+
+
+def rows_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
+    """Positions of the cache that are not filled hold NaN, so that reading one is found."""
+    t, h, c, s, position = (shape[name] for name in ("T", "H", "C", "S", "position"))
+    latents, keys = (normal(random, position + t + 5, extent, dtype=cache) for extent in (c, s))
+    latents[position + t :] = np.nan
+    keys[position + t :] = np.nan
+    return {
+        "q": normal(random, t, h, c), "q_turned": normal(random, t, h, s), "latents": latents, "keys": keys,
+        "position": position, "scale": (c + s) ** -0.5, "out": unwritten(t, h, c),
     }
 
 
@@ -525,6 +580,26 @@ def decode_entry(kernel: Any, cache: str, rounded: bool = False) -> LibraryKerne
     )
 
 
+def _rows_entry(kernel: Any, cache: str) -> LibraryKernel:
+    size = NUMPY_DTYPES[cache].itemsize
+
+    def case(t: int, h: int, c: int, s: int, position: int) -> Case:
+        pairs = t * position + t * (t + 1) // 2
+        return Case({"T": t, "H": h, "C": c, "S": s, "position": position}, flops=2 * pairs * h * (2 * c + s),
+                    bytes=4 * t * h * (2 * c + s) + size * (position + t) * (c + s))
+
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=rows_reference,
+        make_arguments=lambda random, shape: rows_arguments(random, shape, cache), tolerance=SOFTMAX,
+        cases=(case(16, 16, 512, 64, 1024),),
+        check_shapes=(
+            {"T": 0, "H": 1, "C": 3, "S": 2, "position": 0}, {"T": 1, "H": 1, "C": 1, "S": 1, "position": 0},
+            {"T": 5, "H": 3, "C": 9, "S": 6, "position": 33}, {"T": 3, "H": 2, "C": 40, "S": 20, "position": 150},
+        ),
+        dtype=cache,
+    )
+
+
 def _merge_entry(kernel: Any, split: int) -> LibraryKernel:
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=lambda arguments: merge_reference(arguments, split),
@@ -547,6 +622,8 @@ KERNELS = (
     attention_entry(latent_attention_bf16, "bf16"),
     _head_entry(absorb_f32, "f32", "D", absorb_reference, absorb_arguments),
     _head_entry(absorb_bf16, "bf16", "D", absorb_reference, absorb_arguments),
+    _rows_entry(latent_attention_rows_f32, "f32"),
+    _rows_entry(latent_attention_rows_bf16, "bf16"),
     decode_entry(latent_attention_decode_f32, "f32"),
     decode_entry(latent_attention_decode_bf16, "bf16"),
     decode_entry(latent_attention_decode_rounded, "bf16", True),

@@ -78,8 +78,6 @@ class Paged(BaseSession):
     """
 
     tokens_of_a_slot: ClassVar[int] = 1
-    shortest_run: ClassVar[int]
-    """So many tokens of a prompt attend together sooner than one by one."""
 
     @property
     def picks(self) -> int:

@@ -118,9 +118,13 @@ class Workspace:
         """Whether many rows that would be quantised, and the weights in blocks that they meet, are rounded to bf16
         instead: tile registers multiply these in half the time (`file-rounded` in docs/models.md), and more is left of
         them. Few rows are quantised, as all weights would be widened for them."""
+        return self.chooses and self.has_tiles()
+
+    def has_tiles(self) -> bool:
+        """Whether tile registers multiply bf16."""
         from ..runtime.launch import configuration
 
-        unit = configuration().find_target(self.target).tiles if self.chooses else None
+        unit = configuration().find_target(self.target).tiles
         return unit is not None and ("bf16", "bf16") in unit.products
 
     def packs_pairs(self) -> bool:

@@ -37,7 +37,7 @@ class Runs:
         """shortest: tokens of a run."""
         self._shortest = shortest
         self.room = pages_for(context) + pages_for(chunk)
-        most = chunk // shortest
+        most = max(chunk // shortest, 1)
         self.loose, self.number, self.pages = (
             Variable(name, value) for name, value in (("loose", chunk), ("runs", most), ("pages", self.room)))
         self._of_runs = tuple(empty((most,), I32) for _ in range(4))

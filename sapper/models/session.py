@@ -32,6 +32,7 @@ CHUNK = 512
 the activations to stay in the caches."""
 
 FEW_TOKENS = 48
+SHORTEST_RUN = 8
 """Up to so many tokens are quantised sooner than weights are widened to bf16 for them: SmolLM2's 48 tokens take 19.9 ms
 on two threads of a Granite Rapids quantised and 21.5 rounded, 32 14.4 and 17.9, 64 24.7 and 23.7, 512 177 and 96."""
 
@@ -106,6 +107,11 @@ class BaseSession(ABC):
 
     def _longest_chunk(self) -> int:
         return min(CHUNK, self.context)
+
+    @property
+    def shortest_run(self) -> int:
+        """So many tokens of a sequence attend sooner together than one by one."""
+        return SHORTEST_RUN
 
     def _caches(self, layers: int, extents: tuple[int, ...]) -> list[Array]:
         """An array of the cache for each layer, all in the same huge pages: those of a short context are small, and a
@@ -274,8 +280,7 @@ class BaseSession(ABC):
 
     def _prefill(self, count: int) -> Program:
         """The program for a chunk of so many tokens."""
-        few = self.few_tokens()
-        most = few if count <= few else self.chunk
+        most = next(size for size in (*self._small_chunks(), self.chunk) if count <= size)
         if most not in self._prefills:
             capacity, self._capacity = self._capacity, most
             try:
@@ -283,6 +288,11 @@ class BaseSession(ABC):
             finally:
                 self._capacity = capacity
         return self._prefills[most]
+
+    def _small_chunks(self) -> list[int]:
+        """Up to how many tokens have programs of their own, in order."""
+        few = self.few_tokens()
+        return [few] if few else []
 
     def few_tokens(self) -> int:
         """Up to how many tokens have a program of their own, as many are rounded; 0 where none are. The matrix of the

@@ -45,7 +45,7 @@ class Mapping:
         self.huge = huge and system.advise_huge_pages(self.address, mapped_bytes)
 
     def __del__(self) -> None:
-        if self._mapped_bytes:
+        if self._mapped_bytes and system is not None:   # None where the interpreter ends, and its memory with it
             system.unmap_memory(self.address, self._mapped_bytes)
 
     def bytes_view(self) -> ctypes.Array[ctypes.c_char]:

@@ -18,6 +18,7 @@ from sapper.models.batch import Fed, Pick
 from sapper.models.deepseek.config import from_gguf, from_json
 from sapper.models.deepseek.heads import DenseHeads
 from sapper.models.deepseek.model import load_model as load_deepseek
+from sapper.models.deepseek.session import Session
 from sapper.models.deepseek.untrained import SMALL_V2, untrained
 from sapper.models.deepseek.weights import GGUF_NAMES, NAMES, DenseWeights, MixtureWeights
 from sapper.models.errors import ModelError
@@ -77,8 +78,12 @@ def test_prefill_gives_the_logits_of_transformers(
     assert_same(session.logits, recorded["logits"][-1])
 
 
-def test_one_token_between_chunks(model: Loaded, recorded: dict[str, Any]) -> None:
-    """Naive and absorbed attention over one cache, and buffers that grow."""
+@pytest.mark.parametrize("shortest", [3, 8, 1000])
+def test_pieces_attend_naively_and_absorbed(
+    model: Loaded, recorded: dict[str, Any], shortest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over one cache, with buffers that grow. shortest: tokens of a piece that do not attend absorbed."""
+    monkeypatch.setattr(Session, "shortest_run", shortest)
     session = model.session(CONTEXT)
     tokens = recorded["tokens"]
     for part in (tokens[:2], tokens[2:3], tokens[3:12], tokens[12:13], tokens[13:]):
@@ -467,7 +472,7 @@ def test_fp8_stays_fp8(tmp_path: Path) -> None:
     weights = models[0].weights
     assert isinstance(weights.layers[0].attention.output, ScaledMatrix)
     assert isinstance(weights.layers[-1].feed_forward.down, ScaledExperts)
-    tokens = [5, 17, 200, 3, 90]
+    tokens = [5, 17, 200, 3, 90] * 4    # more than 16, whose activations are rounded
     found = []
     for model in models:
         session = model.session(CONTEXT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -183,3 +185,12 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     before = resident()
     system.trim_heap()
     assert resident() < before - 5000 and len(last) == 100_000
+
+
+def test_mappings_outlive_the_modules_of_an_interpreter_that_ends() -> None:
+    """A mapping in a cycle is freed when modules are gone."""
+    code = ("from sapper.runtime import buffers\nmapping = buffers.Mapping(1 << 21)\n"
+            "class Cycle: pass\ncycle = Cycle()\ncycle.own, cycle.mapping = cycle, mapping\n"
+            "buffers.system = None\n")
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not ended.stderr

@@ -12,9 +12,8 @@ from typing import Any
 
 from ...kernels import paged, runs, sparse_paged
 from ...kernels.paged import PAGE
-from ...runtime.buffers import empty
 from ...runtime.program import Variable
-from ..batch import F32, Array, Paged, first
+from ..batch import Array, Paged, first
 from ..linear import Steps, in_blocks
 from ..weights import DTYPES
 from .config import LATENT_EPSILON
@@ -25,14 +24,10 @@ from .weights import AttentionWeights
 class Batch(Paged, Session):
     """Sequences of one model."""
 
-    shortest_run = 32
-
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """As Paged has it. Raises ModelError."""
         super().__init__(*arguments, **options)
         config = self.model.config
-        extents = self.chunk, config.heads * config.key_rank
-        self._in_latent_space, self._found = (empty(extents, F32) for _ in range(2))
         self._gathered_pages = tuple(self._arena.empty((self._most_filled, features), DTYPES[self._cache_dtype])
                                      for features in (config.key_rank, config.turned_features))
 
@@ -43,6 +38,10 @@ class Batch(Paged, Session):
     @property
     def _most_filled(self) -> int:
         return self._runs.room * PAGE
+
+    @property
+    def _most_absorbed(self) -> int:
+        return self.chunk
 
     def _arrange(self, columns: Array, capacity: int) -> tuple[Array, Array, dict[str, int]]:
         columns, rows, values = super()._arrange(columns, capacity)
@@ -77,12 +76,12 @@ class Batch(Paged, Session):
         """Absorbed attention, each token by itself."""
         config = self.model.config
         turned = self._turned.reshape(self.chunk, config.heads, -1)
-        operands = (rows(in_blocks(self._in_latent_space, config.key_rank)), rows(turned), *self._pages(layer),
-                    *self._where(rows))
+        queries, found = self._in_latent_space
+        operands = rows(in_blocks(queries, config.key_rank)), rows(turned), *self._pages(layer), *self._where(rows)
         return [
-            *one.keys.absorb(rows(self._head_queries), rows(self._in_latent_space), self._work),
+            *one.keys.absorb(rows(self._head_queries), rows(queries), self._work),
             *self._attend_pages(one, layer, rows, operands),
-            *one.values.project(rows(self._found), rows(self._mixed), self._work),
+            *one.values.project(rows(found), rows(self._mixed), self._work),
         ]
 
     def _attend_pages(
@@ -90,7 +89,7 @@ class Batch(Paged, Session):
     ) -> Steps:
         """Attention in the latent space; operands: the first ones of its kernels."""
         config = self.model.config
-        result = config.score_scale, rows(in_blocks(self._found, config.key_rank))
+        result = config.score_scale, rows(in_blocks(self._in_latent_space[1], config.key_rank))
         if one.index is None or config.indexer is None:
             return [(getattr(paged, f"latent_attention_paged_{self._cache_dtype}"), (*operands, *result))]
         chosen = rows(self._index_scores), rows(self._lowest), rows(self._last_kept)

@@ -18,15 +18,18 @@ is one program; the variables of the second are `position`, `count`, `filled` (p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...kernels import embedding, gate, mla, mla_rounded, moe, narrow, norm, sparse
+from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
 from ..linear import Matrix, Steps, Workspace, as_bf16, in_blocks
-from ..session import BaseSession, Sections
+from ..session import SHORTEST_RUN, BaseSession, Sections
 from ..weights import DTYPES
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
 from .heads import ValueBlocks
@@ -206,8 +209,44 @@ class Session(BaseSession):
             parts |= {"index keys": self._index_keys, "index rests": self._index_rests}
         return {f"layer {i} {part}": cache for part, caches in parts.items() for i, cache in enumerate(caches)}
 
+    @property
+    def shortest_run(self) -> int:
+        """By the multiply-adds of a position: for each query and head 2 C + S absorbed, D + S + V naively, where each
+        head's key and value take C (D + V) besides (sapper/kernels/mla.py). One absorbed takes longer than one of the
+        others: on tile registers 3 times, as queries in f32 are three parts; else 1.5 times, but no longer where the
+        others are in bf16, twice as quick. Measured on 8 layers of DeepSeek-V2's attention: from 28 to 48 tokens on on
+        tile registers, which this puts at 45; 180 on a Zen 4 (170); 100 on a Haswell, 55 in f32 on AVX-512 (both 100).
+        """
+        config = self.model.config
+        tiles = self._cache_dtype == "bf16" and self._work.has_tiles()
+        absorbed = (3.0 if tiles else 1.0 if self._attends_rounded else 1.5) * (
+            2 * config.key_rank + config.turned_features)
+        made = config.key_features + config.value_features
+        saved = max(absorbed - made - config.turned_features, 1.0)
+        return min(max(math.ceil(config.key_rank * made / saved), SHORTEST_RUN), self.chunk + 1)
+
+    def _absorbs(self, count: int) -> bool:
+        """Whether so many tokens attend absorbed. Those that an indexer chooses positions for do naively."""
+        return count < self.shortest_run and self.model.config.indexer is None
+
+    def _small_chunks(self) -> list[int]:
+        most = self.shortest_run - 1
+        return sorted({*super()._small_chunks(), *([most] if self._absorbs(most) and most < self.chunk else [])})
+
+    @property
+    def _most_absorbed(self) -> int:
+        return min(self.shortest_run, self.chunk)
+
+    @cached_property
+    def _in_latent_space(self) -> tuple[Array, Array]:
+        """Room for the queries there of tokens that attend absorbed, and for what they find."""
+        extents = self._most_absorbed, self.model.config.heads * self.model.config.key_rank
+        return empty(extents, F32), empty(extents, F32)
+
     def _chunk_values(self, count: int) -> dict[str, int]:
-        values = super()._chunk_values(count) | {"filled": self.position + count}
+        values = super()._chunk_values(count)
+        if not self._absorbs(count):
+            values["filled"] = self.position + count
         return values | self._routed_values(count, self.model.weights.layers)
 
     def _routed_values(self, count: int, layers: Sequence[LayerWeights]) -> dict[str, int]:
@@ -450,6 +489,8 @@ class Session(BaseSession):
 
     def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
         """From queries, latent vectors, shared keys and index weights of a chunk's tokens to what attention gives."""
+        if self._absorbs(self._capacity):
+            return self._meet_absorbed(one, layer, position)
         config, rows, filled = self.model.config, self._rows, self._filled
         latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
         turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
@@ -466,6 +507,20 @@ class Session(BaseSession):
             *steps, *self._index(one.index, config.indexer, layer, rows, (position,), position),
             (getattr(sparse, f"latent_attention_sparse_{self._cache_dtype}"), (
                 *operands, rows(self._index_scores), rows(self._lowest), rows(self._last_kept), *settings)),
+        ]
+
+    def _meet_absorbed(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        """The same for few tokens."""
+        config, rows, (queries, found) = self.model.config, self._rows, self._in_latent_space
+        turned = self._turned.reshape(self.chunk, config.heads, -1)
+        attend = getattr(mla, f"latent_attention_rows_{self._cache_dtype}")
+        return [
+            *self._compress(one, layer, position, rows),
+            *one.keys.absorb(rows(self._head_queries), rows(queries), self._work),
+            (attend, (rows(in_blocks(queries, config.key_rank)), rows(turned), self._latents[layer],
+                      self._keys[layer].reshape(self.context, -1), position, config.score_scale,
+                      rows(in_blocks(found, config.key_rank)))),
+            *one.values.project(rows(found), rows(self._mixed), self._work),
         ]
 
     def _dense(self, one: DenseWeights) -> Steps:

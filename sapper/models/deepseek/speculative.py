@@ -115,8 +115,10 @@ class Speculative(Head):
         self._behind[:count] = tokens
         position, self._predicted = self._predicted, self._predicted + count
         if count > 1:
-            routed = self._routed_values(count, [self._head.layer])
-            self._run("rows", self._rows_sections, position=position, count=count, filled=position + count, **routed)
+            values = self._routed_values(count, [self._head.layer])
+            if not self._absorbs(self.chunk):   # as the program is for any number of rows
+                values["filled"] = position + count
+            self._run("rows", self._rows_sections, position=position, count=count, **values)
         elif draft:
             self._run("draft", self._draft_sections, position=position)
         else:

@@ -19,8 +19,6 @@ from .session import Session
 class Batch(Paged, Session):
     """Sequences of one model."""
 
-    shortest_run = 8
-
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """As Paged has it. Raises ModelError."""
         super().__init__(*arguments, **options)
