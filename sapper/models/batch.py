@@ -147,8 +147,8 @@ class Paged(BaseSession):
         rows[order] = np.arange(len(order))
         return columns[order], rows, values
 
-    def _chunk_values(self, count: int) -> dict[str, int]:
-        values = super()._chunk_values(count)
+    def _chunk_values(self, count: int, most: int | None = None) -> dict[str, int]:
+        values = super()._chunk_values(count, most)
         return {name: value for name, value in values.items() if name not in ("position", "filled")}
 
     def _of_wanted(self, array: Any) -> Rows:

@@ -174,8 +174,9 @@ class BaseSession(ABC):
         that the weights have driven out of the caches."""
         return [*sections, ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])]
 
-    def _chunk_values(self, count: int) -> dict[str, int]:
-        """The values of the variables of prefill_sections for so many tokens at self.position."""
+    def _chunk_values(self, count: int, most: int | None = None) -> dict[str, int]:
+        """The values of the variables of prefill_sections for so many tokens at self.position, in a program for as many
+        as `most` (None: the one that `_prefill` has for them)."""
         return {"count": count, "position": self.position}
 
     # ---- as a file (sapper/ahead)
@@ -214,7 +215,7 @@ class BaseSession(ABC):
         def values(position: int, count: int) -> dict[str, int]:
             kept, self.position = self.position, position
             try:
-                return self._chunk_values(count)
+                return self._chunk_values(count, self.chunk)
             finally:
                 self.position = kept
 

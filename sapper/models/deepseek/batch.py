@@ -39,10 +39,6 @@ class Batch(Paged, Session):
     def _most_filled(self) -> int:
         return self._runs.room * PAGE
 
-    @property
-    def _most_absorbed(self) -> int:
-        return self.chunk
-
     def _arrange(self, columns: Array, capacity: int) -> tuple[Array, Array, dict[str, int]]:
         columns, rows, values = super()._arrange(columns, capacity)
         return columns, rows, values | {"filled": values["pages"] * PAGE} if values else values

@@ -233,19 +233,15 @@ class Session(BaseSession):
         most = self.shortest_run - 1
         return sorted({*super()._small_chunks(), *([most] if self._absorbs(most) and most < self.chunk else [])})
 
-    @property
-    def _most_absorbed(self) -> int:
-        return min(self.shortest_run, self.chunk)
-
     @cached_property
     def _in_latent_space(self) -> tuple[Array, Array]:
         """Room for the queries there of tokens that attend absorbed, and for what they find."""
-        extents = self._most_absorbed, self.model.config.heads * self.model.config.key_rank
+        extents = self.chunk, self.model.config.heads * self.model.config.key_rank
         return empty(extents, F32), empty(extents, F32)
 
-    def _chunk_values(self, count: int) -> dict[str, int]:
+    def _chunk_values(self, count: int, most: int | None = None) -> dict[str, int]:
         values = super()._chunk_values(count)
-        if not self._absorbs(count):
+        if not self._absorbs(most or count):
             values["filled"] = self.position + count
         return values | self._routed_values(count, self.model.weights.layers)
 
