@@ -43,6 +43,7 @@ from ..tile.float_parts import part_floats
 from ..tile.gathered_operands import bring_gathered
 from ..tile.group_columns import lift_columns
 from ..tile.hoist import hoist_operands
+from ..tile.hoist_functions import hoist_functions
 from ..tile.indices_together import take_together
 from ..tile.interchange import interchange
 from ..tile.joined_depths import join_depths
@@ -277,6 +278,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             if not as_it_is and _says_nothing(schedule):
                 bring_gathered(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES, "mul")
             unroll(function)
+            hoist_functions(function, _typical(specialization), facts.l2_bytes // 4)
         hoist_operands(function)
         if facts.many_workers and not as_it_is:
             self._prepare_products(function, schedule, facts, specialization, lanes)

@@ -1,0 +1,150 @@
+"""Functions of inputs over whole axes, computed once before the loop whose iterations all need them.
+
+Enters a canonical tile function. Leaves: values in a loop that cost much (exp, a quotient), are the same in all
+iterations and span axes of `whole` alone stand before it, with the axes. A worker then keeps them in memory of its own,
+as it does what is written there by hand, and computes them anew neither for each row nor for each tile. Where there is
+anything besides a parallel loop, all stays: these are parts, between which workers wait for each other. Holds: the
+meaning is the same, bit for bit: only what is loaded from tensors that the function does not store to moves, by indices
+that lie in the tensor, and what is computed of that. A loop that is empty would not have loaded it, but could have.
+
+What a reduction takes as it is stays, too: it is computed for a tile, and what a contraction multiplies is packed for
+that. So does all of a loop without reductions, where one walk has such a value in a register for its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.rewriter import eliminate_dead
+from ..ir.types import TileType
+from .hoist import MOVED, Bounds, Ranges
+from .ops import COMPARE, TILE_OPS, UNARY_FLOAT, memory_of, place_of
+from .parts import copy_op
+from .plan import COSTLY, LATE, axes_of
+
+PURE = MOVED | {*UNARY_FLOAT, *COMPARE, "select", "const", "dim", "full"} - {"load"}
+"""Ops that are the same wherever they stand, whatever their operands are."""
+
+FEWEST_TRIPS = 64
+"""Iterations from which on a value is worth its memory: a worker has several of its own, and several tiles of them."""
+
+Typical = Callable[[Value], int | None]
+"""A typical value of an index scalar; None where nothing bounds it before the kernel runs."""
+
+
+def hoist_functions(function: Function, typical: Typical, most_bytes: int) -> int:
+    """In place; how many values stand before the loop now. most_bytes: memory for one of them."""
+    controls = [op for op in function.body.ops if op.blocks or op.name in LATE or op.name == "store"]
+    if len(controls) > 1 and any(op.attributes.get("parallel") for op in controls):
+        return 0
+    return sum(_Hoist(function, loop, typical, most_bytes).run() for loop in controls
+               if loop.name in ("tiles", "each") and any(op.name in LATE for op in loop.walk()))
+
+
+class _Hoist:
+    def __init__(self, function: Function, loop: Op, typical: Typical, most_bytes: int) -> None:
+        self.function = function
+        self.loop = loop
+        self.typical = typical
+        self.most_bytes = most_bytes
+        self.stored = {place_of(op.operands[0]) for op in function.walk() if op.name == "store"}
+        self.inside = {op: number for number, op in enumerate(loop.walk())}
+        self.users: dict[Value, list[Op]] = {}
+        for op in self.inside:
+            for value in op.operands:
+                self.users.setdefault(value, []).append(op)
+        self.same: dict[Value, bool] = {}
+        self.axes: Bounds = {}
+        self.ranges = Ranges(self.axes, {}, frozenset())
+        self.moved_axes = self._axes_that_may_move()
+        outside = {op.attributes["axis"]: op for op in function.body.ops if op.name == "whole"}
+        self.axes |= {axis: (op.operands[0], op.operands[1]) for axis, op in (outside | self.moved_axes).items()}
+
+    def _axes_that_may_move(self) -> dict[str, Op]:
+        """What brings each axis of `whole` whose range is known before the loop."""
+        return {op.attributes["axis"]: op for op in self.inside
+                if op.name == "whole" and all(map(self._stays_same, op.operands))}
+
+    def _stays_same(self, value: Value) -> bool:
+        """Whether a value is the same in all iterations, and may be computed before the first."""
+        if value not in self.same:
+            op = value.op
+            if op is None or op not in self.inside:
+                self.same[value] = op is not None or value.owner is self.function.body
+            elif op.name == "index":
+                self.same[value] = op.attributes["axis"] in self.axes
+            elif op.name == "load":
+                tensor = op.operands[0]
+                self.same[value] = (memory_of(tensor) is tensor and tensor.op is None
+                                    and place_of(tensor) not in self.stored
+                                    and all(map(self._stays_same, op.operands[1:])) and self.ranges.is_inside(op))
+            else:
+                self.same[value] = op.name in PURE and all(map(self._stays_same, op.operands))
+        return self.same[value]
+
+    def _behind(self, value: Value) -> list[Op]:
+        """The ops of the loop that make a value, in their order."""
+        found: set[Op] = set()
+        waiting = [value]
+        while waiting:
+            op = waiting.pop().op
+            if op is not None and op in self.inside and op not in found:
+                found.add(op)
+                waiting += op.operands
+        return sorted(found, key=self.inside.__getitem__)
+
+    def _blocks(self) -> list[tuple[Block, int]]:
+        """The blocks of the loop, and of loops in it, each with how often it is typically run."""
+        found, waiting = [], [(self.loop, 1)]
+        while waiting:
+            loop, times = waiting.pop()
+            count = len(loop.attributes["axes"]) if loop.name == "tiles" else loop.attributes["count"]
+            times *= prod(self._extent(*loop.operands[2 * n:2 * n + 2]) for n in range(count))
+            found.append((loop.blocks[0], times))
+            waiting += [(op, times) for op in loop.blocks[0].ops if op.name in ("tiles", "each")]
+        return found
+
+    def _extent(self, start: Value, stop: Value) -> int:
+        return max(1, (self.typical(stop) or 1) - (self.typical(start) or 0))
+
+    def _wanted(self, block: Block) -> list[Value]:
+        """Values of a block that others of the loop use, not the same in all iterations, and that are worth it."""
+        return [op.result for op in block.ops if len(op.results) == 1 and isinstance(op.result.type, TileType)
+                and self._stays_same(op.result) and self._is_worth_it(op.result)]
+
+    def _is_worth_it(self, value: Value) -> bool:
+        axes = axes_of(value)
+        users = self.users.get(value, [])
+        if not axes or not any(op.name in COSTLY for op in self._behind(value)) or all(
+                op.name in LATE or (len(op.results) == 1 and self._stays_same(op.result)) for op in users):
+            return False
+        ends = [self.axes[axis] for axis in axes]
+        if any(self.typical(stop) is None for _, stop in ends):
+            return False
+        size: int = value.type.dtype.size_bytes  # type: ignore[union-attr]
+        return prod(self._extent(*pair) for pair in ends) * size <= self.most_bytes
+
+    def run(self) -> int:
+        values = [value for block, times in self._blocks() if times >= FEWEST_TRIPS for value in self._wanted(block)]
+        needed = {op for value in values for op in self._behind(value)}
+        axes = {op.attributes["axis"] for op in needed if op.name == "index"} & self.moved_axes.keys()
+        before: list[Op] = []
+        made: dict[Value, Value] = {}
+        for op in self.inside:
+            if op.name == "whole" and op.attributes["axis"] in axes:
+                needed |= {o for v in op.operands for o in self._behind(v)}
+        for op in self.inside:
+            if op in needed or (op.name == "whole" and op.attributes["axis"] in axes):
+                before.append(copy_op(op, made))
+        for block in [block for op in self.inside for block in op.blocks]:
+            block.ops[:] = [op for op in block.ops if not (op.name == "whole" and op.attributes["axis"] in axes)]
+        replaced = {value: made[value] for value in values}
+        for op in self.inside:
+            op.operands = [replaced.get(v, v) for v in op.operands]
+        place = self.function.body.ops.index(self.loop)
+        self.function.body.ops[place:place] = before
+        if values:
+            eliminate_dead(self.function, TILE_OPS)
+        return len(values)
