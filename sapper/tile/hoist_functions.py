@@ -2,10 +2,10 @@
 
 Enters a canonical tile function. Leaves: values in a loop that cost much (exp, a quotient), are the same in all
 iterations and span axes of `whole` alone stand before it, with the axes. A worker then keeps them in memory of its own,
-as it does what is written there by hand, and computes them anew neither for each row nor for each tile. Where there is
-anything besides a parallel loop, all stays: these are parts, between which workers wait for each other. Holds: the
-meaning is the same, bit for bit: only what is loaded from tensors that the function does not store to moves, by indices
-that lie in the tensor, and what is computed of that. A loop that is empty would not have loaded it, but could have.
+as it does what is written there by hand, and computes them anew neither for each row nor for each tile; where there are
+parts (parts.py), the first worker computes them for all, in one part before the others. Holds: the meaning is the same,
+bit for bit: only what is loaded from tensors that the function does not store to moves, by indices that lie in the
+tensor, and what is computed of that. A loop that is empty would not have loaded it, but could have.
 
 What a reduction takes as it is stays, too: it is computed for a tile, and what a contraction multiplies is packed for
 that. So does all of a loop without reductions, where one walk has such a value in a register for its rows.
@@ -36,10 +36,7 @@ Typical = Callable[[Value], int | None]
 
 def hoist_functions(function: Function, typical: Typical, most_bytes: int) -> int:
     """In place; how many values stand before the loop now. most_bytes: memory for one of them."""
-    controls = [op for op in function.body.ops if op.blocks or op.name in LATE or op.name == "store"]
-    if len(controls) > 1 and any(op.attributes.get("parallel") for op in controls):
-        return 0
-    return sum(_Hoist(function, loop, typical, most_bytes).run() for loop in controls
+    return sum(_Hoist(function, loop, typical, most_bytes).run() for loop in list(function.body.ops)
                if loop.name in ("tiles", "each") and any(op.name in LATE for op in loop.walk()))
 
 
@@ -143,8 +140,16 @@ class _Hoist:
         replaced = {value: made[value] for value in values}
         for op in self.inside:
             op.operands = [replaced.get(v, v) for v in op.operands]
-        place = self.function.body.ops.index(self.loop)
+        place = self._place(before)
         self.function.body.ops[place:place] = before
         if values:
             eliminate_dead(self.function, TILE_OPS)
         return len(values)
+
+    def _place(self, moved: list[Op]) -> int:
+        """Before whatever runs in the body of the function, if nothing that is moved needs what is made later."""
+        ops = self.function.body.ops
+        first = next(n for n, op in enumerate(ops) if op.blocks or op.name in LATE or op.name == "store")
+        known = {value for op in ops[:first] for value in op.results} | {v for op in moved for v in op.results}
+        needed = (v for op in moved for v in op.operands if v.op is not None)
+        return first if all(v in known for v in needed) else ops.index(self.loop)
