@@ -12,12 +12,15 @@ from sapper import Tensor, each, exp, f32, f64, i32, log, max, min, rsqrt, span,
 from sapper.ir.nodes import Function, Op
 from sapper.ir.text import print_function
 from sapper.ir.verifier import verify
+from sapper.lane.lower import Lowering
 from sapper.tile.canonical import canonicalize
-from sapper.tile.hoist_functions import FEWEST_TRIPS, hoist_functions
+from sapper.tile.hoist_functions import FEWEST_TRIPS, WEIGHT_TRIPS, hoist_functions
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.plan import COSTLY
 from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import Facts, Schedule
+from tests.lane.run_lane import specialize
 
 M, N, K = sp.dims("M N K")
 LARGE = 1 << 30
@@ -89,8 +92,15 @@ def of_what_was_summed(x: Tensor[f32, M, K], g: Tensor[f32, K], out: Tensor[f32,
         out[m] = sum(x[m, k] + exp(g[k] - total), over=k)
 
 
+@sp.kernel
+def weights(x: Tensor[f32, M, K], a: Tensor[f32, N, K], s: Tensor[f32, N, K], out: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n, k = whole(N), whole(K)
+        out[m, n] = sum((x[m, k] - a[n, k]) * exp(s[n, k]), over=k)
+
+
 MOVING = [differences, mixture, gains, masked, in_loops_in_loops, in_order, two_loops,
-          of_what_was_summed]
+          of_what_was_summed, weights]
 
 
 @sp.kernel
@@ -156,7 +166,7 @@ def canonical(kernel: Any) -> Function:
     return function
 
 
-def hoisted(function: Function, extent: int = 1000, most_bytes: int = LARGE) -> int:
+def hoisted(function: Function, extent: int = WEIGHT_TRIPS, most_bytes: int = LARGE) -> int:
     moved = hoist_functions(function, lambda value: 0 if value.op is not None and value.op.name == "const" else extent,
                             most_bytes)
     verify(function, TILE_OPS)
@@ -188,11 +198,34 @@ def test_all_else_stays(kernel: Any) -> None:
     assert hoisted(function) == 0 and print_function(function) == text
 
 
-@pytest.mark.parametrize(("extent", "most_bytes"), [(FEWEST_TRIPS - 1, LARGE), (1000, 3999)])
-def test_what_is_not_worth_it_stays(extent: int, most_bytes: int) -> None:
-    function = canonical(gains)
-    assert hoisted(function, extent, most_bytes) == 0
-    assert hoisted(function, FEWEST_TRIPS, 4 * FEWEST_TRIPS) == 1
+@pytest.mark.parametrize(("kernel", "fewest", "most_bytes"), [
+    (gains, FEWEST_TRIPS, 4 * FEWEST_TRIPS), (weights, WEIGHT_TRIPS, 4 * WEIGHT_TRIPS**2)], ids=["gains", "weights"])
+def test_what_is_not_worth_it_stays(kernel: Any, fewest: int, most_bytes: int) -> None:
+    function = canonical(kernel)
+    assert hoisted(function, fewest - 1, most_bytes) == 0
+    assert hoisted(function, fewest, most_bytes - 1) == 0
+    assert hoisted(function, fewest, most_bytes) == 1
+
+
+@sp.kernel
+def weights_by_hand(x: Tensor[f32, M, K], a: Tensor[f32, N, K], s: Tensor[f32, N, K], out: Tensor[f32, M, N]):
+    n, k = whole(N), whole(K)
+    w = exp(s[n, k])
+    for m in tiles(M):
+        out[m, n] = sum((x[m, k] - a[n, k]) * w, over=k)
+
+
+@pytest.mark.parametrize("kernel", [weights, weights_by_hand], ids=lambda kernel: kernel.name)
+def test_weights_of_many_rows_pass_through_a_buffer(kernel: Any) -> None:
+    """One part makes them, and the other reads them as it does a tensor; not of few rows, nor by many workers."""
+    for rows, facts, parts in ((5000, Facts(), 2), (300, Facts(), 0), (5000, Facts(many_workers=True), 0)):
+        specialization = specialize(kernel.tile_ir(), arguments(kernel, {"M": rows, "N": 3, "K": 5}))
+        lowering = Lowering(canonical(kernel), Schedule(), facts, specialization, facts.lanes)
+        made = [op for op in lowering.function.body.ops if op.name == "part"]
+        assert len(made) == parts
+        if parts:
+            assert not any(op.name == "exp" for op in made[1].walk())
+            assert len([op for op in made[1].walk() if op.name == "load"]) == 3
 
 
 def arguments(kernel: Any, sizes: dict[str, int]) -> dict[str, Any]:
@@ -223,8 +256,8 @@ def test_the_meaning_stays_bit_for_bit(kernel: Any, sizes: tuple[int, int, int])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("sizes", [(300, 3, 21), (129, 7, 64), (0, 3, 5)], ids=str)
-@pytest.mark.parametrize("kernel", MOVING, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("sizes", [(300, 3, 21), (129, 7, 64), (0, 3, 5), (1500, 5, 19)], ids=str)
+@pytest.mark.parametrize("kernel", [*MOVING, weights_by_hand], ids=lambda kernel: kernel.name)
 def test_compiled_results_are_right(kernel: Any, sizes: tuple[int, int, int], threads: int) -> None:
     given = arguments(kernel, dict(zip(("M", "N", "K"), sizes, strict=True)))
     expected = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in given.items()}
