@@ -115,13 +115,14 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
     return np.array([_fma64_one(*abc) for abc in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)], np.float64)
 
 
-def scale_exponent(a: Array, n: Array) -> Array:
-    """a * 2**floor(n), rounded once."""
+def scale_exponent(a: Array, n: Array, least: Array | None = None) -> Array:
+    """a * 2**floor(n), rounded once; with `least`, 0 where n is below that."""
     limit = 4200  # beyond the distance between the extremes of f64
     power = np.where(np.isfinite(n), np.clip(np.floor(n), -limit, limit), 0).astype(np.int32)
     scaled = np.ldexp(a, power)
     infinite = np.where(n > 0, a * a.dtype.type(np.inf), a * a.dtype.type(0))
-    return np.where(np.isinf(n), infinite, np.where(np.isnan(n), n, scaled))
+    result = np.where(np.isinf(n), infinite, np.where(np.isnan(n), n, scaled))
+    return result if least is None else np.where(n < least, result.dtype.type(0), result)
 
 
 def cvt(value: Array, to: np.dtype[Any]) -> Array:

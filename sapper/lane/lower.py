@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ from ..tile.float_parts import part_floats
 from ..tile.gathered_operands import bring_gathered
 from ..tile.group_columns import lift_columns
 from ..tile.hoist import hoist_operands
+from ..tile.hoist_functions import WEIGHT_TRIPS, extent_of, hoist_functions, is_weight, trips_of
 from ..tile.indices_together import take_together
 from ..tile.interchange import interchange
 from ..tile.joined_depths import join_depths
@@ -51,7 +53,19 @@ from ..tile.long_sums import share_long_sums
 from ..tile.loop_products import join_loops
 from ..tile.nests import part_nests
 from ..tile.parts import copy_function, split_parts
-from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
+from ..tile.plan import (
+    COSTLY,
+    LATE,
+    ORDERED,
+    Late,
+    Plan,
+    Walk,
+    axes_of,
+    early_scalars,
+    is_scalar_integer,
+    ops_behind,
+    plan_block,
+)
 from ..tile.product_parts import axes_brought, lift_extents, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from ..tile.several_depths import loop_over_depths
@@ -191,15 +205,27 @@ class _Depth:
 _DEPTH = _Depth()
 
 
-def _parts(function: Function, specialization: Specialization) -> Function:
-    """The function as parts that meet at barriers; see tile/parts.py."""
+def _parts(function: Function, specialization: Specialization, weight_bytes: int) -> Function:
+    """The function as parts that meet at barriers; see tile/parts.py. weight_bytes: of what costs much and contractions
+    of a parallel loop take as weights, so much goes through a buffer, from which panels are packed as from a tensor."""
     def is_bounded(start: Value, stop: Value) -> bool:
         return hint(start, specialization)[2] is not None and hint(stop, specialization)[2] is not None
 
     def is_long(start: Value, stop: Value) -> bool:
         return hint(stop, specialization)[0] >= LONG_REDUCTION
 
-    return split_parts(function, is_long, is_bounded)
+    ranges = {op.attributes["axis"]: op.operands for op in function.body.ops if op.name == "whole"}
+    typical = _typical(specialization)
+
+    def is_passed(loop: Op, contraction: Op, value: Value) -> bool:
+        mine = [ranges[axis] for axis in axes_of(value) if axis in ranges]
+        if not is_weight(contraction, value) or len(mine) < len(axes_of(value)) or not all(
+                is_bounded(*pair) for pair in mine) or not any(op.name in COSTLY for op in ops_behind(value)):
+            return False
+        size_bytes = prod(extent_of(typical, *pair) for pair in mine) * dtype_of(value).size_bytes
+        return size_bytes <= weight_bytes and trips_of(loop, typical) >= WEIGHT_TRIPS
+
+    return split_parts(function, is_long, is_bounded, is_passed)
 
 
 def lanes_of(function: Function, facts: Facts) -> int:
@@ -277,6 +303,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             if not as_it_is and _says_nothing(schedule):
                 bring_gathered(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES, "mul")
             unroll(function)
+            hoist_functions(function, _typical(specialization), facts.l2_bytes // 4)
         hoist_operands(function)
         if facts.many_workers and not as_it_is:
             self._prepare_products(function, schedule, facts, specialization, lanes)
@@ -287,7 +314,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             self._compute_operands_once(function, schedule, specialization)
             if facts.shared_pipes:      # to widen takes a multiply-add's place
                 widen_operands(function, _typical(specialization), FEW_AT_ONCE + 1, STAGE_ROWS, MOST_OPERAND_BYTES)
-        super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
+        weight_bytes = 0 if facts.many_workers else facts.l2_bytes // 4
+        super().__init__(_parts(function, specialization, weight_bytes), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []
         self.in_slots = set()

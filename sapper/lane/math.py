@@ -45,6 +45,12 @@ class _Format:
             setattr(self, name.lower(), getattr(polynomials, f"{name}_{suffix}"))
         # exp: below `exp_low` it rounds to 0, above `exp_high` it overflows.
         self.exp_low, self.exp_high = (-104.0, 89.0) if self.is_f32 else (-746.0, 710.0)
+        self.zero_power = -151 if self.is_f32 else -1076
+        """The greatest power of two that times any number up to 3/2 rounds to 0."""
+        self.exp_zero = -105.0 if self.is_f32 else -746.0
+        """Its logarithm, or below, but not by half a power."""
+        self.sigmoid_limits = (-105.42, 70.0) if self.is_f32 else (-746.6, 600.0)
+        """The first is 1077 ln 2 (152 ln 2, by the table 152 1/16 ln 2) and a little more."""
         self.exp2_low, self.exp2_high = (-151.0, 129.0) if self.is_f32 else (-1076.0, 1025.0)
         self.tanh_limit = 9.1 if self.is_f32 else 19.1
         self.erf_split, self.erf_limit = 1.0, (4.0 if self.is_f32 else 6.0)
@@ -139,9 +145,21 @@ class _Emitter:
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         return self.emit("fma", [a, b, c], self.format.row)
 
+    @property
+    def flushes(self) -> bool:
+        """Whether `power` takes powers of two for 0 that make a product round to 0: then no lower limit is needed."""
+        return self.slow_underflow and "scale_exponent" in self.legal
+
+    @property
+    def exp_low(self) -> float:
+        """A lower limit for exp, where the result is 0: by rounding, or as a power made by shifts is 0 there."""
+        rounds = "scale_exponent" in self.legal or self.approximates
+        return self.format.exp_low if rounds else self.format.exp_zero
+
     def limited(self, x: Value, low: float, high: float) -> Value:
         """x brought into a range; NaN goes through, as min and max give their second operand for it."""
-        x = self.row("max", self.constant(low), x)
+        if not self.flushes:
+            x = self.row("max", self.constant(low), x)
         return x if self.most <= high else self.row("min", self.constant(high), x)
 
     def to_bits(self, a: Value) -> Value:
@@ -203,32 +221,35 @@ class _Emitter:
         """Whether f32 powers of two are made by shifts: no instruction scales by one or raises to one."""
         return self.format.is_f32 and "scale_exponent" not in self.legal and not self.approximates
 
+    def power(self, a: Value, n: Value) -> Value:
+        """a 2**floor(n) by `scale_exponent`, where that is no more than 3/2 2**n. Where an underflow takes long, what
+        would be rounded to 0 is 0 without one."""
+        least = [self.constant(self.format.zero_power + 1)] if self.flushes else []
+        return self.emit("scale_exponent", [a, n, *least], self.format.row)
+
     def split_exponent(self, x: Value, factor: float, most: float) -> tuple[Value, float, Callable[[Value], Value]]:
         """n, which is x times a factor, rounded to an integer, |n| < 2 * bias; a power of two s; and what multiplies s
-        times a number from 1/2 to 2 by 2**n / s, rounding once. most: what x is known not to be above.
+        times a number from 1/2 to 3/2 by 2**n / s, rounding once. most: what x is known not to be above.
 
         Without `scale_exponent` 2**n is two powers that are normal numbers, of which only the second can round or
-        overflow. They have half of n each; or, of n that are not above 0, one has n + half and the other none: then
-        that one is s, which the coefficients of a polynomial take in.
+        overflow. They have half of n each; of n that are not above 0 one has it all. What is left of n, s, is a
+        constant that the coefficients of a polynomial take in, and is such that the powers are 0 where the product
+        would round to 0: underflows take long on many processors, also those to 0.
         """
         f = self.format
         if "scale_exponent" in self.legal:
             n = self.row("round", x if factor == 1.0 else self.mul(x, self.constant(factor)))
-            return n, 1.0, lambda a: self.emit("scale_exponent", [a, n], f.row)
-        half = f.bias // 2
+            return n, 1.0, lambda a: self.power(a, n)
         if most <= 0:
-            n, places = self.rounded(x, factor, f.bias + half)
-            first = self.to_exponent(places)
-            if self.makes_powers:
-                return n, 2.0**-half, lambda a: self.mul(a, first)
-            second = self.constant(2.0**-half)
-        else:
-            n, places = self.rounded(x, factor, 2 * f.bias)
-            whole = self.shift("shl", self.to_bits(places), f.mantissa_bits)
-            halved = self.shift("shl", self.to_bits(places), f.mantissa_bits - 1)
-            exponent = self.bits("and", halved, self.bits_constant(-1 << f.mantissa_bits))
-            first, second = self.from_bits(exponent), self.from_bits(self.bits("sub", whole, exponent))
-        return n, 1.0, lambda a: self.mul(self.mul(a, first), second)
+            n, places = self.rounded(x, factor, -f.zero_power)
+            whole = self.to_exponent(places)
+            return n, 2.0 ** (f.bias + f.zero_power), lambda a: self.mul(a, whole)
+        n, places = self.rounded(x, factor, 1 - f.zero_power)
+        both = self.shift("shl", self.to_bits(places), f.mantissa_bits)
+        halved = self.shift("shl", self.to_bits(places), f.mantissa_bits - 1)
+        exponent = self.bits("and", halved, self.bits_constant(-1 << f.mantissa_bits))
+        first, second = self.from_bits(exponent), self.from_bits(self.bits("sub", both, exponent))
+        return n, 2.0 ** (2 * f.bias + f.zero_power - 1), lambda a: self.mul(self.mul(a, first), second)
 
     def reduced(self, x: Value, n: Value) -> Value:
         """x - n ln 2, small."""
@@ -284,30 +305,26 @@ class _Emitter:
     def has_tables(self) -> bool:
         return self.format.is_f32 and {"lookup", "scale_exponent"} <= self.legal
 
-    def exp_by_table(self, x: Value, low: float | None = None) -> Value:
-        """e**x for exp_low <= x <= exp_high or NaN: x = n ln 2 + r, where n is a multiple of 1/16. low: exp_low, if x
-        may be below it; r is then that of the greater of both, while n is -infinity for -infinity, whose power is 0
-        without underflow.
-
-        Its fraction is a place in a table (Tang, "Table-driven implementation of the exponential function", 1989), and
-        r is so small that two coefficients are enough. n has 12 bits, so its product with the first part of ln 2 may
-        have more than 24, but fma forms it exactly, and the difference is exact.
-        """
-        f = self.format
-        magic = self.constant(f.magic / 16)
+    def split_by_table(self, x: Value) -> tuple[Value, Value, Value]:
+        """x = n ln 2 + r for x as in exp_reduced, n a multiple of 1/16: n, a float whose low bits say which, and r. n
+        has 12 bits, so its product with the first part of ln 2 may have more than 24, but fma forms it exactly, and the
+        difference is exact."""
+        magic = self.constant(self.format.magic / 16)
         places = self.fma(x, self.constant(1 / math.log(2)), magic)
         n = self.sub(places, magic)
-        if low is None:
-            r = self.reduced(x, n)
-        else:
-            least = round(low * 16 / math.log(2)) / 16
-            r = self.reduced(self.row("max", self.constant(low), x), self.row("max", self.constant(least), n))
+        return n, places, self.reduced(x, n)
+
+    def exp_by_table(self, x: Value) -> Value:
+        """e**x for x as in exp_reduced: the fraction of n is a place in a table (Tang, "Table-driven implementation of
+        the exponential function", 1989), and r is so small that two coefficients are enough."""
+        n, places, r = self.split_by_table(x)
         power = self.lookup(places, *polynomials.EXP2_TABLE_F32)
         expm1 = self.fma(self.mul(r, r), self.polynomial(r, polynomials.EXPM1_TABLE_F32), r)
-        return self.emit("scale_exponent", [self.fma(power, expm1, power), n], f.row)
+        return self.power(self.fma(power, expm1, power), n)
 
     def exp_reduced(self, x: Value, most: float) -> Value:
-        """e**x for exp_low <= x <= exp_high or NaN. most: what x is known not to be above."""
+        """e**x for exp_low <= x <= exp_high or NaN, and below that where `flushes`. most: what x is known not to be
+        above."""
         if self.has_tables:
             return self.exp_by_table(x)
         n, scale, scaled = self.split_exponent(x, 1 / math.log(2), most)
@@ -367,13 +384,11 @@ def _exp(e: _Emitter, x: Value) -> Value:
             return e.row("exp2", e.mul(x, e.constant(1 / math.log(2))))
         return e.exp_by_exp2(e.limited(x, f.exp_low, f.exp_high), e.most)
     if e.coarse and e.makes_powers:
-        x = e.limited(x, f.exp_low, f.exp_high)
+        x = e.limited(x, e.exp_low, f.exp_high)
         n, scale, scaled = e.split_exponent(x, 1 / math.log(2), e.most)
         r = e.fma(x, e.constant(1 / math.log(2)), e.emit("neg", [n], f.row))
         return scaled(e.polynomial(r, times(scale, polynomials.EXP2_NEAREST_F32)))
-    if e.slow_underflow and e.has_tables:
-        return e.exp_by_table(x if e.most <= f.exp_high else e.row("min", e.constant(f.exp_high), x), f.exp_low)
-    return e.exp_reduced(e.limited(x, f.exp_low, f.exp_high), e.most)
+    return e.exp_reduced(e.limited(x, e.exp_low, f.exp_high), e.most)
 
 
 def _exp2(e: _Emitter, x: Value) -> Value:
@@ -430,45 +445,55 @@ def _tanh(e: _Emitter, x: Value) -> Value:
 
 
 def _sigmoid(e: _Emitter, x: Value) -> Value:
-    """With z = e**-|x| <= 1: 1 / (1 + z), or z / (1 + z) for negative x, which underflows gradually.
-
-    Short: s / (s + s e**-x), where s is a power of two so small that e**-x does not overflow before the quotient does
-    underflow, and not so small that what is left of s e**-x could matter.
-    """
+    """s / (s + s e**-x), where s is a power of two so small that e**-x does not overflow before the quotient does
+    underflow, which it does gradually, and not so small that what is left of s e**-x could matter."""
     f = e.format
-    if e.is_short:
-        scale = 2.0**-24
-        z = e.exp2_short(e.mul(x, e.constant(-1 / math.log(2))), scale)
-        return e.emit("div", [e.constant(scale), e.add(z, e.constant(scale))], f.row)
     if e.approximates:
         # e**-x is infinite where the quotient is below the normal numbers.
         z = e.row("exp2", e.mul(x, e.constant(-1 / math.log(2)))) if e.coarse else \
             e.exp_by_exp2(e.limited(e.emit("neg", [x], f.row), f.exp_low, f.exp_high), math.inf)
         return e.reciprocal(e.add(z, e.constant(1.0)))
-    if e.makes_powers:
-        return _sigmoid_of_one_power(e, x)
-    z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)), 0.0)
-    above = e.select(e.compare("lt", x, e.constant(0.0)), z, e.constant(1.0))
-    return e.emit("div", [above, e.add(z, e.constant(1.0))], f.row)
+    shift = f.mantissa_bits + 1
+    scale = e.constant(2.0**-shift)
+    if e.is_short:
+        z = e.exp2_short(e.mul(x, e.constant(-1 / math.log(2))), 2.0**-shift)
+        return e.emit("div", [scale, e.add(z, scale)], f.row)
+    # Below, s 2**n is infinite and the quotient 0; above, e**-x has not counted for long, and s 2**n is normal.
+    low, high = f.sigmoid_limits
+    x = e.row("max", e.constant(low), e.row("min", e.constant(high), x))
+    below = _sum_by_table(e, x, shift) if e.has_tables else e.add(_scaled_power(e, x, shift), scale)
+    return e.emit("div", [scale, below], f.row)
 
 
-def _sigmoid_of_one_power(e: _Emitter, x: Value) -> Value:
-    """s / (s + s e**-x) in f32, s = 2**-24: s 2**n is a normal number for every n that counts."""
+def _sum_by_table(e: _Emitter, x: Value, shift: int) -> Value:
+    """2**-shift (1 + e**-x) as a + (a b + 2**-shift), where a (1 + b) is e**-x 2**-shift: what is rounded first counts
+    less. 1 + b is e**r and a 32nd more, so that b is above 0, as infinity times it must not be negative."""
+    n, places, r = e.split_by_table(e.emit("neg", [x], e.format.row))
+    more = 1 + 2.0**-5
+    power = e.lookup(places, tuple(2.0 ** (j / 16 - shift) / more for j in range(16)))
+    a = e.emit("scale_exponent", [power, n], e.format.row)
+    b = e.polynomial(r, (more - 1, *times(more, (1.0, *polynomials.EXPM1_TABLE_F32))))
+    return e.add(a, e.fma(a, b, e.constant(2.0**-shift)))
+
+
+def _scaled_power(e: _Emitter, x: Value, shift: int) -> Value:
+    """2**-shift e**-x, where that is a normal number, or infinite, as n, -x / ln 2 rounded, says."""
     f = e.format
-    shift = 24
-    # Below, the quotient rounds to 0; above, e**-x has not counted for long, and s 2**n is just a normal number.
-    x = e.row("max", e.constant(f.exp_low), e.row("min", e.constant(70.0), x))
-    n, places = e.rounded(x, -1 / math.log(2), f.bias - shift)
-    if e.coarse:
+    scales = "scale_exponent" in e.legal
+    if scales:
+        n = e.row("round", e.mul(x, e.constant(-1 / math.log(2))))
+    else:
+        n, places = e.rounded(x, -1 / math.log(2), f.bias - shift)
+    if e.coarse and e.makes_powers:
         r = e.fma(x, e.constant(-1 / math.log(2)), e.emit("neg", [n], f.row))
-        z = e.polynomial(r, polynomials.EXP2_NEAREST_F32)
+        coefficients = polynomials.EXP2_NEAREST_F32
     else:
         high, low = _LN2_PARTS[f.row]
         r = e.fma(n, e.constant(low), e.fma(n, e.constant(high), x))     # of -x what is left is -r
-        z = e.polynomial(r, tuple(c * (-1) ** k for k, c in enumerate((1.0, 1.0, *f.expm1))))
-    scaled = e.mul(z, e.to_exponent(places))
-    scale = e.constant(2.0**-shift)
-    return e.emit("div", [scale, e.add(scaled, scale)], f.row)
+        coefficients = tuple(c * (-1) ** k for k, c in enumerate((1.0, 1.0, *f.expm1)))
+    if scales:
+        return e.emit("scale_exponent", [e.polynomial(r, times(2.0**-shift, coefficients)), n], f.row)
+    return e.mul(e.polynomial(r, coefficients), e.to_exponent(places))
 
 
 def _erf(e: _Emitter, x: Value) -> Value:

@@ -77,8 +77,9 @@ LANE_OPS = OpTable("lane", [
                  + ("; the operand is NaN or at most `most`" if name in BOUNDED else "")
                  + ("; with `coarse` it may be as inexact as docs/math.md says" if name in COARSE else ""))
       for name in MATH],
-    OpSpec("scale_exponent", (2, 2), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
-                                         "infinity, gradual underflow)"),
+    OpSpec("scale_exponent", (2, 3), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
+                                         "infinity, gradual underflow); with a third, 0 where n is below that, also "
+                                         "of an a that is NaN"),
     OpSpec("fraction", (1, 1), optional=("down",),
            doc="row<f32>: a - round(a), with `down` a - floor(a) rounded down; 0 for infinities; only where the target "
                "has it"),

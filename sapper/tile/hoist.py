@@ -54,13 +54,13 @@ def _block(block: Block, axes: Bounds, counters: dict[Value, tuple[Value, Value]
         for nested in op.blocks:
             _block(nested, inner, counted, used)
         if op.name in ("tiles", "each") and not op.attributes["parallel"]:
-            moved = _invariant(op, _Ranges(axes, counters, used))
+            moved = _invariant(op, Ranges(axes, counters, used))
             op.blocks[0].ops[:] = [o for o in op.blocks[0].ops if o not in moved]
             block.ops[position - 1:position - 1] = moved
             position += len(moved)
 
 
-def _invariant(loop: Op, ranges: _Ranges) -> list[Op]:
+def _invariant(loop: Op, ranges: Ranges) -> list[Op]:
     """The ops of the body of a loop that may stand before it and that a contraction multiplies, in their order."""
     body = loop.blocks[0]
     members = set(body.ops)
@@ -124,7 +124,7 @@ def _key(index: Value) -> object:
     return op.attributes["axis"] if op is not None and op.name == "index" else index
 
 
-class _Ranges:
+class Ranges:
     """What is known of indices. axes, counters: their start and stop."""
 
     def __init__(self, axes: Bounds, counters: dict[Value, tuple[Value, Value]], used: Used) -> None:

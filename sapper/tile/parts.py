@@ -35,21 +35,33 @@ INDEX = TileType(index)
 Range = Callable[[Value, Value], bool]
 """Something that holds for a range from start to stop, two index scalars."""
 
+Passed = Callable[[Op, Op, Value], bool]
+"""Something that holds for a loop, a contraction in it and an operand of that."""
 
-def split_parts(function: Function, is_long: Range, is_bounded: Range) -> Function:
+
+def split_parts(function: Function, is_long: Range, is_bounded: Range,
+                is_passed: Passed = lambda loop, contraction, value: False) -> Function:
     """is_long: whether a reduction over a range is worth sharing among workers. is_bounded: whether memory can be
-    sized by a range."""
+    sized by a range. is_passed: whether an operand of a contraction in a parallel loop, computed before that, is best
+    in a buffer, as a tensor would be."""
     body = function.body
     parallel = [op for op in body.ops if op.attributes.get("parallel")]
     others = [op for op in body.ops if op.blocks or op.name in LATE or op.name == "store"]
     splits = _Reductions(body, is_long, is_bounded).any()
-    if not splits and (not parallel or len(others) == 1):
+    if not splits and (not parallel or (len(others) == 1 and not _weights(body, is_passed))):
         return function
     made = copy_function(function)
     if splits:
         _Reductions(made.body, is_long, is_bounded).split()
-    _Partition(made.body, is_bounded).rewrite()
+    _Partition(made.body, is_bounded, _weights(made.body, is_passed)).rewrite()
     return made
+
+
+def _weights(body: Block, is_passed: Passed) -> set[Op]:
+    """Elementwise ops of a block that contractions in its parallel loops multiply."""
+    ours = {op for op in body.ops if not op.blocks and op.name not in (*LATE, "load", "full")}
+    return {v.op for loop in body.ops if loop.attributes.get("parallel") for op in loop.walk()
+            if op.name == "contract" for v in op.operands if v.op in ours and is_passed(loop, op, v)}
 
 
 # Copies.
@@ -317,10 +329,10 @@ class _Part:
 class _Partition(_Top):
     """Cuts the top block into parts."""
 
-    def __init__(self, body: Block, is_bounded: Range) -> None:
+    def __init__(self, body: Block, is_bounded: Range, anchored: set[Op]) -> None:
         super().__init__(body)
         self.is_bounded = is_bounded
-        self.anchored: set[Op] = set()
+        self.anchored = anchored
         self.parts: list[_Part] = []
         self.home: dict[Op, int] = {}
 

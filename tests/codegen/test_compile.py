@@ -283,8 +283,8 @@ def test_scale_exponent(target: Target, lanes: int, dtype: DType) -> None:
         # A NaN times 2**infinity is infinity or 0 by VSCALEF's own rule: unspecified.
         inputs[0][np.isinf(inputs[1]) & np.isnan(inputs[0])] = 0
 
-    for seed in range(4):
-        check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v: b.value("scale_exponent", v, v[0].type), seed,
+    for seed, operands in itertools.product(range(4), (2, 3)):      # the third: below which power it is 0
+        check_rows(target, lanes, [dtype] * operands, dtype, lambda b, v: b.value("scale_exponent", v, v[0].type), seed,
                    powers)
 
 

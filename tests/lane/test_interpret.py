@@ -125,6 +125,12 @@ def test_scale_exponent_rounds_once() -> None:
     same(rows("scale_exponent", ["f64", "f64"], "f64", [[1.5, 1.0], [-1074.0, 1e300]]), [2 * 2.0**-1074, INF])
 
 
+def test_scale_exponent_is_zero_below_a_power() -> None:
+    a, n = [1.0, 1.0, -1.0, NAN, NAN, 1.0, INF, 1.0], [-3.0, -3.5, -3.5, -4.0, 0.0, NAN, -INF, -3.0]
+    same(rows("scale_exponent", ["f32", "f32", "f32"], "f32", [a, n, [-3.0] * 7 + [NAN]]),
+         [0.125, 0.0, 0.0, 0.0, NAN, NAN, 0.0, 0.125])
+
+
 @pytest.mark.parametrize(
     ("op", "types", "result", "inputs", "attributes", "expected"),
     [

@@ -188,12 +188,24 @@ def copy_sign(s: Any, op: Op) -> None:
     s.emit(f"vpternlogd.{bits}", register, other, mask, 0xD8)
 
 
+NOT_LESS = 21
+"""The comparison that holds for NaN, too, and is quiet (SDM volume 2, CMPPS, table 3-1: NLT_UQ)."""
+
+
 def scale_exponent(s: Any, op: Op) -> None:
-    """VSCALEF, which is the op but for a NaN times an infinite power (SDM volume 2: infinity or 0)."""
-    a, n = op.operands
+    """VSCALEF, which is the op but for a NaN times an infinite power (SDM volume 2: infinity or 0). Lanes that an
+    opmask puts to 0 raise no exception (volume 1, 15.6), so none of them waits for an underflow."""
+    a, n, *least = op.operands
     dtype = dtype_of(a)
-    last = s.operand(n)
-    s.emit(f"vscalef{FLOAT[dtype.name]}.{bits_of(s, dtype)}", s.define(op.results[0]), s.vector(a), last)
+    name = f"vscalef{FLOAT[dtype.name]}.{bits_of(s, dtype)}"
+    if not least:
+        last = s.operand(n)
+        s.emit(name, s.define(op.results[0]), s.vector(a), last)
+        return
+    bound, power = s.operand(least[0]), s.vector(n)
+    kept = s.new("mask")
+    s.emit(f"vcmp{FLOAT[dtype.name]}.k.{bits_of(s, dtype)}", kept, power, bound, NOT_LESS)
+    s.emit_masked(name, kept, True, s.define(op.results[0]), s.vector(a), power)
 
 
 def _bitwise(name: str) -> Rule:

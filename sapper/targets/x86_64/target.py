@@ -42,7 +42,8 @@ class _Row(NamedTuple):
     arithmetic makes and an instruction rounds to bf16, not row after row (measured; lane/register_factors.py).
     interleaves: bytes of four rows are better joined to slots by unpacking than widened one by one (measured).
     fuses_indexed: a multiply-add whose operand in memory has an index is one operation up to the pipes (measured).
-    slow_underflow: an instruction whose result is below the normal numbers takes a hundred cycles or more (measured).
+    slow_underflow: an instruction whose result is below the normal numbers takes a hundred cycles or more (measured);
+    of a level: on some of its processors.
     folded_loads: so many loads for each multiply-add, operands among them, a loop may have so that elements that two of
     these meet are spread by both, not once by an instruction of its own; 0: loads are what is short (measured).
     slow_products: one of 32-bit integers is two operations (vpmulld; lane/scaled_sums.py).
@@ -188,7 +189,7 @@ _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
 TARGETS: dict[str, Target] = by_name((
     # Levels: figures that are safe on any member, costs of the first core that had them.
     cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 5, "haswell"),
-    cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 4, "skylake-avx512"),
+    cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 4, "skylake-avx512", slow_underflow=True),
     # Pipes of 256 bits: two FMA, two add, two loads, one store.
     cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 4, interleaves=True,
         asks={"panel_ahead_bytes": 1 * KIB, "long_row_ahead_bytes": 1 * KIB, "row_streams": 4,
