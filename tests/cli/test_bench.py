@@ -70,7 +70,7 @@ def test_rounded_blocks_are_left_out_where_pairs_of_bf16_are_not_multiplied(
     monkeypatch.setattr(Workspace, "packs_pairs", lambda self: pairs)
     said: list[str] = []
     left_out = [form for form in ("bf16", "bf16 rounded", "4 bit", "4 bit rounded")
-                if bench_models._is_left_out("smollm2", form, SimpleNamespace(say=said.append))]
+                if bench_models.is_left_out("smollm2", form, SimpleNamespace(say=said.append))]
     assert left_out == ([] if pairs else ["4 bit rounded"])
     assert len(said) == len(left_out)
     assert set(said) <= {"smollm2, 4 bit rounded, is left out: this processor does not multiply pairs of bf16"}
@@ -98,7 +98,7 @@ def test_a_peer_that_ends_the_process_runs_without_its_layouts(tmp_path, monkeyp
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     said: list[str] = []
     settings = SimpleNamespace(say=said.append, report=lambda line: None)
-    assert not bench_models._repacks(tmp_path / "a.gguf", settings)
+    assert not bench_models.repacks_of(tmp_path / "a.gguf", settings)
     assert "a.gguf" in said[0]
     code = "from sapper.cli.bench_models import llama; llama('a.gguf', 1, False).eval([1, 2])"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
