@@ -4,9 +4,9 @@ In: tokens, each with the slot of its sequence and its position there. Out: `Pag
 the next token of the sequences that ask for one. Holds: which tokens, how many, of which sequences and at which
 positions are values of a run, so one program serves every step; what a token gives is the same whoever else is in it.
 
-A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several. Two
-programs of the same kernels are made, for at most `picks` tokens and for at most `chunk`, as matrices are walked
-otherwise for few rows than for many; and a third for one token, with a session's matrix-vector kernels. Few tokens go
+A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several. Programs
+of the same kernels are made for at most `picks` tokens and for at most `chunk`, as matrices are walked otherwise for
+few rows than for many, and for at most `few_tokens` where more are rounded; and one for one token, with a session's matrix-vector kernels. Few tokens go
 through that one by one where `prepare` measured that to be sooner. Who takes part is said by scheduler.py.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -145,11 +146,12 @@ class Paged(BaseSession):
         if self.slots > 1:
             self._singly = max(1, min(self.slots - 1, int(seconds(2) / seconds(1))))
         for count in self._capacities():
-            seconds(min(count, self.chunk))
+            seconds(count)
 
-    def _capacities(self) -> tuple[int, ...]:
-        """Numbers of tokens that have all programs of a step made; of more than a step may have, all that it may."""
-        return self.picks, self.picks + 1, max(self.picks, self.few_tokens()) + 1
+    def _capacities(self) -> list[int]:
+        """For how many tokens there are programs, rising."""
+        few = min(self.few_tokens(), self.chunk)
+        return sorted({self.picks, few or self.picks, self.chunk})
 
     def step(self, fed: Sequence[Fed], picks: Sequence[Pick] = ()) -> list[int]:
         """Run tokens through the model; the tokens that follow, one for each of `picks`.
@@ -157,21 +159,21 @@ class Paged(BaseSession):
         Every position of a sequence was fed before those behind it, or is in the same step; table names the pages.
         """
         count, wanted = len(fed), len(picks)
-        few = self.few_tokens()
-        capacity = self.picks if count <= self.picks else few if count <= few else self.chunk
         assert 0 < count <= self.chunk and wanted <= self.picks, "the scheduler keeps to the limits"
         if count == wanted <= self._singly:
             return [self._step_one(fed[pick.row], pick) for pick in picks]
-        columns = np.array(fed, np.int32)
+        columns = np.fromiter(chain.from_iterable(fed), np.int32, 3 * count).reshape(count, 3)
         self._tokens[:count], self._slot_of[:count], self._position_of[:count] = columns.T
         self._ends_of[:wanted] = [pick.row for pick in picks]
+        capacity = next(size for size in self._capacities() if count <= size)
         program = self._steps.get(capacity)
         if program is None:
             program = self._steps[capacity] = self._step_program(capacity)
         program(**self._chunk_values(count), wanted=wanted)
         if any(pick.sampling.temperature > 0 for pick in picks):
             self._draw(picks)
-        return [int(token) for token in self._next[:wanted]]
+        made: list[int] = self._next[:wanted].tolist()
+        return made
 
     def _step_one(self, fed: Fed, pick: Pick) -> int:
         self._token[0], self._slot_of[0], self._position_of[0] = fed
@@ -186,7 +188,10 @@ class Paged(BaseSession):
     def _step_program(self, capacity: int) -> Program:
         self._capacity = capacity
         matrix, gain, epsilon = self.head()
-        ends = self._of_wanted
+
+        def ends(array: Array) -> Rows:
+            return self._of_wanted(array[:capacity])
+
         last: Steps = [
             (embedding.embedding_f32, (ends(self._ends_of), self._x, ends(self._ends))),
             (norm.rms_norm, (ends(self._ends), gain, epsilon, ends(self._normed_ends))),

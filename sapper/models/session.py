@@ -100,6 +100,7 @@ class BaseSession(ABC):
         self._decode: Program | None = None
         self._prefills: dict[int, Program] = {}
         self._scoring: Scoring | None = None
+        self._few: int | None = None
         self._x: Array
         self._y: Array
         self._turns: Buffers = {}
@@ -285,8 +286,13 @@ class BaseSession(ABC):
         return self._prefills[most]
 
     def few_tokens(self) -> int:
-        """Up to how many tokens have a program of their own, as many are rounded; 0 where none are. The matrix of the
-        logits stands for all."""
+        """Up to how many tokens have a program of their own, as many are rounded; 0 where none are."""
+        if self._few is None:  # asked before each step of a batch, and it takes some 0.1 ms to tell
+            self._few = self._find_few_tokens()
+        return self._few
+
+    def _find_few_tokens(self) -> int:
+        """The matrix of the logits stands for all."""
         matrix, _, _ = self.head()
         rounds = self.chunk >= ROUNDED_ROWS and isinstance(matrix, Rounds) and matrix.rounds(self._work)
         return FEW_TOKENS if rounds else 0
