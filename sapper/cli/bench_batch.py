@@ -157,7 +157,7 @@ def steps_of(batch: Any, behind: int) -> Callable[[], Any]:
     from ..models.batch import Pick
     from ..models.sampling import Sampling
 
-    tokens = tokens_of(max(behind, batch.slots))
+    tokens = _tokens(max(behind, batch.slots), batch.vocabulary)
     batch.table[...] = [range(first, first + batch.table.shape[1])
                         for first in range(0, batch.table.size, batch.table.shape[1])]
     for start in range(0, behind, batch.chunk):
@@ -175,6 +175,10 @@ def steps_of(batch: Any, behind: int) -> Callable[[], Any]:
         position = position + 1 if position + 1 < batch.context else behind
 
     return step
+
+
+def _tokens(count: int, vocabulary: int) -> list[int]:
+    return [token % vocabulary for token in tokens_of(count)]
 
 
 def step_operations(name: str, form: str, model: Any, count: int, behind: int) -> Operations:
@@ -275,7 +279,7 @@ def _prompts_of(model: Any, threads: int, waits: list[float], clock: Callable[[]
     random, count = numpy.random.default_rng(0), prompt_tokens_of(settings)
 
     def job(tokens: int, limit: int) -> Job:
-        made = Job(random.integers(100, 4000, tokens).tolist(), limit, Sampling())
+        made = Job(random.integers(100, scheduler.batch.vocabulary, tokens).tolist(), limit, Sampling())
         scheduler.submit(made)
         return made
 
@@ -327,6 +331,7 @@ class Llama:
         if not self.context:
             raise RuntimeError(f"llama.cpp could not make a context of {count} sequences of {path}")
         self.memory: Any = library.llama_get_memory(self.context)
+        self.vocabulary: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.model))
         self.batch: Any = library.llama_batch_init(PROMPT_TOKENS, 0, 1)
         self.count = count
 
@@ -349,7 +354,7 @@ class Llama:
 
     def fill(self, behind: int, sequences: int) -> list[int]:
         """Let so many sequences have the same tokens; these."""
-        tokens = tokens_of(max(behind, self.count))
+        tokens = _tokens(max(behind, self.count), self.vocabulary)
         self.decode([(tokens[at], 0, at, at == behind - 1) for at in range(behind)])
         for sequence in range(1, sequences):
             self.library.llama_memory_seq_cp(self.memory, 0, sequence, -1, -1)
@@ -374,7 +379,7 @@ class Llama:
                 clock: Callable[[], float]) -> Callable[[], None]:
         """As _prompts_of has it: the last sequence is that of the prompt."""
         others, tokens = self.count - 1, self.fill(behind, self.count - 1)
-        prompt, position = tokens_of(prompt_tokens), behind
+        prompt, position = _tokens(prompt_tokens, self.vocabulary), behind
 
         def come() -> None:
             nonlocal position

@@ -71,7 +71,7 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
         rows, wide = x.view(M, B * pairs, 2), near.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
-                for b, j in tiles(B, TOGETHER):
+                for j, b in tiles(TOGETHER, B):
                     put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = product(rows, wide, B * pairs, p, m, l)
@@ -88,7 +88,7 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
         rows, wide = x.view(M, B * pairs, 2), near.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
-                for b, j in tiles(B, TOGETHER):
+                for j, b in tiles(TOGETHER, B):
                     put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = residual[m, p, r, l] + product(rows, wide, B * pairs, p, m, l)
@@ -112,7 +112,7 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
         wide_gate, wide_up = near_gate.view(P, B * pairs, ROWS, 2), near_up.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
-                for b, j in tiles(B, TOGETHER):
+                for j, b in tiles(TOGETHER, B):
                     put_pairs(form, gates, gate_factors, (p * R + r) * TOGETHER + j, gate_slots, p, b, j)
                     put_pairs(form, ups, up_factors, (p * R + r) * TOGETHER + j, up_slots, p, b, j)
                 for m, l in tiles(M, ROWS):
@@ -139,7 +139,7 @@ def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
         rows, wide = x.view(M, S * pairs, 2), near.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
-                for s, j in tiles(S, TOGETHER):
+                for j, s in tiles(TOGETHER, S):
                     put(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = product(rows, wide, S * pairs, p, m, l)
@@ -156,7 +156,7 @@ def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
         rows, wide = x.view(M, S * pairs, 2), near.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
-                for s, j in tiles(S, TOGETHER):
+                for j, s in tiles(TOGETHER, S):
                     put(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = residual[m, p, r, l] + product(rows, wide, S * pairs, p, m, l)
@@ -178,7 +178,7 @@ def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
         wide_gate, wide_up = near_gate.view(P, S * pairs, ROWS, 2), near_up.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
-                for s, j in tiles(S, TOGETHER):
+                for j, s in tiles(TOGETHER, S):
                     put(gates, gate_parts, gate_factor, (p * R + r) * TOGETHER + j, gate_slots, p, s, j)
                     put(ups, up_parts, up_factor, (p * R + r) * TOGETHER + j, up_slots, p, s, j)
                 for m, l in tiles(M, ROWS):

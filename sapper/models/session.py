@@ -31,7 +31,7 @@ CHUNK = 512
 """Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
 the activations to stay in the caches."""
 
-FEW_TOKENS = 48
+FEW_TOKENS = 24
 """Up to so many tokens are quantised sooner than weights are widened to bf16 for them: SmolLM2's 48 tokens take 19.9 ms
 on two threads of a Granite Rapids quantised and 21.5 rounded, 32 14.4 and 17.9, 64 24.7 and 23.7, 512 177 and 96."""
 
