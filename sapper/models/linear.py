@@ -717,11 +717,11 @@ class PanelExperts:
         blocks = self._rounded_blocks(work)
         parts = [part.reshape(self.count, *blocks, near.TOGETHER, *part.shape[1:])
                  for one in matrices for part in one.together.parts]
-        near = [work.narrow(blocks[0] * PACKED_ROWS, columns, 1 + place).reshape(
+        room = [work.narrow(blocks[0] * PACKED_ROWS, columns, 1 + place).reshape(
             blocks[0], columns // block, block // 2, PACKED_ROWS, 2) for place in range(len(matrices))]
         kernel = getattr(self._rounded_kernels, "grouped_swiglu_rounded" if others else "grouped_rounded")
         return [(kernel, (
-            Rows(in_blocks(x.array, block), x.count), *ranges, *parts, *near,
+            Rows(in_blocks(x.array, block), x.count), *ranges, *parts, *room,
             Rows(y.array.reshape(len(y.array), *blocks, PACKED_ROWS), y.count)))]
 
     def _rounded_blocks(self, work: Workspace) -> tuple[int, int]:
