@@ -44,6 +44,8 @@ BESIDE = 15
 CONTEXT = 1024
 STEPS_S = 0.25
 """A sample of steps lasts about so long: the first ones after a peer's turn find the caches full of its data."""
+ROUNDS = 5
+"""Samples of each contestant, at least: there are many cases."""
 SMOLLM2_FORMS, DEEPSEEK_FORMS = (BF16, BF16 + ROUNDED, AS_IN_FILE), (BF16, BF16 + ROUNDED, "Q4_0")
 Fed = tuple[int, int, int, bool]
 """A token of a step: itself, its sequence, its position, and whether logits are wanted behind it."""
@@ -127,7 +129,7 @@ def _step_rows(name: str, form: str, model: Any, count: int, threads: int, setti
         if peer is not None:
             contestants["llama"] = peer.steps(behind)
         timings, peaks = with_floor(contestants, settings.peaks(threads), settings, products=tuple(operations),
-                                    reads=True, sample_s=STEPS_S)
+                                    reads=True, sample_s=STEPS_S, rounds=ROUNDS)
     finally:
         if peer is not None:
             peer.close()
