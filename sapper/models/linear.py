@@ -447,8 +447,8 @@ class Blocks:
 
 
 ROUNDED_ROWS = 32
-"""For how many rows there is room where weights are rounded: on a Granite Rapids that takes the time which 50 rows save
-on tile registers."""
+"""For how many rows there is room where weights are rounded: where it takes less time than to quantise the rows, with
+tile registers (FEW_TOKENS in session.py)."""
 PACKED_ROWS = near.ROWS
 """Rows of a panel of `Packed` bf16."""
 PACKED_BYTES = 1 << 20
