@@ -68,6 +68,25 @@ def reference(arguments: Arguments) -> dict[str, Array]:
     return {"out": out if arguments["q"].ndim == 4 else out[0]}
 
 
+def attend_queries(q: Any, keys: Any, values: Any, out: Any, row: Any, base: Any, position: Any, first: Any, stop: Any,
+                   h: Any, g: Any, scale: Any, activation: Any, products: Any, power: Any) -> None:
+    """What the queries first ... stop - 1 of a sequence find, for one head.
+
+    Query t is row + t of q, and stands at position + t; position p of the sequence is base + p of keys and values.
+    Scores are scale times products; power is exp or exp2.
+    """
+    for t in tiles(span(first, stop)):
+        d = whole(D)
+        query = (q[row + t, h, g, d].to(f32) * scale).to(products)
+        highest = full(t, value=MINUS_INFINITY, dtype=f32)
+        total = zeros(t, dtype=f32)
+        acc = zeros(t, d, dtype=f32)
+        for p in tiles(span(0, position + stop)):
+            score = where(p <= position + t, query @ keys[h, base + p, d], MINUS_INFINITY)
+            highest, total, acc = attend(highest, total, acc, score, values[h, base + p, d], p, power, products)
+        out[row + t, h, g, d] = (acc * (1.0 / total)).to(activation)
+
+
 def make_attention(name: str, cache: Any, activation: Any = f32, products: Any = f32) -> Any:
     """The kernel for a cache of that dtype, and for queries and results of another.
 
@@ -85,18 +104,9 @@ def make_attention(name: str, cache: Any, activation: Any = f32, products: Any =
             size = max(min(D // 2, WIDE_QUERY_BLOCK), QUERY_BLOCK) if rounded else QUERY_BLOCK
             for block in each((T + size - 1) // size, disjoint=True):
                 first = block * size
-                stop = min(first + size, T)
-                for t in tiles(span(first, stop)):
-                    d = whole(D)
-                    factor = scale * LOG2_E if rounded else scale
-                    query = (q[t, h, g, d].to(f32) * factor).to(products)
-                    highest = full(t, value=MINUS_INFINITY, dtype=f32)
-                    total = zeros(t, dtype=f32)
-                    acc = zeros(t, d, dtype=f32)
-                    for p in tiles(span(0, position + stop)):
-                        score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
-                        highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, power, products)
-                    out[t, h, g, d] = (acc * (1.0 / total)).to(activation)
+                factor = scale * LOG2_E if rounded else scale
+                attend_queries(q, keys, values, out, 0, 0, position, first, min(first + size, T), h, g, factor,
+                               activation, products, power)
 
     return attention
 

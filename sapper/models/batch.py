@@ -4,33 +4,34 @@ In: tokens, each with the slot of its sequence and its position there. Out: `Pag
 the next token of the sequences that ask for one. Holds: which tokens, how many, of which sequences and at which
 positions are values of a run, so one program serves every step; what a token gives is the same whoever else is in it.
 
-A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several. Programs
-of the same kernels are made for at most `picks` tokens and for at most `chunk`, as matrices are walked otherwise for
-few rows than for many, and for at most `few_tokens` where more are rounded; and one for one token, with a session's
-matrix-vector kernels. Few tokens go through that one by one where `prepare` measured that to be sooner. Who takes part
-is said by scheduler.py.
+A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several, which
+attend together (runs.py). Programs of the same kernels are made for at most `picks` tokens and for at most `chunk`, as
+matrices are walked otherwise for few rows than for many, and for at most `few_tokens` where more are rounded; and one
+for one token, with a session's matrix-vector kernels. Few tokens go through that one by one where `prepare` measured that
+to be sooner. Who takes part is said by scheduler.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from ..kernels import embedding, norm, sampling
-from ..kernels.paged import PAGE
 from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Steps
+from .runs import Runs, pages_for
 from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .session import BaseSession, Sections
 
-CHUNK = 256
-"""Most tokens of a step, where prompts are read: it bounds how long others wait for a prompt."""
+CHUNK, SHARED_CHUNK = 512, 256
+"""Most tokens of a step where prompts are read; and where others decode in it: it bounds how long they wait."""
 MAX_SLOTS = 256
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
@@ -68,11 +69,6 @@ def first(array: Array) -> Array:
     return array[:1]
 
 
-def pages_for(tokens: int) -> int:
-    """How many pages so many tokens take."""
-    return -(-tokens // PAGE)
-
-
 class Paged(BaseSession):
     """A session of several sequences; the first base of an architecture's batch, before its session.
 
@@ -83,6 +79,8 @@ class Paged(BaseSession):
     """
 
     tokens_of_a_slot: ClassVar[int] = 1
+    shortest_run: ClassVar[int]
+    """So many tokens of a prompt attend together sooner than one by one."""
 
     @property
     def picks(self) -> int:
@@ -100,6 +98,8 @@ class Paged(BaseSession):
         self.pages = slots * pages_for(longest) if pages is None else pages
         if self.pages < pages_for(longest):
             raise ModelError("the pages of the cache", str(self.pages), f"{pages_for(longest)} at least, one context")
+        self._step_rows = np.arange(0)
+        """In which row of its program each token of the last step was."""
         architecture: Any = super()  # a session of it stands behind this class among the bases
         architecture.__init__(model, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
         self.table = np.zeros((slots, pages_for(self.context)), np.int32)
@@ -121,6 +121,34 @@ class Paged(BaseSession):
 
     def _longest_chunk(self) -> int:
         return max(CHUNK, self.picks)
+
+    @cached_property
+    def _runs(self) -> Runs:
+        return Runs(self.chunk, self.context, self.shortest_run)
+
+    @property
+    def _makes_runs(self) -> bool:
+        """Whether tokens of a prompt can attend together."""
+        return True
+
+    def _runs_of_capacity(self) -> Runs | None:
+        """The runs of the program that is made; None where all its tokens attend alone, as in one for `picks`."""
+        return self._runs if self._makes_runs and self._capacity > self.picks else None
+
+    def _of_loose(self, array: Array) -> Rows:
+        """The rows of the tokens that attend alone: the first ones."""
+        runs = self._runs_of_capacity()
+        return self._rows(array) if runs is None else Rows(array[: self._capacity], runs.loose)
+
+    def _arrange(self, columns: Array, capacity: int) -> tuple[Array, Array, dict[str, int]]:
+        """columns [tokens, numbers], of which slot and position are the last two. They in the order in which they run,
+        the row of each there, and the values of the variables that say so."""
+        if not self._makes_runs or capacity <= self.picks:
+            return columns, np.arange(len(columns)), {}
+        order, values = self._runs.arrange(columns[:, -2], columns[:, -1], self.table)
+        rows = np.empty_like(order)
+        rows[order] = np.arange(len(order))
+        return columns[order], rows, values
 
     def _chunk_values(self, count: int) -> dict[str, int]:
         values = super()._chunk_values(count)
@@ -163,14 +191,16 @@ class Paged(BaseSession):
         assert 0 < count <= self.chunk and wanted <= self.picks, "the scheduler keeps to the limits"
         if count == wanted <= self._singly:
             return [self._step_one(fed[pick.row], pick) for pick in picks]
-        columns = np.fromiter(chain.from_iterable(fed), np.int32, 3 * count).reshape(count, 3)
-        self._tokens[:count], self._slot_of[:count], self._position_of[:count] = columns.T
-        self._ends_of[:wanted] = [pick.row for pick in picks]
         capacity = next(size for size in self._capacities() if count <= size)
+        columns = np.fromiter(chain.from_iterable(fed), np.int32, 3 * count).reshape(count, 3)
+        columns, rows, values = self._arrange(columns, capacity)
+        self._step_rows = rows
+        self._tokens[:count], self._slot_of[:count], self._position_of[:count] = columns.T
+        self._ends_of[:wanted] = rows[[pick.row for pick in picks]]
         program = self._steps.get(capacity)
         if program is None:
             program = self._steps[capacity] = self._step_program(capacity)
-        program(**self._chunk_values(count), wanted=wanted)
+        program(**self._chunk_values(count), **values, wanted=wanted)
         if any(pick.sampling.temperature > 0 for pick in picks):
             self._draw(picks)
         made: list[int] = self._next[:wanted].tolist()

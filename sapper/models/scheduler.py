@@ -7,7 +7,8 @@ job's tokens are those that it would get alone; the order of admission is that o
        └────── evict ──────┘
 
 A job is admitted where a slot is free and pages for its whole prompt are. In each step every running job whose tokens
-are all cached but one brings that one; what is left of the step's tokens goes to prompts, first come first served.
+are all cached but one brings that one; what is left of the step's tokens, which are fewer where some decode, goes to
+prompts, first come first served.
 Where a job needs a page and none is free, the job admitted last loses its pages and waits at the head of the queue:
 its tokens are read again as a prompt, those that it has made as well. Pages that are full are kept and found again by
 the tokens up to their end (pages.py): a job that begins as another did reads on from there.
@@ -24,10 +25,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..kernels.paged import PAGE
-from .batch import Fed, Known, Paged, Pick, pages_for
+from .batch import SHARED_CHUNK, Fed, Known, Paged, Pick
 from .errors import ModelError
 from .load import Loaded
 from .pages import Pages
+from .runs import pages_for
 from .sampling import CANDIDATES, Sampling
 from .stops import StopStrings
 from .tokenizer import TextStream
@@ -255,9 +257,9 @@ class Scheduler:
                 self._give_pages(job, pages_for(job.length + 1))
         fed: list[Fed] = []
         drawn: list[Drawn] = []
-        left = self.batch.chunk
         decoding = [job for job in self.running if job.length - job.fed == 1]
         reading = [job for job in self.running if job.length - job.fed > 1]
+        left = max(SHARED_CHUNK, self.batch.picks) if decoding else self.batch.chunk
         for job in decoding + reading:  # For those that decode there is always room: a step has that of all slots.
             count = min(job.length - job.fed, left)
             if count <= 0:

@@ -138,7 +138,7 @@ def test_cases_name_what_they_cost(entry: LibraryKernel) -> None:
         assert case.bytes > 0
         assert set(case.shape) == set(entry.check_shapes[0])
     parts = ("attention", "embedding", "rope", "rotate", "compress", "cache_index", "index_scores", "gather_positions",
-             "expert_", "masked_")
+             "gather_pages", "gather_latents", "expert_", "masked_")
     if any(part in entry.name for part in parts):
         return
     case = min(entry.cases, key=lambda case: case.bytes)

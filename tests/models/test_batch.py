@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from sapper.kernels.paged import PAGE
-from sapper.models.batch import Fed, Pick
+from sapper.models import batch as batches
+from sapper.models import scheduler as schedulers
+from sapper.models.batch import CHUNK, Fed, Pick
 from sapper.models.errors import ModelError
 from sapper.models.generate import Generation
 from sapper.models.load import Loaded, load_model
@@ -76,6 +78,33 @@ def test_tokens_of_a_step_may_come_in_any_order(model: Loaded) -> None:
     np.testing.assert_allclose(batch.step_logits[0], logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "form", "tolerance"), [
+    ("qwen2", "f32", 1e-4), ("deepseek_v2_lite", "f32", 1e-4), ("deepseek_v2_lite", "bf16", 1e-4),
+    ("qwen2", "bf16", 2.0**-5),  # Queries that attend together are rounded to bf16, those that attend alone are not.
+])
+def test_pieces_of_prompts_attend_as_a_session_does(name: str, form: str, tolerance: float) -> None:
+    """Steps of pieces of three prompts, in any order, with tokens that attend alone between them."""
+    model = load_model(DATA / name, form)
+    draw = np.random.default_rng(3)
+    lengths = (150, 90, 41)
+    batch = model.batch(3, 200)
+    batch.table[...] = draw.permutation(12).reshape(3, 4)
+    texts = prompts(model, *lengths)
+    fed = [0, 0, 0]
+    while any(at < length for at, length in zip(fed, lengths, strict=True)):
+        step: list[Fed] = []
+        for slot in draw.permutation(3):
+            stop = min(fed[slot] + int(draw.choice([1, 7, 40, 64])), lengths[slot])
+            step += [Fed(texts[slot][at], int(slot), at) for at in range(fed[slot], stop)]
+            fed[slot] = stop
+        ends = [row for row, token in enumerate(step) if token.position == lengths[token.slot] - 1]
+        batch.step(step, [Pick(row, GREEDY, 0.0) for row in ends])
+        for row, logits in zip(ends, batch.step_logits, strict=False):
+            session = model.session(200)
+            session.feed(texts[step[row].slot])
+            np.testing.assert_allclose(logits, session.logits, rtol=tolerance, atol=tolerance)
+
+
 def test_greedy_tokens_in_company_are_those_of_each_alone(model: Loaded) -> None:
     """Jobs come while others run, prompts are longer than a step takes."""
     scheduler = Scheduler(model, model.batch(3))
@@ -96,6 +125,23 @@ def test_greedy_tokens_in_company_are_those_of_each_alone(model: Loaded) -> None
         assert "".join(pieces[number]) == wanted.text
 
 
+def test_a_prompt_takes_a_part_of_each_step_where_others_decode(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "CHUNK", 90)
+    monkeypatch.setattr(schedulers, "SHARED_CHUNK", 30)
+    scheduler = Scheduler(model, model.batch(2))
+    first, second = (Job(prompt, 20, GREEDY) for prompt in prompts(model, 100, 70))
+    fed = []
+    for job in (first, None, second, None, None, None):
+        if job is not None:
+            scheduler.submit(job)
+        before = scheduler.tokens_fed
+        scheduler.step()
+        fed.append(scheduler.tokens_fed - before)
+    assert fed == [90, 10, 30, 30, 1 + 70 - 58, 2]
+    run_all(scheduler)
+    assert second.tokens == alone(model, second.prompt, 20).tokens
+
+
 def test_few_tokens_go_one_by_one_where_that_is_sooner(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = model.batch(4, 128)
     batch.prepare()
@@ -111,7 +157,7 @@ def test_few_tokens_go_one_by_one_where_that_is_sooner(model: Loaded, monkeypatc
             assert job.tokens == alone(model, job.prompt, 20).tokens
 
 
-@pytest.mark.parametrize(("few", "capacities"), [(0, {4, 256}), (48, {4, 48, 256})])
+@pytest.mark.parametrize(("few", "capacities"), [(0, {4, CHUNK}), (48, {4, 48, CHUNK})])
 def test_no_request_waits_for_a_program(
     model: Loaded, monkeypatch: pytest.MonkeyPatch, few: int, capacities: set[int]
 ) -> None:

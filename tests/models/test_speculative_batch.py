@@ -11,6 +11,7 @@ import pytest
 
 from sapper.cli.main import main
 from sapper.kernels.paged import PAGE
+from sapper.models import batch as batches
 from sapper.models.batch import Known
 from sapper.models.deepseek.model import DeepseekModel
 from sapper.models.deepseek.model import load_model as load_deepseek
@@ -109,6 +110,7 @@ def test_tokens_are_those_of_each_alone(
 
 def test_many_slots_have_all_programs_made(model: DeepseekModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each brings a draft, so that more tokens may be picked than there are positions, and no more than a step has."""
+    monkeypatch.setattr(batches, "CHUNK", 256)
     batch = model.batch(128, 100, pages=8, speculate=True)
     made = []
     monkeypatch.setattr(batch, "step", lambda fed, picks: made.append([row.position for row in fed]))

@@ -109,10 +109,10 @@ class Session(BaseSession):
                 ("_gathered", config.features), ("_expert_hidden", mixture.hidden)))
             turns += experts if self._experts_copy() else [experts[0] | experts[1]]
         in_f32 = [{name: (extents, F32) for name, extents in part.items()} for part in turns]
-        in_f32[0]["_expanded"] = ((self.context * self._expanded_row(F32),), F32)
+        in_f32[0]["_expanded"] = ((self._most_filled * self._expanded_row(F32),), F32)
         self._take_turns(*in_f32)
-        self._filled = Variable("filled", self.context)
-        self._places = np.arange(self.context, dtype=I32)
+        self._filled = Variable("filled", self._most_filled)
+        self._places = np.arange(self._most_filled, dtype=I32)
         self._routed: dict[int, Variable] = {}
         if mixture is not None:
             self._make_mixture_buffers(rows, mixture)
@@ -177,13 +177,18 @@ class Session(BaseSession):
         """Room for those of all positions: [positions, heads * features] each."""
         config, dtype = self.model.config, DTYPES["bf16" if self._attends_rounded else "f32"]
         width = self._expanded_row(dtype)
-        rows = self._expanded.view(dtype)[: self.context * width].reshape(self.context, width)
+        rows = self._expanded.view(dtype)[: self._most_filled * width].reshape(-1, width)
         ends = np.cumsum([config.heads * config.key_features, config.heads * config.value_features])
         return np.split(rows, ends, axis=1)[:2]
 
     @property
     def _cached_layers(self) -> int:
         return self.model.config.layers
+
+    @property
+    def _most_filled(self) -> int:
+        """Positions whose keys and values are made at once."""
+        return self.context
 
     @property
     def _most_kept(self) -> int:
@@ -430,14 +435,9 @@ class Session(BaseSession):
             steps = [(embedding.embedding_bf16, (Rows(self._places, filled), latents, Rows(wide, filled)))]
         return [*steps, *values.expand(Rows(wide, filled), Rows(part, filled), self._work)]
 
-    def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
-        """From queries, latent vectors, shared keys and index weights of a chunk's tokens to what attention gives."""
-        config, rows, filled = self.model.config, self._rows, self._filled
-        latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
-        expanded = self._keys_and_values()
-        keys, values = (part.reshape(self.context, config.heads, -1) for part in expanded)
-        turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
-        steps = self._compress(one, layer, position, rows)
+    def _expand(self, one: AttentionWeights, latents: Array) -> tuple[list[Array], Steps]:
+        """Keys and values [positions, heads, features] of the filled ones of these latent vectors."""
+        filled, expanded, steps = self._filled, self._keys_and_values(), []
         for heads, part in zip((one.keys, one.values), expanded, strict=True):
             if isinstance(heads, ValueBlocks) and heads.quantises and not self._work.packs_pairs():
                 steps += self._expand_quantised(heads, latents, part)
@@ -446,6 +446,15 @@ class Session(BaseSession):
             expand = (mla_rounded.expand_rounded if self._attends_rounded
                       else getattr(mla, f"expand_{self._cache_dtype}_{heads.dtype}"))
             steps += [*more, (expand, (Rows(latents, filled), weights, Rows(part, filled)))]
+        return [part.reshape(len(part), self.model.config.heads, -1) for part in expanded], steps
+
+    def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        """From queries, latent vectors, shared keys and index weights of a chunk's tokens to what attention gives."""
+        config, rows, filled = self.model.config, self._rows, self._filled
+        latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
+        turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
+        (keys, values), expansion = self._expand(one, latents)
+        steps = [*self._compress(one, layer, position, rows), *expansion]
         operands = (rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled),
                     Rows(values, filled))
         settings = position, config.score_scale, rows(out)

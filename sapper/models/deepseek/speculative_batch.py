@@ -49,13 +49,14 @@ class SpeculativeBatch(Batch, Head):
         """The head's rows of the step before, and drafts behind those whose indices are `wanted`."""
         count = len(rows)
         capacity = self.picks if count <= self.picks else self.chunk
-        columns = np.array(rows, np.int32)
-        self._which[:count], self._behind[:count], self._slot_of[:count], self._position_of[:count] = columns.T
-        self._ends_of[: len(wanted)] = wanted
+        columns, places, values = self._arrange(np.array(rows, np.int32), capacity)
+        self._which[:count] = self._step_rows[columns[:, 0]]
+        self._behind[:count], self._slot_of[:count], self._position_of[:count] = columns[:, 1:].T
+        self._ends_of[: len(wanted)] = places[list(wanted)]
         program = self._heads.get(capacity)
         if program is None:
             program = self._heads[capacity] = self._head_program(capacity)
-        program(**self._chunk_values(count), wanted=len(wanted))
+        program(**self._chunk_values(count), **values, wanted=len(wanted))
         return [int(token) for token in self._next[: len(wanted)]]
 
     def _head_program(self, capacity: int) -> Program:

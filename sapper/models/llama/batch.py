@@ -8,35 +8,62 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...kernels import paged
+from ...kernels import paged, runs
 from ...kernels.paged import PAGE
 from ..batch import Array, Paged, first
 from ..linear import Steps
+from ..weights import DTYPES
 from .session import Session
 
 
 class Batch(Paged, Session):
     """Sequences of one model."""
 
+    shortest_run = 8
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """As Paged has it. Raises ModelError."""
+        super().__init__(*arguments, **options)
+        config = self.model.config
+        extents = config.kv_heads, self._runs.room * PAGE, config.head_features
+        self._gathered_pages = tuple(self._arena.empty(extents, DTYPES[self._cache_dtype]) for _ in range(2))
+
     def _cache_extents(self, groups: int, *features: int) -> tuple[int, ...]:
         return self.pages, groups, PAGE, *features
 
     def _attend(self, layer: int) -> Steps:
-        return self._attend_rows(layer, self._rows)
+        return [*self._put(layer, self._rows), *self._attend_alone(layer, self._of_loose), *self._attend_runs(layer)]
 
     def _attend_one(self, layer: int) -> Steps:
-        return self._attend_rows(layer, first)
+        return [*self._put(layer, first), *self._attend_alone(layer, first)]
 
-    def _attend_rows(self, layer: int, rows: Callable[[Array], Any]) -> Steps:
-        q, k, v, queries, out = self._parts()
-        keys, values = self._keys[layer], self._values[layer]
-        where = (rows(self._slot_of), rows(self._position_of), self.table)
-        flat = (cache.reshape(*cache.shape[:3], -1) for cache in (keys, values))
+    def _put(self, layer: int, rows: Callable[[Array], Any]) -> Steps:
+        """Keys and values to their pages."""
+        q, k, v, _, _ = self._parts()
+        return [(getattr(paged, f"rotate_and_cache_paged_{self._cache_dtype}"), (
+            rows(q), rows(k), rows(v), self._cosine, self._sine, rows(self._slot_of), rows(self._position_of),
+            self.table, rows(self._turned), self._keys[layer], self._values[layer],
+        ))]
+
+    def _pages(self, layer: int) -> tuple[Array, Array]:
+        """Keys and values [pages, kv_heads, PAGE, features]."""
+        keys, values = (cache[layer].reshape(*cache[layer].shape[:3], -1) for cache in (self._keys, self._values))
+        return keys, values
+
+    def _attend_alone(self, layer: int, rows: Callable[[Array], Any]) -> Steps:
+        _, _, _, queries, out = self._parts()
+        return [(getattr(paged, f"attention_paged_{self._cache_dtype}"), (
+            rows(queries), *self._pages(layer), rows(self._slot_of), rows(self._position_of), self.table, self._scale,
+            rows(out),
+        ))]
+
+    def _attend_runs(self, layer: int) -> Steps:
+        if (of_step := self._runs_of_capacity()) is None:
+            return []
+        _, _, _, queries, out = self._parts()
+        attend = runs.attention_runs_rounded if self._cache_dtype == "bf16" else runs.attention_runs_f32
         return [
-            (getattr(paged, f"rotate_and_cache_paged_{self._cache_dtype}"), (
-                rows(q), rows(k), rows(v), self._cosine, self._sine, *where, rows(self._turned), keys, values,
-            )),
-            (getattr(paged, f"attention_paged_{self._cache_dtype}"), (
-                rows(queries), *flat, *where, self._scale, rows(out),
-            )),
+            (getattr(runs, f"gather_pages_{self._cache_dtype}"), (
+                *self._pages(layer), of_step.page, *self._gathered_pages)),
+            (attend, (queries, *self._gathered_pages, *of_step.operands, self._scale, out)),
         ]
