@@ -7,8 +7,8 @@ positions are values of a run, so one program serves every step; what a token gi
 A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several, which
 attend together (runs.py). Programs of the same kernels are made for at most `picks` tokens and for at most `chunk`, as
 matrices are walked otherwise for few rows than for many, and for at most `few_tokens` where more are rounded; and one
-for one token, with a session's matrix-vector kernels. Few tokens go through that one by one where `prepare` measured that
-to be sooner. Who takes part is said by scheduler.py.
+for one token, with a session's matrix-vector kernels. Few tokens go through that one by one where `prepare` measured
+that to be sooner. Who takes part is said by scheduler.py.
 """
 
 from __future__ import annotations
