@@ -131,7 +131,8 @@ class ResidentLowering(NestLanes):
                         size, r.parted = places, True
                 r.resident = self.schedule.tile.get(r.axis, size)
                 r.blocked = self._blocked(r, ranges, plan) if r.axis in sums else ()
-                r.tails = TAILS_OF_SUMS if r.axis in sums else (FEWER_ROWS,)
+                few = across is not None or not self.facts.many_workers
+                r.tails = TAILS_OF_SUMS if few and r.axis in sums else (FEWER_ROWS,)
                 if r.axis in sums and r.resident == self.requests.rows_together:
                     r.tails = TAILS_TOGETHER
                 elif r.axis in sums and _meets_float8(plan):
