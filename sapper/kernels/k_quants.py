@@ -288,7 +288,7 @@ def kernels_of(form: str) -> SimpleNamespace:
         joined, parts = w.view(Q * J, S, words, PANEL, dtype=i32), w.view(Q * J, S, size_bytes)
         factor = w.view(Q * J, S, size_bytes // 2, dtype=f16)
         slots = out.view(Q, S, *pair_blocks, J, PANEL, dtype=i32)
-        for q, j, s in tiles(Q, J, S):
+        for q, s, j in tiles(Q, S, J):
             put_pairs(joined, parts, factor, q * J + j, slots, q, s, j)
 
     return SimpleNamespace(

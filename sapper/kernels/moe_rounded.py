@@ -70,7 +70,7 @@ def rounded_experts(form: Form) -> SimpleNamespace:
                 if last[e] > first[e]:
                     for r in range(R):
                         panel = ((e * P + p) * R + r) * TOGETHER
-                        for j, b in tiles(TOGETHER, B):
+                        for b, j in tiles(B, TOGETHER):
                             put_pairs(form, joined, factors, panel + j, slots, p, b, j)
                         multiply(rows, wide, B * pairs, first[e], last[e], p, r, y)
 
@@ -97,7 +97,7 @@ def rounded_experts(form: Form) -> SimpleNamespace:
                 if last[e] > first[e]:
                     for r in range(R):
                         panel = ((e * P + p) * R + r) * TOGETHER
-                        for j, b in tiles(TOGETHER, B):
+                        for b, j in tiles(B, TOGETHER):
                             put_pairs(form, gates, gate_factors, panel + j, gate_slots, p, b, j)
                             put_pairs(form, ups, up_factors, panel + j, up_slots, p, b, j)
                         multiply_gated(rows, wide_gate, wide_up, B * pairs, first[e], last[e], p, r, y)
@@ -127,7 +127,7 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
                 if last[e] > first[e]:
                     for r in range(R):
                         panel = ((e * P + p) * R + r) * TOGETHER
-                        for j, s in tiles(TOGETHER, S):
+                        for s, j in tiles(S, TOGETHER):
                             put(joined, parts, factor, panel + j, slots, p, s, j)
                         multiply(rows, wide, S * pairs, first[e], last[e], p, r, y)
 
@@ -154,7 +154,7 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
                 if last[e] > first[e]:
                     for r in range(R):
                         panel = ((e * P + p) * R + r) * TOGETHER
-                        for j, s in tiles(TOGETHER, S):
+                        for s, j in tiles(S, TOGETHER):
                             put(gates, gate_parts, gate_factor, panel + j, gate_slots, p, s, j)
                             put(ups, up_parts, up_factor, panel + j, up_slots, p, s, j)
                         multiply_gated(rows, wide_gate, wide_up, S * pairs, first[e], last[e], p, r, y)

@@ -78,7 +78,7 @@ def widening_kernels(form: Form, name: str) -> SimpleNamespace:
     ):
         joined, factors = quants.view(Q * J, B, words, PANEL, dtype=i32), scales.view(Q * J, B, scale_rows, PANEL)
         slots = out.view(Q, B, halves, words, 2, J, PANEL, dtype=i32)
-        for q, j, b in tiles(Q, J, B):
+        for q, b, j in tiles(Q, B, J):
             put_pairs(form, joined, factors, q * J + j, slots, q, b, j)
 
     return SimpleNamespace(widen_panels=widen_panels, widen_pairs=widen_pairs, widen_rows=widen_rows)
