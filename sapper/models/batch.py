@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -52,6 +53,10 @@ class Pick(NamedTuple):
     row: int
     sampling: Sampling
     u: float
+
+
+TEMPERATURE = attrgetter("sampling.temperature")
+"""Of a Pick; 0 where the likeliest token is taken."""
 
 
 class Known(NamedTuple):
@@ -201,7 +206,7 @@ class Paged(BaseSession):
         if program is None:
             program = self._steps[capacity] = self._step_program(capacity)
         program(**self._chunk_values(count), **values, wanted=wanted)
-        if any(pick.sampling.temperature > 0 for pick in picks):
+        if any(map(TEMPERATURE, picks)):
             self._draw(picks)
         made: list[int] = self._next[:wanted].tolist()
         return made
@@ -241,11 +246,11 @@ class Paged(BaseSession):
 
     def _draw(self, picks: Sequence[Pick]) -> None:
         """Draw for those that want it; the others keep the likeliest token."""
-        for row, (_, how, u) in enumerate(picks):
-            self._kept[row] = min(how.top_k, self._choices[0].shape[1])
-            for array, value in zip(self._draws, (how.temperature, how.top_p, how.min_p, min(u, BELOW_ONE)),
-                                    strict=True):
-                array[row] = value
+        count, most = len(picks), self._choices[0].shape[1]
+        self._kept[:count] = [min(how.top_k, most) for _, how, _ in picks]
+        settings = [(how.temperature, how.top_p, how.min_p, min(u, BELOW_ONE)) for _, how, u in picks]
+        for array, values in zip(self._draws, zip(*settings, strict=True), strict=True):
+            array[:count] = values
         if self._drawing is None:
             rows = self._of_wanted
             choices, draws = [rows(array) for array in self._choices], [rows(array) for array in self._draws]
