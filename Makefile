@@ -16,7 +16,7 @@ test: $(STAMP) $(VENV)/.model
 lint: $(STAMP)
 	@$(RUN) -m pip install -q ".[dev]" && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy
 
-# Takes about three quarters of an hour on two cores, and wants a machine that does nothing else.
+# Takes about an hour on two cores, and wants a machine that does nothing else.
 bench: $(STAMP) $(VENV)/.model
 	@$(RUN) -m pip install -q --disable-pip-version-check ".[bench]"
 	@$(VENV)/bin/sapper bench all --json bench/results.json && $(RUN) bench/report.py bench/results.json

@@ -698,6 +698,7 @@ def bench(
     Examples:
       sapper bench --quick
       sapper bench matmul --threads 1 --against numpy,torch --json figures.json
+      sapper bench batch --case "step 16 x"
     """
     from .bench import run_bench
 

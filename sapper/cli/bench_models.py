@@ -52,8 +52,8 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
 
     settings.report("loading the model")
     try:
-        models = {form: load_model("smollm2", _loaded_as(form)) for base in (BF16, AS_IN_FILE)
-                  for form in (base, base + ROUNDED) if not _is_left_out("smollm2", form, settings)}
+        models = {form: load_model("smollm2", loaded_as(form)) for base in (BF16, AS_IN_FILE)
+                  for form in (base, base + ROUNDED) if not is_left_out("smollm2", form, settings)}
     except (ModelError, ImportError) as error:
         settings.say(f"no model to run: {error}")
         return
@@ -83,7 +83,7 @@ def _of_deepseek(name: str, values: Mapping[str, Any], forms: Sequence[str],
         path: Path | None = None
         for form in forms:
             base = form.removesuffix(ROUNDED)
-            if _is_left_out(name, form, settings):
+            if is_left_out(name, form, settings):
                 continue
             if "llama" in settings.against:
                 if path is not None and path.stem not in (GGUF_TYPES[BF16], GGUF_TYPES[base]):
@@ -92,7 +92,7 @@ def _of_deepseek(name: str, values: Mapping[str, Any], forms: Sequence[str],
             elif base not in (BF16, "Q4_0"):
                 continue
             settings.report(f"loading a DeepSeek with random weights, {form}")
-            model = untrained(config, _loaded_as(form)) if path is None else _loaded(path, form)
+            model = untrained(config, loaded_as(form)) if path is None else _loaded(path, form)
             for threads in settings.thread_counts:
                 yield from attempt(name, settings,
                                    partial(_deepseek_case, name, values, form, model, path, threads, settings))
@@ -103,7 +103,7 @@ def _wants_model(name: str, settings: Settings) -> bool:
     return any(settings.wants(f"{name} {part}") for part in ("prefill", "decode"))
 
 
-def _is_left_out(name: str, form: str, settings: Settings) -> bool:
+def is_left_out(name: str, form: str, settings: Settings) -> bool:
     """Whether blocks are to be rounded to bf16, which this processor can't multiply; says so."""
     from ..models.linear import Workspace
 
@@ -113,20 +113,20 @@ def _is_left_out(name: str, form: str, settings: Settings) -> bool:
     return True
 
 
-def _loaded_as(form: str) -> str:
+def loaded_as(form: str) -> str:
     """A form's name for load_model."""
     base, rounded = form.removesuffix(ROUNDED), "-rounded" if form.endswith(ROUNDED) else ""
     return ("bf16" if base == BF16 else "file") + rounded
 
 
-def _products(form: str, rounds: bool) -> str:
+def products_of(form: str, rounds: bool) -> str:
     """What the matrices of a prompt are multiplied with. rounds: whether those in blocks are rounded in any case."""
     if form.endswith(ROUNDED) or (rounds and form != BF16):
         return "bf16"
     return "f32" if form == BF16 else "i8"
 
 
-def _rounds(model: Any) -> bool:
+def rounds_prompts(model: Any) -> bool:
     """Whether the matrices in blocks of a model, all of them, are rounded as they meet a prompt."""
     from ..models.deepseek.weights import MixtureWeights
     from ..models.linear import PanelExperts, Workspace
@@ -142,13 +142,13 @@ Operations = dict[str, int]
 """Of a prompt, by what makes the products: "f32", "bf16", "i8"."""
 
 
-def _attention(tokens: int, heads: int, features: int, layers: int) -> int:
+def attention_of_prompt(tokens: int, heads: int, features: int, layers: int) -> int:
     """Operations of a prompt's attention. features: of a key and of a value together, of a head. A token meets itself
     and those before it; what a kernel computes beside and masks is no use."""
     return tokens * (tokens + 1) * heads * features * layers
 
 
-def _together(*parts: tuple[str, int]) -> Operations:
+def together(*parts: tuple[str, int]) -> Operations:
     found: Operations = {}
     for products, count in parts:
         found[products] = found.get(products, 0) + count
@@ -156,18 +156,27 @@ def _together(*parts: tuple[str, int]) -> Operations:
 
 
 def _smollm2_case(form: str, model: Any, threads: int, settings: Settings) -> list[Row]:
-    matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
-    config, tokens = model.config, _prompt_tokens(settings)
-    operations = _together(
-        (_products(form, _rounds(model)), 2 * tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size),
-        (model.cache_dtype, _attention(tokens, config.heads, 2 * config.head_features, config.layers)))
-    weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
+    config, tokens = model.config, prompt_tokens_of(settings)
+    operations = together(
+        (products_of(form, rounds_prompts(model)), 2 * tokens * smollm2_size(model) + 2 * model.weights.logits.size),
+        (model.cache_dtype, attention_of_prompt(tokens, config.heads, 2 * config.head_features, config.layers)))
+    weight_bytes = sum(m.nbytes for m in _smollm2_matrices(model)) + model.weights.logits.nbytes
     return _speeds("smollm2", form, model, operations, weight_bytes, model.path, AS_IN_FILE, threads, settings)
+
+
+def _smollm2_matrices(model: Any) -> list[Any]:
+    """Those of the layers."""
+    return [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
+
+
+def smollm2_size(model: Any) -> int:
+    """How many weights of the layers each token meets."""
+    return sum(m.size for m in _smollm2_matrices(model))
 
 
 def _deepseek_case(name: str, values: Mapping[str, Any], form: str, model: Any, path: Path | None, threads: int,
                    settings: Settings) -> list[Row]:
-    operations = deepseek_operations(form, model, _prompt_tokens(settings))
+    operations = deepseek_operations(form, model, prompt_tokens_of(settings))
     more = {}
     if name == DEEPSEEK and form.startswith(BF16) and "torch" in settings.against:
         settings.report("compiling the transformers model")
@@ -189,11 +198,11 @@ def deepseek_operations(form: str, model: Any, tokens: int) -> Operations:
     routers = sum(one.feed_forward.router.size for one in weights.layers
                   if isinstance(one.feed_forward, MixtureWeights))
     features = config.head_features + config.value_features
-    return _together(
-        (_products(form, _rounds(model)),
+    return together(
+        (products_of(form, rounds_prompts(model)),
          2 * tokens * (weights.step_size - expand - routers) + 2 * weights.logits.size),
         ("f32", 2 * tokens * routers),
-        (model.cache_dtype, 2 * tokens * expand + _attention(tokens, config.heads, features, config.layers)))
+        (model.cache_dtype, 2 * tokens * expand + attention_of_prompt(tokens, config.heads, features, config.layers)))
 
 
 def _speeds(name: str, form: str, model: Any, operations: Operations, weight_bytes: int, path: Path | None,
@@ -202,13 +211,13 @@ def _speeds(name: str, form: str, model: Any, operations: Operations, weight_byt
     """Rows for a model's prompt, of which the last token alone goes through the matrix of the logits, and for its
     decoding. operations: of the prompt, whose floor is each of them at the peak of its products. weight_bytes: that one
     token reads. path, peer_form: of the file that llama.cpp reads."""
-    prompt_tokens = _prompt_tokens(settings)
+    prompt_tokens = prompt_tokens_of(settings)
     feeds = {"sapper": feeds_of(model.session(CONTEXT, threads=threads), prompt_tokens), **(more or {})}
     dtypes = {"torch": BF16, "llama": peer_form}
     if path is not None and "llama" in settings.against:
-        feeds["llama"] = _llama_feeds(path, prompt_tokens, threads, _repacks(path, settings))
+        feeds["llama"] = _llama_feeds(path, prompt_tokens, threads, repacks_of(path, settings))
     label = f"{name} prefill, {form}, {threads} thread{'s' * (threads > 1)}"
-    peaks, products = settings.peaks(threads), _products(form, _rounds(model))
+    peaks, products = settings.peaks(threads), products_of(form, rounds_prompts(model))
     settings.report(label)
     total = sum(operations.values())
     timings, peaks = with_floor({who: prefill for who, (prefill, _) in feeds.items()}, peaks, settings,
@@ -230,17 +239,17 @@ def _speeds(name: str, form: str, model: Any, operations: Operations, weight_byt
 # --------------------------------------------------------------------------------------------------------- contestants
 
 
-def _prompt_tokens(settings: Settings) -> int:
+def prompt_tokens_of(settings: Settings) -> int:
     return 64 if settings.quick else PROMPT_TOKENS
 
 
-def _tokens(count: int) -> list[int]:
+def tokens_of(count: int) -> list[int]:
     return [(7 * i + 11) % 4000 + 100 for i in range(count)]
 
 
 def feeds_of(session: Any, prompt_tokens: int) -> tuple[Feed, Feed]:
     """What feeds a session the prompt, and what feeds it one token after the prompt."""
-    tokens = _tokens(prompt_tokens)
+    tokens = tokens_of(prompt_tokens)
 
     def feed_prompt() -> None:
         session.position = 0
@@ -266,7 +275,7 @@ def _survives(path: Path) -> bool:
         return False
 
 
-def _repacks(path: Path, settings: Settings) -> bool:
+def repacks_of(path: Path, settings: Settings) -> bool:
     settings.report(f"trying {path.name} with llama.cpp")
     if not _survives(path):
         settings.say(f"llama.cpp ends with {path.name} in layouts that it makes for this processor: it runs without")
@@ -296,7 +305,7 @@ def llama(path: str, threads: int, repacks: bool) -> Any:
 
 def _llama_feeds(path: Path, prompt_tokens: int, threads: int, repacks: bool) -> tuple[Feed, Feed]:
     other = llama(str(path), threads, repacks)
-    tokens = _tokens(prompt_tokens)
+    tokens = tokens_of(prompt_tokens)
 
     def feed_prompt() -> None:
         other.n_tokens = 0
@@ -319,7 +328,7 @@ def _torch_feeds(values: Mapping[str, Any], threads: int, settings: Settings) ->
 
     types: Any = transformers
     types.logging.set_verbosity_error()
-    prompt_tokens = _prompt_tokens(settings)
+    prompt_tokens = prompt_tokens_of(settings)
     torch.set_num_threads(threads)
     config = types.DeepseekV2Config(**{key: value for key, value in values.items() if key != "model_type"},
                                     topk_method="greedy", n_group=1, topk_group=1)
@@ -330,7 +339,7 @@ def _torch_feeds(values: Mapping[str, Any], threads: int, settings: Settings) ->
     finally:
         torch.set_default_dtype(before)
     compiled: Any = torch.compile(model, dynamic=False)
-    tokens = torch.tensor([_tokens(prompt_tokens)])
+    tokens = torch.tensor([tokens_of(prompt_tokens)])
     cache: list[Any] = []
 
     def feed_prompt() -> None:
@@ -353,11 +362,11 @@ def _torch_feeds(values: Mapping[str, Any], threads: int, settings: Settings) ->
 def _loaded(path: Path, form: str) -> Any:
     from ..models.load import load_model
 
-    return load_model(path, _loaded_as(form))
+    return load_model(path, loaded_as(form))
 
 
 @lru_cache(maxsize=1)
-def _quiet() -> Any:
+def quiet_llama() -> Any:
     """What llama.cpp tells its news to; kept, as it goes on telling."""
     import llama_cpp
 
@@ -379,7 +388,7 @@ def _converted(base: str, config: Any, folder: Path, settings: Settings) -> Path
         settings.report(f"llama.cpp converts it to {GGUF_TYPES[base]}")
         wanted = llama_cpp.llama_model_quantize_default_params()
         wanted.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{GGUF_TYPES[base]}")
-        llama_cpp.llama_log_set(_quiet(), ctypes.c_void_p())
+        llama_cpp.llama_log_set(quiet_llama(), ctypes.c_void_p())
         failed = llama_cpp.llama_model_quantize(str(plain).encode(), str(path).encode(), wanted)
         if failed:
             raise RuntimeError(f"llama.cpp could not convert {plain} to {GGUF_TYPES[base]}: it gave {failed}")

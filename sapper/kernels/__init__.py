@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "rope_yarn", "activation",
     "matmul", "batched", "integer", "matvec", "narrow",
-    "quantized", "widen", "k_quants", "fp8", "fp8_panels",
+    "quantized", "widen", "k_quants", "near", "fp8", "fp8_panels",
     "attention", "attention_narrow", "paged", "mla", "mla_blocks", "mla_narrow", "mla_rounded",
     "runs",
     "sparse", "sparse_paged", "gate", "moe", "moe_blocks", "moe_k", "moe_rounded", "moe_fp8",

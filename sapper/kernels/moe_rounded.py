@@ -21,38 +21,23 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, f16, f32, i32, span, tiles, u8, zeros
+from sapper import Tensor, bf16, each, f16, f32, i32, span, tiles, u8
 
-from .activation import silu, silu_reference
-from .k_quants import BLOCK_BYTES, SUPER, WORDS, kernels_of, random_panels, rows_of
+from .activation import silu_reference
+from .k_quants import BLOCK_BYTES, SUPER, WORDS, kernels_of, random_panels
 from .moe import TOLERANCE
-from .quantized import FORMS, PANEL, SLOT, Form, matrix, random_blocks
-from .record import (
-    NUMPY_DTYPES,
-    Arguments,
-    Array,
-    Case,
-    LibraryKernel,
-    Shape,
-    normal,
-    rounded_to_bf16,
-    unwritten,
-)
+from .near import ROWS, TOGETHER, Source, gated, product, rounded_rows
+from .quantized import FORMS, PANEL, SLOT, Form, random_blocks
+from .record import Arguments, Array, Case, LibraryKernel, Shape, normal, rounded_to_bf16, unwritten
 from .widen import put_pairs
 
 B, E, J, P, R, S = sp.dims("B E J P R S")
-TOGETHER = 2
-ROWS = TOGETHER * PANEL
-"""Rows of weights that are widened at a time."""
 
 
 def multiply(rows: Any, wide: Any, pairs: Any, first: Any, last: Any, p: Any, r: Any, y: Any) -> None:
     """Rows first .. last - 1 of the activations by what was widened of an expert. pairs: of columns."""
     for m, l in tiles(span(first, last), ROWS):
-        acc = zeros(m, l, dtype=f32)
-        for h, i in tiles(pairs, 2):
-            acc += rows[m, h, i] @ wide[p, h, l, i]
-        y[m, p, r, l] = acc
+        y[m, p, r, l] = product(rows, wide, pairs, p, m, l)
 
 
 def multiply_gated(
@@ -60,13 +45,7 @@ def multiply_gated(
 ) -> None:
     """The same by two matrices, joined by silu."""
     for m, l in tiles(span(first, last), ROWS):
-        gate_sum = zeros(m, l, dtype=f32)
-        up_sum = zeros(m, l, dtype=f32)
-        for h, i in tiles(pairs, 2):
-            row = rows[m, h, i]
-            gate_sum += row @ gate[p, h, l, i]
-            up_sum += row @ up[p, h, l, i]
-        y[m, p, r, l] = (silu(gate_sum) * up_sum).to(bf16)
+        y[m, p, r, l] = gated(rows, gate, up, pairs, p, m, l).to(bf16)
 
 
 @cache
@@ -186,27 +165,11 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
 # ------------------------------------------------------------------------------------------- references and arguments
 
 
-Source = Form | str
-"""A form of blocks, or the name of one of super blocks."""
-
-
-def _rounded(arguments: Arguments, form: Source, name: str) -> Array:
-    """The matrices [E, N, K] of panels: computed and rounded in f32, then to bf16; in float64."""
-    w = arguments[name]
-    panels = w.reshape(-1, *w.shape[4:])
-    if isinstance(form, Form):
-        scales = arguments["scales" if name == "quants" else f"{name}_scales"]
-        wide = matrix(form, panels, scales.reshape(-1, *scales.shape[4:]))
-    else:
-        wide = rows_of(form, panels)
-    rounded = wide.astype(np.float32).astype(NUMPY_DTYPES["bf16"]).astype(np.float64)
-    return rounded.reshape(len(w), -1, wide.shape[1])
-
-
 def reference(arguments: Arguments, form: Source) -> dict[str, Array]:
     y = arguments["y"].astype(np.float64)
     x = arguments["x"].astype(np.float64).reshape(len(y), -1)
-    matrices = [_rounded(arguments, form, name) for name in ("quants", "w", "gate", "up") if name in arguments]
+    matrices = [rounded_rows(arguments, form, name, 4).reshape(len(arguments["first"]), -1, x.shape[1])
+                for name in ("quants", "w", "gate", "up") if name in arguments]
     for e, (first, last) in enumerate(zip(arguments["first"], arguments["last"], strict=True)):
         made = [x[first:last] @ one[e].T for one in matrices]
         rows = made[0] if len(made) == 1 else silu_reference(made[0]) * made[1]

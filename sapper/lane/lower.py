@@ -617,6 +617,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
     def _items(self, block: Block, plan: Plan, late: Late | None, top: bool) -> None:
         outer = self.block_loads, self.asking
+        self.prefetch_packed(block)
         walks = [item for item in plan.items if isinstance(item, Walk)]
         self.asking = []
         if late is not None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import i32
+from ..ir.types import i32, u8
 from ..tile.ops import memory_of
 from ..tile.plan import axes_of
 from .extents import Range
@@ -113,6 +113,33 @@ class StreamPrefetches(Model):
         if self.requests.next_rows:
             self._prefetch_next_rows_of(body)
 
+    def prefetch_packed(self, block: Block) -> None:
+        """Ask for what a loop that unpacks weights, words of several in whole rows, reads widened_ahead_bytes later: a
+        line makes several vectors, so that the processor has few of them on their way by itself."""
+        ahead = self.requests.widened_ahead_bytes
+        loads = [op for op in block.ops if op.name == "load" and axes_of(op.result)]
+        if not self.facts.software_prefetch or not ahead or not any(map(_reads_words, loads)):
+            return
+        if any(inner.name == "contract" for op in block.ops for inner in op.walk()):
+            return
+        asked: set[tuple[Value, int]] = set()
+        for op in loads:
+            axes, access = axes_of(op.result), self.access(op)
+            if any(self.bound[a].lane or self.bound[a].count > 1 for a in axes if a in self.bound) or any(
+                    a not in self.bound for value, _ in access.gathers for a in axes_of(value)):
+                continue
+            access = self._at_scalars(access, dict.fromkeys(axes, 0))
+            if access.gathers or element_bytes(access.dtype) not in (
+                    stride for a, stride in access.axes.items() if a not in self.bound):
+                continue
+            fixed = replace(access, axes={a: s for a, s in access.axes.items() if a in self.bound})
+            operands, attributes = self.address(fixed, {})
+            disp = attributes.pop("disp") + ahead
+            for line in range(disp, disp + self._reach_bytes(op, LINE_BYTES), LINE_BYTES):
+                if (operands[-1], line) not in asked:
+                    asked.add((operands[-1], line))
+                    self.effect("prefetch", operands, level=1, disp=line, **attributes)
+
     def _prefetch_next_rows_of(self, body: Block) -> None:
         """Ask for what the many rows that weights meet have in the next pass of the loop that moves them, into the
         first cache: the groups of a row lie as far apart as all rows are long, where the processor sees no stream."""
@@ -170,3 +197,9 @@ class StreamPrefetches(Model):
 
     def _is_resident_row(self, op: Op) -> bool:
         return any(a in self.bound and self.bound[a].lane and self.bound[a].resident for a in axes_of(op.result))
+
+
+def _reads_words(op: Op) -> bool:
+    """Whether a load reads bytes as words of 32 bits."""
+    tensor = op.operands[0]
+    return tensor.type.dtype is i32 and memory_of(tensor).type.dtype is u8  # type: ignore[union-attr]

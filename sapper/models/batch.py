@@ -5,10 +5,10 @@ the next token of the sequences that ask for one. Holds: which tokens, how many,
 positions are values of a run, so one program serves every step; what a token gives is the same whoever else is in it.
 
 A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several, which
-attend together (runs.py). Two programs of the same kernels are made, for at most `picks` tokens and for at most
-`chunk`, as matrices are walked otherwise for few rows than for many; and a third for one token, with a session's
-matrix-vector kernels. Few tokens go through that one by one where `prepare` measured that to be sooner. Who takes part
-is said by scheduler.py.
+attend together (runs.py). Programs of the same kernels are made for at most `picks` tokens and for at most `chunk`, as
+matrices are walked otherwise for few rows than for many, and for at most `few_tokens` where more are rounded; and one
+for one token, with a session's matrix-vector kernels. Few tokens go through that one by one where `prepare` measured
+that to be sooner. Who takes part is said by scheduler.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -51,6 +53,10 @@ class Pick(NamedTuple):
     row: int
     sampling: Sampling
     u: float
+
+
+TEMPERATURE = attrgetter("sampling.temperature")
+"""Of a Pick; 0 where the likeliest token is taken."""
 
 
 class Known(NamedTuple):
@@ -172,11 +178,12 @@ class Paged(BaseSession):
         if self.slots > 1:
             self._singly = max(1, min(self.slots - 1, int(seconds(2) / seconds(1))))
         for count in self._capacities():
-            seconds(min(count, self.chunk))
+            seconds(count)
 
-    def _capacities(self) -> tuple[int, ...]:
-        """Numbers of tokens that have all programs of a step made; of more than a step may have, all that it may."""
-        return self.picks, self.picks + 1, max(self.picks, self.few_tokens()) + 1
+    def _capacities(self) -> list[int]:
+        """For how many tokens there are programs, rising."""
+        few = min(self.few_tokens(), self.chunk)
+        return sorted({self.picks, few or self.picks, self.chunk})
 
     def step(self, fed: Sequence[Fed], picks: Sequence[Pick] = ()) -> list[int]:
         """Run tokens through the model; the tokens that follow, one for each of `picks`.
@@ -184,12 +191,12 @@ class Paged(BaseSession):
         Every position of a sequence was fed before those behind it, or is in the same step; table names the pages.
         """
         count, wanted = len(fed), len(picks)
-        few = self.few_tokens()
-        capacity = self.picks if count <= self.picks else few if count <= few else self.chunk
         assert 0 < count <= self.chunk and wanted <= self.picks, "the scheduler keeps to the limits"
         if count == wanted <= self._singly:
             return [self._step_one(fed[pick.row], pick) for pick in picks]
-        columns, rows, values = self._arrange(np.array(fed, np.int32), capacity)
+        capacity = next(size for size in self._capacities() if count <= size)
+        columns = np.fromiter(chain.from_iterable(fed), np.int32, 3 * count).reshape(count, 3)
+        columns, rows, values = self._arrange(columns, capacity)
         self._step_rows = rows
         self._tokens[:count], self._slot_of[:count], self._position_of[:count] = columns.T
         self._ends_of[:wanted] = rows[[pick.row for pick in picks]]
@@ -197,9 +204,10 @@ class Paged(BaseSession):
         if program is None:
             program = self._steps[capacity] = self._step_program(capacity)
         program(**self._chunk_values(count), **values, wanted=wanted)
-        if any(pick.sampling.temperature > 0 for pick in picks):
+        if any(map(TEMPERATURE, picks)):
             self._draw(picks)
-        return [int(token) for token in self._next[:wanted]]
+        made: list[int] = self._next[:wanted].tolist()
+        return made
 
     def _step_one(self, fed: Fed, pick: Pick) -> int:
         self._token[0], self._slot_of[0], self._position_of[0] = fed
@@ -214,7 +222,10 @@ class Paged(BaseSession):
     def _step_program(self, capacity: int) -> Program:
         self._capacity = capacity
         matrix, gain, epsilon = self.head()
-        ends = self._of_wanted
+
+        def ends(array: Array) -> Rows:
+            return self._of_wanted(array[:capacity])
+
         last: Steps = [
             (embedding.embedding_f32, (ends(self._ends_of), self._x, ends(self._ends))),
             (norm.rms_norm, (ends(self._ends), gain, epsilon, ends(self._normed_ends))),
@@ -233,11 +244,11 @@ class Paged(BaseSession):
 
     def _draw(self, picks: Sequence[Pick]) -> None:
         """Draw for those that want it; the others keep the likeliest token."""
-        for row, (_, how, u) in enumerate(picks):
-            self._kept[row] = min(how.top_k, self._choices[0].shape[1])
-            for array, value in zip(self._draws, (how.temperature, how.top_p, how.min_p, min(u, BELOW_ONE)),
-                                    strict=True):
-                array[row] = value
+        count, most = len(picks), self._choices[0].shape[1]
+        self._kept[:count] = [min(how.top_k, most) for _, how, _ in picks]
+        settings = [(how.temperature, how.top_p, how.min_p, min(u, BELOW_ONE)) for _, how, u in picks]
+        for array, values in zip(self._draws, zip(*settings, strict=True), strict=True):
+            array[:count] = values
         if self._drawing is None:
             rows = self._of_wanted
             choices, draws = [rows(array) for array in self._choices], [rows(array) for array in self._draws]

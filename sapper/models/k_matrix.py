@@ -16,6 +16,7 @@ from ..kernels import k_quants
 from ..kernels.k_quants import PANEL, SUPER
 from ..kernels.moe_k import experts_of
 from ..kernels.moe_rounded import rounded_k_experts
+from ..kernels.near import near_k_kernels
 from ..runtime.buffers import Arena
 from ..runtime.packed import Packed
 from ..runtime.program import Rows
@@ -166,6 +167,9 @@ class KMatrix:
         wide = work.wide(place, rows, columns)
         panels = in_blocks(wide, SUPER).reshape(rows // PANEL, PANEL, -1, SUPER)
         return wide, "f32", [(self._kernel("dequantize"), (self.w, panels))]
+
+    def near_kernels(self, result: str) -> Any:
+        return near_k_kernels(self.form, result)
 
     def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
         """As Blocks.packed."""

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 import ml_dtypes
 import numpy as np
 
-from ..kernels import embedding, matmul, matvec, moe, moe_rounded, narrow, norm, quantized
+from ..kernels import embedding, matmul, matvec, moe, moe_rounded, narrow, near, norm, quantized
 from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, panel_blocks, product_experts
+from ..kernels.near import near_kernels
 from ..kernels.quantized import FORMS, PANEL, Form
 from ..kernels.widen import widening_kernels
 from ..runtime import settings
@@ -108,11 +109,15 @@ class Workspace:
         return packed_empty(matmul.matmul_nt_bf16_bf16, "b", rows, columns, memory, self.target)
 
     def packed_pairs(self, place: int, rows: int, columns: int) -> Packed:
-        """The same, its columns in pairs. Raises ModelError where products of bf16 read them otherwise."""
+        """The same, its columns in pairs. Raises ModelError as check_pairs does."""
+        self.check_pairs()
+        return self.packed(place, rows, columns)
+
+    def check_pairs(self) -> None:
+        """Raises ModelError where products of bf16 do not read columns in pairs."""
         if not self.packs_pairs():
             raise ModelError("the dtype of the weights", "one whose products are of bf16",
                              "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
-        return self.packed(place, rows, columns)
 
     def rounds_many(self) -> bool:
         """Whether many rows that would be quantised, and the weights in blocks that they meet, are rounded to bf16
@@ -432,6 +437,9 @@ class Blocks:
         panels = in_blocks(wide, self.form.block).reshape(rows // PANEL, PANEL, -1, self.form.block)
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
 
+    def near_kernels(self, result: str) -> Any:
+        return near_kernels(self.form, result)
+
     def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
         """Some rows, whole panels of PACKED_ROWS, rounded to bf16, and the step that makes them so."""
         panels, width = slice(rows.start // PANEL, rows.stop // PANEL), self.shape[1]
@@ -442,21 +450,36 @@ class Blocks:
         return packed, [(widening_kernels(self.form, "bf16").widen_pairs, (quants, scales, pairs))]
 
 
-ROUNDED_ROWS = 64
-"""For how many rows there is room where weights are rounded: on a Granite Rapids that takes the time which 50 rows save
-on tile registers."""
-PACKED_ROWS = moe_rounded.ROWS
+ROUNDED_ROWS = 32
+"""For how many rows there is room where weights are rounded: where it takes less time than to quantise the rows, with
+tile registers (FEW_TOKENS in session.py)."""
+PACKED_ROWS = near.ROWS
 """Rows of a panel of `Packed` bf16."""
 PACKED_BYTES = 1 << 20
-"""Weights that are rounded at a time: they stay in the second cache until they have met all rows."""
+"""Weights that are rounded at a time where rows are many: they stay in the second cache until they have met all rows.
+"""
+NEAR_BYTES = 1 << 21
+"""Rows of activations that each panel of weights meets as it is rounded: those that a second cache has room for. On a
+Granite Rapids' 256 rows by 4096 x 4096 in Q4_0 are as quick either way on one thread, and 0.74 on two; 512 take 1.49 of
+the time so, and 0.88."""
 
 
 @runtime_checkable
 class Rounds(Protocol):
-    """A matrix in blocks that may be rounded to bf16 as it meets many rows."""
+    """A matrix in blocks that may be rounded to bf16 as it meets many rows. parts: its weights, panels first. block: of
+    its form."""
+
+    @property
+    def parts(self) -> tuple[Array, ...]: ...
+
+    @property
+    def block(self) -> int: ...
 
     @property
     def shape(self) -> tuple[int, int]: ...
+
+    def near_kernels(self, result: str) -> Any:
+        """Those of sapper/kernels/near.py; result: "bf16", or "f32", that of matmul_swiglu."""
 
     def rounds(self, work: Workspace) -> bool:
         """Whether it is then (`is_rounded` says what are many)."""
@@ -489,6 +512,9 @@ def rows_rounded(matrices: Sequence[Rounds], name: str, x: Rows, rest: Sequence[
     """`Matrix.apply_rows` with rows and weights rounded to bf16, some of the weights' rows at a time."""
     steps, x, dtypes = narrowed(x, "bf16", True, work)
     rows, columns = matrices[0].shape
+    work.check_pairs()
+    if x.array.nbytes <= NEAR_BYTES:
+        return [*steps, _rounded_near(matrices, name, x, rest, work)]
     at_once = max(1, PACKED_BYTES // (2 * columns * len(matrices) * PACKED_ROWS)) * PACKED_ROWS
     for start in range(0, rows, at_once):
         part = slice(start, min(start + at_once, rows))
@@ -497,6 +523,20 @@ def rows_rounded(matrices: Sequence[Rounds], name: str, x: Rows, rest: Sequence[
         results = [Rows(one.array[:, part], one.count) for one in rest]
         steps.append((product_kernel(name, dtypes, results[-1]), (x, *(packed for packed, _ in made), *results)))
     return steps
+
+
+def _rounded_near(
+    matrices: Sequence[Rounds], name: str, x: Rows, rest: Sequence[Rows], work: Workspace
+) -> tuple[Any, tuple[Any, ...]]:
+    """The same by one kernel, in which each panel is rounded by who multiplies it."""
+    rows, columns = matrices[0].shape
+    blocks, block = panel_blocks(rows // PACKED_ROWS, work.workers), matrices[0].block
+    parts = [part.reshape(*blocks, near.TOGETHER, *part.shape[1:]) for one in matrices for part in one.parts]
+    room = [work.narrow(blocks[0] * PACKED_ROWS, columns, 1 + place).reshape(
+        blocks[0], columns // block, block // 2, PACKED_ROWS, 2) for place in range(len(matrices))]
+    others = [Rows(in_blocks(one.array, PACKED_ROWS).reshape(-1, *blocks, PACKED_ROWS), one.count) for one in rest]
+    kernels = matrices[0].near_kernels("bf16" if is_bf16(rest[-1]) else "f32")
+    return getattr(kernels, name.replace("_nt", "")), (Rows(in_blocks(x.array, block), x.count), *parts, *room, *others)
 
 
 class Widens(Protocol):
@@ -548,8 +588,10 @@ class Experts(Protocol):
         it is rounded; of two matrices y does so then, too."""
 
 
-FEW_ROWS = 4
-"""Rows of an expert, on average, up to which they go sooner one by one."""
+FEW_ROWS, FEW_ROUNDED_ROWS = 4, 2
+"""Rows of an expert, on average, up to which they go sooner one by one; and up to which that is so though they are to
+be rounded. On one thread of a Granite Rapids a step of 2, 4, 8 and 12 sequences of the bench's DeepSeek, whose tokens
+take 6 of 18 experts, takes 39, 55, 87 and 102 ms one by one and in f32, and 67, 76, 87 and 90 rounded."""
 
 
 def _groups_of(arrays: Sequence[Array], dtypes: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
@@ -602,7 +644,8 @@ class DenseExperts:
             self.weights, experts, weights, x, *(self._in_panels(one) for one in (residual, products, y))))]
 
     def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
-        return self.rounded
+        """Few rows go one by one: products of bf16 would copy all weights for them."""
+        return self.rounded and rows > FEW_ROUNDED_ROWS * len(self.weights)
 
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
@@ -676,13 +719,13 @@ class PanelExperts:
         """apply_groups of rows in bf16, with weights rounded to it."""
         matrices, columns, block = (self, *others), self.together.shape[1], self.together.block
         blocks = self._rounded_blocks(work)
-        parts = [part.reshape(self.count, *blocks, moe_rounded.TOGETHER, *part.shape[1:])
+        parts = [part.reshape(self.count, *blocks, near.TOGETHER, *part.shape[1:])
                  for one in matrices for part in one.together.parts]
-        near = [work.narrow(blocks[0] * PACKED_ROWS, columns, 1 + place).reshape(
+        room = [work.narrow(blocks[0] * PACKED_ROWS, columns, 1 + place).reshape(
             blocks[0], columns // block, block // 2, PACKED_ROWS, 2) for place in range(len(matrices))]
         kernel = getattr(self._rounded_kernels, "grouped_swiglu_rounded" if others else "grouped_rounded")
         return [(kernel, (
-            Rows(in_blocks(x.array, block), x.count), *ranges, *parts, *near,
+            Rows(in_blocks(x.array, block), x.count), *ranges, *parts, *room,
             Rows(y.array.reshape(len(y.array), *blocks, PACKED_ROWS), y.count)))]
 
     def _rounded_blocks(self, work: Workspace) -> tuple[int, int]:

@@ -31,10 +31,14 @@ CHUNK = 512
 """Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
 the activations to stay in the caches."""
 
-FEW_TOKENS = 48
+FEW_TOKENS = 24
+"""Up to so many tokens are quantised sooner than weights are rounded to bf16 for them. On two threads of a Granite
+Rapids 16, 24 and 32 rows by 1536 x 576 in Q4_1 take 49, 76 and 106 us quantised and 57, 73 and 71 rounded, by 4096 x
+4096 in Q4_K 0.91, 1.55 and 1.95 ms and 1.11, 1.33 and 1.27; on one in Q8_0 1.95, 2.75 and 3.43, and 2.41, 3.01 and
+2.86."""
 SHORTEST_RUN = 8
-"""Up to so many tokens are quantised sooner than weights are widened to bf16 for them: SmolLM2's 48 tokens take 19.9 ms
-on two threads of a Granite Rapids quantised and 21.5 rounded, 32 14.4 and 17.9, 64 24.7 and 23.7, 512 177 and 96."""
+"""So many tokens attend together sooner than one by one: over 500 positions of SmolLM2 on two threads of a Granite
+Rapids 4 tokens take 1.06 of the time, 8 0.92, 16 0.84."""
 
 SCORED = 128
 """Rows of logits that `losses` holds at once: 25 MB of them for 49152 tokens."""
@@ -101,6 +105,7 @@ class BaseSession(ABC):
         self._decode: Program | None = None
         self._prefills: dict[int, Program] = {}
         self._scoring: Scoring | None = None
+        self._few: int | None = None
         self._x: Array
         self._y: Array
         self._turns: Buffers = {}
@@ -296,8 +301,13 @@ class BaseSession(ABC):
         return [few] if few else []
 
     def few_tokens(self) -> int:
-        """Up to how many tokens have a program of their own, as many are rounded; 0 where none are. The matrix of the
-        logits stands for all."""
+        """Up to how many tokens have a program of their own, as many are rounded; 0 where none are."""
+        if self._few is None:  # asked before each step of a batch, and it takes some 0.1 ms to tell
+            self._few = self._find_few_tokens()
+        return self._few
+
+    def _find_few_tokens(self) -> int:
+        """The matrix of the logits stands for all."""
         matrix, _, _ = self.head()
         rounds = self.chunk >= ROUNDED_ROWS and isinstance(matrix, Rounds) and matrix.rounds(self._work)
         return FEW_TOKENS if rounds else 0

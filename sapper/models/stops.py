@@ -26,6 +26,8 @@ class StopStrings:
         """What may be shown, now that this text came too."""
         if self.met:
             return ""
+        if not self._strings:
+            return text
         held = self._held + text
         places = [place for place in (held.find(string) for string in self._strings) if place >= 0]
         if places:

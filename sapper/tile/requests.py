@@ -26,6 +26,8 @@ class Requests(NamedTuple):
     together, into that of stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several
     rows, each of the weights by itself, into that of stream_level; 0: as block_ahead_bytes says. block_level: the cache
     that a single row asks for blocks into; 0: stream_level.
+    widened_ahead_bytes: how early loops that unpack weights in blocks, and store them, ask for them, into the first
+    cache; 0: not at all.
     long_row_ahead_bytes: how early each of several rows at once is, along itself and into the first cache, where half
     of that has no room for the next rows; 0: 2 KiB where the first cache takes streams, else the next rows are asked
     for.
@@ -85,6 +87,7 @@ class Requests(NamedTuple):
     block_ahead_bytes: int = 0
     block_rows_ahead_bytes: int = 0
     block_level: int = 0
+    widened_ahead_bytes: int = 0
     scales_ahead_bytes: int = 0
     long_row_ahead_bytes: int = 0
     row_streams: int = 0

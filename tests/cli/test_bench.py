@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sapper.cli import bench, bench_compile, bench_models, bench_suites, bench_threads
+from sapper.cli import bench, bench_batch, bench_compile, bench_models, bench_suites, bench_threads
 from sapper.cli.bench import print_table, run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
@@ -28,9 +28,12 @@ from sapper.models.deepseek import untrained
 from sapper.models.deepseek.config import from_json
 from sapper.models.deepseek.model import DeepseekModel
 from sapper.models.linear import Workspace
+from sapper.models.llama import model as llama_model
+from sapper.models.load import load_model
 from sapper.models.weights import FORMS
 from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
+from tests.models import small as small_models
 from tests.weights import find_smollm2
 
 KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
@@ -70,7 +73,7 @@ def test_rounded_blocks_are_left_out_where_pairs_of_bf16_are_not_multiplied(
     monkeypatch.setattr(Workspace, "packs_pairs", lambda self: pairs)
     said: list[str] = []
     left_out = [form for form in ("bf16", "bf16 rounded", "4 bit", "4 bit rounded")
-                if bench_models._is_left_out("smollm2", form, SimpleNamespace(say=said.append))]
+                if bench_models.is_left_out("smollm2", form, SimpleNamespace(say=said.append))]
     assert left_out == ([] if pairs else ["4 bit rounded"])
     assert len(said) == len(left_out)
     assert set(said) <= {"smollm2, 4 bit rounded, is left out: this processor does not multiply pairs of bf16"}
@@ -98,7 +101,7 @@ def test_a_peer_that_ends_the_process_runs_without_its_layouts(tmp_path, monkeyp
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     said: list[str] = []
     settings = SimpleNamespace(say=said.append, report=lambda line: None)
-    assert not bench_models._repacks(tmp_path / "a.gguf", settings)
+    assert not bench_models.repacks_of(tmp_path / "a.gguf", settings)
     assert "a.gguf" in said[0]
     code = "from sapper.cli.bench_models import llama; llama('a.gguf', 1, False).eval([1, 2])"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -198,6 +201,55 @@ def test_a_deepseek_beside_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for one in ((form, "sapper"), (base, "llama"))]
     assert all(row["ratio_to_best_peer"] > 0 for row in rows)
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_several_sequences_of_a_deepseek(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrained, "SMALL_V2", TINY_V2)
+    rows = run_json(tmp_path / "r.json", "batch", threads=1, against="", case="deepseek-v2")
+    assert [(row["dtype"], row["shape"], row["unit"]) for row in rows] == [
+        (form, f"{count} x 1 after 32", "tokens/s") for form in ("bf16", "bf16 rounded", "Q4_0") for count in (1, 4)]
+    assert all(row["rate"] == pytest.approx(int(row["shape"].split()[0]) / row["median_s"], rel=1e-4) for row in rows)
+    assert all(row["percent_of_floor"] > 0 for row in rows)
+
+
+def test_a_step_reads_the_experts_that_its_tokens_meet() -> None:
+    model = untrained.untrained(from_json(TINY_V2, "the test"), "bf16")
+    expert, layers = 3 * 2 * 64 * 32, 1
+    assert bench_batch.step_bytes(model, 1) == pytest.approx(model.weights.step_bytes)
+    of_two = model.weights.step_bytes + layers * expert * (8 * (1 - (1 - 4 / 8) ** 2) - 4)
+    assert bench_batch.step_bytes(model, 2) == pytest.approx(of_two)
+    assert bench_batch.step_bytes(model, 64) == pytest.approx(model.weights.step_bytes + layers * expert * 4)
+    met = {count: sum(bench_batch.step_operations("deepseek-v2", "bf16", model, count, 9).values())
+           for count in (1, 3)}
+    positions = 2 * 2 * (2 * 32 + 8) * 10 * 2  # of two heads and two layers
+    assert met[1] == 2 * (model.weights.step_size + model.weights.logits.size) + positions and met[3] == 3 * met[1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_several_sequences_beside_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small model in the place of SmolLM2; its steps give what llama.cpp's do."""
+    path = small_models.write_gguf(tmp_path / "small.gguf", small_models.random_weights(),
+                                   numbers={"llama.context_length": 2048})
+    monkeypatch.setattr(llama_model, "load_model", lambda name, form: load_model(path, form))
+    rows = run_json(tmp_path / "r.json", "batch", threads=1, against="llama", case="smollm2")
+    cases = [("step", "1 x 1 after 32"), ("step", "4 x 1 after 32"),
+             ("first token", "64 beside 15 x 1"), ("wait", "64 beside 15 x 1")]
+    assert [(row["dtype"], row["case"], row["shape"], row["peer"]) for row in rows] == [
+        (dtype, f"smollm2 batch {part}", shape, peer) for form in ("bf16", "bf16 rounded", "4 bit")
+        for part, shape in cases for dtype, peer in ((form, "sapper"), ("4 bit", "llama"))]
+    assert all(row["ratio_to_best_peer"] > 0 for row in rows)
+    batch = load_model(path, "f32").batch(3, 64)
+    ours, peer = bench_batch.steps_of(batch, 20), bench_batch.Llama(path, 3, 64, 1, True)
+    theirs = peer.steps(20)
+    try:
+        for _ in range(2):
+            ours()
+            theirs()
+            logits = [np.ctypeslib.as_array(peer.library.llama_get_logits_ith(peer.context, row), (batch.vocabulary,))
+                      for row in range(3)]
+            np.testing.assert_allclose(batch.step_logits, logits, rtol=0.02, atol=0.02)
+    finally:
+        peer.close()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -512,8 +564,9 @@ def test_all_runs_pytorch_before_llama_multiplies_on_tiles(monkeypatch: pytest.M
     monkeypatch.setattr(bench_compile, "compile_rows", lambda given: iter(()))
     monkeypatch.setattr(bench_models, "deepseek_rows", lambda given: ran.append("deepseek") or iter(()))
     monkeypatch.setattr(bench_models, "model_rows", lambda given: ran.append("model") or iter(()))
+    monkeypatch.setattr(bench_batch, "batch_rows", lambda given: ran.append("batch") or iter(()))
     assert not list(bench_suites.suite_rows("all", settings()))
-    assert ran[-2:] == ["deepseek", "model"] and set(ran[:-2]) == {"others"}
+    assert ran[-3:] == ["deepseek", "model", "batch"] and set(ran[:-3]) == {"others"}
 
 
 def test_roofline(tmp_path: Path) -> None:

@@ -760,6 +760,31 @@ def test_a_row_may_ask_for_blocks_into_the_first_cache_and_for_streams_into_the_
     assert {a["level"] for a in asked} >= {2}
 
 
+@pytest.mark.parametrize(("name", "lines"), [
+    ("widen_pairs_q4", 4 + 1), ("widen_pairs_q4m_128", 16 + 2), ("widen_pairs_q8", 8 + 1), ("matmul_near_q4m", 4 + 2)])
+def test_weights_that_are_unpacked_and_stored_are_asked_for_where_the_target_says_so(name: str, lines: int) -> None:
+    """Each line of a block's quants once, and of its scales; not rows that lie apart, nor what products read. (Scales
+    of half a line end in one line or in the next.)"""
+    facts = replace(PLAIN, requests=Requests(widened_ahead_bytes=4096))
+    asked = prefetches(name, facts, Q=(8, 1), J=(2, 2), P=(2, 1), R=(8, 1), B=(8, 1), M=(32, 1))
+    widening = [a["disp"] for a in asked if a["level"] == 1 and a["disp"] >= 4096]
+    assert len(widening) in (lines, lines - 1 + 1) and min(widening) == 4096
+    for other in (replace(PLAIN, requests=Requests()), replace(facts, software_prefetch=False)):
+        assert not prefetches("widen_pairs_q4", other, Q=(8, 1), J=(2, 2), B=(8, 1))
+    assert not prefetches("embedding_q8", facts, P=(512, 1), B=(8, 1), T=(8, 1))
+
+
+def test_two_rows_that_meet_blocks_are_a_piece() -> None:
+    """Of three a single one is left, which reads the blocks a second time."""
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}))
+    function = reduce_loops(LIBRARY["matmul_q4"].kernel.tile_ir())
+    canonicalize(function)
+    dims = {"P": DimClass(512, 1), "G": DimClass(32, 1), "M": DimClass(8, 1), "C": DimClass(8, 1)}
+    lowered = lower(function, Schedule(), facts, Specialization(dims, {}))
+    steps = [op.attributes["step"] for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "m"]
+    assert steps[-3:] == [4, 2, 1]
+
+
 def test_blocks_that_several_rows_meet_are_asked_for_by_another_distance() -> None:
     """Of a target that says which, into the cache that takes streams. What is left of several rows are single ones."""
     known = Requests(block_ahead_bytes=6144, block_rows_ahead_bytes=10240, stream_level=1)

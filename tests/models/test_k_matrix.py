@@ -175,10 +175,13 @@ def test_experts(kind: str) -> None:
 
 
 @pytest.mark.skipif(not host_target().has("avx512_bf16"), reason="this processor multiplies no pairs of bf16")
+@pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize("kind", SIZES)
-def test_many_rows_and_their_weights_may_be_rounded_to_bf16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_and_their_weights_may_be_rounded_to_bf16(
+        kind: str, near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The product of what both are rounded to, some rows of the weights at a time; few rows are quantised."""
     monkeypatch.setattr(linear, "PACKED_BYTES", 2 * COLUMNS * 64)
+    monkeypatch.setattr(linear, "NEAR_BYTES", 2 * 70 * COLUMNS - (not near))
     raw = random_bytes(kind, 96)
     parsed = RawK.parse(memoryview(raw.tobytes()), (96, COLUMNS), kind)
     assert parsed is not None
@@ -187,7 +190,8 @@ def test_many_rows_and_their_weights_may_be_rounded_to_bf16(kind: str, monkeypat
     x = np.random.default_rng(5).standard_normal((70, COLUMNS), np.float32)
     y, count = np.zeros((70, 96), np.float32), Variable("count", 70)
     steps = matrix.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(COLUMNS))
-    assert [kernel.name for kernel, _ in steps][1:] == [f"widen_pairs_{matrix.form}", "matmul_nt_bf16_bf16"] * 2
+    assert [kernel.name for kernel, _ in steps][1:] == (
+        [f"matmul_near_{matrix.form}"] if near else [f"widen_pairs_{matrix.form}", "matmul_nt_bf16_bf16"] * 2)
     Program(steps, threads=2)(count=70)
     wanted = x.astype(ml_dtypes.bfloat16).astype(np.float64) @ wide.T
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())

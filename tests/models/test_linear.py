@@ -106,16 +106,18 @@ def rounded_blocks(kind: str, rows: int) -> Blocks:
 
 
 @BF16
+@pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_and_weights_may_be_rounded_to_bf16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product of what both are rounded to, whatever part of the weights is at hand."""
+def test_rows_and_weights_may_be_rounded_to_bf16(kind: str, near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product of what both are rounded to, whatever part of the weights is at hand, and by whom."""
     monkeypatch.setattr(linear, "PACKED_BYTES", 2 * 96 * 64)
+    monkeypatch.setattr(linear, "NEAR_BYTES", 2 * 70 * 96 - (not near))
     blocks, random = rounded_blocks(kind, 160), np.random.default_rng(2)
     x, residual = random.standard_normal((70, 96), np.float32), random.standard_normal((70, 160), np.float32)
     y, count = np.zeros((70, 160), np.float32), Variable("count", 70)
     steps = blocks.apply_rows("matmul_nt_residual", Rows(x, count), [], [Rows(residual, count), Rows(y, count)],
                               Workspace(96))
-    assert len(steps) == 1 + 2 * 3, "64 rows of the weights at a time, and 32"
+    assert len(steps) == 1 + (1 if near else 2 * 3), "64 rows of the weights at a time, and 32"
     program = Program(steps, threads=2)
     for rows in (70, 17):
         y[:] = 0
@@ -134,7 +136,7 @@ def test_few_rows_are_quantised() -> None:
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "matmul_q4_by32"]
 
 
-@pytest.mark.parametrize(("name", "rows", "rounds"), [("sapphirerapids", 64, True), ("sapphirerapids", 48, False),
+@pytest.mark.parametrize(("name", "rows", "rounds"), [("sapphirerapids", 32, True), ("sapphirerapids", 24, False),
                                                       ("zen5", 64, False)])
 def test_many_rows_are_rounded_where_tile_registers_multiply_bf16(name: str, rows: int, rounds: bool) -> None:
     """And quantised elsewhere, as few are; so are all in a file, which has one program for both."""
@@ -146,7 +148,7 @@ def test_many_rows_are_rounded_where_tile_registers_multiply_bf16(name: str, row
         work.target, work.chooses = target(name), chooses
         steps = blocks.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], work)
         names = [kernel.name for kernel, _ in steps]
-        assert ("matmul_nt_bf16_bf16" in names) == (rounds and chooses), names
+        assert ("matmul_near_q4" in names) == (rounds and chooses), names
         assert blocks.rounds(work) == (name == "sapphirerapids" and chooses)
 
 

@@ -207,7 +207,7 @@ TARGETS: dict[str, Target] = by_name((
         asks={"stream_ahead_bytes": 3 * KIB, "line_by_line": True, "long_row_ahead_bytes": 1 * KIB,
               "row_streams": 8, "short_row_streams": 8, "panel_streams": 4, "panel_parts": 5, "again": False,
               "places_ahead_bytes": 512, "rows_in_blocks": 16, "rows_end_to_end": 32, "block_places": 8,
-              "block_ahead_bytes": 3 * KIB, "block_rows_ahead_bytes": 32 * KIB},
+              "block_ahead_bytes": 3 * KIB, "block_rows_ahead_bytes": 32 * KIB, "widened_ahead_bytes": 8 * KIB},
         interleaves=True, slow_underflow=True),
     cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 4, slow_underflow=True),
     cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 4,
