@@ -763,12 +763,11 @@ def test_a_row_may_ask_for_blocks_into_the_first_cache_and_for_streams_into_the_
 @pytest.mark.parametrize(("name", "lines"), [
     ("widen_pairs_q4", 4 + 1), ("widen_pairs_q4m_128", 16 + 2), ("widen_pairs_q8", 8 + 1), ("matmul_near_q4m", 4 + 2)])
 def test_weights_that_are_unpacked_and_stored_are_asked_for_where_the_target_says_so(name: str, lines: int) -> None:
-    """Each line of a block's quants once, and of its scales; not rows that lie apart, nor what products read. (Scales
-    of half a line end in one line or in the next.)"""
+    """Each line of a block's quants once, and of its scales; not rows that lie apart, nor what products read."""
     facts = replace(PLAIN, requests=Requests(widened_ahead_bytes=4096))
     asked = prefetches(name, facts, Q=(8, 1), J=(2, 2), P=(2, 1), R=(8, 1), B=(8, 1), M=(32, 1))
     widening = [a["disp"] for a in asked if a["level"] == 1 and a["disp"] >= 4096]
-    assert len(widening) in (lines, lines - 1 + 1) and min(widening) == 4096
+    assert len(widening) == lines and min(widening) == 4096
     for other in (replace(PLAIN, requests=Requests()), replace(facts, software_prefetch=False)):
         assert not prefetches("widen_pairs_q4", other, Q=(8, 1), J=(2, 2), B=(8, 1))
     assert not prefetches("embedding_q8", facts, P=(512, 1), B=(8, 1), T=(8, 1))
