@@ -134,9 +134,13 @@ class Paged(BaseSession):
         """Whether tokens of a prompt can attend together."""
         return True
 
+    def _has_runs(self, capacity: int) -> bool:
+        """Whether tokens of a program for so many attend together: not in one that decodes, nor where all are few."""
+        return self._makes_runs and capacity > self.picks and capacity >= self.shortest_run
+
     def _runs_of_capacity(self) -> Runs | None:
-        """The runs of the program that is made; None where all its tokens attend alone, as in one for `picks`."""
-        return self._runs if self._makes_runs and self._capacity > self.picks else None
+        """The runs of the program that is made; None where all its tokens attend alone."""
+        return self._runs if self._has_runs(self._capacity) else None
 
     def _of_loose(self, array: Array) -> Rows:
         """The rows of the tokens that attend alone: the first ones."""
@@ -146,7 +150,7 @@ class Paged(BaseSession):
     def _arrange(self, columns: Array, capacity: int) -> tuple[Array, Array, dict[str, int]]:
         """columns [tokens, numbers], of which slot and position are the last two. They in the order in which they run,
         the row of each there, and the values of the variables that say so."""
-        if not self._makes_runs or capacity <= self.picks:
+        if not self._has_runs(capacity):
             return columns, np.arange(len(columns)), {}
         order, values = self._runs.arrange(columns[:, -2], columns[:, -1], self.table)
         rows = np.empty_like(order)
