@@ -34,21 +34,19 @@ ROWS = TOGETHER * PANEL
 """Rows of weights that are widened at a time."""
 
 
-def product(x: Any, near: Any, columns: Any, p: Any, m: Any, l: Any) -> Any:
-    """Rows m of the activations by the rows l of what task p widened. columns: how many pairs of them."""
-    rows, wide = x.view(M, columns, 2), near.view(P, columns, ROWS, 2)
+def product(rows: Any, wide: Any, pairs: Any, p: Any, m: Any, l: Any) -> Any:
+    """Rows m of the activations by the rows l of what task p widened. pairs: of columns."""
     acc = zeros(m, l, dtype=f32)
-    for h, i in tiles(columns, 2):
+    for h, i in tiles(pairs, 2):
         acc += rows[m, h, i] @ wide[p, h, l, i]
     return acc
 
 
-def gated(x: Any, near_gate: Any, near_up: Any, columns: Any, p: Any, m: Any, l: Any) -> Any:
+def gated(rows: Any, gate: Any, up: Any, pairs: Any, p: Any, m: Any, l: Any) -> Any:
     """The same by two matrices, joined by silu."""
-    rows, gate, up = x.view(M, columns, 2), near_gate.view(P, columns, ROWS, 2), near_up.view(P, columns, ROWS, 2)
     gate_sum = zeros(m, l, dtype=f32)
     up_sum = zeros(m, l, dtype=f32)
-    for h, i in tiles(columns, 2):
+    for h, i in tiles(pairs, 2):
         row = rows[m, h, i]
         gate_sum += row @ gate[p, h, l, i]
         up_sum += row @ up[p, h, l, i]
@@ -61,25 +59,22 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
     halves, words, scale_rows, size = form.halves, form.words, form.scales, form.block
     pairs, given = size // 2, DTYPES[result]
 
-    def put(quants: Any, scales: Any, near: Any, p: Any, r: Any, j: Any, b: Any) -> None:
-        """Half a panel of task p, widened, to `near`."""
-        joined = quants.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
-        factors = scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
-        slots = near.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
-        put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
-
     @sp.kernel(name=f"matmul_near_{form.name}")
     def matmul(
         x: Tensor[bf16, M, B, size], quants: Tensor[u8, P, R, TOGETHER, B, words, PANEL, SLOT],
         scales: Tensor[f16, P, R, TOGETHER, B, scale_rows, PANEL], near: Tensor[bf16, P, B, pairs, ROWS, 2],
         y: Tensor[f32, M, P, R, ROWS],
     ):
+        joined = quants.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
+        factors = scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
+        slots = near.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        rows, wide = x.view(M, B * pairs, 2), near.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, b in tiles(TOGETHER, B):
-                    put(quants, scales, near, p, r, j, b)
+                    put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
                 for m, l in tiles(M, ROWS):
-                    y[m, p, r, l] = product(x, near, B * pairs, p, m, l)
+                    y[m, p, r, l] = product(rows, wide, B * pairs, p, m, l)
 
     @sp.kernel(name=f"matmul_residual_near_{form.name}")
     def matmul_residual(
@@ -87,12 +82,16 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
         scales: Tensor[f16, P, R, TOGETHER, B, scale_rows, PANEL], near: Tensor[bf16, P, B, pairs, ROWS, 2],
         residual: Tensor[f32, M, P, R, ROWS], y: Tensor[f32, M, P, R, ROWS],
     ):
+        joined = quants.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
+        factors = scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
+        slots = near.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        rows, wide = x.view(M, B * pairs, 2), near.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, b in tiles(TOGETHER, B):
-                    put(quants, scales, near, p, r, j, b)
+                    put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
                 for m, l in tiles(M, ROWS):
-                    y[m, p, r, l] = residual[m, p, r, l] + product(x, near, B * pairs, p, m, l)
+                    y[m, p, r, l] = residual[m, p, r, l] + product(rows, wide, B * pairs, p, m, l)
 
     @sp.kernel(name=f"matmul_swiglu_near_{form.name}_{result}")
     def matmul_swiglu(
@@ -103,13 +102,21 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
         near_gate: Tensor[bf16, P, B, pairs, ROWS, 2], near_up: Tensor[bf16, P, B, pairs, ROWS, 2],
         y: Tensor[given, M, P, R, ROWS],
     ):
+        gates = gate.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
+        ups = up.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
+        gate_factors = gate_scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
+        up_factors = up_scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
+        gate_slots = near_gate.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        up_slots = near_up.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        rows = x.view(M, B * pairs, 2)
+        wide_gate, wide_up = near_gate.view(P, B * pairs, ROWS, 2), near_up.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, b in tiles(TOGETHER, B):
-                    put(gate, gate_scales, near_gate, p, r, j, b)
-                    put(up, up_scales, near_up, p, r, j, b)
+                    put_pairs(form, gates, gate_factors, (p * R + r) * TOGETHER + j, gate_slots, p, b, j)
+                    put_pairs(form, ups, up_factors, (p * R + r) * TOGETHER + j, up_slots, p, b, j)
                 for m, l in tiles(M, ROWS):
-                    y[m, p, r, l] = gated(x, near_gate, near_up, B * pairs, p, m, l).to(given)
+                    y[m, p, r, l] = gated(rows, wide_gate, wide_up, B * pairs, p, m, l).to(given)
 
     return SimpleNamespace(matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu)
 
@@ -118,39 +125,41 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
 def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
     """The same of a form of super blocks."""
     words, made, pairs, given = WORDS[form], kernels_of(form), SUPER // 2, DTYPES[result]
-    put_super, blocks, size_bytes = made.put_pairs, made.pair_blocks, words * PANEL * SLOT
-
-    def put(w: Any, near: Any, p: Any, r: Any, j: Any, s: Any) -> None:
-        """Half a panel of task p, widened, to `near`."""
-        joined = w.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        parts = w.view(P * R * TOGETHER, S, size_bytes)
-        factor = w.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
-        slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
-        put_super(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
+    put, blocks, size_bytes = made.put_pairs, made.pair_blocks, words * PANEL * SLOT
 
     @sp.kernel(name=f"matmul_near_{form}")
     def matmul(
         x: Tensor[bf16, M, S, SUPER], w: Tensor[u8, P, R, TOGETHER, S, words, PANEL, SLOT],
         near: Tensor[bf16, P, S, pairs, ROWS, 2], y: Tensor[f32, M, P, R, ROWS],
     ):
+        joined = w.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
+        parts = w.view(P * R * TOGETHER, S, size_bytes)
+        factor = w.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
+        slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        rows, wide = x.view(M, S * pairs, 2), near.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, s in tiles(TOGETHER, S):
-                    put(w, near, p, r, j, s)
+                    put(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
                 for m, l in tiles(M, ROWS):
-                    y[m, p, r, l] = product(x, near, S * pairs, p, m, l)
+                    y[m, p, r, l] = product(rows, wide, S * pairs, p, m, l)
 
     @sp.kernel(name=f"matmul_residual_near_{form}")
     def matmul_residual(
         x: Tensor[bf16, M, S, SUPER], w: Tensor[u8, P, R, TOGETHER, S, words, PANEL, SLOT],
         near: Tensor[bf16, P, S, pairs, ROWS, 2], residual: Tensor[f32, M, P, R, ROWS], y: Tensor[f32, M, P, R, ROWS],
     ):
+        joined = w.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
+        parts = w.view(P * R * TOGETHER, S, size_bytes)
+        factor = w.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
+        slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        rows, wide = x.view(M, S * pairs, 2), near.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, s in tiles(TOGETHER, S):
-                    put(w, near, p, r, j, s)
+                    put(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
                 for m, l in tiles(M, ROWS):
-                    y[m, p, r, l] = residual[m, p, r, l] + product(x, near, S * pairs, p, m, l)
+                    y[m, p, r, l] = residual[m, p, r, l] + product(rows, wide, S * pairs, p, m, l)
 
     @sp.kernel(name=f"matmul_swiglu_near_{form}_{result}")
     def matmul_swiglu(
@@ -158,13 +167,22 @@ def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
         up: Tensor[u8, P, R, TOGETHER, S, words, PANEL, SLOT], near_gate: Tensor[bf16, P, S, pairs, ROWS, 2],
         near_up: Tensor[bf16, P, S, pairs, ROWS, 2], y: Tensor[given, M, P, R, ROWS],
     ):
+        gates = gate.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
+        ups = up.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
+        gate_parts, up_parts = gate.view(P * R * TOGETHER, S, size_bytes), up.view(P * R * TOGETHER, S, size_bytes)
+        gate_factor = gate.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
+        up_factor = up.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
+        gate_slots = near_gate.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        up_slots = near_up.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        rows = x.view(M, S * pairs, 2)
+        wide_gate, wide_up = near_gate.view(P, S * pairs, ROWS, 2), near_up.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, s in tiles(TOGETHER, S):
-                    put(gate, near_gate, p, r, j, s)
-                    put(up, near_up, p, r, j, s)
+                    put(gates, gate_parts, gate_factor, (p * R + r) * TOGETHER + j, gate_slots, p, s, j)
+                    put(ups, up_parts, up_factor, (p * R + r) * TOGETHER + j, up_slots, p, s, j)
                 for m, l in tiles(M, ROWS):
-                    y[m, p, r, l] = gated(x, near_gate, near_up, S * pairs, p, m, l).to(given)
+                    y[m, p, r, l] = gated(rows, wide_gate, wide_up, S * pairs, p, m, l).to(given)
 
     return SimpleNamespace(matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu)
 
