@@ -59,20 +59,24 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
     halves, words, scale_rows, size = form.halves, form.words, form.scales, form.block
     pairs, given = size // 2, DTYPES[result]
 
+    def put(quants: Any, scales: Any, near: Any, p: Any, r: Any, j: Any, b: Any) -> None:
+        """Half a panel of task p, widened, to `near`."""
+        joined = quants.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
+        factors = scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
+        slots = near.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
+
     @sp.kernel(name=f"matmul_near_{form.name}")
     def matmul(
         x: Tensor[bf16, M, B, size], quants: Tensor[u8, P, R, TOGETHER, B, words, PANEL, SLOT],
         scales: Tensor[f16, P, R, TOGETHER, B, scale_rows, PANEL], near: Tensor[bf16, P, B, pairs, ROWS, 2],
         y: Tensor[f32, M, P, R, ROWS],
     ):
-        joined = quants.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
-        factors = scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
-        slots = near.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
         rows, wide = x.view(M, B * pairs, 2), near.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, b in tiles(TOGETHER, B):
-                    put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
+                    put(quants, scales, near, p, r, j, b)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = product(rows, wide, B * pairs, p, m, l)
 
@@ -82,14 +86,11 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
         scales: Tensor[f16, P, R, TOGETHER, B, scale_rows, PANEL], near: Tensor[bf16, P, B, pairs, ROWS, 2],
         residual: Tensor[f32, M, P, R, ROWS], y: Tensor[f32, M, P, R, ROWS],
     ):
-        joined = quants.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
-        factors = scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
-        slots = near.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
         rows, wide = x.view(M, B * pairs, 2), near.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, b in tiles(TOGETHER, B):
-                    put_pairs(form, joined, factors, (p * R + r) * TOGETHER + j, slots, p, b, j)
+                    put(quants, scales, near, p, r, j, b)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = residual[m, p, r, l] + product(rows, wide, B * pairs, p, m, l)
 
@@ -102,19 +103,13 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
         near_gate: Tensor[bf16, P, B, pairs, ROWS, 2], near_up: Tensor[bf16, P, B, pairs, ROWS, 2],
         y: Tensor[given, M, P, R, ROWS],
     ):
-        gates = gate.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
-        ups = up.view(P * R * TOGETHER, B, words, PANEL, dtype=i32)
-        gate_factors = gate_scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
-        up_factors = up_scales.view(P * R * TOGETHER, B, scale_rows, PANEL)
-        gate_slots = near_gate.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
-        up_slots = near_up.view(P, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
         rows = x.view(M, B * pairs, 2)
         wide_gate, wide_up = near_gate.view(P, B * pairs, ROWS, 2), near_up.view(P, B * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, b in tiles(TOGETHER, B):
-                    put_pairs(form, gates, gate_factors, (p * R + r) * TOGETHER + j, gate_slots, p, b, j)
-                    put_pairs(form, ups, up_factors, (p * R + r) * TOGETHER + j, up_slots, p, b, j)
+                    put(gate, gate_scales, near_gate, p, r, j, b)
+                    put(up, up_scales, near_up, p, r, j, b)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = gated(rows, wide_gate, wide_up, B * pairs, p, m, l).to(given)
 
@@ -125,22 +120,26 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
 def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
     """The same of a form of super blocks."""
     words, made, pairs, given = WORDS[form], kernels_of(form), SUPER // 2, DTYPES[result]
-    put, blocks, size_bytes = made.put_pairs, made.pair_blocks, words * PANEL * SLOT
+    put_super, blocks, size_bytes = made.put_pairs, made.pair_blocks, words * PANEL * SLOT
+
+    def put(w: Any, near: Any, p: Any, r: Any, j: Any, s: Any) -> None:
+        """Half a panel of task p, widened, to `near`."""
+        joined = w.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
+        parts = w.view(P * R * TOGETHER, S, size_bytes)
+        factor = w.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
+        slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        put_super(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
 
     @sp.kernel(name=f"matmul_near_{form}")
     def matmul(
         x: Tensor[bf16, M, S, SUPER], w: Tensor[u8, P, R, TOGETHER, S, words, PANEL, SLOT],
         near: Tensor[bf16, P, S, pairs, ROWS, 2], y: Tensor[f32, M, P, R, ROWS],
     ):
-        joined = w.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        parts = w.view(P * R * TOGETHER, S, size_bytes)
-        factor = w.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
-        slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
         rows, wide = x.view(M, S * pairs, 2), near.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, s in tiles(TOGETHER, S):
-                    put(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
+                    put(w, near, p, r, j, s)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = product(rows, wide, S * pairs, p, m, l)
 
@@ -149,15 +148,11 @@ def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
         x: Tensor[bf16, M, S, SUPER], w: Tensor[u8, P, R, TOGETHER, S, words, PANEL, SLOT],
         near: Tensor[bf16, P, S, pairs, ROWS, 2], residual: Tensor[f32, M, P, R, ROWS], y: Tensor[f32, M, P, R, ROWS],
     ):
-        joined = w.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        parts = w.view(P * R * TOGETHER, S, size_bytes)
-        factor = w.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
-        slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
         rows, wide = x.view(M, S * pairs, 2), near.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, s in tiles(TOGETHER, S):
-                    put(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)
+                    put(w, near, p, r, j, s)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = residual[m, p, r, l] + product(rows, wide, S * pairs, p, m, l)
 
@@ -167,20 +162,13 @@ def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
         up: Tensor[u8, P, R, TOGETHER, S, words, PANEL, SLOT], near_gate: Tensor[bf16, P, S, pairs, ROWS, 2],
         near_up: Tensor[bf16, P, S, pairs, ROWS, 2], y: Tensor[given, M, P, R, ROWS],
     ):
-        gates = gate.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        ups = up.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        gate_parts, up_parts = gate.view(P * R * TOGETHER, S, size_bytes), up.view(P * R * TOGETHER, S, size_bytes)
-        gate_factor = gate.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
-        up_factor = up.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
-        gate_slots = near_gate.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
-        up_slots = near_up.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
         rows = x.view(M, S * pairs, 2)
         wide_gate, wide_up = near_gate.view(P, S * pairs, ROWS, 2), near_up.view(P, S * pairs, ROWS, 2)
         for p in each(P, disjoint=True):
             for r in range(R):
                 for j, s in tiles(TOGETHER, S):
-                    put(gates, gate_parts, gate_factor, (p * R + r) * TOGETHER + j, gate_slots, p, s, j)
-                    put(ups, up_parts, up_factor, (p * R + r) * TOGETHER + j, up_slots, p, s, j)
+                    put(gate, near_gate, p, r, j, s)
+                    put(up, near_up, p, r, j, s)
                 for m, l in tiles(M, ROWS):
                     y[m, p, r, l] = gated(rows, wide_gate, wide_up, S * pairs, p, m, l).to(given)
 
