@@ -2,8 +2,8 @@
 
 In: slot and position of each token of a step, and the table of pages. Out: `Runs.arrange`: an order of the tokens in
 which those that attend alone, the loose ones, come first, and the values of the variables. Holds: the arrays that the
-kernels read. A run has SHORTEST tokens at least, and together they read no more pages than there is room for; what is
-too short, or finds no room, is loose.
+kernels read. A run has `shortest` tokens at least, and together they read no more pages than there is room for; what
+is too short, or finds no room, is loose.
 """
 
 from __future__ import annotations
