@@ -14,11 +14,11 @@ test: $(STAMP) $(VENV)/.model
 	@$(RUN) -m pytest -q -n 2 --dist worksteal $(TESTS)
 
 lint: $(STAMP)
-	@$(RUN) -m pip install -q ".[dev]" && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy
+	@$(RUN) -m pip install -q -e ".[dev]" && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy
 
 # Takes about an hour on two cores, and wants a machine that does nothing else.
 bench: $(STAMP) $(VENV)/.model
-	@$(RUN) -m pip install -q --disable-pip-version-check ".[bench]"
+	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[bench]"
 	@$(VENV)/bin/sapper bench all --json bench/results.json && $(RUN) bench/report.py bench/results.json
 
 $(STAMP): pyproject.toml
