@@ -75,6 +75,13 @@ FEW_AT_ONCE = 4
 """How many of few rows meet a matrix whose rows lie along the depth at once, where there are 16 registers: what comes
 from memory comes once for so many."""
 
+WHOLE_PANEL_ROWS = 4
+"""Rows that meet packed panels of several matrices at once, all vectors of each, so that these are read as they lie. Of
+more rows each would meet a vector of a panel, and every other line of it, or half of each, before the next. Measured on
+a Zen 4, gate and up of 1536 x 576 from memory, 1, 2, 4, 8 and 16 rows, us: pairs of bf16 190, 204, 212, 148, 297, and
+so 109, 108, 104, 171, 301 (six rows at once: 107, 117, 182, 305 of 2, 4, 8 and 16); bf16 by f32 156, 178, 213, 263,
+532, and so 123, 117, 142, 266, 507."""
+
 OVERWRITTEN_VECTORS = 4
 """Vectors at once of a state that is made anew in place, where registers are few."""
 
@@ -271,7 +278,8 @@ class RegisterFactors(WalkLowering):
         squares = self.facts.two_by_two and self.packing is not None
         if squares and many:
             panel = min(panel, 2)
-        wide = max(1, panel // (1 if in_turns else several)) if rows or fixed > 1 or alone else min(8, budget)
+        whole = several > 1 and self._takes_whole_panels(rows, panel * several * fixed, lane)
+        wide = max(1, panel // (1 if in_turns or whole else several)) if rows or fixed > 1 or alone else min(8, budget)
         counts[lane] = self._fit(lane, wide, True)
         if not rows:
             return
@@ -282,6 +290,8 @@ class RegisterFactors(WalkLowering):
         operands = counts[lane] if in_turns else vectors
         # Where elements of a row that lie side by side are loaded together, each row has a register for them.
         most = max(1, (registers - operands - 1) // (vectors * fixed + self.facts.lane_factors))
+        if whole:
+            most = min(most, WHOLE_PANEL_ROWS)
         if squares and many:    # two slots of all vectors; of two rows a register, which is read late if copied so
             copied = self.panel_width(lane) == 1 and len(walk.reduced) == 1 and fixed == 1
             most = max(1, (registers - 2 * operands - 2) // (vectors * fixed + (not copied)) & ~1)
@@ -538,6 +548,13 @@ class RegisterFactors(WalkLowering):
         if not all(isinstance(extent, int) for extent in extents):
             return False
         return sums * prod(map(self.extent_hint, walk.reduced)) <= UNROLLED_INSTRUCTIONS // 2
+
+    def _takes_whole_panels(self, rows: list[str], sums: int, lane: str) -> bool:
+        """Whether few rows meet all vectors of packed panels of several matrices at once (WHOLE_PANEL_ROWS). sums: for
+        each row."""
+        room = (self.facts.vector_registers - sums - 1) // sums
+        return self.panel_width(lane) > self.lanes and (
+            not rows or (self.rows_hint(rows[0]) <= FEW_ROWS and room >= WHOLE_PANEL_ROWS))
 
     def _panel_vectors(self, walk: Walk, rows: list[str], fixed: int, lane: str) -> int:
         """Vectors of the lane axis that a contraction holds: whole rows where they are short and met by few. A

@@ -84,8 +84,7 @@ def widen_into(target: Array | Packed, parts: Sequence[BlockRows], dtype: str) -
     """Fill a matrix in f32 or bf16, plain or packed, with the rows of all parts; False, and nothing is filled, where it
     is packed in panels that the parts do not fill."""
     width = target.panels.width if isinstance(target, Packed) else PANEL
-    if isinstance(target, Packed) and (
-            target.panels.elements > 1 or width % PANEL or any(part.rows % width for part in parts)):
+    if width % PANEL or any(part.rows % width for part in parts):
         return False
     first = 0
     for part in parts:
@@ -97,8 +96,12 @@ def widen_into(target: Array | Packed, parts: Sequence[BlockRows], dtype: str) -
                 place = target.blocks[first // width : (first + count) // width]
                 split = count // width, width // PANEL
                 quants, scales = (one.reshape(*split, *one.shape[1:]) for one in (quants, scales))
-                shape = split[0], part.blocks, part.form.block, split[1], PANEL
-                kernels.widen_panels(quants, scales, place.reshape(shape))
+                if target.panels.elements == 2:
+                    kernels.widen_pairs(quants, scales, place.reshape(
+                        split[0], part.blocks, part.form.halves, part.form.words, 2, split[1], PANEL, 2))
+                else:
+                    kernels.widen_panels(quants, scales, place.reshape(
+                        split[0], part.blocks, part.form.block, split[1], PANEL))
             else:
                 place = target[first : first + count]
                 kernels.widen_rows(quants, scales, place.reshape(-1, PANEL, part.blocks, part.form.block))

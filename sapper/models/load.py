@@ -27,7 +27,7 @@ ARCHITECTURES = {"llama": "llama", "qwen2": "llama", "deepseek_v2": "deepseek", 
 Loaded: TypeAlias = Model[Any, Any]
 
 
-def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) -> Loaded:
+def load_model(model: str | Path, dtype: str = "file", predictor: bool = False, target: Any = None) -> Loaded:
     """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: one of weights.FORMS.
 
     With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
@@ -36,12 +36,12 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) 
     With "file-rounded", rows of activations of many tokens, and the weights that they meet, are rounded to bf16
     instead, which makes prompts faster where the CPU has tile registers. "bf16-rounded" is "bf16" with rows of
     activations rounded to bf16 too, which makes prompts twice as fast.
-    predictor: with the MTP head, for sessions that speculate.
+    predictor: with the MTP head, for sessions that speculate. target: whose code reads the weights (None: this CPU's).
     Raises ModelError for whatever is wrong with the files.
     """
     check_form(dtype)
     with without_collection():
-        loaded = load_checkpoint(open_checkpoint(model), dtype, predictor)
+        loaded = load_checkpoint(open_checkpoint(model), dtype, predictor, target)
     trim_heap()  # of what was read
     return loaded
 
@@ -58,7 +58,7 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def load_checkpoint(checkpoint: Checkpoint, dtype: str, predictor: bool = False) -> Loaded:
+def load_checkpoint(checkpoint: Checkpoint, dtype: str, predictor: bool = False, target: Any = None) -> Loaded:
     package = ARCHITECTURES.get(checkpoint.architecture)
     if package is None:
         key = "general.architecture" if checkpoint.gguf else "model_type"
@@ -70,6 +70,6 @@ def load_checkpoint(checkpoint: Checkpoint, dtype: str, predictor: bool = False)
     if predictor and package != "deepseek":
         raise ModelError(checkpoint.where, f"a model of {checkpoint.architecture}", "one with an MTP head",
                          "generate without --speculate")
-    options = (predictor,) if predictor else ()
-    loaded: Loaded = import_module(f"{__package__}.{package}.model").load(checkpoint, dtype, *options)
+    options = {"predictor": predictor} if predictor else {}
+    loaded: Loaded = import_module(f"{__package__}.{package}.model").load(checkpoint, dtype, target=target, **options)
     return loaded

@@ -25,7 +25,18 @@ from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
-from .linear import Blocks, Dense, DenseExperts, Matrix, PanelExperts, Raw, RawBlocks, of_one_form, packed_in
+from .linear import (
+    Blocks,
+    Dense,
+    DenseExperts,
+    Matrix,
+    PanelExperts,
+    Raw,
+    RawBlocks,
+    of_one_form,
+    packed_in,
+    packed_pairs_in,
+)
 from .scaled import ScaledEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -71,11 +82,13 @@ class Use:
 
 class Loader:
     """where: the file, for messages. tensors: of the file, by name. names: role -> the name of its tensor, with {} for
-    the layer. form: one of FORMS.
+    the layer. form: one of FORMS. target: whose code reads the weights (None: this CPU's).
     """
 
-    def __init__(self, where: str, tensors: Mapping[str, Entry], names: Mapping[str, str], form: str) -> None:
+    def __init__(self, where: str, tensors: Mapping[str, Entry], names: Mapping[str, str], form: str,
+                 target: Any = None) -> None:
         check_form(form)
+        self.target = target
         self.where = where
         self.tensors = tensors
         self.names = names
@@ -183,12 +196,14 @@ class Loader:
 
     def _widened(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Dense:
         """Packed, where the kernels of one token and of several agree on how."""
-        if self.rounded:
+        rows = sum(use.rows if use.kept is None else use.kept for use in uses)
+        packed = packed_pairs_in(self.arena, rows, columns, self.target) if self.rounded else packed_in(
+            self.arena, rows, columns, self.dtype, self.target)
+        if packed is None:
             return self.dense(uses, columns, *places)
-        rows, blocks = sum(use.rows for use in uses), self._blocks(uses, columns, places)
-        packed = packed_in(self.arena, rows, columns, self.dtype)
+        blocks = self._blocks(uses, columns, places)
         if blocks is not None and block_rows.widen_into(packed, blocks, self.dtype):
-            return Dense(packed, self.dtype)
+            return Dense(packed, self.dtype, self.rounded)
         waiting = np.zeros((0, columns), DTYPES[self.dtype])  # rows that fill no panel yet
         done, width = 0, packed.panels.width
         for start, source in self._sources(uses, columns, places):
@@ -198,7 +213,7 @@ class Loader:
                 whole = len(waiting) if seen == rows else len(waiting) // width * width
                 packed.put(done, waiting[:whole])
                 done, waiting = done + whole, waiting[whole:]
-        return Dense(packed, self.dtype)
+        return Dense(packed, self.dtype, self.rounded)
 
     def _blocks(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> list[BlockRows] | None:
         """The matrices of all uses, where the file has them in blocks of one form; None where it doesn't."""

@@ -25,7 +25,7 @@ def load_whole(
     """name: of the C functions. context: tokens of a conversation (None: as many as the model can, but at most
     DEFAULT_CONTEXT). dtype: how weights are held, as for `sapper generate`. words: the model must have a tokenizer that
     can be built in; else it has one if it can. target: of the code (None: this CPU). Raises ModelError."""
-    loaded = load_model(wanted, dtype)
+    loaded = load_model(wanted, dtype, target=target)
     session = loaded.session(min(loaded.positions, DEFAULT_CONTEXT) if context is None else context)
     model = session.whole(name, f"{loaded.path.name}, {loaded.config}", named_arrays(loaded.weights), target)
     try:

@@ -6,7 +6,7 @@ In: an opened checkpoint. Out: `DeepseekModel`. Holds: what models/model.py says
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..model import Model
@@ -23,10 +23,11 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) 
     return load(open_checkpoint(model), dtype, predictor)
 
 
-def load(checkpoint: Checkpoint, dtype: str, predictor: bool = False) -> DeepseekModel:
-    """The model of a checkpoint. predictor: with its MTP head. Raises ModelError."""
+def load(checkpoint: Checkpoint, dtype: str, predictor: bool = False, target: Any = None) -> DeepseekModel:
+    """The model of a checkpoint. predictor: with its MTP head. target: see Loader. Raises ModelError."""
     config = (from_gguf if checkpoint.gguf else from_json)(checkpoint.metadata, checkpoint.where)
-    loader = Loader(str(checkpoint.path), checkpoint.tensors, GGUF_NAMES if checkpoint.gguf else NAMES, dtype)
+    names = GGUF_NAMES if checkpoint.gguf else NAMES
+    loader = Loader(str(checkpoint.path), checkpoint.tensors, names, dtype, target)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
     weights = load_weights(loader, config, predictor)
     return DeepseekModel(checkpoint.path, config, weights, tokenizer, dtype, "deepseek")

@@ -6,7 +6,7 @@ In: an opened checkpoint. Out: `LlamaModel`. Holds: what models/model.py says.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..model import Model
@@ -24,12 +24,12 @@ def load_model(model: str | Path, dtype: str = "file") -> LlamaModel:
     return load(open_checkpoint(model), dtype)
 
 
-def load(checkpoint: Checkpoint, dtype: str) -> LlamaModel:
-    """The model of a checkpoint. Raises ModelError."""
+def load(checkpoint: Checkpoint, dtype: str, target: Any = None) -> LlamaModel:
+    """The model of a checkpoint. target: see Loader. Raises ModelError."""
     read = configs.from_gguf if checkpoint.gguf else configs.from_json
     config = read(checkpoint.metadata, checkpoint.where)
     names = GGUF_NAMES if checkpoint.gguf else JSON_NAMES
-    loader = Loader(str(checkpoint.path), checkpoint.tensors, names, dtype)
+    loader = Loader(str(checkpoint.path), checkpoint.tensors, names, dtype, target)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
     weights = load_weights(loader, config, interleaved=checkpoint.gguf and not config.biased)
     return LlamaModel(checkpoint.path, config, weights, tokenizer, dtype, "llama")
