@@ -12,7 +12,7 @@ Of DeepSeek's latent cache (sapper/kernels/mla.py) the same, absorbed for any nu
 
     compress_paged            latent vectors and shared keys go to their pages
     absorb_rows               queries go into the latent space
-    latent_attention_paged    and meet the pages there
+    latent_attention_paged    and meet the pages there; latent_attention_paged_rounded in products of bf16
     project_values_rows       what each head found comes out
 
 No two tokens of a step share a place, and no two sequences a page that is written: iterations over tokens are disjoint.
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, f32, full, i32, min, rsqrt, span, sum, tiles, whole, zeros
+from sapper import Tensor, bf16, each, exp, exp2, f32, full, i32, min, rsqrt, span, sum, tiles, whole, zeros
 
+from .mla import LOG2_E
 from .online_softmax import attend
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 from .rope import tables
@@ -162,6 +163,33 @@ def make_latent_attention_paged(cache: Any) -> Any:
                 out[t, h, c] = acc / total
 
     return latent_attention_paged
+
+
+@sp.kernel(specialise="H C X")
+def latent_attention_paged_rounded(
+    q: Tensor[f32, T, H, C], q_turned: Tensor[f32, T, H, X], latents: Tensor[bf16, N, PAGE, C],
+    keys: Tensor[bf16, N, PAGE, X], owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S],
+    scale: f32, out: Tensor[f32, T, H, C],
+):
+    """The same in products of bf16: queries and weights are rounded. A page is met as one tile."""
+    for t in each(T):
+        sequence = owner[t]
+        position = place[t]
+        h = whole(H)
+        c = whole(C)
+        s = whole(X)
+        highest = full(h, value=MINUS_INFINITY, dtype=f32)
+        total = zeros(h, dtype=f32)
+        acc = zeros(h, c, dtype=f32)
+        for i in range(position // PAGE + 1):
+            page = table[sequence, i]
+            p = whole(span(0, min(PAGE, position + 1 - i * PAGE)))
+            query = (q[t, h, c] * (scale * LOG2_E)).to(bf16)
+            turn = (q_turned[t, h, s] * (scale * LOG2_E)).to(bf16)
+            # Each product has latents of its own, as one has pairs along c and the other along p.
+            score = query @ latents[page, p, c] + turn @ keys[page, p, s]
+            highest, total, acc = attend(highest, total, acc, score, latents[page, p, c], p, exp2, bf16)
+        out[t, h, c] = acc / total
 
 
 def make_absorb_rows(weight: Any) -> Any:
@@ -357,6 +385,8 @@ def project_arguments(random: "np.random.Generator", shape: Shape, weight: str) 
 
 ATTENTION = Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the sums run "
                       "in any order and values cancel")
+ROUNDED = Tolerance(2.0**-7, 2.0**-6, "queries rounded to bf16 move scores of a few units by some 2**-8, and exp makes that "
+                    "relative; weights are rounded by 2**-9; their sum is divided by, and values of a few units cancel")
 PRODUCTS = Tolerance(1e-5, 3e-5, "sums of up to 512 products in f32, in any order, which may cancel")
 SMALL = ({"T": 0, "B": 1, "H": 1, "G": 1, "D": 2, "R": 1, "C": 3, "V": 2, "X": 2, "position": 0},
          {"T": 1, "B": 1, "H": 1, "G": 1, "D": 1, "R": 1, "C": 1, "V": 1, "X": 1, "position": 3},
@@ -417,18 +447,19 @@ def _compress(kernel: Any, cache: str) -> LibraryKernel:
     )
 
 
-def _latent(kernel: Any, cache: str) -> LibraryKernel:
+def _latent(kernel: Any, cache: str, rounded: bool = False) -> LibraryKernel:
     size = NUMPY_DTYPES[cache].itemsize
     return LibraryKernel(
-        name=f"latent_attention_paged_{cache}", kernel=kernel, reference=latent_reference,
-        make_arguments=lambda random, shape: latent_arguments(random, shape, cache), tolerance=ATTENTION,
+        name=kernel.name, kernel=kernel, reference=latent_reference,
+        make_arguments=lambda random, shape: latent_arguments(random, shape, cache),
+        tolerance=ROUNDED if rounded else ATTENTION,
         cases=tuple(
             Case({"T": t, "B": t, "H": h, "C": c, "X": s, "position": position},
                  flops=2 * t * h * (2 * c + s) * (position + 1),
                  bytes=4 * t * h * (2 * c + s) + size * t * position * (c + s))
             for t, h, c, s, position in ((4, 16, 512, 64, 511),)
         ),
-        check_shapes=_shapes("T B H C X position"), dtype=cache,
+        check_shapes=_shapes("T B H C X position"), dtype=cache, products="bf16" if rounded else "f32",
     )
 
 
@@ -457,6 +488,7 @@ KERNELS = (
     _compress(compress_paged_bf16, "bf16"),
     _latent(latent_attention_paged_f32, "f32"),
     _latent(latent_attention_paged_bf16, "bf16"),
+    _latent(latent_attention_paged_rounded, "bf16", True),
     _rows("absorb_rows", absorb_rows_f32, "f32"),
     _rows("absorb_rows", absorb_rows_bf16, "bf16"),
     _rows("project_values_rows", project_values_rows_f32, "f32"),

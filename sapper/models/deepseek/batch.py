@@ -87,7 +87,8 @@ class Batch(Paged, Session):
         config = self.model.config
         result = config.score_scale, rows(in_blocks(self._in_latent_space[1], config.key_rank))
         if one.index is None or config.indexer is None:
-            return [(getattr(paged, f"latent_attention_paged_{self._cache_dtype}"), (*operands, *result))]
+            products = "rounded" if self._attends_rounded else self._cache_dtype
+            return [(getattr(paged, f"latent_attention_paged_{products}"), (*operands, *result))]
         chosen = rows(self._index_scores), rows(self._lowest), rows(self._last_kept)
         return [
             *self._index(one.index, config.indexer, layer, rows, self._where(rows), rows(self._position_of)),
