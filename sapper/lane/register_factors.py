@@ -278,7 +278,7 @@ class RegisterFactors(WalkLowering):
         squares = self.facts.two_by_two and self.packing is not None
         if squares and many:
             panel = min(panel, 2)
-        whole = several > 1 and self._takes_whole_panels(rows, panel * several * fixed, lane)
+        whole = several > 1 and self._takes_whole_panels(walk, rows, panel * several * fixed, lane)
         wide = max(1, panel // (1 if in_turns or whole else several)) if rows or fixed > 1 or alone else min(8, budget)
         counts[lane] = self._fit(lane, wide, True)
         if not rows:
@@ -290,7 +290,7 @@ class RegisterFactors(WalkLowering):
         operands = counts[lane] if in_turns else vectors
         # Where elements of a row that lie side by side are loaded together, each row has a register for them.
         most = max(1, (registers - operands - 1) // (vectors * fixed + self.facts.lane_factors))
-        if whole:
+        if whole and self.panel_width(lane) > 1:
             most = min(most, WHOLE_PANEL_ROWS)
         if squares and many:    # two slots of all vectors; of two rows a register, which is read late if copied so
             copied = self.panel_width(lane) == 1 and len(walk.reduced) == 1 and fixed == 1
@@ -549,12 +549,20 @@ class RegisterFactors(WalkLowering):
             return False
         return sums * prod(map(self.extent_hint, walk.reduced)) <= UNROLLED_INSTRUCTIONS // 2
 
-    def _takes_whole_panels(self, rows: list[str], sums: int, lane: str) -> bool:
-        """Whether few rows meet all vectors of packed panels of several matrices at once (WHOLE_PANEL_ROWS). sums: for
-        each row."""
-        room = (self.facts.vector_registers - sums - 1) // sums
-        return self.panel_width(lane) > self.lanes and (
-            not rows or (self.rows_hint(rows[0]) <= FEW_ROWS and room >= WHOLE_PANEL_ROWS))
+    def _takes_whole_panels(self, walk: Walk, rows: list[str], sums: int, lane: str) -> bool:
+        """Whether rows meet all vectors of the panels of several matrices at once (WHOLE_PANEL_ROWS): any number of
+        rows where the panels are as wide, and few where these were packed. sums: for each row."""
+        if rows and (self.facts.vector_registers - sums - 1) // sums < WHOLE_PANEL_ROWS:
+            return False
+        few = not rows or self.rows_hint(rows[0]) <= FEW_ROWS
+        return (few and self.panel_width(lane) > self.lanes) or self._lie_in_panels(walk, lane)
+
+    def _lie_in_panels(self, walk: Walk, lane: str) -> bool:
+        """Whether what is read along the lanes has rows of two vectors, known to follow one another in memory."""
+        extent = self.open[lane].extent
+        matrices = self.matrices(walk, lane)
+        return extent == 2 * self.lanes and bool(matrices) and all(
+            access.axes.get(walk.reduced[0]) == self.mul(access.axes[lane], extent) for access in map(self.access, matrices))
 
     def _panel_vectors(self, walk: Walk, rows: list[str], fixed: int, lane: str) -> int:
         """Vectors of the lane axis that a contraction holds: whole rows where they are short and met by few. A
