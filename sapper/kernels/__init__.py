@@ -16,7 +16,7 @@ MODULES = (
     "quantized", "widen", "k_quants", "near", "fp8", "fp8_panels",
     "attention", "attention_narrow", "paged", "mla", "mla_blocks", "mla_narrow", "mla_rounded",
     "runs",
-    "sparse", "sparse_paged", "gate", "moe", "moe_blocks", "moe_k", "moe_rounded", "moe_fp8",
+    "sparse", "sparse_paged", "gate", "moe", "moe_blocks", "moe_k", "moe_rounded", "moe_pairs", "moe_fp8",
     "sampling", "cross_entropy", "movement",
 )
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""

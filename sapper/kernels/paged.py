@@ -385,8 +385,8 @@ def project_arguments(random: "np.random.Generator", shape: Shape, weight: str) 
 
 ATTENTION = Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the sums run "
                       "in any order and values cancel")
-ROUNDED = Tolerance(2.0**-7, 2.0**-6, "queries rounded to bf16 move scores of a few units by some 2**-8, and exp makes that "
-                    "relative; weights are rounded by 2**-9; their sum is divided by, and values of a few units cancel")
+ROUNDED = Tolerance(2.0**-7, 2.0**-6, "queries rounded to bf16 move scores of a few units by some 2**-8, and exp makes "
+                    "that relative; weights are rounded by 2**-9; values of a few units cancel")
 PRODUCTS = Tolerance(1e-5, 3e-5, "sums of up to 512 products in f32, in any order, which may cancel")
 SMALL = ({"T": 0, "B": 1, "H": 1, "G": 1, "D": 2, "R": 1, "C": 3, "V": 2, "X": 2, "position": 0},
          {"T": 1, "B": 1, "H": 1, "G": 1, "D": 1, "R": 1, "C": 1, "V": 1, "X": 1, "position": 3},

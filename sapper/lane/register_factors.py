@@ -559,10 +559,10 @@ class RegisterFactors(WalkLowering):
 
     def _lie_in_panels(self, walk: Walk, lane: str) -> bool:
         """Whether what is read along the lanes has rows of two vectors, known to follow one another in memory."""
-        extent = self.open[lane].extent
-        matrices = self.matrices(walk, lane)
-        return extent == 2 * self.lanes and bool(matrices) and all(
-            access.axes.get(walk.reduced[0]) == self.mul(access.axes[lane], extent) for access in map(self.access, matrices))
+        extent, depth = self.open[lane].extent, walk.reduced[0]
+        panels = [self.access(op).axes for op in self.matrices(walk, lane)]
+        return extent == 2 * self.lanes and bool(panels) and all(
+            axes.get(depth) == self.mul(axes[lane], extent) for axes in panels)
 
     def _panel_vectors(self, walk: Walk, rows: list[str], fixed: int, lane: str) -> int:
         """Vectors of the lane axis that a contraction holds: whole rows where they are short and met by few. A

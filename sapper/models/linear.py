@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 import ml_dtypes
 import numpy as np
 
-from ..kernels import embedding, matmul, matvec, moe, moe_rounded, narrow, near, norm, quantized
+from ..kernels import embedding, matmul, matvec, moe, moe_pairs, moe_rounded, narrow, near, norm, quantized
 from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, panel_blocks, product_experts
 from ..kernels.near import near_kernels
@@ -652,7 +652,8 @@ def _groups_in_blocks(blocks: Sequence[Array], dtypes: str, x: Rows, ranges: tup
 
 @dataclass(frozen=True, slots=True)
 class DenseExperts:
-    """weights [experts, panels, columns, rows of a panel], f32 or bf16 as `dtype` says. rounded: see Dense."""
+    """weights [experts, panels, columns, rows of a panel], f32 or bf16 as `dtype` says, or [experts, panels, pairs of
+    columns, rows of a panel, 2] of bf16 (moe_pairs.py). rounded: see Dense."""
 
     weights: Array
     dtype: str
@@ -670,7 +671,15 @@ class DenseExperts:
     def copies(self) -> bool:
         return False
 
+    @property
+    def in_pairs(self) -> bool:
+        return self.weights.ndim > 4
+
     def apply_swiglu(self, up: DenseExperts, experts: Array, x: Array, y: Array, work: Workspace) -> Steps:
+        if self.in_pairs:
+            row = work.narrow(1, x.size)
+            return [(narrow.narrow_bf16, (x[None], row)), (moe_pairs.expert_pairs_swiglu, (
+                self.weights, up.weights, experts, in_blocks(row[0], 2), self._in_panels(y)))]
         kernel = getattr(moe, f"expert_matvec_swiglu_{self.dtype}")
         return [(kernel, (self.weights, up.weights, experts, x, self._in_panels(y)))]
 
@@ -682,16 +691,27 @@ class DenseExperts:
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
         products = work.wide(0, len(experts), y.size)
-        return [(getattr(moe, f"expert_matvec_{self.dtype}"), (
-            self.weights, experts, weights, x, *(self._in_panels(one) for one in (residual, products, y))))]
+        results = [self._in_panels(one) for one in (residual, products, y)]
+        if self.in_pairs:
+            rows = work.narrow(*x.shape)
+            return [(narrow.narrow_bf16, (x, rows)), (moe_pairs.expert_pairs, (
+                self.weights, experts, weights, in_blocks(rows, 2), *results))]
+        return [(getattr(moe, f"expert_matvec_{self.dtype}"), (self.weights, experts, weights, x, *results))]
 
     def rounds(self, matrices: int, rows: int, work: Workspace) -> bool:
-        """Few rows go one by one: products of bf16 would copy all weights for them."""
-        return self.rounded and rows > FEW_ROUNDED_ROWS * len(self.weights)
+        """Few rows go one by one: products of bf16 would copy all weights for them, but where these lie in pairs."""
+        return self.in_pairs or (self.rounded and rows > FEW_ROUNDED_ROWS * len(self.weights))
 
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
+        if self.in_pairs:
+            steps, x, _ = narrowed(x, self.dtype, True, work)
+            kernel = (moe_pairs.grouped_pairs if not others else moe_pairs.grouped_pairs_swiglu_bf16 if is_bf16(y) else
+                      moe_pairs.grouped_pairs_swiglu_f32)
+            weights = [one.weights for one in (self, *others)]
+            return [*steps, (kernel, (
+                Rows(in_blocks(x.array, 2), x.count), *ranges, *weights, Rows(self._in_panels(y.array), y.count)))]
         blocks = [one.weights.swapaxes(2, 3) for one in (self, *others)]
         return _groups_in_blocks(blocks, "bf16_bf16" if is_bf16(x) else self.dtype, x, ranges, y)
 

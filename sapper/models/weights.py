@@ -26,6 +26,7 @@ from .errors import ModelError
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
 from .linear import (
+    PACKED_ROWS,
     Blocks,
     Dense,
     DenseExperts,
@@ -36,6 +37,7 @@ from .linear import (
     of_one_form,
     packed_in,
     packed_pairs_in,
+    reads_pairs,
 )
 from .scaled import ScaledEntry
 
@@ -267,8 +269,19 @@ class Loader:
     def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
         panels, size = blocks_of(rows, PANEL)
+        if self.rounded and size == PACKED_ROWS and columns % 2 == 0 and reads_pairs(self.target):
+            return self._paired_experts(count, panels, columns, read)
         target = self.arena.empty((count, panels, columns, size), DTYPES[self.dtype])
         for expert in range(count):
             for panel, part in zip(target[expert], read(expert).reshape(panels, size, columns), strict=True):
                 panel[...] = part.T
+        return DenseExperts(target, self.dtype, self.rounded)
+
+    def _paired_experts(self, count: int, panels: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
+        """The same with columns in pairs."""
+        target = self.arena.empty((count, panels, columns // 2, PACKED_ROWS, 2), DTYPES[self.dtype])
+        for expert in range(count):
+            parts = read(expert).reshape(panels, PACKED_ROWS, columns // 2, 2)
+            for panel, part in zip(target[expert], parts, strict=True):
+                panel[...] = part.swapaxes(0, 1)
         return DenseExperts(target, self.dtype, self.rounded)

@@ -562,7 +562,6 @@ class Session(BaseSession):
             (moe.combine_experts, (gathered.array, place, shares, rows(y), rows(self._x))),
         ]
 
-
     def _taken_rows(self, one: MixtureWeights, owners: Rows, gathered: Rows) -> tuple[Steps, Rows, Rows]:
         """x once for each expert that takes it, where that lies, and where what gate and up make of it is to lie. Both
         are rounded where all products of the experts round them: the first then lies where their results will."""
