@@ -392,9 +392,12 @@ class Prefetches(Stores):
             return
         beyond, steps = (lane, [line * step for line in lines]) if in_block else (
             row_axis, [max(-(-ahead_bytes // row_bytes), at_once) for ahead_bytes in distances])
+        side_by_side = self.access(op).axes.get(row_axis) == row_bytes
         for at in self._coordinates(axes_of(op.result)):
             if not together and at[row_axis] != row[row_axis]:
                 continue
+            if side_by_side and at[row_axis] * row_bytes % LINE_BYTES >= row_bytes:
+                continue    # a row before has asked for the line that begins it
             for access, ahead in product(self._places_of_slots(op), steps) if at[lane] % step == 0 else ():
                 operands, attributes = self.address(access, {**at, beyond: at[beyond] + ahead})
                 self.effect("prefetch", operands, level=2, **attributes)
