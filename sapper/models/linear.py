@@ -129,7 +129,8 @@ class Workspace:
         """Whether tile registers multiply bf16."""
         from ..runtime.launch import configuration
 
-        unit = configuration().find_target(self.target).tiles
+        target = configuration().find_target(None) if self.target is None else self.target
+        unit = target.tiles
         return unit is not None and ("bf16", "bf16") in unit.products
 
     def packs_pairs(self) -> bool:

@@ -269,11 +269,7 @@ def test_rounded_rows_leave_logits_nearer_than_quantised_ones(
 
 
 def test_what_multiplies_no_pairs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose layout of packed matrices has single elements."""
-    def packed(self: Workspace, place: int, rows: int, columns: int) -> object:
-        return type("Plain", (), {"blocks": np.zeros((rows // 32, columns, 32, 1))})()
-
-    monkeypatch.setattr(Workspace, "packed", packed)
+    monkeypatch.setattr(Workspace, "packs_pairs", lambda self: False)
     count = Variable("count", 64)
     x, y = np.zeros((64, 96), np.float32), np.zeros((64, 32), np.float32)
     with pytest.raises(ModelError, match="AVX512-BF16"):
