@@ -4,12 +4,13 @@ In: `Settings`. Out: `Row`s. Holds: weights are made as bytes of a file and go t
 is what a step of a model runs for so many tokens, each of another sequence (sapper/models/batch.py): for one token the
 kernels of vectors, for several those of rows, with activations quantised or rounded in the same program. Weights come
 from DRAM: each call takes other ones, as many as outlast the last cache. llama.cpp's ggml has the same bytes, the same
-rows and the same experts. Results are compared with those of the dequantised weights before they are timed.
+rows and the same experts; PyTorch has experts in bf16. Results are compared with those of the dequantised weights
+before they are timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from ..kernels.fp8_panels import FEW_ROWS
+from ..kernels.record import torch_view
 from ..models.deepseek.config import from_json
 from ..models.deepseek.session import Session
 from ..models.deepseek.untrained import SMALL_V2, Untrained
@@ -32,11 +34,11 @@ from ..models.scaled import BLOCK, ScaledEntry
 from ..models.scaled import FP8 as FP8_TYPE
 from ..models.scaled_matrix import ScaledMatrix
 from ..models.weights import Loader, Use
-from ..runtime.buffers import empty
+from ..runtime.buffers import Arena, empty
 from ..runtime.program import Program, Rows, Variable
 from ..tune.measure import copies_to_be_cold, rotating
 from .bench_models import BF16, ROUNDED, loaded_as
-from .bench_suites import Row, Settings, attempt, rows_of, with_floor
+from .bench_suites import Row, Settings, attempt, rows_of, set_peer_threads, with_floor
 
 if TYPE_CHECKING:
     from .bench_ggml import Build, Ggml, Graph
@@ -101,15 +103,18 @@ def _mixture_case(form: str, count: int) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------------- a case
 
 
+Peer: TypeAlias = tuple[Sequence[Callable[[], Any]], Callable[[], Array]]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a case does for so many tokens. programs: ours, on one set of weights after the other; result: where they
-    leave it. peers: graphs of ggml on the same sets, or none. expected: what the first ones give. operations;
-    read_bytes: of the weights that one call reads. products: by what ours are made."""
+    leave it. peers: by name those of others on the same sets, and what gives the result of the first one. expected:
+    that result. operations; read_bytes: of the weights that one call reads. products: by what ours are made."""
 
     programs: Sequence[Program]
     result: Array
-    peers: Sequence[Graph]
+    peers: Mapping[str, Peer]
     expected: Array
     operations: int
     read_bytes: int
@@ -144,6 +149,9 @@ class Subject:
         if self.peer is not None:
             self.peer.close()
 
+    def _of_graphs(self, graphs: Sequence[Graph], shape: tuple[int, ...], threads: int) -> dict[str, Peer]:
+        return {"llama": ([graph.runner(threads) for graph in graphs], lambda: graphs[0].result(shape))}
+
     def shapes(self) -> list[tuple[int, int, int]]:
         """Of the matrices: experts (0: one matrix alone), rows, columns."""
         raise NotImplementedError
@@ -160,18 +168,18 @@ def _rows_of_case(case: tuple[str, str], form: str, subject: Subject, count: int
     _check("sapper", work.result, work.expected, subject.tolerance)
     places = cycle(range(len(work.programs)))
     contestants: dict[str, Callable[[], Any]] = {"sapper": rotating(work.programs, places)}
-    if work.peers:
-        runs = [graph.runner(threads) for graph in work.peers]
+    for peer, (runs, result) in work.peers.items():
         runs[0]()
-        _check("llama.cpp", work.peers[0].result(work.expected.shape), work.expected, subject.tolerance)
-        contestants["llama"] = rotating(runs, places)
+        _check(peer, result(), work.expected, subject.tolerance)
+        contestants[peer] = rotating(runs, places)
     timings, peaks = with_floor(contestants, settings.peaks(threads), settings, products=(work.products,), reads=True)
     arithmetic_s = work.operations / peaks.arithmetic(work.products)
     memory_s = peaks.floor_s(0, work.read_bytes, 0, "DRAM")
     rate, unit = ((work.operations, "GOP/s" if work.products == "i8" else "GFLOP/s") if arithmetic_s >= memory_s
                   else (work.read_bytes, "GB/s"))
     return rows_of(case[0], form, case[1], threads, timings, max(arithmetic_s, memory_s), rate / 1e9, unit,
-                   {"llama": form.removesuffix(ROUNDED)}, (work.operations, work.read_bytes, work.products))
+                   dict.fromkeys(work.peers, form.removesuffix(ROUNDED)),
+                   (work.operations, work.read_bytes, work.products))
 
 
 def _check(who: str, found: Array, expected: Array, tolerance: float) -> None:
@@ -281,7 +289,8 @@ class Products(Subject):
         x, y, work = empty((count, columns)), empty((count, rows)), Workspace(columns, threads)
         x[...] = _rows_of_x(count, columns)
         programs = [self._program(matrix, x, y, work, threads) for matrix in self.matrices]
-        peers = [] if self.peer is None else self.peer.graphs(self.held, self._build(self.peer, count))
+        peers = {} if self.peer is None else self._of_graphs(
+            self.peer.graphs(self.held, self._build(self.peer, count)), y.shape, threads)
         return Work(programs, y, peers, x @ self.wide.T, 2 * count * rows * columns, self.matrices[0].nbytes,
                     _products_of(self.matrices[0], count, work))
 
@@ -377,6 +386,19 @@ class Mixtures(Subject):
                 [np.frombuffer(entry.data, np.uint8) for entry in self.entries.values()], layers,
                 self._build(self.peer, _routing(1), np.ones((1, MIXTURE["num_experts_per_tok"]), np.float32)))
 
+        self.for_torch = self._torch_weights(layers) if form.startswith(BF16) and _has_torch(settings) else []
+
+    def _torch_weights(self, layers: int) -> list[list[Any]]:
+        """Gate, up and down of each layer, as they lie in a file, on huge pages."""
+        arena = Arena()
+
+        def copy(entry: TensorEntry) -> Any:
+            made = arena.empty(entry.shape, np.dtype(ml_dtypes.bfloat16))
+            made[...] = np.frombuffer(entry.data, made.dtype).reshape(entry.shape)
+            return torch_view(made)
+
+        return [[copy(entry) for entry in self.entries.values()] for _ in range(layers)]
+
     def shapes(self) -> list[tuple[int, int, int]]:
         return [(MIXTURE["n_routed_experts"], *pair) for pair in (
             (MIXTURE["moe_intermediate_size"], MIXTURE["hidden_size"]),
@@ -391,12 +413,16 @@ class Mixtures(Subject):
         chosen = _routing(count)
         shares = np.random.default_rng(count).dirichlet(np.ones(chosen.shape[1]), count).astype(np.float32)
         met, one = len(set(chosen.flat)), mixtures[0]
-        programs = [session.program(layer, chosen + turn * met, shares)
-                    for turn in range(_sets(chosen)) for layer in mixtures]
-        peers: list[Graph] = []
+        turns = [chosen + turn * met for turn in range(_sets(chosen))]
+        programs = [session.program(layer, turn, shares) for turn in turns for layer in mixtures]
+        peers: dict[str, Peer] = {}
+        if self.for_torch:
+            set_peer_threads("torch", threads)
+            peers["torch"] = _torch_peer(self.for_torch, x, residual, turns, shares)
         if self.peer is not None:
-            for turn in range(_sets(chosen)):
-                peers += self.peer.graphs(self.held, self._build(self.peer, chosen + turn * met, shares))
+            graphs = [graph for turn in turns
+                      for graph in self.peer.graphs(self.held, self._build(self.peer, turn, shares))]
+            peers |= self._of_graphs(graphs, result.shape, threads)
         size = one.gate.size + one.up.size + one.down.size
         read_bytes = one.gate.nbytes + one.up.nbytes + one.down.nbytes
         return Work(programs, result, peers, self._expected(x, chosen, shares) + residual,
@@ -420,6 +446,44 @@ class Mixtures(Subject):
             hidden = gated / (1 + np.exp(-gated)) * (x[tokens] @ up.T)
             made[tokens] += shares[tokens, places, None] * (hidden @ down.T)
         return made
+
+
+def _has_torch(settings: Settings) -> bool:
+    """Whether PyTorch takes part: not where it would release tile registers after a product, as llama.cpp, which has
+    configured them once, would die of that (bench_suites.SUITES)."""
+    if "torch" not in settings.against:
+        return False
+    if Workspace(1, 1).has_tiles():
+        settings.say("torch is left out of mixtures: it releases the tile registers that llama.cpp has configured")
+        return False
+    return True
+
+
+def _torch_peer(layers: Sequence[Sequence[Any]], x: Array, residual: Array, turns: Sequence[Array],
+                shares: Array) -> Peer:
+    """As transformers walks a mixture: expert by expert, its rows gathered, and added to the result."""
+    import torch
+
+    rows, behind, parts = (torch.from_numpy(one.copy()).bfloat16() for one in (x, residual, shares))
+    found: list[Any] = [None]
+
+    def runner(weights: Sequence[Any], chosen: Any) -> Callable[[], None]:
+        gate, up, down = weights
+
+        def run() -> None:
+            with torch.inference_mode():
+                total = behind.clone()
+                for expert in chosen.unique().tolist():
+                    tokens, places = torch.where(chosen == expert)
+                    taken = rows[tokens]
+                    hidden = torch.nn.functional.silu(taken @ gate[expert].T) * (taken @ up[expert].T)
+                    total.index_add_(0, tokens, hidden @ down[expert].T * parts[tokens, places, None])
+                found[0] = total
+
+        return run
+
+    runs = [runner(weights, torch.from_numpy(turn)) for turn in turns for weights in layers]
+    return runs, lambda: np.asarray(found[0].float().numpy())
 
 
 def _routing(count: int) -> Array:

@@ -329,7 +329,7 @@ def test_quantized_products_without_a_peer(tmp_path: Path, small_products: None)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 1.0])
-@pytest.mark.parametrize("who", ["sapper", pytest.param("llama.cpp", marks=NEEDS_LLAMA)])
+@pytest.mark.parametrize("who", ["sapper", pytest.param("llama", marks=NEEDS_LLAMA)])
 def test_wrong_products_are_not_timed(who: str, wrong: float, small_products: None,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
     real = bench_quantized.Products.work
@@ -339,14 +339,13 @@ def test_wrong_products_are_not_timed(who: str, wrong: float, small_products: No
         if who == "sapper":
             work.expected[-1, -1] += wrong
         else:
-            theirs = work.peers[0]
-            result = theirs.result
-            theirs.result = lambda shape: result(shape) + np.float32(wrong)
+            runs, result = work.peers["llama"]
+            work.peers["llama"] = runs, lambda: result() + np.float32(wrong)
         return work
 
     monkeypatch.setattr(bench_quantized.Products, "work", spoiled)
     said: list[str] = []
-    given = settings(against=("llama",) if who == "llama.cpp" else (), pattern="product Q8_0 16x", say=said.append)
+    given = settings(against=("llama",) if who == "llama" else (), pattern="product Q8_0 16x", say=said.append)
     assert not list(bench_quantized.quantized_rows(given)) and given.failed == 1
     assert said[0].startswith(f"error: product Q8_0 16x64x256: RuntimeError: {who} is off by")
 
@@ -367,6 +366,21 @@ def test_each_call_of_a_mixture_reads_other_experts(small_products: None) -> Non
             program()
             results.append(work.result.copy())
         assert all(np.abs(one - results[0]).max() > 0.1 for one in results[1:])     # those of other experts
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.parametrize("tiles", [True, pytest.param(False, marks=pytest.mark.skipif(
+    Workspace(1, 1).has_tiles(), reason="llama.cpp would die of it in another test"))])
+def test_mixtures_in_bf16_beside_torch(tiles: bool, tmp_path: Path, small_products: None,
+                                       monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """But not where it releases the tile registers that llama.cpp has configured."""
+    monkeypatch.setattr(Workspace, "has_tiles", lambda self: tiles)
+    rows = run_json(tmp_path / "r.json", "quantized", threads=1, against="torch", case="mixture bf16 16 x")
+    assert [(row["case"], row["peer"]) for row in rows] == [
+        ("mixture bf16", peer) for peer in ("sapper", "torch")[: 1 if tiles else 2]]
+    assert ("torch is left out of mixtures" in capsys.readouterr().err) == tiles
+    rows = run_json(tmp_path / "r.json", "quantized", threads=1, against="torch", case="mixture Q8_0 16 x")
+    assert [row["peer"] for row in rows] == ["sapper"]
 
 
 @NEEDS_LLAMA
