@@ -699,6 +699,7 @@ def bench(
       sapper bench --quick
       sapper bench matmul --threads 1 --against numpy,torch --json figures.json
       sapper bench batch --case "step 16 x"
+      sapper bench quantized --case "product Q4_K 16x" --against llama
     """
     from .bench import run_bench
 

@@ -20,7 +20,7 @@ from time import perf_counter, thread_time
 from typing import Any
 
 SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "attention", "others", "deepseek",
-          "model", "batch", "all")
+          "quantized", "model", "batch", "all")
 """In the order in which `all` runs them. llama.cpp configures tile registers once for a thread and dies where they are
 released later, as PyTorch does after each product on them: what runs PyTorch comes before llama.cpp's first such
 product, which in `deepseek` is after PyTorch's last."""
@@ -480,6 +480,10 @@ def suite_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
         from .bench_compile import compile_rows
 
         yield from compile_rows(settings)
+    elif suite == "quantized":
+        from .bench_quantized import quantized_rows
+
+        yield from quantized_rows(settings)
     elif suite == "batch":
         from .bench_batch import batch_rows
 

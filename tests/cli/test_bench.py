@@ -19,7 +19,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sapper.cli import bench, bench_batch, bench_compile, bench_models, bench_suites, bench_threads
+from sapper.cli import (
+    bench,
+    bench_batch,
+    bench_compile,
+    bench_ggml,
+    bench_models,
+    bench_quantized,
+    bench_suites,
+    bench_threads,
+)
 from sapper.cli.bench import print_table, run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
@@ -32,7 +41,7 @@ from sapper.models.llama import model as llama_model
 from sapper.models.load import load_model
 from sapper.models.weights import FORMS
 from sapper.tune import operands, peaks
-from sapper.tune.measure import Timing
+from sapper.tune.measure import Timing, copies_to_be_cold
 from tests.models import small as small_models
 from tests.weights import find_smollm2
 
@@ -250,6 +259,149 @@ def test_several_sequences_beside_llama(tmp_path: Path, monkeypatch: pytest.Monk
             np.testing.assert_allclose(batch.step_logits, logits, rtol=0.02, atol=0.02)
     finally:
         peer.close()
+
+
+NEEDS_LLAMA = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None,
+                                 reason="llama-cpp-python is not installed")
+
+
+@pytest.fixture
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the suite `quantized`, cold for a 64th of the last cache."""
+    monkeypatch.setattr(bench_quantized, "copies_to_be_cold",
+                        lambda size_bytes, cache_bytes: copies_to_be_cold(size_bytes, cache_bytes >> 6))
+    monkeypatch.setattr(bench_quantized, "SHAPE", (64, 256))
+    monkeypatch.setattr(bench_quantized, "MIXTURE", {
+        "hidden_size": 256, "moe_intermediate_size": 256, "n_routed_experts": 8, "num_experts_per_tok": 2})
+
+
+BLOCK_BYTES = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144), "Q6_K": (256, 210)}
+COUNTS = (1, 16, 512)
+
+
+@NEEDS_LLAMA
+def test_quantized_products_beside_llama(tmp_path: Path, small_products: None,
+                                         capfd: pytest.CaptureFixture[str]) -> None:
+    """Both give what the dequantised weights do, or they were not timed."""
+    rows = run_json(tmp_path / "r.json", "quantized", threads=1, against="llama", case="product")
+    assert [(row["case"], row["dtype"], row["shape"], row["peer"]) for row in rows] == [
+        (f"product {form}", form, f"{count}x64x256", peer)
+        for form in (*BLOCK_BYTES, "fp8") for count in COUNTS for peer in ("sapper", "llama")
+        if (form, peer) != ("fp8", "llama")]
+    for row in rows:
+        count = int(row["shape"].split("x")[0])
+        elements, size = BLOCK_BYTES.get(row["dtype"], (1, 1))
+        assert row["operations"] == 2 * count * 64 * 256
+        assert row["bytes"] == pytest.approx(64 * 256 // elements * size, rel=0.03)
+        assert row["percent_of_floor"] > 0 and (row["ratio_to_best_peer"] or 1) > 0
+        if row["dtype"] == "fp8":
+            assert row["products"] == ("bf16" if count > 16 else "f32")
+        else:
+            assert row["products"] == ("bf16" if count > 16 and Workspace(1, 1).rounds_many() else "i8")
+    assert "repack" not in capfd.readouterr().err
+
+
+@NEEDS_LLAMA
+def test_quantized_mixtures_beside_llama(tmp_path: Path, small_products: None) -> None:
+    rows = run_json(tmp_path / "r.json", "quantized", threads=2, against="llama", case="mixture")
+    forms = ("Q8_0", "Q4_0", "Q4_K", "bf16", "bf16 rounded")
+    assert [(row["case"], row["dtype"], row["shape"], row["peer"]) for row in rows] == [
+        (f"mixture {form}", dtype, f"{count} x 2 of 8", peer) for form in forms for count in COUNTS
+        for dtype, peer in ((form, "sapper"), (form.removesuffix(" rounded"), "llama"))]
+    for row in rows:
+        count, form = int(row["shape"].split()[0]), row["case"].removeprefix("mixture ")
+        assert row["operations"] == 2 * count * 2 * 3 * 256 * 256
+        elements, size = BLOCK_BYTES.get(form, (1, 2))
+        met = len(set(bench_quantized._routing(count).flat))
+        assert row["bytes"] == pytest.approx(met * 3 * 256 * 256 // elements * size, rel=0.03)
+        if form == "bf16":
+            assert row["products"] == "f32"
+        elif form == "bf16 rounded":
+            assert row["products"] == ("bf16" if count > 8 else "f32")
+        else:
+            assert row["products"] == ("bf16" if count == 512 and Workspace(1, 1).rounds_many() else "i8")
+
+
+def test_quantized_products_without_a_peer(tmp_path: Path, small_products: None) -> None:
+    (row,) = run_json(tmp_path / "r.json", "quantized", threads=1, against="", case="product Q4_0 16x")
+    assert (row["case"], row["shape"], row["peer"]) == ("product Q4_0", "16x64x256", "sapper")
+    assert row["ratio_to_best_peer"] is None
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 1.0])
+@pytest.mark.parametrize("who", ["sapper", pytest.param("llama", marks=NEEDS_LLAMA)])
+def test_wrong_products_are_not_timed(who: str, wrong: float, small_products: None,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bench_quantized.Products.work
+
+    def spoiled(*given: Any) -> Any:
+        work = real(*given)
+        if who == "sapper":
+            work.expected[-1, -1] += wrong
+        else:
+            runs, result = work.peers["llama"]
+            work.peers["llama"] = runs, lambda: result() + np.float32(wrong)
+        return work
+
+    monkeypatch.setattr(bench_quantized.Products, "work", spoiled)
+    said: list[str] = []
+    given = settings(against=("llama",) if who == "llama" else (), pattern="product Q8_0 16x", say=said.append)
+    assert not list(bench_quantized.quantized_rows(given)) and given.failed == 1
+    assert said[0].startswith(f"error: product Q8_0 16x64x256: RuntimeError: {who} is off by")
+
+
+def test_each_call_of_a_mixture_reads_other_experts(small_products: None) -> None:
+    """As many sets as outlast the last cache; of few tokens a layer has several."""
+    given = settings(pattern="mixture")
+    subject = bench_quantized.Mixtures("Q8_0", (1, 16), given)
+    cache_bytes = given.peaks(1).level_bytes["L3"] >> 6
+    for count in (1, 16):
+        chosen, work = bench_quantized._routing(count), subject.work(count, 1)
+        assert chosen.shape == (count, 2) and all(len(set(row)) == 2 for row in chosen.tolist())
+        sets = bench_quantized._sets(chosen)
+        assert sets == {1: 4, 16: 1}[count] and len(work.programs) == sets * len(subject.model.weights.layers)
+        assert len(work.programs) * work.read_bytes >= 2 * cache_bytes
+        results = []
+        for program in work.programs[:: len(subject.model.weights.layers)]:
+            program()
+            results.append(work.result.copy())
+        assert all(np.abs(one - results[0]).max() > 0.1 for one in results[1:])     # those of other experts
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.parametrize("tiles", [True, pytest.param(False, marks=pytest.mark.skipif(
+    Workspace(1, 1).has_tiles(), reason="llama.cpp would die of it in another test"))])
+def test_mixtures_in_bf16_beside_torch(tiles: bool, tmp_path: Path, small_products: None,
+                                       monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """But not where it releases the tile registers that llama.cpp has configured."""
+    monkeypatch.setattr(Workspace, "has_tiles", lambda self: tiles)
+    rows = run_json(tmp_path / "r.json", "quantized", threads=1, against="torch", case="mixture bf16 16 x")
+    assert [(row["case"], row["peer"]) for row in rows] == [
+        ("mixture bf16", peer) for peer in ("sapper", "torch")[: 1 if tiles else 2]]
+    assert ("torch is left out of mixtures" in capsys.readouterr().err) == tiles
+    rows = run_json(tmp_path / "r.json", "quantized", threads=1, against="torch", case="mixture Q8_0 16 x")
+    assert [row["peer"] for row in rows] == ["sapper"]
+
+
+@NEEDS_LLAMA
+def test_a_format_that_ends_llama_runs_without_its_layouts(small_products: None,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench_ggml.survives(8, 0, 32, 256)
+    assert not bench_ggml.survives(4321, 0, 32, 256)    # no format: ggml ends the process
+    made: list[bool] = []
+
+    class Noted(bench_ggml.Ggml):
+        def __init__(self, repacks: bool = True) -> None:
+            made.append(repacks)
+            super().__init__(repacks)
+
+    monkeypatch.setattr(bench_ggml, "Ggml", Noted)
+    monkeypatch.setattr(bench_ggml, "survives", lambda *given: False)
+    said: list[str] = []
+    given = settings(against=("llama",), pattern="product Q4_0 1x", say=said.append)
+    (rows,) = bench_quantized.quantized_rows(given)
+    assert made == [False] and [row.peer for row in rows] == ["sapper", "llama"]
+    assert said == ["llama.cpp ends with Q4_0 in layouts that it makes for this processor: it runs without"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -556,7 +708,7 @@ def test_a_piped_table_has_a_line_for_each_case() -> None:
 
 
 def test_all_runs_pytorch_before_llama_multiplies_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`deepseek` has PyTorch's last product, `model` and what follows have llama.cpp's: it dies of released tiles."""
+    """`deepseek` has PyTorch's last product, and it and what follows llama.cpp's: it dies of released tiles."""
     ran: list[str] = []
     for name in ("peak_rows", "call_rows", "library_rows"):
         monkeypatch.setattr(bench_suites, name, lambda *given: ran.append("others") or iter(()))
@@ -564,9 +716,10 @@ def test_all_runs_pytorch_before_llama_multiplies_on_tiles(monkeypatch: pytest.M
     monkeypatch.setattr(bench_compile, "compile_rows", lambda given: iter(()))
     monkeypatch.setattr(bench_models, "deepseek_rows", lambda given: ran.append("deepseek") or iter(()))
     monkeypatch.setattr(bench_models, "model_rows", lambda given: ran.append("model") or iter(()))
+    monkeypatch.setattr(bench_quantized, "quantized_rows", lambda given: ran.append("quantized") or iter(()))
     monkeypatch.setattr(bench_batch, "batch_rows", lambda given: ran.append("batch") or iter(()))
     assert not list(bench_suites.suite_rows("all", settings()))
-    assert ran[-3:] == ["deepseek", "model", "batch"] and set(ran[:-3]) == {"others"}
+    assert ran[-4:] == ["deepseek", "quantized", "model", "batch"] and set(ran[:-4]) == {"others"}
 
 
 def test_roofline(tmp_path: Path) -> None:

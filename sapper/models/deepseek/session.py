@@ -419,9 +419,7 @@ class Session(BaseSession):
 
     def _mixture_one(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        x, y, work = self._x[0], self._y[0], self._work
-        experts, shares = (self._of_tokens(array, one)[0] for array in (self._experts, self._shares))
-        hidden = self._expert_hidden.reshape(-1)[: one.taken * self._expert_features].reshape(one.taken, -1)
+        y, work = self._y[0], self._work
         steps: Steps = []
         if one.shared is not None:
             steps, y = self._dense_one(one.shared, self._between[0]), self._between[0]
@@ -430,9 +428,15 @@ class Session(BaseSession):
             *steps, *more,
             *one.router.apply(normed, self._scores[0].reshape(-1), work),
             *self._gate(one, _first),
-            *one.gate.apply_swiglu(one.up, experts, normed, hidden, work),
-            *one.down.apply_weighted(experts, shares, hidden, y, x, work),
+            *self._experts_of_one(one, normed, y, self._x[0]),
         ]
+
+    def _experts_of_one(self, one: MixtureWeights, normed: Array, y: Array, result: Array) -> Steps:
+        """y, and what the experts that one token takes make of `normed`, to `result`."""
+        experts, shares = (self._of_tokens(array, one)[0] for array in (self._experts, self._shares))
+        hidden = self._expert_hidden.reshape(-1)[: one.taken * self._expert_features].reshape(one.taken, -1)
+        return [*one.gate.apply_swiglu(one.up, experts, normed, hidden, self._work),
+                *one.down.apply_weighted(experts, shares, hidden, y, result, self._work)]
 
     # ---- several tokens
 
@@ -540,39 +544,49 @@ class Session(BaseSession):
 
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        rows, routed, normed, y = self._rows, self._routed_of(one), self._x, self._y
+        normed, y = self._x, self._y
+        shared: Steps = []
+        if one.shared is not None:
+            shared, y = self._dense_normed(one.shared, normed, self._between), self._between
+        return [
+            *self._norm(self._y, one.gain, self.model.config.epsilon, normed),
+            *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
+            *self._gate(one, self._rows),
+            *shared,
+            *self._experts_of_several(one, normed, y, self._x),
+        ]
+
+    def _experts_of_several(self, one: MixtureWeights, normed: Array, y: Array, result: Array) -> Steps:
+        """y, and what the experts that each of several tokens takes make of `normed`, to `result`."""
+        rows, routed = self._rows, self._routed_of(one)
         owners, gathered = (Rows(array[: self._capacity * one.taken], routed) for array in (
             self._owners, self._gathered[:, : self.model.config.features]))
         chosen, place, shares = (rows(self._of_tokens(array, one))
                                  for array in (self._experts, self._place, self._shares))
         ranges = tuple(ends[: one.experts] for ends in self._ranges)
-        shared: Steps = []
-        if one.shared is not None:
-            shared, y = self._dense_normed(one.shared, normed, self._between), self._between
-        taking, taken, hidden = self._taken_rows(one, owners, gathered)
+        taking, taken, hidden = self._taken_rows(one, normed, owners, gathered)
         return [
-            *self._norm(self._y, one.gain, self.model.config.epsilon, normed),
-            *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
-            *self._gate(one, rows),
-            *shared,
             (moe.group_tokens, (chosen, *ranges, place, owners)),
             *taking,
             *one.gate.apply_groups([one.up], taken, ranges, hidden, self._work),
             *one.down.apply_groups([], hidden, ranges, gathered, self._work),
-            (moe.combine_experts, (gathered.array, place, shares, rows(y), rows(self._x))),
+            (moe.combine_experts, (gathered.array, place, shares, rows(y), rows(result))),
         ]
 
-    def _taken_rows(self, one: MixtureWeights, owners: Rows, gathered: Rows) -> tuple[Steps, Rows, Rows]:
-        """x once for each expert that takes it, where that lies, and where what gate and up make of it is to lie. Both
-        are rounded where all products of the experts round them: the first then lies where their results will."""
+    def _taken_rows(
+        self, one: MixtureWeights, normed: Array, owners: Rows, gathered: Rows
+    ) -> tuple[Steps, Rows, Rows]:
+        """`normed` once for each expert that takes it, where that lies, and where what gate and up make of it is to
+        lie. Both are rounded where all products of the experts round them: the first then lies where their results
+        will."""
         count = len(gathered.array)
         if not (one.gate.rounds(2, count, self._work) and one.down.rounds(1, count, self._work)):
             hidden = Rows(self._expert_hidden[:count, : self._expert_features], gathered.count)
-            return [(embedding.embedding_f32, (owners, self._x, gathered))], gathered, hidden
+            return [(embedding.embedding_f32, (owners, normed, gathered))], gathered, hidden
         memory = self._gathered[:count].reshape(-1)
         taken = Rows(as_bf16(memory[: gathered.array.size].reshape(gathered.array.shape)), gathered.count)
         hidden = Rows(self._work.narrow(count, self._expert_features), gathered.count)
-        return [(narrow.narrow_rows_bf16, (owners, self._x, taken))], taken, hidden
+        return [(narrow.narrow_rows_bf16, (owners, normed, taken))], taken, hidden
 
 
 def _first(array: Array) -> Array:
