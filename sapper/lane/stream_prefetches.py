@@ -27,10 +27,10 @@ from .state import Scalar, element_bytes
 
 OFTEN = 8
 """Weights that so many pieces of rows read one after the other are in the caches for all of them but the first, and are
-not asked for. But where rows are streams (asks_again): experts may have few rows, and a request more for each line costs
-many nothing. Measured on a Zen 4, 16 experts of 768 x 1024 in Q4_0, 4 of them for each of 4, 16 and 64 tokens, one
-thread, ms of 7 layers: down 2.32, 4.91, 13.7 and so 1.61, 3.61, 12.1, gate and up 2.89, 7.56, 25.4 and so 2.81, 7.23,
-24.7; of 2 tokens 1.65 and 1.28, 1.79 and 2.05; a prompt of 512 tokens, all of it, 635 and 631."""
+not asked for. But where rows are streams (asks_again): experts may have few rows, and a request more for each line
+costs many nothing. Measured on a Zen 4, 16 experts of 768 x 1024 in Q4_0, 4 of them for each of 4, 16 and 64 tokens,
+one thread, ms of 7 layers: down 2.32, 4.91, 13.7 and so 1.61, 3.61, 12.1, gate and up 2.89, 7.56, 25.4 and so 2.81,
+7.23, 24.7; of 2 tokens 1.65 and 1.28, 1.79 and 2.05; a prompt of 512 tokens, all of it, 635 and 631."""
 
 FAR_AHEAD_BYTES = 32768
 """How far ahead weights are asked for by loops that use them for several rows: there arithmetic takes longer than

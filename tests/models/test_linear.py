@@ -10,9 +10,19 @@ import pytest
 
 from sapper.kernels.moe_blocks import panel_blocks
 from sapper.kernels.quantized import FORMS, matrix
-from sapper.models import linear
+from sapper.models import linear, load
 from sapper.models.errors import ModelError
-from sapper.models.linear import BlockExperts, Blocks, Dense, DenseExperts, RawBlocks, Workspace, in_panels, of_one_form
+from sapper.models.linear import (
+    BlockExperts,
+    Blocks,
+    Dense,
+    DenseExperts,
+    RawBlocks,
+    Workspace,
+    in_panels,
+    of_one_form,
+    packed_pairs_in,
+)
 from sapper.models.llama.model import load_model
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
@@ -103,6 +113,101 @@ def rounded_blocks(kind: str, rows: int) -> Blocks:
     raw = RawBlocks.parse(memoryview(stored(kind, rows).tobytes()), (rows, 96), kind)
     made = in_panels([raw], Arena())
     return Blocks(made.form, made.parts, rounded=True)
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = x.astype(ml_dtypes.bfloat16).astype(np.float64)
+    return found
+
+
+def in_pairs(weights: np.ndarray) -> Dense:
+    packed = packed_pairs_in(Arena(), *weights.shape)
+    assert packed is not None
+    packed.put(0, weights.astype(ml_dtypes.bfloat16))
+    return Dense(packed, "bf16", rounded=True)
+
+
+@BF16
+def test_weights_in_pairs_meet_a_row_that_is_rounded() -> None:
+    """Alone, after its norm, before gate and up are joined, beside what is added; and rows of them are looked up."""
+    random = np.random.default_rng(5)
+    weights, ups = random.standard_normal((2, 70, 96), np.float32) / 8
+    one, up, work = in_pairs(weights), in_pairs(ups), Workspace(96)
+    x, gain, residual = (random.standard_normal(size, np.float32) for size in (96, 96, 70))
+    normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2) + 1e-5) * gain
+    plain, after, joined, added = (np.zeros(70, np.float32) for _ in range(4))
+    found, tokens = np.zeros((3, 96), np.float32), np.array([0, 69, 33], np.int32)
+    Program([*one.apply(x, plain, work), *one.apply_norm(x, gain, 1e-5, after, work),
+             *one.apply_norm_swiglu(up, x, gain, 1e-5, joined, work), *one.apply_residual(x, residual, added, work),
+             *one.look_up(tokens, found)], threads=2)()
+    np.testing.assert_allclose(plain, rounded(weights) @ rounded(x), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(added, residual + rounded(weights) @ rounded(x), rtol=1e-5, atol=1e-4)
+    # A number near the middle of two of bf16 may go either way: 2**-8 of one of 96 products near 1 / 8.
+    gate = rounded(weights) @ rounded(normed)
+    np.testing.assert_allclose(after, gate, rtol=1e-5, atol=2e-3)
+    wanted = gate / (1 + np.exp(-gate)) * (rounded(ups) @ rounded(normed))
+    np.testing.assert_allclose(joined, wanted, rtol=1e-2, atol=5e-3)
+    np.testing.assert_array_equal(found, rounded(weights)[tokens])
+
+
+@BF16
+@pytest.mark.parametrize("count", [1, 3, 21, 40])
+def test_weights_in_pairs_meet_rows_that_are_rounded(count: int) -> None:
+    random, rows = np.random.default_rng(count), Variable("count", 40)
+    weights = random.standard_normal((70, 96), np.float32) / 8
+    x, y = random.standard_normal((40, 96), np.float32), np.zeros((40, 70), np.float32)
+    steps = in_pairs(weights).apply_rows("matmul_nt", Rows(x, rows), [], [Rows(y, rows)], Workspace(96))
+    Program(steps, threads=2)(count=count)
+    np.testing.assert_allclose(y[:count], rounded(x[:count]) @ rounded(weights).T, rtol=1e-5, atol=1e-4)
+    assert not y[count:].any()
+
+
+@BF16
+def test_weights_are_held_in_pairs_for_who_reads_them_so(tmp_path: Path) -> None:
+    """Of a file in bf16, and one in blocks; another processor's code gets them plain."""
+    for formats in ({}, FORMATS["q4m"]):
+        path = small.write_gguf(tmp_path / "model.gguf", small.random_weights(3), formats={
+            f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS) for part, kind in formats.items()})
+        layers = [load.load_model(path, "bf16-rounded", target=other).weights.layers[0]
+                  for other in (None, target("haswell"))]
+        paired, plain = ([layer.qkv, layer.output, layer.gate, layer.up, layer.down] for layer in layers)
+        assert all(one.in_pairs for one in paired) and not any(one.in_pairs for one in plain)
+        for one, other in zip(paired, plain, strict=True):
+            np.testing.assert_array_equal(one.weights.unpack(), other.array)
+
+
+@BF16
+def test_experts_in_pairs_meet_rounded_rows() -> None:
+    """One token's, and those of several, in f32 or rounded already; as many experts as there are have no rows."""
+    random, work = np.random.default_rng(7), Workspace(96)
+    gates, ups = random.standard_normal((2, 4, 64, 96), np.float32) / 8
+
+    def experts(wide: np.ndarray) -> DenseExperts:
+        panels = wide.astype(ml_dtypes.bfloat16).reshape(4, 2, 32, 48, 2).swapaxes(2, 3)
+        return DenseExperts(np.ascontiguousarray(panels), "bf16", rounded=True)
+
+    gate, up, x = experts(gates), experts(ups), random.standard_normal((30, 96), np.float32)
+    chosen, shares = np.array([2, 0], np.int32), np.array([0.25, 0.5], np.float32)
+    hidden, result, rows = np.zeros((2, 64), np.float32), np.zeros(64, np.float32), x[:2].copy()
+    Program([*gate.apply_swiglu(up, chosen, x[0], hidden, work),
+             *up.apply_weighted(chosen, shares, rows, np.ones(64, np.float32), result, work)], threads=2)()
+    ranges = np.array([0, 9, 9, 9], np.int32), np.array([9, 9, 9, 30], np.int32)
+    wanted = rounded_groups(gates, x, ranges, ups)
+    alone = np.zeros(1, np.int32), np.ones(1, np.int32)
+    for e, made in zip(chosen, hidden, strict=True):
+        np.testing.assert_allclose(made, rounded_groups(gates[[e]], x[:1], alone, ups[[e]])[0], rtol=1e-4, atol=1e-4)
+    each = [rounded(ups[e]) @ rounded(row) for e, row in zip(chosen, rows, strict=True)]
+    np.testing.assert_allclose(result, 1 + shares @ np.array(each), rtol=1e-5, atol=1e-4)
+    count = Variable("count", 30)
+    for given in (np.float32, ml_dtypes.bfloat16):
+        assert gate.rounds(2, 30, work) and gate.rounds(2, 1, work)
+        made = np.zeros((30, 64), given)
+        Program(gate.apply_groups([up], Rows(x.astype(given), count), ranges, Rows(made, count), work), threads=2)()
+        relative = 1e-4 if given is np.float32 else 2.0**-8
+        np.testing.assert_allclose(made.astype(np.float64), wanted, rtol=relative, atol=1e-4)
+    summed = np.zeros((30, 64), np.float32)
+    Program(gate.apply_groups([], Rows(x, count), ranges, Rows(summed, count), work), threads=2)()
+    np.testing.assert_allclose(summed, rounded_groups(gates, x, ranges), rtol=1e-5, atol=1e-4)
 
 
 @BF16

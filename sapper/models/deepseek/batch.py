@@ -8,16 +8,18 @@ keys and values made of them, as of a session's cache. With an indexer all token
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from ...kernels import paged, runs, sparse_paged
 from ...kernels.paged import PAGE
+from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..batch import Array, Paged, first
 from ..linear import Steps, in_blocks
 from ..weights import DTYPES
 from .config import LATENT_EPSILON
-from .session import Session
+from .session import F32, Session
 from .weights import AttentionWeights
 
 
@@ -63,6 +65,12 @@ class Batch(Paged, Session):
             rows(turning), rows(latent), rows(key), one.key_gain, LATENT_EPSILON, self._cosine, self._sine,
             *self._where(rows), rows(self._turned), self._latents[layer], self._keys[layer],
         ))]
+
+    @cached_property
+    def _in_latent_space(self) -> tuple[Array, Array]:
+        """Beside the keys and values of runs."""
+        extents = self.chunk, self.model.config.heads * self.model.config.key_rank
+        return empty(extents, F32), empty(extents, F32)
 
     def _pages(self, layer: int) -> tuple[Array, Array]:
         """Latent vectors [pages, PAGE, rank] and shared keys [pages, PAGE, features]."""

@@ -242,9 +242,13 @@ class Session(BaseSession):
 
     @cached_property
     def _in_latent_space(self) -> tuple[Array, Array]:
-        """Room for the queries there of tokens that attend absorbed, and for what they find."""
-        extents = self.chunk, self.model.config.heads * self.model.config.key_rank
-        return empty(extents, F32), empty(extents, F32)
+        """Room for the queries there of tokens that attend absorbed, and for what they find: in that of the keys and
+        values of more tokens, if it is enough."""
+        extents = min(self.chunk, self.shortest_run), self.model.config.heads * self.model.config.key_rank
+        size = math.prod(extents)
+        if 2 * size > self._expanded.size:
+            return empty(extents, F32), empty(extents, F32)
+        return self._expanded[:size].reshape(extents), self._expanded[size : 2 * size].reshape(extents)
 
     def _chunk_values(self, count: int, most: int | None = None) -> dict[str, int]:
         values = super()._chunk_values(count)
