@@ -46,7 +46,8 @@ def affine(value: Value) -> Affine | None:
         return Affine(scalars={value: 1}) if not value.type.axes else None
     name = op.name
     if name == "const":
-        return Affine(constant=int(op.attributes["value"]))
+        number = op.attributes["value"]
+        return Affine(constant=number) if isinstance(number, int) else None
     if name == "index":
         return Affine(axes={op.attributes["axis"]: 1})
     if name == "full" or (name == "cast" and op.operands[0].type.dtype.is_integer  # type: ignore[union-attr]

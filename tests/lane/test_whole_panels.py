@@ -1,5 +1,5 @@
-"""Few rows meet all vectors of the panels of several matrices, so that these are read as they lie; short rows that share a
-line ask for it once."""
+"""Few rows meet all vectors of the panels of several matrices, so that these are read as they lie; short rows that
+share a line ask for it once."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def count(loop: Op, name: str) -> int:
 
 
 @pytest.mark.parametrize(("name", "registers", "rows", "held", "whole"), [
-    ("matmul_swiglu_f32", 32, 1, 1, True), ("matmul_swiglu_f32", 32, 8, 4, True), ("matmul_swiglu_bf16", 32, 8, 4, True),
-    ("matmul_swiglu_f32", 32, 512, 14, False), ("matmul_swiglu_f32", 16, 8, 6, False), ("matmul_nt_f32", 32, 8, 7, True),
+    ("matmul_swiglu_f32", 32, 1, 1, True), ("matmul_swiglu_f32", 32, 8, 4, True),
+    ("matmul_swiglu_bf16", 32, 8, 4, True), ("matmul_swiglu_f32", 32, 512, 14, False),
+    ("matmul_swiglu_f32", 16, 8, 6, False), ("matmul_nt_f32", 32, 8, 14, True),
 ])
 def test_few_rows_meet_whole_panels(name: str, registers: int, rows: int, held: int, whole: bool) -> None:
     """Both vectors of each panel, by four rows where several matrices share the registers; many rows, and those of
@@ -68,5 +69,6 @@ def test_rows_that_share_a_line_ask_for_it_once() -> None:
     """Four rows of sixteen bytes in each step: one line, at each distance."""
     facts = replace(PLAIN, requests=Requests(row_streams=4))
     loop = products(lowered("matvec_fp8", facts, {}, {"P": (128, 1), "K": (7168, 64), "A": (16, 1)}), "fma")
-    lines = Counter((op.operands[-1], op.attributes["disp"] // 64) for op in loop.blocks[0].ops if op.name == "prefetch")
+    lines = Counter((op.operands[-1], op.attributes["disp"] // 64)
+                    for op in loop.blocks[0].ops if op.name == "prefetch")
     assert set(lines.values()) == {1}
