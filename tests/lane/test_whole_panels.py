@@ -72,3 +72,15 @@ def test_rows_that_share_a_line_ask_for_it_once() -> None:
     lines = Counter((op.operands[-1], op.attributes["disp"] // 64)
                     for op in loop.blocks[0].ops if op.name == "prefetch")
     assert set(lines.values()) == {1}
+
+
+@pytest.mark.parametrize("name", ["attention_paged_bf16", "attention_paged_f32"])
+def test_the_next_page_is_asked_for(name: str) -> None:
+    """Where it stands in the table, each line once, and not what lies behind the page at hand."""
+    facts = replace(PLAIN, requests=Requests(row_streams=4))
+    lane = lowered(name, facts, {}, dict.fromkeys("THNBS", (16, 1)), {"G": 3, "D": 64})
+    asked = [op for op in lane.walk() if op.name == "prefetch"]
+    assert asked and all(op.attributes["disp"] < 64 * 64 for op in asked)
+    pages = [op for op in lane.walk() if op.name == "loop" and count(op, "s_load") == 2][-1]
+    here, there = (op.result for op in pages.blocks[0].ops if op.name == "s_load")
+    assert [op.operands for op in pages.blocks[0].ops if op.name == "s_sub" and there in op.operands] == [[there, here]]
