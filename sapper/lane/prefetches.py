@@ -416,9 +416,9 @@ class Prefetches(Stores):
         index of it stands in a table: that of a cache's page. In the last turn that of the first, one index of the loop
         around further on: the next head's. None where no index stands in a table.
 
-        What lies behind a page is none of it. Measured on a Zen 4, keys and values in bf16 from memory, one thread, us by
-        requests along the page and so: 64 sequences of 3 x 3 heads of 64 at 300 and 1000 positions 965 and 725, 3080 to
-        4160 and 2160; 16 of 8 x 4 heads of 128 at 300 and 2000 1130 and 1110, 7780 and 6550."""
+        What lies behind a page is none of it. Measured on a Zen 4, keys and values in bf16 from memory, one thread, us
+        by requests along the page and so: 64 sequences of 3 x 3 heads of 64 at 300 and 1000 positions 965 and 725, 3080
+        to 4160 and 2160; 16 of 8 x 4 heads of 128 at 300 and 2000 1130 and 1110, 7780 and 6550."""
         strides = self.strides(op.operands[0])
         for _, loop in reversed(self.streaming_loops):
             for value, stride in zip(op.operands[1:], strides, strict=True):
