@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from math import prod
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import S64, b32
@@ -18,10 +19,12 @@ from ..tile.plan import Walk, axes_of
 from ..tile.requests import Requests
 from ..tile.sums import is_join
 from .axis_loops import WalkChoice
-from .extents import Range
 from .staged import StagedPanel
 from .state import Access, Open, Scalar, element_bytes
 from .stores import Stores
+
+if TYPE_CHECKING:
+    from .extents import Range
 
 LINE_BYTES = 64
 
