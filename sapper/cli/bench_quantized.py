@@ -347,7 +347,7 @@ class MixtureSession(Session):
 
     def products(self, one: MixtureWeights, count: int) -> str:
         """By what they are made: "f32", "bf16" or "i8"."""
-        if count > 1 and one.gate.rounds(2, count * one.taken, self._work):
+        if one.gate.rounds(2, count * one.taken, self._work):
             return "bf16"
         return "i8" if isinstance(one.gate, PanelExperts) and one.gate.together.quantises else "f32"
 
