@@ -10,6 +10,7 @@ before they are timed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,7 +122,7 @@ class Work:
     products: str
 
 
-class Subject:
+class Subject(ABC):
     """Weights of one form, cold: as many sets as outlast the last cache. tolerance: how far a result may be from the
     expected one, in standard deviations of its row. Of another weight, row or expert it would be off by about 1."""
 
@@ -152,12 +153,13 @@ class Subject:
     def _of_graphs(self, graphs: Sequence[Graph], shape: tuple[int, ...], threads: int) -> dict[str, Peer]:
         return {"llama": ([graph.runner(threads) for graph in graphs], lambda: graphs[0].result(shape))}
 
+    @abstractmethod
     def shapes(self) -> list[tuple[int, int, int]]:
         """Of the matrices: experts (0: one matrix alone), rows, columns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def work(self, count: int, threads: int) -> Work:
-        raise NotImplementedError
+        """What a case of so many tokens does."""
 
 
 def _rows_of_case(case: tuple[str, str], form: str, subject: Subject, count: int, threads: int,

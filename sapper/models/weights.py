@@ -48,7 +48,7 @@ FORMS = ("file", "file-f32", "file-rounded", "bf16", "bf16-rounded", "f32")
 """How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
 too; with "file-f32" it stays f32, and with "file-rounded", or on tile registers, many rows, and the weights for them,
 are rounded to bf16.
-Several rows that meet bf16 are rounded to it with "bf16-rounded" and "file-rounded" only."""
+Rows that meet bf16 are rounded to it with "bf16-rounded" and "file-rounded" only."""
 FLOATS = ("F32", "F16", "BF16")
 """GGUF's formats that are no blocks."""
 

@@ -1,5 +1,5 @@
 """Few rows meet all vectors of the panels of several matrices, so that these are read as they lie; short rows that
-share a line ask for it once."""
+share a line ask for it once, and pages that stand in a table for the next of them."""
 
 from __future__ import annotations
 
