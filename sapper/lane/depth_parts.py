@@ -254,7 +254,7 @@ class DepthParts(UnpackedOperands):
         scales = [op.result for op in block.ops if op.name == "cast" and op.result in operands]
         if not scales:
             return
-        self._set_places(scales, around, places)
+        self._set_places(scales, around, places, False)
         for value in scales:
             for at in self._coordinates(axes_of(value)):
                 address, attributes = self._unpacked_address(places[value], at)
@@ -263,7 +263,7 @@ class DepthParts(UnpackedOperands):
 
     def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
         place = self.unpacked_places.get(value)
-        if place is None:
+        if place is None or place.slots:
             return super()._compute(value, at, level)
         operands, attributes = self._unpacked_address(place, at)
         if value.op is not None and value.op.operands[0].type.dtype is u8:  # type: ignore[union-attr]

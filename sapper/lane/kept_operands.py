@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 
 from ..ir.nodes import Op, Value
-from ..ir.types import bf16, f32
+from ..ir.types import bf16, f32, i32
 from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, axes_of, ops_behind
 from ..tile.schedule import Panels
@@ -35,7 +35,7 @@ class KeptOperands(RegisterFactors):
             return False
         if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
-        if len(contraction.attributes["over"]) > 1 and dot_for(contraction, self.facts) is not None:
+        if self._multiplies_slots(contraction):
             return False
         depth = self._slot_depth(contraction)
         if depth is not None:
@@ -56,6 +56,13 @@ class KeptOperands(RegisterFactors):
             return outside
         source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
         return source.op is not None and source.op.name == "load" and source.type.dtype.bits < 32  # type: ignore[union-attr]
+
+    def _multiplies_slots(self, contraction: Op) -> bool:
+        """Whether packed dot products serve a contraction: over several axes, or over one along bytes of whole slots.
+        Of bf16 along one, see _slot_depth."""
+        dot, over = dot_for(contraction, self.facts), contraction.attributes["over"]
+        return dot is not None and (len(over) > 1 or (
+            dot.result is i32 and over[0] in self.open and self.extent_hint(over[0]) >= dot.elements))
 
     def multiplies_wide(self, value: Value) -> bool:
         """Whether a value is kept for products of f32 alone, where to widen it takes a multiply-add's place."""

@@ -31,11 +31,13 @@ Measured on a Zen 3 by 1024 x 4096, four rows at once, in place of unpacking for
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """Where the slots of an operand lie. first: at the start of all loops around it. counters: of these loops the
-    index, where it starts, and by how many bytes it moves on."""
+    """Where the rows of an operand lie. first: at the start of all loops around it. counters: of these loops the
+    index, where it starts, and by how many bytes it moves on. slots: rows of slots, which packed products read, and
+    not of elements; where a walk takes elements after all, as of what fills no slot, it unpacks them itself."""
 
     first: Access
     counters: tuple[tuple[Value, Scalar, Scalar], ...]
+    slots: bool
 
 
 class UnpackedOperands(CarriedLowering):
@@ -110,10 +112,11 @@ class UnpackedOperands(CarriedLowering):
         """Those of a block, and of the loops in it, that have no place yet."""
         self.begin_block(block)
         bound = self._bind_short_axis(block)
-        for walk in plan_block(block, self.wholes, frozenset(), self.keeps_operand, self.is_bounded).items:
-            read = (v for op in walk.reductions for v in op.operands) if isinstance(walk, Walk) else ()
+        plan = plan_block(block, self.wholes, frozenset(), self.keeps_operand, self.is_bounded)
+        for walk in plan.items:
+            read = [v for op in walk.reductions for v in op.operands] if isinstance(walk, Walk) else []
             here = list(dict.fromkeys(v for v in read if v in operands and v not in places))
-            if isinstance(walk, Walk) and here:
+            if isinstance(walk, Walk) and here and plan.kept.isdisjoint(read):  # what is kept is no slots
                 self._store_walk(walk, here, around, places)
         self._store_plain(block, operands, around, places)
         for op in block.ops:
@@ -146,11 +149,12 @@ class UnpackedOperands(CarriedLowering):
 
     def _store_walk(self, walk: Walk, operands: list[Value], around: tuple[Range, ...],
                     places: dict[Value, Unpacked]) -> None:
-        """The operands of a walk, which lie side by side."""
+        """The operands of a walk, which lie side by side, if it is packed."""
         packing = self._packing(walk, None)
-        assert packing is not None
+        if packing is None:
+            return
         with self.packed(packing):
-            self._set_places(operands, around, places)
+            self._set_places(operands, around, places, True)
 
             def store(carried: Carried) -> Carried:
                 for value in operands:
@@ -164,7 +168,8 @@ class UnpackedOperands(CarriedLowering):
                 store = partial(self.axis_loop, axis, 1, False, body=store)
             store([])
 
-    def _set_places(self, operands: list[Value], around: tuple[Range, ...], places: dict[Value, Unpacked]) -> None:
+    def _set_places(self, operands: list[Value], around: tuple[Range, ...], places: dict[Value, Unpacked],
+                    slots: bool) -> None:
         """Scratch memory for operands: [indices of the loops around][operands][coordinates][lanes]."""
         firsts: list[tuple[int, dict[str, Scalar]]] = []
         size = 0
@@ -188,7 +193,7 @@ class UnpackedOperands(CarriedLowering):
             step_bytes = self.mul(step_bytes, self._rounded(r.capacity, 1))
         base = self.scratch(extents, u8)
         for value, (disp, axes) in zip(operands, firsts, strict=True):
-            places[value] = Unpacked(Access(base, disp, axes, b32, relative=True), tuple(counters))
+            places[value] = Unpacked(Access(base, disp, axes, b32, relative=True), tuple(counters), slots)
 
     def _is_lane(self, axis: str) -> bool:
         return axis in self.bound and self.bound[axis].lane

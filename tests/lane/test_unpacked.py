@@ -186,3 +186,34 @@ def test_groups_of_rows_are_exact(e, p, b, m, lanes, workers, seed) -> None:
     lane = run_lane(function, arguments, facts=MACHINES[lanes], specialization=specialization, workers=workers)
     assert unpacking_loops(lane)
     np.testing.assert_array_equal(arguments["y"], grouped_expected(arguments))
+
+
+def make_one_word(along: int) -> Any:
+    """along: bytes that each word of weights meets, in a contraction over one axis."""
+    @kernel(name="one_word")
+    def one_word(w: Tensor[u8, B, LANES, along], x: Tensor[i8, M, B, along], y: Tensor[i32, M, LANES]):
+        for m in tiles(M):
+            l, s = whole(LANES), whole(along)
+            acc = zeros(m, l, dtype=i32)
+            for b in each(B):
+                acc += ((w[b, l, s] >> 3) ^ 5) @ x[m, b, s]
+            y[m, l] = acc
+
+    return one_word
+
+
+@pytest.mark.parametrize("apart", [1, 2])
+@pytest.mark.parametrize("along", [2, 4, 7])
+@pytest.mark.parametrize("split", [frozenset(), frozenset({"dot4_u8i8"})], ids=["at once", "in parts"])
+def test_elements_that_fill_no_slot_are_unpacked_where_they_are_read(split, along: int, apart: int) -> None:
+    """Many rows meet slots that were unpacked, where there are any."""
+    random = np.random.default_rng(along)
+    x = hostile(random, i8, 33, 3, along * apart)[..., ::apart]
+    arguments = {"w": hostile(random, u8, 3, LANES, along), "x": x, "y": np.full((len(x), LANES), -1, np.int32)}
+    facts = replace(MACHINES[8], fma_per_cycle=2.0, split_dots=split)
+    function = reduce_loops(make_one_word(along).tile_ir())
+    specialization = specialize(function, arguments, {"M": 512, "B": 3})
+    lane = run_lane(function, arguments, facts=facts, specialization=specialization)
+    weights = (arguments["w"] >> 3 ^ 5).astype(np.int64)
+    np.testing.assert_array_equal(arguments["y"], np.einsum("bls,mbs->ml", weights, x.astype(np.int64)))
+    assert bool(ops_in(lane, "dot4_u8i8")) == (along >= SLOT)
