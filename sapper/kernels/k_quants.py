@@ -12,9 +12,8 @@ lane, of which a word of quants holds four neighbours along K, as packed dot pro
            4 words   16 bytes [8, 16 lanes]: the scale of each 32 weights; 2 words of these, and 2 of the minima, which
                      are [2, 16 lanes, 4], words again
            1 word    f16 [2, 16 lanes]: d and d_min
-    q6k   48 words   of 32 weights 6: two with lower 4 bits, two with upper bits, two with lower ones. Of byte [v, i],
-                     half h of the lower ones, first or last (k 0 or 1), and bits 4 * k + 2 * h of the upper ones belong
-                     to weight 16 * h + 8 * k + 4 * v + i
+    q6k   48 words   of 16 weights 3: bytes with one of the first 12 each in the lower 6 bits. Of the last 4, weight
+                     12 + i has bits 0 and 1, 2 and 3, 4 and 5 in the upper two of byte i of these words
            4 words   bytes [16, 16 lanes]: the scale of each 16 weights
            1 word    f16 [2, 16 lanes]: d, and nothing
 
@@ -57,10 +56,11 @@ PANEL, SUPER, SLOT = 16, 256, 4
 PAIR, HALF, SIXTEEN = 64, 32, 16
 WORDS = {"q4k": 37, "q6k": 53}
 """Of a row's 256 weights, 4 bytes each."""
-SIX, SCALES, MINIMA, FACTORS = 6, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
-"""Words of q6k's 32 weights in two blocks; the words with which the scales, the minima and the factors begin."""
-UPPER_BITS = np.array([[0, 4], [2, 6]], np.uint8)[:, :, None, None]
-"""The first of a weight's in a byte of q6k's upper ones, [which of two blocks, which half of it, words, bytes]."""
+SCALE_TYPES = {"q4k": u8, "q6k": i8}
+THREE, SCALES, MINIMA, FACTORS = 3, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
+"""Words of q6k's 16 weights; the words with which the scales, the minima and the factors begin."""
+TWO_BITS = np.array([0, 2, 4], np.uint8)[:, None]
+"""The first of those of a weight among q6k's last 4 that each of the three words has, [words, bytes]."""
 LARGEST, DIGIT, DIGIT_BITS = 127.0, 64, 6
 
 
@@ -79,17 +79,19 @@ def kernels_of(form: str) -> SimpleNamespace:
     dequantize, embedding                      rows in f32
     widen_pairs                                panels in bf16
     """
-    words = WORDS[form]
+    words, scale_type = WORDS[form], SCALE_TYPES[form]
     first_scale, first_factor = SCALES[form] * PANEL * SLOT, FACTORS[form] * PANEL * SLOT // 2
 
     size_bytes = words * PANEL * SLOT
-    blocks = pairs, _, halves, lane_words, _ = (4, 2, 1, 8, SLOT) if form == "q4k" else (8, 2, 2, 2, SLOT)
+    blocks = (8, 8, SLOT) if form == "q4k" else (SIXTEEN, 4, SLOT)
     pair_blocks = (*blocks[:-1], 2)  # of a super block's columns in pairs
+    # Of so many blocks at a time, which one, and of its words the first of so many that lie alike.
+    each_time, pieces = (2, ((0, 0, 8), (1, 0, 8))) if form == "q4k" else (1, ((0, 0, THREE), (0, THREE, 1)))
+    groups = blocks[0] // each_time
 
     def scale_of(parts: Any, p: Any, s: Any, block: Any, l: Any) -> Any:
-        """parts: bytes of super blocks. The scale of a block of 32, or 16, weights, as i32."""
-        scale = parts[p, s, first_scale + block * PANEL + l]
-        return (scale if form == "q4k" else scale.to(i8)).to(i32)
+        """parts: super blocks in SCALE_TYPES. The scale of a block of 32, or 16, weights, as i32."""
+        return parts[p, s, first_scale + block * PANEL + l].to(i32)
 
     def super_sum(
         nothing: Any, w: Any, parts: Any, factor: Any, x: Any, x_scales: Any, digits: Any, starts: Any, p: Any, s: Any,
@@ -102,7 +104,7 @@ def kernels_of(form: str) -> SimpleNamespace:
             for j in range(4):
                 v = whole(8)
                 packed = w[p, s, 8 * j + v, l, i]
-                low, high = (packed & 15) @ x[at, m, j, 0, 0, v, i], (packed >> 4) @ x[at, m, j, 1, 0, v, i]
+                low, high = (packed & 15) @ x[at, m, 2 * j, v, i], (packed >> 4) @ x[at, m, 2 * j + 1, v, i]
                 total += low * scale_of(parts, p, s, 2 * j, l) + high * scale_of(parts, p, s, 2 * j + 1, l)
             v = whole(2)
             minima = w[p, s, MINIMA + v, l, i] & 63  # as they are: two products are then known to fit 16 bits
@@ -110,41 +112,42 @@ def kernels_of(form: str) -> SimpleNamespace:
             scaled = total.to(f32) * factor[p, s, first_factor + l].to(f32)
             return (scaled - least.to(f32) * factor[p, s, first_factor + PANEL + l].to(f32)) * x_scales[at, m]
         for c in range(8):
-            v = whole(2)
-            lower, upper = w[p, s, SIX * c + v, l, i], w[p, s, SIX * c + 2 + v, l, i]
-            last = w[p, s, SIX * c + 4 + v, l, i]
-            # Two bits of the upper ones as bits 4 and 5.
-            low, high = lower & 15 | upper << 4 & 48, lower >> 4 | upper << 2 & 48
-            last_low, last_high = last & 15 | upper & 48, last >> 4 | upper >> 2 & 48
-            first = low @ x[at, m, c, 0, 0, v, i] + last_low @ x[at, m, c, 0, 1, v, i] + starts[at, 2 * c, m]
-            second = high @ x[at, m, c, 1, 0, v, i] + last_high @ x[at, m, c, 1, 1, v, i] + starts[at, 2 * c + 1, m]
-            total += first * scale_of(parts, p, s, 2 * c, l) + second * scale_of(parts, p, s, 2 * c + 1, l)
+            for block in (2 * c, 2 * c + 1):
+                u = whole(1)  # so that all of a panel meets a word of x before the next one does
+                a, b, e = [w[p, s, THREE * block + word + u, l, i] for word in range(THREE)]
+                last = a >> 6 | b >> 4 & 12 | e >> 2 & 48
+                found = (a & 63) @ x[at, m, block, u, i] + (b & 63) @ x[at, m, block, 1 + u, i] + (
+                    e & 63) @ x[at, m, block, 2 + u, i] + last @ x[at, m, block, 3 + u, i] + starts[at, block, m]
+                total += found * scale_of(parts, p, s, block, l)
         return total.to(f32) * factor[p, s, first_factor + l].to(f32) * x_scales[at, m]
 
-    def block_of(
-        w: Any, parts: Any, factor: Any, p: Any, s: Any, c: Any, h: Any, k: Any, v: Any, first_bit: Any, l: Any
+    def piece_of(
+        w: Any, parts: Any, factor: Any, p: Any, s: Any, c: Any, h: Any, first: int, v: Any, first_bit: Any, l: Any
     ) -> Any:
-        """Weights of a block of 32, or 16, in f32, as ggml rounds them. w: as i32, as shifting a lane is quicker than
-        reading bytes that lie apart. c, h: the pair of blocks, and which of it. first_bit: of the byte, or of each
-        byte, of the words v of each half k."""
+        """Weights of a block in f32, as ggml rounds them. w: as i32, as shifting a lane is quicker than reading bytes
+        that lie apart. c, h: so many blocks of those of `pieces`, and which of these; first, v: of its words the first
+        one, and which after that. first_bit: of the byte, or of each byte, of these words."""
         d = factor[p, s, first_factor + l].to(f32)
         if form == "q4k":
-            q = w[p, s, 8 * (c + k) + v, l] >> first_bit + 4 * h & 15  # k is 0
+            q = w[p, s, 8 * c + v, l] >> first_bit + 4 * h & 15
             minimum = w[p, s, MINIMA + c // 2, l] >> 8 * (c % 2 * 2 + h) & 255
             least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum.to(f32)
             return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * q.to(f32) - least
-        lower = w[p, s, SIX * c + 4 * k + v, l] >> first_bit + 4 * h & 15
-        upper = w[p, s, SIX * c + 2 + v, l] >> first_bit + (4 * k.to(i32) + 2 * h) & 3
-        number = (lower | upper << 4) - 32
-        return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * number.to(f32)
+        if first:
+            a, b, e = [w[p, s, THREE * c + word + v, l] >> first_bit for word in range(THREE)]
+            six = a >> 6 & 3 | b >> 4 & 12 | e >> 2 & 48
+        else:
+            six = w[p, s, THREE * c + v, l] >> first_bit & 63
+        return d * scale_of(parts, p, s, c, l).to(f32) * (six - 32).to(f32)
 
     def exact_sum(w: Any, parts: Any, factor: Any, x: Any, p: Any, s: Any, nothing: Any, l: Any) -> Any:
         """The products of a super block with plain activations. nothing: zeros over p and l."""
         total = nothing
-        for c in range(pairs):
-            k, v, i = whole(halves), whole(lane_words), whole(SLOT)
-            for h in (0, 1):
-                total += block_of(w, parts, factor, p, s, c, h, k, v, i.to(i32) * 8, l) @ x[s, c, h, k, v, i]
+        for c in range(groups):
+            for h, first, count in pieces:
+                v, i = whole(count), whole(SLOT)
+                weight = piece_of(w, parts, factor, p, s, c, h, first, v, i.to(i32) * 8, l)
+                total += weight @ x[s, each_time * c + h, first + v, i]
         return total
 
     @sp.kernel(name=f"matmul_{form}")
@@ -152,7 +155,7 @@ def kernels_of(form: str) -> SimpleNamespace:
         w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[i8, S, C, SUPER], x_scales: Tensor[f32, S, C],
         digits: Tensor[i8, S, C, SIXTEEN], starts: Tensor[i32, S, SIXTEEN, C], y: Tensor[f32, M, P, PANEL],
     ):
-        parts, factor = w.view(P, S, size_bytes), w.view(P, S, size_bytes // 2, dtype=f16)
+        parts, factor = w.view(P, S, size_bytes, dtype=scale_type), w.view(P, S, size_bytes // 2, dtype=f16)
         q, scales, begin = x.view(S, C, *blocks), x_scales.view(S, C), starts.view(S, SIXTEEN, C)
         digit = digits.view(S, C, 2, 2, SLOT)
         for p, m in tiles(P, M):
@@ -168,7 +171,7 @@ def kernels_of(form: str) -> SimpleNamespace:
         digits: Tensor[i8, S, C, SIXTEEN], starts: Tensor[i32, S, SIXTEEN, C], residual: Tensor[f32, M, P, PANEL],
         y: Tensor[f32, M, P, PANEL],
     ):
-        parts, factor = w.view(P, S, size_bytes), w.view(P, S, size_bytes // 2, dtype=f16)
+        parts, factor = w.view(P, S, size_bytes, dtype=scale_type), w.view(P, S, size_bytes // 2, dtype=f16)
         q, scales, begin = x.view(S, C, *blocks), x_scales.view(S, C), starts.view(S, SIXTEEN, C)
         digit = digits.view(S, C, 2, 2, SLOT)
         for p, m in tiles(P, M):
@@ -184,8 +187,8 @@ def kernels_of(form: str) -> SimpleNamespace:
         x: Tensor[i8, S, C, SUPER], x_scales: Tensor[f32, S, C], digits: Tensor[i8, S, C, SIXTEEN],
         starts: Tensor[i32, S, SIXTEEN, C], y: Tensor[f32, M, P, PANEL],
     ):
-        gates, gate_factor = gate.view(P, S, size_bytes), gate.view(P, S, size_bytes // 2, dtype=f16)
-        ups, up_factor = up.view(P, S, size_bytes), up.view(P, S, size_bytes // 2, dtype=f16)
+        gates, gate_factor = gate.view(P, S, size_bytes, dtype=scale_type), gate.view(P, S, size_bytes // 2, dtype=f16)
+        ups, up_factor = up.view(P, S, size_bytes, dtype=scale_type), up.view(P, S, size_bytes // 2, dtype=f16)
         q, scales, begin = x.view(S, C, *blocks), x_scales.view(S, C), starts.view(S, SIXTEEN, C)
         digit = digits.view(S, C, 2, 2, SLOT)
         for p, m in tiles(P, M):
@@ -201,7 +204,7 @@ def kernels_of(form: str) -> SimpleNamespace:
 
     @sp.kernel(name=f"matvec_{form}")
     def matvec(w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[f32, S, SUPER], y: Tensor[f32, P, PANEL]):
-        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes, dtype=scale_type)
         factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *blocks)
         for p in tiles(P):
             l = whole(PANEL)
@@ -215,7 +218,7 @@ def kernels_of(form: str) -> SimpleNamespace:
         w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[f32, S, SUPER], residual: Tensor[f32, P, PANEL],
         y: Tensor[f32, P, PANEL],
     ):
-        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes, dtype=scale_type)
         factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *blocks)
         for p in tiles(P):
             l = whole(PANEL)
@@ -229,8 +232,8 @@ def kernels_of(form: str) -> SimpleNamespace:
         gate: Tensor[u8, P, S, words, PANEL, SLOT], up: Tensor[u8, P, S, words, PANEL, SLOT],
         x: Tensor[f32, S, SUPER], y: Tensor[f32, P, PANEL],
     ):
-        gates, gate_parts = gate.view(P, S, words, PANEL, dtype=i32), gate.view(P, S, size_bytes)
-        ups, up_parts = up.view(P, S, words, PANEL, dtype=i32), up.view(P, S, size_bytes)
+        gates, gate_parts = gate.view(P, S, words, PANEL, dtype=i32), gate.view(P, S, size_bytes, dtype=scale_type)
+        ups, up_parts = up.view(P, S, words, PANEL, dtype=i32), up.view(P, S, size_bytes, dtype=scale_type)
         gate_factor, up_factor = (gate.view(P, S, size_bytes // 2, dtype=f16),
                                   up.view(P, S, size_bytes // 2, dtype=f16))
         vector = x.view(S, *blocks)
@@ -246,46 +249,52 @@ def kernels_of(form: str) -> SimpleNamespace:
     @sp.kernel(name=f"dequantize_{form}")
     def dequantize(w: Tensor[u8, P, S, words, PANEL, SLOT], y: Tensor[f32, P, PANEL, S, SUPER]):
         """A matrix [N, K], row by row."""
-        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes, dtype=scale_type)
         factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(P, PANEL, S, *blocks)
         for p, s in each(P, S):
-            l, k, v, i = whole(PANEL), whole(halves), whole(lane_words), whole(SLOT)
-            for c in range(pairs):
-                for h in (0, 1):
-                    rows[p, l, s, c, h, k, v, i] = block_of(joined, parts, factor, p, s, c, h, k, v, i.to(i32) * 8, l)
+            l = whole(PANEL)
+            for c in range(groups):
+                for h, first, count in pieces:
+                    v, i = whole(count), whole(SLOT)
+                    rows[p, l, s, each_time * c + h, first + v, i] = piece_of(
+                        joined, parts, factor, p, s, c, h, first, v, i.to(i32) * 8, l)
 
     @sp.kernel(name=f"embedding_{form}")
     def embedding(
         tokens: Tensor[i32, T], w: Tensor[u8, P, S, words, PANEL, SLOT], y: Tensor[f32, T, S, SUPER],
     ):
         """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
-        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes, dtype=scale_type)
         factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(T, S, *blocks)
         for t in each(T):
             p = tokens[t] // PANEL
             l = tokens[t] % PANEL
             for s in each(S):
-                k, v, i = whole(halves), whole(lane_words), whole(SLOT)
-                for c in range(pairs):
-                    for h in (0, 1):
-                        rows[t, s, c, h, k, v, i] = block_of(joined, parts, factor, p, s, c, h, k, v, i.to(i32) * 8, l)
+                for c in range(groups):
+                    for h, first, count in pieces:
+                        v, i = whole(count), whole(SLOT)
+                        rows[t, s, each_time * c + h, first + v, i] = piece_of(
+                            joined, parts, factor, p, s, c, h, first, v, i.to(i32) * 8, l)
 
     def put_pairs(joined: Any, parts: Any, factor: Any, p: Any, slots: Any, q: Any, s: Any, j: Any) -> None:
         """Super block s of the panel p, its columns in pairs, into panel j of those that lie together as q. slots: [q,
         S, pair_blocks, J, 16] of i32."""
-        l, k, v = whole(PANEL), whole(halves), whole(lane_words)
-        for c, h in each(pairs, 2):
-            for pair in (0, 1):
-                low = block_of(joined, parts, factor, p, s, c, h, k, v, 16 * pair, l)
-                high = block_of(joined, parts, factor, p, s, c, h, k, v, 16 * pair + 8, l)
-                slots[q, s, c, h, k, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
+        l = whole(PANEL)
+        for c in each(groups):
+            for h, first, count in pieces:
+                v = whole(count)
+                for pair in (0, 1):
+                    low = piece_of(joined, parts, factor, p, s, c, h, first, v, 16 * pair, l)
+                    high = piece_of(joined, parts, factor, p, s, c, h, first, v, 16 * pair + 8, l)
+                    slots[q, s, each_time * c + h, first + v, pair, j, l] = (
+                        rounded(high) | (rounded(low) >> 16 & 0xFFFF))
 
     @sp.kernel(name=f"widen_pairs_{form}")
     def widen_pairs(
         w: Tensor[u8, Q, J, S, words, PANEL, SLOT], out: Tensor[bf16, Q, S, SUPER // 2, J, PANEL, 2],
     ):
         """Panels of J * 16 rows with columns in pairs, as products with rows of bf16 read them (widen.py)."""
-        joined, parts = w.view(Q * J, S, words, PANEL, dtype=i32), w.view(Q * J, S, size_bytes)
+        joined, parts = w.view(Q * J, S, words, PANEL, dtype=i32), w.view(Q * J, S, size_bytes, dtype=scale_type)
         factor = w.view(Q * J, S, size_bytes // 2, dtype=f16)
         slots = out.view(Q, S, *pair_blocks, J, PANEL, dtype=i32)
         for q, s, j in tiles(Q, S, J):
@@ -356,11 +365,9 @@ def panels_of(form: str, parts: tuple[Array, ...]) -> Array:
                  to_panels(minimum.reshape(n, s, 2, SLOT)), _lanes(np.stack([d, d_min], axis=2))]
     else:
         quants, scale, d = parts
-        q = (quants.reshape(n, s, 8, 2, 2, 2, SLOT) + np.int8(32)).astype(np.uint8)  # pairs, of which, halves, words
-        lower = q[:, :, :, 0] & 15 | (q[:, :, :, 1] & 15) << 4
-        upper = np.bitwise_or.reduce(q >> 4 << UPPER_BITS, axis=(3, 4))
-        six = np.concatenate([lower[:, :, :, 0], upper, lower[:, :, :, 1]], axis=3)
-        words = [to_panels(six.reshape(n, s, 8 * SIX, SLOT)), _lanes(scale.reshape(n, s, 16).view(np.uint8)),
+        q = (quants.reshape(n, s, SIXTEEN, 4, SLOT) + np.int8(32)).astype(np.uint8)
+        six = q[:, :, :, :THREE] | (q[:, :, :, THREE:] >> TWO_BITS & 3) << 6
+        words = [to_panels(six.reshape(n, s, SIXTEEN * THREE, SLOT)), _lanes(scale.reshape(n, s, 16).view(np.uint8)),
                  _lanes(np.stack([d, np.zeros_like(d)], axis=2))]
     return np.concatenate(words, axis=2)
 
@@ -412,10 +419,9 @@ def rows_of(form: str, w: Array) -> Array:
         wide = q * (d[:, :, None] * scale)[:, :, :, None, :, None]
         wide -= (d_min[:, :, None] * minimum)[:, :, :, None, :, None]
     else:
-        sixes = w[:, :, : 8 * SIX].reshape(p, s, 8, 1, 3, 2, PANEL, SLOT)
-        lower = sixes[:, :, :, :, ::2] >> np.array([[0], [4]], np.uint8)[:, :, None, None, None] & 15
-        upper = sixes[:, :, :, :, 1:2] >> UPPER_BITS[..., None] & 3
-        q = (lower | upper << 4).reshape(p, s, 16, 4, PANEL, SLOT).astype(np.float64) - 32
+        three = w[:, :, : SIXTEEN * THREE].reshape(p, s, SIXTEEN, THREE, PANEL, SLOT)
+        last = np.bitwise_or.reduce(three >> 6 << TWO_BITS[:, None], axis=3, keepdims=True)
+        q = np.concatenate([three & 63, last], axis=3).astype(np.float64) - 32
         wide = q * (d[:, :, None] * scale.view(np.int8))[:, :, :, None, :, None]
     found: Array = np.moveaxis(wide, 4, 1).reshape(p * PANEL, s * SUPER)
     return found

@@ -18,7 +18,7 @@ import sapper as sp
 from sapper import Tensor, each, f16, f32, i8, i32, tiles, u8, whole, zeros
 
 from . import k_quants, quantized
-from .k_quants import BLOCK_BYTES, SIXTEEN, SUM, SUPER, WORDS
+from .k_quants import BLOCK_BYTES, SCALE_TYPES, SIXTEEN, SUM, SUPER, WORDS
 from .quantized import FORMS, PANEL, SLOT, TOLERANCE, Form, kernel_suffix, product_kernels
 from .record import Arguments, Array, Case, LibraryKernel, Shape, unwritten
 
@@ -57,7 +57,7 @@ def head_matmul_of(form: Form, group: int) -> Any:
 @cache
 def head_matmul_of_k(form: str) -> Any:
     """The same for Q4_K and Q6_K."""
-    words, product = WORDS[form], k_quants.kernels_of(form)
+    words, scale_type, product = WORDS[form], SCALE_TYPES[form], k_quants.kernels_of(form)
     super_sum, blocks, size_bytes = product.super_sum, product.blocks, words * PANEL * SLOT
 
     @sp.kernel(name=f"head_matmul_{form}")
@@ -65,7 +65,7 @@ def head_matmul_of_k(form: str) -> Any:
         w: Tensor[u8, H, P, G, words, PANEL, SLOT], x: Tensor[i8, H, S, C, SUPER], x_scales: Tensor[f32, H, S, C],
         digits: Tensor[i8, H, S, C, SIXTEEN], starts: Tensor[i32, H, S, SIXTEEN, C], y: Tensor[f32, M, H, P, PANEL],
     ):
-        together, parts = w.view(H * P, G, words, PANEL, SLOT), w.view(H * P, G, size_bytes)
+        together, parts = w.view(H * P, G, words, PANEL, SLOT), w.view(H * P, G, size_bytes, dtype=scale_type)
         factor = w.view(H * P, G, size_bytes // 2, dtype=f16)
         q, scales = x.view(H * S, C, *blocks), x_scales.view(H * S, C)
         digit, begin = digits.view(H * S, C, 2, 2, SLOT), starts.view(H * S, SIXTEEN, C)

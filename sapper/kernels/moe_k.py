@@ -19,6 +19,7 @@ from .activation import silu, silu_reference
 from .k_quants import (
     BLOCK_BYTES,
     PANEL,
+    SCALE_TYPES,
     SIXTEEN,
     SLOT,
     SUM,
@@ -40,7 +41,7 @@ C, E, J, K, N, P, S, T = sp.dims("C E J K N P S T")
 @cache
 def experts_of(form: str) -> SimpleNamespace:
     """The kernels of a form."""
-    words, product = WORDS[form], kernels_of(form)
+    words, scale_type, product = WORDS[form], SCALE_TYPES[form], kernels_of(form)
     super_sum, blocks, size_bytes = product.super_sum, product.blocks, words * PANEL * SLOT
 
     @sp.kernel(name=f"expert_matmul_swiglu_{form}")
@@ -50,7 +51,7 @@ def experts_of(form: str) -> SimpleNamespace:
         digits: Tensor[i8, S, 1, SIXTEEN], starts: Tensor[i32, S, SIXTEEN, 1], y: Tensor[f32, K, P, PANEL],
     ):
         gates, ups = gate.view(E * P, S, words, PANEL, SLOT), up.view(E * P, S, words, PANEL, SLOT)
-        gate_parts, up_parts = gate.view(E * P, S, size_bytes), up.view(E * P, S, size_bytes)
+        gate_parts, up_parts = gate.view(E * P, S, size_bytes, dtype=scale_type), up.view(E * P, S, size_bytes, dtype=scale_type)
         gate_factor = gate.view(E * P, S, size_bytes // 2, dtype=f16)
         up_factor = up.view(E * P, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, 1, *blocks), digits.view(S, 1, 2, 2, SLOT)
@@ -74,7 +75,7 @@ def experts_of(form: str) -> SimpleNamespace:
         starts: Tensor[i32, S, SIXTEEN, K], residual: Tensor[f32, P, PANEL], products: Tensor[f32, K, P, PANEL],
         y: Tensor[f32, P, PANEL],
     ):
-        together, parts = w.view(E * P, S, words, PANEL, SLOT), w.view(E * P, S, size_bytes)
+        together, parts = w.view(E * P, S, words, PANEL, SLOT), w.view(E * P, S, size_bytes, dtype=scale_type)
         factor = w.view(E * P, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, K, *blocks), digits.view(S, K, 2, 2, SLOT)
         for k in each(K):  # as in moe_blocks.py
@@ -98,7 +99,7 @@ def experts_of(form: str) -> SimpleNamespace:
         y: Tensor[f32, J, N, T, PANEL],
     ):
         gates, ups = gate.view(E * N * T, S, words, PANEL, SLOT), up.view(E * N * T, S, words, PANEL, SLOT)
-        gate_parts, up_parts = gate.view(E * N * T, S, size_bytes), up.view(E * N * T, S, size_bytes)
+        gate_parts, up_parts = gate.view(E * N * T, S, size_bytes, dtype=scale_type), up.view(E * N * T, S, size_bytes, dtype=scale_type)
         gate_factor = gate.view(E * N * T, S, size_bytes // 2, dtype=f16)
         up_factor = up.view(E * N * T, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, C, *blocks), digits.view(S, C, 2, 2, SLOT)
@@ -123,7 +124,7 @@ def experts_of(form: str) -> SimpleNamespace:
         starts: Tensor[i32, S, SIXTEEN, C], first: Tensor[i32, E], last: Tensor[i32, E],
         w: Tensor[u8, E, N, T, S, words, PANEL, SLOT], y: Tensor[f32, J, N, T, PANEL],
     ):
-        together, parts = w.view(E * N * T, S, words, PANEL, SLOT), w.view(E * N * T, S, size_bytes)
+        together, parts = w.view(E * N * T, S, words, PANEL, SLOT), w.view(E * N * T, S, size_bytes, dtype=scale_type)
         factor = w.view(E * N * T, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, C, *blocks), digits.view(S, C, 2, 2, SLOT)
         scales, begin = x_scales.view(S, C), starts.view(S, SIXTEEN, C)

@@ -24,7 +24,7 @@ import sapper as sp
 from sapper import Tensor, bf16, each, f16, f32, i32, span, tiles, u8
 
 from .activation import silu_reference
-from .k_quants import BLOCK_BYTES, SUPER, WORDS, kernels_of, random_panels
+from .k_quants import BLOCK_BYTES, SCALE_TYPES, SUPER, WORDS, kernels_of, random_panels
 from .moe import TOLERANCE
 from .near import ROWS, TOGETHER, Source, gated, product, rounded_rows
 from .quantized import FORMS, PANEL, SLOT, Form, random_blocks
@@ -108,7 +108,7 @@ def rounded_experts(form: Form) -> SimpleNamespace:
 @cache
 def rounded_k_experts(form: str) -> SimpleNamespace:
     """The kernels of a form of super blocks."""
-    words, made, pairs = WORDS[form], kernels_of(form), SUPER // 2
+    words, scale_type, made, pairs = WORDS[form], SCALE_TYPES[form], kernels_of(form), SUPER // 2
     put, blocks, size_bytes = made.put_pairs, made.pair_blocks, words * PANEL * SLOT
 
     @sp.kernel(name=f"grouped_rounded_{form}")
@@ -118,7 +118,7 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
         y: Tensor[f32, J, P, R, ROWS],
     ):
         joined = w.view(E * P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        parts = w.view(E * P * R * TOGETHER, S, size_bytes)
+        parts = w.view(E * P * R * TOGETHER, S, size_bytes, dtype=scale_type)
         factor = w.view(E * P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
         slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
         rows, wide = x.view(J, S * pairs, 2), near.view(P, S * pairs, ROWS, 2)
@@ -142,7 +142,7 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
         gates = gate.view(E * P * R * TOGETHER, S, words, PANEL, dtype=i32)
         ups = up.view(E * P * R * TOGETHER, S, words, PANEL, dtype=i32)
         gate_parts, up_parts = (
-            gate.view(E * P * R * TOGETHER, S, size_bytes), up.view(E * P * R * TOGETHER, S, size_bytes))
+            gate.view(E * P * R * TOGETHER, S, size_bytes, dtype=scale_type), up.view(E * P * R * TOGETHER, S, size_bytes, dtype=scale_type))
         gate_factor = gate.view(E * P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
         up_factor = up.view(E * P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
         gate_slots = near_gate.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)

@@ -22,7 +22,7 @@ import sapper as sp
 from sapper import Tensor, bf16, each, f16, f32, i32, tiles, u8, zeros
 
 from .activation import silu, silu_reference
-from .k_quants import BLOCK_BYTES, SUPER, WORDS, kernels_of, random_panels, rows_of
+from .k_quants import BLOCK_BYTES, SCALE_TYPES, SUPER, WORDS, kernels_of, random_panels, rows_of
 from .moe import TOLERANCE
 from .quantized import FORMS, PANEL, SLOT, Form, matrix, random_blocks
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, normal, rounded_to_bf16, unwritten
@@ -119,13 +119,14 @@ def near_kernels(form: Form, result: str = "f32") -> SimpleNamespace:
 @cache
 def near_k_kernels(form: str, result: str = "f32") -> SimpleNamespace:
     """The same of a form of super blocks."""
-    words, made, pairs, given = WORDS[form], kernels_of(form), SUPER // 2, DTYPES[result]
+    words, scale_type, made = WORDS[form], SCALE_TYPES[form], kernels_of(form)
+    pairs, given = SUPER // 2, DTYPES[result]
     put_super, blocks, size_bytes = made.put_pairs, made.pair_blocks, words * PANEL * SLOT
 
     def put(w: Any, near: Any, p: Any, r: Any, j: Any, s: Any) -> None:
         """Half a panel of task p, widened, to `near`."""
         joined = w.view(P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        parts = w.view(P * R * TOGETHER, S, size_bytes)
+        parts = w.view(P * R * TOGETHER, S, size_bytes, dtype=scale_type)
         factor = w.view(P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
         slots = near.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)
         put_super(joined, parts, factor, (p * R + r) * TOGETHER + j, slots, p, s, j)

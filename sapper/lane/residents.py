@@ -58,11 +58,11 @@ or half of that where products are of bf16, of which a dot product takes half as
 16 rows in two pieces, in ms: fp8 of 7168 x 2048 2.6 in place of 3.3, of 2048 x 7168 2.5 of 3.0; Q8_0 of 14336 x 4096
 6.6 of 5.0."""
 
-MUCH_UNPACKING = 3
+MUCH_UNPACKING = 2.5
 """Operations for a vector of weights from which on these are unpacked for twice the rows, in one piece, where a load
 that spreads an element takes no longer than a dot product. Measured on a Zen 4, 512 rows by 1024 x 4096, in percent of
-the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
-77.6."""
+the peak of dot products: Q6_K (4 then, 2.75 now) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9,
+Q4_K 77.5 and 77.6."""
 
 ADDRESS_REGISTERS = 2
 """Of a thread: what rows meet has addresses of 64 bits."""
