@@ -51,7 +51,8 @@ def experts_of(form: str) -> SimpleNamespace:
         digits: Tensor[i8, S, 1, SIXTEEN], starts: Tensor[i32, S, SIXTEEN, 1], y: Tensor[f32, K, P, PANEL],
     ):
         gates, ups = gate.view(E * P, S, words, PANEL, SLOT), up.view(E * P, S, words, PANEL, SLOT)
-        gate_parts, up_parts = gate.view(E * P, S, size_bytes, dtype=scale_type), up.view(E * P, S, size_bytes, dtype=scale_type)
+        gate_parts = gate.view(E * P, S, size_bytes, dtype=scale_type)
+        up_parts = up.view(E * P, S, size_bytes, dtype=scale_type)
         gate_factor = gate.view(E * P, S, size_bytes // 2, dtype=f16)
         up_factor = up.view(E * P, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, 1, *blocks), digits.view(S, 1, 2, 2, SLOT)
@@ -99,7 +100,8 @@ def experts_of(form: str) -> SimpleNamespace:
         y: Tensor[f32, J, N, T, PANEL],
     ):
         gates, ups = gate.view(E * N * T, S, words, PANEL, SLOT), up.view(E * N * T, S, words, PANEL, SLOT)
-        gate_parts, up_parts = gate.view(E * N * T, S, size_bytes, dtype=scale_type), up.view(E * N * T, S, size_bytes, dtype=scale_type)
+        gate_parts = gate.view(E * N * T, S, size_bytes, dtype=scale_type)
+        up_parts = up.view(E * N * T, S, size_bytes, dtype=scale_type)
         gate_factor = gate.view(E * N * T, S, size_bytes // 2, dtype=f16)
         up_factor = up.view(E * N * T, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, C, *blocks), digits.view(S, C, 2, 2, SLOT)

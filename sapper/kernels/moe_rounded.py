@@ -141,8 +141,8 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
     ):
         gates = gate.view(E * P * R * TOGETHER, S, words, PANEL, dtype=i32)
         ups = up.view(E * P * R * TOGETHER, S, words, PANEL, dtype=i32)
-        gate_parts, up_parts = (
-            gate.view(E * P * R * TOGETHER, S, size_bytes, dtype=scale_type), up.view(E * P * R * TOGETHER, S, size_bytes, dtype=scale_type))
+        gate_parts = gate.view(E * P * R * TOGETHER, S, size_bytes, dtype=scale_type)
+        up_parts = up.view(E * P * R * TOGETHER, S, size_bytes, dtype=scale_type)
         gate_factor = gate.view(E * P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
         up_factor = up.view(E * P * R * TOGETHER, S, size_bytes // 2, dtype=f16)
         gate_slots = near_gate.view(P, S, *blocks, TOGETHER, PANEL, dtype=i32)

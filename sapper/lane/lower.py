@@ -302,7 +302,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             spread_counters(function)
             if not as_it_is and _says_nothing(schedule):
                 bring_gathered(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES, "mul")
-            unroll(function)
+            unroll(function, (lambda value: hint(value, specialization)[0]) if facts.requests.blocks_written_out
+                   else None)
             hoist_functions(function, _typical(specialization), facts.l2_bytes // 4)
         hoist_operands(function)
         if facts.many_workers and not as_it_is:

@@ -334,8 +334,8 @@ class Reductions(Staging):
 
     def _contractions_at_once(self, accumulators: list[Accumulator]) -> int:
         """How many packed contractions that are added to one sum a point meets before the next point does: as many as
-        registers hold the operands of that span the lanes. 4 rows by two vectors of Q6_K, whose words are four such: 309
-        instructions on AVX2, not 323; on a Zen 3 4, 16 and 128 rows take 0.87, 0.91 and 0.97 of the time."""
+        registers hold the operands of that span the lanes. 4 rows by two vectors of Q6_K, whose words are four such:
+        309 instructions on AVX2, not 323; on a Zen 3 4, 16 and 128 rows take 0.87, 0.91 and 0.97 of the time."""
         if self.packing is None:
             return MOST_ALSO
         lanes = max((bound.count for bound in self.bound.values() if bound.lane), default=1)

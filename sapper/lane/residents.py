@@ -67,6 +67,9 @@ Q4_K 77.5 and 77.6."""
 ADDRESS_REGISTERS = 2
 """Of a thread: what rows meet has addresses of 64 bits."""
 
+MOST_IN_PLACES = 1600
+"""Ops of a loop over blocks, for all places that it reads at a time: what they become has room in the first cache."""
+
 JOINED_ROWS, SHORT_ROW = 8, 512
 """Rows at once whose sums lie in memory as these follow each other (joined_rows.py), and elements of a row."""
 
@@ -204,15 +207,17 @@ class ResidentLowering(NestLanes):
 
     def _places_of_nest(self, r: Range, ranges: list[Range], plan: Plan) -> int:
         """From how many places at a time a nest reads the panels of a matrix that a single row meets in one loop over
-        its blocks (Requests.block_places). Of two matrices there are two streams already, super blocks are read in
-        pieces, and products of f32 take longer than memory.
+        its blocks (Requests.block_places). Of two matrices there are two streams already, and products of f32 take
+        longer than memory.
 
         Measured on a Zen 3, 14336 x 4096 from memory, in GB/s by one place, two and four, one thread and two: Q4_0
         16.4, 18.7, 20.7 and 20.0, 26.4, 35.2; Q4_1 15.8, 21.5, 21.3 and 25.5, 32.7, 30.8; Q8_0 16.8, 18.4, 21.2 and
-        25.7, 35.0, 37.8; gate and up of Q4_0 19.0, 17.0, 13.8; Q4_K 13.7, 14.3, 14.5, Q6_K 15.8, 16.7, 14.2. On a
-        Cascade Lake, in percent of what plain reads reach, by one place that is asked for and by eight that are not:
-        Q4_0 106 and 102, Q4_1 108 and 96, Q8_0 108 and 106. On a Granite Rapids, of the time of
-        one place that is asked for by eight that are not, one thread, 2048 and 16000 x 1024 on huge pages: Q4_0 0.96 to
+        25.7, 35.0, 37.8; gate and up of Q4_0 19.0, 17.0, 13.8; Q4_K 13.7, 14.3, 14.5, Q6_K 15.8, 16.7, 14.2. Where
+        super blocks are written out (Requests.blocks_written_out), 4096 x 4096, of the time by pieces, by one place,
+        two and four: Q4_K 1.60, 0.89, 0.82, Q6_K 1.54, 0.84, 0.83. On a Cascade
+        Lake, in percent of what plain reads reach, by one place that is asked for and by eight that are not: Q4_0 106
+        and 102, Q4_1 108 and 96, Q8_0 108 and 106. On a Granite Rapids, of the time of one place that is asked for by
+        eight that are not, one thread, 2048 and 16000 x 1024 on huge pages: Q4_0 0.96 to
         1.0, Q8_0 0.89 to 0.92; on pages of 4 KiB, 2048 x 1024, 0.62 to 0.91 and 0.85 to 1.01, gate and up of Q4_0 by
         four each 1.05, of Q8_0 1.10. In a model two to eight places that are asked for as well take 0.97 to 1.05."""
         places = self.requests.block_places
@@ -223,6 +228,8 @@ class ResidentLowering(NestLanes):
         products = [op for op in loops[0].walk() if op.name == "contract"]
         loads = [op for product in products for v in product.operands for op in ops_behind(v)
                  if op.name == "load" and r.axis in axes_of(op.result)]
+        while places > 1 and places * len(loops[0].blocks[0].ops) > MOST_IN_PLACES:
+            places //= 2
         one = len({memory_of(load.operands[0]) for load in loads}) == 1
         exact = all(op.result.type.dtype is i32 for op in products)  # type: ignore[union-attr]
         return places if one and exact and all(self._is_run(load, loops[0]) for load in loads) else 1

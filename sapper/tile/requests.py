@@ -52,6 +52,8 @@ class Requests(NamedTuple):
     in the next pass is asked for, into the first cache. rows_together: so many of few rows meet each block of such
     weights, or of panels of pairs, at once, though registers do not hold their sums, and what is left of them as many
     as these do hold.
+    blocks_written_out: a single row meets a block of weights by instructions for each of its parts, not by a loop over
+    these, as the processor follows each load by how far it has moved on.
     part_bytes: many rows walk loops over weights in blocks by parts of about so many bytes of what they meet, which
     stay in the first cache for some hundred of them; 0: whole loops by each tile of rows.
 
@@ -101,6 +103,7 @@ class Requests(NamedTuple):
     rows_end_to_end: int = 0
     next_rows: bool = False
     rows_together: int = 0
+    blocks_written_out: bool = False
     part_bytes: int = 0
     reread_ahead_bytes: int = 0
     few_at_once: int = 0

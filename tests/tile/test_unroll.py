@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapper import Tensor, dims, each, f32, kernel, tiles, where, whole, zeros
+from sapper import Tensor, dims, each, f32, i8, i32, kernel, tiles, u8, where, whole, zeros
 from sapper.ir.nodes import Function
 from sapper.ir.verifier import verify
 from sapper.tile.canonical import canonicalize
@@ -16,7 +16,7 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.unroll import unroll
 
-C, N, O = dims("C N O")
+C, M, N, O = dims("C M N O")
 
 
 @kernel
@@ -94,6 +94,35 @@ def of_products(x: Tensor[f32, C, 5, N], w: Tensor[f32, O, C, 2, 3], y: Tensor[f
         y[o, n] = total
 
 
+@kernel
+def of_blocks(x: Tensor[i8, M, C, 3, 4], w: Tensor[u8, O, C, 3, 8, 4], y: Tensor[i32, M, O, 8]):
+    """Each part of a block is met by the words of its own."""
+    for o, m in tiles(O, M):
+        l = whole(8)
+        total = zeros(m, o, l, dtype=i32)
+        for c in each(C):
+            for i in range(3):
+                s = whole(4)
+                total += (w[o, c, i, l, s] @ x[m, c, i, s]) * (i + 1).to(i32)
+        y[m, o, l] = total
+
+
+@kernel
+def of_two_matrices(x: Tensor[i8, M, C, 3, 4], w: Tensor[u8, O, C, 3, 8, 4], other: Tensor[u8, O, C, 3, 8, 4],
+                    y: Tensor[i32, M, O, 8]):
+    for o, m in tiles(O, M):
+        l = whole(8)
+        total = zeros(m, o, l, dtype=i32)
+        for c in each(C):
+            for i in range(3):
+                s = whole(4)
+                total += w[o, c, i, l, s] @ x[m, c, i, s]
+            for i in range(3):
+                s = whole(4)
+                total -= other[o, c, i, l, s] @ x[m, c, i, s]
+        y[m, o, l] = total
+
+
 def canonical(of: Any) -> Function:
     function: Function = of.tile_ir()
     reduce_loops(function)
@@ -123,3 +152,24 @@ def test_short_loops_are_written_out(of: Any, left: int) -> None:
         assert loops(function) == left or len(results) == 2
     np.testing.assert_array_equal(*results)
     assert np.isfinite(results[0]).all()
+
+
+@pytest.mark.parametrize(("of", "rows", "left"), [
+    (of_blocks, 1, 1), (of_blocks, 4, 2), (of_blocks, None, 2), (of_two_matrices, 1, 3)],
+    ids=["one row", "few rows", "not asked for", "two matrices"])
+def test_parts_of_blocks_are_written_out_for_one_row(of: Any, rows: int | None, left: int) -> None:
+    """rows: how many there typically are."""
+    function, random = canonical(of), np.random.default_rng(1)
+    arguments = {"x": random.integers(-128, 128, (2, 2, 3, 4), np.int8),
+                 **{name: random.integers(0, 256, (3, 2, 3, 8, 4), np.uint8) for name in ("w", "other")}}
+    names = {argument.name for argument in function.arguments}
+    typical = {"M": rows, "O": 64, "C": 8}
+    results = []
+    for _ in range(2):
+        out = np.full((2, 3, 8), -1, np.int32)
+        interpret(function, {name: array for name, array in {**arguments, "y": out}.items() if name in names}, 2)
+        results.append(out)
+        unroll(function, None if rows is None else lambda value: typical.get(value.op.attributes.get("name"), 0))
+        verify(function, TILE_OPS)
+    np.testing.assert_array_equal(*results)
+    assert loops(function) == left
