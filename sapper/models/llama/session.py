@@ -142,6 +142,10 @@ class Session(BaseSession):
             *self._attend_row(queries[0], [*flat], position, out[0]),
         ]
 
+    def _lie_apart(self) -> None:
+        super()._lie_apart()
+        self._sharing = Shares(1, self.model.config.group, self.model.config.head_features)   # who runs it is not known
+
     @property
     def _parts_rows(self) -> bool:
         """Whether workers share the positions of one token's key heads: not where these come out even among them."""
