@@ -14,7 +14,7 @@ MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "rope_yarn", "activation",
     "matmul", "batched", "integer", "matvec", "narrow",
     "quantized", "widen", "k_quants", "near", "fp8", "fp8_panels",
-    "attention", "attention_narrow", "paged", "mla", "mla_blocks", "mla_narrow", "mla_rounded",
+    "shares", "attention", "attention_narrow", "paged", "mla", "mla_blocks", "mla_narrow", "mla_rounded",
     "runs",
     "sparse", "sparse_paged", "gate", "moe", "moe_blocks", "moe_k", "moe_rounded", "moe_pairs", "moe_fp8",
     "sampling", "cross_entropy", "movement",

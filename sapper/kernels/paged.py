@@ -23,14 +23,33 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, exp2, f32, full, i32, min, rsqrt, span, sum, tiles, whole, zeros
+from sapper import (
+    Tensor,
+    bf16,
+    cdiv,
+    each,
+    exp,
+    exp2,
+    f32,
+    full,
+    i32,
+    max,
+    min,
+    rsqrt,
+    span,
+    sum,
+    tiles,
+    whole,
+    zeros,
+)
 
-from .mla import LOG2_E
+from .mla import LN_2, LOG2_E
 from .online_softmax import attend
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 from .rope import tables
+from .shares import GRAIN, buffers, cuts, leave, part_of_row, rows_of_share, shared_reference
 
-T, H, G, D, R, P, B, N, S, C, V, X = sp.dims("T H G D R P B N S C V X")
+T, H, G, D, R, P, B, N, S, C, V, X, W = sp.dims("T H G D R P B N S C V X W")
 PAGE = 64
 """Positions of a page. A multiple of the lanes of all targets; what a sequence wastes is half a page."""
 MINUS_INFINITY = float("-inf")
@@ -71,29 +90,38 @@ def make_rotate_and_cache_paged(cache: Any) -> Any:
 
 
 def make_attention_paged(cache: Any) -> Any:
-    """q, out [T, H, G, D]; keys, values [N, H, PAGE, D]."""
+    """q, out [T, H, G, D]; keys, values [N, H, PAGE, D]. Rows are the key heads of tokens."""
 
     @sp.kernel(name=f"attention_paged_{cache.name}", specialise="G D")
     def attention_paged(
         q: Tensor[f32, T, H, G, D], keys: Tensor[cache, N, H, PAGE, D], values: Tensor[cache, N, H, PAGE, D],
-        owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S], scale: f32,
-        out: Tensor[f32, T, H, G, D],
+        owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S], row: Tensor[i32, W + 1],
+        at: Tensor[i32, W + 1], scale: f32, highest: Tensor[f32, W, 2, G], total: Tensor[f32, W, 2, G],
+        partial: Tensor[f32, W, 2, G, D], out: Tensor[f32, T, H, G, D],
     ):
-        for t, h in each(T, H):
-            sequence = owner[t]
-            position = place[t]
-            for g in tiles(G):
-                d = whole(D)
-                query = q[t, h, g, d]
-                highest = full(g, value=MINUS_INFINITY, dtype=f32)
-                total = zeros(g, dtype=f32)
-                acc = zeros(g, d, dtype=f32)
-                for i in range(position // PAGE + 1):
-                    page = table[sequence, i]
-                    for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
-                        score = (query @ keys[page, h, p, d]) * scale
-                        highest, total, acc = attend(highest, total, acc, score, values[page, h, p, d], p, exp, f32)
-                out[t, h, g, d] = acc / total
+        for w in each(W, disjoint=True):
+            first, behind = rows_of_share(row, at, w)
+            for r in range(first, behind):
+                t = r // H
+                h = r % H
+                sequence = owner[t]
+                count = place[t] + 1
+                begin, end = part_of_row(row, at, w, r, count)
+                for g in tiles(G):
+                    d = whole(D)
+                    query = q[t, h, g, d]
+                    top = full(g, value=MINUS_INFINITY, dtype=f32)
+                    sums = zeros(g, dtype=f32)
+                    acc = zeros(g, d, dtype=f32)
+                    for i in range(begin // PAGE, cdiv(end, PAGE)):
+                        page = table[sequence, i]
+                        for p in tiles(span(max(begin - i * PAGE, 0), min(PAGE, end - i * PAGE))):
+                            score = (query @ keys[page, h, p, d]) * scale
+                            top, sums, acc = attend(top, sums, acc, score, values[page, h, p, d], p, exp, f32)
+                    if end - begin == count:
+                        out[t, h, g, d] = acc / sums
+                    else:
+                        leave(highest, total, partial, w, begin, g, d, top, sums, acc)
 
     return attention_paged
 
@@ -135,32 +163,40 @@ def make_compress_paged(cache: Any) -> Any:
 
 
 def make_latent_attention_paged(cache: Any) -> Any:
-    """q, out [T, H, C] in the latent space, q_turned [T, H, X]; latents [N, PAGE, C], keys [N, PAGE, X]."""
+    """q, out [T, H, C] in the latent space, q_turned [T, H, X]; latents [N, PAGE, C], keys [N, PAGE, X]. Rows are
+    tokens."""
 
     @sp.kernel(name=f"latent_attention_paged_{cache.name}", specialise="H C X")
     def latent_attention_paged(
         q: Tensor[f32, T, H, C], q_turned: Tensor[f32, T, H, X], latents: Tensor[cache, N, PAGE, C],
         keys: Tensor[cache, N, PAGE, X], owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S],
-        scale: f32, out: Tensor[f32, T, H, C],
+        row: Tensor[i32, W + 1], at: Tensor[i32, W + 1], scale: f32, highest: Tensor[f32, W, 2, H],
+        total: Tensor[f32, W, 2, H], partial: Tensor[f32, W, 2, H, C], out: Tensor[f32, T, H, C],
     ):
-        for t in each(T):
-            sequence = owner[t]
-            position = place[t]
-            for h in tiles(H):
-                c = whole(C)
-                s = whole(X)
-                query = q[t, h, c] * scale
-                turn = q_turned[t, h, s] * scale
-                highest = full(h, value=MINUS_INFINITY, dtype=f32)
-                total = zeros(h, dtype=f32)
-                acc = zeros(h, c, dtype=f32)
-                for i in range(position // PAGE + 1):
-                    page = table[sequence, i]
-                    for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
-                        latent = latents[page, p, c]
-                        score = query @ latent + turn @ keys[page, p, s]
-                        highest, total, acc = attend(highest, total, acc, score, latent, p, exp, f32)
-                out[t, h, c] = acc / total
+        for w in each(W, disjoint=True):
+            first, behind = rows_of_share(row, at, w)
+            for t in range(first, behind):
+                sequence = owner[t]
+                count = place[t] + 1
+                begin, end = part_of_row(row, at, w, t, count)
+                for h in tiles(H):
+                    c = whole(C)
+                    s = whole(X)
+                    query = q[t, h, c] * scale
+                    turn = q_turned[t, h, s] * scale
+                    top = full(h, value=MINUS_INFINITY, dtype=f32)
+                    sums = zeros(h, dtype=f32)
+                    acc = zeros(h, c, dtype=f32)
+                    for i in range(begin // PAGE, cdiv(end, PAGE)):
+                        page = table[sequence, i]
+                        for p in tiles(span(max(begin - i * PAGE, 0), min(PAGE, end - i * PAGE))):
+                            latent = latents[page, p, c]
+                            score = query @ latent + turn @ keys[page, p, s]
+                            top, sums, acc = attend(top, sums, acc, score, latent, p, exp, f32)
+                    if end - begin == count:
+                        out[t, h, c] = acc / sums
+                    else:
+                        leave(highest, total, partial, w, begin, h, c, top, sums, acc)
 
     return latent_attention_paged
 
@@ -169,27 +205,35 @@ def make_latent_attention_paged(cache: Any) -> Any:
 def latent_attention_paged_rounded(
     q: Tensor[f32, T, H, C], q_turned: Tensor[f32, T, H, X], latents: Tensor[bf16, N, PAGE, C],
     keys: Tensor[bf16, N, PAGE, X], owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S],
-    scale: f32, out: Tensor[f32, T, H, C],
+    row: Tensor[i32, W + 1], at: Tensor[i32, W + 1], scale: f32, highest: Tensor[f32, W, 2, H],
+    total: Tensor[f32, W, 2, H], partial: Tensor[f32, W, 2, H, C], out: Tensor[f32, T, H, C],
 ):
-    """The same in products of bf16: queries and weights are rounded. A page is met as one tile."""
-    for t in each(T):
-        sequence = owner[t]
-        position = place[t]
-        h = whole(H)
-        c = whole(C)
-        s = whole(X)
-        highest = full(h, value=MINUS_INFINITY, dtype=f32)
-        total = zeros(h, dtype=f32)
-        acc = zeros(h, c, dtype=f32)
-        for i in range(position // PAGE + 1):
-            page = table[sequence, i]
-            p = whole(span(0, min(PAGE, position + 1 - i * PAGE)))
-            query = (q[t, h, c] * (scale * LOG2_E)).to(bf16)
-            turn = (q_turned[t, h, s] * (scale * LOG2_E)).to(bf16)
-            # Each product has latents of its own, as one has pairs along c and the other along p.
-            score = query @ latents[page, p, c] + turn @ keys[page, p, s]
-            highest, total, acc = attend(highest, total, acc, score, latents[page, p, c], p, exp2, bf16)
-        out[t, h, c] = acc / total
+    """The same in products of bf16: queries and weights are rounded. A page is met as one tile: shares begin with one.
+    """
+    for w in each(W, disjoint=True):
+        first, behind = rows_of_share(row, at, w)
+        for t in range(first, behind):
+            sequence = owner[t]
+            count = place[t] + 1
+            begin, end = part_of_row(row, at, w, t, count)
+            h = whole(H)
+            c = whole(C)
+            s = whole(X)
+            top = full(h, value=MINUS_INFINITY, dtype=f32)
+            sums = zeros(h, dtype=f32)
+            acc = zeros(h, c, dtype=f32)
+            for i in range(begin // PAGE, cdiv(end, PAGE)):
+                page = table[sequence, i]
+                p = whole(span(0, min(PAGE, end - i * PAGE)))
+                query = (q[t, h, c] * (scale * LOG2_E)).to(bf16)
+                turn = (q_turned[t, h, s] * (scale * LOG2_E)).to(bf16)
+                # Each product has latents of its own, as one has pairs along c and the other along p.
+                score = query @ latents[page, p, c] + turn @ keys[page, p, s]
+                top, sums, acc = attend(top, sums, acc, score, latents[page, p, c], p, exp2, bf16)
+            if end - begin == count:
+                out[t, h, c] = acc / sums
+            else:
+                leave(highest, total, partial, w, begin, h, c, top * LN_2, sums, acc)
 
 
 def make_absorb_rows(weight: Any) -> Any:
@@ -246,19 +290,21 @@ def gathered(pages: Array, arguments: Arguments, t: int) -> Array:
     return seen
 
 
-def softmax(score: Array) -> Array:
-    weight = np.exp(score - score.max(axis=-1, keepdims=True))
-    normal: Array = weight / weight.sum(axis=-1, keepdims=True)
-    return normal
+def counts_of(arguments: Arguments, rows: int) -> list[int]:
+    """The positions of each row, of which tokens have so many."""
+    return [int(place) + 1 for place in arguments["place"] for _ in range(rows)]
 
 
 def attention_reference(arguments: Arguments) -> dict[str, Array]:
-    out = np.empty(arguments["out"].shape)
     keys, values = (arguments[name].swapaxes(1, 2) for name in ("keys", "values"))
-    for t, query in enumerate(arguments["q"].astype(np.float64)):
-        score = np.einsum("hgd,phd->hgp", query, gathered(keys, arguments, t)) * arguments["scale"]
-        out[t] = np.einsum("hgp,phd->hgd", softmax(score), gathered(values, arguments, t))
-    return {"out": out}
+    heads = arguments["q"].shape[1]
+
+    def found(row: int, seen: slice) -> tuple[Array, Array]:
+        t, h = divmod(row, heads)
+        met, given = (gathered(pages, arguments, t)[seen, h] for pages in (keys, values))
+        return arguments["q"][t, h].astype(np.float64) @ met.T * arguments["scale"], given
+
+    return shared_reference(arguments, counts_of(arguments, heads), found)
 
 
 def turn(x: Array, arguments: Arguments, t: int) -> Array:
@@ -297,12 +343,12 @@ def compress_reference(arguments: Arguments) -> dict[str, Array]:
 
 
 def latent_reference(arguments: Arguments) -> dict[str, Array]:
-    out = np.empty(arguments["out"].shape)
-    for t in range(len(out)):
-        latents, keys = (gathered(arguments[name], arguments, t) for name in ("latents", "keys"))
+    def found(t: int, seen: slice) -> tuple[Array, Array]:
+        latents, keys = (gathered(arguments[name], arguments, t)[seen] for name in ("latents", "keys"))
         score = arguments["q"][t].astype(np.float64) @ latents.T + arguments["q_turned"][t].astype(np.float64) @ keys.T
-        out[t] = softmax(score * arguments["scale"]) @ latents
-    return {"out": out}
+        return score * arguments["scale"], latents
+
+    return shared_reference(arguments, counts_of(arguments, 1), found)
 
 
 def absorb_reference(arguments: Arguments) -> dict[str, Array]:
@@ -325,6 +371,12 @@ def places(random: "np.random.Generator", shape: Shape) -> Arguments:
     return {"owner": owner, "place": np.maximum(place, 0).astype(np.int32), "table": table}
 
 
+def shared(made: Arguments, shape: Shape, rows: int, grain: int = GRAIN) -> Arguments:
+    """row and at: of the tokens that are made, rows of each."""
+    row, at = cuts(counts_of(made, rows), shape["W"], grain)
+    return {"row": row, "at": at}
+
+
 def page_count(shape: Shape) -> int:
     return int(shape["B"] * (shape["position"] // PAGE + 1))
 
@@ -336,11 +388,12 @@ def angles(shape: Shape) -> Arguments:
 
 def attention_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, g, d, n = shape["T"], shape["H"], shape["G"], shape["D"], page_count(shape)
-    return {
+    made = {
         "q": normal(random, t, h, g, d), "keys": normal(random, n, h, PAGE, d, dtype=cache),
-        "values": normal(random, n, h, PAGE, d, dtype=cache), **places(random, shape), "scale": d**-0.5,
-        "out": unwritten(t, h, g, d),
+        "values": normal(random, n, h, PAGE, d, dtype=cache), **places(random, shape),
     }
+    return {**made, **shared(made, shape, h), "scale": d**-0.5, **buffers(shape["W"], g, d),
+            "out": unwritten(t, h, g, d)}
 
 
 def cache_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
@@ -364,13 +417,15 @@ def compress_arguments(random: "np.random.Generator", shape: Shape, cache: str) 
     }
 
 
-def latent_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
+def latent_arguments(random: "np.random.Generator", shape: Shape, cache: str, grain: int = GRAIN) -> Arguments:
     t, h, c, s, n = shape["T"], shape["H"], shape["C"], shape["X"], page_count(shape)
-    return {
+    made = {
         "q": normal(random, t, h, c), "q_turned": normal(random, t, h, s),
         "latents": normal(random, n, PAGE, c, dtype=cache), "keys": normal(random, n, PAGE, s, dtype=cache),
-        **places(random, shape), "scale": (c + s) ** -0.5, "out": unwritten(t, h, c),
+        **places(random, shape),
     }
+    return {**made, **shared(made, shape, 1, grain), "scale": (c + s) ** -0.5, **buffers(shape["W"], h, c),
+            "out": unwritten(t, h, c)}
 
 
 def absorb_arguments(random: "np.random.Generator", shape: Shape, weight: str) -> Arguments:
@@ -383,19 +438,22 @@ def project_arguments(random: "np.random.Generator", shape: Shape, weight: str) 
     return {"x": normal(random, t, h, c), "w": normal(random, h, v, c, dtype=weight), "y": unwritten(t, h, v)}
 
 
-ATTENTION = Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the sums run "
-                      "in any order and values cancel")
-ROUNDED = Tolerance(2.0**-7, 2.0**-6, "queries rounded to bf16 move scores of a few units by some 2**-8, and exp makes "
-                    "that relative; weights are rounded by 2**-9; values of a few units cancel")
+ATTENTION = Tolerance(2e-5, 5e-5, "scores of a few units are rounded to f32 and exp makes that relative; the sums run "
+                      "in any order and values cancel, of parts not yet divided by what weights sum up to")
+ROUNDED = Tolerance(2.0**-7, 2.0**-3, "queries rounded to bf16 move scores of a few units by some 2**-8, and exp makes "
+                    "that relative; weights are rounded by 2**-9; values of a few units cancel, of parts not yet "
+                    "divided by what weights sum up to")
 PRODUCTS = Tolerance(1e-5, 3e-5, "sums of up to 512 products in f32, in any order, which may cancel")
-SMALL = ({"T": 0, "B": 1, "H": 1, "G": 1, "D": 2, "R": 1, "C": 3, "V": 2, "X": 2, "position": 0},
-         {"T": 1, "B": 1, "H": 1, "G": 1, "D": 1, "R": 1, "C": 1, "V": 1, "X": 1, "position": 3},
-         {"T": 5, "B": 3, "H": 2, "G": 3, "D": 5, "R": 5, "C": 9, "V": 7, "X": 6, "position": 33},
-         {"T": 9, "B": 4, "H": 3, "G": 2, "D": 64, "R": 32, "C": 40, "V": 33, "X": 20, "position": 150})
+SMALL = ({"T": 0, "B": 1, "H": 1, "G": 1, "D": 2, "R": 1, "C": 3, "V": 2, "X": 2, "W": 2, "position": 0},
+         {"T": 1, "B": 1, "H": 1, "G": 1, "D": 1, "R": 1, "C": 1, "V": 1, "X": 1, "W": 3, "position": 3},
+         {"T": 5, "B": 3, "H": 2, "G": 3, "D": 5, "R": 5, "C": 9, "V": 7, "X": 6, "W": 4, "position": 33},
+         {"T": 9, "B": 4, "H": 3, "G": 2, "D": 64, "R": 32, "C": 40, "V": 33, "X": 20, "W": 7, "position": 150})
+"""T: tokens; W: of what attends, the shares. One token that several have is beside them."""
+ALONE = {"T": 1, "B": 1, "H": 1, "G": 3, "D": 9, "C": 9, "X": 6, "W": 3, "position": 200}
 
 
-def _shapes(names: str) -> tuple[dict[str, int], ...]:
-    return tuple({name: shape[name] for name in names.split()} for shape in SMALL)
+def _shapes(names: str, *more: dict[str, int]) -> tuple[dict[str, int], ...]:
+    return tuple({name: shape[name] for name in names.split()} for shape in (*SMALL, *more))
 
 
 def _rounding(dtype: str, reason: str) -> Tolerance:
@@ -409,11 +467,11 @@ def _attention(kernel: Any, cache: str) -> LibraryKernel:
         name=f"attention_paged_{cache}", kernel=kernel, reference=attention_reference,
         make_arguments=lambda random, shape: attention_arguments(random, shape, cache), tolerance=ATTENTION,
         cases=tuple(
-            Case({"T": t, "B": t, "H": h, "G": g, "D": d, "position": position},
+            Case({"T": t, "B": t, "H": h, "G": g, "D": d, "W": 4, "position": position},
                  flops=4 * t * h * g * d * (position + 1), bytes=8 * t * h * g * d + 2 * size * t * h * d * position)
             for t, h, g, d, position in ((8, 3, 3, 64, 511),)
         ),
-        check_shapes=_shapes("T B H G D position"), dtype=cache,
+        check_shapes=_shapes("T B H G D W position", ALONE), dtype=cache,
     )
 
 
@@ -451,15 +509,15 @@ def _latent(kernel: Any, cache: str, rounded: bool = False) -> LibraryKernel:
     size = NUMPY_DTYPES[cache].itemsize
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=latent_reference,
-        make_arguments=lambda random, shape: latent_arguments(random, shape, cache),
+        make_arguments=lambda random, shape: latent_arguments(random, shape, cache, PAGE if rounded else GRAIN),
         tolerance=ROUNDED if rounded else ATTENTION,
         cases=tuple(
-            Case({"T": t, "B": t, "H": h, "C": c, "X": s, "position": position},
+            Case({"T": t, "B": t, "H": h, "C": c, "X": s, "W": 4, "position": position},
                  flops=2 * t * h * (2 * c + s) * (position + 1),
                  bytes=4 * t * h * (2 * c + s) + size * t * position * (c + s))
             for t, h, c, s, position in ((4, 16, 512, 64, 511),)
         ),
-        check_shapes=_shapes("T B H C X position"), dtype=cache, products="bf16" if rounded else "f32",
+        check_shapes=_shapes("T B H C X W position", ALONE), dtype=cache, products="bf16" if rounded else "f32",
     )
 
 

@@ -11,25 +11,44 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, f32, full, i32, maximum, min, span, sum, tiles, where, whole, zeros
+from sapper import (
+    Tensor,
+    bf16,
+    cdiv,
+    each,
+    exp,
+    f32,
+    full,
+    i32,
+    max,
+    maximum,
+    min,
+    span,
+    sum,
+    tiles,
+    where,
+    whole,
+    zeros,
+)
 
 from .online_softmax import attend
 from .paged import (
     ATTENTION,
     PAGE,
     angles,
+    counts_of,
     gathered,
     latent_arguments,
     page_count,
     places,
-    softmax,
     spots,
     turn,
 )
 from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .shares import leave, part_of_row, rows_of_share, shared_reference
 from .sparse import BELOW_ALL, MINUS_INFINITY, SCORES, choose, choose_reference, key_of, some_scores, sortable
 
-T, H, E, R, P, B, N, S, C, X, Q = sp.dims("T H E R P B N S C X Q")
+T, H, E, R, P, B, N, S, C, X, Q, W = sp.dims("T H E R P B N S C X Q W")
 
 
 def make_cache_index_paged(cache: Any) -> Any:
@@ -100,35 +119,44 @@ def choose_positions_paged(
 
 
 def make_latent_attention_paged_sparse(cache: Any) -> Any:
-    """`latent_attention_paged` (paged.py) of each token over the positions that it keeps."""
+    """`latent_attention_paged` (paged.py) of each token over the positions that it keeps; shares are of all positions.
+    """
 
     @sp.kernel(name=f"latent_attention_paged_sparse_{cache.name}")
     def latent_attention_paged_sparse(
         q: Tensor[f32, T, H, C], q_turned: Tensor[f32, T, H, X], latents: Tensor[cache, N, PAGE, C],
         keys: Tensor[cache, N, PAGE, X], owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S],
-        scores: Tensor[f32, T, Q], lowest: Tensor[i32, T], last: Tensor[i32, T], scale: f32, out: Tensor[f32, T, H, C],
+        scores: Tensor[f32, T, Q], lowest: Tensor[i32, T], last: Tensor[i32, T], row: Tensor[i32, W + 1],
+        at: Tensor[i32, W + 1], scale: f32, highest: Tensor[f32, W, 2, H], total: Tensor[f32, W, 2, H],
+        partial: Tensor[f32, W, 2, H, C], out: Tensor[f32, T, H, C],
     ):
-        for t in each(T):
-            sequence = owner[t]
-            position = place[t]
-            for h in tiles(H):
-                c = whole(C)
-                s = whole(X)
-                query = q[t, h, c] * scale
-                turn = q_turned[t, h, s] * scale
-                highest = full(h, value=BELOW_ALL, dtype=f32)
-                total = zeros(h, dtype=f32)
-                acc = zeros(h, c, dtype=f32)
-                for i in range(position // PAGE + 1):
-                    page = table[sequence, i]
-                    for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
-                        key = sortable(scores[t, i * PAGE + p])
-                        kept = (key > lowest[t]) | ((key == lowest[t]) & (i * PAGE + p <= last[t]))
-                        latent = latents[page, p, c]
-                        score = query @ latent + turn @ keys[page, p, s]
-                        score = where(kept, score, MINUS_INFINITY)
-                        highest, total, acc = attend(highest, total, acc, score, latent, p, exp, f32)
-                out[t, h, c] = acc / total
+        for w in each(W, disjoint=True):
+            first, behind = rows_of_share(row, at, w)
+            for t in range(first, behind):
+                sequence = owner[t]
+                count = place[t] + 1
+                begin, end = part_of_row(row, at, w, t, count)
+                for h in tiles(H):
+                    c = whole(C)
+                    s = whole(X)
+                    query = q[t, h, c] * scale
+                    turn = q_turned[t, h, s] * scale
+                    top = full(h, value=BELOW_ALL, dtype=f32)
+                    sums = zeros(h, dtype=f32)
+                    acc = zeros(h, c, dtype=f32)
+                    for i in range(begin // PAGE, cdiv(end, PAGE)):
+                        page = table[sequence, i]
+                        for p in tiles(span(max(begin - i * PAGE, 0), min(PAGE, end - i * PAGE))):
+                            key = sortable(scores[t, i * PAGE + p])
+                            kept = (key > lowest[t]) | ((key == lowest[t]) & (i * PAGE + p <= last[t]))
+                            latent = latents[page, p, c]
+                            score = query @ latent + turn @ keys[page, p, s]
+                            score = where(kept, score, MINUS_INFINITY)
+                            top, sums, acc = attend(top, sums, acc, score, latent, p, exp, f32)
+                    if end - begin == count:
+                        out[t, h, c] = acc / sums
+                    else:
+                        leave(highest, total, partial, w, begin, h, c, top, sums, acc)
 
     return latent_attention_paged_sparse
 
@@ -169,15 +197,15 @@ def choose_paged_reference(arguments: Arguments) -> dict[str, Array]:
 
 
 def sparse_reference(arguments: Arguments) -> dict[str, Array]:
-    out = np.empty(arguments["out"].shape)
-    for t in range(len(out)):
-        latents, keys = (gathered(arguments[name], arguments, t) for name in ("latents", "keys"))
-        row = np.array([key_of(score) for score in arguments["scores"][t, : len(keys)]])
+    def found(t: int, seen: slice) -> tuple[Array, Array]:
+        latents, keys = (gathered(arguments[name], arguments, t)[seen] for name in ("latents", "keys"))
+        row = np.array([key_of(score) for score in arguments["scores"][t, seen]])
         lowest, last = arguments["lowest"][t], arguments["last"][t]
-        kept = (row > lowest) | ((row == lowest) & (np.arange(len(keys)) <= last))
+        kept = (row > lowest) | ((row == lowest) & (np.arange(seen.start, seen.stop) <= last))
         score = arguments["q"][t].astype(np.float64) @ latents.T + arguments["q_turned"][t].astype(np.float64) @ keys.T
-        out[t] = softmax(np.where(kept, score * arguments["scale"], -np.inf)) @ latents
-    return {"out": out}
+        return np.where(kept, score * arguments["scale"], -np.inf), latents
+
+    return shared_reference(arguments, counts_of(arguments, 1), found)
 
 
 def cache_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
@@ -211,15 +239,15 @@ def choose_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
 
 def sparse_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     dense = latent_arguments(random, shape, cache)
-    last = {name: dense.pop(name) for name in ("scale", "out")}
+    last = {name: dense.pop(name) for name in ("row", "at", "scale", "highest", "total", "partial", "out")}
     choosing = {**choose_arguments(random, shape), "place": dense["place"]}
     return {**dense, "scores": choosing["scores"], **choose_paged_reference(choosing), **last}
 
 
-SMALL = ({"T": 0, "B": 1, "H": 1, "R": 1, "E": 2, "C": 3, "X": 2, "K": 1, "position": 0},
-         {"T": 1, "B": 1, "H": 1, "R": 1, "E": 1, "C": 1, "X": 1, "K": 2, "position": 3},
-         {"T": 5, "B": 3, "H": 2, "R": 5, "E": 3, "C": 9, "X": 6, "K": 4, "position": 33},
-         {"T": 9, "B": 4, "H": 3, "R": 32, "E": 17, "C": 40, "X": 20, "K": 12, "position": 150})
+SMALL = ({"T": 0, "B": 1, "H": 1, "R": 1, "E": 2, "C": 3, "X": 2, "K": 1, "W": 2, "position": 0},
+         {"T": 1, "B": 1, "H": 1, "R": 1, "E": 1, "C": 1, "X": 1, "K": 2, "W": 3, "position": 3},
+         {"T": 5, "B": 3, "H": 2, "R": 5, "E": 3, "C": 9, "X": 6, "K": 4, "W": 4, "position": 33},
+         {"T": 9, "B": 4, "H": 3, "R": 32, "E": 17, "C": 40, "X": 20, "K": 12, "W": 7, "position": 150})
 
 
 def _shapes(names: str) -> tuple[dict[str, int], ...]:
@@ -252,10 +280,10 @@ def _entries(cache: str) -> tuple[LibraryKernel, ...]:
             name=f"latent_attention_paged_sparse_{cache}", kernel=made[f"latent_attention_paged_sparse_{cache}"],
             reference=sparse_reference, make_arguments=lambda random, shape: sparse_arguments(random, shape, cache),
             tolerance=ATTENTION,
-            cases=(Case({"T": 4, "B": 4, "H": 16, "C": 512, "X": 64, "K": 128, "position": 511},
+            cases=(Case({"T": 4, "B": 4, "H": 16, "C": 512, "X": 64, "K": 128, "W": 4, "position": 511},
                         flops=2 * 4 * 16 * (2 * 512 + 64) * 512,
                         bytes=4 * 4 * 16 * (2 * 512 + 64) + (size * 576 + 4) * 4 * 512),),
-            check_shapes=_shapes("T B H C X K position"), dtype=cache,
+            check_shapes=_shapes("T B H C X K W position"), dtype=cache,
         ),
     )
 

@@ -125,6 +125,14 @@ class BaseSession(ABC):
         arena = Arena(layers * round_up(math.prod(extents) * kind.itemsize, LINE_BYTES))
         return [arena.empty(extents, kind) for _ in range(layers)]
 
+    def _cut_one(self) -> Steps:
+        """Before the layers of one token: how workers share its attention, where they part its rows."""
+        return []
+
+    def _cut(self) -> Steps:
+        """The same for a chunk's tokens."""
+        return []
+
     def _take_turns(self, *sets: Buffers) -> None:
         """Make arrays, of which no two sets are in use at the same time: they lie in the same memory."""
         def places(one: Buffers) -> list[int]:

@@ -83,10 +83,10 @@ def test_tile_ir_does_not_depend_on_the_tile_size(entry: LibraryKernel) -> None:
 
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
-    """Rows, heads and output tiles are for the cores to take; only the sort of a few tokens and the list of chosen
-    positions are chains, and one vector's norm is too small to share."""
+    """Rows, heads and output tiles are for the cores to take; only the sort of a few tokens, the list of chosen
+    positions and the cuts of shares are chains, and one vector's norm is too small to share."""
     loops = [op for op in entry.kernel.tile_ir().body.ops if op.name in ("tiles", "each")]
-    chains = ("group_tokens", "list_positions")
+    chains = ("group_tokens", "list_positions", "share_tokens", "share_token")
     if entry.name.startswith("rms_norm_quantize_groups") or entry.name in chains:
         return
     assert loops

@@ -648,7 +648,7 @@ def test_rows_of_one_step_are_asked_for_ahead(monkeypatch: pytest.MonkeyPatch) -
     """A cache whose rows are a vector or less each, so that no loop walks along them."""
     entry = LIBRARY["attention_paged_f32"]
     arguments = entry.make_arguments(np.random.default_rng(1), {
-        "T": 2, "B": 2, "H": 1, "G": 2, "D": 16, "position": 150})
+        "T": 2, "B": 2, "H": 1, "G": 2, "D": 16, "W": 1, "position": 150})
     asked, _ = recorded(monkeypatch, "load")
     expected = entry.reference(arguments)
     function = reduce_loops(entry.kernel.tile_ir({"G": 2, "D": 16}))

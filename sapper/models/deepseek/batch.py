@@ -13,10 +13,12 @@ from typing import Any
 
 from ...kernels import paged, runs, sparse_paged
 from ...kernels.paged import PAGE
+from ...kernels.shares import GRAIN
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..batch import Array, Paged, first
 from ..linear import Steps, in_blocks
+from ..shares import Shares, workers_of
 from ..weights import DTYPES
 from .config import LATENT_EPSILON
 from .session import F32, Session
@@ -32,6 +34,7 @@ class Batch(Paged, Session):
         config = self.model.config
         self._gathered_pages = tuple(self._arena.empty((self._most_filled, features), DTYPES[self._cache_dtype])
                                      for features in (config.key_rank, config.turned_features))
+        self._sharing = Shares(workers_of(self._options), config.heads, config.key_rank)
 
     @property
     def _makes_runs(self) -> bool:
@@ -72,6 +75,15 @@ class Batch(Paged, Session):
         extents = self.chunk, self.model.config.heads * self.model.config.key_rank
         return empty(extents, F32), empty(extents, F32)
 
+    def _cut_one(self) -> Steps:
+        return self._cut_tokens(first)
+
+    def _cut(self) -> Steps:
+        return self._cut_tokens(self._of_loose)
+
+    def _cut_tokens(self, rows: Callable[[Array], Any]) -> Steps:
+        return self._sharing.of_tokens(rows(self._position_of), 1, PAGE if self._attends_rounded else GRAIN)
+
     def _pages(self, layer: int) -> tuple[Array, Array]:
         """Latent vectors [pages, PAGE, rank] and shared keys [pages, PAGE, features]."""
         return self._latents[layer], self._keys[layer].reshape(self.pages, PAGE, -1)
@@ -92,16 +104,18 @@ class Batch(Paged, Session):
         self, one: AttentionWeights, layer: int, rows: Callable[[Array], Any], operands: tuple[Any, ...]
     ) -> Steps:
         """Attention in the latent space; operands: the first ones of its kernels."""
-        config = self.model.config
-        result = config.score_scale, rows(in_blocks(self._in_latent_space[1], config.key_rank))
+        config, shares = self.model.config, self._sharing
+        found = in_blocks(self._in_latent_space[1], config.key_rank)
+        result = *shares.cuts, config.score_scale, *shares.left, rows(found)
         if one.index is None or config.indexer is None:
             products = "rounded" if self._attends_rounded else self._cache_dtype
-            return [(getattr(paged, f"latent_attention_paged_{products}"), (*operands, *result))]
+            return [(getattr(paged, f"latent_attention_paged_{products}"), (*operands, *result)), *shares.merge(found)]
         chosen = rows(self._index_scores), rows(self._lowest), rows(self._last_kept)
         return [
             *self._index(one.index, config.indexer, layer, rows, self._where(rows), rows(self._position_of)),
             (getattr(sparse_paged, f"latent_attention_paged_sparse_{self._cache_dtype}"), (
                 *operands, *chosen, *result)),
+            *shares.merge(found),
         ]
 
     def _attend_runs(self, one: AttentionWeights, layer: int) -> Steps:

@@ -59,7 +59,7 @@ class Head(Session):
             (norm.rms_norm, (rows(self._taken), head.hidden_gain, epsilon, rows(self._inputs[:, features:]))),
             *self._look_up(self.model.weights.embedding, self._x, self._behind),
             (norm.rms_norm, (rows(self._x), head.embedding_gain, epsilon, rows(self._inputs[:, :features]))),
-            *self._multiply("matmul_nt", self._inputs, [head.join], self._x),
+            *self._multiply("matmul_nt", self._inputs, [head.join], self._x), *self._cut(),
         ]
         number, position = self.model.config.layers, Variable("position", 0)
         return [

@@ -352,7 +352,7 @@ class Session(BaseSession):
 
     def step_sections(self) -> Sections:
         weights, position = self.model.weights, Variable("position", 0)
-        sections = [("embedding", weights.embedding.look_up(self._token, self._x[:1]))]
+        sections = [("embedding", [*weights.embedding.look_up(self._token, self._x[:1]), *self._cut_one()])]
         for number, layer in enumerate(weights.layers):
             one = layer.feed_forward
             sections += [
@@ -446,7 +446,7 @@ class Session(BaseSession):
 
     def chunk_sections(self) -> Sections:
         weights, position = self.model.weights, Variable("position", 0)
-        sections = [("embedding", self._look_up(weights.embedding, self._x))]
+        sections = [("embedding", [*self._look_up(weights.embedding, self._x), *self._cut()])]
         for number, layer in enumerate(weights.layers):
             one = layer.feed_forward
             sections += [

@@ -48,12 +48,21 @@ class Batch(Paged, Session):
         keys, values = (cache[layer].reshape(*cache[layer].shape[:3], -1) for cache in (self._keys, self._values))
         return keys, values
 
+    def _cut_one(self) -> Steps:
+        return self._sharing.of_tokens(first(self._position_of), self.model.config.kv_heads)
+
+    def _cut(self) -> Steps:
+        return self._sharing.of_tokens(self._of_loose(self._position_of), self.model.config.kv_heads)
+
     def _attend_alone(self, layer: int, rows: Callable[[Array], Any]) -> Steps:
         _, _, _, queries, out = self._parts()
-        return [(getattr(paged, f"attention_paged_{self._cache_dtype}"), (
-            rows(queries), *self._pages(layer), rows(self._slot_of), rows(self._position_of), self.table, self._scale,
-            rows(out),
-        ))]
+        shares = self._sharing
+        return [
+            (getattr(paged, f"attention_paged_{self._cache_dtype}"), (
+                rows(queries), *self._pages(layer), rows(self._slot_of), rows(self._position_of), self.table,
+                *shares.cuts, self._scale, *shares.left, rows(out))),
+            *shares.merge(out.reshape(-1, *out.shape[2:])),
+        ]
 
     def _attend_runs(self, layer: int) -> Steps:
         if (of_step := self._runs_of_capacity()) is None:
