@@ -832,8 +832,8 @@ def test_rows_that_ask_for_their_next_groups_meet_blocks_of_panels(name: str, pa
 
 @pytest.mark.parametrize(("name", "block"), [
     ("matvec_q4", {"h": 2, "w": 4, "s": 4}), ("matvec_q8", {"h": 1, "w": 8, "s": 4}),
-    ("matvec_q4m_128", {"h": 2, "w": 16, "s": 4}), ("matvec_q4k", {"k": 1, "v": 8, "i": 4}),
-    ("matvec_q6k", {"k": 2, "v": 2, "i": 4})])
+    ("matvec_q4m_128", {"h": 2, "w": 16, "s": 4}), ("matvec_q4k", {"v": 8, "i": 4, "v_1": 8, "i_1": 4}),
+    ("matvec_q6k", {"v": 3, "i": 4, "v_1": 1, "i_1": 4})])
 def test_blocks_that_meet_plain_numbers_are_no_loops(name: str, block: dict[str, int]) -> None:
     extents = {"P": (512, 1), "B": (64, 1), "S": (16, 1)}
     assert chosen(name, PLAIN, **extents).registers == block

@@ -139,14 +139,16 @@ def places_of(name: str, facts: Facts, rows: int) -> int:
 
 
 @pytest.mark.parametrize(("name", "places"), [
-    ("matmul_q4", 4), ("matmul_residual_q8", 4), ("matmul_q4m_128", 4), ("matmul_swiglu_q4", 1), ("matmul_q4k", 1),
-    ("matvec_q8", 1)])
+    ("matmul_q4", 4), ("matmul_residual_q8", 4), ("matmul_q4m_128", 4), ("matmul_swiglu_q4", 1), ("matmul_q4k", 4),
+    ("matmul_q6k", 2), ("matmul_swiglu_q4k", 1), ("matvec_q8", 1)])
 def test_blocks_of_one_matrix_are_read_in_runs_from_four_places(name: str, places: int) -> None:
-    """Not of two matrices, of super blocks, which are read in pieces, nor where products take longer than memory; also
-    where other blocks are asked for at a distance of their own."""
+    """Not of two matrices, nor where products take longer than memory; of super blocks that are written out, by fewer
+    the longer these are; also where other blocks are asked for at a distance of their own."""
     asked = replace(FOLLOWED, requests=FOLLOWED.requests._replace(block_ahead_bytes=8192))
     assert places_of(name, asked, 1) == places_of(name, FOLLOWED, 1) == places
     assert places_of(name, FOLLOWED, 8) == 1
+    rolled = replace(FOLLOWED, requests=FOLLOWED.requests._replace(blocks_written_out=False))
+    assert places_of(name, rolled, 1) == (1 if "k" in name.removeprefix("matmul_") else places)
     assert places_of(name, replace(FOLLOWED, requests=FOLLOWED.requests._replace(block_places=0)), 1) == 1
 
 
