@@ -537,7 +537,7 @@ class Prefetches(Stores):
         """Ask for the rows that lie a tile further on than these, of which a copy is read, in the order of memory."""
         access, rows, depth = self.access(op), self.bound[row_axis], self.bound[depth_axis]
         step_bytes = rows.count * depth.count * element_bytes(access.dtype)
-        if step_bytes % LINE_BYTES:
+        if step_bytes < LINE_BYTES:
             return
         further = self.add(rows.offset, self.sequential_tiles[row_axis])
         block = self.add(access.base, self.mul(access.axes[row_axis], further))
