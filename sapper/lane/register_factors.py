@@ -71,6 +71,9 @@ all of the depth for them, and a line of each row of such blocks: f32 6.40, 3.99
 reads reach: one row of i8 89, 89 and 93, of f32 94, 97 and 96, 4 rows of i8 83, 84 and 74; of f32 by 64 and 32 rows 88
 and 91, and of 8 rows 67 and 50, as all sums pass through memory for each block."""
 
+LONG_ROW_LINES = 8
+"""Lines of a row from which on it takes longer to read than its sums to finish, where registers are few."""
+
 FEW_AT_ONCE = 4
 """How many of few rows meet a matrix whose rows lie along the depth at once, where there are 16 registers: what comes
 from memory comes once for so many."""
@@ -842,8 +845,10 @@ class RegisterFactors(WalkLowering):
         GFLOP/s, 77 and 88.
 
         Rows that end before what is asked for ahead do, without requests, where the others are as many as are known and
-        held, as heads that share keys: of 8192 rows of 128 that 4 others meet, one thread, f32 17 and 26, bf16 13.7 and
-        15.6, where arithmetic bounds them.
+        held, as heads that share keys: of 8192 rows of 128 that 4 others meet, one thread, f32 17 and 26. With 16
+        registers not where rows are so short that to finish sums one by one takes as long as to read them: of heads of
+        128 in bf16 neighbours take 0.77 to 0.85 of the time of attention for 4 others, 0.95 to 0.98 for two, of 64 in
+        bf16 0.83, in f32 0.86 to 0.90; but of 128 in f32 1.0 to 1.05 and 1.14 to 1.17.
 
         Where memory is best read line by line bytes come from places, too: on a Granite Rapids 2 and 4 rows of i8 by
         4096 x 4096 12.5 and 15.4, 13.3 and 14.8."""
@@ -853,7 +858,10 @@ class RegisterFactors(WalkLowering):
         pairs = self.slot_elements == SLOT_BYTES and not self.requests.line_by_line
         if pairs or axis in self.sequential_tiles or counts[axis] < 2:
             return False
-        if self._row_bytes(walk, axis, lane) <= self.requests.long_row_ahead_bytes:
+        row_bytes = self._row_bytes(walk, axis, lane)
+        if row_bytes <= self.requests.long_row_ahead_bytes:
+            if self.sixteen_registers and row_bytes < LONG_ROW_LINES * LINE_BYTES:
+                return False
             return self.open[other].extent == counts[other] and all(
                 self.bound[a].count == 1 for a in walk.outer if a in self.bound)
         made = self.costs(Walk(walk.outer, (), [], [], walk.after), set()) * prod(counts[axis] for axis in order)

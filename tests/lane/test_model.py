@@ -237,6 +237,18 @@ def test_sums_beside_two_vectors_hide_the_latency_where_registers_are_few(name: 
     assert some <= products and not others & products, products
 
 
+@pytest.mark.parametrize(("facts", "heads", "depth", "positions"), [
+    (FEW_REGISTERS, 4, 128, 48), (FEW_REGISTERS, 3, 128, 48), (FEW_REGISTERS, 2, 128, 256),
+    (FEW_REGISTERS, 1, 256, 256), (PLAIN, 4, 128, 256)])
+def test_values_that_are_read_by_columns_stay_in_the_first_cache(facts: Facts, heads: int, depth: int,
+                                                                 positions: int) -> None:
+    """Where registers do not hold a whole row of them for several heads."""
+    function = reduce_loops(LIBRARY["attention_decode_f32"].kernel.tile_ir({"G": heads, "D": depth}))
+    canonicalize(function)
+    known = Specialization({"P": DimClass(4096, 64)})
+    assert choices(function, Schedule(), facts, known).schedule.tile["p"] == positions
+
+
 def test_no_single_column_is_left_for_sums_that_hide_the_latency() -> None:
     """Of 26 columns six are held and two are left; of 25 five are."""
     five = {}
