@@ -249,6 +249,16 @@ def test_values_that_are_read_by_columns_stay_in_the_first_cache(facts: Facts, h
     assert choices(function, Schedule(), facts, known).schedule.tile["p"] == positions
 
 
+def test_the_next_tile_of_values_is_asked_for_in_the_order_of_memory() -> None:
+    """By steps that read four rows of this one, a few columns at a time."""
+    function = reduce_loops(LIBRARY["attention_decode_f32"].kernel.tile_ir({"G": 4, "D": 128}))
+    canonicalize(function)
+    lowered = lower(function, Schedule(), FEW_REGISTERS, Specialization({"P": DimClass(4096, 64)}))
+    rows = [[op.attributes["disp"] for op in block.ops if op.name == "prefetch" and op.attributes["level"] == 2]
+            for op in lowered.walk() for block in op.blocks if op.attributes.get("label") == "p"]
+    assert {after - before for found in rows for before, after in pairwise(found)} == {64}, rows
+
+
 def test_no_single_column_is_left_for_sums_that_hide_the_latency() -> None:
     """Of 26 columns six are held and two are left; of 25 five are."""
     five = {}
