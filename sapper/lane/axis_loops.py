@@ -175,7 +175,7 @@ class AxisLoops(Runs):
                   body: Callable[[Carried], Carried], within: Open | None = None,
                   tails: tuple[int, ...] | None = None) -> Carried:
         """Run `body` with `axis` bound to each piece of its open extent, or of a range within it, threading carried
-        values through. tails: how many rows at once of what is left, before single ones."""
+        values through. tails: how many rows at once of what is left, powers of two, before single ones."""
         o = self.open[axis] if within is None else within
         step = count * self.lanes if lane else count
         if isinstance(o.extent, int):
