@@ -53,7 +53,8 @@ class WalkChoice:
     tile_ahead: loads of rows that a sequential loop keeps a tile of, whose next tile is asked for meanwhile.
     rows_later: loads of whole rows that a later walk of a sequential loop meets in the same tile, and which are asked
     for meanwhile.
-    widened_here: the one whose rows this walk widens to scratch memory as it meets them.
+    widened_here: the one whose rows this walk widens to scratch memory as it meets them. widened_ahead: each piece of
+    the depth does so for the next one.
     block_ahead: staged operands of which what the next block of panels is copied from is asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. bound: how
     they serve it where the columns are. few: what is chosen instead, as the kernel runs, where there are fewer rows
@@ -92,6 +93,7 @@ class WalkChoice:
     panels_again: list[Op] = field(default_factory=list)
     rows_later: list[Op] = field(default_factory=list)
     widened_here: Op | None = None
+    widened_ahead: bool = False
     block_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None
     run: int = 1
@@ -173,7 +175,7 @@ class AxisLoops(Runs):
                   body: Callable[[Carried], Carried], within: Open | None = None,
                   tails: tuple[int, ...] | None = None) -> Carried:
         """Run `body` with `axis` bound to each piece of its open extent, or of a range within it, threading carried
-        values through. tails: how many rows at once of what is left, before single ones."""
+        values through. tails: how many rows at once of what is left, powers of two, before single ones."""
         o = self.open[axis] if within is None else within
         step = count * self.lanes if lane else count
         if isinstance(o.extent, int):

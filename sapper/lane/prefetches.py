@@ -403,6 +403,8 @@ class Prefetches(Stores):
             row_axis, [max(-(-ahead_bytes // row_bytes), at_once) for ahead_bytes in distances])
         if page is not None:
             steps = [0]
+        if page is None and several and self._prefetch_tile_of_pieces(op, row_axis, lane):
+            return
         side_by_side = self.access(op).axes.get(row_axis) == row_bytes
         for at in self._coordinates(axes_of(op.result)):
             if not together and at[row_axis] != row[row_axis]:
@@ -413,6 +415,26 @@ class Prefetches(Stores):
                 there = access if page is None else replace(access, base=self.add(access.base, page))
                 operands, attributes = self.address(there, {**at, beyond: at[beyond] + ahead})
                 self.effect("prefetch", operands, level=2, **attributes)
+
+    def _prefetch_tile_of_pieces(self, op: Op, row_axis: str, lane: str) -> bool:
+        """Ask for the next tile of whole rows in the order of memory, though of this one a few columns are read at a
+        time, so many bytes as are read now; whether it is done. Measured on a Zen 3, attention of one token, of the
+        time by requests for the same columns of later rows: 8 x 4 heads of 128 and 4096 positions, f32 0.86, bf16 1.0,
+        from memory 0.89 and 0.88; 3 x 3 of 64 and 512, 0.97 and 0.95, from memory 0.92 and 0.96."""
+        access, rows, columns = self.access(op), self.bound[row_axis], self.bound[lane]
+        size, extent, tile = element_bytes(access.dtype), self.open[lane].extent, self.sequential_tiles.get(row_axis)
+        share = columns.count * self.lanes * size
+        whole = isinstance(extent, int) and access.axes.get(row_axis) == extent * size and access.axes.get(lane) == size
+        if tile is None or not whole or access.gathers or rows.count * share % LINE_BYTES:
+            return False
+        start = self.open[row_axis].offset
+        block = self.add(access.base, self.mul(access.axes[row_axis], self.add(start, tile)))
+        inside = self.add(self.mul(self.sub(columns.offset, self.open[lane].offset), tile * size),
+                          self.mul(self.sub(rows.offset, start), share))
+        for line in range(0, rows.count * share, LINE_BYTES):
+            operands, attributes = self.memory_operands(block, inside, 1, access.disp + line)
+            self.effect("prefetch", operands, level=2, **attributes)
+        return True
 
     def _step_to_next_place(self, op: Op) -> Scalar | None:
         """How many bytes further on, or back, the next turn of a loop reads what a load reads in this one, where an
@@ -537,7 +559,7 @@ class Prefetches(Stores):
         """Ask for the rows that lie a tile further on than these, of which a copy is read, in the order of memory."""
         access, rows, depth = self.access(op), self.bound[row_axis], self.bound[depth_axis]
         step_bytes = rows.count * depth.count * element_bytes(access.dtype)
-        if step_bytes % LINE_BYTES:
+        if step_bytes < LINE_BYTES:
             return
         further = self.add(rows.offset, self.sequential_tiles[row_axis])
         block = self.add(access.base, self.mul(access.axes[row_axis], further))

@@ -94,7 +94,12 @@ class Reductions(Staging):
         first, second = ({_source(v) for v in op.operands} for op in contractions)
         return first.isdisjoint(second)
 
-    def widen_here(self, load: Op) -> None:
+    def widen_here(self, choice: WalkChoice) -> None:
+        """Widen what a piece of the depth meets, or the next one (WalkChoice.widened_ahead)."""
+        raise NotImplementedError("control knows what is kept")
+
+    def widen_first(self, choice: WalkChoice) -> None:
+        """Widen what the first piece of the depth meets."""
         raise NotImplementedError("control knows what is kept")
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
@@ -244,6 +249,8 @@ class Reductions(Staging):
         if k == len(choice.reduced):
             return self._reduce_step(walk, choice, accumulators, carried)
         axis = choice.reduced[k]
+        if choice.widened_ahead:
+            self.widen_first(choice)
 
         def within(values: Carried) -> Carried:
             return self._reduce(walk, choice, k + 1, accumulators, values)
@@ -277,7 +284,7 @@ class Reductions(Staging):
         """One step of the innermost loop: all sums take their elements, and what comes later is asked for."""
         self._prefetch_next_rows(walk, choice)
         if choice.widened_here is not None:
-            self.widen_here(choice.widened_here)
+            self.widen_here(choice)
         self._unpack(accumulators, carried)
         pieces = list(enumerate(self._coordinates(walk.reduced)))
         in_turn = self._sums_in_turn(choice, accumulators)

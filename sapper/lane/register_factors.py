@@ -71,6 +71,9 @@ all of the depth for them, and a line of each row of such blocks: f32 6.40, 3.99
 reads reach: one row of i8 89, 89 and 93, of f32 94, 97 and 96, 4 rows of i8 83, 84 and 74; of f32 by 64 and 32 rows 88
 and 91, and of 8 rows 67 and 50, as all sums pass through memory for each block."""
 
+LONG_ROW_LINES = 8
+"""Lines of a row from which on it takes longer to read than its sums to finish, where registers are few."""
+
 FEW_AT_ONCE = 4
 """How many of few rows meet a matrix whose rows lie along the depth at once, where there are 16 registers: what comes
 from memory comes once for so many."""
@@ -259,13 +262,30 @@ class RegisterFactors(WalkLowering):
             # Each row is read through an address of its own, and those have to stay in registers too: but where
             # rows are known distances apart. More of them are worth it where a single vector meets them.
             most = CONSTANT_ROWS if sums.fixed == 1 and self._lie_at_constants(walk, rows[0]) else ADDRESSED_ROWS
-            counts[rows[0]] = self._fit(rows[0], min(budget, most), False)
+            most = min(budget, most)
+            counts[rows[0]] = self._fit(rows[0], most, False, self._hiding_rows(sums, most))
         elif rows:
             self._count_across_lanes(sums, budget)
         if self._is_short_block(walk, lane, prod(counts[a] for a in sums.outer) * sums.fixed * sums.several):
             counts |= {axis: self.extent_hint(axis) for axis in walk.reduced}
         elif (axis := next((a for a in walk.reduced if a in counts and self.open[a].extent != 1), None)) is not None:
             self._count_steps(sums, axis)
+
+    def _hiding_rows(self, sums: _Sums, most: int) -> int:
+        """How many rows of sums, up to `most`, are more than two units have in flight beside lanes that loops around
+        hold, where registers are few: with just as many, each sum waits for itself whenever it starts late, and what
+        the lanes meet is read more often. What is left of a tile is then a smaller step (WalkLowering._tails). 1: that
+        is not asked for, as where rows are columns of a tile in scratch memory, of which a divisor of a line comes from
+        the first cache as quickly, or where a single one would be left. Measured on a Zen 3, of the time by divisors of
+        64 positions and of the columns: these alone by 6 or 3, in f32 where they lie, latent attention of 512 tokens
+        0.88, of one token 0.96; positions alone, latent attention in bf16 of one token 0.96, of several 0.96 to 0.99;
+        columns in scratch memory 1.01 to 1.04; 64 columns by 3 1.03 to 1.05."""
+        (axis, *_), o = sums.rows, self.open[sums.rows[0]]
+        enough = min(most, 2 * self.facts.fma_latency // (sums.fixed * sums.several) + 1)
+        kept = [self.buffers[v] for op in sums.walk.reductions for v in op.operands if v in self.buffers]
+        if not self.sixteen_registers or any(access.axes.get(axis) == element_bytes(access.dtype) for access in kept):
+            return 1
+        return 1 if isinstance(o.extent, int) and o.extent % self._fit(axis, most, False, enough) == 1 else enough
 
     def _count_beside_lanes(self, sums: _Sums, lane: str, budget: int) -> None:
         """Vectors of the lane axis, and the rows that meet them: of the result, a rectangle of sums."""
@@ -825,8 +845,10 @@ class RegisterFactors(WalkLowering):
         GFLOP/s, 77 and 88.
 
         Rows that end before what is asked for ahead do, without requests, where the others are as many as are known and
-        held, as heads that share keys: of 8192 rows of 128 that 4 others meet, one thread, f32 17 and 26, bf16 13.7 and
-        15.6, where arithmetic bounds them.
+        held, as heads that share keys: of 8192 rows of 128 that 4 others meet, one thread, f32 17 and 26. With 16
+        registers not where rows are so short that to finish sums one by one takes as long as to read them: of heads of
+        128 in bf16 neighbours take 0.77 to 0.85 of the time of attention for 4 others, 0.95 to 0.98 for two, of 64 in
+        bf16 0.83, in f32 0.86 to 0.90; but of 128 in f32 1.0 to 1.05 and 1.14 to 1.17.
 
         Where memory is best read line by line bytes come from places, too: on a Granite Rapids 2 and 4 rows of i8 by
         4096 x 4096 12.5 and 15.4, 13.3 and 14.8."""
@@ -836,7 +858,10 @@ class RegisterFactors(WalkLowering):
         pairs = self.slot_elements == SLOT_BYTES and not self.requests.line_by_line
         if pairs or axis in self.sequential_tiles or counts[axis] < 2:
             return False
-        if self._row_bytes(walk, axis, lane) <= self.requests.long_row_ahead_bytes:
+        row_bytes = self._row_bytes(walk, axis, lane)
+        if row_bytes <= self.requests.long_row_ahead_bytes:
+            if self.sixteen_registers and row_bytes < LONG_ROW_LINES * LINE_BYTES:
+                return False
             return self.open[other].extent == counts[other] and all(
                 self.bound[a].count == 1 for a in walk.outer if a in self.bound)
         made = self.costs(Walk(walk.outer, (), [], [], walk.after), set()) * prod(counts[axis] for axis in order)

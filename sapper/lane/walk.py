@@ -194,10 +194,14 @@ class WalkLowering(Reductions):
     def _tails(self, axis: str, count: int) -> tuple[int, ...]:
         """How many rows of a contraction at once what is left of its rows is cut into: each piece reads all of the
         other operand again, from memory where there are few rows in all. Of a sequential loop only the last tile leaves
-        any: code for them is not worth its length. Of a nest a block may be all that a task has."""
+        any but what all do, of which a power of two is taken: code for them is not worth its length. Of a nest a block
+        may be all that a task has."""
         o = self.open[axis]
         if o.capacity == Capacity(o.hint) and not isinstance(o.extent, int) and axis not in self.chunked:
-            return (PAIR,) if axis in self.paired and count > PAIR else ()
+            if axis in self.paired:
+                return (PAIR,) if count > PAIR else ()
+            left = o.hint % count if self.sixteen_registers else 0
+            return (1 << left.bit_length() - 1,) if left > 1 else ()
         sizes = (8, 4, 2) if o.hint <= FEW_ROWS else () if self.facts.many_workers else (4, 2)
         return tuple(size for size in sizes if size < count)
 

@@ -350,6 +350,20 @@ def test_row_of_integers_from_a_scalar_needs_one_broadcast() -> None:
     assert names(select(function, rules, V4))["vpbroadcastd.general.512"] == 1
 
 
+@pytest.mark.parametrize(("count", "stores"), [
+    (1, {"vmovd.from_vec"}), (2, {"vmovq"}), (3, {"vmovq", "vpextrd"}), (4, {"vmovups.128"}),
+    (6, {"vmovups.128", "vmovq"}), (7, {"vmovups.128", "vmovq", "vpextrd"}), (8, {"vmaskmovps.store.256"})])
+def test_so_many_first_lanes_are_stored_without_a_mask(count: int, stores: set[str]) -> None:
+    """Where no opmask can say which; whole rows that a mask is given for are another's to mend."""
+    function, b, (base, place, *_) = start(lanes=8)
+    mask = b.value("mask_first", [b.value("s_const", [], S64, value=count)], MASK)
+    row = b.value("load", [base], ROW_F32, dtype=f32, masked=False, disp=0)
+    b.add("store", [row, place, mask], dtype=f32, masked=True, disp=0, streaming=False)
+    found = names(select(function, rules, V3))
+    assert {name for name in found if found[name] and name.startswith(("vmov", "vpextr", "vmask"))} - {
+        "vmovups.256"} == stores
+
+
 @pytest.mark.parametrize(("dtype", "count", "moved"), [(u8, 4, "vmovd.to_vec"), (bf16, 2, "vmovd.to_vec"),
                                                        (bf16, 4, "vmovq"), (u8, 3, "vpinsrb")])
 def test_so_many_narrow_elements_are_loaded_at_once(dtype: DType, count: int, moved: str) -> None:

@@ -210,15 +210,64 @@ def test_values_that_heads_share_are_read_row_after_row(name: str, facts: Facts,
 
 
 @pytest.mark.parametrize(("static", "registers", "rows"), [
-    ({"H": 16, "C": 64, "S": 32}, 32, 16), ({"H": 16, "C": 64, "S": 32}, 16, 8), ({"H": 32, "C": 64, "S": 32}, 32, 8)])
+    ({"H": 16, "C": 64, "S": 32}, 32, 16), ({"H": 16, "C": 64, "S": 32}, 16, 12), ({"H": 32, "C": 64, "S": 32}, 32, 8)])
 def test_a_single_vector_meets_as_many_rows_as_are_known_distances_apart(static: dict[str, int], registers: int,
                                                                          rows: int) -> None:
-    """More than 8 where extents are compiled in, if registers hold their sums; by two vectors 8 are enough."""
+    """More than 8 where extents are compiled in, as far as registers hold their sums; by two vectors 8 are enough."""
     function = reduce_loops(LIBRARY["latent_attention_decode_f32"].kernel.tile_ir(static))
     canonicalize(function)
     told = choices(function, Schedule(), replace(PLAIN, vector_registers=registers), Specialization({})).schedule
     assert (told.lane, told.registers["p"]) == ("h", rows)
     assert chosen("latent_attention_decode_f32", PLAIN, H=(16, 16), C=(64, 64), S=(32, 32)).registers["p"] <= 8
+
+
+FEW_REGISTERS = replace(PLAIN, vector_registers=16, fma_per_cycle=2)
+
+
+@pytest.mark.parametrize(("name", "some", "others"), [
+    ("latent_attention_decode_f32", {6 * 2 * 4, 4 * 2 * 4, 2 * 2 * 4}, set()),
+    ("latent_attention_decode_bf16", {6 * 2 * 16, 4 * 2 * 16, 4 * 2 * 4}, {6 * 2 * 4, 2 * 2 * 4})])
+def test_sums_beside_two_vectors_hide_the_latency_where_registers_are_few(name: str, some: set[int],
+                                                                          others: set[int]) -> None:
+    """More than two units have in flight, of 64 positions and of 32 columns where they lie, with smaller steps for what
+    that leaves; of columns in scratch memory a divisor. By four steps of the depth, or a vector where it is widened."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir({"H": 32, "C": 32, "S": 32}))
+    canonicalize(function)
+    products = set(products_in_blocks(lower(function, Schedule(), FEW_REGISTERS, Specialization({}))))
+    assert some <= products and not others & products, products
+
+
+@pytest.mark.parametrize(("facts", "heads", "depth", "positions"), [
+    (FEW_REGISTERS, 4, 128, 48), (FEW_REGISTERS, 3, 128, 48), (FEW_REGISTERS, 2, 128, 256),
+    (FEW_REGISTERS, 1, 256, 256), (PLAIN, 4, 128, 256)])
+def test_values_that_are_read_by_columns_stay_in_the_first_cache(facts: Facts, heads: int, depth: int,
+                                                                 positions: int) -> None:
+    """Where registers do not hold a whole row of them for several heads."""
+    function = reduce_loops(LIBRARY["attention_decode_f32"].kernel.tile_ir({"G": heads, "D": depth}))
+    canonicalize(function)
+    known = Specialization({"P": DimClass(4096, 64)})
+    assert choices(function, Schedule(), facts, known).schedule.tile["p"] == positions
+
+
+def test_the_next_tile_of_values_is_asked_for_in_the_order_of_memory() -> None:
+    """By steps that read four rows of this one, a few columns at a time."""
+    function = reduce_loops(LIBRARY["attention_decode_f32"].kernel.tile_ir({"G": 4, "D": 128}))
+    canonicalize(function)
+    lowered = lower(function, Schedule(), FEW_REGISTERS, Specialization({"P": DimClass(4096, 64)}))
+    rows = [[op.attributes["disp"] for op in block.ops if op.name == "prefetch" and op.attributes["level"] == 2]
+            for op in lowered.walk() for block in op.blocks if op.attributes.get("label") == "p"]
+    assert {after - before for found in rows for before, after in pairwise(found)} == {64}, rows
+
+
+def test_no_single_column_is_left_for_sums_that_hide_the_latency() -> None:
+    """Of 26 columns six are held and two are left; of 25 five are."""
+    five = {}
+    for depth in (25, 26):
+        function = reduce_loops(LIBRARY["attention_f32"].kernel.tile_ir({"D": depth}))
+        canonicalize(function)
+        known = Specialization({"T": DimClass(512, 64)})
+        five[depth] = 5 * 2 * 4 in products_in_blocks(lower(function, Schedule(), FEW_REGISTERS, known))
+    assert five == {25: True, 26: False}
 
 
 @pytest.mark.parametrize(("name", "scatter", "order"), [

@@ -8,7 +8,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
@@ -82,6 +82,7 @@ def test_products_of_what_was_computed(facts: Facts, extents: tuple[int, int, in
 @settings(max_examples=examples(15))
 @given(m=st.integers(1, 70), n=st.integers(0, 140), k=st.integers(1, 40), e=st.integers(1, 40),
        seed=st.integers(0, 99), tile=st.sampled_from([0, 1, 5, 32, 128]), rows=st.integers(1, 9))
+@example(m=16, n=37, k=2, e=18, seed=75, tile=5, rows=6)
 def test_any_extents_and_tiles(m: int, n: int, k: int, e: int, seed: int, tile: int, rows: int) -> None:
     function = reduce_loops(chained.tile_ir())
     arguments = arguments_of(m, n, k, e, seed)

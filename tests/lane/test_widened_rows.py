@@ -25,6 +25,7 @@ from tests.strategies import examples
 B, H, N = sp.dims("B H N")
 ALONE = Facts()     # one multiply-add starts in a cycle
 STREAMS = replace(ALONE, requests=Requests(row_streams=4))
+AHEAD = replace(ALONE, fma_per_cycle=2, vector_registers=16)
 
 
 def make(width: int) -> Any:
@@ -76,6 +77,18 @@ def test_rows_are_widened_beside_the_products_that_meet_them_first() -> None:
     assert found and all(map(multiplies, found))
 
 
+def test_the_piece_before_widens_them_where_registers_are_few() -> None:
+    """Of what a block stores as it multiplies, it loads nothing: that was stored before."""
+    def places(block: Block, name: str) -> set[object]:
+        return {(op.operands[-1], op.attributes["disp"]) for op in block.ops if op.name == name
+                and op.attributes["dtype"] is f32}
+
+    found = [block for block in blocks_that_widen(AHEAD, 32) if multiplies(block)]
+    assert found
+    for block in found:
+        assert places(block, "store") and not places(block, "store") & places(block, "load_splat")
+
+
 @pytest.mark.parametrize(("facts", "width"), [(replace(ALONE, fma_per_cycle=2), 32), (ALONE, 24)])
 def test_a_walk_of_their_own_widens_them(facts: Facts, width: int) -> None:
     """Where multiply-adds leave no time for it, or the rows are no whole vectors."""
@@ -86,7 +99,7 @@ def test_a_walk_of_their_own_widens_them(facts: Facts, width: int) -> None:
 @settings(max_examples=examples(8), deadline=None)
 @example(width=32, b=1, h=16, last=40, more=0, facts=ALONE, workers=1, seed=0)
 @given(width=st.sampled_from(sorted(ATTEND)), b=st.integers(1, 3), h=st.sampled_from([3, 16, 20]),
-       last=st.integers(0, 150), more=st.integers(0, 3), facts=st.sampled_from([ALONE, STREAMS]),
+       last=st.integers(0, 150), more=st.integers(0, 3), facts=st.sampled_from([ALONE, STREAMS, AHEAD]),
        workers=st.integers(1, 2), seed=st.integers(0, 99))
 def test_any_rows(width: int, b: int, h: int, last: int, more: int, facts: Facts, workers: int, seed: int) -> None:
     function = reduce_loops(ATTEND[width].tile_ir())
