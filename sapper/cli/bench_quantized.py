@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from ..kernels.fp8_panels import FEW_ROWS
 from ..kernels.record import torch_view
 from ..models.deepseek.config import from_json
 from ..models.deepseek.session import Session
@@ -319,7 +318,7 @@ def _rows_of_x(count: int, columns: int) -> Array:
 def _products_of(matrix: Matrix, count: int, work: Workspace) -> str:
     """By what a matrix is multiplied with so many rows: "f32", "bf16" or "i8"."""
     if isinstance(matrix, ScaledMatrix):
-        return "f32" if count <= FEW_ROWS else "bf16"
+        return "f32" if matrix.in_f32(count, work) else "bf16"
     if count > 1 and matrix.rounds_rows(count, work):
         return "bf16"
     return "i8" if matrix.quantises else "f32"

@@ -198,6 +198,7 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     from ..ir.rewriter import eliminate_dead
     from ..lane.even_odd import take_even_and_odd
     from ..lane.float8 import join_loads
+    from ..lane.float8_sums import ROWS, add_up_quickly
     from ..lane.joined_splats import join_splats
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
@@ -216,8 +217,10 @@ def simplify_lane(lane: Function, target: Any) -> Function:
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "multiply_two_by_two")
     if "widen_float8" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes:
-        join_loads(lane)
+        join_loads(lane, target.float8_rows)
         _trace(lane, "join_loads")
+        if target.float8_rows == ROWS and add_up_quickly(lane):
+            _trace(lane, "add_up_quickly")
     if ("pack2" in rules_of(target).legal_ops(target) and lane.attributes["lanes"] == target.lanes
             and take_even_and_odd(lane)):
         _trace(lane, "take_even_and_odd")

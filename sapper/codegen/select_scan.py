@@ -198,7 +198,8 @@ class _Scan:
             values.block_of[value] = block
         value = op.results[0]
         if name in ("load", "load_splat"):
-            if not op.attributes.get("masked") and op.attributes["dtype"].name in values.rules.FOLDED_DTYPES:
+            if not (op.attributes.get("masked") or op.attributes.get("twice")) and (
+                    op.attributes["dtype"].name in values.rules.FOLDED_DTYPES):
                 self._loaded[value] = self._epoch
                 self.candidates.append(op)
         elif name in _DEFERRABLE:

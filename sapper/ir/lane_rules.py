@@ -207,7 +207,9 @@ def _lane_shuffle(attribute: str, least: int) -> Rule:
 def _lane_widen_float8(check: Checker, op: Op) -> None:
     check.one_of(op, "dtype", (f8e4m3, f8e5m2))
     check.operands(op, ROW_B32)
-    check.results(op, *[ROW_F32] * 4)
+    check.results(op, *[ROW_F32] * (2 if len(op.results) == 2 else 4))
+    if op.attributes.get("scaled") and (len(op.results) != 2 or op.attributes["dtype"] is not f8e4m3):
+        check.fail(f"scaled, {len(op.results)} rows of {op.attributes['dtype']}", "two of f8e4m3")
 
 
 def _lane_widen_bytes(check: Checker, op: Op) -> None:
@@ -269,6 +271,8 @@ def _lane_load(gathered: bool) -> Rule:
         bits = op.attributes.get("bits")
         if bits is not None and not (dtype is b32 and 0 <= check.attribute(op, "bits", int) < 1 << 32):
             check.fail(f"bits = {bits} of {dtype}", "32 bits, unsigned, of b32")
+        if op.attributes.get("twice") and (dtype is not b32 or op.attributes.get("masked")):
+            check.fail(f"twice, of {dtype}, masked = {bool(op.attributes.get('masked'))}", "b32, and no mask")
         check.results(op, MEMORY_ROWS[dtype])
 
     return rule
@@ -650,7 +654,7 @@ LANE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("dot4_u8i8", "dot4_i8i8", "dot4_u8u8", "dot2_i16", "two_by_two_i8i8", "two_by_two_u8u8",
                      "two_by_two_u8i8"),
                     _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,))),
-    **dict.fromkeys(("pairs_u8i8", "add_i16"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
+    **dict.fromkeys(("pairs_u8i8", "add_i16", "max_u8"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
     "widen_bytes": _lane_widen_bytes,
     **dict.fromkeys(("fraction", "reciprocal"), _signature((ROW_F32,), (ROW_F32,))),
     "copy_sign": _signature((ROW_F32, ROW_F32), (ROW_F32,)),

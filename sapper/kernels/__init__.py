@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "rope_yarn", "activation",
     "matmul", "batched", "integer", "matvec", "narrow",
-    "quantized", "widen", "k_quants", "near", "fp8", "fp8_panels",
+    "quantized", "widen", "k_quants", "near", "fp8", "fp8_panels", "fp8_blocks",
     "shares", "attention", "attention_narrow", "paged", "mla", "mla_blocks", "mla_narrow", "mla_rounded",
     "runs",
     "sparse", "sparse_paged", "gate", "moe", "moe_blocks", "moe_k", "moe_rounded", "moe_pairs", "moe_fp8",
+    "moe_fp8_blocks",
     "sampling", "cross_entropy", "movement",
 )
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""

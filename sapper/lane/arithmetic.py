@@ -262,6 +262,12 @@ def _two_by_two(dot: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any]
     return multiply
 
 
+def _scaled_float8(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """As `widen_float8` has them: the bits below the sign where f32 has its exponent and mantissa."""
+    wide = codes.astype(np.uint32)
+    return ((wide & 0x80) << 24 | (wide & 0x7F) << 20).view(np.float32)
+
+
 def _words(row: Any) -> Any:
     return row.view(np.int16)
 
@@ -342,6 +348,7 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "dot2_i16": _dot2_i16,
     "pairs_u8i8": _pairs_u8i8,
     "add_i16": lambda a, b: (_words(a) + _words(b)).view(np.uint32),
+    "max_u8": lambda a, b: np.maximum(a.view(np.uint8), b.view(np.uint8)).view(np.uint32),
     "pack_bf16": _pack_bf16,
     "concat_bf16": _concat_bf16,
     "is_denormal": lambda a: (a != 0) & (np.abs(a) < np.finfo(np.float32).tiny),
@@ -438,8 +445,10 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
         lane = attributes["lane"]
         return lambda a: np.full(lanes, a[lane])
     if name == "widen_float8":
-        kind = ELEMENTS[attributes["dtype"]]
-        return lambda a: tuple(a.view(kind).astype(np.float32).reshape(4, lanes))
+        kind, rows = ELEMENTS[attributes["dtype"]], len(op.results)
+        if attributes.get("scaled"):
+            return lambda a: tuple(_scaled_float8(a.view(np.uint8)[: rows * lanes]).reshape(rows, lanes))
+        return lambda a: tuple(a.view(kind)[: rows * lanes].astype(np.float32).reshape(rows, lanes))
     if name == "widen_bytes":
         kind, odd = ELEMENTS[attributes["dtype"]], int(attributes["odd"])
         return lambda a: a.view(kind)[odd::2].astype(np.int16).view(np.uint32)

@@ -191,16 +191,18 @@ def _replace(op: Op, value: Value) -> None:
 
 # Reading a whole register of codes, where the target widens one at once.
 
-ROWS_AT_ONCE = 4
+ALL_ROWS = 4
+"""Rows of numbers whose codes fill a register."""
 _PASSES = frozenset({name for name, row in LANE_OPS.rows.items() if row.pure and not row.blocks}) | {
     "load", "load_splat", "gather", "s_load", "prefetch"}
 """Ops that loads may be moved over."""
 
 
-def join_loads(function: Function) -> None:
-    """Loads of fp8 that lie side by side, four rows of them, become one of their bytes and `widen_float8`, in place.
-    For targets whose register holds just these."""
+def join_loads(function: Function, count: int) -> None:
+    """Loads of fp8 that lie side by side, so many rows of them, become one of their bytes and `widen_float8`, in place.
+    For targets whose register holds just these, four rows, or two of e4m3 in each of its halves."""
     lanes = function.attributes["lanes"]
+    formats = _FORMATS.keys() if count == ALL_ROWS else {f8e4m3}
 
     def visit(block: Block) -> None:
         open_loads: dict[tuple[object, ...], dict[int, Op]] = {}
@@ -209,17 +211,17 @@ def join_loads(function: Function) -> None:
         for op in block.ops:
             for inner in op.blocks:
                 visit(inner)
-            if op.name == "load" and op.attributes["dtype"] in _FORMATS and not op.attributes.get("masked"):
+            if op.name == "load" and op.attributes["dtype"] in formats and not op.attributes.get("masked"):
                 a = op.attributes
                 key = (*op.operands, a["dtype"], a.get("scale", 1), a.get("near", False))
                 found = open_loads.setdefault(key, {})
                 disp = a.get("disp", 0)
                 found[disp] = op
-                for start in range(disp - 3 * lanes, disp + 1, lanes):
-                    rows = [found.get(start + lanes * r) for r in range(ROWS_AT_ONCE)]
+                for start in range(disp - (count - 1) * lanes, disp + 1, lanes):
+                    rows = [found.get(start + lanes * r) for r in range(count)]
                     if None not in rows:
                         _join([row for row in rows if row is not None], start, block, made, gone)
-                        for r in range(ROWS_AT_ONCE):
+                        for r in range(count):
                             del found[start + lanes * r]
                         break
             elif op.name not in _PASSES:
@@ -231,11 +233,13 @@ def join_loads(function: Function) -> None:
 
 
 def _join(rows: list[Op], start: int, block: Block, made: dict[Op, list[Op]], gone: set[Op]) -> None:
-    """The first of the four in the block gives way to both ops: what they read is the same for all."""
+    """The first of them in the block gives way to both ops: what they read is the same for all."""
     first = min(rows, key=block.ops.index)
     attributes = {**first.attributes, "dtype": b32, "disp": start}
+    if len(rows) < ALL_ROWS:
+        attributes["twice"] = True
     wide = Op("load", first.operands, (ROW_B32,), attributes, None, first.location)
-    apart = Op("widen_float8", [wide.result], (ROW_F32,) * ROWS_AT_ONCE, {"dtype": first.attributes["dtype"]}, None,
+    apart = Op("widen_float8", [wide.result], (ROW_F32,) * len(rows), {"dtype": first.attributes["dtype"]}, None,
                first.location)
     for number, row in enumerate(rows):
         apart.results[number] = row.result

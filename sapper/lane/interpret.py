@@ -256,7 +256,8 @@ def _build_load(program: Program, op: Op) -> Step:
     address, mask = program.address(op, 0)
     kind, row = ELEMENTS[op.attributes["dtype"]], ROW_OF_ELEMENTS[op.attributes["dtype"]]
     result, lanes, size_bytes = program.slot(op.result), program.lanes, kind.itemsize
-    bits = op.attributes.get("bits")
+    bits, times = op.attributes.get("bits"), 2 if op.attributes.get("twice") else 1
+    lanes //= times
 
     def load(e: list[Any]) -> None:
         at = address(e)
@@ -269,7 +270,7 @@ def _build_load(program: Program, op: Op) -> Step:
                 raw[lane] = bytes_at(e[0], op, lane_at, size_bytes, False, lane).view(kind)[0]
         else:
             raw = whole.view(kind)
-        value = raw.astype(row)
+        value = raw.astype(row) if times == 1 else np.tile(raw.astype(row), times)
         if bits is not None and (value.view(np.uint32) & np.uint32(~bits & 0xFFFFFFFF)).any():
             raise LaneError(f"{at_op(op)}: found {value.view(np.uint32)}; expected no bits but {bits:#x}")
         e[result] = value if mask is None else np.where(e[mask], value, row.type(0))

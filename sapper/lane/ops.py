@@ -123,9 +123,10 @@ LANE_OPS = OpTable("lane", [
     OpSpec("bitcast", (1, 1), doc="the same bits as another row type of the same width"),
     OpSpec("round_to", (1, 1), attributes=("dtype",), doc="f32 row rounded to a value of bf16, f16 or fp8 (nearest "
                                                          "even; too large: infinity, NaN in f8e4m3)"),
-    OpSpec("widen_float8", (1, 1), (4, 4), attributes=("dtype",),
-           doc="row<b32> of four fp8 numbers each -> four row<f32>: of all numbers in the order of memory, row r has "
-               "those from r * lanes on; only where the target has it"),
+    OpSpec("widen_float8", (1, 1), (2, 4), attributes=("dtype",), optional=("scaled",),
+           doc="row<b32> of four fp8 numbers each -> four row<f32>, or two of the first half of them, which the other "
+               "half repeats: of all numbers in the order of memory, row r has those from r * lanes on; `scaled`, of "
+               "two: times 2**-120, and NaN as 480 of its sign is; only where the target has it"),
     # Between lanes.
     OpSpec("shuffle_xor", (1, 1), attributes=("distance",), doc="lane i gets lane i ^ distance"),
     OpSpec("broadcast_lane", (1, 1), attributes=("lane",), doc="every lane gets lane `lane`"),
@@ -137,10 +138,11 @@ LANE_OPS = OpTable("lane", [
     OpSpec("zip", (2, 2), (2, 2), doc="a, b -> low, high: element i of a and then of b, for all i; what unzip undoes"),
     # Memory. Memory dtype -> row: f32 and narrower floats -> f32; f64 -> f64; i8, u8, i16, i32, bool -> i32;
     # i64 -> i64; b32.
-    OpSpec("load", (1, 3), attributes=("dtype",), optional=(*_ADDRESS, "masked", "beside", "bits"), pure=False,
+    OpSpec("load", (1, 3), attributes=("dtype",), optional=(*_ADDRESS, "masked", "beside", "bits", "twice"), pure=False,
            doc="consecutive elements, one a lane; `beside`: as many elements behind them (1), or before them (-1), are "
                "read as well, by another load, and may be touched by this one; never with a mask; `bits`, of b32: all "
-               "that may be set in a lane"),
+               "that may be set in a lane; `twice`, of b32 without a mask: only half as many, which the other half of "
+               "the lanes has, too"),
     OpSpec("load_splat", (1, 2), attributes=("dtype",), optional=_ADDRESS, pure=False,
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
@@ -191,6 +193,7 @@ LANE_OPS = OpTable("lane", [
     OpSpec("pairs_u8i8", (2, 2), doc="a (b32, four u8), b (b32, four i8) -> b32, two i16: the sums a0 * b0 + a1 * b1 "
                                      "and a2 * b2 + a3 * b3, saturating; only where the target has it"),
     OpSpec("add_i16", (2, 2), doc="b32 rows of two i16: their sums, wrapping; only where the target has it"),
+    OpSpec("max_u8", (2, 2), doc="b32 rows of four u8: the greater of each; only where the target has it"),
     OpSpec("widen_bytes", (1, 1), attributes=("dtype", "odd"),
            doc="row<b32> of four i8 or u8 -> two i16: elements 0 and 2, or 1 and 3 if `odd`; only where the target "
                "has it"),

@@ -127,11 +127,20 @@ class Workspace:
 
     def has_tiles(self) -> bool:
         """Whether tile registers multiply bf16."""
+        unit = self._target().tiles
+        return unit is not None and ("bf16", "bf16") in unit.products
+
+    def widens_blocks(self) -> bool:
+        """Whether several rows in f32 meet weights in fp8 best that are widened a block at a time
+        (sapper/kernels/fp8_blocks.py): where registers hold the sums of few rows, and slots of bf16 are multiplied no
+        faster than f32."""
+        target = self._target()
+        return not target.lanes_are_threads and target.vector_registers <= 16 and "dot2_bf16" not in target.dots
+
+    def _target(self) -> Any:
         from ..runtime.launch import configuration
 
-        target = configuration().find_target(None) if self.target is None else self.target
-        unit = target.tiles
-        return unit is not None and ("bf16", "bf16") in unit.products
+        return configuration().find_target(None) if self.target is None else self.target
 
     def packs_pairs(self) -> bool:
         """See reads_pairs."""

@@ -3,7 +3,7 @@
 In: rows of a checkpoint's fp8 numbers and their scales. Out: `ScaledMatrix` and, of a mixture, `ScaledExperts`, beside
 `Blocks` and `BlockExperts` of linear.py. Holds: no weight is rounded; a token's vector is scaled instead. The
 activations of more than a few tokens are rounded to bf16 before they meet a ScaledMatrix, which halves what their
-products take, but where all is to be exact.
+products take, but where all is to be exact, and where it gains nothing (Workspace.widens_blocks).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from ..kernels import fp8, fp8_panels, moe_fp8, narrow
+from ..kernels import fp8, fp8_blocks, fp8_panels, moe_fp8, moe_fp8_blocks, narrow
 from ..kernels.fp8_panels import FEW_ROWS, PANEL
 from ..kernels.moe_blocks import panel_blocks
 from ..kernels.moe_fp8 import PAIR
@@ -172,6 +172,8 @@ class ScaledMatrix:
     ) -> Steps:
         matrices, columns = (self, *others), self.weights.shape[1]
         task = name.replace("_nt", "").removeprefix("matmul")
+        if work.widens_blocks() and len(x.array) > fp8_blocks.FEWEST_ROWS:
+            return self._by_blocks(task, x, others, rest, work)
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         if len(x.array) <= FEW_ROWS:
             weights = [part for one in matrices for part in (one.weights, one.scale)]
@@ -187,6 +189,22 @@ class ScaledMatrix:
             operands += [slots, one.scale]
         pairs = Rows(in_blocks(rows, 2), x.count)
         return [*steps, (getattr(fp8_panels, f"matmul{task}_fp8"), (*operands, self.places, pairs, *panels))]
+
+    def in_f32(self, rows: int, work: Workspace) -> bool:
+        """Whether so many rows are multiplied as they are."""
+        return self.exact or rows <= FEW_ROWS or work.widens_blocks()
+
+    def _by_blocks(
+        self, task: str, x: Rows, others: Sequence[ScaledMatrix], rest: Sequence[Rows], work: Workspace
+    ) -> Steps:
+        panels, columns, _ = self.weights.shape
+        matrices, blocks = (self, *others), panel_blocks(panels, work.workers)
+        weights = [part for one in matrices
+                   for part in (one.weights.reshape(*blocks, columns, PANEL), one.scale)]
+        room = _room_of_blocks(blocks[0], len(matrices), work)
+        results = [Rows(in_blocks(one.array, PANEL).reshape(len(one.array), *blocks, PANEL), one.count) for one in rest]
+        kernel = getattr(fp8_blocks, f"matmul_blocks{task}_fp8")
+        return [(kernel, (*weights, self.places.reshape(blocks), x, *room, *results))]
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         panels, columns, lanes = self.weights.shape
@@ -244,6 +262,8 @@ class ScaledExperts:
     def apply_groups(
         self, others: Sequence[ScaledExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
+        if work.widens_blocks():
+            return self._by_blocks(others, x, ranges, y, work)
         count, panels, columns, _ = self.weights.shape
         matrices, each = (self, *others), () if others else (PAIR,)
         blocks = *panel_blocks(panels // math.prod(each), work.workers), *each
@@ -254,3 +274,21 @@ class ScaledExperts:
         kernel = moe_fp8.grouped_swiglu_fp8 if others else moe_fp8.grouped_fp8
         result = Rows(y.array.reshape(len(y.array), *blocks, PANEL), y.count)
         return [(kernel, (x, *ranges, *operands, self.places.reshape(blocks), *near, result))]
+
+    def _by_blocks(
+        self, others: Sequence[ScaledExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        count, panels, columns, _ = self.weights.shape
+        matrices, blocks = (self, *others), panel_blocks(panels, work.workers)
+        operands = [operand for one in matrices
+                    for operand in (one.weights.reshape(count, *blocks, columns, PANEL), one.scale)]
+        kernel = moe_fp8_blocks.grouped_blocks_swiglu_fp8 if others else moe_fp8_blocks.grouped_blocks_fp8
+        result = Rows(y.array.reshape(len(y.array), *blocks, PANEL), y.count)
+        room = _room_of_blocks(blocks[0], len(matrices), work)
+        return [(kernel, (x, *ranges, *operands, self.places.reshape(blocks), *room, result))]
+
+
+def _room_of_blocks(count: int, matrices: int, work: Workspace) -> list[Array]:
+    """Memory of kernels that widen weights by blocks: a block for each of so many, and sums of each matrix."""
+    return [work.wide(place, count * rows, PANEL).reshape(count, rows, PANEL)
+            for place, rows in enumerate((fp8.BLOCK, *[fp8_blocks.ROWS] * matrices))]

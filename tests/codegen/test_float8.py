@@ -18,7 +18,7 @@ from tests.lane.run_lane import run_lane, specialize
 
 from .run_native import RUNNABLE, run_native
 
-MACHINES = [name for name in ("v3", "v4", "zen4") if name in RUNNABLE]
+MACHINES = [name for name in ("v3", "zen3", "v4", "zen4") if name in RUNNABLE]
 FORMATS = {"f8e4m3": ml_dtypes.float8_e4m3fn, "f8e5m2": ml_dtypes.float8_e5m2}
 N, K, P = sp.dims("N K P")
 
@@ -219,15 +219,17 @@ def test_products() -> None:
     run_everywhere(products, {"a": a, "x": x.astype(np.float32), "y": np.zeros(37, np.float32)}, check)
 
 
-@pytest.mark.parametrize("machine", ["zen4", "v4"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("name", "machine"), [
+    (name, machine) for name in FORMATS for machine in ("zen4", "v4")] + [("f8e4m3", "zen3")])
 def test_a_register_at_once(name: str, machine: str) -> None:
-    """Where a target widens a register of codes, by tables of bytes or by words, four loads are one; the lane
-    interpreter says what that means."""
+    """Where a target widens a register of codes, by tables of bytes or by words, four loads are one, or two that fill
+    half a register; the lane interpreter says what that means."""
     codes = np.arange(256, dtype=np.uint8).view(FORMATS[name])
     kernel = globals()[f"unpack_{name}"]
     arguments = {"x": codes, "y": np.zeros(256, np.float32), "backwards": np.zeros(256, np.float32)}
-    lane = run_lane(kernel.tile_ir(), arguments, passes=lambda lane: finish_lane(lane, TARGETS[machine]))
+    target = TARGETS[machine]
+    lane = run_lane(kernel.tile_ir(), arguments, passes=lambda lane: finish_lane(lane, target),
+                    facts=facts_of(target) if machine == "zen3" else None)
     assert [op for op in lane.walk() if op.name == "widen_float8"]
     assert_same(arguments["y"], codes.astype(np.float32))
     assert_same(arguments["backwards"], codes.astype(np.float32)[::-1])
@@ -239,7 +241,7 @@ def test_rows_behind_one_another_are_widened_at_once() -> None:
     x = codes.reshape(16, 7, 16).view(FORMATS["f8e4m3"])
     arguments, wanted = {"x": x, "y": np.zeros(x.shape, np.float32)}, x.astype(np.float32) * np.float32(3)
     run_everywhere(scaled_panels, arguments, lambda done: assert_same(done["y"], wanted))
-    for machine, at_once in (("zen4", True), ("v4", True), ("v3", False)):
+    for machine, at_once in (("zen4", True), ("v4", True), ("zen3", True), ("v3", False)):
         function, target = scaled_panels.tile_ir(), TARGETS[machine]
         lane = finish_lane(to_lane(function, Schedule(), facts_of(target), specialize(function, arguments)), target)
         assert any(op.name == "widen_float8" for op in lane.walk()) is at_once

@@ -191,6 +191,9 @@ def test_packed_dot_products() -> None:
     same(rows("dot2_i16", ["i32", "b32", "b32"], "i32", [[0, 1], words, words]), [-2**31, 26])
     same(rows("add_i16", ["b32", "b32"], "b32", [words, words]),
          np.array([0, 0, 6, -8], np.int16).view(np.uint32).tolist())
+    bytes_of = np.array([[1, 255, 0, 7, 128, 127, 5, 0], [2, 254, 0, 6, 127, 128, 5, 1]], np.uint8)
+    same(rows("max_u8", ["b32", "b32"], "b32", bytes_of.view(np.uint32).tolist()),
+         bytes_of.max(axis=0).view(np.uint32).tolist())
     for dtype, kind in (("i8", np.int8), ("u8", np.uint8)):
         for odd in (False, True):
             same(rows("widen_bytes", ["b32"], "b32", [b], f"{{dtype = :{dtype}, odd = {str(odd).lower()}}}"),

@@ -58,7 +58,7 @@ _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _
           "sub": _BINARY_SECOND, "div": _BINARY_SECOND, "min": _BINARY_SECOND, "max": _BINARY_SECOND,
           "cmp": _BINARY_BOTH, "fma": frozenset([0, 1, 2]), "dot2_bf16": frozenset([1, 2]),
           "dot4_u8i8": frozenset([2]), "dot2_i16": frozenset([1, 2]), "pairs_u8i8": _BINARY_SECOND,
-          "add_i16": _BINARY_SECOND, "widen_float8": frozenset([0]), "sqrt": frozenset([0]),
+          "add_i16": _BINARY_SECOND, "max_u8": _BINARY_SECOND, "widen_float8": frozenset([0]), "sqrt": frozenset([0]),
           "floor": frozenset([0]), "ceil": frozenset([0]),
           "trunc": frozenset([0]), "round": frozenset([0]), "fraction": frozenset([0])}
 
@@ -134,6 +134,8 @@ def legal_ops(target: Any) -> frozenset[str]:
         legal.add("pack2")
     if target.float8_rows > 1:
         legal.add("widen_float8")
+    if target.float8_rows == 2:
+        legal.add("max_u8")
     if target.tiles is not None:
         legal |= {"tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store", "tile_multiply",
                   "tile_wake"}

@@ -115,7 +115,7 @@ def _mask_of_bytes(s: Any, op: Op) -> tuple[Key, ...]:
 
 RULES: dict[str, Rule] = {
     "dot2_bf16": dot_bf16, "dot4_u8i8": dot_bytes, "dot2_i16": dot_words, "pairs_u8i8": _pairs("vpmaddubsw"),
-    "add_i16": _pairs("vpaddw"), "widen_bytes": widen_bytes,
+    "add_i16": _pairs("vpaddw"), "max_u8": _pairs("vpmaxub"), "widen_bytes": widen_bytes,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {"widen_bytes": _mask_of_bytes}

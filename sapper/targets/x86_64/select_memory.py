@@ -27,6 +27,9 @@ def load(s: Any, op: Op) -> None:
     mask = op.operands[-1] if op.attributes.get("masked") else None
     result = op.results[0]
     facts = s.facts
+    if op.attributes.get("twice"):
+        s.emit(f"vbroadcasti128.{facts.bits4}", s.define(result), memory)
+        return
     if name in FOLDED_DTYPES:
         bits = bits_of(s, dtype)
         if mask is None:

@@ -368,7 +368,7 @@ def test_every_op_has_a_rule_or_is_expanded_before() -> None:
     # Only where a target has them.
     assert missing == {"add_i16", "any_zero_bf16", "asm_contract", "concat_bf16", "copy_sign", "dot2_bf16", "dot2_i16",
                        "dot4_i8i8", "dot4_u8u8", "fma2_bf16", "fraction", "interleave", "is_denormal", "lookup",
-                       "pack_bf16", "pairs_u8i8",
+                       "max_u8", "pack_bf16", "pairs_u8i8",
                        "pick", "tile_configure", "tile_load", "tile_multiply", "tile_release", "tile_store",
                        "tile_wake", "tile_zero", "two_by_two_bf16", "two_by_two_i8i8", "two_by_two_u8i8",
                        "two_by_two_u8u8", "unzip", "widen_bytes", "widen_float8", "zip"}

@@ -48,9 +48,9 @@ ARRAYS = {"f": np.float32, "i": np.int32, "d": np.float64, "w": np.int64, "h": n
           "o": np.int32, "y": np.uint8}
 TABLE, PROBE_BYTES, PROBES = 64, 128, 600
 MADE_BY_PASSES = {"dot2_bf16", "dot4_u8i8", "dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes", "pack_bf16",
-                  "is_denormal", "concat_bf16", "any_zero_bf16", "interleave", "pack2", "widen_float8", "fraction",
-                  "lookup", "pick", "tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store",
-                  "tile_wake", "tile_multiply", "two_by_two_bf16", "two_by_two_i8i8", "two_by_two_u8i8",
+                  "is_denormal", "concat_bf16", "any_zero_bf16", "interleave", "pack2", "widen_float8", "max_u8",
+                  "fraction", "lookup", "pick", "tile_configure", "tile_release", "tile_zero", "tile_load",
+                  "tile_store", "tile_wake", "tile_multiply", "two_by_two_bf16", "two_by_two_i8i8", "two_by_two_u8i8",
                   "two_by_two_u8u8", "asm", "asm_contract"}
 """Ops that only targets have which say so (legal_ops, dots, tiles, pieces by hand)."""
 
