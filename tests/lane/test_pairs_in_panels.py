@@ -77,6 +77,15 @@ def test_rows_are_widened_before_and_panels_once_for_all_that_are_held() -> None
     assert count(apart, "fma") == 0 and count(apart, "fma2_bf16") > 0
 
 
+def test_rows_are_widened_before_where_registers_are_few() -> None:
+    """Five rows by the two vectors of a panel: a shift and a mask for each of these, none for the rows."""
+    facts = replace(CORE, lanes=8, vector_registers=16, shared_pipes=False, split_dots=CORE.dots)
+    loop = products(lowered(facts))
+    assert count(loop, "fma") == 2 * count(loop, "shl") * 5 == 2 * count(loop, "and") * 5 > 0
+    apart = products(lowered(replace(facts, vector_registers=32)))
+    assert count(apart, "fma") == 0 and count(apart, "fma2_bf16") > 0
+
+
 def test_panels_are_asked_for_ahead() -> None:
     """A line of each in a step of the depth."""
     asked = [op for op in products(lowered(CORE)).blocks[0].ops if op.name == "prefetch"]
