@@ -8,13 +8,12 @@ query head h * G + g does belong to key/value head h. keys, values [H, P, D]: th
 its queries sees, so a small block skips more of what is masked. `attention_rounded` is the same in products of bf16: it
 rounds queries and the weights of the softmax, as PyTorch and FlashAttention do, and sums in f32. `attention_decode` is
 for one token: the G heads that share a key/value head form the tile, so that the cache is read once;
-`attention_decode_split` and `attention_decode_shared` share out its positions too.
+`attention_decode_split` shares out its positions too.
 
 The running maximum starts at minus infinity. The first tile of positions always holds position 0, which every query
 sees, so after it the maximum is finite and no difference of infinities arises.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,9 +40,8 @@ from sapper import (
 
 from .online_softmax import attend, join
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
-from .shares import buffers, cuts, leave, part_of_row, rows_of_share, shared_reference
 
-T, H, G, D, P, B, W = sp.dims("T H G D P B W")
+T, H, G, D, P, B = sp.dims("T H G D P B")
 MINUS_INFINITY = float("-inf")
 LOG2_E = 1.4426950408889634
 QUERY_BLOCK, WIDE_QUERY_BLOCK = 32, 64
@@ -171,45 +169,12 @@ def make_attention_decode_split(cache: Any) -> Any:
     return attention_decode_split
 
 
-def make_attention_decode_shared(cache: Any) -> Any:
-    """`attention_decode` in shares of the positions of all rows (shares.py), which are key heads: these need not come
-    out even among the workers."""
-
-    @sp.kernel(name=f"attention_decode_shared_{cache.name}", specialise="G D")
-    def attention_decode_shared(
-        q: Tensor[f32, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
-        row: Tensor[i32, W + 1], at: Tensor[i32, W + 1], scale: f32, highest: Tensor[f32, W, 2, G],
-        total: Tensor[f32, W, 2, G], partial: Tensor[f32, W, 2, G, D], out: Tensor[f32, H, G, D],
-    ):
-        for w in each(W, disjoint=True):
-            first, behind = rows_of_share(row, at, w)
-            for h in range(first, behind):
-                begin, end = part_of_row(row, at, w, h, position + 1)
-                for g in tiles(G):
-                    d = whole(D)
-                    query = q[h, g, d]
-                    top = full(g, value=MINUS_INFINITY, dtype=f32)
-                    sums = zeros(g, dtype=f32)
-                    acc = zeros(g, d, dtype=f32)
-                    for p in tiles(span(begin, end)):
-                        score = (query @ keys[h, p, d]) * scale
-                        top, sums, acc = attend(top, sums, acc, score, values[h, p, d], p, exp, f32)
-                    if end - begin == position + 1:
-                        out[h, g, d] = acc / sums
-                    else:
-                        leave(highest, total, partial, w, begin, g, d, top, sums, acc)
-
-    return attention_decode_shared
-
-
 attention_f32 = make_attention("attention_f32", f32)
 attention_bf16 = make_attention("attention_bf16", bf16)
 attention_rounded_f32 = make_attention("attention_rounded_f32", bf16, products=bf16)
 attention_rounded_bf16 = make_attention("attention_rounded_bf16", bf16, activation=bf16, products=bf16)
 attention_decode_split_f32 = make_attention_decode_split(f32)
 attention_decode_split_bf16 = make_attention_decode_split(bf16)
-attention_decode_shared_f32 = make_attention_decode_shared(f32)
-attention_decode_shared_bf16 = make_attention_decode_shared(bf16)
 attention_decode_f32 = make_attention_decode(f32)
 attention_decode_bf16 = make_attention_decode(bf16)
 
@@ -262,7 +227,6 @@ def case(t: int, h: int, g: int, d: int, position: int, cache_size: int, decode:
 
 EXACT_PRODUCTS = Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the sums "
                            "run in any order and values cancel")
-PARTED = Tolerance(2e-5, 5e-5, f"{EXACT_PRODUCTS.reason}, in parts not yet divided by what weights sum up to")
 ROUNDED_PRODUCTS = {
     "f32": Tolerance(2.0**-7, 2.0**-6, "a query rounded to bf16 moves a score of a few units by some 2**-8 at most, "
                      "and exp makes that relative; weights are rounded by 2**-9; values of a few units cancel"),
@@ -276,37 +240,6 @@ def split_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> 
     out = made.pop("out")
     return {**made, "highest": unwritten(splits, h, g), "total": unwritten(splits, h, g),
             "partial": unwritten(splits, h, g, d), "out": out}
-
-
-def decode_shared_reference(arguments: Arguments) -> dict[str, Array]:
-    def found(h: int, seen: slice) -> tuple[Array, Array]:
-        keys, values = (arguments[name][h, seen].astype(np.float64) for name in ("keys", "values"))
-        return arguments["q"][h].astype(np.float64) @ keys.T * arguments["scale"], values
-
-    return shared_reference(arguments, [arguments["position"] + 1] * len(arguments["q"]), found)
-
-
-def shared_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
-    made = make_arguments(random, shape, cache, True)
-    row, at = cuts([shape["position"] + 1] * shape["H"], shape["W"])
-    scale, out = made.pop("scale"), made.pop("out")
-    return {**made, "row": row, "at": at, "scale": scale, **buffers(shape["W"], shape["G"], shape["D"]), "out": out}
-
-
-def _shared_entry(kernel: Any, cache: str) -> LibraryKernel:
-    size, shares = NUMPY_DTYPES[cache].itemsize, 2
-    cases = (case(1, h, g, d, position, size, True) for h, g, d, position in ((3, 3, 64, 511), (3, 4, 128, 4095)))
-    return LibraryKernel(
-        name=kernel.name, kernel=kernel, reference=decode_shared_reference,
-        make_arguments=lambda random, shape: shared_arguments(random, shape, cache), tolerance=PARTED,
-        cases=tuple(replace(one, shape=one.shape | {"W": shares}) for one in cases),
-        check_shapes=(
-            {"H": 1, "G": 1, "D": 1, "position": 0, "W": 2}, {"H": 3, "G": 3, "D": 5, "position": 40, "W": 2},
-            {"H": 1, "G": 3, "D": 64, "position": 150, "W": 4}, {"H": 5, "G": 2, "D": 16, "position": 33, "W": 3},
-            {"H": 2, "G": 1, "D": 9, "position": 20, "W": 9},
-        ),
-        dtype=cache,
-    )
 
 
 def _split_entry(kernel: Any, cache: str) -> LibraryKernel:
@@ -363,8 +296,6 @@ KERNELS = (
     _entry(attention_rounded_bf16, "bf16", False, True, "bf16"),
     _entry(attention_decode_f32, "f32", True),
     _entry(attention_decode_bf16, "bf16", True),
-    _shared_entry(attention_decode_shared_f32, "f32"),
-    _shared_entry(attention_decode_shared_bf16, "bf16"),
     _split_entry(attention_decode_split_f32, "f32"),
     _split_entry(attention_decode_split_bf16, "bf16"),
 )

@@ -7,11 +7,11 @@ rows may be fewer than workers, or more but no multiple of them, and as differen
 
 A kernel that attends takes the shares as its tasks (`rows_of_share`, `part_of_row`). Of a row that it has as a whole it
 writes the result; of one that it shares, of which there are two at most, the maximum of the scores, the sum of the
-weights and that of the weighted values (`leave`): in [w, CONTINUED] of a row that an earlier share begins, in
+weights and what they make of the values (`leave`): in [w, CONTINUED] of a row that an earlier share begins, in
 [w, BEGUN] of one that it begins itself. Then `merge_shares` joins the parts, which are at most W - 1 rows': where there
 are many rows, all of this is little beside them.
 
-    share_tokens    the cuts, for tokens at places of their own; for one at `position` `share_token`
+    share_tokens    the cuts, for tokens at places of their own
     merge_shares    what the parts of rows give together
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, exp, f32, i32, i64, whole, zeros
+from sapper import Tensor, each, exp, f32, i32, i64, where, whole, zeros
 
 from .online_softmax import join
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
@@ -62,17 +62,6 @@ def share_tokens(place: Tensor[i32, T], rows: i32, grain: i32, row: Tensor[i32, 
         before = behind
 
 
-@sp.kernel
-def share_token(position: i32, rows: i32, grain: i32, row: Tensor[i32, V], at: Tensor[i32, V]):
-    """The same for one token, of which all rows see the positions 0 ... position."""
-    shares = V - 1
-    count = position.to(i64) + 1
-    for w in range(V):
-        inside, begin = cut(w * (count * rows.to(i64)) // shares, count, grain)
-        row[w] = inside.to(i32)
-        at[w] = begin.to(i32)
-
-
 def rows_of_share(row: Any, at: Any, w: Any) -> Any:
     """The first row of share w, and the one behind its last. A share may be empty."""
     first, last = row[w], row[w + 1]
@@ -87,11 +76,11 @@ def part_of_row(row: Any, at: Any, w: Any, r: Any, count: Any) -> Any:
 
 def leave(highest: Any, total: Any, partial: Any, w: Any, begin: Any, g: Any, d: Any, top: Any, sums: Any,
           acc: Any) -> None:
-    """What share w found in its part of a row, from position `begin` on."""
+    """What share w found in its part of a row, from position `begin` on; of no position that is kept, nothing."""
     part = BEGUN if begin == 0 else CONTINUED
     highest[w, part, g] = top
     total[w, part, g] = sums
-    partial[w, part, g, d] = acc
+    partial[w, part, g, d] = acc * where(sums > 0.0, 1.0 / sums, 0.0)
 
 
 @sp.kernel(specialise="D")
@@ -106,11 +95,12 @@ def merge_shares(
             d = whole(D)
             top = highest[w, BEGUN, g]
             sums = total[w, BEGUN, g]
-            acc = partial[w, BEGUN, g, d]
+            acc = partial[w, BEGUN, g, d] * sums
             for b in range(w + 1, W):
                 if row[b] == mine and (row[b + 1] > mine or at[b + 1] > at[b]):
-                    top, sums, acc = join(top, sums, acc, highest[b, CONTINUED, g], total[b, CONTINUED, g],
-                                          partial[b, CONTINUED, g, d], exp)
+                    more = total[b, CONTINUED, g]
+                    top, sums, acc = join(top, sums, acc, highest[b, CONTINUED, g], more,
+                                          partial[b, CONTINUED, g, d] * more, exp)
             out[mine, g, d] = acc / sums
 
 
@@ -166,7 +156,9 @@ def shared_reference(
                 out[r] = weight @ values / weight.sum(axis=-1, keepdims=True)
             else:
                 expected["highest"][w, part], expected["total"][w, part] = top, weight.sum(axis=-1)
-                expected["partial"][w, part] = weight @ values
+                total = weight.sum(axis=-1, keepdims=True)
+                expected["partial"][w, part] = np.divide(weight @ values, total, where=total > 0, out=np.zeros(
+                    (len(weight), values.shape[1])))
     return expected
 
 
@@ -174,10 +166,6 @@ def places_reference(arguments: Arguments) -> dict[str, Array]:
     counts = [int(place) + 1 for place in arguments["place"] for _ in range(arguments["rows"])]
     row, at = cuts(counts, len(arguments["row"]) - 1, arguments["grain"])
     return {"row": row, "at": at}
-
-
-def position_reference(arguments: Arguments) -> dict[str, Array]:
-    return places_reference({**arguments, "place": [arguments["position"]]})
 
 
 def merge_reference(arguments: Arguments) -> dict[str, Array]:
@@ -188,7 +176,8 @@ def merge_reference(arguments: Arguments) -> dict[str, Array]:
         if len(found) > 1:
             index = tuple(zip(*((w, part) for w, part, _, _ in found), strict=True))
             weight = np.exp(highest[index] - highest[index].max(axis=0))
-            out[r] = (weight[..., None] * partial[index]).sum(axis=0) / (weight * total[index]).sum(axis=0)[..., None]
+            weight *= total[index]
+            out[r] = (weight[..., None] * partial[index]).sum(axis=0) / weight.sum(axis=0)[..., None]
     return {"out": out}
 
 
@@ -199,14 +188,8 @@ def buffers(shares: int, *extents: int) -> Arguments:
 
 
 def token_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
-    made = position_arguments(random, shape)
-    del made["position"]
-    return {"place": random.integers(0, shape["position"] + 1, shape["T"]).astype(np.int32), **made}
-
-
-def position_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
-    return {"position": shape["position"], "rows": shape["rows"], "grain": GRAIN,
-            "row": unwritten(shape["V"], dtype="i32"), "at": unwritten(shape["V"], dtype="i32")}
+    return {"place": random.integers(0, shape["position"] + 1, shape["T"]).astype(np.int32), "rows": shape["rows"],
+            "grain": GRAIN, "row": unwritten(shape["V"], dtype="i32"), "at": unwritten(shape["V"], dtype="i32")}
 
 
 def merge_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
@@ -230,14 +213,6 @@ KERNELS = (
             {"T": 1, "rows": 1, "V": 9, "position": 70}, {"T": 5, "rows": 3, "V": 4, "position": 150},
             {"T": 7, "rows": 1, "V": 33, "position": 40},
         ),
-        dtype="i32",
-    ),
-    LibraryKernel(
-        name="share_token", kernel=share_token, reference=position_reference, make_arguments=position_arguments,
-        tolerance=EXACT,
-        cases=(Case({"rows": 3, "V": 17, "position": 511}, flops=0, bytes=4 * 2 * 17),),
-        check_shapes=({"rows": 1, "V": 2, "position": 0}, {"rows": 3, "V": 3, "position": 300},
-                      {"rows": 5, "V": 17, "position": 20}),
         dtype="i32",
     ),
     LibraryKernel(

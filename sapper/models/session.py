@@ -126,7 +126,7 @@ class BaseSession(ABC):
         return [arena.empty(extents, kind) for _ in range(layers)]
 
     def _cut_one(self) -> Steps:
-        """Before the layers of one token: how workers share its attention, where they part its rows."""
+        """Before the layers of one token: how workers share its attention, where they part it (shares.py)."""
         return []
 
     def _cut(self) -> Steps:

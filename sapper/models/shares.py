@@ -40,10 +40,6 @@ class Shares:
         """Cuts of tokens at places, of which each has so many rows."""
         return [(shares.share_tokens, (place, rows, grain, *self.cuts))]
 
-    def of_token(self, position: Any, rows: int) -> Steps:
-        """The same of one token."""
-        return [(shares.share_token, (position, rows, shares.GRAIN, *self.cuts))]
-
     def merge(self, out: Array) -> Steps:
         """The rest of what the rows of `out` [rows, heads, features] find."""
         return [(shares.merge_shares, (*self.cuts, *self.left, out))] if self.workers > 1 else []

@@ -179,12 +179,11 @@ def test_what_cannot_be_an_executable(tmp_path: Path) -> None:
 
 
 def test_smollm2(tmp_path: Path) -> None:
-    """As a session that quantises its prompt however long it is, and whose one worker has all key heads as a whole: a
-    program ahead of time has one way for all."""
+    """As a session that quantises its prompt however long it is: a program ahead of time has one way for all."""
     path = find_smollm2()
     build(path, tmp_path / "model", context=256)
     prompt = "What is the capital of France?"
     status, said, _ = run(tmp_path / "model", "--tokens", "24", prompt)
-    session = load_model(path).session(256, threads=1)
+    session = load_model(path).session(256)
     session._work.chooses = False
     assert (status, said.decode()) == (0, "".join(generate(session.model, prompt, 24, session=session)) + "\n")

@@ -16,8 +16,7 @@ from sapper.models.linear import Workspace, named_arrays
 from sapper.runtime.program import Program
 from tests.weights import find_smollm2
 
-LIMIT_BYTES, WIDE_LIMIT_BYTES = 150_000_000, 170_000_000
-"""The second where no instruction multiplies bf16, as on a Zen 3: V2-Lite takes 163 MB there, 139 on a Zen 4."""
+LIMIT_BYTES = 150_000_000
 
 MEASURED = """
 import sys
@@ -63,8 +62,7 @@ def test_a_process_that_compiles_takes_little_beside_weights_and_cache(name: str
                          env=environment, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stderr
     beside, kept = map(int, run.stdout.split())
-    limit = LIMIT_BYTES if Workspace(1, 1).packs_pairs() else WIDE_LIMIT_BYTES
-    assert kept > 50_000_000 and beside < limit
+    assert kept > 50_000_000 and beside < LIMIT_BYTES
 
 
 def test_what_is_asked_for_again_lies_where_it_lay() -> None:

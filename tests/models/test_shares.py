@@ -7,22 +7,14 @@ import pytest
 
 from sapper.kernels.shares import GRAIN
 from sapper.models.batch import Fed, Pick
-from sapper.models.load import Loaded, load_model
+from sapper.models.load import load_model
 from sapper.models.sampling import Sampling
 from sapper.models.shares import Shares, workers_of
 from sapper.runtime import settings
 from sapper.runtime.program import Program
 
-from . import small
-
 DATA = Path(__file__).parent / "data"
 NEXT = Pick(0, Sampling(), 0.0)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    path = tmp_path_factory.mktemp("small") / "small.gguf"
-    return load_model(small.write_gguf(path, small.random_weights()), "f32")
 
 
 @pytest.mark.parametrize(("workers", "rows", "lengths"), [
@@ -37,10 +29,6 @@ def test_workers_have_as_many_positions(workers: int, rows: int, lengths: list[i
     begins = ends[row] + at
     assert begins[0] == 0 and begins[-1] == ends[-1]
     assert (abs(np.diff(begins) - ends[-1] / workers) <= 2 * GRAIN).all()
-    one = Shares(workers, 1, 1)
-    if len(lengths) == 1:
-        Program(one.of_token(lengths[0] - 1, rows), threads=workers)()
-        assert all((a == b).all() for a, b in zip(one.cuts, sharing.cuts, strict=True))
 
 
 def test_rows_that_are_not_parted_are_whole() -> None:
@@ -75,23 +63,3 @@ def test_logits_do_not_depend_on_the_workers(name: str) -> None:
             found[threads].append(batch.step_logits[: len(slots)].copy())
     for mine, alone in zip(found[3], found[1], strict=True):
         np.testing.assert_allclose(mine, alone, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("threads", "shared"), [(1, False), (2, False), (3, True), (4, True)])
-def test_a_session_parts_key_heads_that_do_not_come_out_even(model: Loaded, threads: int, shared: bool) -> None:
-    tokens = [int(n) for n in np.random.default_rng(2).integers(0, model.tokenizer.size, 80)]
-    session, alone = (model.session(96, threads=count) for count in (threads, 1))
-    for one in (session, alone):
-        one.feed(tokens[:-1])
-        one.feed(tokens[-1:])
-    np.testing.assert_allclose(session.logits, alone.logits, rtol=1e-4, atol=1e-4)
-    kernels = {launched.kernel for launched in session.profile(1)}
-    assert ("attention_decode_shared_f32" in kernels, "attention_decode_f32" in kernels) == (shared, not shared)
-    assert ("merge_shares" in kernels) == shared
-
-
-def test_a_file_does_not_depend_on_the_workers_where_it_is_made(model: Loaded) -> None:
-    session = model.session(96, threads=3)
-    programs = session.whole("small", "a model", {}).programs
-    kernels = {kernel.name for _, steps in programs["step"] for kernel, _ in steps}
-    assert "attention_decode_f32" in kernels and not {"attention_decode_shared_f32", "merge_shares"} & kernels

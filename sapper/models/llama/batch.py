@@ -12,6 +12,7 @@ from ...kernels import paged, runs
 from ...kernels.paged import PAGE
 from ..batch import Array, Paged, first
 from ..linear import Steps
+from ..shares import Shares, workers_of
 from ..weights import DTYPES
 from .session import Session
 
@@ -25,6 +26,7 @@ class Batch(Paged, Session):
         config = self.model.config
         extents = config.kv_heads, self._runs.room * PAGE, config.head_features
         self._gathered_pages = tuple(self._arena.empty(extents, DTYPES[self._cache_dtype]) for _ in range(2))
+        self._sharing = Shares(workers_of(self._options), config.group, config.head_features)
 
     def _cache_extents(self, groups: int, *features: int) -> tuple[int, ...]:
         return self.pages, groups, PAGE, *features

@@ -21,7 +21,6 @@ from ...kernels import add, attention, rope
 from ...runtime.program import Variable
 from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
-from ..shares import Shares, workers_of
 
 if TYPE_CHECKING:
     from .model import LlamaModel
@@ -59,7 +58,7 @@ class Session(BaseSession):
         self._keys, self._values = (self._caches(config.layers, extents) for _ in range(2))
         self._scale = config.head_features**-0.5
         self._attention = attention.attention_rounded_f32 if cache_dtype == "bf16" else attention.attention_f32
-        self._sharing = Shares(workers_of(self._options), config.group, config.head_features)
+        self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
         rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.
         self._x, self._y = (self._arena.empty((rows, config.features), kind) for _ in range(2))
@@ -139,31 +138,7 @@ class Session(BaseSession):
         flat = (cache.reshape(groups, self.context, -1) for cache in (keys, values))
         return [
             (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, self._turned[:1], keys, values)),
-            *self._attend_row(queries[0], [*flat], position, out[0]),
-        ]
-
-    def _lie_apart(self) -> None:
-        super()._lie_apart()
-        self._sharing = Shares(1, self.model.config.group, self.model.config.head_features)   # who runs it is not known
-
-    @property
-    def _parts_rows(self) -> bool:
-        """Whether workers share the positions of one token's key heads: not where these come out even among them."""
-        return self.model.config.kv_heads % self._sharing.workers != 0
-
-    def _cut_one(self) -> Steps:
-        rows = self.model.config.kv_heads
-        return self._sharing.of_token(Variable("position", 0), rows) if self._parts_rows else []
-
-    def _attend_row(self, queries: Array, caches: list[Array], position: Variable, out: Array) -> Steps:
-        operands = queries, *caches, position
-        if not self._parts_rows:
-            return [(getattr(attention, f"attention_decode_{self._cache_dtype}"), (*operands, self._scale, out))]
-        shares = self._sharing
-        return [
-            (getattr(attention, f"attention_decode_shared_{self._cache_dtype}"), (
-                *operands, *shares.cuts, self._scale, *shares.left, out)),
-            *shares.merge(out),
+            (self._attention_decode, (queries[0], *flat, position, self._scale, out[0])),
         ]
 
     def _attend(self, layer: int) -> Steps:
