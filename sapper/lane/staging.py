@@ -11,7 +11,7 @@ from math import gcd
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_I32, S64, RowType, i4, i32, i64, u8
-from ..tile.plan import Walk
+from ..tile.plan import Walk, axes_of
 from ..tile.schedule import Panels
 from .axis_loops import Carried, WalkChoice
 from .prefetches import Prefetches
@@ -148,15 +148,9 @@ class Staging(Prefetches):
         """Copy [depth][piece] for the piece that the lane axis is bound to, or one after another for all of a block."""
         dtype = self.operand_dtype(op)
         width = choice.counts[lane] * self.lanes
-        key = ("panel", op)
-        if key not in self.stage_memory:
-            depth = (self._capacity(depth_axis), self.lanes * self.slot_elements)
-            self.stage_memory[key] = self._scratch_of(op, [depth, (width, 1)])
-            if choice.blocked:       # a block has one panel, or fits: the room for both follows on that for one
-                room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1)
-                self.scratch([(min(room_bytes, self._all_panels_bytes(op, depth_axis, width)), 64)], u8)
+        base = self._panel_memory(op, lane, depth_axis, choice)
         column_bytes = self.mul(self._panel_depth(depth_axis), dtype.size_bytes) if choice.blocked else 0
-        panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, dtype, column_bytes)
+        panel = StagedPanel(self, base, depth_axis, lane, dtype, column_bytes)
         panel.squared = self.squared == depth_axis
         turned = any(self.straight_operand(contraction) is op.result for contraction in walk.reductions)
         if turned:
@@ -232,6 +226,16 @@ class Staging(Prefetches):
 
         self.axis_loop(depth_axis, 1, False, [], copy, part)
         self.staged[op] = panel
+
+    def _panel_memory(self, op: Op, lane: str, depth_axis: str, choice: WalkChoice) -> Scalar:
+        width, key = choice.counts[lane] * self.lanes, ("panel", op)
+        if key not in self.stage_memory:
+            depth = (self._capacity(depth_axis), self.lanes * self.slot_elements)
+            self.stage_memory[key] = self._scratch_of(op, [depth, (width, 1)])
+            if choice.blocked:       # a block has one panel, or fits: the room for both follows on that for one
+                room_bytes = self.block_bytes * (DEEP_BLOCKS if choice.deep else 1)
+                self.scratch([(min(room_bytes, self._all_panels_bytes(op, depth_axis, width)), 64)], u8)
+        return self.stage_memory[key]
 
     def _stage_start(self, op: Op, panel: StagedPanel) -> None:
         """What sums of products with a panel's columns begin with: minus what they will be too large by."""
@@ -328,6 +332,12 @@ class Staging(Prefetches):
         count = choice.counts[row_axis]
         key = ("rows", op)
         if key not in self.stage_memory:
+            # There may be far fewer rows than have room: what lay behind these would be on huge pages of its own.
+            lane = choice.lane
+            for other in choice.staged if lane is not None and not choice.depth_block else ():
+                axes = axes_of(other.result)
+                if lane in axes and depth_axis in axes and (self.panels_of(other) is None or other in choice.widened):
+                    self._panel_memory(other, lane, depth_axis, choice)
             self.stage_memory[key] = self._scratch_of(op, [
                 (self._capacity(row_axis), count), (self._capacity(depth_axis), self.lanes * self.slot_elements)])
         depth_extent = self.round_up(self.open[depth_axis].extent, self.lanes)

@@ -13,6 +13,8 @@ from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, tiles, u8, wh
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.kernels import library
 from sapper.lane.choices import choices
+from sapper.lane.lower import lower
+from sapper.lane.register_factors import STAGE_ROWS
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.canonical import canonicalize
@@ -294,3 +296,13 @@ def test_short_values_that_few_heads_share_are_asked_for_in_the_order_of_memory(
     assert (asked == sorted(set(asked))) == in_order
     if in_order:
         assert sum(early.values()) >= (64 - 8) * features * 4 // 64
+
+
+def test_rows_lie_behind_the_panels_that_they_meet() -> None:
+    """There is room for as many rows as a task may have, of which most calls have few: nothing lies behind it."""
+    function = reduce_loops(LIBRARY["matmul_nt_f32"].kernel.tile_ir())
+    canonicalize(function)
+    dims = {"M": DimClass(1024, 1), "N": DimClass(512, 16), "K": DimClass(2048, 16)}
+    scratch = lower(function, Schedule(), FOLLOWED, Specialization(dims)).attributes["scratch"]
+    lengths = [extents[0][0] for _, extents in scratch if any("K" in names for _, names, _ in extents)]
+    assert lengths[0] == 1 and lengths[-1] > STAGE_ROWS
