@@ -27,6 +27,10 @@ MOST_CARRIED = 4
 MOST_POINTED = 2
 """And so many pointers in place of a base and an index."""
 
+FAR = 4096
+"""A pointer whose reads are all so many bytes from it begins at the first of them: long displacements are longer
+instructions, or one more."""
+
 
 def split_blocks(function: Function) -> int:
     """Split loops over blocks, in place; how many."""
@@ -167,7 +171,7 @@ def _carry(block: Block, op: Op) -> int:
                     inner.attributes = {**inner.attributes, "indexed": False, "scale": 1}
         _address_by(argument, value, body, counter, factors[value])
         _replace(body, value, argument)
-        more.carry(argument, begins, factors[value] * step)
+        more.carry(argument, _nearer(argument, begins, body, more.before), factors[value] * step)
     more.finish()
     return len(wanted)
 
@@ -201,9 +205,23 @@ def _point(block: Block, op: Op, users: dict[Value, list[Op]], uses: int) -> int
         if constant(start) != 0:
             begins = more.before.value("s_mul", [start, more.before.value("s_const", [], S64, value=scale)], S64)
             begins = more.before.value("s_add", [base, begins], S64)
-        more.carry(argument, begins, scale * step)
+        more.carry(argument, _nearer(argument, begins, body, more.before), scale * step)
     more.finish()
     return len(wanted)
+
+
+def _nearer(pointer: Value, begins: Value, body: Block, build: Builder) -> Value:
+    """What a pointer begins with: `begins`, or where its first memory operand is if all of its readers are far."""
+    readers = [op for op in body.ops if pointer in op.operands]
+    for op in readers:
+        if op.name not in FIRST or op.operands[FIRST[op.name]] is not pointer or op.operands.count(pointer) > 1:
+            return begins
+    offset = min((op.attributes.get("disp", 0) for op in readers), default=0) & -64
+    if offset < FAR:
+        return begins
+    for op in readers:
+        op.attributes = {**op.attributes, "disp": op.attributes["disp"] - offset}
+    return build.value("s_add", [begins, build.value("s_const", [], S64, value=offset)], S64)
 
 
 def _growing(op: Op) -> dict[Value, tuple[Value, int]]:

@@ -143,6 +143,18 @@ def test_an_index_of_two_bases_stays_an_index() -> None:
     assert all(op.attributes["indexed"] for op in innermost(carried) if op.name == "s_store")
 
 
+@pytest.mark.parametrize(("disps", "least"), [((4160, 4232), 0), ((4232, 4168), 8), ((4088, 4096), 4088)])
+def test_a_pointer_to_what_is_far_begins_there(disps: tuple[int, int], least: int) -> None:
+    stores = [f"s_store %k, %y, %p {{dtype = :i64, scale = 1, disp = {disp}, indexed = true}}" for disp in disps]
+    body = ("%far: s64 = s_const {value = -4080}\n%y: s64 = s_add %x, %far\nloop %c0, %n {step = 1} (%k: s64) {\n"
+            "%p: s64 = s_mul %k, %c24\n" + "\n".join(stores) + "\n}")
+    plain, carried = parse(body), parse(body)
+    assert reduce_strength(carried) == 1
+    verify(carried, LANE_OPS)
+    assert stored(carried, 7) == stored(plain, 7)
+    assert min(op.attributes["disp"] for op in innermost(carried) if op.name == "s_store") == least
+
+
 def test_no_more_is_carried_than_registers_allow() -> None:
     lines = [f"%p{i}: s64 = s_mul %k, %c{c}\n"
              f"s_store %p{i}, %x, %p{i} {{dtype = :i64, scale = 1, disp = 0, indexed = true}}"
