@@ -186,7 +186,7 @@ def _tokens(count: int, vocabulary: int) -> list[int]:
 def step_operations(name: str, form: str, model: Any, count: int, behind: int) -> Operations:
     """Of a step of so many tokens, each of which sees `behind` others and itself, by what makes the products. All meet
     the matrix of the logits, and a DeepSeek's attend in the latent space."""
-    from ..models.linear import Workspace
+    from ..models.workspace import Workspace
 
     config, weights = model.config, model.weights
     rounded = weights.logits.rounds_rows(count, Workspace(1, 1))

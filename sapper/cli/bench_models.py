@@ -105,7 +105,7 @@ def _wants_model(name: str, settings: Settings) -> bool:
 
 def is_left_out(name: str, form: str, settings: Settings) -> bool:
     """Whether blocks are to be rounded to bf16, which this processor can't multiply; says so."""
-    from ..models.linear import Workspace
+    from ..models.workspace import Workspace
 
     if form.removesuffix(ROUNDED) in (BF16, form) or Workspace(1, 1).packs_pairs():
         return False
@@ -129,7 +129,8 @@ def products_of(form: str, rounds: bool) -> str:
 def rounds_prompts(model: Any) -> bool:
     """Whether the matrices in blocks of a model, all of them, are rounded as they meet a prompt."""
     from ..models.deepseek.weights import MixtureWeights
-    from ..models.linear import PanelExperts, Workspace
+    from ..models.experts import PanelExperts
+    from ..models.workspace import Workspace
 
     work = Workspace(1, 1)
     mixtures = [one.feed_forward for one in model.weights.layers

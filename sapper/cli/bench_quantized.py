@@ -26,14 +26,16 @@ from ..models.deepseek.session import Session
 from ..models.deepseek.untrained import SMALL_V2, Untrained
 from ..models.deepseek.untrained_gguf import tensors_of
 from ..models.deepseek.weights import GGUF_NAMES, MixtureWeights, load_weights
+from ..models.experts import PanelExperts
 from ..models.gguf_file import FORMATS as KINDS
 from ..models.gguf_file import TensorEntry
-from ..models.linear import Matrix, PanelExperts, Workspace
+from ..models.linear import Matrix
 from ..models.safetensors_file import TensorEntry as SafetensorsEntry
 from ..models.scaled import BLOCK, ScaledEntry
 from ..models.scaled import FP8 as FP8_TYPE
 from ..models.scaled_matrix import ScaledMatrix
 from ..models.weights import Loader, Use
+from ..models.workspace import Workspace
 from ..runtime.buffers import Arena, empty
 from ..runtime.program import Program, Rows, Variable
 from ..tune.measure import copies_to_be_cold, rotating

@@ -18,7 +18,8 @@ from ..runtime.buffers import Arena
 from ..runtime.packed import Packed
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
-from .linear import Blocks, RawBlocks, filled_panels
+from .linear import Blocks
+from .raw_blocks import RawBlocks, filled_panels
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Order: TypeAlias = Callable[[Array], Array]

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..kernels.quantized import FORMS, PANEL, Form
 from .errors import ModelError
-from .linear import RawBlocks
+from .raw_blocks import RawBlocks
 from .safetensors_file import TensorEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]

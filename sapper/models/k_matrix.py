@@ -1,6 +1,6 @@
 """Matrices in GGUF's Q4_K and Q6_K, used as the file has them but for the order (sapper/kernels/k_quants.py).
 
-In: a tensor of a GGUF file. Out: `KMatrix`, beside `Blocks` of linear.py. Holds: dequantised they are, bit for bit,
+In: a tensor of a GGUF file. Out: `KMatrix`, beside `Blocks` (linear.py). Holds: dequantised they are, bit for bit,
 what ggml makes of them.
 """
 
@@ -20,7 +20,9 @@ from ..kernels.near import near_k_kernels
 from ..runtime.buffers import Arena
 from ..runtime.packed import Packed
 from ..runtime.program import Rows
-from .linear import PanelExperts, Steps, Workspace, in_blocks, is_rounded, rows_rounded, rows_widened
+from .experts import PanelExperts
+from .rounded import is_rounded, rows_rounded, rows_widened
+from .workspace import Steps, Workspace, in_blocks
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _SPLIT = {"Q4_K": ("q4k", 144, k_quants.split_q4k), "Q6_K": ("q6k", 210, k_quants.split_q6k)}

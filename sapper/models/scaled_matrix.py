@@ -1,8 +1,8 @@
 """Matrices in fp8 with scales for blocks of 128 x 128, used as they are (sapper/kernels/fp8_panels.py).
 
 In: rows of a checkpoint's fp8 numbers and their scales. Out: `ScaledMatrix` and, of a mixture, `ScaledExperts`, beside
-`Blocks` and `BlockExperts` of linear.py. Holds: no weight is rounded; a token's vector is scaled instead. The
-activations of more than a few tokens are rounded to bf16 before they meet a ScaledMatrix, which halves what their
+`Blocks` (linear.py) and `BlockExperts` (experts.py). Holds: no weight is rounded; a token's vector is scaled instead.
+The activations of more than a few tokens are rounded to bf16 before they meet a ScaledMatrix, which halves what their
 products take, but where all is to be exact, and where it gains nothing (Workspace.widens_blocks).
 """
 
@@ -22,7 +22,8 @@ from ..kernels.moe_blocks import panel_blocks
 from ..kernels.moe_fp8 import PAIR
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
-from .linear import Steps, Workspace, in_blocks, rows_widened
+from .rounded import rows_widened
+from .workspace import Steps, Workspace, in_blocks
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -19,9 +19,11 @@ from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.program import Program, Rows, Variable
 from ..runtime.system import round_up
 from .errors import ModelError
-from .linear import ROUNDED_ROWS, Matrix, Rounds, Steps, Workspace, as_bf16, named_arrays
+from .linear import Matrix
+from .rounded import ROUNDED_ROWS, Rounds, as_bf16
 from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .weights import DTYPES
+from .workspace import Steps, Workspace, named_arrays
 
 if TYPE_CHECKING:
     from ..ahead.plan import Model

@@ -14,7 +14,7 @@ import numpy as np
 from ..kernels import shares
 from ..runtime import settings
 from ..runtime.buffers import empty
-from .linear import Steps
+from .workspace import Steps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)

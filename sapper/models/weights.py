@@ -23,23 +23,13 @@ from . import block_rows
 from .block_rows import ROWS_AT_ONCE, BlockRows, Order, alike
 from .checkpoint import Entry
 from .errors import ModelError
+from .experts import DenseExperts, PanelExperts
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
-from .linear import (
-    PACKED_ROWS,
-    Blocks,
-    Dense,
-    DenseExperts,
-    Matrix,
-    PanelExperts,
-    Raw,
-    RawBlocks,
-    of_one_form,
-    packed_in,
-    packed_pairs_in,
-    reads_pairs,
-)
+from .linear import Blocks, Dense, Matrix
+from .raw_blocks import Raw, RawBlocks, of_one_form
 from .scaled import ScaledEntry
+from .workspace import PACKED_ROWS, packed_in, packed_pairs_in, reads_pairs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Held = TypeVar("Held")

@@ -12,9 +12,9 @@ from typing import Any
 from ..ahead.errors import AheadError
 from ..ahead.plan import Model
 from .errors import ModelError
-from .linear import named_arrays
 from .load import load_model
 from .vocabulary import vocabulary_of
+from .workspace import named_arrays
 
 DEFAULT_CONTEXT = 2048
 

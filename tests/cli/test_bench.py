@@ -36,10 +36,10 @@ from sapper.kernels import library
 from sapper.models.deepseek import untrained
 from sapper.models.deepseek.config import from_json
 from sapper.models.deepseek.model import DeepseekModel
-from sapper.models.linear import Workspace
 from sapper.models.llama import model as llama_model
 from sapper.models.load import load_model
 from sapper.models.weights import FORMS
+from sapper.models.workspace import Workspace
 from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing, copies_to_be_cold
 from tests.models import small as small_models

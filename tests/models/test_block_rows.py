@@ -11,8 +11,8 @@ from sapper.kernels.quantized import matrix
 from sapper.models import block_rows
 from sapper.models.block_rows import BlockRows, alike, in_panels, widen_into
 from sapper.models.gguf_file import TensorEntry
-from sapper.models.linear import packed_in
 from sapper.models.weights import half_split_rows
+from sapper.models.workspace import packed_in
 from sapper.runtime.buffers import Arena, empty
 
 Kind = gguf.GGMLQuantizationType

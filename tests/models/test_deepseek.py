@@ -22,14 +22,16 @@ from sapper.models.deepseek.session import Session
 from sapper.models.deepseek.untrained import SMALL_V2, untrained
 from sapper.models.deepseek.weights import GGUF_NAMES, NAMES, DenseWeights, MixtureWeights
 from sapper.models.errors import ModelError
+from sapper.models.experts import BlockExperts, DenseExperts
 from sapper.models.generate import Generation
 from sapper.models.gguf_file import GgufFile
-from sapper.models.linear import BlockExperts, Blocks, DenseExperts, Workspace
+from sapper.models.linear import Blocks
 from sapper.models.load import Loaded, load_model
 from sapper.models.rope import RopeScaling
 from sapper.models.safetensors_file import DTYPES
 from sapper.models.sampling import Sampling
 from sapper.models.scaled_matrix import ScaledExperts, ScaledMatrix
+from sapper.models.workspace import Workspace
 from sapper.targets import host_target
 
 from . import small

@@ -18,9 +18,11 @@ from sapper.models.deepseek.model import load_model
 from sapper.models.deepseek.session import Session
 from sapper.models.deepseek.untrained_gguf import write_gguf
 from sapper.models.k_matrix import KMatrix, RawK
-from sapper.models.linear import Blocks, RawBlocks, Workspace
+from sapper.models.linear import Blocks
+from sapper.models.raw_blocks import RawBlocks
 from sapper.models.sampling import Sampling
 from sapper.models.weights import Loader
+from sapper.models.workspace import Workspace
 from sapper.runtime.buffers import Arena
 from sapper.runtime.packed import Packed
 from sapper.runtime.program import Program, Rows, Variable

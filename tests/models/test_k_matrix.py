@@ -10,11 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sapper.models import linear
 from sapper.models.gguf_file import TensorEntry
 from sapper.models.k_matrix import KMatrix, RawK
-from sapper.models.linear import Workspace
 from sapper.models.weights import Loader, Use
+from sapper.models.workspace import Workspace
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
 from sapper.targets import host_target
@@ -180,8 +179,8 @@ def test_experts(kind: str) -> None:
 def test_many_rows_and_their_weights_may_be_rounded_to_bf16(
         kind: str, near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The product of what both are rounded to, some rows of the weights at a time; few rows are quantised."""
-    monkeypatch.setattr(linear, "PACKED_BYTES", 2 * COLUMNS * 64)
-    monkeypatch.setattr(linear, "NEAR_BYTES", 2 * 70 * COLUMNS - (not near))
+    monkeypatch.setattr("sapper.models.rounded.PACKED_BYTES", 2 * COLUMNS * 64)
+    monkeypatch.setattr("sapper.models.rounded.NEAR_BYTES", 2 * 70 * COLUMNS - (not near))
     raw = random_bytes(kind, 96)
     parsed = RawK.parse(memoryview(raw.tobytes()), (96, COLUMNS), kind)
     assert parsed is not None

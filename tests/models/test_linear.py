@@ -10,20 +10,13 @@ import pytest
 
 from sapper.kernels.moe_blocks import panel_blocks
 from sapper.kernels.quantized import FORMS, matrix
-from sapper.models import linear, load
+from sapper.models import load
 from sapper.models.errors import ModelError
-from sapper.models.linear import (
-    BlockExperts,
-    Blocks,
-    Dense,
-    DenseExperts,
-    RawBlocks,
-    Workspace,
-    in_panels,
-    of_one_form,
-    packed_pairs_in,
-)
+from sapper.models.experts import BlockExperts, DenseExperts
+from sapper.models.linear import Blocks, Dense
 from sapper.models.llama.model import load_model
+from sapper.models.raw_blocks import RawBlocks, in_panels, of_one_form
+from sapper.models.workspace import Workspace, packed_pairs_in
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
 from sapper.targets import host_target, target
@@ -215,8 +208,8 @@ def test_experts_in_pairs_meet_rounded_rows() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_and_weights_may_be_rounded_to_bf16(kind: str, near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The product of what both are rounded to, whatever part of the weights is at hand, and by whom."""
-    monkeypatch.setattr(linear, "PACKED_BYTES", 2 * 96 * 64)
-    monkeypatch.setattr(linear, "NEAR_BYTES", 2 * 70 * 96 - (not near))
+    monkeypatch.setattr("sapper.models.rounded.PACKED_BYTES", 2 * 96 * 64)
+    monkeypatch.setattr("sapper.models.rounded.NEAR_BYTES", 2 * 70 * 96 - (not near))
     blocks, random = rounded_blocks(kind, 160), np.random.default_rng(2)
     x, residual = random.standard_normal((70, 96), np.float32), random.standard_normal((70, 160), np.float32)
     y, count = np.zeros((70, 160), np.float32), Variable("count", 70)

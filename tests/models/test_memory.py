@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sapper.kernels import matmul
-from sapper.models.linear import Workspace, named_arrays
+from sapper.models.workspace import Workspace, named_arrays
 from sapper.runtime.program import Program
 from tests.weights import find_smollm2
 
@@ -30,7 +30,7 @@ numpy.random.default_rng(0)  # only random weights need it; what is in a file do
 generator = in_memory("VmRSS") - before
 from sapper.models.deepseek.config import from_json
 from sapper.models.deepseek.untrained import SMALL_V2, V2_LITE, untrained
-from sapper.models.linear import named_arrays
+from sapper.models.workspace import named_arrays
 from sapper.models.load import load_model
 
 def model_of(name):

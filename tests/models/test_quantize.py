@@ -119,7 +119,7 @@ def test_directories_keep_their_tokenizer(tmp_path: Path) -> None:
 def test_experts_stay_in_groups(tmp_path: Path, split: bool) -> None:
     """What keys and values are made with, and routers, stay as they are."""
     from sapper.models.deepseek.weights import MixtureWeights
-    from sapper.models.linear import BlockExperts
+    from sapper.models.experts import BlockExperts
 
     from .test_deepseek import write_gguf
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapper.models.linear import Workspace
 from sapper.models.scaled_matrix import FP8, RawScaled, ScaledMatrix
+from sapper.models.workspace import Workspace
 from sapper.runtime.buffers import Arena, empty
 from sapper.runtime.program import Program, Rows, Variable
 

@@ -17,9 +17,9 @@ from ...kernels.shares import GRAIN
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..batch import Array, Paged, first
-from ..linear import Steps, in_blocks
 from ..shares import Shares, workers_of
 from ..weights import DTYPES
+from ..workspace import Steps, in_blocks
 from .config import LATENT_EPSILON
 from .session import F32, Session
 from .weights import AttentionWeights

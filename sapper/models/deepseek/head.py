@@ -16,8 +16,8 @@ from ...kernels import embedding, norm
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..errors import ModelError
-from ..linear import Steps
 from ..session import Sections
+from ..workspace import Steps
 from .session import F32, I32, Session
 from .weights import DenseWeights, PredictorWeights
 

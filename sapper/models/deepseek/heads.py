@@ -22,7 +22,8 @@ from ...kernels.widen import widening_kernels
 from ...runtime.packed import Packed
 from ...runtime.program import Rows
 from ..k_matrix import KMatrix
-from ..linear import PACKED_ROWS, Blocks, Dense, Steps, Workspace, in_blocks
+from ..linear import Blocks, Dense
+from ..workspace import PACKED_ROWS, Steps, Workspace, in_blocks
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Vectors: TypeAlias = Array | Rows

@@ -28,9 +28,11 @@ import numpy as np
 from ...kernels import embedding, gate, mla, mla_rounded, moe, narrow, norm, sparse
 from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
-from ..linear import Matrix, Steps, Workspace, as_bf16, in_blocks
+from ..linear import Matrix
+from ..rounded import as_bf16
 from ..session import SHORTEST_RUN, BaseSession, Sections
 from ..weights import DTYPES
+from ..workspace import Steps, Workspace, in_blocks
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
 from .heads import ValueBlocks
 from .weights import AttentionWeights, DeepseekWeights, DenseWeights, IndexWeights, LayerWeights, MixtureWeights

@@ -21,8 +21,8 @@ from typing import Any
 from ...kernels import embedding, norm, sampling
 from ...runtime.buffers import empty
 from ...runtime.program import Program, Variable
-from ..linear import Steps
 from ..session import Sections
+from ..workspace import Steps
 from .head import Head
 from .session import F32, I32, Array
 from .weights import AttentionWeights, DenseWeights

@@ -16,9 +16,9 @@ import numpy as np
 from ...kernels import embedding, norm, sampling
 from ...runtime.program import Program
 from ..batch import Fed, Known, Pick
-from ..linear import Steps
 from ..sampling import Sampling
 from ..session import Sections
+from ..workspace import Steps
 from .batch import Batch
 from .head import Head
 

@@ -15,7 +15,7 @@ import numpy as np
 from ...kernels.quantized import FORMS, PANEL, SLOT
 from ...runtime.buffers import Arena
 from ...runtime.system import trim_heap
-from ..linear import Raw, RawBlocks
+from ..raw_blocks import Raw, RawBlocks
 from ..weights import Loader
 from .config import DeepseekConfig
 from .session import Session, cache_dtype_of

@@ -19,8 +19,10 @@ from ...kernels.quantized import PANEL
 from ..block_rows import Order
 from ..checkpoint import Entry, Parted
 from ..errors import ModelError
+from ..experts import Experts
 from ..k_matrix import RawK
-from ..linear import Dense, Experts, Matrix, Raw, RawBlocks, of_one_form
+from ..linear import Dense, Matrix
+from ..raw_blocks import Raw, RawBlocks, of_one_form
 from ..weights import Loader, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
 from .heads import DenseHeads, KeyBlocks, Keys, ValueBlocks, Values

@@ -11,9 +11,9 @@ from typing import Any
 from ...kernels import paged, runs
 from ...kernels.paged import PAGE
 from ..batch import Array, Paged, first
-from ..linear import Steps
 from ..shares import Shares, workers_of
 from ..weights import DTYPES
+from ..workspace import Steps
 from .session import Session
 
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from ...kernels import add, attention, rope
 from ...runtime.program import Variable
-from ..linear import Matrix, Steps, Workspace
+from ..linear import Matrix
 from ..session import BaseSession, Sections
+from ..workspace import Steps, Workspace
 
 if TYPE_CHECKING:
     from .model import LlamaModel
