@@ -304,7 +304,8 @@ class _Checker:
         sizes = (1, None, 3, 8) if case.small else (None, 16, 40)
         try:
             with self.station("tile sizes", OutOfBounds):
-                expected = expect(function, arguments, runs=len(sizes), seed=seed, tile_sizes=sizes)
+                expected = expect(function, arguments, runs=len(sizes), seed=seed, tile_sizes=sizes,
+                                  flushes=self.target.flushes_functions)
         except OutOfBounds:
             report.refused += 1
             return
@@ -313,7 +314,8 @@ class _Checker:
 
         def widen() -> None:
             """More runs with random rounding: a few may miss a case of overflow."""
-            more = expect(function, arguments, runs=12, seed=seed + 1000, tile_sizes=sizes)
+            more = expect(function, arguments, runs=12, seed=seed + 1000, tile_sizes=sizes,
+                          flushes=self.target.flushes_functions)
             for name, e in expected.items():
                 numpy.maximum(e.bound, more[name].bound, out=e.bound)
 

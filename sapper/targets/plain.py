@@ -45,8 +45,9 @@ class PlainTarget:
     lanes_are_threads: lanes see each other's stores only after they met; else they are parts of one register.
     indexed_addresses: an address may have an index. memory_operands: of an instruction one operand may be in memory.
     software_prefetch: asking early for what will be read gains time. slow_underflow: an instruction whose result is
-    below the normal numbers takes a hundred cycles or more. quick_denormals: as operands of a product they take none
-    more. slow_products: one of 32-bit integers is two operations. slow_conversions: of integers to floats, beside sums.
+    below the normal numbers takes a hundred cycles or more. flushes_functions: exp, exp2 and sigmoid of f32 are 0
+    there. quick_denormals: as operands of a product they take none more. slow_products: one of 32-bit integers is two
+    operations. slow_conversions: of integers to floats, beside sums.
     fuses_indexed, folded_loads: see x86-64's, which has operands in memory.
     The others: see `Facts`.
     """
@@ -68,6 +69,7 @@ class PlainTarget:
     picks: bool = False
     slow_division: bool = False
     slow_underflow: bool = False
+    flushes_functions: bool = False
     quick_denormals: bool = False
     slow_products: bool = False
     slow_conversions: bool = False

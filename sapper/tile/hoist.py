@@ -2,10 +2,11 @@
 
 Enters a canonical tile function. Leaves: of a loop that is not parallel, loads and elementwise ops that a contraction
 in it multiplies, and that are the same in all of its iterations, stand before it: so the model may keep them in the
-form in which the loop reads them (the queries of attention). Holds: the meaning is the same. A loop that is empty at
-run time would not have loaded them, so only loads move whose indices are surely inside the tensor whenever the loop is
-reached: by their ranges, or as what stands beside the loop or around it uses them for the same extent (`y[t, d]` after
-a loop that reads `q[t, d]`, of a `t` whose range memory says). Nothing moves past a store to the same memory.
+form in which the loop reads them (the queries of attention). So do axes of theirs that are whole inside of it. Holds:
+the meaning is the same. A loop that is empty at run time would not have loaded them, so only loads move whose indices
+are surely inside the tensor whenever the loop is reached: by their ranges, or as what stands beside the loop or around
+it uses them for the same extent (`y[t, d]` after a loop that reads `q[t, d]`, of a `t` whose range memory says).
+Nothing moves past a store to the same memory.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def _block(block: Block, axes: Bounds, counters: dict[Value, tuple[Value, Value]
         for nested in op.blocks:
             _block(nested, inner, counted, used)
         if op.name in ("tiles", "each") and not op.attributes["parallel"]:
-            moved = _invariant(op, Ranges(axes, counters, used))
+            brought = {inner.attributes["axis"]: (inner.operands[0], inner.operands[1])
+                       for inner in op.blocks[0].ops if inner.name == "whole"}
+            moved = _invariant(op, Ranges(axes | brought, counters, used))
             op.blocks[0].ops[:] = [o for o in op.blocks[0].ops if o not in moved]
             block.ops[position - 1:position - 1] = moved
             position += len(moved)
@@ -66,7 +69,7 @@ def _invariant(loop: Op, ranges: Ranges) -> list[Op]:
     members = set(body.ops)
     stored = {place_of(op.operands[0]) for op in loop.walk() if op.name == "store"}
     axes = set(loop.attributes["axes"] if loop.name == "tiles" else ())
-    axes |= {op.attributes["axis"] for op in body.ops if op.name == "whole"}
+    wholes = {op.attributes["axis"]: op for op in body.ops if op.name == "whole"}
     arguments = set(body.arguments)
     may: dict[Value, bool] = {}
 
@@ -76,7 +79,8 @@ def _invariant(loop: Op, ranges: Ranges) -> list[Op]:
             if op is None or op not in members:
                 may[value] = value not in arguments
             elif op.name == "index":
-                may[value] = op.attributes["axis"] not in axes
+                axis = op.attributes["axis"]
+                may[value] = axis not in axes and (axis not in wholes or all(map(stays_same, wholes[axis].operands)))
             elif op.name == "load" and (place_of(op.operands[0]) in stored or not ranges.is_inside(op)):
                 may[value] = False
             else:
@@ -85,16 +89,19 @@ def _invariant(loop: Op, ranges: Ranges) -> list[Op]:
 
     wanted: set[Op] = set()
 
-    def want(value: Value) -> None:
-        if value.op is not None and value.op in members and value.op not in wanted:
-            wanted.add(value.op)
-            for operand in value.op.operands:
-                want(operand)
+    def want(op: Op | None) -> None:
+        if op in members and op not in wanted:
+            assert op is not None
+            wanted.add(op)
+            if op.name == "index":
+                want(wholes.get(op.attributes["axis"]))
+            for operand in op.operands:
+                want(operand.op)
 
     for op in loop.walk():
         for value in op.operands if op.name == "contract" else ():
             if value.op in members and value.op.name in MOVED and stays_same(value):
-                want(value)
+                want(value.op)
     return [op for op in body.ops if op in wanted]
 
 

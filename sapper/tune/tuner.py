@@ -306,7 +306,8 @@ def _check_emulated(subject: Subject, target: Any, schedule: Schedule) -> str | 
                  for dim, extent in subject.shape.items()}
         near = {name: value for name, value in subject.scalars.items() if not isinstance(value, int) or value <= most}
         arguments, dims = _arguments(replace(subject, shape=shape, scalars=near))
-        expected = expect(kernel.tile_ir(), arguments, runs=len(TILE_SIZES), tile_sizes=TILE_SIZES)
+        expected = expect(kernel.tile_ir(), arguments, runs=len(TILE_SIZES), tile_sizes=TILE_SIZES,
+                          flushes=target.flushes_functions)
         emulate.run(kernel, *arguments.values(), target=target.name, schedule=schedule, trial=False,
                     aligned=_aligned(kernel, target, arguments))
         wrong = [text for name, e in expected.items() if (text := e.mismatch(arguments[name])) is not None]

@@ -65,6 +65,27 @@ def rows_of_two_loops(a: Tensor[f32, M, K], b: Tensor[f32, N, P, K], out: Tensor
 
 
 @sp.kernel
+def whole_rows_inside(a: Tensor[f32, M, K], b: Tensor[f32, P, K], out: Tensor[f32, M]):
+    for m in tiles(M):
+        total = zeros(m, dtype=f32)
+        for _ in range(2):
+            for p in tiles(P):
+                k = whole(K)
+                total = total * 0.5 + max((a[m, k] * 2.0) @ b[p, k], over=p)
+        out[m] = total
+
+
+@sp.kernel
+def rows_whose_length_changes(a: Tensor[f32, M, K], b: Tensor[f32, P, K], out: Tensor[f32, M]):
+    for m in tiles(M):
+        total = zeros(m, dtype=f32)
+        for p in range(P):
+            k = whole(span(0, min(p, K)))
+            total = total * 0.5 + a[m, k] @ b[p, k]
+        out[m] = total
+
+
+@sp.kernel
 def rows_of_a_view(a: Tensor[f32, 2, M, K], b: Tensor[f32, P, K], out: Tensor[f32, N, M]):
     turned = a.view(2, N, M // N, K)
     for n in each(N):
@@ -129,8 +150,8 @@ def rows_that_may_not_be_stored(
         out[m, n] = total
 
 
-@pytest.mark.parametrize("kernel", [same_rows, rows_of_two_loops, rows_of_a_view, rows_that_are_stored],
-                         ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [same_rows, rows_of_two_loops, whole_rows_inside, rows_of_a_view,
+                                    rows_that_are_stored], ids=lambda kernel: kernel.name)
 def test_rows_that_stay_the_same_leave_all_loops(kernel: Any) -> None:
     function = canonical(kernel)
     assert loads_in_loops(function, "a") == 1
@@ -143,8 +164,8 @@ def test_rows_that_stay_the_same_leave_all_loops(kernel: Any) -> None:
     assert print_function(function) == once
 
 
-@pytest.mark.parametrize("kernel", [shifted_rows, rows_past_the_end, stored_rows, rows_that_may_not_be_stored],
-                         ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [shifted_rows, rows_past_the_end, stored_rows, rows_that_may_not_be_stored,
+                                    rows_whose_length_changes], ids=lambda kernel: kernel.name)
 def test_rows_that_may_lie_outside_or_change_stay(kernel: Any) -> None:
     function = canonical(kernel)
     before = print_function(function)
@@ -164,10 +185,10 @@ def test_an_empty_loop_reads_no_rows_that_there_are_not() -> None:
 @settings(deadline=None, max_examples=examples(25))
 @given(m=st.integers(0, 6), n=st.integers(0, 3), p=st.integers(0, 5), k=st.integers(0, 4), tile=st.integers(1, 4),
        seed=st.integers(0, 99))
-@pytest.mark.parametrize("kernel", [same_rows, rows_of_two_loops], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [same_rows, rows_of_two_loops, whole_rows_inside], ids=lambda kernel: kernel.name)
 def test_the_meaning_is_the_same(kernel: Any, m: int, n: int, p: int, k: int, tile: int, seed: int) -> None:
     random = np.random.default_rng(seed)
-    extents = (p, k) if kernel is same_rows else (n, p, k)
+    extents = (n, p, k) if kernel is rows_of_two_loops else (p, k)
     arguments = {"a": random.standard_normal((m, k), np.float32), "b": random.standard_normal(extents, np.float32)}
     results = []
     for hoisted in (False, True):

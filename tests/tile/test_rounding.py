@@ -128,6 +128,19 @@ def test_denormal_bf16_may_count_as_zero_in_products():
     assert out.mismatch(np.array([np.inf, np.nan], np.float32)) is not None
 
 
+def test_functions_that_flush_may_give_zero_below_the_normal_numbers():
+    @kernel
+    def weighted(x: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = exp(x[m]) * 64.0
+
+    arguments = {"x": np.array([-88, -95, 0], np.float32), "out": np.zeros(3, np.float32)}
+    for flushes in (False, True):
+        out = expect(weighted.tile_ir(), arguments, flushes=flushes)["out"]
+        assert (out.mismatch(np.array([0, 0, 64], np.float32)) is None) == flushes
+        assert out.mismatch(out.values) is None and out.mismatch(out.values * np.array([1, 1, .99], np.float32))
+
+
 def test_a_product_inside_a_sum_neither_overflows_nor_vanishes():
     @kernel
     def added(a: Tensor[f32, N], b: Tensor[f32, N], c: Tensor[f32, N], alone: Tensor[f32, N], out: Tensor[f32, N]):

@@ -70,6 +70,8 @@ class Target(PlainTarget):
     slow_conversions = True
     """16 of integers to floats start in a cycle, 64 from sm_90 on, of others 64 to 128 (CUDA C++ Programming Guide,
     "Throughput of Native Arithmetic Instructions")."""
+    flushes_functions = True
+    """As `ex2.approx.ftz` and `rcp.approx.ftz` do."""
     quick_denormals = True
     """They are multiplied as other numbers are (CUDA C++ Programming Guide, "Floating-Point Standard")."""
 
