@@ -31,11 +31,11 @@ from dataclasses import replace
 from functools import partial
 from math import prod
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.scratch import constant_bytes
-from ..ir.types import S64, TileType, f32
+from ..ir.types import S64, TensorType, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
 from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
@@ -110,8 +110,9 @@ MOST_PASSED_BYTES = 1 << 32
 """By typical extents, of what such loops pass to others: scores of 8 x 8 heads by 2048 x 2048 positions twice. An H100
 has 80 GB."""
 
-MOST_OPERAND_BYTES = 1 << 28
-"""The same of elements computed for products on a CPU: f32 of 8192 x 8192."""
+MOST_OPERAND_BYTES, MOST_BESIDE = 1 << 28, 2
+"""The same of elements computed for products on a CPU: f32 of 8192 x 8192; and, where the function also sums or orders,
+in units of its largest tensor: no scores of all queries and positions."""
 
 MOST_CONSTANT_BYTES, FEWER_STAGED_ROWS = 1 << 26, (252, 28)
 """Scratch memory of a worker that no extent of a call makes less, and how many rows a task has at most where it would
@@ -424,10 +425,12 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
 
     @staticmethod
     def _compute_operands_once(function: Function, schedule: Schedule, specialization: Specialization) -> None:
-        """Have elements that are computed, or gathered, for products of f32 made before these, by a loop of their own,
-        not anew for each piece of rows or columns that they meet; and products over several axes as loops. Computed
-        ones only where nothing else in the function sums or orders. Measured on a Zen 3, 128 x 1024 x 1024, one thread,
-        in ms: SwiGLU's elements 63 and 3.9, weights of MXFP4 by 64 rows 16.4 and 4.9, a maximum with 0 5.8 and 4.0."""
+        """Have elements that are computed, or gathered, for products made before these, by a loop of their own, not
+        anew for each piece of rows or columns that they meet; and products over several axes as loops. Measured on a
+        Zen 3, 128 x 1024 x 1024, one thread, in ms: SwiGLU's elements 63 and 3.9, weights of MXFP4 by 64 rows 16.4 and
+        4.9, a maximum with 0 5.8 and 4.0. Where sums are made beside, 512 x 2048 x 2048: of a softmax 131 and 54, of
+        rows that are normalised 71 and 49, and rounded to bf16 64 and 47, that are quantised to bytes 86 and 41; two
+        layers, 16 rows by 2048 x 512 and back, 8.2 and 1.3."""
         late = [op for op in function.walk() if op.name in LATE]
         if not _says_nothing(schedule) or not late:
             return
@@ -442,24 +445,42 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 op = op.operands[0].op
             return op is None or op.name != "load"
 
-        def is_product(op: Op, extents: Mapping[str, int]) -> bool:
-            rows, depth = axes_of(op.result), set(op.attributes["over"])
-            return len(rows) == 2 and all(
-                dtype_of(v) is f32 and len(axes_of(v)) == 1 + len(depth) for v in op.operands) and any(
+        def is_product(op: Op) -> bool:
+            return len(axes_of(op.result)) == 2 and all(
+                len(axes_of(v)) == 1 + len(op.attributes["over"]) for v in op.operands)
+
+        def is_of_computed(op: Op, extents: Mapping[str, int]) -> bool:
+            rows = axes_of(op.result)
+            return is_product(op) and any(
                 is_computed(v) and all(extents[axis] >= STAGE_ROWS for axis in rows if axis not in axes_of(v))
                 for v in op.operands)
+
+        def is_parted(op: Op, extents: Mapping[str, int]) -> bool:
+            """Also what a loop over rows makes all columns of, as others read them."""
+            return is_of_computed(op, extents) or (is_product(op) and not wholes.isdisjoint(axes_of(op.result)))
+
+        def extent(dim: Any) -> int:
+            return dim if isinstance(dim, int) else specialization.dims.get(dim, DimClass()).hint
+
+        def tensor_bytes(tensor: Value) -> int:
+            assert isinstance(tensor.type, TensorType)
+            return tensor.type.dtype.size_bytes * prod(map(extent, tensor.type.dims))
 
         def extents() -> dict[str, int]:
             return {axis: hint(op.operands[2 * i + 1], specialization)[0] for op in function.walk()
                     if op.name in ("tiles", "whole") for i, axis in enumerate(axes_brought(op))}
 
         known = extents()
-        if all(op.name == "contract" and is_product(op, known) for op in late):
+        wholes = {op.attributes["axis"] for op in function.walk() if op.name == "whole"}
+        if any(op.name == "contract" and is_of_computed(op, known) for op in late):
+            alone = all(op.name == "contract" and is_of_computed(op, known) and all(
+                dtype_of(v) is f32 for v in op.operands) for op in late)
+            largest = max(tensor_bytes(argument) for argument in function.tensors())
             lift_extents(function)
-            part_products(function, typical, is_product, MOST_OPERAND_BYTES)
+            part_products(function, typical, is_parted, MOST_OPERAND_BYTES if alone else min(
+                MOST_OPERAND_BYTES, MOST_BESIDE * largest))
         bring_gathered(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES, "contract")
-        turn_gathered(function, typical, lambda dim: dim if isinstance(dim, int) else specialization.dims.get(
-            dim, DimClass()).hint, FEW_AT_ONCE + 1, MOST_OPERAND_BYTES)
+        turn_gathered(function, typical, extent, FEW_AT_ONCE + 1, MOST_OPERAND_BYTES)
         loop_over_depths(function, extents().__getitem__, STAGE_ROWS)    # loops that were parted have other axes
         part_joined_products(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES)
 

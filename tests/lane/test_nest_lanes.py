@@ -343,15 +343,23 @@ def test_products_are_passed_on_in_blocks_of_rows(rows: int) -> None:
 
 
 def test_blocks_of_rows_leave_room_in_the_second_cache() -> None:
-    x, v, w = normal(40, 5), normal(5, 19), normal(19, 7)
+    x, centre = normal(40, 9), normal(21, 9)
     small = Facts(lanes=16, vector_registers=32, l2_bytes=1 << 18)
     found = []
     for facts in (AVX512, small):
-        arguments = {"x": x, "v": v, "w": w, "y": np.zeros((40, 7), np.float32)}
-        lane = lowered(two_layers, arguments, facts, hints={"M": 512, "K": 256, "D": 1024, "N": 256})
-        np.testing.assert_allclose(arguments["y"], (x @ v) ** 2 @ w, rtol=1e-4, atol=1e-4)
+        arguments = {"x": x, "centre": centre, "nearest": np.zeros(40, np.int32)}
+        lane = lowered(nearest_centres, arguments, facts, hints={"M": 512, "N": 512, "D": 64})
+        np.testing.assert_array_equal(arguments["nearest"], ((centre * centre).sum(1) - 2 * x @ centre.T).argmin(1))
         found.append(max(steps(lane, "m")))
     assert found == [128, 32]
+
+
+def test_layers_are_products_one_after_the_other() -> None:
+    x, v, w = normal(40, 5), normal(5, 19), normal(19, 7)
+    arguments = {"x": x, "v": v, "w": w, "y": np.zeros((40, 7), np.float32)}
+    lane = lowered(two_layers, arguments, AVX512, hints={"M": 512, "K": 256, "D": 1024, "N": 256})
+    np.testing.assert_allclose(arguments["y"], (x @ v) ** 2 @ w, rtol=1e-4, atol=1e-4)
+    assert max(steps(lane, "m")) <= 14 and sum(op.name == "barrier" for op in lane.walk()) == 1
 
 
 @pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
@@ -449,9 +457,8 @@ def test_powers_that_a_product_and_a_sum_read_are_computed_once() -> None:
     lane = lowered(weighted, arguments, AVX512, hints={"M": 256, "K": 256, "N": 256})
     powers = np.exp(x)
     np.testing.assert_allclose(arguments["y"], powers @ w / powers.sum(1, keepdims=True), rtol=1e-5)
-    computing = [loop for loop in lane.walk() if loop.name == "loop" and any(
-        op.name == "exp" for op in loop.blocks[0].ops)]
-    assert [loop.attributes["label"] for loop in computing] == ["k", "k"]   # full rows, and what is left of them
+    loops = [loop for loop in lane.walk() if loop.name == "loop" and any(op.name == "exp" for op in loop.walk())]
+    assert {loop.attributes["label"] for loop in loops} == {"m", "k"}       # none along what the powers meet
 
 
 @pytest.mark.sampled(3)
