@@ -686,7 +686,8 @@ def test_rows_that_all_lanes_meet_at_once_are_asked_for_ahead(name: str, width: 
     ("matmul_swiglu_f32", 64, False), ("matmul_nt_f32", 64, True)])
 def test_the_next_block_of_panels_is_asked_for_while_rows_meet_one(name: str, depth: int, line_by_line: bool,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is copied from rows along the depth, of which so few rows of the left matrix ask for a part."""
+    """Where it is copied from rows along the depth, of which so few rows of the left matrix ask for a part; also where
+    memory is best read line by line."""
     entry, rows, columns = LIBRARY[name], 56, 160
     arguments = entry.make_arguments(np.random.default_rng(1), {"M": rows, "N": columns, "K": depth})
     _, early = recorded(monkeypatch, "load")
@@ -698,7 +699,7 @@ def test_the_next_block_of_panels_is_asked_for_while_rows_meet_one(name: str, de
     weights = [arguments[w] for w in ("b", "gate", "up") if w in arguments]
     lines = builtins.sum(w.nbytes for w in weights) // 64
     found = builtins.sum(early.values())
-    assert found == 0 if line_by_line else lines // 4 <= found <= lines * (columns - 16) // columns
+    assert lines // 4 <= found <= lines * (columns - 16) // columns
 
 
 def blocks_in(lane: Function) -> int:
