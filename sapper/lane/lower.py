@@ -69,6 +69,7 @@ from ..tile.plan import (
 from ..tile.product_parts import axes_brought, lift_extents, part_products
 from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from ..tile.several_depths import loop_over_depths
+from ..tile.shared_operands import share_operands
 from ..tile.short_axes import write_out_short_axes
 from ..tile.sums import share_sums
 from ..tile.turned_operands import turn_gathered
@@ -307,6 +308,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             part_nests(function)
         else:
             part_wraps(function)
+            share_operands(function)
             spread_counters(function)
             if not as_it_is and _says_nothing(schedule):
                 bring_gathered(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES, "mul")

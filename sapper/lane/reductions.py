@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_I32, S64, RowType, TileType, f32, f64, i32, u8
+from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TileType, f32, f64, i32, u8
 from ..tile.plan import LATE, Walk, axes_of
 from .axis_loops import Carried, WalkChoice
 from .by_hand import Fit, emit_steps, takes
@@ -20,6 +20,7 @@ from .rows import Rows
 from .staged import StagedPanel, StagedRows
 from .staging import Staging
 from .state import Access, Open, row_dtype
+from .tile_bound import dtype_of
 
 FEWEST_JOINED = 4
 """Rows whose lanes are joined together: log2(lanes) rounds for one take as many shuffles as for all of them."""
@@ -39,7 +40,8 @@ class Accumulator:
     """One reduction in flight. rows: (outer coordinates, chain) -> value row, and index row for argmax. errors: outer
     coordinates of one operand -> what packed products of it are too large by (sapper/lane/packed.py).
 
-    also: further contractions that are added to the same rows. total: the value that the rows become; else the op's."""
+    also: further contractions that are added to the same rows, and taken_off those of all that are taken off. total:
+    the value that the rows become; else the op's."""
 
     op: Op
     outer: list[tuple[int, ...]]
@@ -48,6 +50,7 @@ class Accumulator:
     indices: dict[tuple[tuple[int, ...], int], Value]
     errors: dict[tuple[int, ...], Value] = field(default_factory=dict)
     also: tuple[Op, ...] = ()
+    taken_off: frozenset[Op] = frozenset()
     total: Value | None = None
 
     @property
@@ -71,6 +74,16 @@ class Accumulator:
         return kind == "sum" and all(row.type == RowType(f32) for row in self.rows.values())
 
 
+@dataclass(slots=True)
+class SumOfContractions:
+    """What one accumulator holds. others: what else is added. taken_off: those of the contractions that are."""
+
+    total: Value
+    contractions: list[Op] = field(default_factory=list)
+    others: list[Value] = field(default_factory=list)
+    taken_off: list[Op] = field(default_factory=list)
+
+
 class Reductions(Staging):
     """Emits the reductions of walks. errors_before: operand -> where its errors are kept (WalkChoice.errors_first)."""
 
@@ -85,8 +98,8 @@ class Reductions(Staging):
     def meet_in_turns(self, contractions: list[Op]) -> bool:
         """Whether two contractions that have no operand in common come one after the other in each step of the depth,
         where registers are few: these hold the operands of one at a time, and more sums, 3 x 2 of each in place of
-        6 x 1: 10 loads serve 12 multiply-adds, not 14. Measured on a Zen 3, complex products, GFLOP/s, before,
-        now and NumPy: 240 cubed 55 to 68, 84, 70 to 78; 300 cubed 67, 74, 82; 512 cubed 56 to 65, 71, 70 to 78."""
+        6 x 1: 10 loads serve 12 multiply-adds, not 14. Measured on a Zen 3, both products of a complex one with sums of
+        their own, GFLOP/s, before and now: 240 cubed 55 to 68, 84; 300 cubed 67, 74; 512 cubed 56 to 65, 71."""
         if len(contractions) != 2 or self.packing is not None or not self.sixteen_registers:
             return False
         if any(op.name != "contract" for op in contractions):
@@ -119,60 +132,68 @@ class Reductions(Staging):
         return max(1, min(inner, -(-8 // outer)))
 
     def _start_all(self, walk: Walk, choice: WalkChoice, slots: int) -> list[Accumulator]:
-        """An accumulator for each reduction; integer contractions that are only added to each other share one, which
-        begins with what else is added to them."""
+        """An accumulator for each sum of contractions, and for each reduction that is in none."""
         accumulators = []
         shared: set[Op] = set()
         for op in walk.reductions:
             if op in shared:
                 continue
             accumulator = self._start(op, slots)
-            found = self._added_to(op, walk) if choice.by_hand is None and choice.lane not in walk.reduced else None
+            found = self.sum_of(op, walk) if choice.by_hand is None and choice.lane not in walk.reduced else None
             if found is not None:
-                total, contractions, others = found
-                shared |= set(contractions)
-                accumulator.total, accumulator.also = total, tuple(c for c in contractions if c is not op)
-                for point in accumulator.outer if others else ():
+                shared |= set(found.contractions)
+                accumulator.total, accumulator.taken_off = found.total, frozenset(found.taken_off)
+                accumulator.also = tuple(c for c in found.contractions if c is not op)
+                for point in accumulator.outer if found.others else ():
                     at = dict(zip(axes_of(op.result), point, strict=True))
-                    row, *rest = [self.row(value, at) for value in others]
+                    row, *rest = [self.row(value, at) for value in found.others]
                     for other in rest:
                         row = self.emit(self.depth, "add", [row, other], ROW_I32)
                     accumulator.rows[point, 0] = row
             accumulators.append(accumulator)
         return accumulators
 
-    def _added_to(self, op: Op, walk: Walk) -> tuple[Value, list[Op], list[Value]] | None:
-        """The sum of i32 that a contraction of a walk is a part of, if nothing else reads its parts: the sum, all
-        contractions in it, and what else is added. What else there is does not come from the reductions of this walk,
-        nor of walks behind it."""
+    def sum_of(self, op: Op, walk: Walk) -> SumOfContractions | None:
+        """The sum that a contraction of a walk is a part of, if nothing else reads its parts; None if it is by itself.
+        Of i32 all that is added, as that does not come from the reductions of this walk, nor of walks behind it. Of
+        floats only what contractions add, or take off, and where registers are few: two sums for one take as many."""
         axes = set(axes_of(op.result))
         found = None
         total = op.result
         while op.name == "contract" and self.straight_operand(op) is None:
             readers = self.users.get(total, ())
             reader = readers[0] if len(readers) == 1 else None
-            if (reader is None or reader.name != "add" or total in walk.after or row_dtype(total.type.dtype) is not i32  # type: ignore[union-attr]
-                    or set(axes_of(reader.result)) != axes):
+            dtype = dtype_of(total)
+            joined = row_dtype(dtype) is i32 or (dtype in (f32, f64) and self.sixteen_registers)
+            if reader is None or total in walk.after or not joined or reader.name not in self._joining(dtype) or (
+                    set(axes_of(reader.result)) != axes):
                 break
             total = reader.result
-            contractions: list[Op] = []
-            others: list[Value] = []
-            if not self._parts_of_sum(total, walk, contractions, others, True):
+            made = SumOfContractions(total)
+            if not self._parts_of_sum(made, total, walk, True, False) or (dtype.is_float and made.others):
                 break
-            found = total, contractions, others
+            found = made
         return found
 
-    def _parts_of_sum(self, value: Value, walk: Walk, contractions: list[Op], others: list[Value], top: bool) -> bool:
+    def _joining(self, dtype: DType) -> tuple[str, ...]:
+        """Ops that make a part of a sum: packed dot products only add."""
+        return ("add", "sub") if dtype.is_float and self.packing is None else ("add",)
+
+    def _parts_of_sum(self, made: SumOfContractions, value: Value, walk: Walk, top: bool, taken_off: bool) -> bool:
         """Split a sum into contractions of a walk and other values; whether that can be."""
         op = value.op
         if op in walk.reductions:
             assert op is not None
-            contractions.append(op)
+            made.contractions.append(op)
+            made.taken_off += [op] * taken_off
             return (op.name == "contract" and self.straight_operand(op) is None and value not in walk.after
                     and len(self.users[value]) == 1)
-        if op is not None and op.name == "add" and (top or (len(self.users[value]) == 1 and value not in walk.after)):
-            return all(self._parts_of_sum(v, walk, contractions, others, False) for v in op.operands)
-        others.append(value)
+        if op is not None and op.name in self._joining(dtype_of(value)) and (
+                top or (len(self.users[value]) == 1 and value not in walk.after)):
+            first, second = op.operands
+            return self._parts_of_sum(made, first, walk, False, taken_off) and (
+                self._parts_of_sum(made, second, walk, False, taken_off != (op.name == "sub")))
+        made.others.append(value)
         return not self._depends(value, {r.result for r in walk.reductions})
 
     def _depends(self, value: Value, results: set[Value]) -> bool:
@@ -335,16 +356,20 @@ class Reductions(Staging):
         most = max(len(a.also) for a in accumulators) + 1
         at_once = min(most, self._contractions_at_once(accumulators))
         turns = [slice(first, first + at_once) for first in range(0, most, at_once)]
-        return [(number, inner, a, point, ops) for turn in turns
-                for number, inner, a, point in self._point_order(choice, accumulators, pieces, in_turn)
-                if (ops := (a.op, *a.also)[turn])]
+        order = [(number, inner, a, point, ops) for turn in turns
+                 for number, inner, a, point in self._point_order(choice, accumulators, pieces, in_turn)
+                 if (ops := (a.op, *a.also)[turn])]
+        if self.packing is None and most > 1:
+            order.sort(key=lambda place: place[0])      # what several read of a step is held for it alone
+        return order
 
     def _contractions_at_once(self, accumulators: list[Accumulator]) -> int:
-        """How many packed contractions that are added to one sum a point meets before the next point does: as many as
-        registers hold the operands of that span the lanes. 4 rows by two vectors of Q6_K, whose words are four such:
-        309 instructions on AVX2, not 323; on a Zen 3 4, 16 and 128 rows take 0.87, 0.91 and 0.97 of the time."""
+        """How many contractions that are added to one sum a point meets before the next point does: as many packed ones
+        as registers hold the operands of that span the lanes. 4 rows by two vectors of Q6_K, whose words are four such:
+        309 instructions on AVX2, not 323; on a Zen 3 4, 16 and 128 rows take 0.87, 0.91 and 0.97 of the time. Of floats
+        one (sum_of)."""
         if self.packing is None:
-            return MOST_ALSO
+            return 1 if any(a.rounds for a in accumulators) else MOST_ALSO
         lanes = max((bound.count for bound in self.bound.values() if bound.lane), default=1)
         free = self.facts.vector_registers - OPERANDS_AND_PRODUCT - sum(len(a.rows) for a in accumulators)
         return max(1, free // lanes)
@@ -507,6 +532,8 @@ class Reductions(Staging):
             return
         if op.name == "contract":
             factors = left, right = [self._contract_row(v, at, old) for v in op.operands]
+            if op in a.taken_off:
+                left = self.emit(depth, "neg", [left], left.type)
             if old.type in (RowType(f32), RowType(f64)):
                 new = self.emit(depth, "fma", [left, right, old], old.type)
             else:

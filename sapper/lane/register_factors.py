@@ -20,6 +20,7 @@ from ..tile.sums import is_join
 from .packed import plain_axis
 from .prefetches import FEW_ROWS, LINE_BYTES, LONG_LINES, SHORT_LINES
 from .state import PAIR, Capacity, element_bytes
+from .tile_bound import dtype_of
 from .walk import WalkLowering
 
 ADDRESSED_ROWS = 8
@@ -109,19 +110,16 @@ DEEP = 5
 @dataclass(slots=True)
 class _Sums:
     """What a contraction's counts are chosen by. outer: axes of its result that it walks; rows: of them those beside
-    the lane axis, the longest first. fixed: sums of what loops around hold for each. counts: of each axis, filled."""
+    the lane axis, the longest first. fixed: sums of what loops around hold for each. counts: of each axis, filled.
+    several: sums in one walk; contractions, but for those of floats that one sum takes (Reductions.sum_of)."""
 
     walk: Walk
     lane: str | None
     outer: list[str]
     rows: list[str]
     fixed: int
+    several: int
     counts: dict[str, int]
-
-    @property
-    def several(self) -> int:
-        """Contractions in one walk."""
-        return len(self.walk.reductions)
 
 
 class RegisterFactors(WalkLowering):
@@ -238,7 +236,8 @@ class RegisterFactors(WalkLowering):
         outer = [a for a in loops if a in walk.outer]
         fixed = prod(self.bound[axis].count for axis in walk.outer if axis in self.bound)
         if contraction:
-            self._contraction_counts(_Sums(walk, lane, outer, self._rows_beside(outer, lane), fixed, counts))
+            self._contraction_counts(_Sums(
+                walk, lane, outer, self._rows_beside(outer, lane), fixed, self._several(walk, lane), counts))
         elif lane in loops:
             assert lane is not None
             self._pointwise_counts(walk, outer, lane, fixed, counts)
@@ -246,6 +245,12 @@ class RegisterFactors(WalkLowering):
             last = loops[-1]
             counts[last] = self._fit(last, self._overwritten_at_once(walk, fixed) or 4, False)
         return counts
+
+    def _several(self, walk: Walk, lane: str | None) -> int:
+        made = [self.sum_of(op, walk) for op in walk.reductions if dtype_of(op.result).is_float
+                and lane not in walk.reduced]
+        shared = {found.total: len(found.contractions) - 1 for found in made if found is not None}
+        return len(walk.reductions) - sum(shared.values())
 
     def _rows_beside(self, outer: list[str], lane: str | None) -> list[str]:
         """Axes of a contraction's result beside the lane axis, the longest first."""
@@ -293,7 +298,7 @@ class RegisterFactors(WalkLowering):
         registers = self.facts.vector_registers
         panel = self._panel_vectors(walk, rows, fixed, lane)
         many = bool(rows) and self.extent_hint(rows[0]) >= STAGE_ROWS
-        in_turns = many and self.meet_in_turns(walk.reductions)
+        in_turns = many and several > 1 and self.meet_in_turns(walk.reductions)
         alone = not rows and self.reads_in_blocks(walk, None, lane)
         squares = self.facts.two_by_two and self.packing is not None
         if squares and many:

@@ -1,7 +1,7 @@
 """Sequential loops that only accumulate become reductions over a whole axis.
 
 Enters tile IR; leaves tile IR in which `for k in tiles(K): acc += sum(x, over=k)` (and `a @ b`, max, min) is one
-`reduce` or `contract` over k, brought into scope by `whole`; `acc += a @ b + c @ d` becomes two, that are added after.
+`reduce` or `contract` over k, brought into scope by `whole`; `acc += a @ b - c @ d` becomes two, that are joined after.
 So is `for k in each(K): acc += x[k, n]`, and of products of two elements, `acc += a[m, k] * b[k, n]`, a sum over k;
 inside other loops in order only where the innermost alone goes along memory (`acc += g[b, o, q] * x[b, c, q + i]`).
 The schedule may then block the reductions as it likes: nothing in the kernel says how. Holds: the meaning is the same,
@@ -72,28 +72,31 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
     tail: list[Op] = []
     for argument, start, out in zip(body.arguments, initial, terminator.operands, strict=True):
         combine = out.op
-        if combine is None or combine.name not in _COMBINE or uses.get(argument, 0) != 1:
+        if combine is None or uses.get(argument, 0) != 1:
             return None
-        joined, parts = _joined(out, combine.name, members, uses)
-        if argument not in parts:
+        name = "add" if combine.name == "sub" else combine.name
+        if name not in _COMBINE:
             return None
-        parts.remove(argument)
-        for part in parts:
+        joined, parts = _joined(out, name, members, uses)
+        if (argument, False) not in parts:
+            return None
+        parts.remove((argument, False))
+        for part, _ in parts:
             source = part.op
             if source is None or source not in members:
                 return None
             kind = source.attributes.get("kind") if source.name == "reduce" else "sum" * (source.name == "contract")
-            if kind != _COMBINE[combine.name] or not set(axes) <= set(source.attributes["over"]):
+            if kind != _COMBINE[name] or not set(axes) <= set(source.attributes["over"]):
                 return None
         dropped.update(joined)
         assert isinstance(out.type, TileType)
         total = start
-        for part in parts:
-            if total is start and combine.name == "add" and is_zero(start) and part.op is not None and (
+        for part, taken_off in sorted(parts, key=lambda pair: pair[1]):
+            if total is start and name == "add" and not taken_off and is_zero(start) and part.op is not None and (
                     _has_axes(part.op, out.type.axes)):
                 total = part         # 0 + x: partial sums start at +0 anyway
                 continue
-            tail.append(Op(combine.name, [total, part], (out.type,), {}, None, combine.location))
+            tail.append(Op("sub" if taken_off else name, [total, part], (out.type,), {}, None, combine.location))
             total = tail[-1].result
         values.append(total)
     wholes = [Op("whole", [bounds[2 * i], bounds[2 * i + 1]], (), {"axis": axis}, None, op.location)
@@ -186,20 +189,26 @@ def _is_element(value: Value, counter: Value) -> bool:
         v.op is not None and (v.op.name in ("index", "const", "dim")) for v in others)
 
 
-def _joined(out: Value, name: str, members: set[Op], uses: dict[Value, int]) -> tuple[list[Op], list[Value]]:
-    """The ops of one name that make a value, each read by the next alone, and what they join, from left to right."""
+def _joined(
+    out: Value, name: str, members: set[Op], uses: dict[Value, int]
+) -> tuple[list[Op], list[tuple[Value, bool]]]:
+    """The ops of one name, and differences in a sum, that make a value, each read by the next alone; and what they
+    join, from left to right, with whether it is taken off."""
     ops: list[Op] = []
-    values: list[Value] = []
+    values: list[tuple[Value, bool]] = []
+    names = {name, "sub"} if name == "add" else {name}
 
-    def visit(value: Value) -> None:
-        if value.op is not None and value.op.name == name and value.op in members and uses[value] == 1:
-            ops.append(value.op)
-            for operand in value.op.operands:
-                visit(operand)
+    def visit(value: Value, taken_off: bool) -> None:
+        op = value.op
+        if op is not None and op.name in names and op in members and uses[value] == 1:
+            ops.append(op)
+            first, second = op.operands
+            visit(first, taken_off)
+            visit(second, taken_off != (op.name == "sub"))
         else:
-            values.append(value)
+            values.append((value, taken_off))
 
-    visit(out)
+    visit(out, False)
     return ops, values
 
 

@@ -89,11 +89,28 @@ def largest_of_two(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M,
 
 @sp.kernel
 def a_difference(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
-    """What is taken off is not a sum that grows."""
     for m, n in tiles(M, N):
         total = zeros(m, n, dtype=f32)
         for k in tiles(K):
-            total += a[m, k] @ b[k, n] - sp.sum(a[m, k], over=k)
+            total += sp.sum(a[m, k], over=k) - (a[m, k] @ b[k, n] - sp.sum(b[k, n], over=k))
+        c[m, n] = total
+
+
+@sp.kernel
+def what_is_taken_off(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            total -= a[m, k] @ b[k, n]
+        c[m, n] = total
+
+
+@sp.kernel
+def signs_in_turn(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            total = a[m, k] @ b[k, n] - total
         c[m, n] = total
 
 
@@ -109,7 +126,8 @@ def a_sum_that_is_kept(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32
 
 
 @pytest.mark.parametrize(("kernel", "loops"), [
-    (two_at_once, 0), (two_in_turn, 0), (largest_of_two, 0), (a_difference, 1), (a_sum_that_is_kept, 1)])
+    (two_at_once, 0), (two_in_turn, 0), (largest_of_two, 0), (a_difference, 0), (what_is_taken_off, 0),
+    (signs_in_turn, 1), (a_sum_that_is_kept, 1)])
 def test_accumulation_of_several(kernel, loops: int) -> None:
     function = kernel.tile_ir()
     rng = np.random.default_rng(0)
