@@ -148,11 +148,12 @@ class RandomRounding:
     flushes: of FLUSHED, by every other seed.
     """
 
-    __slots__ = ("_flushes", "_fused", "_inexact", "_random", "_seed")
+    __slots__ = ("_flushes", "_fused", "_inexact", "_random", "_scales", "_seed")
 
     def __init__(self, inexact: set[Value], fused: set[Value], seed: int, flushes: bool = False) -> None:
         self._inexact, self._fused, self._flushes = inexact, fused, flushes and seed % 2 == 0
         self._seed, self._random = seed, np.random.default_rng(seed)
+        self._scales: dict[Value, Array] = {}
 
     def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
         if op.name == "store":
@@ -180,6 +181,8 @@ class RandomRounding:
         if op.name == "mul" and not narrow:
             moved = self._move(result, type.dtype, 1)
             return self._unrounded(op, operands, moved) if op.results[0] in self._fused else moved
+        if op.name in ("add", "sub") and any(v in self._scales for v in op.operands):
+            return self._together(op, operands, result, type)
         if op.name == "cast" and narrow and op.operands[0] in self._inexact:
             return self._move(result, type.dtype, 1)
         return result
@@ -270,8 +273,21 @@ class RandomRounding:
                 settled = np.isnan(total([np.where(np.isfinite(x), np.sign(x), x) for x in (
                     given.astype(np.float64) for given in operands)]))
             moved = np.where(~settled & (finite > _LARGEST["f32"]), self._beyond(result.shape), moved)
+            if op.name == "contract":
+                self._scales[op.results[0]] = finite
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         return semantics.cast(np.asarray(moved), dtype)
+
+    def _together(self, op: Op, operands: list[Array], result: Array, type: TileType) -> Array:
+        """Products that are added, or taken off each other, and what a loop carries: one sum may take all of them
+        (docs/language.md, Sums), which may overflow on the way."""
+        scale = np.zeros(result.shape)
+        for value, given in zip(op.operands, operands, strict=True):
+            known = self._scales.get(value)
+            size = np.where(np.isfinite(given), np.abs(given), 0.0) if known is None else known
+            scale = scale + semantics.align(size, value.type.axes, type.axes)  # type: ignore[union-attr]
+        self._scales[op.results[0]] = scale
+        return np.where(scale > _LARGEST[type.dtype.name], self._beyond(result.shape), result).astype(result.dtype)
 
     def _joined(self, op: Op, size: Array, count: Array, total: Array) -> Array:
         """As for sums. size: of the finite magnitudes that are joined; count: how many values. Sums in memory of narrow

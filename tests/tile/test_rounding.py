@@ -141,6 +141,20 @@ def test_functions_that_flush_may_give_zero_below_the_normal_numbers():
         assert out.mismatch(out.values) is None and out.mismatch(out.values * np.array([1, 1, .99], np.float32))
 
 
+def test_products_that_are_added_may_overflow_together():
+    @kernel
+    def both(a: Tensor[f32, M, N], b: Tensor[f32, N], out: Tensor[f32, M]):
+        for m in tiles(M):
+            n = whole(N)
+            out[m] = a[m, n] @ b[n] - a[m, n] @ (b[n] * 0.5)
+
+    a = np.array([[3e38, 0, 1], [1, 1, 1]], np.float32)
+    arguments = {"a": a, "b": np.array([1, 1, 2], np.float32), "out": np.zeros(2, np.float32)}
+    out = expect(both.tile_ir(), arguments)["out"]
+    assert np.isfinite(out.values).all() and out.mismatch(np.array([np.inf, 2], np.float32)) is None
+    assert out.mismatch(np.array([out.values[0], np.inf], np.float32)) is not None
+
+
 def test_a_product_inside_a_sum_neither_overflows_nor_vanishes():
     @kernel
     def added(a: Tensor[f32, N], b: Tensor[f32, N], c: Tensor[f32, N], alone: Tensor[f32, N], out: Tensor[f32, N]):
