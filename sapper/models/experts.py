@@ -6,6 +6,7 @@ the kernels and their arguments. Holds: what is so of matrices (linear.py).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -157,7 +158,7 @@ class DenseExperts:
 
 
 @dataclass(frozen=True, slots=True)
-class PanelExperts:
+class PanelExperts(ABC):
     """Experts in the panels of a form of blocks. together: the panels of all, one after the other, as one matrix."""
 
     together: Any
@@ -173,17 +174,18 @@ class PanelExperts:
 
     # ---- what a form says
 
+    @abstractmethod
     def _parts(self) -> tuple[Array, ...]:
         """The weights as operands of kernels, an expert after the other."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _kernel(self, task: str) -> Any:
-        raise NotImplementedError
+        """That of a task, such as "grouped"."""
 
     @property
+    @abstractmethod
     def _rounded_kernels(self) -> Any:
         """Those of sapper/kernels/moe_rounded.py."""
-        raise NotImplementedError
 
     # ---- products
 

@@ -181,7 +181,8 @@ class RandomRounding:
         if op.name == "mul" and not narrow:
             moved = self._move(result, type.dtype, 1)
             return self._unrounded(op, operands, moved) if op.results[0] in self._fused else moved
-        if op.name in ("add", "sub") and any(v in self._scales for v in op.operands):
+        if op.name in ("add", "sub") and any(v in self._scales for v in op.operands) and all(
+                v in self._scales or v.op is None for v in op.operands):
             return self._together(op, operands, result, type)
         if op.name == "cast" and narrow and op.operands[0] in self._inexact:
             return self._move(result, type.dtype, 1)

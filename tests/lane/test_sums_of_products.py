@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sapper.ir.nodes import Function
-from sapper.ir.types import f32
+from sapper.ir.types import f32, f64
 from sapper.lang.builtins import maximum, tiles, whole
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -69,6 +69,27 @@ def test_one_sum_takes_them_where_registers_are_few(made: Any, sums: int) -> Non
     """Six rows by two vectors, as of one product."""
     arguments = {"a": normal(3, 40, 33), "b": normal(3, 33, 50), "y": np.zeros((40, 50), np.float32)}
     assert sums_of(lowered(made, arguments, AVX2, hints={"M": 256, "K": 256, "N": 256})) == sums
+
+
+@kernel
+def both_parts_of_doubles(a: Tensor[f64, 2, M, K], b: Tensor[f64, 2, K, N], c: Tensor[f64, 2, M, N]):
+    for m, n in tiles(M, N):
+        k = whole(K)
+        c[0, m, n] = a[0, m, k] @ b[0, k, n] - a[1, m, k] @ b[1, k, n]
+        c[1, m, n] = a[0, m, k] @ b[1, k, n] + a[1, m, k] @ b[0, k, n]
+
+
+def test_doubles_are_met_one_product_after_the_other() -> None:
+    """Each step of the depth meets all points with one product, then with the other: operands of one are held."""
+    a, b = normal(2, 40, 33).astype(np.float64), normal(2, 33, 50).astype(np.float64)
+    arguments = {"a": a, "b": b, "c": np.zeros((2, 40, 50))}
+    lane = lowered(both_parts_of_doubles, arguments, AVX2, hints={"M": 256, "K": 256, "N": 256})
+    wanted = (a[0] + 1j * a[1]) @ (b[0] + 1j * b[1])
+    np.testing.assert_allclose(arguments["c"], [wanted.real, wanted.imag], rtol=1e-12, atol=1e-12)
+    loop = max((op for op in lane.walk() if op.name == "loop"), key=lambda op: len(op.results))
+    carried = loop.blocks[0].arguments[1:]
+    first = [op for op in loop.blocks[0].ops if op.name == "fma"][:len(carried)]
+    assert len(carried) == 12 and {op.operands[2] for op in first} == set(carried)
 
 
 def test_complex_products_have_two_sums() -> None:
