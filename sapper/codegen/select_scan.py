@@ -62,6 +62,8 @@ class _Scan:
         # Between two ops of one epoch nothing writes memory: a load may be moved from one to the other.
         self._epoch = 0
         self._loaded: dict[Value, int] = {}
+        self.joined: list[tuple[Op, Op, Op]] = []
+        """Of sums that go back to where a term came from, that load, the sum and the store."""
 
     def block(self, block: Block, owner: Op | None = None) -> None:
         values = self.values
@@ -100,6 +102,8 @@ class _Scan:
                 values.end[op] = self.position
                 self._epoch += 1
             elif name in WRITES_MEMORY:
+                if name == "s_store":
+                    self._joined_in_memory(op, block)
                 self._epoch += 1
             elif name == "yield":
                 if owner is not None and owner.name == "loop":
@@ -130,6 +134,20 @@ class _Scan:
             if foldable is not None and place in foldable and self._loaded.get(value) == self._epoch and (
                     values.block_of[value] is block):
                 self.folded[value] += 1
+
+    def _joined_in_memory(self, op: Op, block: Block) -> None:
+        """A scalar that is stored: what is there and something more?"""
+        total = op.operands[0].op
+        if total is None or total.name != "s_add" or self.values.block_of.get(total.result) is not block or (
+                op.attributes["dtype"].bits not in self.values.rules.SUMS_IN_MEMORY):
+            return
+        for term in total.operands:
+            load = term.op
+            if load is not None and load.name == "s_load" and self._loaded.get(term) == self._epoch and (
+                    self.values.block_of[term] is block) and load.operands == op.operands[1:] and (
+                    load.attributes == op.attributes):
+                self.joined.append((load, total, op))
+                return
 
     def _constant(self, key: Any) -> None:
         """The innermost loop reads it."""
@@ -204,6 +222,8 @@ class _Scan:
                 self.candidates.append(op)
         elif name in _DEFERRABLE:
             self.candidates.append(op)
+        elif name == "s_load":
+            self._loaded[value] = self._epoch
         elif name == "bitcast" or (name == "cvt" and value.type == op.operands[0].type):
             root = values.alias.get(op.operands[0], op.operands[0])
             if root.op is None or root.op.name not in CONSTANTS:
@@ -221,6 +241,13 @@ class ScannedValues(SelectedValues):
         for op, argument, place in found.late:
             self.deferred[op.results[0]] = op
             self.uses_at[argument].append(place)
+        for load, total, store in found.joined:
+            if self.uses[load.result] == self.uses[total.result] == 1:
+                for op in (load, total):
+                    self.deferred[op.result] = op
+                for term in total.operands:
+                    if term in self.uses_at and term is not load.result:
+                        insort(self.uses_at[term], self.start[store])
         spread = self._spread_in_place([
             op.results[0] for op in found.candidates
             if op.name == "load_splat" and found.folded.get(op.results[0], 0) == self.uses.get(op.results[0])])

@@ -25,7 +25,9 @@ from sapper.ir.types import (
     f16,
     f32,
     f64,
+    i16,
     i32,
+    i64,
     u8,
 )
 from sapper.lane import two_by_two
@@ -196,6 +198,25 @@ def test_loads_fold_only_where_no_store_is_between() -> None:
         (subtract,) = instructions(machine, "vsubps.512")
         assert isinstance(subtract.operands[2], Memory) is not between
         assert names(machine)["vmovups.512"] == (4 if between else 2)
+
+
+def test_scalars_are_added_to_where_they_lie() -> None:
+    def added(between: bool = False, twice: bool = False, dtype: DType = i32, disp: int = 4) -> Counter[str]:
+        function, b, (x, y, n, _) = start()
+        place = {"scale": 4, "disp": 4, "indexed": True, "dtype": dtype}
+        before = b.value("s_load", [x, n], S64, **place)
+        if between:
+            b.add("s_store", [n, y], dtype=dtype)
+        total = b.value("s_add", [b.value("s_const", [], S64, value=3), before], S64)
+        b.add("s_store", [total, x, n], **{**place, "disp": disp})
+        if twice:
+            b.add("s_store", [total, y], dtype=dtype)
+        return names(select(function, rules, V4))
+
+    assert added()["add.32"] == 1 and not added()["movsxd"] and not added()["mov.32"]
+    assert added(dtype=i64)["add.64"] == 1 and not added(dtype=i64)["lea.64"]
+    for apart in (added(between=True), added(twice=True), added(dtype=i16), added(disp=8)):
+        assert not apart["add.32"]
 
 
 def test_addresses_take_in_constants_and_sums() -> None:

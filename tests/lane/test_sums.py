@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import Tensor, kernel, tiles, u8
+from sapper import Tensor, i8, i64, kernel, tiles, u8
 from sapper.ir.nodes import Function
 from sapper.ir.types import DType, bf16, f32, f64, i32
 from sapper.ir.verifier import verify
@@ -22,6 +22,7 @@ from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+from sapper.tile.semantics import numpy_dtype
 from sapper.tile.sums import share_sums
 from tests.lang.test_random_kernels import kernel_of
 from tests.lang.test_sums import histogram, mirrored, rows_at_tokens, windows
@@ -106,6 +107,46 @@ def test_lane_after_lane_where_any_may_meet_another() -> None:
     random = np.random.default_rng(0)
     ops = lowered(histogram, {"x": random.integers(0, 3, 41).astype(np.int32), "count": np.zeros(3, np.int32)})
     assert ops.count("s_store") == 16 + 1 and not {"scatter", "gather"} & set(ops)
+
+
+def rows_in_scratch(ops: list[str]) -> bool:
+    """Do places or values of lanes lie in scratch memory?"""
+    return "store" in ops
+
+
+@pytest.mark.parametrize("index", [u8, i8, i32, i64], ids=str)
+@pytest.mark.parametrize("value", [f32, i32], ids=str)
+def test_what_was_loaded_is_read_lane_by_lane_from_where_it_lies(index: DType, value: DType) -> None:
+    @kernel
+    def totals(x: Tensor[value, N], place: Tensor[index, N], total: Tensor[value, V]):
+        for n in tiles(N):
+            total[place[n].to(i32)] += x[n]
+
+    @kernel
+    def far_totals(x: Tensor[value, N], place: Tensor[index, N], total: Tensor[value, V]):
+        for n in tiles(N):
+            total[place[n]] += x[n]
+
+    random = np.random.default_rng(0)
+    arguments = {"x": random.integers(-9, 9, 41).astype(numpy_dtype(value)),
+                 "place": random.integers(0, 5, 41).astype(numpy_dtype(index)), "total": np.zeros(5, numpy_dtype(value))}
+    assert not rows_in_scratch(lowered(far_totals if index is i64 else totals, arguments))
+
+
+def test_what_may_have_changed_or_is_computed_lies_in_scratch_memory() -> None:
+    @kernel(in_place=[("count", "x")])
+    def counted_where_they_lie(x: Tensor[i32, N], count: Tensor[i32, N]):
+        for n in tiles(N):
+            count[x[n]] += 1
+
+    @kernel
+    def halved(x: Tensor[i32, N], count: Tensor[i32, V]):
+        for n in tiles(N):
+            count[x[n] // 2] += 1
+
+    x = np.random.default_rng(0).integers(0, 41, 41).astype(np.int32)
+    assert rows_in_scratch(lowered(halved, {"x": x, "count": np.zeros(41, np.int32)}))
+    assert rows_in_scratch(lowered(counted_where_they_lie, {"x": x, "count": np.zeros(41, np.int32)}))
 
 
 @pytest.mark.parametrize("lane", ["m", "n"])

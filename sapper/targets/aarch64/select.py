@@ -42,6 +42,9 @@ FAMILY = "aarch64"
 FOLDED_DTYPES: frozenset[str] = frozenset()
 """No load becomes an operand of arithmetic."""
 
+SUMS_IN_MEMORY: frozenset[int] = frozenset()
+"""Bits of the integers that an instruction adds to in memory."""
+
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of a factor for nothing (fmls)."""
 

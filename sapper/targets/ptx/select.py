@@ -68,6 +68,9 @@ ROWS = _Forms()
 
 FOLDED_DTYPES: frozenset[str] = frozenset()
 """No operand but that of a load or a store is memory."""
+SUMS_IN_MEMORY: frozenset[int] = frozenset()
+"""Bits of the integers that an instruction adds to in memory."""
+
 ABSORBS_SIGN: frozenset[str] = frozenset()
 """ptxas folds a negation into its user; PTX has no place to write it."""
 TAKES_LANE: dict[str, tuple[int, ...]] = {}

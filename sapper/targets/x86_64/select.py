@@ -62,6 +62,9 @@ _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _
           "floor": frozenset([0]), "ceil": frozenset([0]),
           "trunc": frozenset([0]), "round": frozenset([0]), "fraction": frozenset([0])}
 
+SUMS_IN_MEMORY = frozenset([32, 64])
+"""Bits of the integers that an instruction adds to in memory."""
+
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of any operand for nothing (vfnmadd, vfmsub, vfnmsub)."""
 

@@ -370,6 +370,11 @@ def s_store(s: Any, op: Op) -> None:
     value = op.operands[0]
     bits = op.attributes["dtype"].bits
     memory = s.address(op, 1)
+    if value in s.deferred:     # the sum of what is there and another
+        other = next(term for term in s.deferred[value].operands if term not in s.deferred)
+        number = s.small_constant(other)
+        s.emit(f"add.{bits}", memory, s.scalar(other) if number is None else number)
+        return
     number = s.constant_of(value)
     if number is not None:
         low = (number + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
