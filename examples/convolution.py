@@ -48,6 +48,26 @@ def convolution_nchw(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: 
 
 
 @sp.kernel
+def strided_convolution(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, P, Q]):
+    """Around every other point, with zeros around the image; all of it as one product."""
+    for b, o, p, q in tiles(B, O, P, Q):
+        c, i, j = whole(C), whole(3), whole(3)
+        h, v = 2 * p + i - 1, 2 * q + j - 1
+        inside = (h >= 0) & (h < H) & (v >= 0) & (v < W)
+        point = x[b, c, sp.maximum(sp.minimum(h, H - 1), 0), sp.maximum(sp.minimum(v, W - 1), 0)]
+        y[b, o, p, q] = w[o, c, i, j] @ where(inside, point, 0.0)
+
+
+@sp.kernel
+def patch_embedding(x: Tensor[f32, B, C, 14 * P, 14 * Q], w: Tensor[f32, O, C, 14, 14], y: Tensor[f32, B, P, Q, O]):
+    """Squares of an image as vectors (vision transformers)."""
+    squares = x.view(B, C, P, 14, Q, 14)
+    for b, p, q, o in tiles(B, P, Q, O):
+        c, i, j = whole(C), whole(14), whole(14)
+        y[b, p, q, o] = squares[b, c, p, i, q, j] @ w[o, c, i, j]
+
+
+@sp.kernel
 def convolution_by_channel(x: Tensor[f32, B, C, H, W], w: Tensor[f32, C, 3, 3], y: Tensor[f32, B, C, P, Q]):
     """Channels first, each by itself (depthwise)."""
     for b, c in each(B, C):
@@ -172,6 +192,18 @@ def _nchw_reference(x, w):
     return (np.einsum("bcpqij,ocij->bopq", _windows(x, 3, 3), w, optimize=True),)
 
 
+def _strided_reference(x, w):
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
+    return (np.einsum("bcpqij,ocij->bopq", windows, w, optimize=True),)
+
+
+def _embedding_reference(x, w):
+    b, c, h, v = x.shape
+    squares = x.reshape(b, c, h // 14, 14, v // 14, 14)
+    return (np.einsum("bcpiqj,ocij->bpqo", squares, w, optimize=True),)
+
+
 def _channel_reference(x, w):
     return (np.einsum("bcpqij,cij->bcpq", _windows(x, 3, 3), w),)
 
@@ -243,6 +275,18 @@ def _torch_nchw(x, w):
     return conv2d(x, w)
 
 
+def _torch_strided(x, w):
+    from torch.nn.functional import conv2d
+
+    return conv2d(x, w, stride=2, padding=1)
+
+
+def _torch_embedding(x, w):
+    from torch.nn.functional import conv2d
+
+    return conv2d(x, w, stride=14).permute(0, 2, 3, 1)
+
+
 def _torch_channel(x, w):
     from torch.nn.functional import conv2d
 
@@ -301,6 +345,16 @@ EXAMPLES = [
         empty(s["B"], s["O"], s["P"], s["Q"])),
         _nchw_reference, {"B": 2, "P": 32, "Q": 32, "C": 64, "O": 64}, {"B": 1, "P": 3, "Q": 37, "C": 3, "O": 5},
         _torch_nchw),
+    Example(strided_convolution, lambda random, s: (
+        normal(random, s["B"], s["C"], 2 * s["P"], 2 * s["Q"]), normal(random, s["O"], s["C"], 3, 3),
+        empty(s["B"], s["O"], s["P"], s["Q"])),
+        _strided_reference, {"B": 2, "C": 64, "O": 128, "P": 28, "Q": 28}, {"B": 1, "C": 3, "O": 33, "P": 4, "Q": 9},
+        _torch_strided),
+    Example(patch_embedding, lambda random, s: (
+        normal(random, s["B"], s["C"], 14 * s["P"], 14 * s["Q"]), normal(random, s["O"], s["C"], 14, 14),
+        empty(s["B"], s["P"], s["Q"], s["O"])),
+        _embedding_reference, {"B": 1, "C": 3, "O": 1024, "P": 16, "Q": 16}, {"B": 1, "C": 2, "O": 35, "P": 2, "Q": 3},
+        _torch_embedding),
     Example(convolution_by_channel, lambda random, s: (
         normal(random, s["B"], s["C"], s["P"] + 2, s["Q"] + 2), normal(random, s["C"], 3, 3),
         empty(s["B"], s["C"], s["P"], s["Q"])),

@@ -37,6 +37,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.scratch import constant_bytes
 from ..ir.types import S64, TensorType, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
+from ..tile.as_matrices import multiply_as_matrices
 from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
 from ..tile.counter_axes import spread_counters
@@ -438,6 +439,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             return
 
         typical = _typical(specialization)
+        multiply_as_matrices(function, typical, lambda tensor: specialization.strides.get(
+            tensor.name, "contiguous") == "contiguous", STAGE_ROWS, MOST_OPERAND_BYTES)
         keep_columns_whole(function, typical)
 
         def is_computed(value: Value) -> bool:

@@ -43,7 +43,7 @@ def _block(block: Block, function: Function, tiled: Collection[str], in_order: b
             parallel = op.name == "tiles" and op.attributes["parallel"]
             between = op.name == "each"
             _block(nested, function, op.attributes["axes"] if parallel else tiled if between else (), between)
-        replacement = _as_reductions(op) if op.name == "tiles" and op.results else None
+        replacement = as_reductions(op) if op.name == "tiles" and op.results else None
         if op.name == "each" and op.results and all(set(axes_of(v)) <= set(tiled) for v in op.results):
             replacement = _as_sums(op, function, in_order)
         if replacement is not None:
@@ -55,11 +55,13 @@ def _block(block: Block, function: Function, tiled: Collection[str], in_order: b
             position += 1
 
 
-def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
+def as_reductions(op: Op, of_wholes: bool = False) -> tuple[list[Op], list[Value]] | None:
+    """The ops that stand for a loop over tiles, and for its results; None where it does something else. of_wholes: it
+    may bring whole axes, too."""
     axes = op.attributes["axes"]
     body = op.blocks[0]
     terminator = body.terminator
-    if terminator is None or any(o.blocks or o.name in ("store", "whole") for o in body.ops):
+    if terminator is None or any(o.blocks or o.name in ("store", "whole")[:2 - of_wholes] for o in body.ops):
         return None
     bounds, initial = op.operands[:2 * len(axes)], op.operands[2 * len(axes):]
     members = set(body.ops)

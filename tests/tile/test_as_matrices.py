@@ -1,0 +1,226 @@
+"""Products over several axes as products of matrices (sapper/tile/as_matrices.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper import Tensor, dims, f32, i32, kernel, maximum, minimum, tiles, where, whole, zeros
+from sapper.ir.nodes import Function, Value
+from sapper.ir.types import TensorType
+from sapper.ir.verifier import verify
+from sapper.runtime.check import check_kernel
+from sapper.tile import as_matrices
+from sapper.tile.as_matrices import multiply_as_matrices
+from sapper.tile.canonical import canonicalize
+from sapper.tile.interpret import interpret
+from sapper.tile.ops import TILE_OPS
+from tests.strategies import examples
+
+B, C, D, H, O, P, Q, R, W = dims("B C D H O P Q R W")
+
+
+@kernel
+def strided(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, P, Q]):
+    for b, o, p, q in tiles(B, O, P, Q):
+        acc = zeros(b, o, p, q, dtype=f32)
+        for c in tiles(C):
+            i, j = whole(3), whole(3)
+            acc += w[o, c, i, j] @ x[b, c, 2 * p + i, 2 * q + j]
+        y[b, o, p, q] = acc
+
+
+@kernel
+def points(x: Tensor[f32, B, C, P, Q], w: Tensor[f32, O, C], bias: Tensor[f32, O], z: Tensor[f32, B, O, P, Q],
+           y: Tensor[f32, B, O, P, Q]):
+    """Both operands lie well; what comes after reads a matrix, too."""
+    for b, o, p, q in tiles(B, O, P, Q):
+        c = whole(C)
+        y[b, o, p, q] = maximum(w[o, c] @ x[b, c, p, q] + bias[o], 0.0) + z[b, o, p, q]
+
+
+@kernel
+def channels_last(x: Tensor[f32, B, H, W, C], w: Tensor[f32, 3, 3, C, O], y: Tensor[f32, B, P, Q, O]):
+    for b, p, q, o in tiles(B, P, Q, O):
+        acc = zeros(b, p, q, o, dtype=f32)
+        for c in tiles(C):
+            i, j = whole(3), whole(3)
+            acc += x[b, p + i, q + j, c] @ w[i, j, c, o]
+        y[b, p, q, o] = acc
+
+
+@kernel
+def patches(x: Tensor[f32, B, C, P, 4, Q, 4], w: Tensor[f32, O, C, 4, 4], y: Tensor[f32, B, P, Q, O]):
+    for b, p, q, o in tiles(B, P, Q, O):
+        c, i, j = whole(C), whole(4), whole(4)
+        y[b, p, q, o] = x[b, c, p, i, q, j] @ w[o, c, i, j]
+
+
+@kernel
+def edges(x: Tensor[f32, B, C, P, Q], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, P, Q]):
+    """Zeros around an image: the operand is computed."""
+    for b, o, p, q in tiles(B, O, P, Q):
+        c, i, j = whole(C), whole(3), whole(3)
+        u, v = p + i - 1, q + j - 1
+        inside = (u >= 0) & (u < P) & (v >= 0) & (v < Q)
+        y[b, o, p, q] = w[o, c, i, j] @ where(
+            inside, x[b, c, maximum(minimum(u, P - 1), 0), maximum(minimum(v, Q - 1), 0)], 0.0)
+
+
+@kernel
+def heads(x: Tensor[f32, B, R, C], w: Tensor[f32, C, H, D], y: Tensor[f32, B, H, R, D]):
+    for b, h, r, d in tiles(B, H, R, D):
+        c = whole(C)
+        y[b, h, r, d] = x[b, r, c] @ w[c, h, d]
+
+
+@kernel
+def out_of_heads(x: Tensor[f32, B, H, R, D], w: Tensor[f32, H, D, O], y: Tensor[f32, B, R, O]):
+    for b, r, o in tiles(B, R, O):
+        h, d = whole(H), whole(D)
+        y[b, r, o] = x[b, h, r, d] @ w[h, d, o]
+
+
+@kernel
+def line(x: Tensor[f32, B, C, W], w: Tensor[f32, O, C, 4], first: Tensor[i32, 1], y: Tensor[f32, B, O, Q]):
+    """An index that is loaded in the loop."""
+    for b, o, q in tiles(B, O, Q):
+        c, j = whole(C), whole(4)
+        y[b, o, q] = w[o, c, j] @ x[b, c, 2 * q + j + first[0]]
+
+
+KERNELS = (strided, points, channels_last, patches, edges, heads, out_of_heads, line)
+
+
+def prepared(made: Any) -> Function:
+    function: Function = made.tile_ir()
+    canonicalize(function)
+    return function
+
+
+def contiguous(tensor: Value) -> bool:
+    return True
+
+
+def rewritten(made: Any, sizes: dict[str, int] | None = None, is_contiguous: Callable[[Value], bool] = contiguous,
+              most_bytes: int = 1 << 60) -> Function:
+    """By extents that are typically 256, or as they are."""
+    function = prepared(made)
+
+    def typical(value: Value) -> int | None:
+        op = value.op
+        assert op is not None
+        return op.attributes["value"] if op.name == "const" else 256 if sizes is None else sizes[op.attributes["name"]]
+
+    multiply_as_matrices(function, typical, is_contiguous, 28 if sizes is None else 1, most_bytes)
+    verify(function, TILE_OPS)
+    return function
+
+
+def is_changed(function: Function) -> bool:
+    return any(op.name in ("view", "buffer", "each") for op in function.walk())
+
+
+def arguments_of(made: Any, sizes: dict[str, int], seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    found: dict[str, Any] = {}
+    for tensor in made.tile_ir().tensors():
+        assert isinstance(tensor.type, TensorType)
+        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.type.dims]
+        found[tensor.name] = np.zeros(shape, np.int32) if tensor.type.dtype is i32 else \
+            random.standard_normal(shape).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize(("made", "copies", "around", "axes", "over"), [
+    (strided, True, 1, ["o", "p_q"], "c_i_j"), (points, False, 1, ["o", "p_q"], "c"),
+    (channels_last, True, 0, ["b_p_q", "o"], "i_j_c"), (patches, True, 0, ["b_p_q", "o"], "c_i_j"),
+    (edges, True, 1, ["o", "p_q"], "c_i_j"), (heads, False, 2, ["r", "d"], "c"),
+    (out_of_heads, True, 0, ["b_r", "o"], "h_d"), (line, True, 1, ["o", "q"], "c_j"),
+], ids=lambda value: getattr(value, "name", ""))
+def test_what_becomes_of_them(made: Any, copies: bool, around: int, axes: list[str], over: str) -> None:
+    function = rewritten(made)
+    assert any(op.name == "buffer" for op in function.walk()) is copies
+    (product,) = (op for op in function.walk() if op.name == "contract")
+    assert product.attributes["over"] == [over]
+    *_, nest = function.body.ops
+    assert (nest.attributes["count"] if nest.name == "each" else 0) == around
+    loop = nest.blocks[0].ops[0] if around else nest
+    assert loop.attributes["axes"] == axes and loop.attributes["parallel"]
+
+
+@settings(max_examples=examples(60))
+@given(st.sampled_from(KERNELS), st.lists(st.integers(1, 4), min_size=9, max_size=9), st.integers(0, 99))
+def test_meaning(made: Any, extents: list[int], seed: int) -> None:
+    sizes = dict(zip("BCDOPQR", extents, strict=False)) | {"H": extents[7], "W": extents[8]}
+    if made in (strided, channels_last, line):
+        sizes |= {"H": 2 * sizes["P"] + 2, "W": 2 * sizes["Q"] + 3}
+    given_ = arguments_of(made, sizes, seed)
+    wanted = {name: array.copy() for name, array in given_.items()}
+    interpret(prepared(made), wanted)
+    interpret(rewritten(made, sizes), given_)
+    for name, array in wanted.items():
+        np.testing.assert_allclose(given_[name], array, rtol=1e-5, atol=1e-5)    # f32 sums of up to 64 products
+
+
+def test_what_is_left() -> None:
+    @kernel
+    def counted(x: Tensor[f32, B, C, P, Q], w: Tensor[f32, O, C], y: Tensor[f32, B, O, P, Q]):
+        """A coordinate of an axis that would be one with another."""
+        for b, o, p, q in tiles(B, O, P, Q):
+            c = whole(C)
+            y[b, o, p, q] = w[o, c] @ x[b, c, p, q] + q.to(f32)
+
+    @kernel
+    def in_part(x: Tensor[f32, B, C, P, Q], w: Tensor[f32, O, C], y: Tensor[f32, B, O, P, Q]):
+        """Lines are not stored as a whole."""
+        for b, o, p, q in tiles(B, O, P, Q - 1):
+            c = whole(C)
+            y[b, o, p, q] = w[o, c] @ x[b, c, p, q]
+
+    @kernel
+    def summed(x: Tensor[f32, B, C, P, Q], w: Tensor[f32, O, C], y: Tensor[f32, O, P, Q]):
+        """Elements are met again."""
+        for b, o, p, q in tiles(B, O, P, Q):
+            c = whole(C)
+            y[o + 0 * b, p, q] += w[o, c] @ x[b, c, p, q]
+
+    @kernel
+    def plain(x: Tensor[f32, R, C], w: Tensor[f32, C, D], y: Tensor[f32, R, D]):
+        for r, d in tiles(R, D):
+            c = whole(C)
+            y[r, d] = x[r, c] @ w[c, d]
+
+    for made in (counted, in_part, summed, plain):
+        assert not is_changed(rewritten(made)), made.name
+    assert not is_changed(rewritten(points, is_contiguous=lambda tensor: tensor.name != "z"))
+    assert is_changed(rewritten(points, is_contiguous=lambda tensor: tensor.name != "bias"))
+    assert not is_changed(rewritten(strided, most_bytes=1 << 20))
+    few = {"B": 2, "C": 8, "H": 64, "W": 64, "O": 8, "P": 28, "Q": 28}
+    function = prepared(strided)
+    multiply_as_matrices(function, lambda v: v.op.attributes.get("value", few.get(v.op.attributes.get("name", ""))),  # type: ignore[union-attr]
+                         contiguous, 28, 1 << 30)
+    assert not is_changed(function)
+
+
+def test_neighbouring_points_are_copied_for_many_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    @kernel
+    def window(x: Tensor[f32, B, C, P, W], w: Tensor[f32, O, C, 3], y: Tensor[f32, B, O, P, Q]):
+        for b, o, p, q in tiles(B, O, P, Q):
+            c, j = whole(C), whole(3)
+            y[b, o, p, q] = w[o, c, j] @ x[b, c, p, q + j]
+
+    assert is_changed(rewritten(window))
+    monkeypatch.setattr(as_matrices, "WELL_READ_ROWS", 257)
+    assert not is_changed(rewritten(window)) and is_changed(rewritten(strided))
+
+
+@pytest.mark.parametrize("made", [strided, points, channels_last, out_of_heads], ids=lambda made: made.name)
+def test_check(made: Any) -> None:
+    report = check_kernel(made, runs=4)
+    assert report.ok, report
