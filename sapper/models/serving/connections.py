@@ -1,8 +1,8 @@
 """How clients are let in: uvicorn's settings, and an end for a client that only holds a connection.
 
 In: an application and limits. Out: `settings`, and `Listening` that takes them. Holds: a connection on which no request
-is being answered, or whose client takes nothing of an answer, is cut after `stall_seconds`: clients who say nothing, half
-a header, or do not listen, keep nobody out for long. Of a server that is asked to stop every client is told so.
+is being answered, or whose client takes nothing of an answer, is cut after `stall_seconds`: clients who say nothing,
+half a header, or do not listen, keep nobody out for long. Of a server that is asked to stop every client is told so.
 """
 
 from __future__ import annotations

@@ -397,7 +397,7 @@ def test_clients_are_told_that_a_server_stops(model: Loaded, monkeypatch: pytest
     def ask(client: Any, streams: bool) -> None:
         try:
             answer = client.completions.create(model="small", prompt="hello", max_tokens=1000, stream=streams)
-            ends.append(str([piece for piece in answer][-1]))
+            ends.append(str(list(answer)[-1]))
         except openai.APIError as error:
             ends.append(str(error))
 
