@@ -27,7 +27,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("more", "status", "message"), [
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x - y"], 1, "z differs from x - y by up to"),
     (["-a", "z=f32[999]", "-a", "n=1000"], 1, "4 bytes out of bounds at argument 2+3996 (it has 3996 bytes)"),
-    (["-a", "z=f32[1000]"], 1, "has 4 parameters, found 3 arguments"),
+    (["-a", "z=f32[1000]"], 1, "has 4 parameters, found 3 arguments; expected one for each of: "),
     (["-a", "z=f33[1000]", "-a", "n=1"], 2, "found dtype 'f33'"), (["-a", "z"], 2, "expected name=f32[1000]"),
     (["-a", "z=f32[9]:odd"], 2, "expected zeros, empty, arange or normal"),
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "q = x"], 2, "expected ARRAY = EXPRESSION"),
