@@ -16,8 +16,8 @@ from .load import Loaded
 
 DEFAULT_CONTEXT = 4096
 ROOM = 4
-"""A part of the context, one of so many, is kept for an answer, or what its limit says where that is less: else one that
-comes when turns have all but filled it would break off after its first words."""
+"""A part of the context, one of so many, is kept for an answer, or what its limit says where that is less: else one
+that comes when turns have all but filled it would break off after its first words."""
 
 
 class Conversation:
