@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench_suites import PEERS, SUITES, Row, Settings, prepare_peers, present_peers, suite_rows
+from .console import time_text
 from .errors import CommandError
 from .files import write_files
 
@@ -124,18 +125,10 @@ def print_table(rows: Sequence[Row], console: Any) -> None:
         # Its peers, measured in turn with it, come behind it; their dtype may be another.
         others = {r.peer: r for r in takewhile(lambda r: r.peer != "sapper", rows[at + 1:])}
         ratios = [ratio_text(row, others.get(peer)) for peer in peers]
-        table.add_row(row.case, row.dtype, row.shape, str(row.threads), time_text(row.median_s), rate_text(row),
+        table.add_row(row.case, row.dtype, row.shape, str(row.threads),
+                      "" if row.median_s is None else time_text(row.median_s), rate_text(row),
                       "" if row.percent_of_floor is None else f"{row.percent_of_floor:.0f} %", *ratios)
     console.print(table)
-
-
-def time_text(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def rate_text(row: Row) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from .generate import REFUSED, drafts
+from .generate import made as made_text
 
 HELP = """/help    this text
 /reset   forget what was said
@@ -129,7 +130,7 @@ class _Talk:
             print("(nothing was asked yet)", file=self._err)
             return
         print(f"{conversation.fed} of {made.prompt_count} prompt tokens were new, first token after "
-              f"{made.prefill_seconds * 1e3:.0f} ms; {len(made.tokens)} tokens at {made.decode_rate:.1f} tokens/s; "
+              f"{made.prefill_seconds * 1e3:.0f} ms; {made_text(made)}; "
               f"{conversation.session.position} of {conversation.session.context} tokens of the context"
               + drafts(conversation.session), file=self._err)
 

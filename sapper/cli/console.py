@@ -1,4 +1,5 @@
-"""Where reports are printed: as wide as the terminal, and wide enough for every table where there is none."""
+"""Where reports are printed: as wide as the terminal, and wide enough for every table where there is none; and how
+times are written in them."""
 
 from __future__ import annotations
 
@@ -13,3 +14,11 @@ def console() -> Any:
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def time_text(seconds: float) -> str:
+    """Three digits, and the unit that has one to three of them before the point."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 0.9995:  # what is less is not rounded to 1
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"

@@ -73,6 +73,9 @@ def run_emulate(file: str, kernel: str | None, grid: str, block: str | None, clu
         text = Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise CommandError(f"can't read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{file} at byte {error.start}: found no text; expected PTX, not what an assembler made of "
+                           "it") from None
     module = emulate.load(text)
     values = [parse_argument(word, seed + number) for number, word in enumerate(arguments)]
     before = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value, _ in values}
@@ -92,8 +95,14 @@ def expect(line: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str
     if not equals or name not in after:
         raise UsageError(f"found --expect {line!r}, expected ARRAY = EXPRESSION with an array of {', '.join(after)}")
     wide = {key: value.astype(np.float64) if isinstance(value, np.ndarray) else value for key, value in before.items()}
-    wanted = np.asarray(eval(expression, {"np": np, "__builtins__": {}}, wide), np.float64)
     found = after[name].astype(np.float64)
+    imports = {"__import__": __import__}  # methods of arrays import modules as they run, by the builtins that they find
+    try:
+        wanted = np.asarray(eval(expression, {"np": np, "__builtins__": imports}, wide), np.float64)
+        wanted = np.broadcast_to(wanted, found.shape)
+    except Exception as error:
+        raise UsageError(f"--expect {line!r}: {type(error).__name__}: {error}; expected a NumPy expression of "
+                         f"{', '.join(wide)}, of the shape of {name}") from None
     difference = float(np.abs(found - wanted).max()) if found.size else 0.0
     scale = float(np.abs(wanted).max()) if wanted.size else 0.0
     dtype = after[name].dtype

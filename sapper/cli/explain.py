@@ -14,6 +14,7 @@ from typing import Any
 
 from .code import Code, Piece, code_for, code_that_ran
 from .console import console as report_console
+from .console import time_text
 from .errors import is_told
 from .kernels import Found, find_kernel, find_target, kernel_dims, parse_extents, parse_schedule, specialise
 
@@ -312,13 +313,6 @@ def emulated_lines(facts: Mapping[str, Any]) -> list[str]:
             lines.append(f"{what}: {counted[taken]:,} {unit}, {counted[taken] / counted[least]:.2f} times those that "
                          f"the bytes need")
     return lines
-
-
-def time_text(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def heat(facts: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], float | None]]:

@@ -95,7 +95,7 @@ def _report(
     print(file=out, flush=True)
     print(
         f"{generation.prompt_count} prompt tokens at {generation.prefill_rate:.1f} tokens/s, "
-        f"{len(generation.tokens)} tokens at {generation.decode_rate:.1f} tokens/s "
+        f"{made(generation)} "
         f"(stopped: {generation.stop or 'interrupted'}; loaded in {load_seconds:.1f} s)" + drafts(generation.session),
         file=err,
     )
@@ -104,6 +104,14 @@ def _report(
 
         print(f"\none token at position {generation.session.position}, median of several runs:\n{table(launched)}",
               end="", file=err)
+
+
+def made(generation: Any) -> str:
+    """How many tokens were made and how fast; of a single one, which comes of the prompt, nothing was timed."""
+    count = len(generation.tokens)
+    if count < 2:
+        return "1 token" if count else "no tokens"
+    return f"{count} tokens at {generation.decode_rate:.1f} tokens/s"
 
 
 def drafts(session: Any) -> str:

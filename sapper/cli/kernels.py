@@ -165,6 +165,8 @@ def parse_dims(text: str | None, kernel: Any, option: str, names: Iterable[str] 
             raise UsageError(f"--{option}: found {part!r}; expected an extent of at most {2**31 - 1}")
         if name not in known:
             raise UsageError(f"--{option}: found {name!r}; expected dimensions of {kernel.name}: {', '.join(known)}")
+        if name in result:
+            raise UsageError(f"--{option}: found {name} twice; expected one extent for each dimension")
         result[name] = int(value)
     return result
 

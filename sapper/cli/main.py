@@ -14,6 +14,7 @@ import signal
 import sys
 
 from .signals import Ended, as_ended, ending
+from .warnings import warnings_as_lines
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STANDARD = (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY))
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.set_threshold(COLLECT_AFTER)
     missing = _open_missing()
     try:
-        with ending(), as_ended():
+        with ending(), as_ended(), warnings_as_lines():
             return _run(sys.argv[1:] if arguments is None else arguments)
     except Ended as error:
         if error.status == 128 + signal.SIGPIPE:

@@ -29,8 +29,6 @@ def run_serve(
     clients (None: as given on the command line). slots: sequences at once. queue: how many more may wait. speculate:
     draft with the model's MTP head. Other limits: models/serving/application.py."""
     try:
-        import uvicorn
-
         from ..models.load import load_model
         from ..models.scheduler import Scheduler
         from ..models.serving import connections
@@ -55,7 +53,7 @@ def run_serve(
         if key is None and not ipaddress.ip_address(where[0]).is_loopback:
             print(f"warning: found no key; whoever reaches {where[0]} may ask; mend: set {KEY_VARIABLE}",
                   file=sys.stderr)
-        running = uvicorn.Server(connections.settings(server.application(), stall_seconds))
+        running = connections.Listening(connections.settings(server.application(), stall_seconds), server.engine.close)
 
         def stop(*_: object) -> None:
             running.should_exit = True

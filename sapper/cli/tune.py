@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .console import time_text
 from .errors import CommandError, UsageError
 from .files import write_files
 from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_scalars
@@ -196,9 +197,9 @@ def _search(subjects: list[Any], budget_s: float, threads: int | None, cold: boo
 def _outcome(result: Any) -> str:
     state = "no step helps any more" if result.finished else "time is over"
     if not result.schedule.to_json():
-        return f"the model's schedule stays: {1e3 * result.model_s:.3f} ms; {result.tried} tried, {state}"
+        return f"the model's schedule stays: {time_text(result.model_s)}; {result.tried} tried, {state}"
     schedule = json_text.dumps(result.schedule.to_json())
-    return (f"{1e3 * result.median_s:.3f} ms, the model's {1e3 * result.model_s:.3f} ms "
+    return (f"{time_text(result.median_s)}, the model's {time_text(result.model_s)} "
             f"({result.model_s / result.median_s:.2f} x); {result.tried} tried, {state}\n  {schedule}")
 
 
@@ -232,14 +233,14 @@ def _report(results: Sequence[Any], json: bool) -> None:
     table = Table(box=None, header_style="bold")
     for name in ("kernel", "shape", "target"):
         table.add_column(name)
-    for name in ("threads", "model ms", "best ms", "model / best", "tried"):
+    for name in ("threads", "model", "best", "model / best", "tried"):
         table.add_column(name, justify="right")
     table.add_column("schedule")
     for r in results:
         call = r.key.dims + tuple(scalar for scalar in r.key.scalars if scalar not in r.key.dims)
         shape = " ".join(f"{name}={value}" for name, value in call) + (" cold" if r.key.cold else "")
-        table.add_row(r.key.kernel, shape, r.key.target, str(r.key.threads), f"{1e3 * r.model_s:.3f}",
-                      f"{1e3 * r.median_s:.3f}", f"{r.model_s / r.median_s:.2f}", str(r.tried),
+        table.add_row(r.key.kernel, shape, r.key.target, str(r.key.threads), time_text(r.model_s),
+                      time_text(r.median_s), f"{r.model_s / r.median_s:.2f}", str(r.tried),
                       json_text.dumps(r.schedule.to_json()) if r.schedule.to_json() else "the model's")
     console().print(table)
     good = sum(r.model_s <= GOOD * r.median_s for r in results)

@@ -169,7 +169,9 @@ class _Launch:
         """The bytes of the parameters, and the offset of each."""
         wanted = self.function.parameters
         if len(arguments) != len(wanted):
-            raise EmulationError(f"{self.function.name} has {len(wanted)} parameters, found {len(arguments)} arguments")
+            named = ", ".join(f"{p.name} of {p.size_bytes} bytes" for p in wanted)
+            raise EmulationError(f"{self.function.name} has {len(wanted)} parameters, found {len(arguments)} arguments"
+                                 f"; expected one for each of: {named or 'none'}")
         for argument in arguments:
             if isinstance(argument, (np.ndarray, Uninitialised)):
                 self._place(argument)

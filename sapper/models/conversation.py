@@ -15,6 +15,9 @@ from .generate import Generation
 from .load import Loaded
 
 DEFAULT_CONTEXT = 4096
+ROOM = 4
+"""A part of the context, one of so many, is kept for an answer, or what its limit says where that is less: else one
+that comes when turns have all but filled it would break off after its first words."""
 
 
 class Conversation:
@@ -57,15 +60,17 @@ class Conversation:
 
     def _generation(self, message: str, limit: int | None, options: dict[str, Any]) -> Generation:
         known = self._tokens[: self.session.position]
-        prompt = self._prompt([*self.messages, {"role": "user", "content": message}])
+        room = max(1, min(limit or self.session.context, self.session.context // ROOM))
+        prompt = self._prompt([*self.messages, {"role": "user", "content": message}], room)
         same = next((i for i, (a, b) in enumerate(zip(known, prompt, strict=False)) if a != b),
                     min(len(known), len(prompt)))
         self.session.rewind(min(same, len(prompt) - 1))
         self.fed = len(prompt) - self.session.position
         return Generation(self.model, prompt, limit or self.session.context, session=self.session, **options)
 
-    def _prompt(self, messages: list[Message]) -> list[int]:
-        """The tokens of the whole conversation, without its oldest turns where it is too long.
+    def _prompt(self, messages: list[Message], room: int) -> list[int]:
+        """The tokens of the whole conversation, without its oldest turns where they leave no room for so many tokens of
+        an answer. A message alone may leave less.
 
         Where the text goes on from what the session has, so do the tokens: those of an answer are the ones that were
         made, which the tokenizer might not find again.
@@ -78,11 +83,12 @@ class Conversation:
                 tokens = self._tokens + tokenizer.encode(text[len(known) :], add_begin=False)
             else:
                 tokens = tokenizer.encode(text)
-            if len(tokens) < size:
+            alone = len(messages) - turns < 3
+            if len(tokens) + (1 if alone else room) <= size:
                 self._text, self._tokens, self.messages = text, tokens, messages
                 self.dropped += dropped
                 return tokens
-            if len(messages) - turns < 3:
+            if alone:
                 raise ModelError("the message", f"{len(tokens)} tokens with what stands around it",
                                  f"fewer than {size}, the context", "say it in fewer words, or take a larger context")
             dropped += 1

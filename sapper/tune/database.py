@@ -113,9 +113,12 @@ class Database:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=WAIT_S)
             self._connection.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
-            raise DatabaseError(f"{path}: {error}; expected a file of `sapper tune` that can be written; mend: name "
-                                "another with --database, or delete it") from error
+        except (OSError, sqlite3.OperationalError) as error:  # no room, a directory that can't be written
+            raise DatabaseError(f"{path}: {error}; expected a file that can be written, with room for trials; mend: "
+                                "name another with --database, or set SAPPER_CACHE_DIR") from error
+        except sqlite3.Error as error:
+            raise DatabaseError(f"{path}: {error}; expected a file of `sapper tune`; mend: name another with "
+                                "--database, or delete it") from error
 
     def close(self) -> None:
         self._connection.close()

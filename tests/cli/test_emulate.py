@@ -27,16 +27,33 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("more", "status", "message"), [
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x - y"], 1, "z differs from x - y by up to"),
     (["-a", "z=f32[999]", "-a", "n=1000"], 1, "4 bytes out of bounds at argument 2+3996 (it has 3996 bytes)"),
-    (["-a", "z=f32[1000]"], 1, "has 4 parameters, found 3 arguments"),
+    (["-a", "z=f32[1000]"], 1, "has 4 parameters, found 3 arguments; expected one for each of: "),
     (["-a", "z=f33[1000]", "-a", "n=1"], 2, "found dtype 'f33'"), (["-a", "z"], 2, "expected name=f32[1000]"),
     (["-a", "z=f32[9]:odd"], 2, "expected zeros, empty, arange or normal"),
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "q = x"], 2, "expected ARRAY = EXPRESSION"),
+    (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x +"], 2, "SyntaxError"),
+    (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x + q"], 2, "expected a NumPy expression of x, y, z, n"),
+    (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x[:7]"], 2, "of the shape of z"),
     (["--grid", "0"], 2, "expected one to three positive numbers"),
     (["--grid", "a"], 2, "expected one to three numbers"),
 ])
 def test_mistakes_are_told(more: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LAUNCH, *more]) == status
     assert message in capsys.readouterr().err
+
+
+def test_an_expectation_has_methods_of_arrays(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of which some import modules as they run."""
+    expected = "z = x + y - x.sum() + np.add.reduce(x) + x.mean() - x.mean()"
+    assert main([*LAUNCH, "-a", "z=f32[1000]", "-a", "n=1000", "--expect", expected]) == 0
+    assert "holds" in capsys.readouterr().out
+
+
+def test_what_is_no_text_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a cubin, which ptxas makes of it."""
+    (tmp_path / "add.cubin").write_bytes(b"\x7fELF\x02\x01\x01\x41\xff")
+    assert main(["emulate", str(tmp_path / "add.cubin")]) == 1
+    assert "at byte 8: found no text; expected PTX" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sapper.cli.explain import gather, time_text
+from sapper.cli.console import time_text
+from sapper.cli.explain import gather
 from sapper.cli.explain_page import page
 from sapper.cli.main import main
 from sapper.runtime.errors import SapperWarning
@@ -139,6 +140,7 @@ def test_a_loop_that_nothing_proves_parallel_is_told(tmp_path: Path, capfd: pyte
 
 def test_times_are_readable() -> None:
     assert [time_text(s) for s in (2.5, 0.0031, 4.2e-6, 1.5e-8)] == ["2.5 s", "3.1 ms", "4.2 µs", "15 ns"]
+    assert [time_text(s) for s in (0.99996, 0.9996e-3, 0.9994)] == ["1 s", "1 ms", "999 ms"]
 
 
 def test_the_page_needs_no_network(file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

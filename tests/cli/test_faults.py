@@ -205,3 +205,15 @@ def run(arguments: list[str], out: Any) -> subprocess.CompletedProcess[bytes]:
     environment = dict(os.environ, SAPPER_INTERPRET="1")
     return subprocess.run([sys.executable, "-m", "sapper", *arguments], stdout=out, stderr=subprocess.PIPE,
                           env=environment, timeout=60, check=False)
+
+
+def test_what_sapper_warns_of_is_a_line(model: Path, tmp_path: Path) -> None:
+    """Without the place in its source that Python shows with a warning."""
+    (tmp_path / "file").write_text("no directory")
+    command = [sys.executable, "-m", "sapper", "generate", str(model), "-p", "hello", "--raw", "-n", "2"]
+    made = subprocess.run(command, capture_output=True, text=True,
+                          env={**os.environ, "SAPPER_CACHE_DIR": str(tmp_path / "file")}, check=False)
+    assert made.returncode == 0, made.stderr
+    told = [line for line in made.stderr.splitlines() if "compile cache" in line]
+    assert told and all(line.startswith("warning: can't ") for line in told)
+    assert "_give_up" not in made.stderr

@@ -43,6 +43,11 @@ def test_text_goes_to_stdout_and_speeds_to_stderr(model: str) -> None:
     assert "prompt tokens at" in err and "tokens/s" in err and "(stopped: " in err
 
 
+def test_a_single_token_has_no_speed(model: str) -> None:
+    _, _, err = run(model, tokens=1)
+    assert ", 1 token (stopped: length" in err
+
+
 def test_json_is_one_object(model: str) -> None:
     status, out, err = run(model, json=True, raw=True)
     result = json.loads(out)

@@ -41,6 +41,33 @@ def test_tune_report_export_and_import(directory: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out) == [result]
 
 
+def test_short_times_are_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = directory / "found.json"
+    file.write_text(json.dumps([RESULT | {"median_s": 2.34e-7, "model_s": 3.45e-7}]))
+    assert run(["tune", "--import", str(file)]) == 0 and run(["tune", "--report"]) == 0
+    out = capsys.readouterr().out
+    assert "234 ns" in out and "345 ns" in out
+
+
+def test_a_dimension_that_is_given_twice_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tune", "vector_add", "--shape", "N=3,N=4"]) == 2
+    assert "--shape: found N twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("made", "mend"), [("directory", "SAPPER_CACHE_DIR"), ("text", "or delete it")])
+def test_a_database_that_can_not_be_used_is_told(made: str, mend: str, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what is there, and is something else, is to be deleted."""
+    path = tmp_path / "trials"
+    if made == "directory":
+        path.mkdir()
+    else:
+        path.write_text("something else" * 100)
+    assert run(["tune", "--report", "--database", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert mend in told and ("delete" in told) == (made == "text")
+
+
 RESULT = {"kernel": "vector_add", "source": "x", "target": "zen4", "dims": {"N": 3000}, "threads": 1, "cold": False,
           "schedule": {"registers": {"n": 2}}, "median_s": 1.0, "model_s": 2.0, "tried": 1, "finished": True}
 

@@ -71,6 +71,21 @@ def test_a_setting_that_cannot_be_leaves_the_conversation_as_it_was(model: Llama
     assert answers[0].generation.prompt == answers[1].generation.prompt and talk.messages == other.messages
 
 
+def test_an_answer_has_room_in_a_context_that_turns_fill(model: LlamaModel) -> None:
+    """Turns go so that a quarter of the context is left, or as much as the answer may take; a message alone may leave
+    less."""
+    talk = Conversation(model, context=80, interpret=True)
+    for limit, room in ((4, 4), (4, 4), (None, 20), (4, 4), (4, 4), (30, 20), (4, 4)):
+        answer = talk.ask("hello world", limit)
+        "".join(answer)
+        assert len(answer.generation.prompt) + room <= 80
+    assert talk.dropped > 0
+    most = "hello " * 24
+    talk.reset()
+    prompt = talk.ask(most, 4).generation.prompt
+    assert 60 < len(prompt) < 80
+
+
 def test_a_full_context_forgets_the_oldest_turns(model: LlamaModel) -> None:
     talk = Conversation(model, "x", context=80, interpret=True)
     for number in range(6):

@@ -84,7 +84,8 @@ def serving(model: Loaded, *, slots: int = 4, queue: int = 8, key: str = KEY, **
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
-    running = uvicorn.Server(connections.settings(server.application(), server.limits.stall_seconds))
+    settings = connections.settings(server.application(), server.limits.stall_seconds)
+    running = connections.Listening(settings, engine.close)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -383,3 +384,39 @@ def test_stopping_tells_those_that_wait(model: Loaded) -> None:
     assert all(job.ending for job in jobs) and not engine.healthy
     with pytest.raises(Stopped):
         engine.submit(Job([5], 1, Sampling()))
+
+
+def test_clients_are_told_that_a_server_stops(model: Loaded, monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    """Who streams, who waits for a whole answer, and who has not sent all of a request: none of them holds it up, and
+    none is a failure."""
+    monkeypatch.setattr("sapper.models.serving.connections.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("sapper.models.serving.connections.PARTING_SECONDS", 0.5)
+    ends: list[str] = []
+
+    def ask(client: Any, streams: bool) -> None:
+        try:
+            answer = client.completions.create(model="small", prompt="hello", max_tokens=1000, stream=streams)
+            ends.append(str(list(answer)[-1]))
+        except openai.APIError as error:
+            ends.append(str(error))
+
+    with socket.socket() as half:
+        with serving(model) as found:
+            scheduler = found.server.engine.scheduler
+            slowed(scheduler, monkeypatch)
+            half.connect(("127.0.0.1", found.port))
+            send(half, {"prompt": "hello"}, size=1000)
+            clients = [threading.Thread(target=ask, args=(found.client(), streams)) for streams in (True, False)]
+            for client in clients:
+                client.start()
+            limit = time.monotonic() + 30
+            while scheduler.tokens_made < 6:
+                assert time.monotonic() < limit
+                time.sleep(0.01)
+        for client in clients:
+            client.join(30)
+        with contextlib.suppress(ConnectionResetError):
+            assert half.recv(100) == b""
+    assert len(ends) == 2 and all("the server stops" in end for end in ends)
+    assert capsys.readouterr().err == ""
