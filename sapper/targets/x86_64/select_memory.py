@@ -129,9 +129,11 @@ def moved(s: Any, memory: Any, bytes_: int) -> Any:
     return s.memory(memory.base, memory.index, memory.scale, memory.disp + bytes_)
 
 
-def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> None:
-    """Code for lane 0, 1, ..., each jumped over if its lane is off. Without opmasks, or for what they can't do."""
-    bits = None
+def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
+                  together: Callable[[], None] | None = None) -> None:
+    """Code for lane 0, 1, ..., each jumped over if its lane is off. Without opmasks, or for what they can't do.
+    together: code for all lanes, if none is off, as in most windows and in all pieces of a tail but the last."""
+    bits = end = None
     if mask is not None:
         on = s.vector(mask)
         bits = s.new("gpr")
@@ -139,6 +141,13 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> No
             s.emit("kmovw.from_mask", bits, on)
         else:
             s.emit(f"vmovmskps.{s.facts.bits4}", bits, on)
+    if together is not None and bits is not None and _known_count(s, mask) is None:
+        some, end = s.new_label("some"), s.new_label("all")
+        s.emit("cmp.32", bits, (1 << s.lanes) - 1)
+        s.branch("jne", some)
+        together()
+        s.branch("jmp", end)
+        s.label(some)
     for lane in range(s.lanes):
         if bits is None:
             body(lane)
@@ -148,19 +157,28 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> No
         s.branch("je", after)
         body(lane)
         s.label(after)
+    if end is not None:
+        s.label(end)
+
+
+def _known_count(s: Any, mask: Value | None) -> int | None:
+    """How many first lanes a mask has, if that is a number."""
+    return s.constant_of(mask.op.operands[0]) if mask is not None and mask.op is not None and (
+        mask.op.name == "mask_first") else None
 
 
 def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
     """Elements of 1 or 2 bytes at consecutive places, only those that are on; the others are 0."""
     register = s.new("vec")
-    count = s.constant_of(mask.op.operands[0]) if mask.op is not None and mask.op.name == "mask_first" else None
+    count = _known_count(s, mask)
     if count is not None and count * size in (4, 8):
         s.emit("vmovd.to_vec" if count * size == 4 else "vmovq", register, memory)
         return register
     s.emit("vxorps.128", register, register, register)
     letter = "b" if size == 1 else "w"
+    whole = {4: "vmovd.to_vec", 8: "vmovq", 16: "vmovups.128"}[s.lanes * size]
     for_each_lane(s, mask, lambda lane: s.emit(f"vpinsr{letter}", register, register, moved(s, memory, lane * size),
-                                               lane))
+                                               lane), lambda: s.emit(whole, register, memory))
     return register
 
 
@@ -254,7 +272,7 @@ def store(s: Any, op: Op) -> None:
     if mask is not None:
         letter = "b" if dtype.bits == 8 else "w"
         for_each_lane(s, mask, lambda lane: s.emit(f"vpextr{letter}", moved(s, memory, lane * dtype.size_bytes), made,
-                                                   lane))
+                                                   lane), lambda: _store_packed(s, memory, made, size_bits, False))
     else:
         _store_packed(s, memory, made, size_bits, streaming)
 
