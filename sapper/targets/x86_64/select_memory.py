@@ -134,6 +134,11 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
     """Code for lane 0, 1, ..., each jumped over if its lane is off. Without opmasks, or for what they can't do.
     together: code for all lanes, if none is off, as in most windows and in all pieces of a tail but the last."""
     bits = end = None
+    known = _known_count(s, mask)
+    if known is not None:
+        for lane in range(min(known, s.lanes)):
+            body(lane)
+        return
     if mask is not None:
         on = s.vector(mask)
         bits = s.new("gpr")
@@ -141,7 +146,7 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
             s.emit("kmovw.from_mask", bits, on)
         else:
             s.emit(f"vmovmskps.{s.facts.bits4}", bits, on)
-    if together is not None and bits is not None and _known_count(s, mask) is None:
+    if together is not None and bits is not None:
         some, end = s.new_label("some"), s.new_label("all")
         s.emit("cmp.32", bits, (1 << s.lanes) - 1)
         s.branch("jne", some)
@@ -171,8 +176,8 @@ def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
     """Elements of 1 or 2 bytes at consecutive places, only those that are on; the others are 0."""
     register = s.new("vec")
     count = _known_count(s, mask)
-    if count is not None and count * size in (4, 8):
-        s.emit("vmovd.to_vec" if count * size == 4 else "vmovq", register, memory)
+    if count is not None:
+        _load_first_bytes(s, register, memory, min(count, s.lanes) * size)
         return register
     s.emit("vxorps.128", register, register, register)
     letter = "b" if size == 1 else "w"
@@ -180,6 +185,19 @@ def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
     for_each_lane(s, mask, lambda lane: s.emit(f"vpinsr{letter}", register, register, moved(s, memory, lane * size),
                                                lane), lambda: s.emit(whole, register, memory))
     return register
+
+
+def _load_first_bytes(s: Any, register: Any, memory: Any, count: int) -> None:
+    """So many bytes to the low end of a register, in as few pieces as they have, and zeros."""
+    at = next(n for n in (16, 8, 4, 0) if count >= n)
+    if at:
+        s.emit({16: "vmovups.128", 8: "vmovq", 4: "vmovd.to_vec"}[at], register, memory)
+    else:
+        s.emit("vxorps.128", register, register, register)
+    for letter, size in (("d", 4), ("w", 2), ("b", 1)):
+        if count - at >= size:
+            s.emit(f"vpinsr{letter}", register, register, moved(s, memory, at), at // size)
+            at += size
 
 
 def load_splat(s: Any, op: Op) -> None:
