@@ -134,11 +134,6 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
     """Code for lane 0, 1, ..., each jumped over if its lane is off. Without opmasks, or for what they can't do.
     together: code for all lanes, if none is off, as in most windows and in all pieces of a tail but the last."""
     bits = end = None
-    known = _known_count(s, mask)
-    if known is not None:
-        for lane in range(min(known, s.lanes)):
-            body(lane)
-        return
     if mask is not None:
         on = s.vector(mask)
         bits = s.new("gpr")
@@ -167,9 +162,11 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
 
 
 def _known_count(s: Any, mask: Value | None) -> int | None:
-    """How many first lanes a mask has, if that is a number."""
-    return s.constant_of(mask.op.operands[0]) if mask is not None and mask.op is not None and (
-        mask.op.name == "mask_first") else None
+    """How many lanes are on, if these are the first ones, and that is known."""
+    if mask is None or mask.op is None or mask.op.name != "mask_first":
+        return None
+    count = s.constant_of(mask.op.operands[0])
+    return None if count is None else max(0, min(s.lanes, count))
 
 
 def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
@@ -177,7 +174,7 @@ def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
     register = s.new("vec")
     count = _known_count(s, mask)
     if count is not None:
-        _load_first_bytes(s, register, memory, min(count, s.lanes) * size)
+        _move_first_bytes(s, register, memory, count * size, load=True)
         return register
     s.emit("vxorps.128", register, register, register)
     letter = "b" if size == 1 else "w"
@@ -187,16 +184,22 @@ def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
     return register
 
 
-def _load_first_bytes(s: Any, register: Any, memory: Any, count: int) -> None:
-    """So many bytes to the low end of a register, in as few pieces as they have, and zeros."""
+def _move_first_bytes(s: Any, register: Any, memory: Any, count: int, load: bool) -> None:
+    """So many bytes between memory and the low end of a register, in as few pieces as they have. load: into the
+    register, which has zeros above."""
     at = next(n for n in (16, 8, 4, 0) if count >= n)
     if at:
-        s.emit({16: "vmovups.128", 8: "vmovq", 4: "vmovd.to_vec"}[at], register, memory)
-    else:
+        name = {16: "vmovups.128", 8: "vmovq", 4: "vmovd.to_vec" if load else "vmovd.from_vec"}[at]
+        s.emit(name, *((register, memory) if load else (memory, register)))
+    elif load:
         s.emit("vxorps.128", register, register, register)
     for letter, size in (("d", 4), ("w", 2), ("b", 1)):
         if count - at >= size:
-            s.emit(f"vpinsr{letter}", register, register, moved(s, memory, at), at // size)
+            piece = moved(s, memory, at)
+            if load:
+                s.emit(f"vpinsr{letter}", register, register, piece, at // size)
+            else:
+                s.emit(f"vpextr{letter}", piece, register, at // size)
             at += size
 
 
@@ -287,7 +290,10 @@ def store(s: Any, op: Op) -> None:
             s.emit_masked(instruction, s.vector(mask), False, memory, row, *more)
         return
     made = narrow(s, name, row, bool(op.attributes.get("exact")))
-    if mask is not None:
+    count = _known_count(s, mask)
+    if count is not None:
+        _move_first_bytes(s, made, memory, count * dtype.size_bytes, load=False)
+    elif mask is not None:
         letter = "b" if dtype.bits == 8 else "w"
         for_each_lane(s, mask, lambda lane: s.emit(f"vpextr{letter}", moved(s, memory, lane * dtype.size_bytes), made,
                                                    lane), lambda: _store_packed(s, memory, made, size_bits, False))
