@@ -244,9 +244,9 @@ class ResidentLowering(NestLanes):
             outer == inner * (count or 0) for (outer, _), (inner, count) in pairwise(steps))
 
     def _rows_that_wait(self, r: Range, ranges: list[Range], plan: Plan) -> int:
-        """Four where loops inside wait for what they carry along each; else two where they wait for sums of themselves for
-        long, or four that lie apart. Not neighbours whose results go
-        past the caches: memory takes longer then, and the last walk may follow a row behind instead (late.py)."""
+        """Four where loops inside wait for what they carry along each; else two where they wait for sums of themselves
+        for long, or four that lie apart. Not neighbours whose results go past the caches: memory takes longer then, and
+        the last walk may follow a row behind instead (late.py)."""
         assert r.axis is not None
         stores = [root for item in plan.items if isinstance(item, Walk) for root in item.roots()
                   if isinstance(root, Op) and root.name == "store"]

@@ -396,7 +396,7 @@ class RowEvaluation(State):
         if op is None:
             if value in self.function.arguments:
                 return self.slot(f"scalar.{value.name}")
-            if value in self.rows or value in self.buffers:     # a loop carries it: a state that is looked up in a table
+            if value in self.rows or value in self.buffers:     # a loop carries it, as what is looked up in a table
                 return self._lane0(self.row(value, at), dtype)
             raise LoweringError(f"%{value.name} is not a scalar here")
         name = op.name
