@@ -131,9 +131,13 @@ def moved(s: Any, memory: Any, bytes_: int) -> Any:
 
 def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
                   together: Callable[[], None] | None = None) -> None:
-    """Code for lane 0, 1, ..., each jumped over if its lane is off. Without opmasks, or for what they can't do.
-    together: code for all lanes, if none is off, as in most windows and in all pieces of a tail but the last."""
+    """Code for lane 0, 1, ..., each jumped over if its lane is off; where lanes that are on come first, so are all that
+    follow. Without opmasks, or for what they can't do. together: code for all lanes, if none is off, as in most windows
+    and in all pieces of a tail but the last."""
     bits = end = None
+    first = mask is not None and mask.op is not None and mask.op.name == "mask_first"
+    if first:
+        end = s.new_label("all")
     if mask is not None:
         on = s.vector(mask)
         bits = s.new("gpr")
@@ -142,7 +146,7 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
         else:
             s.emit(f"vmovmskps.{s.facts.bits4}", bits, on)
     if together is not None and bits is not None:
-        some, end = s.new_label("some"), s.new_label("all")
+        some, end = s.new_label("some"), end or s.new_label("all")
         s.emit("cmp.32", bits, (1 << s.lanes) - 1)
         s.branch("jne", some)
         together()
@@ -152,11 +156,12 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
         if bits is None:
             body(lane)
             continue
-        after = s.new_label("lane")
+        after = end if first else s.new_label("lane")
         s.emit("test.32", bits, 1 << lane)
         s.branch("je", after)
         body(lane)
-        s.label(after)
+        if not first:
+            s.label(after)
     if end is not None:
         s.label(end)
 
