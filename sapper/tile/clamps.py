@@ -28,11 +28,13 @@ FEWEST_VECTORS = 4
 
 @dataclass(slots=True)
 class Clamp:
-    """An index that is clamped. axis: along which it moves by one. plain: the value that it is where nothing is
-    clamped. firsts: coordinates of the axis from which on it is not; ends: up to which."""
+    """An index that is clamped. axis: along which it moves, and by how much. plain: the value that it is where nothing
+    is clamped. firsts: coordinates of the axis, times that step, from which on it is not, rounded up; ends: up to
+    which, rounded down."""
 
     value: Value
     axis: str
+    step: int
     plain: Value
     firsts: list[Affine]
     ends: list[Affine]
@@ -89,8 +91,11 @@ def _clamp(value: Value, ops: set[Op], inside: set[Value], counters: Mapping[Val
             return None
         (lowest if op.name == "max" else highest).append(bound)
     form = affine(plain)
-    if plain is value or form is None or list(form.axes.values()) != [1] or value.type != plain.type or (
+    if plain is value or form is None or len(form.axes) != 1 or value.type != plain.type or (
             value.type != TileType(index, tuple(form.axes))):
+        return None
+    ((axis, step),) = form.axes.items()
+    if step < 1:
         return None
     least, most = Affine(form.constant), Affine(form.constant)
     for scalar, count in form.scalars.items():
@@ -104,9 +109,8 @@ def _clamp(value: Value, ops: set[Op], inside: set[Value], counters: Mapping[Val
             return None
         low, high = ends if count > 0 else ends[::-1]
         least, most = least.plus(low.scaled(count)), most.plus(high.scaled(count))
-    (axis,) = form.axes
-    return Clamp(value, axis, plain, [bound.plus(least.scaled(-1)) for bound in lowest],
-                 [bound.plus(most.scaled(-1)).plus(Affine(1)) for bound in highest])
+    return Clamp(value, axis, step, plain, [bound.plus(least.scaled(-1)).plus(Affine(step - 1)) for bound in lowest],
+                 [bound.plus(most.scaled(-1)).plus(Affine(step)) for bound in highest])
 
 
 def _part(loop: Op, axis: str, clamps: list[Clamp], taken: set[str]) -> list[Op]:
@@ -118,21 +122,20 @@ def _part(loop: Op, axis: str, clamps: list[Clamp], taken: set[str]) -> list[Op]
     first, end = start, stop
     for clamp in clamps:
         for form in clamp.firsts:
-            first = top.value("max", [first, _written(form, top)])
+            first = top.value("max", [first, _written(form, clamp.step, top)])
         for form in clamp.ends:
-            end = top.value("min", [end, _written(form, top)])
+            end = top.value("min", [end, _written(form, clamp.step, top)])
     first = first if first is start else top.value("min", [first, stop])
     end = end if end is stop else top.value("max", [end, first])
-    inner = Op("tiles", [start, first], (), {"axes": [axis], "parallel": True}, loop.blocks, loop.location)
-    middle: dict[Value, Value] = {}
-    parts = [inner, copy_op(inner, middle), copy_op(inner, {})]
-    for part, ends in zip(parts[1:], ([first, end], [end, stop]), strict=True):
-        part.operands = ends
-    plain = {middle[clamp.value]: middle[clamp.plain] for clamp in clamps}
-    for op in parts[1].walk():
+    inner = Op("tiles", [first, end], (), {"axes": [axis], "parallel": True}, loop.blocks, loop.location)
+    edges = [copy_op(inner, {}), copy_op(inner, {})]
+    for edge, ends in zip(edges, ([start, first], [end, stop]), strict=True):
+        edge.operands = ends
+        rename_axes(edge, taken)        # a schedule that names the axis means what is not clamped
+    plain = {clamp.value: clamp.plain for clamp in clamps}
+    for op in inner.walk():
         op.operands = [plain.get(v, v) for v in op.operands]
-    for part in parts[1:]:
-        rename_axes(part, taken)
+    parts = [edges[0], inner, edges[1]]
     parts = [part for part, edge in zip(parts, (first is not start, True, end is not stop), strict=True) if edge]
     if not bounds:
         return [*before, *parts]
@@ -142,8 +145,9 @@ def _part(loop: Op, axis: str, clamps: list[Clamp], taken: set[str]) -> list[Op]
     return [*before, outer]
 
 
-def _written(form: Affine, top: Writer) -> Value:
+def _written(form: Affine, step: int, top: Writer) -> Value:
+    """The quotient of a form and a step, rounded down."""
     value = top.number(form.constant)
     for scalar, count in form.scalars.items():
         value = top.value("add", [value, top.value("mul", [top.number(count), scalar])])
-    return value
+    return value if step == 1 else top.value("floordiv", [value, top.number(step)])

@@ -54,11 +54,18 @@ def blurred(x: Tensor[f32, M, N], s: i32, y: Tensor[f32, M, N]):
 
 
 @kernel
+def every_second(x: Tensor[f32, M, N], s: i32, y: Tensor[f32, M, N]):
+    """Steps of two and three."""
+    for m, n in tiles(M, N):
+        y[m, n] = x[m, minimum(maximum(2 * n + s, 0), N - 1)] + x[m, minimum(3 * n + 1, N - 1)]
+
+
+@kernel
 def elsewhere(x: Tensor[f32, M, N], s: i32, y: Tensor[f32, M, N]):
-    """To what data say, or coordinates; of an axis that moves by two, or not alone; and of no load's last index."""
+    """To what data say, or coordinates; of an axis that goes backwards, or not alone; and of no load's last index."""
     for m, n in tiles(M, N):
         last = maximum(x[m, 0].to(i32) % 1, 0)
-        y[m, n] = (x[m, minimum(n, last + N - 1)] + x[m, minimum(2 * n, N - 1)] + x[m, minimum(n + m, N - 1)]
+        y[m, n] = (x[m, minimum(n, last + N - 1)] + x[m, maximum(N - 1 - n, 0)] + x[m, minimum(n + m, N - 1)]
                    + x[minimum(m + 1, M - 1), n] + minimum(n + 1, N - 1).to(f32))
 
 
@@ -70,8 +77,8 @@ def parted(k: Any, fewest: int = 0, typical: int | None = 100) -> Function:
     return function
 
 
-@pytest.mark.parametrize(("k", "loops", "left"), [(moved, 4, 2), (beside, 4, 4), (left, 2, 1), (blurred, 4, 2)],
-                         ids=lambda k: getattr(k, "name", ""))
+@pytest.mark.parametrize(("k", "loops", "left"), [(moved, 4, 2), (beside, 4, 4), (left, 2, 1), (blurred, 4, 2),
+                                                  (every_second, 4, 4)], ids=lambda k: getattr(k, "name", ""))
 def test_loops_part_where_nothing_is_clamped(k: Any, loops: int, left: int) -> None:
     """loops: over tiles, then. left: loads in these at a last index that is clamped."""
     function = parted(k)
@@ -88,6 +95,15 @@ def test_loops_part_where_nothing_is_clamped(k: Any, loops: int, left: int) -> N
             run({"x": x, "s": shift, "y": results[-1]})
         for result in results[1:]:
             np.testing.assert_allclose(result, results[0], rtol=1e-5, atol=1e-5)     # sums of fifteen, in any order
+
+
+def test_a_schedule_is_for_what_is_not_clamped() -> None:
+    walked = [op for op in parted(moved).walk() if op.name == "tiles" and op.attributes["axes"] != ["m"]]
+    assert [op.attributes["axes"] for op in walked] == [["n_1"], ["n"], ["n_2"]]
+    x = np.random.default_rng(0).standard_normal((3, 400), dtype=np.float32)
+    y = np.empty_like(x)
+    moved(x, 2, y, schedule=sp.Schedule(lane="n"))
+    np.testing.assert_array_equal(y, x[:, np.minimum(np.arange(400) + 2, 399)])
 
 
 def test_what_is_not_known_before_the_loop_is_left() -> None:
