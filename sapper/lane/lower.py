@@ -40,6 +40,7 @@ from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_n
 from ..tile.as_matrices import multiply_as_matrices
 from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
+from ..tile.clamps import FEWEST_VECTORS, part_clamps
 from ..tile.counter_axes import spread_counters
 from ..tile.float_parts import part_floats
 from ..tile.gathered_operands import bring_gathered
@@ -315,6 +316,7 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
                 bring_gathered(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES, "mul")
             unroll(function, (lambda value: hint(value, specialization)[0]) if facts.requests.blocks_written_out
                    else None)
+            part_clamps(function, FEWEST_VECTORS * lanes, _typical(specialization))
             hoist_functions(function, _typical(specialization), facts.l2_bytes // 4)
         hoist_operands(function)
         if facts.many_workers and not as_it_is:

@@ -20,7 +20,7 @@ from ..tile.schedule import ScheduleError
 from .extents import Range
 from .nest_lanes import MOST_ROWS, OPERAND_REGISTERS, NestLanes
 from .packed import constant_behind
-from .row_waits import FAR_BYTES, MEMORY_BYTES, WORTH, waits_of
+from .row_waits import FAR_BYTES, MEMORY_BYTES, WORTH, rows_in_turn, waits_of
 from .state import Bound
 from .tile_blocks import CHUNK_TILES, FEWEST_ROWS, is_worth, serves, sums_of
 from .tile_bound import dtype_of
@@ -244,13 +244,20 @@ class ResidentLowering(NestLanes):
             outer == inner * (count or 0) for (outer, _), (inner, count) in pairwise(steps))
 
     def _rows_that_wait(self, r: Range, ranges: list[Range], plan: Plan) -> int:
-        """Two where they wait for sums of themselves for long, or four that lie apart. Not neighbours whose results go
-        past the caches: memory takes longer then, and the last walk may follow a row behind instead (late.py)."""
+        """Four where loops inside wait for what they carry along each; else two where they wait for sums of themselves
+        for long, or four that lie apart. Not neighbours whose results go past the caches: memory takes longer then, and
+        the last walk may follow a row behind instead (late.py)."""
         assert r.axis is not None
         stores = [root for item in plan.items if isinstance(item, Walk) for root in item.roots()
                   if isinstance(root, Op) and root.name == "store"]
         if self.facts.many_workers or r.hint < 2:
             return 1
+        if not any(other.axis is not None and (other.lane or other.resident > 1) for other in ranges):
+            walked = {a for a in (*(other.axis for other in ranges), *self.bound) if a is not None}
+            free = self.facts.vector_registers - OPERAND_REGISTERS
+            in_turn = rows_in_turn(r.axis, plan, walked, lambda values: values <= free)
+            if in_turn > 1 and r.hint >= in_turn:
+                return in_turn
         if r.hint >= JOINED_ROWS and self._sums_lie_along(r.axis, plan, stores):
             return JOINED_ROWS
         near = self._lie_side_by_side(r.axis, plan)

@@ -47,6 +47,7 @@ from ..tile.plan import LATE
 from ..tile.schedule import Facts, LoweringError, Panels, StrideClass
 from ..tile.signs import never_positive, same_loads
 from .ops import BOUNDED, COARSE, MATH
+from .row_bounds import is_within
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
 Rows = dict[tuple[int, ...], Value]
@@ -313,7 +314,7 @@ class RowEvaluation(State):
 
     def wrap(self, row: Value, dtype: DType, level: int) -> Value:
         """An i32 row cut to a narrower integer type."""
-        if dtype.bits >= 32:
+        if dtype.bits >= 32 or is_within(row, dtype.bits, dtype.kind == "i"):
             return row
         if dtype.kind == "u":
             return self.emit(level, "and", [row, self.constant((1 << dtype.bits) - 1, i32)], ROW_I32)
@@ -396,6 +397,8 @@ class RowEvaluation(State):
         if op is None:
             if value in self.function.arguments:
                 return self.slot(f"scalar.{value.name}")
+            if value in self.rows or value in self.buffers:     # a loop carries it, as what is looked up in a table
+                return self._lane0(self.row(value, at), dtype)
             raise LoweringError(f"%{value.name} is not a scalar here")
         name = op.name
         if name == "const":

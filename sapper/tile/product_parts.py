@@ -343,7 +343,7 @@ def rename_axes(loop: Op, taken: set[str]) -> None:
                 op.attributes[key] = [names.get(axis, axis) for axis in named]
             elif key == "axis":
                 op.attributes[key] = names.get(named, named)
-        for value in op.results:
+        for value in (*op.results, *(v for block in op.blocks for v in block.arguments)):
             if isinstance(value.type, TileType):
                 value.type = TileType(value.type.dtype, tuple(names.get(axis, axis) for axis in value.type.axes))
 

@@ -426,6 +426,27 @@ def test_memory_dtypes(target: Target, lanes: int) -> None:
         program.check(target)
 
 
+@pytest.mark.parametrize("count", [3, 8, None])
+@pytest.mark.parametrize("dtype", [u8, bf16])
+def test_narrow_elements_under_a_mask_are_moved_together(dtype: DType, count: int | None) -> None:
+    """Without opmasks: by one instruction where all lanes are on; and of a known number of lanes none is asked for."""
+    target = TARGETS["haswell"]
+    program = Program(8, {"a": sample(dtype.name, 8, 1), "c": sample(dtype.name, 8, 2)}, {"n": np.int64(8)})
+    b = program.builder
+    mask = b.value("mask_first", [program.values["n"] if count is None else program.constant(count)], MASK)
+    x = b.value("load", [program.values["a"], mask], row_of(dtype), dtype=dtype, masked=True)
+    b.add("store", [x, program.values["c"], mask], dtype=dtype, masked=True)
+    names = [item.row.mnemonic for item in compile_lane(program.function, target).machine.body if hasattr(item, "row")]
+    whole = "vmovq" if dtype is u8 else "vmovups"
+    pieces = [n for n in names if n.startswith(("vpinsr", "vpextr"))]
+    if count is None:
+        assert names.count("jne") == 2 and len(pieces) == 16
+    else:
+        assert not {"test", "je"} & set(names)
+        assert len(pieces) == (0 if count == 8 else 4 if dtype is u8 else 2)
+    assert count == 3 or names.count(whole) >= 2
+
+
 @pytest.mark.parametrize(("target", "lanes"), LANES)
 def test_splats_and_lane0(target: Target, lanes: int) -> None:
     for dtype in MEMORY:

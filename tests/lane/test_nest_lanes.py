@@ -12,10 +12,24 @@ from examples.recurrent import recurrence
 from examples.search import drawn_tokens, nearest_centres
 from examples.statistics import softmax_of_columns
 from sapper.ir.nodes import Function
-from sapper.ir.types import f32, i8, i32
+from sapper.ir.types import f32, i8, i32, u8
 from sapper.kernels import library
 from sapper.kernels.fp8_panels import matmul_few_fp8, matrix, random_weights
-from sapper.lang.builtins import abs, each, exp, maximum, minimum, span, tiles, topk, where, whole, zeros
+from sapper.lang.builtins import (
+    abs,
+    each,
+    exp,
+    full,
+    maximum,
+    minimum,
+    span,
+    tanh,
+    tiles,
+    topk,
+    where,
+    whole,
+    zeros,
+)
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
@@ -38,6 +52,24 @@ def recurrence_of_rows(a: Tensor[f32, C, T], b: Tensor[f32, C, T], y: Tensor[f32
         for t in range(T):
             h = a[c, t] * h + b[c, t]
             y[c, t] = h
+
+
+@kernel
+def costly_recurrence_of_rows(a: Tensor[f32, C, T], b: Tensor[f32, C, T], y: Tensor[f32, C, T]):
+    for c in tiles(C):
+        h = zeros(c, dtype=f32)
+        for t in range(T):
+            h = tanh(exp(a[c, t])) * h + b[c, t]
+            y[c, t] = h
+
+
+@kernel
+def checksums(x: Tensor[u8, C, T], table: Tensor[i32, 256], y: Tensor[i32, C]):
+    for c in tiles(C):
+        state = full(c, value=-1, dtype=i32)
+        for t in range(T):
+            state = table[(state ^ x[c, t].to(i32)) & 255] ^ ((state >> 8) & 0xFFFFFF)
+        y[c] = state
 
 
 @kernel
@@ -252,12 +284,38 @@ def test_rows_that_are_left_widen_what_they_meet_together() -> None:
     assert steps(lane, "m") == [12, 8, 4, 2, 1]
 
 
-def test_columns_that_are_no_neighbours_are_taken_one_by_one() -> None:
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_columns_that_are_no_neighbours_are_taken_in_turn(facts: Facts) -> None:
+    """Four at a time: each waits for its own last value."""
     a, b = normal(19, 5), normal(19, 6)[:, :5].copy()
     arguments = {"a": a, "b": b, "y": np.zeros_like(a)}
-    lane = lowered(recurrence_of_rows, arguments, AVX512, hints={"T": 64, "C": 1024})
+    lane = lowered(recurrence_of_rows, arguments, facts, hints={"T": 64, "C": 1024})
     np.testing.assert_allclose(arguments["y"], scanned(a.T, b.T).T, rtol=1e-6, atol=1e-6)
+    assert steps(lane, "c") == [4, 1]
+
+
+def test_columns_that_wait_for_little_are_taken_one_by_one() -> None:
+    """What is computed beside the chain takes longer than that."""
+    a, b = normal(19, 5), normal(19, 5)
+    arguments = {"a": a, "b": b, "y": np.zeros_like(a)}
+    lane = lowered(costly_recurrence_of_rows, arguments, AVX512, hints={"T": 64, "C": 1024})
+    np.testing.assert_allclose(arguments["y"], scanned(np.tanh(np.exp(a.T)), b.T).T, rtol=1e-5, atol=1e-5)
     assert steps(lane, "c") == [1]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 6])
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_what_a_loop_carries_may_be_looked_up(rows: int, facts: Facts) -> None:
+    """A checksum: the next state is found in a table, at the last one."""
+    random = np.random.default_rng(rows)
+    x, table = random.integers(0, 256, (rows, 11), np.uint8), random.integers(-2**31, 2**31, 256).astype(np.int32)
+    arguments = {"x": x, "table": table, "y": np.zeros(rows, np.int32)}
+    lane = lowered(checksums, arguments, facts, hints={"T": 512, "C": 1024})
+    state = np.full(rows, -1, np.int32)
+    for t in range(11):
+        state = table[(state ^ x[:, t]) & 255] ^ (state >> 8 & 0xFFFFFF)
+    np.testing.assert_array_equal(arguments["y"], state)
+    assert steps(lane, "c") == [4, 1]
 
 
 def test_turned_tensors_have_other_neighbours() -> None:

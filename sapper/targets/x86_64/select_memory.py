@@ -129,9 +129,15 @@ def moved(s: Any, memory: Any, bytes_: int) -> Any:
     return s.memory(memory.base, memory.index, memory.scale, memory.disp + bytes_)
 
 
-def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> None:
-    """Code for lane 0, 1, ..., each jumped over if its lane is off. Without opmasks, or for what they can't do."""
-    bits = None
+def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None],
+                  together: Callable[[], None] | None = None) -> None:
+    """Code for lane 0, 1, ..., each jumped over if its lane is off; where lanes that are on come first, so are all that
+    follow. Without opmasks, or for what they can't do. together: code for all lanes, if none is off, as in most windows
+    and in all pieces of a tail but the last."""
+    bits = end = None
+    first = mask is not None and mask.op is not None and mask.op.name == "mask_first"
+    if first:
+        end = s.new_label("all")
     if mask is not None:
         on = s.vector(mask)
         bits = s.new("gpr")
@@ -139,29 +145,67 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> No
             s.emit("kmovw.from_mask", bits, on)
         else:
             s.emit(f"vmovmskps.{s.facts.bits4}", bits, on)
+    if together is not None and bits is not None:
+        some, end = s.new_label("some"), end or s.new_label("all")
+        s.emit("cmp.32", bits, (1 << s.lanes) - 1)
+        s.branch("jne", some)
+        together()
+        s.branch("jmp", end)
+        s.label(some)
     for lane in range(s.lanes):
         if bits is None:
             body(lane)
             continue
-        after = s.new_label("lane")
+        after = end if first else s.new_label("lane")
         s.emit("test.32", bits, 1 << lane)
         s.branch("je", after)
         body(lane)
-        s.label(after)
+        if not first:
+            s.label(after)
+    if end is not None:
+        s.label(end)
+
+
+def _known_count(s: Any, mask: Value | None) -> int | None:
+    """How many lanes are on, if these are the first ones, and that is known."""
+    if mask is None or mask.op is None or mask.op.name != "mask_first":
+        return None
+    count = s.constant_of(mask.op.operands[0])
+    return None if count is None else max(0, min(s.lanes, count))
 
 
 def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
     """Elements of 1 or 2 bytes at consecutive places, only those that are on; the others are 0."""
     register = s.new("vec")
-    count = s.constant_of(mask.op.operands[0]) if mask.op is not None and mask.op.name == "mask_first" else None
-    if count is not None and count * size in (4, 8):
-        s.emit("vmovd.to_vec" if count * size == 4 else "vmovq", register, memory)
+    count = _known_count(s, mask)
+    if count is not None:
+        _move_first_bytes(s, register, memory, count * size, load=True)
         return register
     s.emit("vxorps.128", register, register, register)
     letter = "b" if size == 1 else "w"
+    whole = {4: "vmovd.to_vec", 8: "vmovq", 16: "vmovups.128"}[s.lanes * size]
     for_each_lane(s, mask, lambda lane: s.emit(f"vpinsr{letter}", register, register, moved(s, memory, lane * size),
-                                               lane))
+                                               lane), lambda: s.emit(whole, register, memory))
     return register
+
+
+def _move_first_bytes(s: Any, register: Any, memory: Any, count: int, load: bool) -> None:
+    """So many bytes between memory and the low end of a register, in as few pieces as they have. load: into the
+    register, which has zeros above."""
+    at = next(n for n in (16, 8, 4, 0) if count >= n)
+    if at:
+        name = {16: "vmovups.128", 8: "vmovq", 4: "vmovd.to_vec" if load else "vmovd.from_vec"}[at]
+        s.emit(name, *((register, memory) if load else (memory, register)))
+    elif load:
+        s.emit("vxorps.128", register, register, register)
+    for letter, size in (("d", 4), ("w", 2), ("b", 1)):
+        if count - at >= size:
+            piece = moved(s, memory, at)
+            if load:
+                s.emit(f"vpinsr{letter}", register, register, piece, at // size)
+            else:
+                s.emit(f"vpextr{letter}", piece, register, at // size)
+            at += size
 
 
 def load_splat(s: Any, op: Op) -> None:
@@ -251,10 +295,13 @@ def store(s: Any, op: Op) -> None:
             s.emit_masked(instruction, s.vector(mask), False, memory, row, *more)
         return
     made = narrow(s, name, row, bool(op.attributes.get("exact")))
-    if mask is not None:
+    count = _known_count(s, mask)
+    if count is not None:
+        _move_first_bytes(s, made, memory, count * dtype.size_bytes, load=False)
+    elif mask is not None:
         letter = "b" if dtype.bits == 8 else "w"
         for_each_lane(s, mask, lambda lane: s.emit(f"vpextr{letter}", moved(s, memory, lane * dtype.size_bytes), made,
-                                                   lane))
+                                                   lane), lambda: _store_packed(s, memory, made, size_bits, False))
     else:
         _store_packed(s, memory, made, size_bits, streaming)
 
