@@ -314,6 +314,8 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             spread_counters(function)
             if not as_it_is and _says_nothing(schedule):
                 bring_gathered(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES, "mul")
+                multiply_as_matrices(function, _typical(specialization), lambda tensor: specialization.strides.get(
+                    tensor.name, "contiguous") == "contiguous", STAGE_ROWS, MOST_OPERAND_BYTES)
             unroll(function, (lambda value: hint(value, specialization)[0]) if facts.requests.blocks_written_out
                    else None)
             part_clamps(function, FEWEST_VECTORS * lanes, _typical(specialization))
@@ -441,8 +443,6 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             return
 
         typical = _typical(specialization)
-        multiply_as_matrices(function, typical, lambda tensor: specialization.strides.get(
-            tensor.name, "contiguous") == "contiguous", STAGE_ROWS, MOST_OPERAND_BYTES)
         keep_columns_whole(function, typical)
 
         def is_computed(value: Value) -> bool:

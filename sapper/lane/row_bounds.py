@@ -70,4 +70,3 @@ def is_within(row: Value, bits: int, signed: bool) -> bool:
     low, high = bounds_of(row)
     least, most = _of_bits(bits, signed)
     return least <= low and high <= most
-

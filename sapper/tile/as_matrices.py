@@ -226,9 +226,8 @@ class _Finder:
     def _may_move(self, found: _Product) -> bool:
         """Whether the operand that is copied may be made before the loop."""
         assert found.copied is not None
-        return all(op not in (found.contract, *found.loop.blocks) and (
-            op.name != "load" or place_of(op.operands[0]) not in self.stored)
-            for op in found.behind([found.copied], through=True))
+        return all(op.name != "load" or place_of(op.operands[0]) not in self.stored
+                   for op in found.behind([found.copied], through=True))
 
 
 def _axis(place: Value) -> str | None:
@@ -282,25 +281,25 @@ def _sums_of(value: Value) -> dict[Value, Sum] | None:
     load = value.op
     if load is None or (load.name == "load" and all(affine(place) is not None for place in load.operands[1:])):
         return None
-    sums: dict[Value, Sum] = {}
     loads: list[Op] = []
 
-    def look(value: Value) -> None:
-        if not isinstance(value.type, TileType) or not axes_of(value):
+    def look(value: Value, seen: dict[Value, Sum | None]) -> None:
+        if value in seen or not isinstance(value.type, TileType) or not axes_of(value):
             return
         form = affine(value) if value.type.dtype is index else None
-        if form is not None and form.axes and not form.scalars:
-            sums[value] = tuple(form.axes.items())
-        elif value.op is not None and value.op.name != "index":
+        is_sum = form is not None and not form.scalars
+        seen[value] = tuple(form.axes.items()) if form is not None and is_sum else None
+        if value.op is not None and not is_sum:
             loads.extend([value.op] * (value.op.name == "load"))
             for operand in value.op.operands:
-                look(operand)
+                look(operand, seen)
 
-    look(value)
-    found, sums = sums, {}
+    found: dict[Value, Sum | None] = {}
+    seen: dict[Value, Sum | None] = {}
+    look(value, found)
     for load in tuple(loads):       # the dimensions of what is loaded come first
-        look(load.result)
-    sums |= found
+        look(load.result, seen)
+    sums = {at: key for at, key in (seen | found).items() if key is not None}
     keys = set(sums.values())
     axes = [axis for key in keys for axis, _ in key]
     well = len(set(axes)) == len(axes) and set(axes) == set(axes_of(value)) and all(

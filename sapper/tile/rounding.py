@@ -14,7 +14,8 @@ as an unbounded spread.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,16 @@ _SMALLEST = {"f64": 2.0**-1074, "f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**
              "f8e5m2": 2.0**-16}
 _LEAST_NORMAL = 2.0**-126
 """Of bf16 and f32."""
+_WAYS = np.array([np.inf, -np.inf, np.nan])
+"""What a sum may be whose terms overflow."""
+
+EVENNESS = 0.5
+"""Of the odds of these ways, and of what the sum is here, in a run: below 1 most sums go one way, and few another."""
+
+MORE_RUNS = 64
+"""Runs more where something would be wrong though sums may overflow: of a layer whose rows have several of them, which
+the next one adds up, few go all one way. Of two layers of 15 to 33 rows with such terms 12 % were called wrong by 12
+runs alone; of 200 none."""
 
 
 def ulp(values: Array, dtype: DType) -> Array:
@@ -145,15 +156,19 @@ class RandomRounding:
     """Moves inexact results of a run at random; give it to interpret as `perturb`.
 
     inexact: what reached(function, rounds) found. fused: what fusible(function) did. seed: same seed, same moves.
-    flushes: of FLUSHED, by every other seed.
+    flushes: of FLUSHED, by every other seed. mixed: sums that may overflow go each its own way, or are as they are.
+    has_chosen: whether there was one.
     """
 
-    __slots__ = ("_flushes", "_fused", "_inexact", "_random", "_scales", "_seed")
+    __slots__ = ("_flushes", "_fused", "_inexact", "_odds", "_random", "_scales", "_seed", "has_chosen")
 
-    def __init__(self, inexact: set[Value], fused: set[Value], seed: int, flushes: bool = False) -> None:
+    def __init__(self, inexact: set[Value], fused: set[Value], seed: int, flushes: bool = False,
+                 mixed: bool = False) -> None:
         self._inexact, self._fused, self._flushes = inexact, fused, flushes and seed % 2 == 0
         self._seed, self._random = seed, np.random.default_rng(seed)
+        self._odds = self._random.dirichlet((EVENNESS,) * (len(_WAYS) + 1)) if mixed else None
         self._scales: dict[Value, Array] = {}
+        self.has_chosen = False
 
     def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
         if op.name == "store":
@@ -195,12 +210,18 @@ class RandomRounding:
         exact = (values == 0) | ~np.isfinite(values.astype(np.float64))
         return np.asarray(np.where(exact, values, semantics.cast(np.asarray(moved), dtype)))
 
-    def _beyond(self, shape: tuple[int, ...]) -> Array:
+    def _beyond(self, where: Array, values: Array) -> Array:
         """What becomes of sums that may overflow on the way: of some runs, the same everywhere. An order of terms is
         one for many sums, and the largest of those that go each another way were always the same."""
-        ways = np.array([np.inf, -np.inf, np.nan])
-        way = self._seed % (len(ways) + 1)
-        return self._random.choice(ways, shape) if way == len(ways) else np.full(shape, ways[way])
+        if not where.any():
+            return values
+        self.has_chosen = True
+        if self._odds is not None:
+            ways = self._random.choice(len(self._odds), where.shape, p=self._odds)
+            return np.where(where & (ways < len(_WAYS)), _WAYS[ways % len(_WAYS)], values)
+        way = self._seed % (len(_WAYS) + 1)
+        chosen = self._random.choice(_WAYS, where.shape) if way == len(_WAYS) else np.full(where.shape, _WAYS[way])
+        return np.where(where, chosen, values)
 
     def _unrounded(self, op: Op, operands: list[Array], product: Array) -> Array:
         """What is rounded to an infinity, or to 0, is something smaller, or larger, inside a sum. The first of several
@@ -265,7 +286,7 @@ class RandomRounding:
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
         moved = np.where(np.isfinite(scale), moved, wide)
         if spoilt is not None:
-            moved = np.where(spoilt, self._beyond(result.shape), moved)
+            moved = self._beyond(spoilt, moved)
         if inside is f32:  # a partial sum of finite terms may overflow, also where the others are infinite
             finite, settled = scale, np.isnan(scale)
             if not np.isfinite(scale).all():
@@ -273,7 +294,7 @@ class RandomRounding:
                 # Infinities of both signs, in any order.
                 settled = np.isnan(total([np.where(np.isfinite(x), np.sign(x), x) for x in (
                     given.astype(np.float64) for given in operands)]))
-            moved = np.where(~settled & (finite > _LARGEST["f32"]), self._beyond(result.shape), moved)
+            moved = self._beyond(~settled & (finite > _LARGEST["f32"]), moved)
             if op.name == "contract":
                 self._scales[op.results[0]] = finite
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
@@ -288,7 +309,7 @@ class RandomRounding:
             size = np.where(np.isfinite(given), np.abs(given), 0.0) if known is None else known
             scale = scale + semantics.align(size, value.type.axes, type.axes)  # type: ignore[union-attr]
         self._scales[op.results[0]] = scale
-        return np.where(scale > _LARGEST[type.dtype.name], self._beyond(result.shape), result).astype(result.dtype)
+        return self._beyond(scale > _LARGEST[type.dtype.name], result).astype(result.dtype)
 
     def _joined(self, op: Op, size: Array, count: Array, total: Array) -> Array:
         """As for sums. size: of the finite magnitudes that are joined; count: how many values. Sums in memory of narrow
@@ -302,7 +323,7 @@ class RandomRounding:
         with np.errstate(all="ignore"):
             moved = total.astype(np.float64) + error * ways
         beyond = ~np.isnan(total) & (size + error > _LARGEST[dtype.name])    # also where the others are infinite
-        return semantics.cast(np.where(beyond, self._beyond(total.shape), moved), dtype)
+        return semantics.cast(self._beyond(beyond, moved), dtype)
 
     def _running_sum(self, op: Op, operand: Array, result: Array, type: TileType) -> Array:
         """As for sums, element by element."""
@@ -317,7 +338,7 @@ class RandomRounding:
             moved = np.where(np.isfinite(scale), moved, wide)
             if inside is f32:
                 finite = np.cumsum(np.where(np.isfinite(operand), np.abs(operand.astype(np.float64)), 0.0), axis=at)
-                moved = np.where(finite > _LARGEST["f32"], self._beyond(result.shape), moved)
+                moved = self._beyond(finite > _LARGEST["f32"], moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         if type.dtype not in (f32, f64):
             return self._move(semantics.cast(np.asarray(moved), type.dtype), type.dtype, 1)
@@ -342,13 +363,15 @@ class RandomRounding:
 class Expectation:
     """What a tensor must hold after a kernel.
 
-    values: the interpreter's. bound: how far each element may be off, as f64; infinite where anything may stand.
+    values: the interpreter's. bound: how far each element may be off, as f64; infinite where anything may stand. more:
+    where anything may stand that bound does not say, found by more runs, which take their time.
     """
 
     name: str
     dtype: DType
     values: Array
     bound: Array
+    more: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
 
     def mismatch(self, actual: Array) -> str | None:
         """None if `actual` agrees, else a sentence about the first element that does not. NaN agrees with NaN."""
@@ -360,6 +383,8 @@ class Expectation:
             distance = np.abs(wide - expected)
             good = (actual == self.values) | (np.isnan(wide) & np.isnan(expected)) | (distance <= self.bound)
             good |= np.isinf(self.bound)
+        if self.more is not None and not np.all(good):
+            good |= self.more()
         if np.all(good):
             return None
         wrong = tuple(int(i) for i in np.argwhere(~good)[0])
@@ -394,9 +419,27 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
 
     reference = once(None, None)
     others: list[dict[str, Array]] = []
+    has_chosen = False
     if any(value in unsettled for value in tensors.values()):
-        others = [once(tile_sizes[at % len(tile_sizes)], RandomRounding(inexact, fused, seed + at, flushes))
-                  for at in range(runs)]
+        for at in range(runs):
+            rounding = RandomRounding(inexact, fused, seed + at, flushes)
+            others.append(once(tile_sizes[at % len(tile_sizes)], rounding))
+            has_chosen |= rounding.has_chosen
+
+    @cache
+    def more() -> dict[str, Array]:
+        """Of each tensor, the elements that are infinite, or no number, otherwise in more runs."""
+        found = {name: np.zeros(values.shape, bool) for name, values in reference.items()}
+        for at in range(runs, runs + MORE_RUNS):
+            other = once(None, RandomRounding(inexact, fused, seed + at, flushes, mixed=True))
+            for name, values in reference.items():
+                a, b = _wide(other[name]), _wide(values)
+                found[name] |= (a != b) & ~(np.isnan(a) & np.isnan(b)) & ~(np.isfinite(a) & np.isfinite(b))
+        return found
+
+    def more_of(name: str) -> Array:
+        return more()[name]
+
     result = {}
     for name, value in tensors.items():
         assert isinstance(value.type, TensorType)
@@ -416,5 +459,6 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
                     bound = bound + ulp(values, dtype) * (4 if dtype in (f32, f64) else 1)
                     overflows = np.isfinite(_wide(values)) & (np.abs(_wide(values)) + bound > _LARGEST[dtype.name])
                     bound = np.where(overflows, np.inf, bound)
-        result[name] = Expectation(name, dtype, values, bound)
+        open_ended = has_chosen and dtype.is_float and not same_array.isdisjoint(unsettled)
+        result[name] = Expectation(name, dtype, values, bound, partial(more_of, name) if open_ended else None)
     return result

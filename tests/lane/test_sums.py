@@ -129,7 +129,8 @@ def test_what_was_loaded_is_read_lane_by_lane_from_where_it_lies(index: DType, v
 
     random = np.random.default_rng(0)
     arguments = {"x": random.integers(-9, 9, 41).astype(numpy_dtype(value)),
-                 "place": random.integers(0, 5, 41).astype(numpy_dtype(index)), "total": np.zeros(5, numpy_dtype(value))}
+                 "place": random.integers(0, 5, 41).astype(numpy_dtype(index)),
+                 "total": np.zeros(5, numpy_dtype(value))}
     assert not rows_in_scratch(lowered(far_totals if index is i64 else totals, arguments))
 
 

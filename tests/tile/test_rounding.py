@@ -14,7 +14,7 @@ from sapper.lang.tensor import Tensor
 from sapper.tile.rounding import Expectation, expect, reached, rounds, ulp
 from tests.strategies import assert_agree, tolerance
 
-M, N = dims("M N")
+K, M, N = dims("K M N")
 
 
 @kernel
@@ -228,6 +228,25 @@ def test_sums_that_overflow_may_all_do_so_the_same_way():
     out = expect(largest.tile_ir(), {"a": a, "b": b, "out": np.zeros(1, np.float32)})["out"]
     assert np.isposinf(out.values[0])
     assert out.mismatch(np.array([-np.inf], np.float32)) is None
+
+
+def test_one_of_many_sums_may_overflow_before_they_are_added_up():
+    """More runs look for that where something would be wrong."""
+    @kernel
+    def layers(x: Tensor[f32, M, N], u: Tensor[f32, K, N], w: Tensor[f32, K], out: Tensor[f32, M]):
+        for m in tiles(M):
+            k, n = whole(K), whole(N)
+            out[m] = maximum(x[m, n] @ u[k, n], 0.0) @ w[k]
+
+    x = np.array([[3e38, 3e38, -3e38, 3e38], [1, 2, 3, 4]], np.float32)
+    w = np.array([1e-30] * 5 + [-np.inf], np.float32)       # nothing of what becomes 0 is a number there
+    arguments = {"x": x, "u": np.ones((6, 4), np.float32), "w": w, "out": np.zeros(2, np.float32)}
+    out = expect(layers.tile_ir(), arguments)["out"]
+    assert np.isnan(out.values[0]) and out.values[1] == -np.inf
+    last_alone = np.array([-np.inf, -np.inf], np.float32)
+    assert out.mismatch(last_alone) is None
+    assert out.mismatch(np.array([-np.inf, np.inf], np.float32)) is not None
+    assert Expectation("out", f32, out.values, out.bound).mismatch(last_alone) is not None
 
 
 def test_nan_takes_no_part_in_a_maximum():
