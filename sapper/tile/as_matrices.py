@@ -27,7 +27,7 @@ from math import prod
 
 from ..ir.checker import union_of_axes
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import TensorType, TileType, f32, index
+from ..ir.types import TensorType, TileType, index
 from .affine import affine
 from .ops import place_of
 from .parts import INDEX, Writer, copy_op
@@ -95,7 +95,7 @@ class _Product:
 
     def size_bytes(self, typical: Typical) -> int:
         """Of the copy."""
-        return 0 if self.copied is None else f32.size_bytes * prod(
+        return 0 if self.copied is None else _tile(self.copied).dtype.size_bytes * prod(
             typical(self.bounds[axis][1]) or 1 for group in self.copy_axes() for axis in group)
 
     def behind(self, values: Collection[Value], through: bool) -> list[Op]:
@@ -134,8 +134,7 @@ class _Finder:
             return None
         (contract,) = late
         axes = list(map(_axis, stores[0].operands[2:]))
-        if any(v.type.dtype is not f32 for v in (*contract.operands, contract.result)) or (    # type: ignore[union-attr]
-                sorted(axis or "" for axis in axes) != sorted(self.loop.attributes["axes"])):
+        if sorted(axis or "" for axis in axes) != sorted(self.loop.attributes["axes"]):
             return None
         outer, rows, columns = _sides([axis for axis in axes if axis], contract)
         if not rows or not columns:
@@ -188,8 +187,8 @@ class _Finder:
     def _depth(self, value: Value, group: Group, over: Collection[str]) -> Group | None:
         """In which order an operand has the axes that are contracted, if these follow each other in memory, and those
         of the group do."""
-        load = value.op
-        if load is None or load.name != "load":
+        load = _load_of(value)
+        if load is None:
             return None
         depth = tuple(axis for axis in map(_axis, load.operands[1:]) if axis is not None and axis in over)
         several = [axes for axes in (group, depth) if len(axes) > 1]
@@ -235,10 +234,18 @@ def _axis(place: Value) -> str | None:
     return place.op.attributes["axis"] if place.op is not None and place.op.name == "index" else None
 
 
+def _load_of(value: Value) -> Op | None:
+    """What loads a value, if nothing but a cast follows."""
+    op = value.op
+    if op is not None and op.name == "cast":
+        op = op.operands[0].op
+    return op if op is not None and op.name == "load" else None
+
+
 def _goes_along(value: Value, axis: str) -> bool:
     """Whether neighbours along an axis lie side by side in memory."""
-    load = value.op
-    form = affine(load.operands[-1]) if load is not None and load.name == "load" else None
+    load = _load_of(value)
+    form = None if load is None else affine(load.operands[-1])
     return form is not None and form.axes.get(axis) == 1
 
 
@@ -278,8 +285,8 @@ def _sums_of(value: Value) -> dict[Value, Sum] | None:
     """Of an operand that is no plain load, as where the edges of an image are cut off, the indices by which alone it
     depends on axes, each with its sum of these; in the order of dimensions. None where it is none, or an axis is in
     several such sums."""
-    load = value.op
-    if load is None or (load.name == "load" and all(affine(place) is not None for place in load.operands[1:])):
+    load = _load_of(value)
+    if load is not None and all(affine(place) is not None for place in load.operands[1:]):
         return None
     loads: list[Op] = []
 
@@ -338,11 +345,11 @@ class _Writer:
         self.writer.op("whole", [zero, self.extents[product.depth]], axis=self.names[product.depth])
         for op in self._kept():
             if op is product.contract:
-                operands = [self._of_copy(copy) if v is product.copied and copy is not None else self._loaded(v)
+                operands = [self._of_copy(copy) if v is product.copied and copy is not None else self._operand(v)
                             for v in op.operands]
                 depth = self.names[product.depth]
-                axes = tuple(axis for axis in union_of_axes(operands) if axis != depth)
-                self.values[op.result] = self.writer.value("contract", operands, TileType(f32, axes), over=[depth])
+                type = TileType(_tile(op.result).dtype, tuple(a for a in union_of_axes(operands) if a != depth))
+                self.values[op.result] = self.writer.value("contract", operands, type, over=[depth])
             elif op.name == "load":
                 self.values[op.result] = self._loaded(op.result)
             elif op.name == "store":
@@ -372,8 +379,9 @@ class _Writer:
         stores = [op for op in product.ops if op.name == "store"]
         kept = {*stores, *product.behind([v for op in stores for v in op.operands], through=False)}
         for value in product.contract.operands:
-            if value is not product.copied and value.op is not None:
-                kept |= set(product.behind(value.op.operands, through=True))
+            load = _load_of(value)
+            if value is not product.copied and load is not None:
+                kept |= set(product.behind(load.operands, through=True))
         return [op for op in product.ops if op in kept]
 
     def _loop(self, name: str, stops: list[Value], body: Block, **attributes: object) -> Op:
@@ -410,12 +418,20 @@ class _Writer:
             value.type = TileType(value.type.dtype, axes)
         self.body.ops.append(made)
 
+    def _operand(self, value: Value) -> Value:
+        """An operand of the product that stays where it lies."""
+        load = _load_of(value)
+        assert load is not None
+        read = self._loaded(load.result)
+        return read if load is value.op else self.writer.value(
+            "cast", [read], TileType(_tile(value).dtype, _tile(read).axes))
+
     def _loaded(self, value: Value) -> Value:
         """What a value of the loop as it was loads."""
         load = value.op
         assert load is not None
         tensor, places = self._place_of(load.operands[0], load.operands[1:])
-        return self.writer.value("load", [tensor, *places], TileType(value.type.dtype, union_of_axes(places)))  # type: ignore[union-attr]
+        return self.writer.value("load", [tensor, *places], TileType(_tile(value).dtype, union_of_axes(places)))
 
     def _place_of(self, tensor: Value, places: list[Value]) -> tuple[Value, list[Value]]:
         """A tensor, or a view of it in which groups are one dimension, and where in it places are."""
@@ -464,7 +480,7 @@ class _Writer:
         else:
             image = self._image(sums, made)
             value = self._of_image(Writer(ops, product.loop), image, sums)
-        buffer = self.top.buffer(f32, sizes)
+        buffer = self.top.buffer(_tile(product.copied).dtype, sizes)
         self._fill(buffer, axes, sizes, ops, value)
         return self._view(buffer, tuple(map(len, lies)), sizes)
 
@@ -489,7 +505,7 @@ class _Writer:
                 copy = copy_op(op, values)
                 copy.result.type = TileType(_tile(copy.result).dtype, union_of_axes(copy.operands))
                 ops.append(copy)
-        image = self.top.buffer(f32, sizes)
+        image = self.top.buffer(_tile(self.product.copied).dtype, sizes)
         self._fill(image, list(names.values()), sizes, ops, values[self.product.copied])
         return image
 
@@ -502,7 +518,7 @@ class _Writer:
                      for part, (_, step) in zip(parts, key, strict=True)]
             places.append(reduce(lambda left, right: writer.value(
                 "add", [left, right], TileType(index, union_of_axes((left, right)))), parts))
-        return writer.value("load", [image, *places], TileType(f32, union_of_axes(places)))
+        return self._read(writer, image, places)
 
     def _values_of(self, key: Sum) -> Value:
         """How many values a sum has: none where an axis has none. As the least of that and what bounds it, so that
@@ -539,4 +555,9 @@ class _Writer:
     def _of_copy(self, copy: Value) -> Value:
         """What the product reads of the copy."""
         places = [self._at(self.names.get(group, group[0])) for group in self.product.copy_axes()]
-        return self.writer.value("load", [copy, *places], TileType(f32, union_of_axes(places)))
+        return self._read(self.writer, copy, places)
+
+    @staticmethod
+    def _read(writer: Writer, buffer: Value, places: list[Value]) -> Value:
+        assert isinstance(buffer.type, TensorType)
+        return writer.value("load", [buffer, *places], TileType(buffer.type.dtype, union_of_axes(places)))

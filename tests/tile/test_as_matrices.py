@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, dims, f32, i32, kernel, maximum, minimum, tiles, where, whole, zeros
+from sapper import Tensor, bf16, dims, f32, i8, i32, kernel, maximum, minimum, tiles, where, whole, zeros
 from sapper.ir.nodes import Function, Value
 from sapper.ir.types import TensorType
 from sapper.ir.verifier import verify
@@ -20,6 +20,7 @@ from sapper.tile.as_matrices import multiply_as_matrices
 from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
+from sapper.tile.semantics import numpy_dtype
 from tests.strategies import examples
 
 B, C, D, H, O, P, Q, R, W = dims("B C D H O P Q R W")
@@ -94,7 +95,21 @@ def line(x: Tensor[f32, B, C, W], w: Tensor[f32, O, C, 4], first: Tensor[i32, 1]
         y[b, o, q] = w[o, c, j] @ x[b, c, 2 * q + j + first[0]]
 
 
-KERNELS = (strided, points, channels_last, patches, edges, heads, out_of_heads, line)
+@kernel
+def of_bytes(x: Tensor[i8, B, H, W, C], w: Tensor[i8, O, 3, 3, C], y: Tensor[i32, B, P, Q, O]):
+    for b, p, q, o in tiles(B, P, Q, O):
+        i, j, c = whole(3), whole(3), whole(C)
+        y[b, p, q, o] = x[b, p + i, q + j, c] @ w[o, i, j, c]
+
+
+@kernel
+def widened(x: Tensor[bf16, B, H, R, D], w: Tensor[bf16, H, D, O], y: Tensor[bf16, B, R, O]):
+    for b, r, o in tiles(B, R, O):
+        h, d = whole(H), whole(D)
+        y[b, r, o] = (x[b, h, r, d].to(f32) @ w[h, d, o].to(f32)).to(bf16)
+
+
+KERNELS = (strided, points, channels_last, patches, edges, heads, out_of_heads, line, of_bytes, widened)
 
 
 def prepared(made: Any) -> Function:
@@ -132,8 +147,9 @@ def arguments_of(made: Any, sizes: dict[str, int], seed: int) -> dict[str, Any]:
     for tensor in made.tile_ir().tensors():
         assert isinstance(tensor.type, TensorType)
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.type.dims]
-        found[tensor.name] = np.zeros(shape, np.int32) if tensor.type.dtype is i32 else \
-            random.standard_normal(shape).astype(np.float32)
+        dtype = tensor.type.dtype
+        found[tensor.name] = (random.integers(-9, 9, shape) if dtype is i8 else np.zeros(shape) if dtype is i32 else
+                              random.standard_normal(shape)).astype(numpy_dtype(dtype))
     return found
 
 
@@ -142,6 +158,7 @@ def arguments_of(made: Any, sizes: dict[str, int], seed: int) -> dict[str, Any]:
     (channels_last, True, 0, ["b_p_q", "o"], "i_j_c"), (patches, True, 0, ["b_p_q", "o"], "c_i_j"),
     (edges, True, 1, ["o", "p_q"], "c_i_j"), (heads, False, 2, ["r", "d"], "c"),
     (out_of_heads, True, 0, ["b_r", "o"], "h_d"), (line, True, 1, ["o", "q"], "c_j"),
+    (of_bytes, True, 0, ["b_p_q", "o"], "i_j_c"), (widened, True, 0, ["b_r", "o"], "h_d"),
 ], ids=lambda value: getattr(value, "name", ""))
 def test_what_becomes_of_them(made: Any, copies: bool, around: int, axes: list[str], over: str) -> None:
     function = rewritten(made)
@@ -158,14 +175,16 @@ def test_what_becomes_of_them(made: Any, copies: bool, around: int, axes: list[s
 @given(st.sampled_from(KERNELS), st.lists(st.integers(1, 4), min_size=9, max_size=9), st.integers(0, 99))
 def test_meaning(made: Any, extents: list[int], seed: int) -> None:
     sizes = dict(zip("BCDOPQR", extents, strict=False)) | {"H": extents[7], "W": extents[8]}
-    if made in (strided, channels_last, line):
+    if made in (strided, channels_last, line, of_bytes):
         sizes |= {"H": 2 * sizes["P"] + 2, "W": 2 * sizes["Q"] + 3}
     given_ = arguments_of(made, sizes, seed)
     wanted = {name: array.copy() for name, array in given_.items()}
     interpret(prepared(made), wanted)
     interpret(rewritten(made, sizes), given_)
-    for name, array in wanted.items():
-        np.testing.assert_allclose(given_[name], array, rtol=1e-5, atol=1e-5)    # f32 sums of up to 64 products
+    for name, array in wanted.items():      # f32 sums of up to 64 products; another order may round to the next bf16
+        of_bf16 = array.dtype == numpy_dtype(bf16)
+        np.testing.assert_allclose(given_[name].astype(np.float64), array.astype(np.float64),
+                                   rtol=2.0**-7 if of_bf16 else 1e-5, atol=1e-5)
 
 
 def test_what_is_left() -> None:
@@ -220,7 +239,8 @@ def test_neighbouring_points_are_copied_for_many_rows_only(monkeypatch: pytest.M
     assert not is_changed(rewritten(window)) and is_changed(rewritten(strided))
 
 
-@pytest.mark.parametrize("made", [strided, points, channels_last, out_of_heads], ids=lambda made: made.name)
+@pytest.mark.parametrize("made", [strided, points, channels_last, out_of_heads, of_bytes, widened],
+                         ids=lambda made: made.name)
 def test_check(made: Any) -> None:
     report = check_kernel(made, runs=4)
     assert report.ok, report
