@@ -51,7 +51,7 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; 
 WeightsDtype = Annotated[str, typer.Option(
     "--dtype", help="How weights are held: file (activations in 8 bits), file-f32 (activations in f32), file-rounded, "
                     "bf16, bf16-rounded or f32: docs/models.md.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON: an object, or a list of them.")]
 
 
 def run(arguments: list[str]) -> int:
