@@ -50,8 +50,8 @@ EVENNESS = 0.5
 
 MORE_RUNS = 64
 """Runs more where something would be wrong though sums may overflow: of a layer whose rows have several of them, which
-the next one adds up, few go all one way. Of two layers of 15 to 33 rows with such terms 12 % were called wrong by 12
-runs alone; of 200 none."""
+the next one adds up, few go all one way. By 12 runs alone two layers with a maximum between were called wrong with 9 of
+50 seeds, with these by none."""
 
 
 def ulp(values: Array, dtype: DType) -> Array:
