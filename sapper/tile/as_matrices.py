@@ -29,7 +29,7 @@ from ..ir.checker import union_of_axes
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TensorType, TileType, index
 from .affine import affine
-from .ops import place_of
+from .ops import load_of, place_of
 from .parts import INDEX, Writer, copy_op
 from .plan import LATE, axes_of
 from .product_parts import Typical, axes_brought, rename_axes
@@ -187,7 +187,7 @@ class _Finder:
     def _depth(self, value: Value, group: Group, over: Collection[str]) -> Group | None:
         """In which order an operand has the axes that are contracted, if these follow each other in memory, and those
         of the group do."""
-        load = _load_of(value)
+        load = load_of(value)
         if load is None:
             return None
         depth = tuple(axis for axis in map(_axis, load.operands[1:]) if axis is not None and axis in over)
@@ -234,17 +234,9 @@ def _axis(place: Value) -> str | None:
     return place.op.attributes["axis"] if place.op is not None and place.op.name == "index" else None
 
 
-def _load_of(value: Value) -> Op | None:
-    """What loads a value, if nothing but a cast follows."""
-    op = value.op
-    if op is not None and op.name == "cast":
-        op = op.operands[0].op
-    return op if op is not None and op.name == "load" else None
-
-
 def _goes_along(value: Value, axis: str) -> bool:
     """Whether neighbours along an axis lie side by side in memory."""
-    load = _load_of(value)
+    load = load_of(value)
     form = None if load is None else affine(load.operands[-1])
     return form is not None and form.axes.get(axis) == 1
 
@@ -285,7 +277,7 @@ def _sums_of(value: Value) -> dict[Value, Sum] | None:
     """Of an operand that is no plain load, as where the edges of an image are cut off, the indices by which alone it
     depends on axes, each with its sum of these; in the order of dimensions. None where it is none, or an axis is in
     several such sums."""
-    load = _load_of(value)
+    load = load_of(value)
     if load is not None and all(affine(place) is not None for place in load.operands[1:]):
         return None
     loads: list[Op] = []
@@ -379,7 +371,7 @@ class _Writer:
         stores = [op for op in product.ops if op.name == "store"]
         kept = {*stores, *product.behind([v for op in stores for v in op.operands], through=False)}
         for value in product.contract.operands:
-            load = _load_of(value)
+            load = load_of(value)
             if value is not product.copied and load is not None:
                 kept |= set(product.behind(load.operands, through=True))
         return [op for op in product.ops if op in kept]
@@ -420,11 +412,12 @@ class _Writer:
 
     def _operand(self, value: Value) -> Value:
         """An operand of the product that stays where it lies."""
-        load = _load_of(value)
-        assert load is not None
-        read = self._loaded(load.result)
-        return read if load is value.op else self.writer.value(
-            "cast", [read], TileType(_tile(value).dtype, _tile(read).axes))
+        op = value.op
+        assert op is not None
+        if op.name == "load":
+            return self._loaded(value)
+        read = self._operand(op.operands[0])
+        return self.writer.value("cast", [read], TileType(_tile(value).dtype, _tile(read).axes))
 
     def _loaded(self, value: Value) -> Value:
         """What a value of the loop as it was loads."""

@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..ir.nodes import Block, Function, Op, Value
+from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, index
 from .affine import Affine, affine
 from .parts import Writer, copy_op
 from .product_parts import axes_brought, rename_axes
+from .wraps import within
 
 FEWEST_VECTORS = 4
 """Of an axis, typically, from which on it is parted: the edges take a vector each, and more instructions."""
@@ -137,12 +138,7 @@ def _part(loop: Op, axis: str, clamps: list[Clamp], taken: set[str]) -> list[Op]
         op.operands = [plain.get(v, v) for v in op.operands]
     parts = [edges[0], inner, edges[1]]
     parts = [part for part, edge in zip(parts, (first is not start, True, end is not stop), strict=True) if edge]
-    if not bounds:
-        return [*before, *parts]
-    outer = Op("tiles", [v for both in bounds.values() for v in both], (), {"axes": list(bounds), "parallel": True},
-               [Block()], loop.location)
-    outer.blocks[0].ops += [*parts, Op("yield", [], (), {}, None, loop.location)]
-    return [*before, outer]
+    return [*before, *within(loop, bounds, parts)]
 
 
 def _written(form: Affine, step: int, top: Writer) -> Value:

@@ -29,7 +29,7 @@ from ..ir.rewriter import eliminate_dead
 from ..ir.types import DType, TensorType, TileType, Type, bool_, index, u8
 from .affine import Affine, affine
 from .loop_products import spread
-from .ops import TILE_OPS
+from .ops import TILE_OPS, load_of
 from .plan import axes_of
 from .product_parts import EXTENT_OPS, axes_brought
 from .semantics import ELEMENTWISE
@@ -121,7 +121,7 @@ class _Sum:
     def write(self, taken: set[str], depths: list[_Depth]) -> bool:
         """Whether there is a way; then the ops are there. taken: names of axes. depths: those of other sums, to which
         that of this one is added."""
-        tensors = dict.fromkeys(load.operands[0] for v in self.terms[0].operands if (load := _load_of(v)) is not None)
+        tensors = dict.fromkeys(load.operands[0] for v in self.terms[0].operands if (load := load_of(v)) is not None)
         return any(self._write(tensor, taken, depths) for tensor in tensors)
 
     def _write(self, tensor: Value, taken: set[str], depths: list[_Depth]) -> bool:
@@ -129,12 +129,12 @@ class _Sum:
         self.ops, self.head, self.view = [], [], None
         read, other = list[Value](), list[Value]()
         for term in self.terms:
-            mine = [v for v in term.operands if (load := _load_of(v)) is not None and load.operands[0] is tensor]
+            mine = [v for v in term.operands if (load := load_of(v)) is not None and load.operands[0] is tensor]
             if not mine or _dtype(mine[0]) is not _dtype((read or mine)[0]):
                 return False
             read.append(mine[0])
             other += [v for v in term.operands if v is not mine[0]]
-        loads = [load for v in read if (load := _load_of(v)) is not None]
+        loads = [load for v in read if (load := load_of(v)) is not None]
         found = self._digits(loads) if len(other) == len(read) else None
         if found is None or len({_dtype(v) for v in other}) > 1:
             return False
@@ -470,13 +470,6 @@ def _is_byte(value: Value) -> bool:
 def _is_alike(value: Value, other: Value) -> bool:
     """Whether two values are of one type, but for the order of their axes."""
     return _dtype(value) is _dtype(other) and set(axes_of(value)) == set(axes_of(other))
-
-
-def _load_of(value: Value) -> Op | None:
-    """The load that an operand is, but for casts."""
-    while value.op is not None and value.op.name == "cast":
-        value = value.op.operands[0]
-    return value.op if value.op is not None and value.op.name == "load" else None
 
 
 def _sizes(tensor: Value) -> list[int | None]:

@@ -6,7 +6,7 @@ spans the union of the operands' axes, in order of first appearance. Integer ari
 
 from __future__ import annotations
 
-from ..ir.nodes import Block, Value
+from ..ir.nodes import Block, Op, Value
 from ..ir.ops import OpSpec, OpTable
 
 UNARY_FLOAT = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
@@ -33,6 +33,13 @@ def memory_of(tensor: Value) -> Value:
     while tensor.op is not None and tensor.op.name == "view":
         tensor = tensor.op.operands[0]
     return tensor
+
+
+def load_of(value: Value) -> Op | None:
+    """What loads a value, if nothing but casts follow."""
+    while value.op is not None and value.op.name == "cast":
+        value = value.op.operands[0]
+    return value.op if value.op is not None and value.op.name == "load" else None
 
 
 def place_of(tensor: Value) -> Value:

@@ -17,6 +17,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TileType, f32, f64, i32, index
 from .affine import affine
 from .loop_products import spread
+from .ops import load_of
 from .plan import axes_of
 from .product_parts import axes_brought
 from .zeros import is_zero
@@ -162,18 +163,10 @@ def _is_element_or_product(value: Value, counter: Value, is_element: Callable[[V
     return is_element(value, counter)
 
 
-def _load_of(value: Value) -> Op | None:
-    """What loads a value, if nothing but a cast follows."""
-    op = value.op
-    while op is not None and op.name == "cast":
-        op = op.operands[0].op
-    return op if op is not None and op.name == "load" else None
-
-
 def _is_along(value: Value, counter: Value) -> bool:
     """Whether a value is loaded where the last index alone goes with a loop's counter, step by step, and has no axis of
     tiles: of these none has neighbours that vectors could hold."""
-    op = _load_of(value)
+    op = load_of(value)
     forms = [affine(v) for v in op.operands[1:]] if op is not None else []
     if not forms or any(form is None for form in forms):
         return False
@@ -183,7 +176,7 @@ def _is_along(value: Value, counter: Value) -> bool:
 
 def _is_element(value: Value, counter: Value) -> bool:
     """Whether a value is loaded, but for a cast, where one index is a loop's counter and the others are of tiles."""
-    op = _load_of(value)
+    op = load_of(value)
     if op is None:
         return False
     others = [v for v in op.operands[1:] if v is not counter]

@@ -8,7 +8,7 @@ while a remainder is a division and a gather for each element. Holds: the meanin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TileType, index
@@ -82,12 +82,17 @@ def _part(loop: Op, axis: str, taken: set[str]) -> list[Op]:
     bounds = {name: loop.operands[2 * n:2 * n + 2] for n, name in enumerate(axes)}
     inner = Op("tiles", bounds.pop(axis), (), {"axes": [axis], "parallel": True}, loop.blocks, loop.location)
     parted = _parted(inner, top, inner.operands[1], taken, MOST_WRAPS)
+    return [*before, *within(loop, bounds, parted)]
+
+
+def within(loop: Op, bounds: Mapping[str, list[Value]], parts: list[Op]) -> list[Op]:
+    """Loops over parts of one axis of a loop, in one over its other axes, of which bounds are start and stop."""
     if not bounds:
-        return [*before, *parted]
+        return parts
     outer = Op("tiles", [v for both in bounds.values() for v in both], (), {"axes": list(bounds), "parallel": True},
                [Block()], loop.location)
-    outer.blocks[0].ops += [*parted, Op("yield", [], (), {}, None, loop.location)]
-    return [*before, outer]
+    outer.blocks[0].ops += [*parts, Op("yield", [], (), {}, None, loop.location)]
+    return [outer]
 
 
 def _parted(loop: Op, top: Writer, extent: Value, taken: set[str], left: int) -> list[Op]:
