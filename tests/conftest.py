@@ -76,6 +76,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+@pytest.fixture
+def all_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers share launches of programs that are so short that one of them would do all: most are in tests."""
+    monkeypatch.setattr("sapper.runtime.program.is_short", lambda launch: False)
+
+
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A cache for this run of the suite, which all its processes share: entries are found by what they were made of."""

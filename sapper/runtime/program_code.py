@@ -16,7 +16,8 @@ a kernel address of 0, and meets the other workers at a barrier after those that
               its own stream (streams.py): 24 i32 where in the argument block its address is
               28 i32 granules    32 i32 bytes of a granule
 
-The last worker to arrive at a barrier sets the task counters of all sync blocks to zero for the launches to come, then
+Worker 0 sets the task counters of a launch that it runs alone to zero behind it, as the next such launch has the same
+sync block. The last worker to arrive at a barrier does so for the other sync blocks, for the launches to come, then
 adds one to the generation, which lets the others go: they see the counters reset, as stores become visible in order.
 The others spin on the generation, then sleep on it. A sleeper counts itself with a locked instruction before the system
 compares the generation; the last worker passes a locked instruction between the new generation and the look at that
@@ -52,6 +53,7 @@ from .program import (
     GRANULE_BYTES,
     GRANULES,
     LAUNCH_BYTES,
+    OWN_SYNC,
     SLEEPERS,
     SPIN_CYCLES,
     STREAM_WORD,
@@ -100,6 +102,11 @@ def program_function(profiled: bool = False) -> MachineFunction:
     emit("test.64", R12, R12)
     emit("jne", "ran")
     emit("mov.32", RDX, Immediate(1))
+    emit("call.indirect", RAX)
+    emit("mov.64", R9, at(RBP, BLOCK))
+    emit("mov.64", R9, at(R9, OWN_SYNC))
+    _reset_counters(emit, "own")
+    emit("jmp", "ran")
     emit.label("run")
     emit("call.indirect", RAX)
     emit.label("ran")
@@ -125,6 +132,20 @@ def _keep_time(emit: Listing) -> None:
     emit("add.64", at(RSP), Immediate(8))
 
 
+def _reset_counters(emit: Listing, name: str) -> None:
+    """Of the sync block at r9: to zero. Destroys rdx, r9; leaves 0 in rax."""
+    emit("xor.32", RAX, RAX)
+    emit("mov.64", RDX, at(RBX, COUNTERS))
+    emit("test.64", RDX, RDX)
+    emit("je", f"reset_{name}_done")
+    emit.label(f"reset_{name}_counter")
+    emit("mov.64", at(R9), RAX)
+    emit("add.64", R9, Immediate(COUNTER_LINE_BYTES))
+    emit("sub.64", RDX, Immediate(1))
+    emit("jne", f"reset_{name}_counter")
+    emit.label(f"reset_{name}_done")
+
+
 def _barrier(emit: Listing) -> None:
     emit("mov.32", R15, at(RBX, GENERATION))
     emit("mov.32", RAX, Immediate(1))
@@ -133,20 +154,11 @@ def _barrier(emit: Listing) -> None:
     emit("cmp.32", RAX, R13)
     emit("jne", "wait")
 
-    emit("xor.32", RAX, RAX)
     emit("mov.64", R8, at(RBX, SYNC))
     emit("mov.64", RCX, at(RBX, SYNC_COUNT))
     emit.label("reset_block")
-    emit("mov.64", RDX, at(RBX, COUNTERS))
     emit("mov.64", R9, R8)
-    emit("test.64", RDX, RDX)
-    emit("je", "reset_block_done")
-    emit.label("reset_counter")
-    emit("mov.64", at(R9), RAX)
-    emit("add.64", R9, Immediate(COUNTER_LINE_BYTES))
-    emit("sub.64", RDX, Immediate(1))
-    emit("jne", "reset_counter")
-    emit.label("reset_block_done")
+    _reset_counters(emit, "block")
     emit("add.64", R8, Immediate(SYNC_BYTES))
     emit("sub.64", RCX, Immediate(1))
     emit("jne", "reset_block")

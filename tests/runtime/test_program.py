@@ -53,6 +53,7 @@ def vectors(count: int, size: int = 1000) -> list[Array]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.usefixtures("all_share")
 def test_a_program_is_kernel_after_kernel(threads: int) -> None:
     x, y, z, w = vectors(4)
     out = np.zeros(1, np.float32)
@@ -68,6 +69,7 @@ def test_a_program_is_kernel_after_kernel(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.usefixtures("all_share")
 def test_many_runs_of_many_launches(threads: int) -> None:
     """Counters and barriers start anew in every launch and every run, whether workers spin or sleep."""
     a, b = (np.zeros(64, np.float32) for _ in range(2))
@@ -78,10 +80,44 @@ def test_many_runs_of_many_launches(threads: int) -> None:
         assert (a == 40 * run).all()
 
 
-@settings(max_examples=examples(60))
-@given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=12), st.integers(1, 3), st.booleans())
-def test_any_order_of_kernels_on_any_memory(steps: list[tuple[int, int, int]], threads: int, halves: bool) -> None:
-    """Kernels that read and write the same few vectors, or halves of them that overlap."""
+def shortest(program: Program) -> list[bool]:
+    """Which launches one worker runs."""
+    return [launch.alone for launch in program._launches]
+
+
+def test_short_launches_that_wait_for_each_other_need_no_barrier() -> None:
+    """A few numbers: one worker runs them. What many numbers come of is shared, and barriers stand around it only."""
+    few = [np.ones(64, np.float32) for _ in range(3)]
+    program = Program([(axpy, (few[0], 1.0, few[1], few[2])), (axpy, (few[2], 1.0, few[1], few[0]))] * 10, threads=2)
+    assert program.barriers == 1 and program.threads == 1
+    for run in range(1, 30):
+        program()
+        assert (few[0] == 1 + 20 * run).all()
+
+    size = 400_000
+    x, y = vectors(2, size)
+    z, sums = np.zeros(size, np.float32), np.zeros((3, 64), np.float32)
+    one = np.ones(64, np.float32)
+    program = Program([
+        (axpy, (one, 1.0, one, sums[0])), (axpy, (sums[0], 1.0, one, sums[1])), (axpy, (x, 2.0, y, z)),
+        (axpy, (z[:64], 1.0, sums[1], sums[2])), (axpy, (sums[2], 1.0, one, sums[1])), (axpy, (z, 2.0, y, x)),
+    ], threads=2)
+    assert shortest(program) == [True, True, False, True, True, False] and program.barriers == 2
+    for _ in range(20):
+        z[...] = 0
+        expected = x * np.float32(2) + y
+        program()
+        np.testing.assert_allclose(z, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(sums[1], expected[:64] + 3 + 1, rtol=1e-6, atol=1e-5)
+
+
+@settings(max_examples=examples(90))
+@given(st.lists(st.tuples(*[st.integers(0, 5)] * 3, st.booleans()), min_size=1, max_size=12), st.integers(1, 3),
+       st.booleans())
+def test_any_order_of_kernels_on_any_memory(
+    steps: list[tuple[int, int, int, bool]], threads: int, halves: bool
+) -> None:
+    """Kernels that read and write the same few vectors, or halves of them that overlap; some are short."""
     def made() -> tuple[Array, list[Array]]:
         memory = np.arange(6 * 160, dtype=np.float32) % 7
         step = 80 if halves else 160
@@ -90,22 +126,28 @@ def test_any_order_of_kernels_on_any_memory(steps: list[tuple[int, int, int]], t
     memory, parts = made()
     expected, plain = made()
     launches = []
-    for i, j, k in steps:
+    shorts = {}
+    for i, j, k, short in steps:
         if k in (i, j):
             continue
         launches.append((axpy, (parts[i], 0.5, parts[j], parts[k])))
+        shorts[len(shorts)] = short
         plain[k][...] = plain[i] * np.float32(0.5) + plain[j]
-    program = Program(launches, threads=threads)
-    program()
-    assert np.array_equal(memory, expected)
-    for i, j, k in steps:
-        if k not in (i, j):
-            plain[k][...] = plain[i] * np.float32(0.5) + plain[j]
-    program()
-    assert np.array_equal(memory, expected)
+    numbers: dict[int, int] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sapper.runtime.program.is_short",
+                      lambda launch: shorts[numbers.setdefault(id(launch), len(numbers))])
+        program = Program(launches, threads=threads)
+    for _ in range(2):
+        program()
+        assert np.array_equal(memory, expected)
+        for i, j, k, _ in steps:
+            if k not in (i, j):
+                plain[k][...] = plain[i] * np.float32(0.5) + plain[j]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("all_share")
 def test_kernels_with_barriers_of_their_own(threads: int) -> None:
     x, y, z = vectors(3, 5000)
     program = Program([(running, (x, Variable("start", 1), y)), (running, (x, Variable("start", 1), z))] * 3,

@@ -33,6 +33,8 @@ from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule, Specialization
 from tests.lane.run_lane import evaluate
 
+pytestmark = pytest.mark.usefixtures("all_share")
+
 
 def launches_of(program: Program) -> list[Launch]:
     return program._launches
