@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..runtime.settings import MAX_THREADS
 from .errors import CommandError, UsageError, is_told
 from .signals import as_ended
 
@@ -47,7 +48,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the draws.")]
 Speculate = Annotated[bool, typer.Option(
     "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be given again.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=MAX_THREADS, help="Workers; default: all cores.")]
 WeightsDtype = Annotated[str, typer.Option(
     "--dtype", help="How weights are held: file (activations in 8 bits), file-f32 (activations in f32), file-rounded, "
                     "bf16, bf16-rounded or f32: docs/models.md.")]

@@ -30,11 +30,13 @@ def run_build_model(
 
     started = time.perf_counter()
     path = Path(output)
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"-o {output}: found the ending {path.suffix!r}; expected .so, .o, .s, or none for an "
+    ending = path.suffix if path.suffix[1:].isalpha() else ""   # model_armv8.1-a has none
+    if ending not in SUFFIXES:
+        raise UsageError(f"-o {output}: found the ending {ending!r}; expected .so, .o, .s, or none for an "
                          "executable")
-    weights = path.with_suffix(".weights")
-    header_path = Path(header) if header else path.with_suffix(".h")
+    plain = path.name.removesuffix(ending)
+    weights = path.with_name(f"{plain}.weights")
+    header_path = Path(header) if header else path.with_name(f"{plain}.h")
     if header_path in (path, weights):
         raise UsageError(f"--header {header}: found the name of another file of the model; expected one of its own")
     target = find_target(target_name)
@@ -44,8 +46,8 @@ def run_build_model(
     if not has_module(target.family, "system"):
         raise UsageError(f"--target {target.name}: found a family that says nothing of its system; expected "
                          "system.py and translate.py; mend: docs/add-a-target.md#code-by-hand")
-    model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype,
-                       words=not path.suffix, target=target)
+    model = load_whole(wanted, c_name(plain.removeprefix("lib")), context, dtype,
+                       words=not ending, target=target)
     loaded = time.perf_counter()
     plan = plan_model(model, target)
     compiled = time.perf_counter()
@@ -57,8 +59,8 @@ def run_build_model(
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
                 number = digest(content)
         library = make_model_library(plan, number)
-        made = _content(library, path)
-        with create(path, 0o777 if not path.suffix else 0o666) as file:
+        made = _content(library, ending, path.name)
+        with create(path, 0o777 if not ending else 0o666) as file:
             file.write(made)
         with create(header_path) as file:
             file.write(library.h().encode())
@@ -70,12 +72,12 @@ def run_build_model(
     }
 
 
-def _content(library: Any, path: Path) -> bytes:
+def _content(library: Any, ending: str, name: str) -> bytes:
     """The code in the form that the name asks for."""
-    if path.suffix == ".s":
+    if ending == ".s":
         text: str = library.s()
         return text.encode()
-    made: bytes = {"": library.executable, ".o": library.o, ".so": lambda: library.so(path.name)}[path.suffix]()
+    made: bytes = {"": library.executable, ".o": library.o, ".so": lambda: library.so(name)}[ending]()
     return made
 
 

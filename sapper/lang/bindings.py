@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ir.nodes import Block, Location, Op, Value
 from ..ir.types import Dim, DType, TensorType, TileType
@@ -76,14 +76,24 @@ class Span:
         self.stop = stop
 
 
+class Descent(NamedTuple):
+    """A range that runs downwards: its first number, and how far down each next one is."""
+
+    start: Any
+    step: int
+
+
 class LoopRange:
     """What a for loop walks. kind: "tiles", "each" or "range"; spans: one for each loop variable; step of a range.
-    disjoint: the author asserts that no iteration touches what another writes."""
+    disjoint: the author asserts that no iteration touches what another writes. down: of a range that runs downwards;
+    the span counts its numbers then."""
 
-    __slots__ = ("disjoint", "kind", "spans", "step")
+    __slots__ = ("disjoint", "down", "kind", "spans", "step")
 
-    def __init__(self, kind: str, spans: list[Span], step: int = 1, disjoint: bool = False) -> None:
+    def __init__(self, kind: str, spans: list[Span], step: int = 1, disjoint: bool = False,
+                 down: Descent | None = None) -> None:
         self.disjoint = disjoint
+        self.down = down
         self.kind = kind
         self.spans = spans
         self.step = step

@@ -17,7 +17,7 @@ from typing import Any
 from ..ir.nodes import Value
 from ..ir.types import DType, TileType, bool_, f32, i32, index
 from . import builtins as surface
-from .bindings import Axis, Frame, LoopRange, Span, axes_of, dtype_of, is_tensor, is_tile, near
+from .bindings import Axis, Descent, Frame, LoopRange, Span, axes_of, dtype_of, is_tensor, is_tile, near
 from .by_hand import PIECES
 from .dims import DimExpression
 from .expressions import Expressions, LocalFunction, Returned, constant_of
@@ -234,11 +234,17 @@ class Calls(Expressions):
         step = values[2] if len(values) == 3 else 1
         if isinstance(step, DimExpression):
             step = self.dimension(step, node)
-        if not isinstance(step, int) or step < 1:
-            self.fail("bad-range", "the step of range", node, self.describe(step), "a positive constant",
-                      "walk upwards and compute the index: n - 1 - i")
+        if not isinstance(step, int) or not step:
+            self.fail("bad-range", "the step of range", node, self.describe(step), "a constant other than 0",
+                      "count with a step of 1 and compute the index: start + i * step")
         start, stop = (0, values[0]) if len(values) == 1 else values[:2]
-        return LoopRange("range", [Span(start, stop)], step)
+        if step > 0:
+            return LoopRange("range", [Span(start, stop)], step)
+        steps = self.apply(ast.Sub(), start, stop, node, node, node)
+        if step < -1:
+            steps = self.apply(ast.Add(), steps, -step - 1, node, node, node)
+            steps = self.apply(ast.FloorDiv(), steps, -step, node, node, node)
+        return LoopRange("range", [Span(0, steps)], down=Descent(start, -step))
 
     def call_span(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Span:
         self.expect(node, arguments, keywords, 2, 2)

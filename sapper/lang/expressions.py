@@ -316,9 +316,12 @@ class Expressions(Accesses):
         if isinstance(walked, tuple):
             return walked
         if isinstance(walked, LoopRange) and walked.kind == "range" and len(walked.spans) == 1:
-            start, stop = walked.spans[0].start, walked.spans[0].stop
+            start, stop, down = walked.spans[0].start, walked.spans[0].stop, walked.down
             if type(start) is type(stop) is int:
-                return range(start, stop, walked.step)
+                if down is None:
+                    return range(start, stop, walked.step)
+                if type(down.start) is int:
+                    return range(down.start, down.start - stop * down.step, -down.step)
         self.fail("bad-range", "a comprehension makes a tuple, whose length is known", node, self.describe(walked),
                   "a tuple, or a range of constants", "write a loop")
 

@@ -509,6 +509,9 @@ class Frontend(Calls):
                 self.levels[value] = self.level
                 scope.variables.append(self.counted(value, walked, start, stop))
                 self.walks[value] = bounds[2 * position], bounds[2 * position + 1], walked.step
+                if walked.down is not None:
+                    below = self.apply(ast.Mult(), value, walked.down.step, node, node, node)
+                    env[name] = self.apply(ast.Sub(), walked.down.start, below, node, node, node)
             self.frame.assigned_at[name] = node.target
 
     def counted(self, value: Value, walked: LoopRange, start: Affine, stop: Affine) -> Value:

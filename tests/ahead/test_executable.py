@@ -169,6 +169,13 @@ def test_it_is_static_and_what_as_and_ld_make_of_the_text(small: tuple[Path, Pat
     assert run(tmp_path / "model", "--tokens", "9", "hello")[:2] == run(program, "--tokens", "9", "hello")[:2]
 
 
+def test_the_end_of_a_version_is_no_ending(small: tuple[Path, Path], tmp_path: Path) -> None:
+    path, program = small
+    build(path, tmp_path / "model-1.2")
+    assert sorted(file.name for file in tmp_path.glob("model*")) == ["model-1.2", "model-1.2.h", "model-1.2.weights"]
+    assert run(tmp_path / "model-1.2", "--tokens", "9", "hello")[:2] == run(program, "--tokens", "9", "hello")[:2]
+
+
 def test_what_cannot_be_an_executable(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="or none for an executable"):
         build(tmp_path, tmp_path / "model.exe")

@@ -500,6 +500,11 @@ def test_generate_tells_a_missing_model(sapper) -> None:
     assert sapper("generate", "smollm2").status == 2
 
 
+def test_more_threads_than_there_may_be(sapper) -> None:
+    outcome = sapper("generate", "m.gguf", "-p", "hi", "--threads", "5000")
+    assert outcome.status == 2 and "--threads" in outcome.err and "1024" in outcome.err
+
+
 def test_generate_passes_its_options_on(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
 

@@ -527,6 +527,36 @@ def test_range_with_step():
     assert ops(verified(k), "each")[0].attributes == {"count": 1, "parallel": False, "step": 4}
 
 
+def test_range_downwards():
+    @kernel
+    def k(x: Tensor[f32, M, N], y: Tensor[f32, M, N], first: Tensor[i32, 3]):
+        for m in each(M):
+            s = zeros(dtype=f32)
+            for n in range(N - 1, -1, -1):
+                s = s * 0.5 + x[m, n]
+                y[m, n] = s
+            for n in range(N - 1, m, -3):
+                y[m, n] += 100.0
+            for n in range(2, 7, -1):
+                y[m, n] = -1.0
+        odd = [n + 0 for n in range(7, 1, -2)]
+        for i in (0, 1, 2):
+            first[i] = odd[i]
+
+    x = floats(4, 7)
+    y, first = check_meaning(k, x, np.zeros_like(x), np.zeros(3, np.int32))[1:]
+    expected = np.zeros_like(x)
+    s = np.zeros(4, np.float32)
+    for n in range(6, -1, -1):
+        s = s * np.float32(0.5) + x[:, n]
+        expected[:, n] = s
+    for m in range(4):
+        for n in range(6, m, -3):
+            expected[m, n] += 100
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+    assert list(first) == [7, 5, 3]
+
+
 def test_step_does_not_reach_the_end():
     @kernel
     def k(out: Tensor[i32, 11]):

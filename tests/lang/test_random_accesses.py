@@ -22,7 +22,7 @@ HEAD = f"@kernel\ndef k(a: Tensor[i32, {SIZE}], g: Tensor[i32, 6], out: Tensor[i
 
 small = st.integers(-2, 4)
 loops = st.sampled_from(["tiles(4)", "each(3)", "range(3)", "tiles(span(1, 5))", "each(span(2, 4))", "range(0, 6, 2)",
-                         "each(span(0, g[1]))", "tiles(span(0, g[2]))"])
+                         "range(3, -1, -1)", "range(6, 1, -2)", "each(span(0, g[1]))", "tiles(span(0, g[2]))"])
 
 
 @st.composite
