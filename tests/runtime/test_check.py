@@ -26,6 +26,7 @@ from sapper.runtime.cases import (
     pairs_of_dims,
 )
 from sapper.runtime.check import STATIONS, check_kernel
+from sapper.runtime.errors import ArgumentError
 from sapper.runtime.packed import pack_array
 from sapper.targets import target
 from sapper.targets.x86_64 import select as rules
@@ -281,6 +282,25 @@ def test_an_index_outside_in_a_loop_that_is_empty_is_no_fault() -> None:
 
     report = check_kernel(shifted, seed=0, runs=12, shapes=({"K": 0, "M": 5, "N": 3}, {"K": 2, "M": 5, "N": 9}))
     assert report.ok and report.refused and report.cases, report
+
+
+def test_a_call_that_is_refused_of_a_loop_that_is_empty_is_no_fault() -> None:
+    """A launch asks of extents what indices in that loop need; a wrong demand of a loop that is walked is a fault."""
+    from sapper.emulate import run
+
+    @sp.kernel
+    def eighth(x: Tensor[f32, M, N], y: Tensor[f32, M]):
+        for m in each(M):
+            y[m] = x[m, 7]
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise ArgumentError("shape", "eighth", "x", "extent 9", "at least 10", "pass a larger tensor")
+
+    shapes = ({"M": 0, "N": 2}, {"M": 3, "N": 9})
+    report = check_kernel(eighth, target("sm_80"), runs=2, shapes=shapes, emulate=run)
+    assert report.ok and report.passed["emulator"] < report.cases, report
+    report = check_kernel(eighth, target("sm_80"), runs=2, shapes=shapes, emulate=refuse)
+    assert report.finding is not None and report.finding.station == "emulator"
 
 
 def test_a_target_that_this_cpu_lacks_is_checked_as_far_as_it_goes() -> None:
