@@ -122,6 +122,7 @@ gather_pages_bf16 = make_gather_pages(bf16)
 gather_latents_f32 = make_gather_latents(f32)
 gather_latents_bf16 = make_gather_latents(bf16)
 attention_runs_f32 = make_attention_runs("attention_runs_f32", f32)
+attention_runs_bf16 = make_attention_runs("attention_runs_bf16", bf16)
 attention_runs_rounded = make_attention_runs("attention_runs_rounded", bf16, bf16)
 latent_attention_runs_f32 = make_latent_attention_runs("latent_attention_runs_f32", f32)
 latent_attention_runs_bf16 = make_latent_attention_runs("latent_attention_runs_bf16", bf16)
@@ -313,6 +314,7 @@ KERNELS = (
     _gather_entry(gather_latents_f32, "f32", True),
     _gather_entry(gather_latents_bf16, "bf16", True),
     _runs_entry(attention_runs_f32, "f32", False, False),
+    _runs_entry(attention_runs_bf16, "bf16", False, False),
     _runs_entry(attention_runs_rounded, "bf16", True, False),
     _runs_entry(latent_attention_runs_f32, "f32", False, True),
     _runs_entry(latent_attention_runs_bf16, "bf16", False, True),

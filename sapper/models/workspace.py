@@ -141,6 +141,10 @@ class Workspace:
 
         return configuration().find_target(None) if self.target is None else self.target
 
+    def multiplies_bf16(self) -> bool:
+        """Whether the processor has products of bf16: to round to it only takes time where it has none."""
+        return self.has_tiles() or "dot2_bf16" in self._target().dots
+
     def packs_pairs(self) -> bool:
         """See reads_pairs."""
         return reads_pairs(self.target)

@@ -14,6 +14,7 @@ from sapper.cli.main import main
 from sapper.models import session as sessions
 from sapper.models.deepseek.session import Session as DeepseekSession
 from sapper.models.load import load_model
+from sapper.models.workspace import Workspace
 from sapper.targets.x86_64.detect import host
 from sapper.targets.x86_64.target import target
 from tests.codegen.run_native import RUNNABLE
@@ -135,7 +136,8 @@ def test_the_assembly_file_is_the_library(checkpoint: Path, library: Path, tmp_p
     for part in ("# ---- step, layer 1: feed-forward", "matvec.py", "registers, a letter for each", "layer 1 keys",
                  ": layers 0 qkv parts 0"):
         assert part in text, f"the file says {part}"
-    assert text.count("\nkernel.attention_rounded_f32:") == 1
+    attention = "attention_rounded_f32" if Workspace(1).multiplies_bf16() else "attention_bf16"
+    assert text.count(f"\nkernel.{attention}:") == 1
 
 
 def test_code_for_another_processor_asks_first(checkpoint: Path, tmp_path: Path) -> None:

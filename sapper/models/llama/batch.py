@@ -70,7 +70,8 @@ class Batch(Paged, Session):
         if (of_step := self._runs_of_capacity()) is None:
             return []
         _, _, _, queries, out = self._parts()
-        attend = runs.attention_runs_rounded if self._cache_dtype == "bf16" else runs.attention_runs_f32
+        products = "rounded" if self._attends_rounded else self._cache_dtype
+        attend = getattr(runs, f"attention_runs_{products}")
         return [
             (getattr(runs, f"gather_pages_{self._cache_dtype}"), (
                 *self._pages(layer), of_step.page, *self._gathered_pages)),

@@ -58,7 +58,6 @@ class Session(BaseSession):
         extents = self._cache_extents(groups, 2, pairs)
         self._keys, self._values = (self._caches(config.layers, extents) for _ in range(2))
         self._scale = config.head_features**-0.5
-        self._attention = attention.attention_rounded_f32 if cache_dtype == "bf16" else attention.attention_f32
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
         rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.
@@ -142,16 +141,24 @@ class Session(BaseSession):
             (self._attention_decode, (queries[0], *flat, position, self._scale, out[0])),
         ]
 
+    @property
+    def _attends_rounded(self) -> bool:
+        """Whether the tokens of a prompt attend in products of bf16, where keys and values are bf16; it follows the
+        target of the code."""
+        return self._cache_dtype == "bf16" and self._work.multiplies_bf16()
+
     def _attend(self, layer: int) -> Steps:
         """From queries, keys and values of a chunk's tokens to what attention gives."""
         rows, position, groups = self._rows, Variable("position", 0), self.model.config.kv_heads
         q, k, v, queries, out = self._parts()
         keys, values = self._keys[layer], self._values[layer]
         flat = (cache.reshape(groups, self.context, -1) for cache in (keys, values))
+        attend = (attention.attention_rounded_f32 if self._attends_rounded
+                  else getattr(attention, f"attention_{self._cache_dtype}"))
         return [
             (self._rotate_and_cache, (rows(q), rows(k), rows(v), self._cosine, self._sine, position,
                                       rows(self._turned), keys, values)),
-            (self._attention, (rows(queries), *flat, position, self._scale, rows(out))),
+            (attend, (rows(queries), *flat, position, self._scale, rows(out))),
         ]
 
     def head(self) -> tuple[Matrix, Array, float]:
