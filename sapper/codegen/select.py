@@ -196,17 +196,25 @@ class Selector(ScannedValues):
             for value, places in self.uses_at.items():
                 if not isinstance(value.type, RowType) or value in self.deferred:
                     continue
-                owner = value.owner
-                if isinstance(owner, Op):
-                    made = self.start[owner]
-                    if owner.blocks:
-                        made = self.end[owner]
-                else:
-                    made = self.start[owner.ops[0]] if owner is not None and owner.ops else 0
+                made = self._made(value)
                 changes[made] += 1
                 changes[max(places[-1], made)] -= 1
             live = self.live_rows = list(accumulate(changes))
         return max(live[self.start[op]:self.end[op] + 1])
+
+    def passing(self, op: Op) -> int:
+        """How many of these rows a loop does not touch: they were made before it and are used after it alone."""
+        start, end = self.start[op], self.end[op]
+        return sum(self._made(value) < start and places[-1] > end and not any(start <= place <= end for place in places)
+                   for value, places in self.uses_at.items()
+                   if isinstance(value.type, RowType) and value not in self.deferred)
+
+    def _made(self, value: Value) -> int:
+        """From where on a row is in a register."""
+        owner = value.owner
+        if isinstance(owner, Op):
+            return self.end[owner] if owner.blocks else self.start[owner]
+        return self.start[owner.ops[0]] if owner is not None and owner.ops else 0
 
     def hoist(self, op: Op) -> dict[Any, VirtualRegister]:
         """Before a loop: constants that it uses into registers, the most used first, as many as there is room for.
@@ -215,7 +223,7 @@ class Selector(ScannedValues):
         counts = self.loop_constants[op]
         wanted = [key for key in counts if key not in former]
         if wanted:
-            room = self.rules.constant_room(self, self.pressure(op), list(former))
+            room = self.rules.constant_room(self, op, self.pressure(op), list(former))
             self.hoisted = dict(former)
             wanted.sort(key=lambda key: -counts[key])
             for key in wanted:

@@ -447,7 +447,8 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "widen_float8":
         kind, rows = ELEMENTS[attributes["dtype"]], len(op.results)
         if attributes.get("scaled"):
-            return lambda a: tuple(_scaled_float8(a.view(np.uint8)[: rows * lanes]).reshape(rows, lanes))
+            return lambda a: tuple(_scaled_float8(a.view(np.uint8)[: rows * lanes]).reshape(-1, 2, 2).transpose(
+                1, 2, 0).reshape(rows, lanes))
         return lambda a: tuple(a.view(kind)[: rows * lanes].astype(np.float32).reshape(rows, lanes))
     if name == "widen_bytes":
         kind, odd = ELEMENTS[attributes["dtype"]], int(attributes["odd"])

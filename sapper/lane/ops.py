@@ -126,7 +126,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("widen_float8", (1, 1), (2, 4), attributes=("dtype",), optional=("scaled",),
            doc="row<b32> of four fp8 numbers each -> four row<f32>, or two of the first half of them, which the other "
                "half repeats: of all numbers in the order of memory, row r has those from r * lanes on; `scaled`, of "
-               "two: times 2**-120, and NaN as 480 of its sign is; only where the target has it"),
+               "two: times 2**-120, NaN as 480 of its sign is, and row r has those of each four at 2 * r, then those "
+               "that follow them, so that `zip` of both rows, and of what that gives, is the order of memory; only "
+               "where the target has it"),
     # Between lanes.
     OpSpec("shuffle_xor", (1, 1), attributes=("distance",), doc="lane i gets lane i ^ distance"),
     OpSpec("broadcast_lane", (1, 1), attributes=("lane",), doc="every lane gets lane `lane`"),

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, each, f8e4m3, f32, minimum, span, tiles, whole, zeros
+from sapper import Tensor, each, f8e4m3, f32, i32, minimum, span, tiles, whole, zeros
 from sapper.codegen import pipeline
-from sapper.codegen.pipeline import facts_of, finish_lane
-from sapper.ir.nodes import Function
+from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
+from sapper.ir.nodes import Function, Op
 from sapper.targets.x86_64.target import TARGETS
-from tests.codegen.run_native import RUNNABLE, run_native
+from sapper.tile.schedule import Schedule, Specialization
+from tests.codegen.run_native import RUNNABLE, compile_checked, run_native
 from tests.codegen.test_float8 import assert_same
 
-from .run_lane import run_lane
+from .run_lane import dims_of, run_lane, specialize
 
 CORE = TARGETS["zen3"]
 FP8 = ml_dtypes.float8_e4m3fn
-K, M, P = sp.dims("K M P")
+A, K, M, P = sp.dims("A K M P")
 LARGE, TOO_LARGE = 2.0**7, 2.0**9
 """Elements that can be multiplied by 2**120, or can't."""
 
@@ -51,6 +52,30 @@ def by_rows(w: Tensor[f8e4m3, P, K, 16], x: Tensor[f32, M, K], y: Tensor[f32, M,
             y[m, p, l] = acc
 
 
+@sp.kernel
+def by_places(w: Tensor[f8e4m3, P, K, 16], place: Tensor[i32, P], x: Tensor[f32, A, K], y: Tensor[f32, P, 16]):
+    for p in each(P):
+        a = place[p]
+        l = whole(16)
+        acc = zeros(l, dtype=f32)
+        for k in tiles(K):
+            acc += w[p, k, l].to(f32) @ x[a, k]
+        y[p, l] = acc
+
+
+@sp.kernel
+def by_what_it_made(w: Tensor[f8e4m3, P, K, 16], x: Tensor[f32, A, K], z: Tensor[f32, K], y: Tensor[f32, A, P, 16]):
+    for a in range(A):
+        for k in tiles(K):
+            z[k] = x[a, k] + 1.0
+        for p in each(P):
+            l = whole(16)
+            acc = zeros(l, dtype=f32)
+            for k in tiles(K):
+                acc += w[p, k, l].to(f32) @ z[k]
+            y[a, p, l] = acc
+
+
 def arguments(name: str, k: int) -> dict[str, np.ndarray]:
     """Weights of all sizes, and elements so many that each panel's sums begin and end anywhere."""
     random = np.random.default_rng(k)
@@ -61,16 +86,21 @@ def arguments(name: str, k: int) -> dict[str, np.ndarray]:
     return {"w": codes.view(FP8), "x": x, "y": y}
 
 
-def both_ways(name: str, given: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> tuple[Function, np.ndarray]:
-    """The lane function, and the result, which is the same as without, also of machine code."""
+def both_ways(name: str, given: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch,
+              known: bool = False) -> tuple[Function, np.ndarray]:
+    """The lane function, and the result, which is the same as without, also of machine code. known: so are the
+    extents, and so elements are copied."""
     results, made = [], None
 
+    def tile_ir() -> Function:
+        function = kernel(name).tile_ir()
+        return kernel(name).tile_ir(dims_of(function, given)) if known else function
+
     def as_lanes(copies: dict[str, np.ndarray]) -> Function:
-        return run_lane(kernel(name).tile_ir(), copies, facts=facts_of(CORE),
-                        passes=lambda lane: finish_lane(lane, CORE))
+        return run_lane(tile_ir(), copies, facts=facts_of(CORE), passes=lambda lane: finish_lane(lane, CORE))
 
     def as_code(copies: dict[str, np.ndarray]) -> None:
-        run_native(kernel(name).tile_ir(), copies, CORE)
+        run_native(tile_ir(), copies, CORE)
 
     for quickly in (False, True):
         with monkeypatch.context() as patch:
@@ -89,14 +119,21 @@ def both_ways(name: str, given: dict[str, np.ndarray], monkeypatch: pytest.Monke
 
 
 def kernel(name: str) -> Any:
-    return {"by_vector": by_vector, "by_rows": by_rows}[name]
+    return {"by_vector": by_vector, "by_rows": by_rows, "by_places": by_places,
+            "by_what_it_made": by_what_it_made}[name]
 
 
-@pytest.mark.parametrize("k", [1, 2, 7, 8, 33, 71])
+def copies_in(lane: Function) -> list[Op]:
+    return [op for op in lane.walk() if op.attributes.get("label") == "raise"]
+
+
+@pytest.mark.parametrize(("k", "known"), [*((k, False) for k in (1, 2, 7, 8, 33, 71)),
+                                          *((k, True) for k in (33, 41, 71, 128))])
 @pytest.mark.parametrize("name", ["by_vector", "by_rows"])
-def test_sums_are_as_they_were(name: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_as_they_were(name: str, k: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given = arguments(name, k)
-    lane, found = both_ways(name, given, monkeypatch)
+    lane, found = both_ways(name, given, monkeypatch, known)
+    assert copies_in(lane) or not known or k % 8
     w, x = given["w"].astype(np.float64), given["x"].astype(np.float64)
     wanted = np.einsum("pkl,k->pl", w, x) if name == "by_vector" else 0.5 * np.einsum("pkl,mk->mpl", w, x)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * 448 * k)
@@ -105,16 +142,30 @@ def test_sums_are_as_they_were(name: str, k: int, monkeypatch: pytest.MonkeyPatc
     assert any(op.name == "max_u8" for op in lane.walk())
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_all_codes_are_the_numbers_they_are(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = np.zeros((16, 128, 16), np.uint8)
+    x, y = np.zeros(128, np.float32), np.zeros((16, 16), np.float32)
+    for step in (0, 33, 127):
+        codes[:, :] = 0
+        codes[:, step] = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        x[:] = 0
+        x[step] = 1
+        _, found = both_ways("by_vector", {"w": codes.view(FP8), "x": x, "y": y}, monkeypatch, known)
+        assert_same(found + 0.0, codes[:, step].view(FP8).astype(np.float32) + 0.0)
+
+
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("code", [0x7F, 0xFF])
 @pytest.mark.parametrize("name", ["by_vector", "by_rows"])
-def test_a_nan_is_one_in_its_sums_alone(name: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_is_one_in_its_sums_alone(name: str, code: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In each lane of a panel, and in each of the steps that a loop makes at once."""
     for k in (33, 71):
         given = arguments(name, k)
         places = [(1, step % k, lane) for step, lane in ((0, 0), (9, 15), (18, 8), (k - 1, 3))]
         for place in places:
             given["w"].view(np.uint8)[place] = code
-        _, found = both_ways(name, given, monkeypatch)
+        _, found = both_ways(name, given, monkeypatch, known)
         wanted = np.zeros((3, 16), bool)
         for p, _, lane in places:
             wanted[p, lane] = True
@@ -125,12 +176,58 @@ def test_a_nan_is_one_in_its_sums_alone(name: str, code: int, monkeypatch: pytes
 @pytest.mark.parametrize("name", ["by_vector", "by_rows"])
 def test_elements_of_any_size(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as overflow where they are made larger, and meet numbers that are 0, too."""
-    given = arguments(name, 41)
-    given["x"][..., [4, 40]] = value
-    given["w"].view(np.uint8)[:, 4, ::3] = 0
-    both_ways(name, given, monkeypatch)
-    given["x"][...] = value
-    both_ways(name, given, monkeypatch)
+    for known in (False, True):
+        given = arguments(name, 41)
+        given["x"][..., [4, 40]] = value
+        given["w"].view(np.uint8)[:, 4, ::3] = 0
+        both_ways(name, given, monkeypatch, known)
+        given["x"][...] = value
+        both_ways(name, given, monkeypatch, known)
+
+
+def test_elements_are_copied_once_for_panels_that_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are copied as they are met, and those that the kernel writes each time."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 0x7F, (6, 64, 16)).astype(np.uint8)
+    x = random.standard_normal((3, 64)).astype(np.float32)
+    w, wide = codes.view(FP8), codes.view(FP8).astype(np.float64)
+    place = np.array([1, 1, 0, 2, 2, 1], np.int32)
+    lane, found = both_ways("by_places", {"w": w, "place": place, "x": x, "y": np.zeros((6, 16), np.float32)},
+                            monkeypatch, True)
+    np.testing.assert_allclose(found, np.einsum("pkl,pk->pl", wide, x[place]), rtol=0, atol=1e-6 * 448 * 64)
+    (copy,) = copies_in(lane)
+    assert copy.operands[1].op is not None and copy.operands[1].op.name == "s_select"
+    lane, found = both_ways("by_what_it_made", {"w": w, "x": x, "z": np.zeros(64, np.float32),
+                                                "y": np.zeros((3, 6, 16), np.float32)}, monkeypatch, True)
+    np.testing.assert_allclose(found, np.einsum("pkl,ak->apl", wide, x + 1.0), rtol=0, atol=1e-6 * 448 * 64)
+    (copy,) = copies_in(lane)
+    assert copy.operands[1].op is not None and copy.operands[1].op.name == "s_const"
+
+
+def of_many_panels(name: str, k: int) -> tuple[Function, Specialization]:
+    given = arguments(name, k)
+    function = kernel(name).tile_ir({"K": k, "M": 4} if name == "by_rows" else {"K": k})
+    return function, specialize(function, given, {"P": 256})
+
+
+def test_each_block_of_the_depth_keeps_its_own() -> None:
+    function, specialization = of_many_panels("by_rows", 160)
+    lane = finish_lane(to_lane(function, Schedule(), facts_of(CORE), specialization), CORE)
+    (copy,) = copies_in(lane)
+    assert lane.attributes["scratch"] == [[1, [[5 * (64 + 4 * 32 * 4), [], 1]]]]
+    assert copy.attributes["step"] == lane.attributes["lanes"]
+
+
+def test_the_quick_loop_has_its_constants_in_registers() -> None:
+    for name, k in (("by_vector", 4096), ("by_rows", 160)):
+        text = compile_checked(*of_many_panels(name, k), CORE)[0].text
+        lines = text.splitlines()
+        first = next(n for n, line in enumerate(lines) if "vpmaxub" in line)
+        start = max(n for n in range(first) if lines[n].startswith(".L"))
+        stop = next(n for n in range(first, len(lines)) if lines[n].startswith("    j"))
+        loop = lines[start + 1:stop]
+        assert sum("vpmaddubsw" in line for line in loop) >= 4
+        assert not any("rip" in line or "rsp" in line or "vmulps" in line for line in loop), "\n".join(loop)
 
 
 def test_only_where_numbers_are_widened_by_twos(monkeypatch: pytest.MonkeyPatch) -> None:

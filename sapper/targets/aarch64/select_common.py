@@ -93,7 +93,7 @@ def make_constant(s: Any, key: Key, register: Any) -> None:
                s.memory(None, label=s.constant_label(len(data), data)))
 
 
-def constant_room(s: Any, live_rows: int, hoisted: list[Key]) -> dict[str, int]:
+def constant_room(s: Any, loop: Op, live_rows: int, hoisted: list[Key]) -> dict[str, int]:
     """How many more constants may live in registers through a loop that needs `live_rows` rows at once."""
     return {"vec": s.facts.vector_registers - live_rows - len(hoisted) - 3}
 

@@ -60,7 +60,7 @@ def make_constant(s: Any, key: Key, register: Any) -> None:
     s.emit(f"mov.b{key[0]}", register, key[1])
 
 
-def constant_room(s: Any, live_rows: int, hoisted: list[Key]) -> dict[str, int]:
+def constant_room(s: Any, loop: Op, live_rows: int, hoisted: list[Key]) -> dict[str, int]:
     """None: instructions hold their constants."""
     del s, live_rows, hoisted
     return {}

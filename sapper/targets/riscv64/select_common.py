@@ -146,7 +146,7 @@ _MAKERS: dict[str, Callable[..., None]] = {
 }
 
 
-def constant_room(s: Any, live_rows: int, hoisted: list[Key]) -> dict[str, int]:
+def constant_room(s: Any, loop: Op, live_rows: int, hoisted: list[Key]) -> dict[str, int]:
     """How many more constants may live in registers through a loop that needs `live_rows` rows at once."""
     kinds = [constant_kind(key) for key in hoisted]
     return {"vec": s.facts.vector_registers - live_rows - kinds.count("vec") - 3,
