@@ -173,9 +173,10 @@ class AxisLoops(Runs):
 
     def axis_loop(self, axis: str, count: int, lane: bool, carried: Carried,
                   body: Callable[[Carried], Carried], within: Open | None = None,
-                  tails: tuple[int, ...] | None = None) -> Carried:
+                  tails: tuple[int, ...] | None = None, again: bool = False) -> Carried:
         """Run `body` with `axis` bound to each piece of its open extent, or of a range within it, threading carried
-        values through. tails: how many rows at once of what is left, powers of two, before single ones."""
+        values through. tails: how many rows at once of what is left, powers of two, before single ones. again: of
+        lanes, nothing is carried, and what is left of whole vectors may be done with its neighbours once more."""
         o = self.open[axis] if within is None else within
         step = count * self.lanes if lane else count
         if isinstance(o.extent, int):
@@ -194,7 +195,9 @@ class AxisLoops(Runs):
                     carried = self._bind(axis, start, rest // self.lanes, True, None, carried, body)
                     start = self.add(start, rest // self.lanes * self.lanes)
                     rest %= self.lanes
-                if rest:
+                if rest and again and o.extent >= self.lanes:
+                    carried = self._bind(axis, self.add(o.offset, o.extent - self.lanes), 1, True, None, carried, body)
+                elif rest:
                     mask = self.emit(0, "mask_first", [self.value(rest)], MASK)
                     carried = self._bind(axis, start, 1, True, mask, carried, body)
             return carried
@@ -204,6 +207,9 @@ class AxisLoops(Runs):
         whole_end = self.add(o.offset, self.sub(o.extent, self.scalar("s_mod", o.extent, step)))
         carried = self._loop(axis, o.offset, whole_end, count, lane, False, carried, body)
         start = whole_end
+        if lane and again:
+            self._last_vectors(axis, start, stop, o, body)
+            return []
         if lane:
             return self._loop(axis, start, stop, 1, True, o.divisor % self.lanes != 0, carried, body)
         for size in ((4,) if count > 8 else ()) if tails is None else tails:
@@ -217,6 +223,30 @@ class AxisLoops(Runs):
         if count > 1:
             carried = self._loop(axis, start, stop, 1, False, False, carried, body)
         return carried
+
+    def _last_vectors(self, axis: str, start: Scalar, stop: Scalar, o: Open,
+                      body: Callable[[Carried], Carried]) -> None:
+        """What is left of an axis across the lanes: whole vectors, and the last one that there is, part of which was
+        done before. Less than a vector takes a mask."""
+        whole = self.add(start, self.scalar("s_and", self.sub(stop, start), -self.lanes))
+        self._loop(axis, start, whole, 1, True, False, [], body)
+        if o.divisor % self.lanes == 0:
+            return
+        extent = self.value(o.extent)
+        long = self.emit(self.depth_of(extent), "s_cmp", [extent, self.value(self.lanes)], S64, cond="ge")
+        left = self.emit(self._depth_of_all(whole, stop), "s_cmp", [self.value(whole), self.value(stop)], S64,
+                         cond="lt")
+        both = self.emit(self._depth_of_all(long, left), "s_and", [long, left], S64)
+        last = self.sub(stop, self.lanes)
+        first = self.emit(self._depth_of_all(both, last, stop), "s_select",
+                          [both, self.value(last), self.value(stop)], S64)
+        self._loop(axis, first, stop, 1, True, False, [], body)
+        short = self.emit(self._depth_of_all(long, whole, stop), "s_select",
+                          [long, self.value(stop), self.value(whole)], S64)
+        self._loop(axis, short, stop, 1, True, True, [], body)
+
+    def _depth_of_all(self, *scalars: Scalar) -> int:
+        return max(map(self.depth_of, scalars))
 
     def parted_loop(self, axis: str, count: int, carried: Carried, body: Callable[[Carried], Carried]) -> Carried:
         """Run `body` with `axis` bound to `count` coordinates of its open extent, which is parted among them: the next

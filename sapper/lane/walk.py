@@ -20,7 +20,9 @@ from math import gcd
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, S64, RowType, b32, i32, u8
+from ..tile.ops import place_of
 from ..tile.plan import Walk, axes_of
+from ..tile.sums import is_join
 from .axis_loops import Carried, WalkChoice
 from .followed import Followed
 from .prefetches import FEW_ROWS
@@ -132,7 +134,8 @@ class WalkLowering(Reductions):
                 else:
                     contracts = any(r.name == "contract" for r in walk.reductions)
                     self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body,
-                                   tails=self._tails(axis, choice.counts[axis]) if contracts else None)
+                                   tails=self._tails(axis, choice.counts[axis]) if contracts else None,
+                                   again=axis == choice.lane and self._may_store_again(walk))
                 pending[:] = []
 
         if choice.errors_first is not None:
@@ -150,6 +153,28 @@ class WalkLowering(Reductions):
         self.lane_run = 1
         for op in (*choice.staged, *choice.joined_once):
             self.staged.pop(op, None)
+
+    def _may_store_again(self, walk: Walk) -> bool:
+        """Whether a walk does nothing but store, side by side, what it makes of other tensors, so that it may do so
+        once more."""
+        if not self.requests.last_whole or walk.reductions or walk.after or self.behind is not None:
+            return False
+        stored = set()
+        for root in walk.inner:
+            if not isinstance(root, Op) or root.name != "store" or is_join(root) or self.streams(root) or (
+                    self.access(root).gathers):
+                return False
+            stored.add(place_of(root.operands[0]))
+        waiting, seen = [v for root in walk.inner for v in root.operands[1:]], set()    # type: ignore[union-attr]
+        while waiting:
+            op = waiting.pop().op
+            if op is None or op in seen:
+                continue
+            seen.add(op)
+            if op.name == "load" and place_of(op.operands[0]) in stored:
+                return False
+            waiting += op.operands[op.name == "load":]
+        return True
 
     def _sum_errors_first(self, walk: Walk, choice: WalkChoice, axis: str) -> None:
         """Keep in scratch memory what products of each row of an axis with turned ones are too large by, lane by lane:

@@ -78,6 +78,9 @@ class Requests(NamedTuple):
     that much is computed for are best stored a row behind, beside the arithmetic of the next one, in the caches too
     (tile/plan.py): none, those that are kept (KEPT), or also those that are read again for that (READ_AGAIN).
 
+    last_whole: what is left of a row that is only stored is its last whole vector, part of which is stored again, as a
+    store under a mask takes long.
+
     store_ahead_bytes: how early lines are asked for, to be written, that walks store one after the other, if twice the
     first cache has no room for all of them. None goes past the caches then. 0: no line is.
     """
@@ -115,6 +118,7 @@ class Requests(NamedTuple):
     request_level: int = 2
     late_stores: int = 0
     store_ahead_bytes: int = 0
+    last_whole: bool = False
 
     @property
     def once(self) -> bool:

@@ -198,7 +198,7 @@ TARGETS: dict[str, Target] = by_name((
     cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 4, interleaves=True,
         asks={"panel_ahead_bytes": 1 * KIB, "long_row_ahead_bytes": 1 * KIB, "row_streams": 4,
               "short_row_streams": 4, "block_places": 4, "again": False, "rows_end_to_end": 8,
-              "blocks_written_out": True}, quick_denormals=True),
+              "blocks_written_out": True, "last_whole": True}, quick_denormals=True),
     # The same pipes: 512-bit operations run on them as two halves.
     cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 4, rounded_at_once=8, interleaves=True,
         asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
