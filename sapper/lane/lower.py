@@ -37,7 +37,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.scratch import constant_bytes
 from ..ir.types import S64, TensorType, TileType, f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
-from ..tile.as_matrices import multiply_as_matrices
+from ..tile.as_matrices import is_matrices, multiply_as_matrices
 from ..tile.block_scales import join_blocks
 from ..tile.chained_axes import keep_columns_whole
 from ..tile.clamps import FEWEST_VECTORS, part_clamps
@@ -116,6 +116,10 @@ has 80 GB."""
 MOST_OPERAND_BYTES, MOST_BESIDE = 1 << 28, 2
 """The same of elements computed for products on a CPU: f32 of 8192 x 8192; and, where the function also sums or orders,
 in units of its largest tensor: no scores of all queries and positions."""
+
+COPY_CACHES = 2
+"""How many second caches a copy fills that a worker makes for itself of an operand of a product. Measured on a Zen 3,
+half of one to four make no difference beyond that of two runs."""
 
 MOST_CONSTANT_BYTES, FEWER_STAGED_ROWS = 1 << 26, (252, 28)
 """Scratch memory of a worker that no extent of a call makes less, and how many rows a task has at most where it would
@@ -314,8 +318,14 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
             spread_counters(function)
             if not as_it_is and _says_nothing(schedule):
                 bring_gathered(function, _typical(specialization), STAGE_ROWS, MOST_OPERAND_BYTES, "mul")
-                multiply_as_matrices(function, _typical(specialization), lambda tensor: specialization.strides.get(
-                    tensor.name, "contiguous") == "contiguous", STAGE_ROWS, MOST_OPERAND_BYTES)
+                typical = _typical(specialization)
+
+                def is_contiguous(tensor: Value) -> bool:
+                    return specialization.strides.get(tensor.name, "contiguous") == "contiguous"
+
+                part_joined_products(function, typical, STAGE_ROWS, MOST_OPERAND_BYTES, lambda loop: is_matrices(
+                    function, loop, typical, is_contiguous, STAGE_ROWS))
+                multiply_as_matrices(function, typical, is_contiguous, STAGE_ROWS, COPY_CACHES * facts.l2_bytes)
             unroll(function, (lambda value: hint(value, specialization)[0]) if facts.requests.blocks_written_out
                    else None)
             part_clamps(function, FEWEST_VECTORS * lanes, _typical(specialization))
@@ -598,12 +608,14 @@ class Lowering(TaskLowering, DepthParts, NestPanels, WidenedRows, OrderedLowerin
     def _parts(self) -> list[Block]:
         """The blocks of the function's parts, once its buffers have memory."""
         body = self.function.body
-        if not any(op.name == "part" for op in body.ops):
-            return [body]
-        self.begin_block(body)
-        for op in body.ops:
-            if op.name == "buffer":
+        parted = any(op.name == "part" for op in body.ops)
+        buffers = [op for op in body.ops if op.name == "buffer"]
+        if parted or buffers:
+            self.begin_block(body)
+            for op in buffers:
                 self._buffer(op)
+        if not parted:
+            return [body]
         return [op.blocks[0] for op in body.ops if op.name == "part"]
 
     # Blocks.

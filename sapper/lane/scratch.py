@@ -34,9 +34,14 @@ class ScratchLowering(ExtentLowering):
     shared_end: Scalar
 
     def _buffer(self, op: Op) -> None:
-        """Memory that all workers see."""
+        """Memory that all workers see, or, if it is their own, that each has."""
         tensor = op.result
         assert isinstance(tensor.type, TensorType)
+        if op.attributes.get("own"):
+            # So much for each of what its size is the sum of, at most.
+            rooms = [self.scratch([(capacity, 1)], tensor.type.dtype) for capacity in self._room(op.operands[0])]
+            self.tensor_bases[tensor], self.tensor_strides[tensor] = rooms[0], [1]
+            return
         size: Scalar = 1
         strides: list[Scalar] = []
         extents: list[tuple[Capacity | int, int]] = []
@@ -57,6 +62,17 @@ class ScratchLowering(ExtentLowering):
             self.scratch([extents[0], (between, 1)], tensor.type.dtype, shared=True, behind=self.facts.many_workers)
             strides[0] = self.add(strides[0], between)
         self.tensor_strides[tensor] = strides
+
+    def _room(self, size: Value) -> list[Capacity]:
+        """Bounds whose sum bounds a size."""
+        op = size.op
+        if op is not None and op.name == "add":
+            return [capacity for value in op.operands for capacity in self._room(value)]
+        if op is not None and op.name == "min" and self.hint(op.operands[1])[2] is None:
+            return self._room(op.operands[1])
+        capacity = self.hint(size)[2]
+        assert capacity is not None, "it was made so"
+        return [capacity]
 
     def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType, shared: bool = False,
                 behind: bool = False) -> Scalar:

@@ -19,13 +19,16 @@ from .parts import Writer
 from .plan import LATE, axes_of
 from .product_parts import axes_brought, copied, rename_axes
 from .sums import is_join
+from .zeros import is_zero
 
 Typical = Callable[[Value], int | None]
 
 
-def part_joined_products(function: Function, typical: Typical, fewest: int, most_bytes: int) -> None:
+def part_joined_products(function: Function, typical: Typical, fewest: int, most_bytes: int,
+                         takes: Callable[[Op], bool] | None = None) -> None:
     """In place. typical: of an index scalar, None where nothing bounds it before the kernel runs. fewest: the longer of
-    rows and columns. most_bytes: of the memory for a product, typically."""
+    rows and columns. most_bytes: of the memory for a product, typically. takes: whether a loop over all axes is taken
+    as one product of matrices (as_matrices.py), where only such are to be made."""
     stored = {place_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     top = {value for op in function.body.ops for value in op.results} | set(function.arguments)
     for nest in [op for op in function.body.ops if op.name == "tiles"]:
@@ -50,7 +53,30 @@ def part_joined_products(function: Function, typical: Typical, fewest: int, most
         if f32.size_bytes * prod(extents.values()) > most_bytes or any(
                 op.name == "load" and place_of(op.operands[0]) in stored for op in ops):
             continue
-        _part(function, nest, block, product, ops, wholes, bounds, pair)
+        order = None if takes is None else _order(product, pair[1])
+        if order is not None and not all(is_zero(start) for start, _ in bounds.values()):
+            continue
+        if takes is None or (order is not None and sorted(order) == sorted(bounds)):
+            _part(function, nest, block, product, ops, wholes, bounds, pair, order, takes)
+
+
+def _order(product: Op, columns: str) -> list[str] | None:
+    """The axes of a product so that those of each operand that follow each other in memory do so in the result: rows
+    before columns, behind what the columns' operand has beside."""
+    over = product.attributes["over"]
+    left, right = product.operands if columns in axes_of(product.operands[1]) else product.operands[::-1]
+    places: list[list[str]] = []
+    for value in (left, right):
+        assert value.op is not None
+        found = [axes_of(place) for place in value.op.operands[1:]]
+        if any(len(axes) != 1 for axes in found):
+            return None
+        places.append([axis for axes in found for axis in axes])
+    end = len(places[1])
+    while end and places[1][end - 1] not in over:
+        end -= 1
+    outer = [axis for axis in places[1][:end] if axis not in over]
+    return [*outer, *(axis for axis in places[0] if axis not in over and axis not in outer), *places[1][end:]]
 
 
 def _found(nest: Op) -> tuple[list[Op], Block, Op] | None:
@@ -103,12 +129,15 @@ def _rows_and_columns(product: Op, extents: dict[str, int]) -> tuple[str, str] |
 
 
 def _part(function: Function, nest: Op, block: Block, product: Op, ops: list[Op], wholes: list[Op],
-          bounds: dict[str, tuple[Value, Value]], pair: tuple[str, str]) -> None:
+          bounds: dict[str, tuple[Value, Value]], pair: tuple[str, str], order: list[str] | None,
+          takes: Callable[[Op], bool] | None) -> None:
+    """order: of the axes, all of one loop over tiles, if that is taken as it is."""
     made: list[Op] = []
     top = Writer(made, product)
-    axes = [axis for axis in bounds if axis != pair[1]] + [pair[1]]
-    buffer = top.buffer(f32, [top.value("sub", [bounds[axis][1], bounds[axis][0]]) for axis in axes])
-    others = [axis for axis in axes if axis not in pair]
+    axes = order or [axis for axis in bounds if axis != pair[1]] + [pair[1]]
+    buffer = top.buffer(f32, [bounds[axis][1] if order else top.value("sub", [bounds[axis][1], bounds[axis][0]])
+                              for axis in axes])
+    others = [] if order else [axis for axis in axes if axis not in pair]
     around = Block([top.number(0).type] * len(others))
     made.pop()
     counters = dict(zip(others, around.arguments, strict=True))
@@ -130,8 +159,11 @@ def _part(function: Function, nest: Op, block: Block, product: Op, ops: list[Op]
               else writer.places([axis], [bounds[axis][0]])[0] for axis in axes]
     writer.op("store", [buffer, values[product.result], *places])
     writer.op("yield", [])
-    loop = Op("tiles", [v for axis in pair for v in bounds[axis]], [], {"axes": list(pair), "parallel": True}, [body],
+    tiled = order or list(pair)
+    loop = Op("tiles", [v for axis in tiled for v in bounds[axis]], [], {"axes": tiled, "parallel": True}, [body],
               product.location)
+    if takes is not None and not takes(loop):
+        return
     rename_axes(loop, {axis for op in function.walk() for axis in axes_brought(op)})
     if others:
         around.ops += [loop, Op("yield", [], [], {}, None, product.location)]

@@ -97,10 +97,10 @@ TILE_OPS = OpTable("tile", [
                "take no part; a place that no element above the lowest value fills has that value and the first "
                "coordinate"),
     # Parts (sapper/tile/parts.py).
-    OpSpec("buffer", (0, None), optional=("apart",),
+    OpSpec("buffer", (0, None), optional=("apart", "own"),
            doc="an index scalar for each extent -> a tensor of the kernel's own, which all its parts see; what it "
                "holds at first is not said. apart: of the outermost extent each is a line further apart, so that "
-               "several are not all in one set of a cache"),
+               "several are not all in one set of a cache. own: each worker has one for itself, of one extent"),
     OpSpec("part", (0, 0), (0, 0), attributes=("parallel",), blocks=1, pure=False,
            doc="what all workers do together or, if parallel is false, the first one alone; the next part begins when "
                "it is complete. Sibling parts may bring an axis of the same name"),

@@ -250,3 +250,53 @@ def test_windows_read_one_image(made: Any, facts: Any, extents: tuple[int, ...])
         taps = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
         kept = w * (np.add.outer(range(3), range(3)) < 4) if made is image_and_taps else w
         np.testing.assert_allclose(y, np.einsum("bchwij,ocij->bohw", taps, kept), rtol=1e-4, atol=1e-4)
+
+
+@kernel
+def by_channel(x: Tensor[f32, B, C, H, W], w: Tensor[f32, C, 3, 3], y: Tensor[f32, B, C, H, W]):
+    """Each channel by itself: what they share is but their taps."""
+    for b, c, h, v in tiles(B, C, H, W):
+        acc = zeros(b, c, h, v, dtype=f32)
+        for i in range(3):
+            for j in range(3):
+                p, q = h + i - 1, v + j - 1
+                inside = (p >= 0) & (p < H) & (q >= 0) & (q < W)
+                acc += w[c, i, j] * where(
+                    inside, x[b, c, minimum(maximum(p, 0), H - 1), minimum(maximum(q, 0), W - 1)], 0.0)
+        y[b, c, h, v] = acc
+
+
+@kernel
+def by_two_channels(x: Tensor[f32, B, C, H, W], z: Tensor[f32, B, C, H, W], w: Tensor[f32, C, 3, 3],
+                    y: Tensor[f32, B, C, H, W]):
+    """Two images, in a loop over channels."""
+    for b, c in each(B, C):
+        for h, v in tiles(H, W):
+            acc = zeros(h, v, dtype=f32)
+            for i in range(3):
+                for j in range(3):
+                    p, q = h + i - 1, v + j - 1
+                    inside = (p >= 0) & (p < H) & (q >= 0) & (q < W)
+                    at, along = minimum(maximum(p, 0), H - 1), minimum(maximum(q, 0), W - 1)
+                    acc += w[c, i, j] * where(inside, x[b, c, at, along], 0.0)
+                    acc += w[c, i, j] * where(inside, z[b, c, at, along], 0.0)
+            y[b, c, h, v] = acc
+
+
+@pytest.mark.parametrize("made", [by_channel, by_two_channels], ids=lambda made: made.name)
+@pytest.mark.parametrize("facts", [AVX2, AVX512], ids=["avx2", "avx512"])
+@pytest.mark.parametrize("channels", [64, 1])
+@pytest.mark.parametrize("extents", [(2, 3, 5, 21), (1, 2, 0, 4), (2, 1, 3, 1)], ids=str)
+def test_windows_of_single_channels_read_images(made: Any, facts: Any, channels: int, extents: tuple[int, ...]) -> None:
+    """Of many, each channel is copied by who has it, with no other part before; of few, all are before."""
+    x, w = normal(*extents), normal(extents[1], 3, 3)
+    arguments = {"x": x, "w": w, "y": np.full(extents, np.nan, np.float32)}
+    arguments |= {"z": normal(*extents)} if made is by_two_channels else {}
+    function = made.tile_ir()
+    lane = run_lane(function, arguments, None, facts, specialize(
+        function, arguments, {"B": 1, "C": channels, "H": 64, "W": 64}), workers=2)
+    assert parts_of(lane) == (1 if channels == 64 else 1 + len(arguments) - 2)
+    if 0 not in extents:
+        padded = np.pad(x + arguments.get("z", np.float32(0)), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        taps = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+        np.testing.assert_allclose(arguments["y"], np.einsum("bchwij,cij->bchw", taps, w), rtol=1e-4, atol=1e-4)
