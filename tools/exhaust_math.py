@@ -1,6 +1,6 @@
 """Runs a function of f32 as machine code of this CPU on every one of the 2**32 floats, and prints the greatest error.
 
-    python tools/exhaust_math.py exp [--short] [--target v3] [--processes 2] [--every 1]
+    python tools/exhaust_math.py exp [--short] [--add 1] [--target v3] [--processes 2] [--every 1]
 
 The kernel is compiled as any other is (for the CPU at hand, or the named target, which it must have). Its results are
 compared with NumPy's in f64, whose own error is below 2**-28 of the units that are counted here: units in the last
@@ -9,12 +9,15 @@ and the other is not, the error is infinite. It takes some three minutes of one 
 
 With --short the result is rounded to bf16, for which short forms serve (docs/math.md): it must be what some number
 within their error of the exact result rounds to. How many floats have another result than the nearest, and how many
-a wrong one, is printed.
+a wrong one, is printed. With --add a number is added to each result, as to that of erf in GELU: where it is 1 or more,
+it is the absolute error of erf that counts. Units are then at least those of this number.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,17 +32,33 @@ N = sp.dims("N")
 CHUNK = 1 << 20
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_erf_of_each = np.vectorize(math.erf, otypes=[float])
+
+
+def erf(x: Array) -> Array:
+    """In f64; taken one by one where it is neither 2 / sqrt(pi) x nor 1."""
+    size = np.abs(x)
+    y = np.where(size < 1e-9, x * (2 / math.sqrt(math.pi)), np.sign(x))
+    between = (size >= 1e-9) & (size < 6)
+    y[between] = _erf_of_each(x[between]) if between.any() else 0
+    return y
+
+
 MEANINGS: dict[str, Callable[[Array], Array]] = {
     "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "tanh": np.tanh,
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "rsqrt": lambda x: 1 / np.sqrt(x),
+    "erf": erf,
 }
 SHORT = ("exp", "sigmoid")
 SHORT_RELATIVE, SHORT_OF_EACH = 2.0**-18.4, 2.0**-23.7
 """What the short forms are held to: an error of the result times (relative + abs x times of each)."""
 
 
-def kernel_of(name: str, short: bool) -> Any:
-    function, dtype = getattr(sp, name), bf16 if short else f32
+def kernel_of(name: str, short: bool, added: float = 0.0) -> Any:
+    of_each, dtype = getattr(sp, name), bf16 if short else f32
+
+    def function(x):
+        return of_each(x) + added if added else of_each(x)
 
     @sp.kernel(name=f"all_{name}")
     def run(x: Tensor[f32, N], y: Tensor[dtype, N]):
@@ -81,18 +100,21 @@ def chunks(every: int, part: int, parts: int) -> Iterator[Array]:
             np.float32)
 
 
-def worst_of(name: str, target: str | None, every: int, part: int, parts: int) -> tuple[float, float, int]:
-    """(greatest error in ulp, where, how many floats) of one of `parts` shares of all floats, each `every`-th."""
-    kernel, meaning = kernel_of(name, False), MEANINGS[name]
+def worst_of(name: str, target: str | None, every: int, part: int, parts: int,
+             added: float = 0.0) -> tuple[float, float, int]:
+    """(greatest error in ulp, where, how many floats) of one of `parts` shares of all floats, each `every`-th. added:
+    to each result."""
+    kernel, meaning = kernel_of(name, False, added), MEANINGS[name]
     worst, place, count = -1.0, 0.0, 0
     y = np.empty(CHUNK, np.float32)
     for x in chunks(every, part, parts):
         found = y[:len(x)]
         kernel(x, found, threads=1, **({} if target is None else {"target": target}))
         with np.errstate(all="ignore"):
-            exact = meaning(x.astype(np.float64))
+            exact = meaning(x.astype(np.float64)) + added
             nearest = exact.astype(np.float32)
-            errors = np.abs(found - exact) / np.spacing(np.abs(nearest)).astype(np.float64)
+            errors = np.abs(found - exact) / np.spacing(np.maximum(np.abs(nearest), np.float32(abs(added)))).astype(
+                np.float64)
             same = (found == nearest) | (np.isnan(found) & np.isnan(nearest))
             errors[same & ~np.isfinite(errors)] = 0
             errors[~np.isfinite(errors)] = np.inf
@@ -108,13 +130,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=MEANINGS)
     parser.add_argument("--short", action="store_true", help="results of which bf16 is wanted: exp and sigmoid")
+    parser.add_argument("--add", type=float, default=0.0, help="a number to be added to each result")
     parser.add_argument("--target", help="a target whose features this CPU has; its own otherwise")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--every", type=int, default=1, help="take each so-many-th float only")
     options = parser.parse_args()
     if options.short and options.name not in SHORT:
         parser.error(f"--short: found {options.name}; expected one of {', '.join(SHORT)}")
-    parts, measure = options.processes, strays if options.short else worst_of
+    parts = options.processes
+    measure = strays if options.short else functools.partial(worst_of, added=options.add)
     with multiprocessing.get_context("spawn").Pool(parts) as pool:
         found = pool.starmap(measure, [(options.name, options.target, options.every, n, parts) for n in range(parts)])
     if options.short:
@@ -124,7 +148,8 @@ def main() -> None:
               f"{where}")
         return
     worst, place, _ = max(found)
-    print(f"{options.name}: {worst:.4f} ulp at most, at {place!r} ({float(place).hex()}), "
+    added = f" and {options.add:g}" if options.add else ""
+    print(f"{options.name}{added}: {worst:.4f} ulp at most, at {place!r} ({float(place).hex()}), "
           f"of {sum(count for _, _, count in found)} floats")
 
 

@@ -250,6 +250,11 @@ def main() -> None:
             -one, one, list(range(degree + 1)),
             f"log(erfc(t)), t = {float(centre)} + {float(half)} * u, 1 <= t <= {int(top)}; absolute, of erf")
         if f32:
+            fit("ERF_LOG2_F32", dtype, without_zero(lambda t: log(erfc(t)) / ln2 / t, -2 / sqrt(pi) / ln2),
+                lambda t: t * erfc(t) * ln2, mpf(0), top, list(range(8)),
+                "log2(erfc(t)) = t * p(t), 0 <= t <= 4; absolute, of erf")
+            fit("ERF_LOG2_POWER_F32", dtype, without_zero(lambda r: expm1(r * ln2) / r, ln2), lambda r: r / 2**r,
+                -mpf("0.5001"), mpf("0.5001"), list(range(5)), "2**r = 1 + r * q(r), |r| <= 1/2; relative")
             fit("ERF_TAIL_F32", dtype, lambda t: log(erfc(t)) / ln2, lambda t: erfc(t) * ln2, erf_split * mpf("0.999"),
                 top, list(range(6)), "log2(erfc(t)), 1 <= t <= 4; absolute, of erf")
             fit("ERF_TAIL_POWER_F32", dtype, lambda r: mpf(2)**r, lambda r: 1 / mpf(2)**r, -mpf("0.5001"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable
 
 from ..ir.nodes import Block, Function, Location, Op, Value
@@ -76,6 +77,9 @@ _LN2_PARTS = {ROW_F32: polynomials.LN2_F32, ROW_F64: polynomials.LN2_F64}
 _HALF_PI_PARTS = {ROW_F32: polynomials.HALF_PI_F32, ROW_F64: polynomials.HALF_PI_F64}
 
 
+PRODUCT = "product_with_erf"
+"""What _join_products makes for _expand_block: g (1 + erf y), of a value of which `factors` make y and g."""
+
 LEAST_OPS, LEAST_OPS_BY_HALVES = 4, 8
 """Ops on four bits that a lookup takes the place of: it is one instruction, by halves four, and wants registers."""
 
@@ -91,7 +95,8 @@ def times(factor: float, coefficients: tuple[float, ...]) -> tuple[float, ...]:
 class _Emitter:
     """Emits ops in place of one, for rows of one format."""
 
-    __slots__ = ("coarse", "constants", "format", "head", "legal", "location", "most", "ops", "slow_underflow")
+    __slots__ = (
+        "absolute", "coarse", "constants", "format", "head", "legal", "location", "most", "ops", "slow_underflow")
 
     def __init__(self, legal: frozenset[str], slow_underflow: bool) -> None:
         self.legal = legal
@@ -105,6 +110,8 @@ class _Emitter:
         """What the operand at hand is known not to be above."""
         self.coarse = False
         """Whether few bits of the result at hand count."""
+        self.absolute = False
+        """Whether it is added to a number of 1 or more alone."""
 
     # Building blocks.
 
@@ -221,6 +228,11 @@ class _Emitter:
         """Whether f32 powers of two are made by shifts: no instruction scales by one or raises to one."""
         return self.format.is_f32 and "scale_exponent" not in self.legal and not self.approximates
 
+    @property
+    def subtracts_erfc(self) -> bool:
+        """Whether f32 erf is made of erfc where its absolute error counts."""
+        return self.makes_powers and "round" in self.legal
+
     def power(self, a: Value, n: Value) -> Value:
         """a 2**floor(n) by `scale_exponent`, where that is no more than 3/2 2**n. Where an underflow takes long, what
         would be rounded to 0 is 0 without one."""
@@ -256,14 +268,15 @@ class _Emitter:
         high, low = _LN2_PARTS[self.format.row]
         return self.fma(n, self.constant(-low), self.fma(n, self.constant(-high), x))
 
-    def scaled_by_constant(self, x: Value) -> tuple[Value, float] | None:
-        """a and c if x is a c, c a constant above 0 and not beyond the formats' middle half."""
+    def scaled_by_constant(self, x: Value, highest: int = 1) -> tuple[Value, float] | None:
+        """a and c if x is a c, c a constant above 0 whose powers up to the highest are not beyond the formats' middle
+        half."""
         op = x.op
         if op is None or op.name != "mul":
             return None
         for a, c in (op.operands, op.operands[::-1]):
             factor = c.op.attributes["value"] if c.op is not None and c.op.name == "splat_const" else 0.0
-            if 2.0**-63 < factor < 2.0**63:
+            if 2.0 ** (-63 / highest) < factor < 2.0 ** (63 / highest):
                 return a, factor
         return None
 
@@ -522,6 +535,8 @@ def _erf(e: _Emitter, x: Value) -> Value:
         return e.copy_sign(last, x)
     if e.coarse and (e.makes_powers or e.approximates):
         return _erf_short(e, x)
+    if e.absolute and e.subtracts_erfc:
+        return _erf_beside_one(e, x)
     z = e.mul(x, x)
     polynomial = e.split_polynomial if e.makes_powers else e.polynomial
     small = e.fma(x, polynomial(z, f.erf_small), x)
@@ -542,13 +557,45 @@ def _erf(e: _Emitter, x: Value) -> Value:
 
 
 def _erf_short(e: _Emitter, x: Value) -> Value:
-    """x p(x**2) / q(x**2) as far as erf is not 1 yet, where the quotient is 1, too."""
-    limit = polynomials.ERF_LIMIT_F32
+    """x p(x**2) / q(x**2) as far as erf is not 1 yet, where the quotient is 1, too. A factor of x is taken into the
+    polynomials where a multiplication counts."""
+    x, factor = (e.scaled_by_constant(x, 11) if e.makes_powers else None) or (x, 1.0)
+    limit = polynomials.ERF_LIMIT_F32 / factor
     x = e.row("max", e.constant(-limit), e.row("min", e.constant(limit), x))
     z = e.mul(x, x)
-    above = e.mul(x, e.polynomial(z, polynomials.ERF_ABOVE_F32))
-    below = e.polynomial(z, polynomials.ERF_BELOW_F32)
+    above = e.mul(x, e.polynomial(z, tuple(c * factor ** (2 * k + 1) for k, c in enumerate(polynomials.ERF_ABOVE_F32))))
+    below = e.polynomial(z, tuple(c * factor ** (2 * k) for k, c in enumerate(polynomials.ERF_BELOW_F32)))
     return e.mul(above, e.reciprocal(below)) if e.approximates else e.emit("div", [above, below], e.format.row)
+
+
+def _erf_beside_one(e: _Emitter, x: Value) -> Value:
+    """With the sign of x, 1 - erfc |x|."""
+    x, factor = e.scaled_by_constant(x, 8) or (x, 1.0)
+    return e.copy_sign(_less_erfc(e, e.emit("abs", [x], e.format.row), factor, 1.0), x)
+
+
+def _product_with_erf(e: _Emitter, x: Value, factor: float, times_x: float) -> Value:
+    """g (1 + erf y) of two multiples of x, g = times_x x and y = factor x: both have its sign, so this is
+    g + |g| (1 - erfc |y|), and no sign is set."""
+    magnitude = e.emit("abs", [x], e.format.row)
+    g = x if times_x == 1.0 else e.mul(x, e.constant(times_x))
+    return e.fma(_less_erfc(e, magnitude, factor, times_x), magnitude, g)
+
+
+def _less_erfc(e: _Emitter, magnitude: Value, factor: float, one: float) -> Value:
+    """one (1 - erfc t), t = factor * magnitude, as 1 - 2**(log2 erfc t), the exponent t p(t): what that is inexact by
+    is a part of erfc, which is 1 at most, and so the error is absolute."""
+    t = e.row("min", e.constant(e.format.erf_limit / factor), magnitude)
+    coefficients = tuple(c * factor**k for k, c in enumerate(polynomials.ERF_LOG2_F32, 1))
+    square = e.mul(t, t)
+    even = e.mul(square, e.polynomial(square, coefficients[1::2]))
+    exponent = e.fma(e.polynomial(square, coefficients[::2]), t, even)
+    # That n is rounded apart from the float whose low bits hold it brings what is left of the exponent an addition
+    # earlier. Ties go the same way in both, as what n has added to it there is even.
+    places = e.add(exponent, e.constant(e.format.magic + e.format.bias - 1))
+    rest = e.sub(exponent, e.row("round", exponent))
+    power = e.polynomial(rest, times(-2.0 * one, (1.0, *polynomials.ERF_LOG2_POWER_F32)))
+    return e.fma(power, e.to_exponent(places), e.constant(one))
 
 
 def _turn(e: _Emitter, x: Value, quarters: int) -> Value:
@@ -647,7 +694,7 @@ _EXPANSIONS: dict[str, Callable[..., Value]] = {
     "exp": _exp, "exp2": _exp2, "log": _log, "log2": _log2, "tanh": _tanh, "sigmoid": _sigmoid, "erf": _erf,
     "sin": _sin, "cos": _cos, "rsqrt": _rsqrt, "scale_exponent": _scale_exponent,
     "round": _round_with(_finish_round), "floor": _round_with(_finish_floor), "ceil": _round_with(_finish_ceil),
-    "trunc": _round_with(_finish_trunc),
+    "trunc": _round_with(_finish_trunc), PRODUCT: _product_with_erf,
 }
 
 
@@ -671,10 +718,53 @@ def expand_math(function: Function, legal: frozenset[str], slow_underflow: bool 
         tabulate(function, LEAST_OPS_BY_HALVES)
     emitter = _Emitter(legal, slow_underflow)
     wanted = EXPANDABLE - legal
-    count = _expand_block(function.body, wanted, emitter, legal) if wanted else 0
+    if emitter.subtracts_erfc and "erf" in wanted:
+        _join_products(function.body, emitter, function.count_uses())
+    count = _expand_block(function.body, wanted | {PRODUCT}, emitter, legal) if wanted else 0
     if emitter.head:
         function.body.ops[:0] = emitter.head
     return count
+
+
+def _join_products(block: Block, emitter: _Emitter, uses: Counter[Value]) -> None:
+    """g (1 + erf y) becomes one op, where g and y are multiples of one value and nothing else reads what is between."""
+    erfs = {op.results[0] for op in block.ops if op.attributes.get("absolute") and uses[op.results[0]] == 1}
+    if erfs:
+        ops: list[Op] = []
+        gone: set[Op] = set()
+        for op in block.ops:
+            found = _product_of(op, erfs, emitter, uses) if op.name in ("mul", "fma") else None
+            if found is None:
+                ops.append(op)
+                continue
+            (x, *factors), total, erf = found
+            gone |= {total, erf}
+            ops.append(Op(PRODUCT, [x], (op.results[0].type,), {"factors": factors}, None, op.location))
+            result = op.results[0]
+            if op.name == "fma":
+                ops.append(Op("add", [ops[-1].results[0], op.operands[2]], (result.type,), {}, None, op.location))
+            ops[-1].results[0] = result
+            result.move_to(ops[-1])
+        block.ops = [op for op in ops if op not in gone]
+    for op in block.ops:
+        for inner in op.blocks:
+            _join_products(inner, emitter, uses)
+
+
+def _product_of(op: Op, erfs: set[Value], emitter: _Emitter,
+                uses: Counter[Value]) -> tuple[tuple[Value, float, float], Op, Op] | None:
+    """x and the factors that make y and g of it, the sum, and erf y."""
+    for total, g in (op.operands[:2], op.operands[1::-1]):
+        if total.op is None or total.op.name != "add" or uses[total] != 1:
+            continue
+        for one, f in (total.op.operands, total.op.operands[::-1]):
+            if f in erfs and f.op is not None and one.op is not None and one.op.name == "splat_const" and (
+                    one.op.attributes["value"] == 1.0):
+                y = f.op.operands[0]
+                (x, factor), (other, times_x) = (emitter.scaled_by_constant(v, 8) or (v, 1.0) for v in (y, g))
+                if x is other:
+                    return (x, factor, times_x), total.op, f.op
+    return None
 
 
 def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter, legal: frozenset[str]) -> int:
@@ -692,7 +782,8 @@ def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter, legal
             emitter.ops = ops
             emitter.most = op.attributes.get("most", math.inf)
             emitter.coarse = bool(op.attributes.get("coarse"))
-            new = _EXPANSIONS[op.name](emitter, *op.operands)
+            emitter.absolute = bool(op.attributes.get("absolute"))
+            new = _EXPANSIONS[op.name](emitter, *op.operands, *op.attributes.get("factors", ()))
             last = new.op
             assert last is ops[-1] and last is not None
             last.results[0] = old  # the value stays, so nothing that uses it has to change

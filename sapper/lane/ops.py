@@ -31,6 +31,9 @@ BOUNDED = frozenset({"exp", "exp2"})
 COARSE = frozenset({"exp", "sigmoid", "erf", "tanh"})
 """Those that are shorter where a result of 8 significant bits is all that comes of them."""
 
+ABSOLUTE = frozenset({"erf"})
+"""Those that are shorter where it is their absolute error that counts."""
+
 BY_HAND = frozenset({"asm", "asm_contract", "asm_multiply"})
 """Ops that pieces of assembly by hand carry out."""
 
@@ -72,10 +75,12 @@ LANE_OPS = OpTable("lane", [
     OpSpec("div", (2, 2), optional=("coarse",), doc="floats only; with `coarse` few bits of it count"),
     OpSpec("fma", (3, 3), doc="a * b + c, rounded once; floats only"),
     *[OpSpec(name, (1, 1), doc=name) for name in ("neg", "abs", "sqrt", "floor", "ceil", "round", "trunc")],
-    *[OpSpec(name, (1, 1), optional=("most",) * (name in BOUNDED) + ("coarse",) * (name in COARSE),
+    *[OpSpec(name, (1, 1), optional=("most",) * (name in BOUNDED) + ("coarse",) * (name in COARSE)
+             + ("absolute",) * (name in ABSOLUTE),
              doc=f"{name}; expanded by lane/math.py where the target has no such instruction"
                  + ("; the operand is NaN or at most `most`" if name in BOUNDED else "")
-                 + ("; with `coarse` it may be as inexact as docs/math.md says" if name in COARSE else ""))
+                 + ("; with `coarse` it may be as inexact as docs/math.md says" if name in COARSE else "")
+                 + ("; with `absolute` it is added to a number of 1 or more" if name in ABSOLUTE else ""))
       for name in MATH],
     OpSpec("scale_exponent", (2, 3), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
                                          "infinity, gradual underflow); with a third, 0 where n is below that, also "

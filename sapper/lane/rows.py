@@ -41,12 +41,12 @@ from ..ir.types import (
 )
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
-from ..tile.coarse import QUOTIENTS, coarse
+from ..tile.coarse import QUOTIENTS, beside_one, coarse
 from ..tile.ops import memory_of, place_of
 from ..tile.plan import LATE
 from ..tile.schedule import Facts, LoweringError, Panels, StrideClass
 from ..tile.signs import never_positive, same_loads
-from .ops import BOUNDED, COARSE, MATH
+from .ops import ABSOLUTE, BOUNDED, COARSE, MATH
 from .row_bounds import is_within
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
@@ -290,6 +290,8 @@ class RowEvaluation(State):
             if (name in COARSE and op.results[0] in self.coarse) or (
                     name == "div" and op.results[0] in self.coarse_quotients):
                 known["coarse"] = True
+            elif name in ABSOLUTE and op.results[0] in self.beside_one:
+                known["absolute"] = True
             one_more = _coarse_and_one(rows) if name == "mul" else None
             if one_more is not None:
                 made = self.emit(level, "fma", [*one_more, one_more[1]], result)
@@ -684,6 +686,11 @@ class RowEvaluation(State):
     def coarse(self) -> frozenset[Value]:
         """Results of functions of which few bits count."""
         return coarse(self.function)
+
+    @cached_property
+    def beside_one(self) -> frozenset[Value]:
+        """Results that are added to numbers of 1 or more alone."""
+        return beside_one(self.function, ABSOLUTE)
 
     @cached_property
     def same_loads(self) -> dict[Value, Value]:

@@ -46,9 +46,6 @@ def coarse(function: Function, of: frozenset[str] = FUNCTIONS) -> frozenset[Valu
             return op.operands[0] is not value and ends(op.results[0], False)
         return op.name in _KEEPS_ERROR and ends(op.results[0], False)
 
-    def one_is_added(op: Op) -> bool:
-        return op.name == "add" and any(_at_least_one(value) for value in op.operands)
-
     results = set()
     for op in function.walk():
         if op.name not in of or op.results[0].type.dtype is not f32:  # type: ignore[union-attr]
@@ -62,6 +59,23 @@ def coarse(function: Function, of: frozenset[str] = FUNCTIONS) -> frozenset[Valu
         if few:
             results.add(value)
     return frozenset(results)
+
+
+def beside_one(function: Function, of: frozenset[str]) -> frozenset[Value]:
+    """The results in f32, of ops of these names, that are added to constants of at least 1 and nothing else: it is
+    their absolute error that counts."""
+    users: dict[Value, list[Op]] = {}
+    for op in function.walk():
+        for value in op.operands:
+            users.setdefault(value, []).append(op)
+    return frozenset(
+        op.results[0] for op in function.walk()
+        if op.name in of and op.results[0].type.dtype is f32  # type: ignore[union-attr]
+        and (sums := users.get(op.results[0])) and all(map(one_is_added, sums)))
+
+
+def one_is_added(op: Op) -> bool:
+    return op.name == "add" and any(_at_least_one(value) for value in op.operands)
 
 
 def _at_least_one(value: Value) -> bool:

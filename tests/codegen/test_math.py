@@ -28,6 +28,12 @@ def test_a_sample_of_all_floats(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", RUNNABLE)
+def test_a_sample_of_all_floats_beside_one(target: str) -> None:
+    worst, place, _ = exhaust_math.worst_of("erf", target, EVERY, 0, 1, 1.0)
+    assert worst <= 2.0, f"{worst} ulp at {place!r}"
+
+
+@pytest.mark.parametrize("target", RUNNABLE)
 @pytest.mark.parametrize("name", exhaust_math.SHORT)
 def test_a_sample_of_all_floats_in_short_forms(name: str, target: str) -> None:
     others, wrong, place, count = exhaust_math.strays(name, target, EVERY, 0, 1)

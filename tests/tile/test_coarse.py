@@ -7,7 +7,7 @@ import pytest
 import sapper as sp
 from sapper import Tensor, bf16, exp, f16, f32, max, sum, tiles, whole
 from sapper.kernels import find
-from sapper.tile.coarse import FUNCTIONS, coarse
+from sapper.tile.coarse import FUNCTIONS, beside_one, coarse
 
 M, N = sp.dims("M N")
 
@@ -77,6 +77,13 @@ def tanh_and_one(x: Tensor[f32, M, N], y: Tensor[bf16, M, N]):
         y[m, n] = (0.5 * x[m, n] * (1.0 + sp.tanh(x[m, n]))).to(bf16)
 
 
+@sp.kernel
+def erf_and_more(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        e = sp.erf(x[m, n])
+        y[m, n] = (1.5 + e) * e
+
+
 def counts(kernel: object) -> tuple[int, int]:
     """Functions that may be coarse, and all."""
     function = kernel.tile_ir()  # type: ignore[attr-defined]
@@ -102,3 +109,9 @@ def test_what_more_bits_come_of_may_not(kernel: object) -> None:
 def test_of_the_library(name: str, few: bool) -> None:
     found, all_of_them = counts(find(name).kernel)
     assert (found == all_of_them) == few and (found > 0) == few
+
+
+@pytest.mark.parametrize(("kernel", "found"), [
+    (find("gelu").kernel, 1), (erf_alone, 0), (erf_less_one, 0), (erf_and_more, 0)])
+def test_what_is_added_to_one_alone(kernel: object, found: int) -> None:
+    assert len(beside_one(kernel.tile_ir(), frozenset({"erf"}))) == found  # type: ignore[attr-defined]
