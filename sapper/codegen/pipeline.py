@@ -94,6 +94,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  shared_pipes=target.shared_pipes, moves=target.moves, joins=target.joins,
                  slow_division=target.slow_division, lane_factors=target.lane_factors,
                  flushes_as_it_rounds=target.flushes_as_it_rounds, two_by_two=legal >= set(PRODUCTS.values()),
+                 sums_apart=target.sums_apart,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 

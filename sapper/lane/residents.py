@@ -14,13 +14,13 @@ from math import prod
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import FLOAT8, MASK, b32, bf16, i32
 from ..tile.affine import affine
-from ..tile.ops import memory_of
+from ..tile.ops import memory_of, place_of
 from ..tile.plan import Plan, Walk, axes_of, ops_behind, plan_block
 from ..tile.schedule import ScheduleError
 from .extents import Range
 from .nest_lanes import MOST_ROWS, OPERAND_REGISTERS, NestLanes
 from .packed import constant_behind
-from .row_waits import FAR_BYTES, MEMORY_BYTES, WORTH, rows_in_turn, waits_of
+from .row_waits import CACHE_SHARE, FAR_BYTES, MEMORY_BYTES, WORTH, rows_in_turn, waits_of
 from .state import Bound
 from .tile_blocks import CHUNK_TILES, FEWEST_ROWS, is_worth, serves, sums_of
 from .tile_bound import dtype_of
@@ -268,9 +268,23 @@ class ResidentLowering(NestLanes):
         streams = any(map(self.streams, stores))
         if near and streams:
             return 1
-        waits = waits_of(r.axis, plan, self.facts, self._whole_hint, MEMORY_BYTES if streams else FAR_BYTES)
+        far = streams or (self.facts.requests.pairs_in_caches and not self._stay_in_cache(r, plan))
+        waits = waits_of(r.axis, plan, self.facts, self._whole_hint, MEMORY_BYTES if far else FAR_BYTES)
         most = min(r.hint, 2 if near else 4)
         return next((n for n in (4, 2) if n <= most and waits is not None and waits.saved(n) >= WORTH), 1)
+
+    def _stay_in_cache(self, r: Range, plan: Plan) -> bool:
+        """Whether all rows that a walk reads or writes surely stay in the last cache."""
+        wholes = {a for item in plan.items if isinstance(item, Walk) for a in item.axes} & self.wholes
+        places = {place_of(op.operands[0]): value.type.dtype.size_bytes  # type: ignore[union-attr]
+                  for op in self.function.walk() if op.name in ("load", "store")
+                  for value in (op.operands[1] if op.name == "store" else op.result,)
+                  if r.axis in axes_of(value) and wholes & set(axes_of(value))}
+        stops = [op.operands[-1].op for op in self.function.walk()
+                 if op.name == "whole" and op.attributes["axis"] in wholes]
+        unknown = (not isinstance(r.stop, int)) + sum(stop is None or stop.name != "const" for stop in stops)
+        size: int = r.hint * prod(map(self._whole_hint, wholes)) * sum(places.values())
+        return (size * CACHE_SHARE << unknown) <= self.facts.l3_bytes
 
     def _sums_lie_along(self, axis: str, plan: Plan, stores: list[Op]) -> bool:
         """Whether short rows have sums, or what comes of these, that lie in memory as the rows follow each other. Not

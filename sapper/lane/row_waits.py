@@ -28,8 +28,11 @@ SHUFFLE = 3
 CHAIN = 5
 """Cycles of an instruction of a chain, about: 4 for a sum, 24 for a division, which counts as 4 instructions."""
 
-PORTS = 2
-"""Vector instructions in a cycle."""
+PORTS, PORTS_APART = 2, 3
+"""Vector instructions in a cycle, and where sums have pipes of their own. Measured on a Zen 3, 512 rows of 512 to 1024,
+what two at once save beside this estimate: LayerNorm in f32 9 to 16 % (0.08), in bf16 7 to 13 (0.09), RMSNorm in bf16
+8 to 13 (0.08), as bytes 4 to 7 (0.09), in f32 rounded to bf16 3 (0.07), in f32 0 (0.06), softmax in bf16 2 (0.06), in
+f32 -8 (0.05)."""
 
 FAR_BYTES = 8
 """Bytes in a cycle that a core reads or writes beyond its first cache, both at once: what a copy within the last cache
@@ -37,6 +40,12 @@ reaches on a Granite Rapids, 29 GB/s at 3.6 GHz."""
 
 MEMORY_BYTES = 5
 """Those of a copy in memory: 18 GB/s there."""
+
+CACHE_SHARE = 4
+"""So many times a call's rows fit the last cache where they surely stay in it, if extents are known, and twice as
+often for each that is not. Measured on a Zen 3, 4096 and 16384 rows of 768, two at once take, of the time by one:
+LayerNorm in f32 0.99 and 1.22, in bf16 1.08 and 1.07, RMSNorm in bf16 1.05 and 1.09, as bytes 1.28 and 1.47; 100000
+rows of 100, which wait most of their time, 0.89, 0.71, 0.70 and 0.83."""
 
 WORTH = 0.08
 """Part of the time that two rows at once must save. Measured on a Granite Rapids, 512 rows of 512 to 768, beside this
@@ -61,6 +70,7 @@ def waits_of(rows: str, plan: Plan, facts: Facts, typical_extent: Callable[[str]
     """Of one coordinate of an axis, and of each other that is not whole; None where a walk has several that are whole,
     or none makes a sum along one. typical_extent: of an axis that is whole; else 0."""
     found = Waits()
+    ports = PORTS_APART if facts.sums_apart else PORTS
     near: set[Value] = set()
     for walk in plan.items:
         if not isinstance(walk, Walk):
@@ -72,7 +82,7 @@ def waits_of(rows: str, plan: Plan, facts: Facts, typical_extent: Callable[[str]
         count = _Count(rows, along, plan.kept, near)
         for root in walk.roots():
             count.root(root)
-        found.steady_cycles += vectors * (count.instructions / PORTS + count.size_bytes * facts.lanes / bytes_of_cycle)
+        found.steady_cycles += vectors * (count.instructions / ports + count.size_bytes * facts.lanes / bytes_of_cycle)
         found.cycles += CHAIN * count.chain
         if along in walk.reduced:
             found.cycles += log2(facts.lanes) * (SHUFFLE + facts.fma_latency) + LOOP_END

@@ -71,6 +71,7 @@ class PlainTarget:
     slow_underflow: bool = False
     flushes_functions: bool = False
     quick_denormals: bool = False
+    sums_apart: bool = False
     slow_products: bool = False
     slow_conversions: bool = False
     lane_factors: bool = False

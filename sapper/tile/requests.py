@@ -81,6 +81,9 @@ class Requests(NamedTuple):
     last_whole: what is left of a row that is only stored is its last whole vector, part of which is stored again, as a
     store under a mask takes long.
 
+    pairs_in_caches: two rows that wait for sums of themselves are worked on at once only where they surely stay in the
+    last cache, or wait that long: from memory they take longer (lane/row_waits.py).
+
     store_ahead_bytes: how early lines are asked for, to be written, that walks store one after the other, if twice the
     first cache has no room for all of them. None goes past the caches then. 0: no line is.
     """
@@ -117,6 +120,7 @@ class Requests(NamedTuple):
     stream_requests: int = 3
     request_level: int = 2
     late_stores: int = 0
+    pairs_in_caches: bool = False
     store_ahead_bytes: int = 0
     last_whole: bool = False
 

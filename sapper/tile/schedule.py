@@ -199,6 +199,7 @@ class Facts:
     multiply-add takes one lane of a register as a factor, so that elements side by side are loaded together and spread
     by no instruction. flushes_as_it_rounds: an instruction rounds to bf16, and takes denormals for 0. two_by_two:
     packed dot products of two rows and two columns, of two slots each, are one instruction (sapper/lane/two_by_two.py).
+    sums_apart: instructions that add or compare vectors have pipes of their own beside those that multiply.
     """
 
     lanes: int = 16
@@ -234,6 +235,7 @@ class Facts:
     lane_factors: bool = False
     flushes_as_it_rounds: bool = False
     two_by_two: bool = False
+    sums_apart: bool = False
 
     @property
     def lanes_of_wide_rows(self) -> int:

@@ -1019,6 +1019,30 @@ def test_two_rows_at_once_where_one_would_wait_for_its_sum(name: str, columns: i
     assert chosen(name, PLAIN, *streamed, M=(512, 64), N=(columns, 64)).tile["m"] == rows
 
 
+NEAR_PAIRS = replace(PLAIN, lanes=8, vector_registers=16, l3_bytes=32 << 20, sums_apart=True,
+                     requests=PLAIN.requests._replace(pairs_in_caches=True))
+
+
+@pytest.mark.parametrize(("name", "extents", "rows"), [
+    ("layer_norm", (512, 512), 2), ("layer_norm_bf16", (512, 512), 2), ("rms_norm_bf16", (512, 512), 2),
+    ("rms_norm_quantize", (512, 512), 2),
+    ("rms_norm", (512, 512), 1), ("rms_norm_rounded", (512, 512), 1), ("softmax_bf16", (512, 512), 1),
+    ("layer_norm", (2048, 512), 1), ("rms_norm_bf16", (2048, 512), 1),     # a call's may have to come from memory
+    ("layer_norm", (16384, 64), 2),                                        # waits that long
+])
+def test_two_rows_at_once_where_they_stay_in_the_last_cache(name: str, extents: tuple[int, int], rows: int) -> None:
+    m, n = extents
+    assert chosen(name, NEAR_PAIRS, M=(m, 64), N=(n, 64)).tile["m"] == rows
+
+
+@pytest.mark.parametrize(("rows", "at_once"), [(2048, 2), (4096, 1)])
+def test_two_rows_of_known_extents_at_once(rows: int, at_once: int) -> None:
+    """There is no call of more rows."""
+    function = reduce_loops(LIBRARY["layer_norm"].kernel.tile_ir({"M": rows, "N": 512}))
+    canonicalize(function)
+    assert choices(function, Schedule(), NEAR_PAIRS, Specialization()).schedule.tile["m"] == at_once
+
+
 @pytest.mark.parametrize("streamed", [(), ("y",)])
 def test_four_short_rows_at_once_that_lie_apart(streamed: tuple[str, ...]) -> None:
     """Of the axis whose rows have others between them. The others follow each other: they are one stream."""

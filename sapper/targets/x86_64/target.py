@@ -48,6 +48,7 @@ class _Row(NamedTuple):
     these meet are spread by both, not once by an instruction of its own; 0: loads are what is short (measured).
     slow_products: one of 32-bit integers is two operations (vpmulld; lane/scaled_sums.py).
     quick_denormals: as operands of a product they take some cycles more at most (measured).
+    sums_apart: instructions that add or compare vectors have pipes of their own beside those that multiply (measured).
     """
 
     name: str
@@ -71,6 +72,7 @@ class _Row(NamedTuple):
     folded_loads: float
     slow_products: bool
     quick_denormals: bool
+    sums_apart: bool
 
 
 class Target(_Row, PlainTarget):
@@ -168,7 +170,7 @@ KIB, MIB = 1024, 1024 * 1024
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, fma_latency: int, core: str = "",
         asks: dict[str, int] | None = None, rounded_at_once: int = 4, interleaves: bool = False,
         fuses_indexed: bool = True, slow_underflow: bool = False, folded_loads: float = 0,
-        slow_products: bool = False, quick_denormals: bool = False) -> Target:
+        slow_products: bool = False, quick_denormals: bool = False, sums_apart: bool = False) -> Target:
     """A row of `TARGETS`: caches in bytes, FMAs in a cycle, latency in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -177,7 +179,7 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, fma_latency, core or name,
                   tuple((asks or {}).items()), rounded_at_once, interleaves, fuses_indexed, slow_underflow,
-                  folded_loads, slow_products, quick_denormals)
+                  folded_loads, slow_products, quick_denormals, sums_apart)
 
 
 _SKYLAKE_SP_ASKS = {"long_row_ahead_bytes": 1 * KIB, "row_streams": 8, "short_row_streams": 8, "again": False,
@@ -198,7 +200,8 @@ TARGETS: dict[str, Target] = by_name((
     cpu("zen3", V3_FEATURES, 32 * KIB, 512 * KIB, 32 * MIB, 2, 4, interleaves=True,
         asks={"panel_ahead_bytes": 1 * KIB, "long_row_ahead_bytes": 1 * KIB, "row_streams": 4,
               "short_row_streams": 4, "block_places": 4, "again": False, "rows_end_to_end": 8,
-              "blocks_written_out": True, "last_whole": True}, quick_denormals=True),
+              "blocks_written_out": True, "last_whole": True, "pairs_in_caches": True}, quick_denormals=True,
+        sums_apart=True),
     # The same pipes: 512-bit operations run on them as two halves.
     cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 4, rounded_at_once=8, interleaves=True,
         asks={"scales_ahead_bytes": 512, "row_streams": 4, "late_stores": 1}),
