@@ -201,6 +201,7 @@ def simplify_lane(lane: Function, target: Any) -> Function:
     from ..lane.float8 import join_loads
     from ..lane.float8_sums import ROWS, add_up_quickly
     from ..lane.joined_splats import join_splats
+    from ..lane.nans import shorten_scalars
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
     from ..lane.strength import point_at_operands, reduce_strength, split_blocks
@@ -232,6 +233,8 @@ def simplify_lane(lane: Function, target: Any) -> Function:
             lane, 2 if target.folded_loads else 1):
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "point_at_operands")
+    if not target.assembler_allocates and not target.flushes_as_it_rounds and shorten_scalars(lane):
+        _trace(lane, "shorten_scalars")
     return lane
 
 

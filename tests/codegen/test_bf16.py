@@ -38,12 +38,29 @@ def widened(x: Tensor[bf16, N], y: Tensor[f32, N]):
         y[n] = x[n].to(f32)
 
 
+@kernel
+def raised(x: Tensor[bf16, N], s: f32, y: Tensor[bf16, N]):
+    for n in tiles(N):
+        y[n] = (x[n].to(f32) + s).to(bf16)
+
+
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     """NaN for NaN of the same sign, and all else to the bit."""
     nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(found), nan)
     np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
     assert found[~nan].tobytes() == expected[~nan].tobytes()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFFC00000, 0x7F800000, 0x3F8CCCCD])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_scalar_that_may_be_any_nan(machine: str, bits: int) -> None:
+    """Rounding looks at no NaN here: of one that is passed the lower bits are cut off."""
+    x = np.array([0.0, 1.5, -2.0, 3e38] * 9, ml_dtypes.bfloat16)
+    y, scalar = np.zeros_like(x), np.uint32(bits).view(np.float32)
+    run_native(raised.tile_ir(), {"x": x, "s": scalar, "y": y}, TARGETS[machine])
+    with np.errstate(all="ignore"):
+        assert_same(y, (x.astype(np.float32) + scalar).astype(ml_dtypes.bfloat16))
 
 
 @pytest.mark.parametrize("vectors", [1, 4])
