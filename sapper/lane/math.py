@@ -228,11 +228,6 @@ class _Emitter:
         """Whether f32 powers of two are made by shifts: no instruction scales by one or raises to one."""
         return self.format.is_f32 and "scale_exponent" not in self.legal and not self.approximates
 
-    @property
-    def subtracts_erfc(self) -> bool:
-        """Whether f32 erf is made of erfc where its absolute error counts."""
-        return self.makes_powers and "round" in self.legal
-
     def power(self, a: Value, n: Value) -> Value:
         """a 2**floor(n) by `scale_exponent`, where that is no more than 3/2 2**n. Where an underflow takes long, what
         would be rounded to 0 is 0 without one."""
@@ -535,7 +530,7 @@ def _erf(e: _Emitter, x: Value) -> Value:
         return e.copy_sign(last, x)
     if e.coarse and (e.makes_powers or e.approximates):
         return _erf_short(e, x)
-    if e.absolute and e.subtracts_erfc:
+    if e.absolute and e.makes_powers:
         return _erf_beside_one(e, x)
     z = e.mul(x, x)
     polynomial = e.split_polynomial if e.makes_powers else e.polynomial
@@ -590,11 +585,14 @@ def _less_erfc(e: _Emitter, magnitude: Value, factor: float, one: float) -> Valu
     square = e.mul(t, t)
     even = e.mul(square, e.polynomial(square, coefficients[1::2]))
     exponent = e.fma(e.polynomial(square, coefficients[::2]), t, even)
-    # That n is rounded apart from the float whose low bits hold it brings what is left of the exponent an addition
-    # earlier. Ties go the same way in both, as what n has added to it there is even.
-    places = e.add(exponent, e.constant(e.format.magic + e.format.bias - 1))
-    rest = e.sub(exponent, e.row("round", exponent))
-    power = e.polynomial(rest, times(-2.0 * one, (1.0, *polynomials.ERF_LOG2_POWER_F32)))
+    if "round" in e.legal:
+        # Rounded apart from the float whose low bits hold it n is there an addition earlier. Ties go the same way in
+        # both, as what n has added to it there is even.
+        places = e.add(exponent, e.constant(e.format.magic + e.format.bias - 1))
+        n = e.row("round", exponent)
+    else:
+        n, places = e.rounded(exponent, 1.0, e.format.bias - 1)
+    power = e.polynomial(e.sub(exponent, n), times(-2.0 * one, (1.0, *polynomials.ERF_LOG2_POWER_F32)))
     return e.fma(power, e.to_exponent(places), e.constant(one))
 
 
@@ -718,7 +716,7 @@ def expand_math(function: Function, legal: frozenset[str], slow_underflow: bool 
         tabulate(function, LEAST_OPS_BY_HALVES)
     emitter = _Emitter(legal, slow_underflow)
     wanted = EXPANDABLE - legal
-    if emitter.subtracts_erfc and "erf" in wanted:
+    if emitter.makes_powers and "erf" in wanted:
         _join_products(function.body, emitter, function.count_uses())
     count = _expand_block(function.body, wanted | {PRODUCT}, emitter, legal) if wanted else 0
     if emitter.head:

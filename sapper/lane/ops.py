@@ -70,8 +70,8 @@ LANE_OPS = OpTable("lane", [
            doc="value, then address: low bits of a scalar to memory"),
     # Rows from scalars, and back.
     OpSpec("splat", (1, 1), optional=(SHORT,),
-           doc="a scalar in every lane (i32: its low 32 bits); with `short_nan` these are no NaN of f32 that has any of "
-               "its lower 16 bits set"),
+           doc="a scalar in every lane (i32: its low 32 bits); with `short_nan` these are no NaN of f32 that has any "
+               "of its lower 16 bits set"),
     OpSpec("splat_const", (0, 0), attributes=("value",), doc="a constant in every lane"),
     OpSpec("iota", (0, 0), doc="row<i32>: the number of the lane, from 0"),
     OpSpec("lane0", (1, 1), doc="lane 0 of an integer row as a scalar, sign-extended"),
