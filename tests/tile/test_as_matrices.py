@@ -15,7 +15,7 @@ from sapper.ir.nodes import Function, Value
 from sapper.ir.types import TensorType
 from sapper.ir.verifier import verify
 from sapper.runtime.check import check_kernel
-from sapper.tile import as_matrices
+from sapper.tile import as_matrices, matrix_form, matrix_writer
 from sapper.tile.as_matrices import is_matrices, multiply_as_matrices
 from sapper.tile.canonical import canonicalize
 from sapper.tile.interpret import interpret
@@ -238,9 +238,10 @@ def test_meaning(made: Any, extents: list[int], seed: int, piece_bytes: int) -> 
     wanted = {name: array.copy() for name, array in given_.items()}
     interpret(prepared(made), wanted)
     with pytest.MonkeyPatch.context() as patch:     # pieces of some lines
-        patch.setattr(as_matrices, "PIECE_COLUMNS", 1 if piece_bytes < 1 << 20 else 128)
-        patch.setattr(as_matrices, "MULTIPLE", 1)
-        patch.setattr(as_matrices, "MOST_WHOLE", 0 if piece_bytes < 1 << 20 else 1 << 20)
+        for module in (as_matrices, matrix_form, matrix_writer):
+            patch.setattr(module, "PIECE_COLUMNS", 1 if piece_bytes < 1 << 20 else 128)
+        patch.setattr(matrix_writer, "MULTIPLE", 1)
+        patch.setattr(matrix_form, "MOST_WHOLE", 0 if piece_bytes < 1 << 20 else 1 << 20)
         interpret(rewritten(made, sizes, piece_bytes=piece_bytes), given_)
     for name, array in wanted.items():      # f32 sums of up to 64 products; another order may round to the next bf16
         of_bf16 = array.dtype == numpy_dtype(bf16)
