@@ -715,8 +715,10 @@ def _launches(plan: Plan, of: PlannedProgram) -> Table:
     """`NAME.prefill`, `NAME.step` or `NAME.draw`; `fill` reads it."""
     layout, launches = of.layout, of.launches
     barriers = sum(launch.barrier for launch in launches)
+    counts = (f"{len(launches)} {'launch' if len(launches) == 1 else 'launches'}, "
+              f"{barriers} {'barrier' if barriers == 1 else 'barriers'}")
     lines = [
-        Line(comment=f"The program {of.name}: {len(launches)} launches, {barriers} barriers. A launch is its kernel,"),
+        Line(comment=f"The program {of.name}: {counts}. A launch is its kernel,"),
         Line(comment="argument block, flags, number of words, bytes to the launch whose weights are asked for after"),
         Line(comment="it, its own: word, granules, bytes of one; then the words of the block: 0 scratch, 1 its bytes"),
         Line(comment="for each worker, 2 sync block, and what the kernel asks for."),

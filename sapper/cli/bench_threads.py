@@ -4,7 +4,8 @@ In: `Settings`; the largest number of its threads is used. Out: `Row`s. Holds: t
 nothing but loop, on any CPU that the system gives it; it ends before a case's rows are made, whatever happens.
 
 A small call is one of CALLS equal launches of a program, each of which reads what the one before wrote, so that the
-workers meet after each. With one worker that is the launch alone; what more workers take longer is the barrier.
+workers meet after each, where a program would leave launches so short to one of them. With one worker that is the
+launch alone; what more workers take longer is the barrier.
 """
 
 from __future__ import annotations
@@ -58,10 +59,23 @@ def _small_calls(threads: int) -> Callable[[], Any]:
     from ..runtime.program import Program
 
     here, there, nothing = (numpy.zeros(16, numpy.float32) for _ in range(3))
-    program = Program([(vector_add, (here, nothing, there)), (vector_add, (there, nothing, here))] * (CALLS // 2),
-                      threads=threads)
+    with _all_shared():
+        program = Program([(vector_add, (here, nothing, there)), (vector_add, (there, nothing, here))] * (CALLS // 2),
+                          threads=threads)
     assert program.barriers == CALLS
     return program
+
+
+@contextmanager
+def _all_shared() -> Iterator[None]:
+    """Programs that are made in the block have barriers between launches that one worker would do alone."""
+    from ..runtime import program
+
+    is_short, program.is_short = program.is_short, lambda launch: False
+    try:
+        yield
+    finally:
+        program.is_short = is_short
 
 
 def _product_rows(case: str, threads: int, settings: Settings) -> list[Row]:
