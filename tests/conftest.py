@@ -27,6 +27,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from sapper.codegen.compile import compile_lane
+from sapper.runtime.program import all_shared
 from sapper.runtime.settings import available_cpus
 from tests.strategies import FUZZ
 
@@ -77,9 +78,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def all_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_share() -> Iterator[None]:
     """Workers share launches of programs that are so short that one of them would do all: most are in tests."""
-    monkeypatch.setattr("sapper.runtime.program.is_short", lambda launch: False)
+    with all_shared():
+        yield
 
 
 @pytest.fixture(scope="session")

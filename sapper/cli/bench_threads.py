@@ -56,26 +56,14 @@ def _small_calls(threads: int) -> Callable[[], Any]:
     import numpy
 
     from ..kernels.add import vector_add
-    from ..runtime.program import Program
+    from ..runtime.program import Program, all_shared
 
     here, there, nothing = (numpy.zeros(16, numpy.float32) for _ in range(3))
-    with _all_shared():
+    with all_shared():
         program = Program([(vector_add, (here, nothing, there)), (vector_add, (there, nothing, here))] * (CALLS // 2),
                           threads=threads)
     assert program.barriers == CALLS
     return program
-
-
-@contextmanager
-def _all_shared() -> Iterator[None]:
-    """Programs that are made in the block have barriers between launches that one worker would do alone."""
-    from ..runtime import program
-
-    is_short, program.is_short = program.is_short, lambda launch: False
-    try:
-        yield
-    finally:
-        program.is_short = is_short
 
 
 def _product_rows(case: str, threads: int, settings: Settings) -> list[Row]:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,7 +65,7 @@ OWN_SYNC = 16
 """Where in an argument block the address of the launch's sync block is, in bytes."""
 ALONE, BARRIER = 1, 2
 """Flags of a launch: only worker 0 runs it; all workers meet after it."""
-SHORT_NS = 1000.0
+LEAST_SHARED_NS = 1000.0
 """Launches of less work than this, one of which waits for the other, are left to worker 0: they need no barrier between
 them. Measured on a Zen 3, chains of 32 on one thread, on two that share them, on two of which one runs them, us for
 each: RMSNorm of 4 x 576 (estimated at 0.6) 0.33, 0.52, 0.36; SwiGLU of 4 x 256 (0.6) 0.49, 0.64, 0.49; softmax of
@@ -283,11 +284,27 @@ def _meet(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
     return any(low < other_high and other_low < high for low, high in some for other_low, other_high in others)
 
 
+_share_all = False
+
+
 def is_short(launch: Launch) -> bool:
     """Whether a second worker would take off less than a barrier costs."""
+    if _share_all:
+        return False
     if launch.alone or launch.compiled.task_count(launch.binding.dims) == 1:
         return True
-    return launch.work_ns is not None and launch.work_ns < SHORT_NS
+    return launch.work_ns is not None and launch.work_ns < LEAST_SHARED_NS
+
+
+@contextmanager
+def all_shared() -> Iterator[None]:
+    """Workers share all launches of programs made in the block, however short: to measure barriers, or to test them."""
+    global _share_all
+    before, _share_all = _share_all, True
+    try:
+        yield
+    finally:
+        _share_all = before
 
 
 def plan_barriers(launches: Sequence[Launch]) -> None:

@@ -214,19 +214,25 @@ def test_short_forms_are_as_near_as_is_said(name: str, legal: frozenset[str]) ->
     assert short <= long - fewer[name]
 
 
-@pytest.mark.parametrize("legal", [AVX2, NOTHING], ids=["avx2", "nothing"])
-@pytest.mark.parametrize("factor", [1.0, math.sqrt(0.5), 2.0**-9, -1.0])
-def test_an_erf_whose_absolute_error_counts_is_made_of_erfc(factor: float, legal: frozenset[str]) -> None:
-    """In fewer ops, exactly 1 far out, with the sign of the operand, and taking in a factor above 0."""
+def erf_of_product(factor: float, lanes: int, legal: frozenset[str], **how: bool) -> tuple[Function, Value]:
+    """What stores erf(factor x), expanded, and the product that it was of."""
     function = Function("f", "lane")
-    function.attributes = {"lanes": 1 << 18, "slots": ["x.data", "y.data"]}
+    function.attributes = {"lanes": lanes, "slots": ["x.data", "y.data"]}
     build = Builder(function.body)
     source, target = (build.value("arg", [], S64, slot=3 + n) for n in range(2))
     product = build.value("mul", [build.value("load", [source], ROW_F32, dtype=ROW_F32.dtype),
                                   build.value("splat_const", [], ROW_F32, value=factor)], ROW_F32)
-    build.add("store", [build.value("erf", [product], ROW_F32, absolute=True), target], dtype=ROW_F32.dtype)
+    build.add("store", [build.value("erf", [product], ROW_F32, **how), target], dtype=ROW_F32.dtype)
     expand_math(function, legal)
     verify(function, LANE_OPS)
+    return function, product
+
+
+@pytest.mark.parametrize("legal", [AVX2, NOTHING], ids=["avx2", "nothing"])
+@pytest.mark.parametrize("factor", [1.0, math.sqrt(0.5), 2.0**-9, -1.0])
+def test_an_erf_whose_absolute_error_counts_is_made_of_erfc(factor: float, legal: frozenset[str]) -> None:
+    """In fewer ops, exactly 1 far out, with the sign of the operand, and taking in a factor above 0."""
+    function, product = erf_of_product(factor, 1 << 18, legal, absolute=True)
     assert any(product in op.operands for op in function.walk()) == (factor < 2.0**-8)
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -5.7, 5.7], np.float32)
     x = np.concatenate([special, np.random.default_rng(4).uniform(-6, 6, (1 << 18) - 8).astype(np.float32)])
@@ -303,15 +309,7 @@ def test_a_short_exp_of_what_is_not_above_zero_is_the_same() -> None:
 def test_erf_of_a_product_takes_it_into_its_multiply_adds(factor: float, legal: frozenset[str]) -> None:
     """Where the factor is neither negative nor so small that the limit over it overflows, or one of its powers that
     coefficients take in is not normal."""
-    function = Function("f", "lane")
-    function.attributes = {"lanes": 4096, "slots": ["x.data", "y.data"]}
-    build = Builder(function.body)
-    source, target = (build.value("arg", [], S64, slot=3 + n) for n in range(2))
-    product = build.value("mul", [build.value("load", [source], ROW_F32, dtype=ROW_F32.dtype),
-                                  build.value("splat_const", [], ROW_F32, value=factor)], ROW_F32)
-    build.add("store", [build.value("erf", [product], ROW_F32, coarse=True), target], dtype=ROW_F32.dtype)
-    expand_math(function, legal)
-    verify(function, LANE_OPS)
+    function, product = erf_of_product(factor, 4096, legal, coarse=True)
     used = any(product in op.operands for op in function.walk())
     assert used == (factor not in ((math.sqrt(0.5), 1.0, 3.0) + (2.0**-6,) * (legal is AVX512)))
     x = np.concatenate([np.random.default_rng(2).uniform(-6, 6, 4090), [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30]])
