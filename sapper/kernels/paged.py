@@ -6,6 +6,7 @@ stands at place[t] in it; a sequence that decodes has one, one whose prompt is r
 sees the positions 0 ... place[t] of its own sequence.
 
     rotate_and_cache_paged    queries and keys turn (sapper/kernels/rope.py); keys and values go to their pages
+    norm_rotate_and_cache_paged    the same after RMSNorm of each head of queries and keys
     attention_paged           online softmax, page after page; the G heads that share a key/value head form the tile
 
 Of DeepSeek's latent cache (sapper/kernels/mla.py) the same, absorbed for any number of tokens:
@@ -46,7 +47,7 @@ from sapper import (
 from .mla import LN_2, LOG2_E
 from .online_softmax import attend
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
-from .rope import tables
+from .rope import normed, normed_reference, tables, with_norms
 from .shares import GRAIN, buffers, cuts, leave, part_of_row, rows_of_share, shared_reference
 
 T, H, G, D, R, P, B, N, S, C, V, X, W = sp.dims("T H G D R P B N S C V X W")
@@ -87,6 +88,41 @@ def make_rotate_and_cache_paged(cache: Any) -> Any:
                 values[page, g, row, 1, r] = v[t, g, 1, r].to(cache)
 
     return rotate_and_cache_paged
+
+
+def make_norm_rotate_and_cache_paged(cache: Any) -> Any:
+    """The same of queries and keys after their norm; q_gain, k_gain [2, R] as the halves of a head lie."""
+
+    @sp.kernel(name=f"norm_rotate_and_cache_paged_{cache.name}")
+    def norm_rotate_and_cache_paged(
+        q: Tensor[f32, T, H, 2, R], k: Tensor[f32, T, G, 2, R], v: Tensor[f32, T, G, 2, R],
+        q_gain: Tensor[f32, 2, R], k_gain: Tensor[f32, 2, R], epsilon: f32,
+        cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], owner: Tensor[i32, T], place: Tensor[i32, T],
+        table: Tensor[i32, B, S], q_turned: Tensor[f32, T, H, 2, R], keys: Tensor[cache, N, G, PAGE, 2, R],
+        values: Tensor[cache, N, G, PAGE, 2, R],
+    ):
+        for t in each(T, disjoint=True):
+            position = place[t]
+            page = table[owner[t], position // PAGE]
+            row = position % PAGE
+            for h in tiles(H):
+                r = whole(R)
+                c = cosine[position, r]
+                s = sine[position, r]
+                a, b = normed(q[t, h, 0, r], q[t, h, 1, r], r, R, q_gain, epsilon)
+                q_turned[t, h, 0, r] = a * c - b * s
+                q_turned[t, h, 1, r] = a * s + b * c
+            for g in tiles(G):
+                r = whole(R)
+                c = cosine[position, r]
+                s = sine[position, r]
+                a, b = normed(k[t, g, 0, r], k[t, g, 1, r], r, R, k_gain, epsilon)
+                keys[page, g, row, 0, r] = (a * c - b * s).to(cache)
+                keys[page, g, row, 1, r] = (a * s + b * c).to(cache)
+                values[page, g, row, 0, r] = v[t, g, 0, r].to(cache)
+                values[page, g, row, 1, r] = v[t, g, 1, r].to(cache)
+
+    return norm_rotate_and_cache_paged
 
 
 def make_attention_paged(cache: Any) -> Any:
@@ -268,6 +304,8 @@ def make_project_values_rows(weight: Any) -> Any:
 
 rotate_and_cache_paged_f32 = make_rotate_and_cache_paged(f32)
 rotate_and_cache_paged_bf16 = make_rotate_and_cache_paged(bf16)
+norm_rotate_and_cache_paged_f32 = make_norm_rotate_and_cache_paged(f32)
+norm_rotate_and_cache_paged_bf16 = make_norm_rotate_and_cache_paged(bf16)
 attention_paged_f32 = make_attention_paged(f32)
 attention_paged_bf16 = make_attention_paged(bf16)
 compress_paged_f32 = make_compress_paged(f32)
@@ -328,6 +366,10 @@ def cache_reference(arguments: Arguments) -> dict[str, Array]:
         keys[page, :, row] = turn(arguments["k"][t], arguments, t).astype(keys.dtype)
         values[page, :, row] = arguments["v"][t].astype(values.dtype)
     return {"q_turned": q_turned, "keys": keys, "values": values}
+
+
+def norm_cache_reference(arguments: Arguments) -> dict[str, Array]:
+    return cache_reference(normed_reference(arguments))
 
 
 def compress_reference(arguments: Arguments) -> dict[str, Array]:
@@ -455,9 +497,9 @@ def _shapes(names: str, *more: dict[str, int]) -> tuple[dict[str, int], ...]:
     return tuple({name: shape[name] for name in names.split()} for shape in (*SMALL, *more))
 
 
-def _rounding(dtype: str, reason: str) -> Tolerance:
-    return Tolerance(2e-6, 2e-6, reason) if dtype == "f32" else Tolerance(
-        2.0**-7, 2e-6, f"{reason}, then once to bf16, where the two may round apart")
+def _rounding(dtype: str, reason: str, absolute: float = 2e-6) -> Tolerance:
+    return Tolerance(2e-6, absolute, reason) if dtype == "f32" else Tolerance(
+        2.0**-7, absolute, f"{reason}, then once to bf16, where the two may round apart")
 
 
 def _attention(kernel: Any, cache: str) -> LibraryKernel:
@@ -484,6 +526,21 @@ def _cache(kernel: Any, cache: str) -> LibraryKernel:
             Case({"T": t, "B": t, "H": h, "G": g, "R": r, "position": 511}, flops=6 * t * (h + g) * r,
                  bytes=t * r * (8 * (h + 2 * g) + 8 + 8 * h + 4 * g * size))
             for t, h, g, r in ((8, 9, 3, 32),)
+        ),
+        check_shapes=_shapes("T B H G R position"), dtype=cache,
+    )
+
+
+def _norm_cache(kernel: Any, cache: str) -> LibraryKernel:
+    size = NUMPY_DTYPES[cache].itemsize
+    return LibraryKernel(
+        name=f"norm_rotate_and_cache_paged_{cache}", kernel=kernel, reference=norm_cache_reference,
+        make_arguments=lambda random, shape: with_norms(random, cache_arguments(random, shape, cache), shape["R"]),
+        tolerance=_rounding(cache, "a sum of squares, its root, and products of some ten, which may cancel", 4e-6),
+        cases=tuple(
+            Case({"T": t, "B": t, "H": h, "G": g, "R": r, "position": 511}, flops=14 * t * (h + g) * r,
+                 bytes=t * r * (8 * (h + 2 * g) + 8 + 8 * h + 4 * g * size) + 16 * r)
+            for t, h, g, r in ((8, 32, 8, 64),)
         ),
         check_shapes=_shapes("T B H G R position"), dtype=cache,
     )
@@ -539,6 +596,8 @@ def _rows(name: str, kernel: Any, weight: str) -> LibraryKernel:
 KERNELS = (
     _cache(rotate_and_cache_paged_f32, "f32"),
     _cache(rotate_and_cache_paged_bf16, "bf16"),
+    _norm_cache(norm_rotate_and_cache_paged_f32, "f32"),
+    _norm_cache(norm_rotate_and_cache_paged_bf16, "bf16"),
     _attention(attention_paged_f32, "f32"),
     _attention(attention_paged_bf16, "bf16"),
     _compress(compress_paged_f32, "f32"),

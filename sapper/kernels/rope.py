@@ -7,7 +7,9 @@ in cosine[p, i] and sine[p, i]. Which features form a pair differs between check
     interleaved   feature 2 * i with 2 * i + 1  (the paper, GGUF): a head is viewed as [R, 2]
 
 Each is there out of place and in place. `rotate_and_cache` is the form that a decoder wants: it turns the queries
-and the keys of new tokens and puts keys and values into the cache, in one pass.
+and the keys of new tokens and puts keys and values into the cache, in one pass. `norm_rotate_and_cache` is that of
+models in which each head of queries and keys goes through RMSNorm first, over all its features, with gains that all
+heads of queries share, and others that all heads of keys do (Qwen3).
 """
 
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, f32, i32, tiles
+from sapper import Tensor, bf16, f32, i32, rsqrt, sum, tiles, whole
 
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
@@ -148,6 +150,61 @@ rotate_and_cache_f32 = make_rotate_and_cache(f32)
 rotate_and_cache_bf16 = make_rotate_and_cache(bf16)
 
 
+def normed(a: Any, b: Any, r: Any, pairs: Any, gain: Any, epsilon: Any) -> Any:
+    """The halves a and b of heads after RMSNorm over both, for kernels to inline; gain [2, pairs]."""
+    factor = rsqrt(sum(a * a + b * b, over=r) / (2 * pairs).to(f32) + epsilon)
+    return a * factor * gain[0, r], b * factor * gain[1, r]
+
+
+def normed_reference(arguments: Arguments) -> Arguments:
+    """The arguments of a kernel without norms that gives what one with norms gives for these."""
+    made = dict(arguments)
+    for heads in ("q", "k"):
+        x, gain = arguments[heads].astype(np.float64), arguments[f"{heads}_gain"].astype(np.float64)
+        mean_square = np.square(x).mean(axis=(-2, -1), keepdims=True)
+        made[heads] = x / np.sqrt(mean_square + arguments["epsilon"]) * gain
+    return made
+
+
+def make_norm_rotate_and_cache(cache_dtype: Any) -> Any:
+    """rotate_and_cache of queries and keys after their norm; q_gain, k_gain [2, R] as the halves of a head lie."""
+
+    @sp.kernel(name=f"norm_rotate_and_cache_{cache_dtype.name}")
+    def norm_rotate_and_cache(
+        q: Tensor[f32, T, H, 2, R], k: Tensor[f32, T, G, 2, R], v: Tensor[f32, T, G, 2, R],
+        q_gain: Tensor[f32, 2, R], k_gain: Tensor[f32, 2, R], epsilon: f32,
+        cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32,
+        q_turned: Tensor[f32, T, H, 2, R],
+        keys: Tensor[cache_dtype, G, P, 2, R], values: Tensor[cache_dtype, G, P, 2, R],
+    ):
+        for t, h in tiles(T, H):
+            r = whole(R)
+            c = cosine[position + t, r]
+            s = sine[position + t, r]
+            a, b = normed(q[t, h, 0, r], q[t, h, 1, r], r, R, q_gain, epsilon)
+            q_turned[t, h, 0, r] = a * c - b * s
+            q_turned[t, h, 1, r] = a * s + b * c
+        for t, g in tiles(T, G):
+            r = whole(R)
+            c = cosine[position + t, r]
+            s = sine[position + t, r]
+            a, b = normed(k[t, g, 0, r], k[t, g, 1, r], r, R, k_gain, epsilon)
+            keys[g, position + t, 0, r] = (a * c - b * s).to(cache_dtype)
+            keys[g, position + t, 1, r] = (a * s + b * c).to(cache_dtype)
+            values[g, position + t, 0, r] = v[t, g, 0, r].to(cache_dtype)
+            values[g, position + t, 1, r] = v[t, g, 1, r].to(cache_dtype)
+
+    return norm_rotate_and_cache
+
+
+norm_rotate_and_cache_f32 = make_norm_rotate_and_cache(f32)
+norm_rotate_and_cache_bf16 = make_norm_rotate_and_cache(bf16)
+
+
+def norm_rotate_and_cache_reference(arguments: Arguments) -> dict[str, Array]:
+    return rotate_and_cache_reference(normed_reference(arguments))
+
+
 def tables(positions: int, pairs: int, base: float = 10000.0) -> tuple[Array, Array]:
     """cosine and sine [positions, pairs], f32, of position * base ** (-pair / pairs)."""
     frequency = base ** (-np.arange(pairs, dtype=np.float64) / max(1, pairs))
@@ -173,6 +230,13 @@ def cache_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> 
         "keys": normal(random, g, position + t + 3, 2, r, dtype=dtype),
         "values": normal(random, g, position + t + 3, 2, r, dtype=dtype),
     }
+
+
+def with_norms(random: "np.random.Generator", arguments: Arguments, pairs: int) -> Arguments:
+    """Arguments of a kernel with norms, from those of one without."""
+    norms = {"q_gain": normal(random, 2, pairs), "k_gain": normal(random, 2, pairs), "epsilon": 1e-6}
+    before = {name: arguments[name] for name in ("q", "k", "v")}
+    return {**before, **norms, **{name: value for name, value in arguments.items() if name not in before}}
 
 
 def _entry(name: str, kernel: Any, reference: Any, last: str, in_place: bool) -> LibraryKernel:
@@ -218,6 +282,32 @@ def _cache_entry(kernel: Any, dtype: str) -> LibraryKernel:
     )
 
 
+def _norm_cache_entry(kernel: Any, dtype: str) -> LibraryKernel:
+    size = NUMPY_DTYPES[dtype].itemsize
+    rounding = "a sum of squares, its root, and products of some ten, which may cancel, rounded to f32 each"
+    return LibraryKernel(
+        name=f"norm_rotate_and_cache_{dtype}",
+        kernel=kernel,
+        reference=norm_rotate_and_cache_reference,
+        make_arguments=lambda random, shape: with_norms(
+            random, cache_arguments(random, shape, dtype), shape["R"]),
+        tolerance=Tolerance(1e-6, 4e-6, rounding) if dtype == "f32"
+        else Tolerance(2.0**-7, 4e-6, f"{rounding}, then once to bf16, where the two may round apart"),
+        cases=tuple(
+            Case(
+                {"T": t, "H": h, "G": g, "R": r, "position": 0}, flops=14 * t * (h + g) * r,
+                bytes=t * r * (8 * (h + 2 * g) + 8 + 8 * h + 4 * g * size) + 16 * r,
+            )
+            for t, h, g, r in ((1, 32, 8, 64), (512, 32, 8, 64))
+        ),
+        check_shapes=(
+            {"T": 1, "H": 1, "G": 1, "R": 1, "position": 0}, {"T": 1, "H": 9, "G": 3, "R": 32, "position": 7},
+            {"T": 5, "H": 4, "G": 2, "R": 5, "position": 3}, {"T": 3, "H": 4, "G": 1, "R": 64, "position": 2},
+        ),
+        dtype=dtype,
+    )
+
+
 KERNELS = (
     _entry("rope_half_split", rope_half_split, half_split_reference, "half", False),
     _entry("rope_interleaved", rope_interleaved, interleaved_reference, "inter", False),
@@ -225,4 +315,6 @@ KERNELS = (
     _entry("rope_interleaved_in_place", rope_interleaved_in_place, interleaved_in_place_reference, "inter", True),
     _cache_entry(rotate_and_cache_f32, "f32"),
     _cache_entry(rotate_and_cache_bf16, "bf16"),
+    _norm_cache_entry(norm_rotate_and_cache_f32, "f32"),
+    _norm_cache_entry(norm_rotate_and_cache_bf16, "bf16"),
 )
