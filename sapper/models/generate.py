@@ -54,7 +54,7 @@ class Generation:
         if limit < 1:
             raise ModelError("the number of tokens", str(limit), "at least 1")
         if len(prompt) > positions:
-            raise ModelError("the prompt", f"{len(prompt)} tokens", f"at most {positions}, all that the model can")
+            raise ModelError("the prompt", f"{len(prompt)} tokens", f"at most {positions}, {model.limit}")
         self.sampling = Sampling(temperature, top_k, top_p, min_p, seed)
         self.sampling.check()
         wanted = len(prompt) + limit

@@ -40,6 +40,11 @@ class Model(Generic[Config, Weights]):
         return int(config.positions)
 
     @property
+    def limit(self) -> str:
+        """Why it is no longer."""
+        return str(getattr(self.config, "limit", "all that the model can"))
+
+    @property
     def cache_dtype(self) -> str:
         """What keys and values are held in unless a session is told otherwise."""
         return str(self._module("session").cache_dtype_of(self.dtype, self.weights))

@@ -7,6 +7,10 @@ float64, rounded once to f32.
     llama3   low frequencies divided by the factor, high ones kept, with a ramp between two wavelengths (Llama 3.1)
     yarn     pairs that turn often in the original context kept, those that hardly turn divided by the factor, with a
              ramp between; tables and scores are scaled as well (Peng et al., 2023; DeepSeek's published code)
+
+Tables of yarn are multiplied by what the factor says, unless config.json says otherwise in "attention_factor", and by
+"attn_factor". The latter is that of vLLM and of GGUF; DeepSeek-R1-0528-Qwen3-8B undoes the former with it.
+transformers, which does not know it, has tables there that are 1.14 times as large.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ class RopeScaling:
     kind: "none", "linear", "llama3" or "yarn". factor: of the context's length. original_positions: of the training.
     low_factor, high_factor: of llama3. fast, slow: turns within the original context above which a pair is kept, and
     below which it is divided, of yarn. table_mscale, score_mscale: "mscale" and "mscale_all_dim" of yarn.
+    stated: its "attention_factor", 0 where there is none. times: its "attn_factor".
     """
 
     kind: str = "none"
@@ -43,6 +48,8 @@ class RopeScaling:
     slow: float = 1.0
     table_mscale: float = 0.0
     score_mscale: float = 0.0
+    stated: float = 0.0
+    times: float = 1.0
 
     def frequencies(self, base: float, pairs: int) -> Array:
         """The turn per position of each pair of features, in radians, float64, [pairs]."""
@@ -64,9 +71,11 @@ class RopeScaling:
         """What cosine and sine are multiplied by."""
         if self.kind != "yarn":
             return 1.0
+        if self.stated:
+            return self.stated * self.times
         if self.table_mscale and self.score_mscale:
-            return mscale(self.factor, self.table_mscale) / mscale(self.factor, self.score_mscale)
-        return mscale(self.factor)
+            return mscale(self.factor, self.table_mscale) / mscale(self.factor, self.score_mscale) * self.times
+        return mscale(self.factor) * self.times
 
     @property
     def score_factor(self) -> float:
@@ -129,11 +138,35 @@ def rope_from_json(values: Mapping[str, Any], where: str, pairs: int, kinds: tup
     fast, slow = source.real("beta_fast", 1e-3, 1e6, 32.0), source.real("beta_slow", 1e-3, 1e6, 1.0)
     if fast <= slow:
         raise ModelError(place, f"beta_fast {fast:g} <= beta_slow {slow:g}", "the fast one larger")
-    for refused in ("attention_factor", "truncate"):
-        if entry.get(refused) not in (None, True):
-            raise ModelError(f"{place}, {refused}", repr(entry[refused])[:80], "no such key")
+    if entry.get("truncate") not in (None, True):
+        raise ModelError(f"{place}, truncate", repr(entry["truncate"])[:80], "no such key")
+    stated = 0.0 if entry.get("attention_factor") is None else source.real("attention_factor", 1e-3, 1e3)
     return Rope(base, pairs, RopeScaling(
         "yarn", factor, original_positions=original, fast=fast, slow=slow,
         table_mscale=source.real("mscale", 0.0, 100.0, 0.0),
         score_mscale=source.real("mscale_all_dim", 0.0, 100.0, 0.0),
+        stated=stated, times=source.real("attn_factor", 1e-3, 1e3, 1.0),
+    ))
+
+
+def rope_from_gguf(source: Numbers, kind: str, pairs: int) -> Rope:
+    """The rotary embedding of an architecture in a GGUF's metadata; what Llama 3.1 does to its frequencies is a tensor
+    there. llama.cpp does not read "yarn_attn_factor" of these architectures, nor does this. Raises ModelError as
+    `rope_from_json` does."""
+    key = f"{kind}.rope.{{}}".format
+    base = source.real(key("freq_base"), 1.0 + 1e-6, 1e12, 10000.0)
+    scaling = source.one_of(key("scaling.type"), ("none", "linear", "yarn"), "none")
+    if scaling == "none":
+        return Rope(base, pairs)
+    factor = source.real(key("scaling.factor"), 1e-3, 1e6)
+    if scaling == "linear":
+        return Rope(base, pairs, RopeScaling("linear", factor))
+    for name, usual in (("ext_factor", 1.0), ("beta_fast", 32.0), ("beta_slow", 1.0)):
+        place = key(f"scaling.yarn_{name}")
+        if source.real(place, 0.0, 1e6, usual) != usual:
+            raise ModelError(f"{source.where}, key {place}", repr(source.values[place])[:80], f"{usual:g}")
+    return Rope(base, pairs, RopeScaling(
+        "yarn", factor,
+        original_positions=source.whole(key("scaling.original_context_length"), MAX_POSITIONS),
+        times=source.real(key("scaling.attn_factor"), 1e-3, 1e3, 1.0),
     ))

@@ -1,4 +1,4 @@
-"""Makes the small random checkpoints in tests/models/data (DeepSeek, Llama, Qwen2), and what transformers computes.
+"""Makes the small random checkpoints in tests/models/data, and what transformers computes.
 
     python -m tests.models.make_deepseek [NAME]...    needs torch and transformers (made with 5.24); the tests do not
 
@@ -33,6 +33,7 @@ from transformers import (
     DeepseekV32Config,
     LlamaConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
@@ -79,6 +80,11 @@ CONFIGS: dict[str, Any] = {
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    ),
+    "qwen3": lambda: Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=24, max_position_embeddings=256, tie_word_embeddings=True,
+        rope_parameters={**YARN, "rope_theta": 1e6, "factor": 4.0, "attention_factor": 1.25},
     ),
 }
 

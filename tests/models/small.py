@@ -80,7 +80,7 @@ def write_gguf(
     writer.add_array("tokenizer.ggml.merges", PAIRS)
     texts = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.chat_template": TEMPLATE}
     for key, text in {**texts, **(strings or {})}.items():
-        writer.add_string(key, text)
+        writer.add_string(key.replace("llama", architecture), text)
     for name, weight in weights.items():
         kind = (formats or {}).get(name)
         if kind is None:

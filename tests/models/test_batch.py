@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return load_model(small.write_gguf(path, small.random_weights(), numbers={"llama.context_length": 320}), "f32")
 
 
-@pytest.fixture(scope="module", params=["deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "qwen2"])
+@pytest.fixture(scope="module", params=["deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "qwen2", "qwen3"])
 def checkpoint(request: pytest.FixtureRequest) -> Loaded:
     return load_model(DATA / request.param, "f32")
 
@@ -79,7 +79,8 @@ def test_tokens_of_a_step_may_come_in_any_order(model: Loaded) -> None:
 
 
 @pytest.mark.parametrize(("name", "form", "tolerance"), [
-    ("qwen2", "f32", 1e-4), ("deepseek_v2_lite", "f32", 1e-4), ("deepseek_v2_lite", "bf16", 1e-4),
+    ("qwen2", "f32", 1e-4), ("qwen3", "f32", 1e-4), ("deepseek_v2_lite", "f32", 1e-4),
+    ("deepseek_v2_lite", "bf16", 1e-4),
     ("qwen2", "bf16", 2.0**-5),  # Queries that attend together are rounded to bf16, those that attend alone are not.
 ])
 def test_pieces_of_prompts_attend_as_a_session_does(name: str, form: str, tolerance: float) -> None:

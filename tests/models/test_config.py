@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sapper.kernels.rope_yarn import ramp, yarn_tables
-from sapper.models.llama.config import from_json
+from sapper.models.errors import ModelError
+from sapper.models.llama.config import from_gguf, from_json
 from sapper.models.rope import Rope, RopeScaling
 from sapper.models.weights import half_split_rows
 
@@ -70,6 +71,51 @@ def test_json_scaling_is_read() -> None:
     assert read.rope.scaling == RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
     assert from_json({**small.JSON_CONFIG, "rope_scaling": {"type": "default"}}, "here").rope.scaling == RopeScaling()
     assert from_json({**small.JSON_CONFIG, "head_dim": None}, "here").head_features == small.SIZE
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(("more", "factor"), [
+    ({}, 1.1386294361), ({"attention_factor": None}, 1.1386294361), ({"attention_factor": 1.25}, 1.25),
+    ({"attn_factor": 0.8782488562869419}, 1.0),  # as in DeepSeek-R1-0528-Qwen3-8B
+    ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+])
+def test_what_tables_of_yarn_are_multiplied_by(more: dict[str, float], factor: float) -> None:
+    read = from_json({**small.JSON_CONFIG, "model_type": "qwen3", "rope_scaling": {**YARN, **more}}, "here")
+    assert read.rope.scaling.table_factor == pytest.approx(factor, rel=1e-9)
+    assert read.rope.tables(1)[0] == pytest.approx(factor, rel=1e-6)
+    assert read.normed and not read.biased
+
+
+METADATA = {"general.architecture": "qwen3", **{key.replace("llama", "qwen3"): value
+                                                for key, value in (small.NUMBERS | small.REALS).items()},
+            "qwen3.rope.scaling.type": "yarn", "qwen3.rope.scaling.factor": 4.0,
+            "qwen3.rope.scaling.original_context_length": 32768}
+
+
+def test_yarn_of_gguf_is_read_as_llama_cpp_reads_it() -> None:
+    plain = from_gguf({**METADATA, "qwen3.rope.scaling.yarn_attn_factor": 0.5,
+                       "qwen3.rope.scaling.yarn_beta_fast": 32.0}, "here")
+    assert plain.rope.scaling == RopeScaling("yarn", 4.0, original_positions=32768)
+    halved = from_gguf({**METADATA, "qwen3.rope.scaling.attn_factor": 0.5}, "here")
+    assert halved.rope.scaling.table_factor == pytest.approx(plain.rope.scaling.table_factor / 2)
+    for name, value in (("ext_factor", 0.5), ("beta_fast", 8.0), ("beta_slow", 2.0)):
+        with pytest.raises(ModelError, match=f"yarn_{name}: found {value}; expected"):
+            from_gguf({**METADATA, f"qwen3.rope.scaling.yarn_{name}": value}, "here")
+
+
+@pytest.mark.parametrize(("window", "positions"), [({}, 4096), ({"sliding_window": None}, 32768),
+                                                   ({"sliding_window": 65536}, 32768), ({"sliding_window": 9}, 9)])
+def test_a_window_limits_the_positions(window: dict[str, int], positions: int) -> None:
+    """Of a Mistral; one that names none has that of transformers."""
+    values = {**small.JSON_CONFIG, **window, "max_position_embeddings": 32768}
+    read = from_json({**values, "model_type": "mistral"}, "here")
+    assert (read.positions, read.windowed) == (positions, positions < 32768)
+    assert from_json(values, "here").positions == 32768
+    found = from_gguf({**METADATA, "qwen3.context_length": 32768,
+                       "qwen3.attention.sliding_window": window.get("sliding_window") or 0}, "here")
+    assert found.positions == (positions if window.get("sliding_window") else 32768)
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -1,4 +1,4 @@
-"""DeepSeek, Llama and Qwen2 on small random checkpoints: parity with what transformers computed (make_deepseek.py)."""
+"""DeepSeek, Llama and Qwens on small random checkpoints: parity with what transformers computed (make_deepseek.py)."""
 
 import io
 import json
@@ -37,7 +37,7 @@ from sapper.targets import host_target
 from . import small
 
 DATA = Path(__file__).parent / "data"
-CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2")
+CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2", "qwen3")
 CONTEXT = 160
 
 
@@ -295,6 +295,10 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek_v32", {"q_lora_rank": None}, "q_lora_rank: found nothing; expected a number, as index queries"),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
     ("qwen2", {"num_key_value_heads": 3}, "a whole ratio"),
+    ("qwen3", {"head_dim": 25}, "heads of 25 features; expected an even number"),
+    ("qwen3", {"head_dim": 16}, r"q_proj.weight: found shape \(96, 64\)"),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ("qwen3", {"model_type": "llama", "head_dim": 26}, "q_proj.weight: found shape"),
 ]
 
 

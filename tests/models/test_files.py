@@ -1,7 +1,10 @@
 """GGUF and safetensors files: what is read, and that a broken one gives ModelError and nothing else."""
 
 import json
+import math
+import shutil
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from sapper.models.errors import ModelError
+from sapper.models.generate import Generation
 from sapper.models.gguf_file import GgufFile, TensorEntry
 from sapper.models.llama.model import load_model
 from sapper.models.llama.weights import GGUF_NAMES, JSON_NAMES
@@ -70,23 +74,53 @@ def test_a_format_that_cannot_be_widened_is_named() -> None:
         entry("Q8_K", bytes(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_K][1]), 256).read()
 
 
-def test_a_qwen2_is_the_same_in_both_kinds_of_file(tmp_path: Path) -> None:
-    """Its rows are not reordered for GGUF, as a Llama's are, and queries, keys and values have biases."""
-    source = SafetensorsDirectory(DATA / "qwen2")
-    weights = {GGUF_NAMES[role].format(layer): source.tensors[name].read()
+@pytest.mark.parametrize(("name", "numbers", "reals", "strings"), [
+    ("qwen2", {}, {}, {}),
+    ("qwen3", {"llama.attention.key_length": 24, "llama.attention.value_length": 24, "llama.rope.dimension_count": 24,
+               "llama.rope.scaling.original_context_length": 64},
+     {"llama.rope.scaling.factor": 4.0, "llama.rope.scaling.attn_factor": 1.25 / (1 + 0.1 * math.log(4))},
+     {"llama.rope.scaling.type": "yarn"}),
+])
+def test_a_qwen_is_the_same_in_both_kinds_of_file(
+    tmp_path: Path, name: str, numbers: dict[str, int], reals: dict[str, float], strings: dict[str, str]
+) -> None:
+    """Its rows are not reordered for GGUF, as a Llama's are; queries, keys and values have biases, or norms. What GGUF
+    multiplies tables of yarn by is a factor of what the context's growth makes of them, in f32."""
+    source = SafetensorsDirectory(DATA / name)
+    weights = {GGUF_NAMES[role].format(layer): source.tensors[tensor].read()
                for role, pattern in JSON_NAMES.items() for layer in range(2)
-               if (name := pattern.format(layer)) in source.tensors}
+               if (tensor := pattern.format(layer)) in source.tensors}
     assert len(weights) == len(source.tensors)
     path = small.write_gguf(
-        tmp_path / "q.gguf", weights, architecture="qwen2", strings={"tokenizer.ggml.pre": "deepseek-r1-qwen"},
+        tmp_path / "q.gguf", weights, architecture=name,
+        strings={"tokenizer.ggml.pre": "deepseek-r1-qwen", **strings},
         numbers={"llama.context_length": 256, "llama.feed_forward_length": 80,
-                 "llama.vocab_size": source.config["vocab_size"]},
-        reals={"llama.rope.freq_base": 1e6, "llama.attention.layer_norm_rms_epsilon": 1e-6})
-    tokens = np.load(DATA / "qwen2.npz")["tokens"].tolist()
-    sessions = [load_model(one, "f32").session(64) for one in (path, DATA / "qwen2")]
+                 "llama.vocab_size": source.config["vocab_size"], **numbers},
+        reals={"llama.rope.freq_base": 1e6, "llama.attention.layer_norm_rms_epsilon": 1e-6, **reals})
+    tokens = np.load(DATA / f"{name}.npz")["tokens"].tolist()
+    sessions = [load_model(one, "f32").session(64) for one in (path, DATA / name)]
     for session in sessions:
         session.feed(tokens)
+    wanted = sessions[1].logits
+    assert np.abs(sessions[0].logits - wanted).max() <= (1e-5 if reals else 0) * np.abs(wanted).max()
+
+
+def test_a_mistral_is_a_llama_whose_window_limits_the_context(tmp_path: Path) -> None:
+    """Up to its window every token sees all before it."""
+    directory = small.write_directory(tmp_path / "checkpoint", small.random_weights())
+    sessions = []
+    for kind in ({}, {"model_type": "mistral", "sliding_window": 8}):
+        (directory / "config.json").write_text(json.dumps({**small.JSON_CONFIG, **kind}))
+        model = load_model(directory, "f32")
+        sessions.append(model.session(8))
+        sessions[-1].feed([5, 17, 200, 3, 99])
     np.testing.assert_array_equal(sessions[0].logits, sessions[1].logits)
+    assert model.session().context == model.positions == 8
+    for make in (model.session, partial(model.batch, 1)):
+        with pytest.raises(ModelError, match="found 9 tokens; expected 1 to 8, the window that its attention slides"):
+            make(9)
+    with pytest.raises(ModelError, match="found 9 tokens; expected at most 8, the window"):
+        Generation(model, [1] * 9, 1)
 
 
 def test_a_model_in_several_files(tmp_path: Path, gguf_path: Path) -> None:
@@ -243,6 +277,7 @@ NUMBERS: list[tuple[dict[str, Any], str]] = [
     ({"llama.vocab_size": 100}, "tokens in the tokenizer"),
     ({"llama.context_length": 2**31}, "context_length"),
     ({"llama.expert_count": 8}, "experts"),
+    ({"llama.attention.sliding_window": 2**31}, "sliding_window: found"),
     ({"tokenizer.ggml.eos_token_id": 99999}, "eos_token_id"),
 ]
 
@@ -258,7 +293,7 @@ def test_other_architectures_and_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"general.architecture: found 'gpt2'; expected 'llama'"):
         load_model(small.write_gguf(tmp_path / "a.gguf", {}, architecture="gpt2"))
     for key, value in (("tokenizer.ggml.model", "bert"), ("tokenizer.ggml.pre", "martian"),
-                       ("llama.rope.scaling.type", "yarn")):
+                       ("llama.rope.scaling.type", "longrope")):
         with pytest.raises(ModelError, match=f"{key}: found '{value}'"):
             load_model(small.write_gguf(tmp_path / "a.gguf", small.random_weights(), strings={key: value}))
 
@@ -330,7 +365,20 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"head_dim": 15}, "an even number"),
     ({"rms_norm_eps": -1}, "rms_norm_eps"),
     ({"rope_theta": float("nan")}, "rope_theta"),
-    ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
+    ({"rope_scaling": {"rope_type": "dynamic"}}, "'dynamic'"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "factor: found nothing"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64,
+                       "attention_factor": "1"}}, "attention_factor: found '1'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "attn_factor": 0}},
+     "attn_factor: found 0"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "truncate": False}},
+     "truncate: found False"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: found .*sliding"),
+    ({"layer_types": 2}, "layer_types: found 2"),
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window: found 0"),
+    ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window"),
+    ({"model_type": "qwen3"}, "self_attn.q_norm.weight: found nothing"),
+    ({"model_type": "qwen2"}, "self_attn.q_proj.bias: found nothing"),
     ({"rope_scaling": [1]}, "an object or null"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1,
                        "original_max_position_embeddings": 8192}}, "the high one larger"),
@@ -372,16 +420,22 @@ def damaged(random: np.random.Generator, good: bytes, first: int, last: int) -> 
     return bytes(raw)
 
 
-@pytest.mark.parametrize("file", ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("file", ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json",
+                                  "qwen3/config.json"])
 def test_mutated_directories(tmp_path: Path, file: str) -> None:
-    """Of 1000 mutants of a configuration or a header (200 of a tokenizer) each loads, or ModelError says why not."""
-    directory = small.write_directory(tmp_path / "checkpoint", small.random_weights())
+    """Of 1000 mutants of a configuration or a header (200 of a tokenizer, or of one with more keys) each loads, or
+    ModelError says why not."""
+    *fixture, file = file.split("/")
+    if fixture:
+        directory = shutil.copytree(DATA / fixture[0], tmp_path / "checkpoint")
+    else:
+        directory = small.write_directory(tmp_path / "checkpoint", small.random_weights())
     path = directory / file
     good = path.read_bytes()
     header = file.endswith("safetensors")
     last = 8 + struct.unpack("<Q", good[:8])[0] if header else len(good)
     random = np.random.default_rng(5)
-    refused, count = 0, 200 if file == "tokenizer.json" else 1000
+    refused, count = 0, 200 if fixture or file == "tokenizer.json" else 1000
     for _ in range(count):
         small.replace(path, damaged(random, good, 0, last))
         try:

@@ -44,7 +44,7 @@ def test_workers_are_those_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> N
     assert (workers_of({"threads": 3}), workers_of({}), workers_of({"interpret": True})) == (3, 7, 7)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "deepseek_v2_lite", "deepseek_v32"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "deepseek_v2_lite", "deepseek_v32"])
 def test_logits_do_not_depend_on_the_workers(name: str) -> None:
     """Steps of one, two and three sequences, of different lengths."""
     loaded = load_model(DATA / name, "f32")

@@ -195,6 +195,48 @@ def test_messages_are_rendered() -> None:
     assert render(byte_level(), messages) == "<|start|>system: s<|im_end|><|start|>user: {{ 1 + 1 }}<|im_end|><|start|>"
 
 
+THINKING = """
+{%- set ns = namespace(last=-1) %}
+{%- for m in messages[::-1] %}
+    {%- if ns.last < 0 and m.role == "user" and not (m.content.startswith('<tool>') and m.content.endswith('</tool>')) %}
+        {%- set ns.last = messages|length - 1 - loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for m in messages %}
+    {%- if m.content is string %}{%- set content = m.content %}{%- else %}{%- set content = '' %}{%- endif %}
+    {%- if m.role == "assistant" %}
+        {%- set thought = '' %}
+        {%- if m.reasoning_content is string %}
+            {%- set thought = m.reasoning_content %}
+        {%- elif '</think>' in content %}
+            {%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last %}
+            {%- set content = '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content %}
+        {%- endif %}
+    {%- endif %}
+    {{- '<|start|>' + m.role + '\n' + content + '<|im_end|>' + '\n' }}
+{%- endfor %}
+{%- if tools %}{{- tools | tojson }}{%- endif %}
+{%- if add_generation_prompt %}
+    {{- '<|start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}
+"""
+"""Does what templates of models that think do (Qwen3): of answers before the last question only the answer is said."""
+
+
+def test_thoughts_of_earlier_answers_are_left_out() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nb"},
+                {"role": "user", "content": "c"}]
+    tokenizer = byte_level(**{"tokenizer.chat_template": THINKING})
+    said = "<|start|>user\na<|im_end|>\n<|start|>assistant\n{}b<|im_end|>\n"
+    assert render(tokenizer, messages) == (
+        said.format("") + "<|start|>user\nc<|im_end|>\n<|start|>assistant\n")
+    assert render(tokenizer, messages[:2], False) == said.format("<think>\nhm\n</think>\n\n")
+
+
 @pytest.mark.parametrize(("template", "message"), [
     ("", "no chat template"),
     ("{{ raise_exception('only user') }}", "only user"),

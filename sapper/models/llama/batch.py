@@ -1,4 +1,4 @@
-"""Several sequences through a Llama or Qwen2 model at once: attention over pages of keys and values.
+"""Several sequences through a Llama, or a model much like it, at once: attention over pages of keys and values.
 
 In: a LlamaModel. Out: `Batch`. Holds: what models/batch.py says; all but attention is that of a session's chunk.
 """
@@ -40,9 +40,9 @@ class Batch(Paged, Session):
     def _put(self, layer: int, rows: Callable[[Array], Any]) -> Steps:
         """Keys and values to their pages."""
         q, k, v, _, _ = self._parts()
-        return [(getattr(paged, f"rotate_and_cache_paged_{self._cache_dtype}"), (
-            rows(q), rows(k), rows(v), self._cosine, self._sine, rows(self._slot_of), rows(self._position_of),
-            self.table, rows(self._turned), self._keys[layer], self._values[layer],
+        return [(getattr(paged, f"{self._before}rotate_and_cache_paged_{self._cache_dtype}"), (
+            rows(q), rows(k), rows(v), *self._norms(layer), self._cosine, self._sine, rows(self._slot_of),
+            rows(self._position_of), self.table, rows(self._turned), self._keys[layer], self._values[layer],
         ))]
 
     def _pages(self, layer: int) -> tuple[Array, Array]:

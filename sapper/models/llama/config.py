@@ -1,4 +1,4 @@
-"""The numbers that describe a Llama or a Qwen2 model, from a GGUF's metadata or Hugging Face's config.json.
+"""The numbers that describe a Llama, or a model much like it, from a GGUF's metadata or Hugging Face's config.json.
 
 In: metadata as a dictionary. Out: `LlamaConfig`. Holds: every number was checked (models/numbers.py), and they fit.
 """
@@ -11,16 +11,27 @@ from typing import Any
 
 from ..errors import ModelError
 from ..numbers import MAX_FEATURES, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, Numbers
-from ..rope import Rope, RopeScaling, rope_from_json
+from ..rope import Rope, rope_from_gguf, rope_from_json
+
+GGUF_KINDS = ("llama", "qwen2", "qwen3")
+"""What general.architecture calls them. Files of a Mistral say "llama"."""
+JSON_KINDS = (*GGUF_KINDS, "mistral")
+"""What model_type calls them."""
+SCALINGS = ("linear", "llama3", "yarn")
+FULL = "full_attention"
+MISTRAL_WINDOW = 4096
+"""Where config.json of a Mistral is silent about its window, transformers takes this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """A Llama model's shape.
+    """A model's shape.
 
     layers; features: width of the residual stream; hidden: width of the feed-forward part; heads: of queries;
     kv_heads: of keys and values; head_features: of each head; vocabulary: tokens; positions: the longest context;
-    rope: the angles; epsilon: of RMSNorm; biased: whether queries, keys and values have a bias (Qwen2).
+    rope: the angles; epsilon: of RMSNorm; biased: whether queries, keys and values have a bias (Qwen2); normed: whether
+    each head of queries and keys goes through RMSNorm before it turns (Qwen3); windowed: whether `positions` are those
+    that a token sees of a longer context, as a window slides over it (Mistral): up to there all see all before them.
     """
 
     layers: int
@@ -34,6 +45,15 @@ class LlamaConfig:
     rope: Rope
     epsilon: float
     biased: bool = False
+    normed: bool = False
+    windowed: bool = False
+
+    @property
+    def limit(self) -> str:
+        """Why `positions` are not more."""
+        if self.windowed:
+            return "the window that its attention slides over a longer context, which is not supported"
+        return "all that the model can"
 
     @property
     def group(self) -> int:
@@ -49,10 +69,10 @@ class LlamaConfig:
 
 
 def from_gguf(metadata: Mapping[str, Any], where: str) -> LlamaConfig:
-    """The config in a GGUF's metadata, of Llama or Qwen2. Raises ModelError for another architecture, and for numbers
-    that are missing or absurd."""
+    """The config in a GGUF's metadata. Raises ModelError for another architecture, and for numbers that are missing or
+    absurd."""
     source = Numbers(where, metadata)
-    kind = source.one_of("general.architecture", ("llama", "qwen2"))
+    kind = source.one_of("general.architecture", GGUF_KINDS)
     key = f"{kind}.{{}}".format
     if metadata.get(key("expert_count"), 0):
         raise ModelError(f"{where}, key {key('expert_count')}", "experts", "a dense model",
@@ -68,12 +88,8 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> LlamaConfig:
         )
     tokens = metadata.get("tokenizer.ggml.tokens")
     vocabulary = source.whole(key("vocab_size"), MAX_VOCABULARY, len(tokens) if isinstance(tokens, list) else None)
-    scaling = RopeScaling()
-    scaled = metadata.get(key("rope.scaling.type"), "none")
-    if scaled == "linear":
-        scaling = RopeScaling("linear", source.real(key("rope.scaling.factor"), 1e-3, 1e6))
-    elif scaled != "none":
-        raise ModelError(f"{where}, key {key('rope.scaling.type')}", repr(scaled)[:80], "'none' or 'linear'")
+    positions = source.whole(key("context_length"), MAX_POSITIONS)
+    window = source.whole(key("attention.sliding_window"), MAX_POSITIONS, 0, least=0) or positions
     config = LlamaConfig(
         layers=source.whole(key("block_count"), MAX_LAYERS),
         features=features,
@@ -82,27 +98,37 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> LlamaConfig:
         kv_heads=source.whole(key("attention.head_count_kv"), MAX_FEATURES, heads),
         head_features=head_features,
         vocabulary=vocabulary,
-        positions=source.whole(key("context_length"), MAX_POSITIONS),
-        rope=Rope(source.real(key("rope.freq_base"), 1.0 + 1e-6, 1e12, 10000.0), head_features // 2, scaling),
+        positions=min(positions, window),
+        rope=rope_from_gguf(source, kind, head_features // 2),
         epsilon=source.real(key("attention.layer_norm_rms_epsilon"), 0.0, 1.0),
         biased=kind == "qwen2",
+        normed=kind == "qwen3",
+        windowed=window < positions,
     )
     config.check(where)
     return config
 
 
 def from_json(values: Mapping[str, Any], where: str) -> LlamaConfig:
-    """The config in Hugging Face's config.json, of Llama or Qwen2. Raises ModelError as `from_gguf` does."""
+    """The config in Hugging Face's config.json. Raises ModelError as `from_gguf` does."""
     source = Numbers(where, values)
-    kind = source.one_of("model_type", ("llama", "qwen2"))
+    kind = source.one_of("model_type", JSON_KINDS)
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if values.get(key):
             raise ModelError(f"{where}, key {key}", repr(values[key])[:80], "false", "take a model without")
+    layer_types = values.get("layer_types")
+    if layer_types is not None and not (isinstance(layer_types, list) and set(map(str, layer_types)) <= {FULL}):
+        raise ModelError(f"{where}, key layer_types", repr(layer_types)[:80], f"{FULL!r} for each layer",
+                         "take a model without windows of some layers")
     source.one_of("hidden_act", ("silu",), "silu")
     features = source.whole("hidden_size", MAX_FEATURES)
     heads = source.whole("num_attention_heads", MAX_FEATURES)
     head_features = values.get("head_dim") or max(1, features // heads)
     head_features = Numbers(where, {"head_dim": head_features}).whole("head_dim", MAX_FEATURES)
+    positions = source.whole("max_position_embeddings", MAX_POSITIONS, 2048)
+    window = positions
+    if kind == "mistral" and values.get("sliding_window", MISTRAL_WINDOW) is not None:
+        window = source.whole("sliding_window", MAX_POSITIONS, MISTRAL_WINDOW)
     config = LlamaConfig(
         layers=source.whole("num_hidden_layers", MAX_LAYERS),
         features=features,
@@ -111,10 +137,12 @@ def from_json(values: Mapping[str, Any], where: str) -> LlamaConfig:
         kv_heads=source.whole("num_key_value_heads", MAX_FEATURES, heads),
         head_features=head_features,
         vocabulary=source.whole("vocab_size", MAX_VOCABULARY),
-        positions=source.whole("max_position_embeddings", MAX_POSITIONS, 2048),
-        rope=rope_from_json(values, where, head_features // 2, ("linear", "llama3")),
+        positions=min(positions, window),
+        rope=rope_from_json(values, where, head_features // 2, SCALINGS),
         epsilon=source.real("rms_norm_eps", 0.0, 1.0, 1e-6),
         biased=kind == "qwen2",
+        normed=kind == "qwen3",
+        windowed=window < positions,
     )
     config.check(where)
     return config

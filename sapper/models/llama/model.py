@@ -1,4 +1,4 @@
-"""Loads a Llama or a Qwen2 model.
+"""Loads a Llama, Mistral, Qwen2 or Qwen3 model.
 
 In: an opened checkpoint. Out: `LlamaModel`. Holds: what models/model.py says.
 """
@@ -19,7 +19,7 @@ LlamaModel: TypeAlias = Model[LlamaConfig, LlamaWeights]
 
 
 def load_model(model: str | Path, dtype: str = "file") -> LlamaModel:
-    """Load a Llama or Qwen2 model, as sapper.models.load does. Raises ModelError, also for other architectures."""
+    """Load such a model, as sapper.models.load does. Raises ModelError, also for other architectures."""
     check_form(dtype)
     return load(open_checkpoint(model), dtype)
 
@@ -31,5 +31,5 @@ def load(checkpoint: Checkpoint, dtype: str, target: Any = None) -> LlamaModel:
     names = GGUF_NAMES if checkpoint.gguf else JSON_NAMES
     loader = Loader(str(checkpoint.path), checkpoint.tensors, names, dtype, target)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
-    weights = load_weights(loader, config, interleaved=checkpoint.gguf and not config.biased)
+    weights = load_weights(loader, config, interleaved=checkpoint.gguf and checkpoint.architecture == "llama")
     return LlamaModel(checkpoint.path, config, weights, tokenizer, dtype, "llama")

@@ -7,6 +7,8 @@ buffers are made once; NumPy only makes views of them.
                               └───────────────────────────────── next layer ── x = y + down(SwiGLU) ─────┘
     x ── norm, logits of the last token
 
+Where each head of queries and keys has a norm (Qwen3), norm_rotate_and_cache takes the place of rotate_and_cache.
+
 One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, up to CHUNK at once.
 Each is one program: the position and the number of tokens are its variables.
 """
@@ -19,6 +21,7 @@ import numpy as np
 
 from ...kernels import add, attention, rope
 from ...runtime.program import Variable
+from ..errors import ModelError
 from ..linear import Matrix
 from ..session import BaseSession, Sections
 from ..workspace import Steps, Workspace
@@ -50,6 +53,8 @@ class Session(BaseSession):
     ) -> None:
         """As BaseSession has it; cache_dtype: None for what suits the weights."""
         config, cache_dtype = model.config, cache_dtype or model.cache_dtype
+        if config.windowed and context is not None and context > config.positions:
+            raise ModelError("the context", f"{context} tokens", f"1 to {config.positions}, {config.limit}")
         work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
         super().__init__(config.vocabulary, config.positions, context, cache_dtype, threads, interpret, work)
         self.model = model
@@ -59,7 +64,7 @@ class Session(BaseSession):
         self._keys, self._values = (self._caches(config.layers, extents) for _ in range(2))
         self._scale = config.head_features**-0.5
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
-        self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
+        self._rotate_and_cache = getattr(rope, f"{self._before}rotate_and_cache_{cache_dtype}")
         rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.
         self._x, self._y = (self._arena.empty((rows, config.features), kind) for _ in range(2))
         self._take_turns({
@@ -67,6 +72,16 @@ class Session(BaseSession):
             "_turned": ((rows, config.heads, 2, pairs), kind),
             "_mixed": ((rows, config.heads * config.head_features), kind),
         }, {"_hidden": ((rows, config.hidden), kind)})
+
+    @property
+    def _before(self) -> str:
+        """What the names of kernels that turn queries and keys begin with."""
+        return "norm_" if self.model.config.normed else ""
+
+    def _norms(self, layer: int) -> tuple[Any, ...]:
+        """What these kernels take behind queries, keys and values."""
+        weights = self.model.weights.layers[layer]
+        return (weights.query_gain, weights.key_gain, self.model.config.epsilon) if self.model.config.normed else ()
 
     def _cache_extents(self, groups: int, *features: int) -> tuple[int, ...]:
         """Of the keys, and of the values, of a layer."""
@@ -137,7 +152,8 @@ class Session(BaseSession):
         keys, values = self._keys[layer], self._values[layer]
         flat = (cache.reshape(groups, self.context, -1) for cache in (keys, values))
         return [
-            (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, self._turned[:1], keys, values)),
+            (self._rotate_and_cache, (q, k, v, *self._norms(layer), self._cosine, self._sine, position,
+                                      self._turned[:1], keys, values)),
             (self._attention_decode, (queries[0], *flat, position, self._scale, out[0])),
         ]
 
@@ -156,8 +172,8 @@ class Session(BaseSession):
         attend = (attention.attention_rounded_f32 if self._attends_rounded
                   else getattr(attention, f"attention_{self._cache_dtype}"))
         return [
-            (self._rotate_and_cache, (rows(q), rows(k), rows(v), self._cosine, self._sine, position,
-                                      rows(self._turned), keys, values)),
+            (self._rotate_and_cache, (rows(q), rows(k), rows(v), *self._norms(layer), self._cosine, self._sine,
+                                      position, rows(self._turned), keys, values)),
             (attend, (rows(queries), *flat, position, self._scale, rows(out))),
         ]
 

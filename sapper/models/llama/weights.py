@@ -1,9 +1,9 @@
-"""The weights of a Llama model, in the layout that its kernels take.
+"""The weights of a Llama, or a model much like it, in the layout that its kernels take.
 
 In: a loader, and a config. Out: `LlamaWeights`. Holds: matrices and vectors are as `Loader` makes them; the rows of
 the query and key matrices are in the order of the half-split rotary pairing.
 
-GGUF files of a Llama, not of a Qwen2, hold query and key rows in the order of the interleaved pairing (rows 2 * i and
+GGUF files of a Llama, not of a Qwen, hold query and key rows in the order of the interleaved pairing (rows 2 * i and
 2 * i + 1 of a head make a pair); here they are put back, so that one kernel serves all kinds of file.
 """
 
@@ -26,12 +26,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class LayerWeights:
     """One layer. qkv [(heads + 2 * kv_heads) * head_features, features]: query rows, then key, then value rows.
     output [features, heads * head_features]; gate, up [hidden, features], of one form; down [features, hidden]; gains
-    [features]; bias [rows of qkv] or None.
+    [features]; bias [rows of qkv] or None; query_gain, key_gain [2, head_features / 2], of the norms of each head's
+    halves, or None.
     """
 
     attention_gain: Array
     qkv: Matrix
     bias: Array | None
+    query_gain: Array | None
+    key_gain: Array | None
     output: Matrix
     feed_forward_gain: Array
     gate: Matrix
@@ -69,6 +72,7 @@ GGUF_NAMES = {
     "feed_forward_gain": "blk.{}.ffn_norm.weight",
     "gate": "blk.{}.ffn_gate.weight", "up": "blk.{}.ffn_up.weight", "down": "blk.{}.ffn_down.weight",
     "query_bias": "blk.{}.attn_q.bias", "key_bias": "blk.{}.attn_k.bias", "value_bias": "blk.{}.attn_v.bias",
+    "query_gain": "blk.{}.attn_q_norm.weight", "key_gain": "blk.{}.attn_k_norm.weight",
 }
 JSON_NAMES = {
     "embedding": "model.embed_tokens.weight", "gain": "model.norm.weight", "logits": "lm_head.weight",
@@ -81,6 +85,7 @@ JSON_NAMES = {
     "down": "model.layers.{}.mlp.down_proj.weight",
     "query_bias": "model.layers.{}.self_attn.q_proj.bias", "key_bias": "model.layers.{}.self_attn.k_proj.bias",
     "value_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "query_gain": "model.layers.{}.self_attn.q_norm.weight", "key_gain": "model.layers.{}.self_attn.k_norm.weight",
 }
 
 
@@ -101,11 +106,14 @@ def load_weights(loader: Loader, config: LlamaConfig, interleaved: bool) -> Llam
         attention_gain = loader.vector("attention_gain", features, i)
         qkv = loader.joined(attention, features, i)
         bias = _bias(loader, attention, i) if config.biased else None
+        query_gain, key_gain = (loader.vector(role, size, i).reshape(2, -1) if config.normed else None
+                                for role in ("query_gain", "key_gain"))
         output = loader.joined([Use("output", features)], queries * size, i)
         feed_forward_gain = loader.vector("feed_forward_gain", features, i)
         gate, up = loader.matrices([Use("gate", hidden), Use("up", hidden)], features, i)
         down = loader.joined([Use("down", features)], hidden, i)
-        layers.append(LayerWeights(attention_gain, qkv, bias, output, feed_forward_gain, gate, up, down))
+        layers.append(LayerWeights(
+            attention_gain, qkv, bias, query_gain, key_gain, output, feed_forward_gain, gate, up, down))
     gain = loader.vector("gain", features)
     embedding = loader.joined([Use("embedding", config.vocabulary)], features)
     logits = loader.joined([Use("logits", config.vocabulary)], features) if loader.has("logits") else embedding
