@@ -198,7 +198,8 @@ def test_messages_are_rendered() -> None:
 THINKING = """
 {%- set ns = namespace(last=-1) %}
 {%- for m in messages[::-1] %}
-    {%- if ns.last < 0 and m.role == "user" and not (m.content.startswith('<tool>') and m.content.endswith('</tool>')) %}
+    {%- set tool = m.content.startswith('<tool>') and m.content.endswith('</tool>') %}
+    {%- if ns.last < 0 and m.role == "user" and not tool %}
         {%- set ns.last = messages|length - 1 - loop.index0 %}
     {%- endif %}
 {%- endfor %}
