@@ -17,6 +17,7 @@ from sapper.models.llama.session import Session
 from . import small
 from .reference_llama import ReferenceLlama
 
+DATA = Path(__file__).parent / "data"
 TOKENS = [5, 17, 200, 3, 3, 99, 256, 31, 64, 7, 8]
 
 
@@ -64,6 +65,20 @@ def test_few_tokens_have_a_program_of_their_own(
     session.feed(TOKENS[3:7])
     np.testing.assert_allclose(session.logits, expected[6], rtol=1e-4, atol=1e-4)
     assert len(session._prefills) == 2
+
+
+def test_norms_of_heads_take_no_launch_of_their_own() -> None:
+    """Of a Qwen3: they are in the kernel that turns the heads and fills the cache, of one token and of many."""
+    names = {}
+    for kind in ("qwen2", "qwen3"):
+        session = load_model(DATA / kind, "f32").session(32)
+        for part, sections in (("step", session.step_sections()), ("prefill", session.prefill_sections())):
+            names[kind, part] = [kernel.name for _, steps in sections for kernel, _ in steps
+                                 if kernel.name != "add_bias_in_place"]
+    for part in ("step", "prefill"):
+        assert "norm_rotate_and_cache_f32" in names["qwen3", part]
+        assert [name.removeprefix("norm_rot") for name in names["qwen3", part]] == [
+            name.removeprefix("rot") for name in names["qwen2", part]]
 
 
 def test_one_by_one_is_the_same(model: LlamaModel, expected: np.ndarray) -> None:
