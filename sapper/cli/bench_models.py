@@ -128,8 +128,8 @@ def products_of(form: str, rounds: bool) -> str:
 
 def rounds_prompts(model: Any) -> bool:
     """Whether the matrices in blocks of a model, all of them, are rounded as they meet a prompt."""
-    from ..models.deepseek.weights import MixtureWeights
     from ..models.experts import PanelExperts
+    from ..models.mixture import MixtureWeights
     from ..models.workspace import Workspace
 
     work = Workspace(1, 1)
@@ -192,7 +192,7 @@ def _deepseek_case(name: str, values: Mapping[str, Any], form: str, model: Any, 
 def deepseek_operations(form: str, model: Any, tokens: int) -> Operations:
     """Of a prompt. Routers are f32 in every form. What makes keys and values meets a cache of latent vectors: in bf16
     both, and attention too, where that is the cache's type (models/deepseek/session.py)."""
-    from ..models.deepseek.weights import MixtureWeights
+    from ..models.mixture import MixtureWeights
 
     config, weights = model.config, model.weights
     expand = sum(one.attention.keys.size + one.attention.values.size for one in weights.layers)

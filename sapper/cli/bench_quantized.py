@@ -25,11 +25,12 @@ from ..models.deepseek.config import from_json
 from ..models.deepseek.session import Session
 from ..models.deepseek.untrained import SMALL_V2, Untrained
 from ..models.deepseek.untrained_gguf import tensors_of
-from ..models.deepseek.weights import GGUF_NAMES, MixtureWeights, load_weights
+from ..models.deepseek.weights import GGUF_NAMES, load_weights
 from ..models.experts import PanelExperts
 from ..models.gguf_file import FORMATS as KINDS
 from ..models.gguf_file import TensorEntry
 from ..models.linear import Matrix
+from ..models.mixture import MixtureWeights
 from ..models.safetensors_file import TensorEntry as SafetensorsEntry
 from ..models.scaled import BLOCK, ScaledEntry
 from ..models.scaled import FP8 as FP8_TYPE

@@ -19,7 +19,8 @@ from .errors import ModelError
 from .model import Model
 from .weights import check_form
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama", "deepseek_v2": "deepseek",
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama", "qwen3_moe": "llama",
+                 "qwen3moe": "llama", "deepseek_v2": "deepseek",
                  "deepseek_v3": "deepseek", "deepseek_v32": "deepseek", "deepseek2": "deepseek"}
 """What a checkpoint calls its architecture -> the package that has it."""
 

@@ -106,7 +106,8 @@ def test_it_says_what_it_says_here(made: Path, own: Path, emulated: tuple[str, .
 
 
 @pytest.mark.sampled(20)
-@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "qwen2", "qwen3",
+                                  "qwen3_moe"])
 @pytest.mark.parametrize("other", ["neoverse-n1", "neoverse-v2", "armv8.1-a", "rva23u64", "spacemit-x60"])
 def test_other_architectures(name: str, other: str, tmp_path: Path) -> None:
     """Experts and a latent cache, on all targets."""

@@ -78,7 +78,7 @@ def test_a_c_program_gets_the_logits_of_a_session(
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "qwen2", "qwen3", "qwen3_moe"])
 def test_other_architectures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More variables, experts, a latent cache: nothing in sapper/ahead knows of them. How sums are split among workers
     may depend on their number, so it is the same on both sides; and few tokens attend naively, as a C program has one

@@ -34,6 +34,7 @@ from transformers import (
     LlamaConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
@@ -85,6 +86,11 @@ CONFIGS: dict[str, Any] = {
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=24, max_position_embeddings=256, tie_word_embeddings=True,
         rope_parameters={**YARN, "rope_theta": 1e6, "factor": 4.0, "attention_factor": 1.25},
+    ),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=64, moe_intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=False, num_experts=8,
+        num_experts_per_tok=3, norm_topk_prob=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     ),
 }
 

@@ -79,7 +79,7 @@ def test_tokens_of_a_step_may_come_in_any_order(model: Loaded) -> None:
 
 
 @pytest.mark.parametrize(("name", "form", "tolerance"), [
-    ("qwen2", "f32", 1e-4), ("qwen3", "f32", 1e-4), ("deepseek_v2_lite", "f32", 1e-4),
+    ("qwen2", "f32", 1e-4), ("qwen3", "f32", 1e-4), ("qwen3_moe", "f32", 1e-4), ("deepseek_v2_lite", "f32", 1e-4),
     ("deepseek_v2_lite", "bf16", 1e-4),
     ("qwen2", "bf16", 2.0**-5),  # Queries that attend together are rounded to bf16, those that attend alone are not.
 ])

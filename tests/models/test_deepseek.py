@@ -20,13 +20,14 @@ from sapper.models.deepseek.heads import DenseHeads
 from sapper.models.deepseek.model import load_model as load_deepseek
 from sapper.models.deepseek.session import Session
 from sapper.models.deepseek.untrained import SMALL_V2, untrained
-from sapper.models.deepseek.weights import GGUF_NAMES, NAMES, DenseWeights, MixtureWeights
+from sapper.models.deepseek.weights import GGUF_NAMES, NAMES
 from sapper.models.errors import ModelError
 from sapper.models.experts import BlockExperts, DenseExperts
 from sapper.models.generate import Generation
 from sapper.models.gguf_file import GgufFile
 from sapper.models.linear import Blocks
 from sapper.models.load import Loaded, load_model
+from sapper.models.mixture import DenseWeights, MixtureWeights
 from sapper.models.rope import RopeScaling
 from sapper.models.safetensors_file import DTYPES
 from sapper.models.sampling import Sampling
@@ -37,7 +38,8 @@ from sapper.targets import host_target
 from . import small
 
 DATA = Path(__file__).parent / "data"
-CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2", "qwen3")
+CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2", "qwen3",
+               "qwen3_moe")
 CONTEXT = 160
 
 
@@ -298,6 +300,11 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"head_dim": 25}, "heads of 25 features; expected an even number"),
     ("qwen3", {"head_dim": 16}, r"q_proj.weight: found shape \(96, 64\)"),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step: found 2; expected 1"),
+    ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers: found \[0\]"),
+    ("qwen3_moe", {"num_experts_per_tok": 9}, "9 experts of a token, from 1 of 1 groups of 8"),
+    ("qwen3_moe", {"norm_topk_prob": 1}, "norm_topk_prob: found 1; expected true or false"),
+    ("qwen3_moe", {"num_experts": 9}, r"mlp.gate.weight: found shape \(8, 64\)"),
     ("qwen3", {"model_type": "llama", "head_dim": 26}, "q_proj.weight: found shape"),
 ]
 

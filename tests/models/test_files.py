@@ -80,19 +80,27 @@ def test_a_format_that_cannot_be_widened_is_named() -> None:
                "llama.rope.scaling.original_context_length": 64},
      {"llama.rope.scaling.factor": 4.0, "llama.rope.scaling.attn_factor": 1.25 / (1 + 0.1 * math.log(4))},
      {"llama.rope.scaling.type": "yarn"}),
+    ("qwen3_moe", {"llama.attention.key_length": 16, "llama.attention.value_length": 16, "llama.expert_count": 8,
+                   "llama.expert_used_count": 3, "llama.expert_feed_forward_length": 24}, {}, {}),
 ])
 def test_a_qwen_is_the_same_in_both_kinds_of_file(
     tmp_path: Path, name: str, numbers: dict[str, int], reals: dict[str, float], strings: dict[str, str]
 ) -> None:
-    """Its rows are not reordered for GGUF, as a Llama's are; queries, keys and values have biases, or norms. What GGUF
-    multiplies tables of yarn by is a factor of what the context's growth makes of them, in f32."""
+    """Its rows are not reordered for GGUF, as a Llama's are; queries, keys and values have biases, or norms; experts of
+    a layer lie in one tensor. What GGUF multiplies tables of yarn by is a factor of what the context's growth makes of
+    them, in f32."""
     source = SafetensorsDirectory(DATA / name)
-    weights = {GGUF_NAMES[role].format(layer): source.tensors[tensor].read()
-               for role, pattern in JSON_NAMES.items() for layer in range(2)
-               if (tensor := pattern.format(layer)) in source.tensors}
-    assert len(weights) == len(source.tensors)
+    weights, taken = {}, set()
+    for role, pattern in JSON_NAMES.items():
+        for layer in range(2):
+            names = [pattern.format(layer, expert) for expert in range(8 if "experts" in pattern else 1)]
+            parts = [source.tensors[one].read() for one in names if one in source.tensors]
+            if parts:
+                weights[GGUF_NAMES[role].format(layer)] = np.stack(parts) if len(names) > 1 else parts[0]
+                taken |= set(names)
+    assert taken == set(source.tensors)
     path = small.write_gguf(
-        tmp_path / "q.gguf", weights, architecture=name,
+        tmp_path / "q.gguf", weights, architecture=name.replace("_", ""),
         strings={"tokenizer.ggml.pre": "deepseek-r1-qwen", **strings},
         numbers={"llama.context_length": 256, "llama.feed_forward_length": 80,
                  "llama.vocab_size": source.config["vocab_size"], **numbers},
@@ -378,6 +386,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "mistral", "sliding_window": 0}, "sliding_window: found 0"),
     ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window"),
     ({"model_type": "qwen3"}, "self_attn.q_norm.weight: found nothing"),
+    ({"model_type": "qwen3_moe"}, "num_local_experts: found nothing"),
+    ({"model_type": "qwen3moe"}, "model_type: found 'qwen3moe'"),
     ({"model_type": "qwen2"}, "self_attn.q_proj.bias: found nothing"),
     ({"rope_scaling": [1]}, "an object or null"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1,

@@ -84,11 +84,12 @@ def test_logits_are_those_of_the_widened_weights(name: str, tmp_path: Path) -> N
     path = small.write_gguf(tmp_path / "model.gguf", small.random_weights(3), formats=formats)
     models = [load_model(path, form) for form in ("file-f32", "f32")]
     layer = models[0].weights.layers[0]
+    after = layer.feed_forward
     if name == "mixed":  # Parts of different forms are widened together, and what has no kernel alone; bf16 is coarse.
-        assert isinstance(layer.qkv, Dense) and isinstance(layer.gate, Dense) and isinstance(layer.down, Dense)
+        assert isinstance(layer.qkv, Dense) and isinstance(after.gate, Dense) and isinstance(after.down, Dense)
         assert isinstance(layer.output, Blocks)
         return
-    layer_matrices = (layer.qkv, layer.gate, layer.up, layer.down)
+    layer_matrices = (layer.qkv, after.gate, after.up, after.down)
     assert all(isinstance(m, Blocks) and m.form.name[:2] == name[:2] for m in layer_matrices)
     sessions = [model.session(64, threads=threads) for model, threads in zip(models, (2, 1), strict=True)]
     for tokens in ([5, 9, 200, 31, 7], [12], [77], [3, 4]):
@@ -163,7 +164,8 @@ def test_weights_are_held_in_pairs_for_who_reads_them_so(tmp_path: Path) -> None
             f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS) for part, kind in formats.items()})
         layers = [load.load_model(path, "bf16-rounded", target=other).weights.layers[0]
                   for other in (None, target("haswell"))]
-        paired, plain = ([layer.qkv, layer.output, layer.gate, layer.up, layer.down] for layer in layers)
+        paired, plain = ([layer.qkv, layer.output, after.gate, after.up, after.down]
+                         for layer in layers for after in [layer.feed_forward])
         assert all(one.in_pairs for one in paired) and not any(one.in_pairs for one in plain)
         for one, other in zip(paired, plain, strict=True):
             np.testing.assert_array_equal(one.weights.unpack(), other.array)

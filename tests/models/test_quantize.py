@@ -80,8 +80,8 @@ def test_a_model_is_what_was_written(source: Path, tmp_path: Path, settings: Set
     layer = models[0].weights.layers[0]
     # Rows of 64 may be one group, rows of 96 are three.
     wide = f"{form}_64" if settings.group == 64 else form
-    assert isinstance(layer.gate, Blocks) and layer.gate.form.name == wide
-    assert isinstance(layer.down, Blocks) and layer.down.form.name == form
+    assert isinstance(layer.feed_forward.gate, Blocks) and layer.feed_forward.gate.form.name == wide
+    assert isinstance(layer.feed_forward.down, Blocks) and layer.feed_forward.down.form.name == form
     sessions = [model.session(64) for model in models]
     original = load_model(source, "f32").session(64)
     for tokens in ([5, 9, 200, 31, 7], [12], [77]):
@@ -118,8 +118,8 @@ def test_directories_keep_their_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", [False, True])
 def test_experts_stay_in_groups(tmp_path: Path, split: bool) -> None:
     """What keys and values are made with, and routers, stay as they are."""
-    from sapper.models.deepseek.weights import MixtureWeights
     from sapper.models.experts import BlockExperts
+    from sapper.models.mixture import MixtureWeights
 
     from .test_deepseek import write_gguf
 

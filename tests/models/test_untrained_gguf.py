@@ -15,9 +15,9 @@ from sapper.models.deepseek.config import DeepseekConfig, from_gguf, from_json
 from sapper.models.deepseek.model import load_model
 from sapper.models.deepseek.untrained import SMALL_V2, V2_LITE
 from sapper.models.deepseek.untrained_gguf import write_gguf
-from sapper.models.deepseek.weights import MixtureWeights
 from sapper.models.gguf_file import GgufFile
 from sapper.models.k_matrix import KExperts
+from sapper.models.mixture import MixtureWeights
 
 from .test_k_matrix import SIZES, random_bytes
 

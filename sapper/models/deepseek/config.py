@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError
+from ..mixture import Mixture
 from ..numbers import MAX_EXPERTS, MAX_FEATURES, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, Numbers
 from ..rope import Rope, RopeScaling, rope_from_json
 
@@ -19,44 +20,6 @@ LATENT_EPSILON = 1e-6
 """Of the norms of the latent vectors: the published code leaves them at RMSNorm's default."""
 INDEX_EPSILON = 1e-6
 """Of the norm of index keys, likewise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """How a layer's experts are chosen (sapper/kernels/gate.py).
-
-    experts: routed ones; shared: those that every token takes; chosen: routed experts of a token; hidden: features of
-    one expert; groups, kept: of experts, and how many of them are looked at; sigmoid: scores are sigmoids, with a bias,
-    or else a softmax; normalise, scale: of the weights.
-    """
-
-    experts: int
-    shared: int
-    chosen: int
-    hidden: int
-    groups: int
-    kept: int
-    sigmoid: bool
-    normalise: bool
-    scale: float
-
-    @property
-    def taken(self) -> int:
-        """Experts that a token goes through."""
-        return self.chosen + self.shared
-
-    def check(self, where: str) -> None:
-        """Raises ModelError where the numbers do not fit together."""
-        experts, groups = self.experts, self.groups
-        if experts % groups or (self.sigmoid and experts // groups < 2):
-            expected = "groups of one size, of two experts or more"
-            raise ModelError(where, f"{experts} experts in {groups} groups", expected)
-        if self.kept > groups or self.chosen > self.kept * (experts // groups):
-            raise ModelError(
-                where,
-                f"{self.chosen} experts of a token, from {self.kept} of {groups} groups of {experts // groups}",
-                "as many as there are to choose from",
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from ...kernels import embedding, norm
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..errors import ModelError
+from ..mixture import DenseWeights
 from ..session import Sections
 from ..workspace import Steps
 from .session import F32, I32, Session
-from .weights import DenseWeights, PredictorWeights
+from .weights import PredictorWeights
 
 
 class Head(Session):

@@ -1,13 +1,11 @@
 """DeepSeek's forward pass: tokens in, logits out, with a cache of latent vectors.
 
 In: a DeepseekModel. Out: `Session`, whose `feed` runs tokens and leaves the logits of the last one in `logits`. Holds:
-what BaseSession holds; a token reads the weights of the experts that it goes through, and of no others.
+what Mixing holds.
 
     tokens ── embedding ── x ── norm, joined ─┬─ (latent queries ── norm) ── queries ─┬─ attention ── output, + x ── y
                                               └─ compress ── cache ───────────────────┘
-    y ─┬─ norm, gate, up ── SwiGLU ── down, + y ── x                               dense layers
-       └─ norm ─┬─ router ── gate ─┬─ experts: SwiGLU, weighted sum, + y ── x      mixtures
-                └──────────────────┘    (of shared experts that stand apart the sum begins with y + theirs)
+    y ── feed-forward (models/mixing.py) ── x
     x ── norm, logits of the last token
 
 One token attends absorbed, several attend naively (sapper/kernels/mla.py; where prompts are rounded, both in products
@@ -25,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels import embedding, gate, mla, mla_rounded, moe, narrow, norm, sparse
+from ...kernels import embedding, mla, mla_rounded, norm, sparse
 from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
 from ..linear import Matrix
-from ..rounded import as_bf16
-from ..session import SHORTEST_RUN, BaseSession, Sections
+from ..mixing import Mixing, first
+from ..session import SHORTEST_RUN, Sections
 from ..weights import DTYPES
 from ..workspace import Steps, Workspace, in_blocks
-from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
+from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer
 from .heads import ValueBlocks
-from .weights import AttentionWeights, DeepseekWeights, DenseWeights, IndexWeights, LayerWeights, MixtureWeights
+from .weights import AttentionWeights, DeepseekWeights, IndexWeights
 
 if TYPE_CHECKING:
     from .model import DeepseekModel
@@ -57,19 +55,16 @@ def cache_dtype_of(form: str, weights: DeepseekWeights) -> str:
     return "bf16" if quantised or form.endswith("-rounded") else "f32"
 
 
-class Session(BaseSession):
+class Session(Mixing):
     """One conversation with a DeepSeek model."""
 
+    model: DeepseekModel | Untrained
     _expanded: Array
     _joined: Array
     _query_latent: Array
     _risen: Array
     _turned: Array
     _mixed: Array
-    _hidden: Array
-    _gathered: Array
-    _expert_hidden: Array
-    _expert_features: int
 
     def __init__(
         self, model: DeepseekModel | Untrained, context: int | None = None, *, cache_dtype: str | None = None,
@@ -110,16 +105,12 @@ class Session(BaseSession):
         shared = 0 if mixture is None else mixture.shared * mixture.hidden
         turns: list[dict[str, tuple[int, ...]]] = [attention, {"_hidden": (rows, max(config.hidden, shared))}]
         if mixture is not None:
-            routed = rows * mixture.taken
-            experts: Any = tuple({name: (routed, moe.row_apart(columns))} for name, columns in (
-                ("_gathered", config.features), ("_expert_hidden", mixture.hidden)))
-            turns += experts if self._experts_copy() else [experts[0] | experts[1]]
+            turns += self._mixture_turns(rows, mixture)
         in_f32 = [{name: (extents, F32) for name, extents in part.items()} for part in turns]
         in_f32[0]["_expanded"] = ((self._most_filled * self._expanded_row(F32),), F32)
         self._take_turns(*in_f32)
         self._filled = Variable("filled", self._most_filled)
         self._places = np.arange(self._most_filled, dtype=I32)
-        self._routed: dict[int, Variable] = {}
         if mixture is not None:
             self._make_mixture_buffers(rows, mixture)
         if indexer is not None:
@@ -139,21 +130,6 @@ class Session(BaseSession):
         self._kept_places = self._arena.empty((kept,), I32)
         self._kept_latents, self._kept_keys = (
             self._arena.empty((kept, features), kind) for features in (config.key_rank, 2 * pairs))
-
-    def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
-        taken, self._expert_features = mixture.taken, mixture.hidden
-        self._scores = self._arena.empty((rows, mixture.groups, mixture.experts // mixture.groups), F32)
-        self._experts, self._place = (self._arena.empty((rows, taken), I32) for _ in range(2))
-        self._shares = self._arena.empty((rows, taken), F32)
-        self._ranges = tuple(self._arena.empty((mixture.experts + mixture.shared,), I32) for _ in range(2))
-        self._owners = self._arena.empty((rows * taken,), I32)
-        self._between = self._arena.empty((rows, self.model.config.features), F32)
-
-    def _experts_copy(self) -> bool:
-        """Whether all products of experts take their rows apart first: what they give may lie where these did."""
-        parts: list[Any] = [layer.feed_forward for layer in self.model.weights.layers]
-        return all(experts.copies for part in parts if isinstance(part, MixtureWeights)
-                   for experts in (part.gate, part.up, part.down))
 
     @property
     def _queries(self) -> Array:
@@ -258,20 +234,6 @@ class Session(BaseSession):
             values["filled"] = self.position + count
         return values | self._routed_values(count, self.model.weights.layers)
 
-    def _routed_values(self, count: int, layers: Sequence[LayerWeights]) -> dict[str, int]:
-        """How many rows the experts of these layers get of so many tokens."""
-        mixtures = (one.feed_forward for one in layers if isinstance(one.feed_forward, MixtureWeights))
-        return {self._routed_of(one).name: count * one.taken for one in mixtures}
-
-    def _routed_of(self, one: MixtureWeights) -> Variable:
-        if one.taken not in self._routed:
-            self._routed[one.taken] = Variable(f"routed_{one.taken}", self.chunk * one.taken)
-        return self._routed[one.taken]
-
-    def _of_tokens(self, array: Array, one: MixtureWeights) -> Array:
-        """Room for what each token has for each expert that it goes through. array: for the most."""
-        return array.reshape(-1)[: len(array) * one.taken].reshape(len(array), one.taken)
-
     # ---- what one token and several share
 
     def _parts(self) -> tuple[Array, Array, Array, Array]:
@@ -340,27 +302,15 @@ class Session(BaseSession):
                 rows(self._index_scores), place, self._most_kept, rows(self._lowest), rows(self._last_kept))),
         ]
 
-    def _gate(self, one: MixtureWeights, rows: Any) -> Steps:
-        """From scores to experts and their shares."""
-        mixture = self.model.config.mixture
-        assert mixture is not None
-        settings = (mixture.kept, mixture.chosen, mixture.normalise, mixture.scale,
-                    rows(self._of_tokens(self._experts, one)), rows(self._of_tokens(self._shares, one)))
-        if one.bias is None:
-            return [(gate.gate_softmax, (rows(self._scores), *settings))]
-        return [(gate.gate_sigmoid, (rows(self._scores), one.bias.reshape(self._scores.shape[1:]), *settings))]
-
     # ---- one token
 
     def step_sections(self) -> Sections:
         weights, position = self.model.weights, Variable("position", 0)
         sections = [("embedding", [*weights.embedding.look_up(self._token, self._x[:1]), *self._cut_one()])]
         for number, layer in enumerate(weights.layers):
-            one = layer.feed_forward
             sections += [
                 (f"layer {number}: attention", self._attend_one(layer.attention, number, position)),
-                (f"layer {number}: feed-forward", self._dense_one(one)) if isinstance(one, DenseWeights)
-                else (f"layer {number}: mixture of experts", self._mixture_one(one)),
+                self._feed_forward_one(number, layer.feed_forward),
             ]
         epsilon = self.model.config.epsilon
         logits = weights.logits.apply_norm(self._x[0], weights.gain, epsilon, self.logits, self._work)
@@ -385,9 +335,9 @@ class Session(BaseSession):
         """From the queries, the latent vector, the shared key and the index weights of one token to what attention
         gives."""
         config = self.model.config
-        steps = self._compress(one, layer, position, _first)
+        steps = self._compress(one, layer, position, first)
         if one.index is not None and config.indexer is not None:
-            steps += self._index(one.index, config.indexer, layer, _first, (position,), position)
+            steps += self._index(one.index, config.indexer, layer, first, (position,), position)
         return [*steps, *self._meet_row(one, layer, 0, position)]
 
     def _meet_row(self, one: AttentionWeights, layer: int, row: int, position: Variable) -> Steps:
@@ -417,44 +367,15 @@ class Session(BaseSession):
             *one.values.project(self._met.reshape(1, -1), self._mixed[of_row], self._work),
         ]
 
-    def _dense_one(self, one: DenseWeights, result: Array | None = None) -> Steps:
-        """y to `result` (None: x)."""
-        y, hidden, epsilon, work = self._y[0], self._hidden[0, : one.hidden], self.model.config.epsilon, self._work
-        return [*one.gate.apply_norm_swiglu(one.up, y, one.gain, epsilon, hidden, work),
-                *one.down.apply_residual(hidden, y, self._x[0] if result is None else result, work)]
-
-    def _mixture_one(self, one: MixtureWeights) -> Steps:
-        """y to x."""
-        y, work = self._y[0], self._work
-        steps: Steps = []
-        if one.shared is not None:
-            steps, y = self._dense_one(one.shared, self._between[0]), self._between[0]
-        more, normed = work.norm(self._y[0], one.gain, self.model.config.epsilon)
-        return [
-            *steps, *more,
-            *one.router.apply(normed, self._scores[0].reshape(-1), work),
-            *self._gate(one, _first),
-            *self._experts_of_one(one, normed, y, self._x[0]),
-        ]
-
-    def _experts_of_one(self, one: MixtureWeights, normed: Array, y: Array, result: Array) -> Steps:
-        """y, and what the experts that one token takes make of `normed`, to `result`."""
-        experts, shares = (self._of_tokens(array, one)[0] for array in (self._experts, self._shares))
-        hidden = self._expert_hidden.reshape(-1)[: one.taken * self._expert_features].reshape(one.taken, -1)
-        return [*one.gate.apply_swiglu(one.up, experts, normed, hidden, self._work),
-                *one.down.apply_weighted(experts, shares, hidden, y, result, self._work)]
-
     # ---- several tokens
 
     def chunk_sections(self) -> Sections:
         weights, position = self.model.weights, Variable("position", 0)
         sections = [("embedding", [*self._look_up(weights.embedding, self._x), *self._cut()])]
         for number, layer in enumerate(weights.layers):
-            one = layer.feed_forward
             sections += [
                 (f"layer {number}: attention", self._attend(layer.attention, number, position)),
-                (f"layer {number}: feed-forward", self._dense(one)) if isinstance(one, DenseWeights)
-                else (f"layer {number}: mixture of experts", self._mixture(one)),
+                self._feed_forward(number, layer.feed_forward),
             ]
         return sections
 
@@ -535,66 +456,3 @@ class Session(BaseSession):
                       rows(in_blocks(found, config.key_rank)))),
             *one.values.project(rows(found), rows(self._mixed), self._work),
         ]
-
-    def _dense(self, one: DenseWeights) -> Steps:
-        """y to x, where it lies after its norm before."""
-        normed = self._as_met(self._x, one.gate)
-        return [*self._norm(self._y, one.gain, self.model.config.epsilon, normed),
-                *self._dense_normed(one, normed, self._x)]
-
-    def _dense_normed(self, one: DenseWeights, normed: Array, result: Array) -> Steps:
-        """y, and what it is after its norm, to `result`."""
-        hidden = self._as_met(self._hidden[:, : one.hidden], one.gate, one.down)
-        return [*self._multiply("matmul_swiglu", normed, [one.gate, one.up], hidden),
-                *self._multiply("matmul_nt_residual", hidden, [one.down], self._y, result)]
-
-    def _mixture(self, one: MixtureWeights) -> Steps:
-        """y to x."""
-        normed, y = self._x, self._y
-        shared: Steps = []
-        if one.shared is not None:
-            shared, y = self._dense_normed(one.shared, normed, self._between), self._between
-        return [
-            *self._norm(self._y, one.gain, self.model.config.epsilon, normed),
-            *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
-            *self._gate(one, self._rows),
-            *shared,
-            *self._experts_of_several(one, normed, y, self._x),
-        ]
-
-    def _experts_of_several(self, one: MixtureWeights, normed: Array, y: Array, result: Array) -> Steps:
-        """y, and what the experts that each of several tokens takes make of `normed`, to `result`."""
-        rows, routed = self._rows, self._routed_of(one)
-        owners, gathered = (Rows(array[: self._capacity * one.taken], routed) for array in (
-            self._owners, self._gathered[:, : self.model.config.features]))
-        chosen, place, shares = (rows(self._of_tokens(array, one))
-                                 for array in (self._experts, self._place, self._shares))
-        ranges = tuple(ends[: one.experts] for ends in self._ranges)
-        taking, taken, hidden = self._taken_rows(one, normed, owners, gathered)
-        return [
-            (moe.group_tokens, (chosen, *ranges, place, owners)),
-            *taking,
-            *one.gate.apply_groups([one.up], taken, ranges, hidden, self._work),
-            *one.down.apply_groups([], hidden, ranges, gathered, self._work),
-            (moe.combine_experts, (gathered.array, place, shares, rows(y), rows(result))),
-        ]
-
-    def _taken_rows(
-        self, one: MixtureWeights, normed: Array, owners: Rows, gathered: Rows
-    ) -> tuple[Steps, Rows, Rows]:
-        """`normed` once for each expert that takes it, where that lies, and where what gate and up make of it is to
-        lie. Both are rounded where all products of the experts round them: the first then lies where their results
-        will."""
-        count = len(gathered.array)
-        if not (one.gate.rounds(2, count, self._work) and one.down.rounds(1, count, self._work)):
-            hidden = Rows(self._expert_hidden[:count, : self._expert_features], gathered.count)
-            return [(embedding.embedding_f32, (owners, normed, gathered))], gathered, hidden
-        memory = self._gathered[:count].reshape(-1)
-        taken = Rows(as_bf16(memory[: gathered.array.size].reshape(gathered.array.shape)), gathered.count)
-        hidden = Rows(self._work.narrow(count, self._expert_features), gathered.count)
-        return [(narrow.narrow_rows_bf16, (owners, normed, taken))], taken, hidden
-
-
-def _first(array: Array) -> Array:
-    """The one row of one token."""
-    return array[:1]

@@ -21,11 +21,12 @@ from typing import Any
 from ...kernels import embedding, norm, sampling
 from ...runtime.buffers import empty
 from ...runtime.program import Program, Variable
+from ..mixture import DenseWeights
 from ..session import Sections
 from ..workspace import Steps
 from .head import Head
 from .session import F32, I32, Array
-from .weights import AttentionWeights, DenseWeights
+from .weights import AttentionWeights
 
 PAIR = 2
 """Tokens of a step that verifies: the last one chosen, and the draft behind it."""

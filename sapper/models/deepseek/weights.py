@@ -2,13 +2,11 @@
 
 In: a loader with NAMES or GGUF_NAMES, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader`
 makes them; the rows that make turned features are in the order of the half-split rotary pairing, which changes no
-score, as queries and keys are reordered alike; a layer's shared experts stand behind its routed ones, each of the same
-size, as experts that every token takes with weight 1, or apart where the file has them in another form of blocks.
+score, as queries and keys are reordered alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,14 +15,13 @@ import numpy as np
 
 from ...kernels.quantized import PANEL
 from ..block_rows import Order
-from ..checkpoint import Entry, Parted
 from ..errors import ModelError
-from ..experts import Experts
 from ..k_matrix import RawK
 from ..linear import Dense, Matrix
-from ..raw_blocks import Raw, RawBlocks, of_one_form
+from ..mixture import DenseWeights, MixtureWeights, load_dense, load_mixture
+from ..raw_blocks import RawBlocks
 from ..weights import Loader, Use, half_split_rows
-from .config import DeepseekConfig, Mixture
+from .config import DeepseekConfig
 from .heads import DenseHeads, KeyBlocks, Keys, ValueBlocks, Values
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,59 +55,6 @@ class AttentionWeights:
     values: Values
     output: Matrix
     index: IndexWeights | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DenseWeights:
-    """gate, up [hidden, features]; down [features, hidden]."""
-
-    gain: Array
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-
-    @property
-    def step_bytes(self) -> int:
-        return self.gain.nbytes + self.gate.nbytes + self.up.nbytes + self.down.nbytes
-
-    @property
-    def step_size(self) -> int:
-        """Weights that one token meets."""
-        return self.gate.size + self.up.size + self.down.size
-
-    @property
-    def hidden(self) -> int:
-        return self.gate.size // self.gain.size
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureWeights:
-    """router [experts, features], f32; bias [experts], f32, or None. gate, up: experts [hidden, features], the shared
-    ones last; down: experts [features, hidden]; experts: how many these are, and taken: how many of them a token goes
-    through. shared: the shared experts together, where they are not among those.
-    """
-
-    gain: Array
-    router: Dense
-    bias: Array | None
-    gate: Experts
-    up: Experts
-    down: Experts
-    experts: int
-    taken: int
-    shared: DenseWeights | None = None
-
-    @property
-    def step_bytes(self) -> int:
-        experts = self.gate.nbytes + self.up.nbytes + self.down.nbytes
-        shared = self.shared.step_bytes if self.shared is not None else 0
-        return self.gain.nbytes + self.router.nbytes + self.taken * experts + shared
-
-    @property
-    def step_size(self) -> int:
-        """Weights that one token meets."""
-        shared = self.shared.step_size if self.shared is not None else 0
-        return self.router.size + self.taken * (self.gate.size + self.up.size + self.down.size) + shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +178,8 @@ def load_weights(loader: Loader, config: DeepseekConfig, predictor: bool = False
 def _layer(loader: Loader, config: DeepseekConfig, i: int) -> LayerWeights:
     attention = _attention(loader, config, i)
     mixture = config.mixture if i >= config.dense_layers else None
-    feed_forward = _dense(loader, config, i) if mixture is None else _experts(loader, config, mixture, i)
+    feed_forward = (load_dense(loader, config.features, config.hidden, i) if mixture is None
+                    else load_mixture(loader, config.features, mixture, i))
     return LayerWeights(attention, feed_forward)
 
 
@@ -317,91 +262,3 @@ def _rows_of(config: DeepseekConfig, part: slice) -> Use:
     return Use("expand", heads * features, order, heads * len(range(features)[part]))
 
 
-def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
-    gain = loader.vector("feed_forward_gain", config.features, layer)
-    gate, up = loader.matrices([Use("gate", config.hidden), Use("up", config.hidden)], config.features, layer)
-    return DenseWeights(gain, gate, up, loader.joined([Use("down", config.features)], config.hidden, layer))
-
-
-def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: int) -> MixtureWeights:
-    features, hidden = config.features, mixture.hidden
-    gain = loader.vector("feed_forward_gain", features, layer)
-    router = loader.wide("router", mixture.experts, features, layer)
-    bias = loader.vector("router_bias", mixture.experts, layer) if mixture.sigmoid else None
-    shapes = {"gate": (hidden, features), "up": (hidden, features), "down": (features, hidden)}
-    axes = {"gate": 0, "up": 0, "down": 1}
-    parts = {role: _Parts(loader, role, mixture, shape, axes[role], layer) for role, shape in shapes.items()}
-    together, routed = (_forms(parts, with_shared) for with_shared in (True, False))
-    apart = together != routed
-    gates, ups, downs = (
-        part.joined(routed[role] is not None, with_shared=not apart) for role, part in parts.items())
-    if not apart:
-        return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.experts + mixture.shared, mixture.taken)
-    wide = hidden * mixture.shared
-    gate, up = loader.matrices([Use("shared_gate", wide), Use("shared_up", wide)], features, layer)
-    shared = DenseWeights(gain, gate, up, loader.joined([Use("shared_down", features)], wide, layer))
-    return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.experts, mixture.chosen, shared)
-
-
-def _forms(parts: Mapping[str, _Parts], with_shared: bool) -> dict[str, Any]:
-    """In which form of blocks each role's experts can be held; None if they can't."""
-    forms = {role: part.form(with_shared) for role, part in parts.items()}
-    if forms["gate"] != forms["up"]:  # They are used together, by one kernel.
-        forms["gate"] = forms["up"] = None
-    return forms
-
-
-class _Parts:
-    """The matrices of one role of all experts of a layer: the routed ones, and behind them the shared ones.
-
-    shape: of one expert's matrix. axis: on which the shared ones follow one another in their tensor. All shapes are
-    checked when it is made, before memory is taken for so many.
-    """
-
-    def __init__(
-        self, loader: Loader, role: str, mixture: Mixture, shape: tuple[int, int], axis: int, layer: int
-    ) -> None:
-        self.loader, self.mixture, self.shape, self.axis = loader, mixture, shape, axis
-        experts, name = mixture.experts, f"expert_{role}"
-        self.routed: list[Entry]
-        pieces: list[Raw | None] = [None]
-        shared: list[Raw | None] = []
-        if loader.names[name].count("{}") > 1:
-            self.routed = [loader.entry(name, shape, layer, expert) for expert in range(experts)]
-            if loader.blocks:
-                pieces = [loader.raw(name, shape, shape, layer, expert) for expert in range(experts)]
-        else:
-            together = loader.entry(name, (experts, *shape), layer)
-            assert isinstance(together, Parted)
-            self.routed = [together.part(expert) for expert in range(experts)]
-            if shape[0] % PANEL == 0:
-                pieces = [loader.raw(name, together.shape, (experts * shape[0], shape[1]), layer)]
-        self.shared: Entry | None = None
-        if mixture.shared:
-            wide = (shape[0] * mixture.shared, shape[1]) if axis == 0 else (shape[0], shape[1] * mixture.shared)
-            self.shared = loader.entry(f"shared_{role}", wide, layer)
-            raw = loader.raw(f"shared_{role}", wide, wide, layer)
-            shared += [None] if raw is None else raw.split(mixture.shared, axis)
-        self._pieces = {with_shared: (of_one_form(found) if loader.blocks else None) or []
-                        for with_shared, found in ((False, pieces), (True, pieces + shared))}
-
-    def form(self, with_shared: bool) -> Any:
-        """Of the blocks in which the routed experts, or all, can be held; None if they can't."""
-        pieces = self._pieces[with_shared]
-        return pieces[0].form if pieces else None
-
-    def joined(self, blocks: bool, with_shared: bool) -> Experts:
-        """The routed experts, or all."""
-        mixture = self.mixture
-        count = mixture.experts + mixture.shared * with_shared
-        if blocks:
-            pieces = self._pieces[with_shared]
-            found = pieces[0].experts(pieces, count, self.loader.arena, self.loader.exact)
-            if found is not None:
-                return self.loader.held(found)
-        shared = np.split(self.shared.read(), mixture.shared, axis=self.axis) if self.shared and with_shared else []
-
-        def read(expert: int) -> Array:
-            return self.routed[expert].read() if expert < mixture.experts else shared[expert - mixture.experts]
-
-        return self.loader.experts(count, *self.shape, read)

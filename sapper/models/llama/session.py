@@ -3,14 +3,14 @@
 In: a LlamaModel. Out: `Session`, whose `feed` runs tokens and leaves the logits of the last one in `logits`. Holds: all
 buffers are made once; NumPy only makes views of them.
 
-    tokens ── embedding ── x ─┬─ norm, qkv ── rotate_and_cache ── attention ── output, + x ── y ─┬─ norm, gate, up
-                              └───────────────────────────────── next layer ── x = y + down(SwiGLU) ─────┘
+    tokens ── embedding ── x ─┬─ norm, qkv ── rotate_and_cache ── attention ── output, + x ── y ─┐
+                              └─────────────── next layer ── x ── feed-forward (models/mixing.py) ┘
     x ── norm, logits of the last token
 
 Where each head of queries and keys has a norm (Qwen3), norm_rotate_and_cache takes the place of rotate_and_cache.
 
 One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, up to CHUNK at once.
-Each is one program: the position and the number of tokens are its variables.
+Each is one program: the position and the number of tokens are its variables, and where there are experts `routed_N`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ...kernels import add, attention, rope
 from ...runtime.program import Variable
 from ..errors import ModelError
 from ..linear import Matrix
-from ..session import BaseSession, Sections
+from ..mixing import Mixing
+from ..session import Sections
 from ..workspace import Steps, Workspace
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ def cache_dtype_of(form: str, weights: LlamaWeights) -> str:
     return "f32" if form in ("f32", "file-f32") else "bf16"
 
 
-class Session(BaseSession):
+class Session(Mixing):
     """One conversation with a Llama model."""
 
+    model: LlamaModel
     _qkv: Array
     _turned: Array
     _mixed: Array
-    _hidden: Array
 
     def __init__(
         self, model: LlamaModel, context: int | None = None, *, cache_dtype: str | None = None,
@@ -55,7 +56,9 @@ class Session(BaseSession):
         config, cache_dtype = model.config, cache_dtype or model.cache_dtype
         if config.windowed and context is not None and context > config.positions:
             raise ModelError("the context", f"{context} tokens", f"1 to {config.positions}, {config.limit}")
-        work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
+        mixture = config.mixture
+        work = Workspace(max(config.features, config.hidden, config.heads * config.head_features,
+                             0 if mixture is None else mixture.taken * mixture.hidden), threads)
         super().__init__(config.vocabulary, config.positions, context, cache_dtype, threads, interpret, work)
         self.model = model
         pairs, groups = config.head_features // 2, config.kv_heads
@@ -67,11 +70,18 @@ class Session(BaseSession):
         self._rotate_and_cache = getattr(rope, f"{self._before}rotate_and_cache_{cache_dtype}")
         rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.
         self._x, self._y = (self._arena.empty((rows, config.features), kind) for _ in range(2))
+        experts = [] if mixture is None else self._mixture_turns(rows, mixture)
         self._take_turns({
             "_qkv": ((rows, config.heads + 2 * config.kv_heads, 2, pairs), kind),
             "_turned": ((rows, config.heads, 2, pairs), kind),
             "_mixed": ((rows, config.heads * config.head_features), kind),
-        }, {"_hidden": ((rows, config.hidden), kind)})
+        }, {"_hidden": ((rows, config.hidden), kind)},
+            *({name: (extents, kind) for name, extents in part.items()} for part in experts))
+        if mixture is not None:
+            self._make_mixture_buffers(rows, mixture)
+
+    def _chunk_values(self, count: int, most: int | None = None) -> dict[str, int]:
+        return super()._chunk_values(count, most) | self._routed_values(count, self.model.weights.layers)
 
     @property
     def _before(self) -> str:
@@ -93,7 +103,7 @@ class Session(BaseSession):
 
     def step_sections(self) -> Sections:
         weights, work, epsilon = self.model.weights, self._work, self.model.config.epsilon
-        x, y, mixed, hidden = self._x[0], self._y[0], self._mixed[0], self._hidden[0]
+        x, y, mixed = self._x[0], self._y[0], self._mixed[0]
         qkv = self._qkv[:1]
         sections = [("embedding", [*weights.embedding.look_up(self._token, self._x[:1]), *self._cut_one()])]
         for number, layer in enumerate(weights.layers):
@@ -104,23 +114,19 @@ class Session(BaseSession):
                     *self._attend_one(number),
                     *layer.output.apply_residual(mixed, x, y, work),
                 ]),
-                (f"layer {number}: feed-forward", [
-                    *layer.gate.apply_norm_swiglu(layer.up, y, layer.feed_forward_gain, epsilon, hidden, work),
-                    *layer.down.apply_residual(hidden, y, x, work),
-                ]),
+                self._feed_forward_one(number, layer.feed_forward),
             ]
         return [*sections, ("logits", weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work))]
 
     def chunk_sections(self) -> Sections:
         weights, rows, epsilon = self.model.weights, self._rows, self.model.config.epsilon
         # Where a half of a layer puts its result, its input lies after the norm before.
-        x, y, mixed, hidden, qkv = self._x, self._y, self._mixed, self._hidden, self._qkv
+        x, y, mixed, qkv = self._x, self._y, self._mixed, self._qkv
         flat_qkv = qkv.reshape(self.chunk, -1)
         sections = [("embedding", [*self._look_up(weights.embedding, x), *self._cut()])]
         for number, layer in enumerate(weights.layers):
             bias = [] if layer.bias is None else [(add.add_bias_in_place, (rows(flat_qkv), layer.bias))]
-            to_attention, to_hidden = self._as_met(y, layer.qkv), self._as_met(x, layer.gate)
-            inner = self._as_met(hidden, layer.gate, layer.down)
+            to_attention = self._as_met(y, layer.qkv)
             sections += [
                 (f"layer {number}: attention", [
                     *self._norm(x, layer.attention_gain, epsilon, to_attention),
@@ -128,11 +134,7 @@ class Session(BaseSession):
                     *self._attend(number),
                     *self._multiply("matmul_nt_residual", mixed, [layer.output], x, y),
                 ]),
-                (f"layer {number}: feed-forward", [
-                    *self._norm(y, layer.feed_forward_gain, epsilon, to_hidden),
-                    *self._multiply("matmul_swiglu", to_hidden, [layer.gate, layer.up], inner),
-                    *self._multiply("matmul_nt_residual", inner, [layer.down], y, x),
-                ]),
+                self._feed_forward(number, layer.feed_forward),
             ]
         return sections
 

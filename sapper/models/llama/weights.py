@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..linear import Matrix
+from ..mixture import DenseWeights, MixtureWeights, load_dense, load_mixture
 from ..weights import Loader, Use, half_split_rows
 from .config import LlamaConfig
 
@@ -24,10 +25,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. qkv [(heads + 2 * kv_heads) * head_features, features]: query rows, then key, then value rows.
-    output [features, heads * head_features]; gate, up [hidden, features], of one form; down [features, hidden]; gains
-    [features]; bias [rows of qkv] or None; query_gain, key_gain [2, head_features / 2], of the norms of each head's
-    halves, or None.
+    """One layer. attention_gain [features]; qkv [(heads + 2 * kv_heads) * head_features, features]: query rows, then
+    key, then value rows. bias [rows of qkv] or None; query_gain, key_gain [2, head_features / 2], of the norms of each
+    head's halves, or None. output [features, heads * head_features].
     """
 
     attention_gain: Array
@@ -36,10 +36,7 @@ class LayerWeights:
     query_gain: Array | None
     key_gain: Array | None
     output: Matrix
-    feed_forward_gain: Array
-    gate: Matrix
-    up: Matrix
-    down: Matrix
+    feed_forward: DenseWeights | MixtureWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +56,8 @@ class LlamaWeights:
         """Bytes of weights that decoding one token reads (one row of the embedding is left out)."""
         count = self.gain.nbytes + self.logits.nbytes
         for layer in self.layers:
-            count += layer.attention_gain.nbytes + layer.feed_forward_gain.nbytes
-            count += layer.qkv.nbytes + layer.output.nbytes + layer.gate.nbytes + layer.up.nbytes + layer.down.nbytes
+            count += layer.attention_gain.nbytes + layer.qkv.nbytes + layer.output.nbytes
+            count += layer.feed_forward.step_bytes
         return count
 
 
@@ -73,6 +70,8 @@ GGUF_NAMES = {
     "gate": "blk.{}.ffn_gate.weight", "up": "blk.{}.ffn_up.weight", "down": "blk.{}.ffn_down.weight",
     "query_bias": "blk.{}.attn_q.bias", "key_bias": "blk.{}.attn_k.bias", "value_bias": "blk.{}.attn_v.bias",
     "query_gain": "blk.{}.attn_q_norm.weight", "key_gain": "blk.{}.attn_k_norm.weight",
+    "router": "blk.{}.ffn_gate_inp.weight", "expert_gate": "blk.{}.ffn_gate_exps.weight",
+    "expert_up": "blk.{}.ffn_up_exps.weight", "expert_down": "blk.{}.ffn_down_exps.weight",
 }
 JSON_NAMES = {
     "embedding": "model.embed_tokens.weight", "gain": "model.norm.weight", "logits": "lm_head.weight",
@@ -86,6 +85,9 @@ JSON_NAMES = {
     "query_bias": "model.layers.{}.self_attn.q_proj.bias", "key_bias": "model.layers.{}.self_attn.k_proj.bias",
     "value_bias": "model.layers.{}.self_attn.v_proj.bias",
     "query_gain": "model.layers.{}.self_attn.q_norm.weight", "key_gain": "model.layers.{}.self_attn.k_norm.weight",
+    "router": "model.layers.{}.mlp.gate.weight", "expert_gate": "model.layers.{}.mlp.experts.{}.gate_proj.weight",
+    "expert_up": "model.layers.{}.mlp.experts.{}.up_proj.weight",
+    "expert_down": "model.layers.{}.mlp.experts.{}.down_proj.weight",
 }
 
 
@@ -94,7 +96,7 @@ def load_weights(loader: Loader, config: LlamaConfig, interleaved: bool) -> Llam
 
     Raises ModelError for a tensor that is missing, of the wrong shape, or of a format that cannot be read.
     """
-    features, hidden, size = config.features, config.hidden, config.head_features
+    features, size = config.features, config.head_features
     queries, keys = config.heads, config.kv_heads
     attention = [
         Use("query", queries * size, partial(half_split_rows, heads=queries) if interleaved else None),
@@ -109,11 +111,9 @@ def load_weights(loader: Loader, config: LlamaConfig, interleaved: bool) -> Llam
         query_gain, key_gain = (loader.vector(role, size, i).reshape(2, -1) if config.normed else None
                                 for role in ("query_gain", "key_gain"))
         output = loader.joined([Use("output", features)], queries * size, i)
-        feed_forward_gain = loader.vector("feed_forward_gain", features, i)
-        gate, up = loader.matrices([Use("gate", hidden), Use("up", hidden)], features, i)
-        down = loader.joined([Use("down", features)], hidden, i)
-        layers.append(LayerWeights(
-            attention_gain, qkv, bias, query_gain, key_gain, output, feed_forward_gain, gate, up, down))
+        feed_forward = (load_dense(loader, features, config.hidden, i) if config.mixture is None
+                        else load_mixture(loader, features, config.mixture, i))
+        layers.append(LayerWeights(attention_gain, qkv, bias, query_gain, key_gain, output, feed_forward))
     gain = loader.vector("gain", features)
     embedding = loader.joined([Use("embedding", config.vocabulary)], features)
     logits = loader.joined([Use("logits", config.vocabulary)], features) if loader.has("logits") else embedding
