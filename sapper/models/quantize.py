@@ -1,8 +1,7 @@
 """Quantises a model's matrices in groups, and writes them as a directory that `load_model` reads.
 
-In: a checkpoint of any kind. Out: safetensors files, `config.json` and what else the model needs (grouped.py has the
-format). Holds: tensors are read, quantised and written one by one; the directory appears when it is whole, or not at
-all.
+In: a checkpoint of any kind. Out: safetensors files, `config.json` and what else the model needs (grouped.py has their
+format, written.py writes them). Holds: tensors are read, quantised and written one by one.
 
 Of each group the scale (and minimum) is searched for that leaves the least squared error: ranges somewhat smaller than
 what the group spans are tried, each followed by the least-squares fit to the quants that it gives, as f16 holds it.
@@ -11,28 +10,22 @@ Routers, and what DeepSeek makes keys and values with, stay as they are; embeddi
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
-import secrets
-import shutil
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ..kernels.quantized import BLOCKS, PANEL, Form
 from .checkpoint import Checkpoint, Entry
 from .errors import ModelError
-from .gguf_file import metadata_bytes
-from .grouped import METADATA, METHOD, SETTINGS, VERSION, dequantized, part_names, part_shapes
-from .safetensors_file import DTYPES, INDEX
+from .grouped import dequantized, part_names, part_shapes
+from .safetensors_file import DTYPES
 from .safetensors_file import TensorEntry as SafetensorsEntry
+from .written import OWN, SHARD_BYTES, Piece, check_new, write_directory
 
 Array = np.ndarray[Any, np.dtype[Any]]
 KEPT = ("mlp.gate.weight", "ffn_gate_inp.weight", "kv_b_proj.weight", "attn_kv_b.weight", "attn_k_b.weight",
@@ -45,10 +38,6 @@ SHRINKS = {4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.7), 8: (1.0,)}
 """By bits: which parts of a group's range are tried."""
 ROWS_AT_ONCE = 256
 LARGEST_F16 = 65504.0
-SHARD_BYTES = 4 << 30
-COPIED = (".json", ".txt", ".model", ".jinja", ".md")
-"""Kinds of files that a directory's tokenizer and its users may need."""
-MAX_COPIED_BYTES = 100_000_000
 
 
 def _fit(form: Form, x: Array, q: Array) -> tuple[Array, ...]:
@@ -132,20 +121,6 @@ class Settings:
 
 
 @dataclass(slots=True)
-class _Piece:
-    """What one tensor of the checkpoint becomes: tensors (name, dtype, shape), which `make` gives."""
-
-    source: str
-    form: Form | None
-    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
-    make: Callable[[], tuple[Any, ...]]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(_size(dtype) * math.prod(shape) for _, dtype, shape in self.tensors)
-
-
-@dataclass(slots=True)
 class Summary:
     """tensors, matrices: how many there are, and were quantised. before_bytes, after_bytes: of all tensors. weights: in
     the matrices; error: root of their squared error over that of their squares. forms: how many matrices each has."""
@@ -164,10 +139,6 @@ class Summary:
         return math.sqrt(self.squared_error / self.squares) if self.squares else 0.0
 
 
-def _size(dtype: str) -> int:
-    return 1 if dtype == "U8" else DTYPES[dtype].itemsize
-
-
 def quantize_checkpoint(
     checkpoint: Checkpoint, target: Path, settings: Settings, *, shard_bytes: int = SHARD_BYTES, workers: int = 2,
     report: Callable[[int, int, str], None] = lambda done, total, name: None,
@@ -177,43 +148,24 @@ def quantize_checkpoint(
     report: called before each tensor with the number of bytes that were written, will be, and its name.
     Raises ModelError for a checkpoint that can't be read or a target that can't be written; then nothing is left.
     """
-    if os.path.lexists(target):
-        raise ModelError(target, "something that is there", "a new directory", "remove it, or choose another name")
+    check_new(target)
     summary = Summary(forms={})
     pieces = [_piece(name, entry, settings, summary, workers) for name, entry in checkpoint.tensors.items()]
-    shards = _shards(pieces, shard_bytes)
-    total, done = sum(piece.nbytes for piece in pieces), 0
-    with _directory(target) as folder:
-        _write_config(checkpoint, folder)
-        names: dict[str, str] = {}
-        for number, shard in enumerate(shards, 1):
-            file_name = "model.safetensors" if len(shards) == 1 else (
-                f"model-{number:05}-of-{len(shards):05}.safetensors")
-            with _synced(folder / file_name) as file:
-                file.write(_header(shard))
-                for piece in shard:
-                    report(done, total, piece.source)
-                    for array in piece.make():
-                        file.write(array)
-                    done += piece.nbytes
-                    names |= dict.fromkeys((name for name, _, _ in piece.tensors), file_name)
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": names}
-            with _synced(folder / INDEX) as file:
-                file.write(json.dumps(index, indent=1).encode())
-        summary.after_bytes = total
+    config = OWN if checkpoint.gguf else {**checkpoint.metadata, **OWN}
+    summary.after_bytes = write_directory(
+        checkpoint, target, config, pieces, shard_bytes=shard_bytes, report=report)
     return summary
 
 
-def _piece(name: str, entry: Entry, settings: Settings, summary: Summary, workers: int) -> _Piece:
+def _piece(name: str, entry: Entry, settings: Settings, summary: Summary, workers: int) -> Piece:
     summary.tensors += 1
     summary.before_bytes += _stored_bytes(entry)
     form = settings.form_of(name, entry.shape)
     if form is None:
         if isinstance(entry, SafetensorsEntry):
-            return _Piece(name, None, ((name, _known(entry), entry.shape),), lambda: (entry.data,))
+            return Piece(name, ((name, _known(entry), entry.shape),), lambda: (entry.data,))
         dtype = "F32" if len(entry.shape) < 2 or name.endswith(KEPT) else "BF16"
-        return _Piece(name, None, ((name, dtype, entry.shape),), lambda: (
+        return Piece(name, ((name, dtype, entry.shape),), lambda: (
             np.ascontiguousarray(entry.read().astype(DTYPES[dtype])).view(np.uint8).data,))
     shapes, chosen = part_shapes(entry.shape, form), form
     tensors = tuple(zip(part_names(name, form), ("U8", "F16"), shapes, strict=True))
@@ -221,7 +173,7 @@ def _piece(name: str, entry: Entry, settings: Settings, summary: Summary, worker
     summary.weights += math.prod(entry.shape)
     assert summary.forms is not None
     summary.forms[form.name] = summary.forms.get(form.name, 0) + 1
-    return _Piece(name, form, tensors, lambda: _quantized(name, entry, chosen, summary, workers))
+    return Piece(name, tensors, lambda: _quantized(name, entry, chosen, summary, workers))
 
 
 def _known(entry: SafetensorsEntry) -> str:
@@ -258,72 +210,3 @@ def _quantized(name: str, entry: Entry, form: Form, summary: Summary, workers: i
     summary.squared_error += sum(part[2] for part in made)
     summary.squares += sum(part[3] for part in made)
     return tuple(np.ascontiguousarray(np.concatenate([part[i] for part in made])).view(np.uint8).data for i in (0, 1))
-
-
-def _shards(pieces: list[_Piece], most_bytes: int) -> list[list[_Piece]]:
-    shards: list[list[_Piece]] = [[]]
-    held = 0
-    for piece in pieces:
-        if shards[-1] and held + piece.nbytes > most_bytes:
-            shards.append([])
-            held = 0
-        shards[-1].append(piece)
-        held += piece.nbytes
-    return shards
-
-
-def _header(pieces: list[_Piece]) -> bytes:
-    """Length and JSON header of a safetensors file, padded so that the data is aligned."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for piece in pieces:
-        for name, dtype, shape in piece.tensors:
-            size_bytes = _size(dtype) * math.prod(shape)
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (at, at + size_bytes)}
-            at += size_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _write_config(checkpoint: Checkpoint, folder: Path) -> None:
-    config: Mapping[str, Any] = {} if checkpoint.gguf else checkpoint.metadata
-    settings = {"quant_method": METHOD, "version": VERSION}
-    with _synced(folder / "config.json") as file:
-        file.write(json.dumps({**config, SETTINGS: settings}, indent=2, ensure_ascii=False).encode())
-    if checkpoint.gguf:
-        source = checkpoint.path / METADATA if checkpoint.path.is_dir() else checkpoint.path
-        with _synced(folder / METADATA) as file:
-            file.write(metadata_bytes(source))
-        return
-    for path in sorted(checkpoint.path.iterdir()):
-        known = path.suffix in COPIED and path.name not in ("config.json", INDEX)
-        if known and path.is_file() and path.stat().st_size <= MAX_COPIED_BYTES:
-            with _synced(folder / path.name) as file:
-                file.write(path.read_bytes())
-
-
-@contextlib.contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    with path.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _directory(target: Path) -> Iterator[Path]:
-    """A directory beside its place, which it takes in the end; after an error, or an interrupt, nothing is left."""
-    folder = target.parent / f".{target.name}.{secrets.token_hex(8)}"    # known before it is there: see below
-    try:
-        folder.mkdir(0o700)
-        yield folder
-        os.chmod(folder, 0o755)
-        os.rename(folder, target)
-    except OSError as error:
-        raise ModelError(target, f"that it can't be written: {error.strerror or error}",
-                         "a new directory in one that can be written, with room for the model") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)   # also if a signal came as soon as it was made
-
-

@@ -77,6 +77,57 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_header(path: Path, tensors: dict[str, TensorEntry]) -> None:
+    """Add the tensors of a file."""
+    try:
+        file = FileBytes(path)
+    except OSError as error:
+        raise ModelError(path, str(error), "a safetensors file") from None
+    header_bytes = struct.unpack("<Q", file.read(0, 8))[0] if len(file) >= 8 else len(file)
+    if header_bytes > min(len(file) - 8, MAX_HEADER_BYTES):
+        raise ModelError(path, f"a header of {header_bytes} bytes", "one that fits the file", "get the file again")
+    try:
+        header = json.loads(bytes(file.read(8, 8 + header_bytes)))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(path, f"a header that is no JSON ({error})", "one that is", "get the file again") from None
+    if not isinstance(header, dict):
+        raise ModelError(path, "a header that is no JSON object", "a JSON object", "get the file again")
+    body = file.part(8 + header_bytes, len(file))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            _add(path, name, entry, body, tensors)
+
+
+def _add(path: Path, name: str, entry: Any, body: Stored, tensors: dict[str, TensorEntry]) -> None:
+    where = f"{path}, tensor {name!r}"
+    try:
+        shape, dtype, (start, stop) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise ModelError(where, repr(entry)[:100], "shape, dtype and data_offsets") from None
+    numbers = [*shape, start, stop]
+    if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(dtype, str) or len(shape) > 8:
+        raise ModelError(where, repr(entry)[:100], "whole numbers of a sane size")
+    count = 1
+    for extent in shape:
+        count *= extent
+    if not start <= stop <= len(body) or (dtype in DTYPES and stop - start != count * DTYPES[dtype].itemsize):
+        raise ModelError(
+            where, f"bytes {start} to {stop} for {shape} of {dtype}",
+            f"the tensor's size, within {len(body)} bytes",
+            "get the file again",
+        )
+    if name in tensors:
+        raise ModelError(where, "the tensor for the second time", "each tensor once")
+    tensors[name] = TensorEntry(name, shape, dtype, body.part(start, stop))
+
+
+def read_tensors(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of one file, by name. Raises ModelError if it is missing, truncated or malformed."""
+    found: dict[str, TensorEntry] = {}
+    _read_header(path, found)
+    return found
+
+
 class SafetensorsDirectory:
     """A directory with config.json and one or more *.safetensors files."""
 
@@ -86,7 +137,7 @@ class SafetensorsDirectory:
         self.config = read_json(self.path / "config.json")
         self.tensors: dict[str, TensorEntry] = {}
         for file in self._files():
-            self._read_header(file)
+            _read_header(file, self.tensors)
 
     def _files(self) -> list[Path]:
         """The files that hold the weights: those of the index, or model.safetensors, or all that there are."""
@@ -109,44 +160,3 @@ class SafetensorsDirectory:
                 raise ModelError(file, "nothing", "a file that the index names", "get the file")
             files.append(file)
         return sorted(files)
-
-    def _read_header(self, path: Path) -> None:
-        try:
-            file = FileBytes(path)
-        except OSError as error:
-            raise ModelError(path, str(error), "a safetensors file") from None
-        header_bytes = struct.unpack("<Q", file.read(0, 8))[0] if len(file) >= 8 else len(file)
-        if header_bytes > min(len(file) - 8, MAX_HEADER_BYTES):
-            raise ModelError(path, f"a header of {header_bytes} bytes", "one that fits the file", "get the file again")
-        try:
-            header = json.loads(bytes(file.read(8, 8 + header_bytes)))
-        except (ValueError, RecursionError) as error:
-            raise ModelError(path, f"a header that is no JSON ({error})", "one that is", "get the file again") from None
-        if not isinstance(header, dict):
-            raise ModelError(path, "a header that is no JSON object", "a JSON object", "get the file again")
-        body = file.part(8 + header_bytes, len(file))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                self._add(path, name, entry, body)
-
-    def _add(self, path: Path, name: str, entry: Any, body: Stored) -> None:
-        where = f"{path}, tensor {name!r}"
-        try:
-            shape, dtype, (start, stop) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
-        except (TypeError, KeyError, ValueError):
-            raise ModelError(where, repr(entry)[:100], "shape, dtype and data_offsets") from None
-        numbers = [*shape, start, stop]
-        if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(dtype, str) or len(shape) > 8:
-            raise ModelError(where, repr(entry)[:100], "whole numbers of a sane size")
-        count = 1
-        for extent in shape:
-            count *= extent
-        if not start <= stop <= len(body) or (dtype in DTYPES and stop - start != count * DTYPES[dtype].itemsize):
-            raise ModelError(
-                where, f"bytes {start} to {stop} for {shape} of {dtype}",
-                f"the tensor's size, within {len(body)} bytes",
-                "get the file again",
-            )
-        if name in self.tensors:
-            raise ModelError(where, "the tensor for the second time", "each tensor once")
-        self.tensors[name] = TensorEntry(name, shape, dtype, body.part(start, stop))

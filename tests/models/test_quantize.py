@@ -2,13 +2,13 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sapper.kernels.quantized import FORMS, Form
-from sapper.models import quantize as module
 from sapper.models.checkpoint import open_checkpoint
 from sapper.models.errors import ModelError
 from sapper.models.grouped import GroupedEntry, dequantized
@@ -171,7 +171,7 @@ class TestFaults:
             if calls == 2:
                 raise error
 
-        monkeypatch.setattr(module.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         before = set(tmp_path.iterdir())
         expected = ModelError if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(expected, match="No space left" if isinstance(error, OSError) else None):
