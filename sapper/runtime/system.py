@@ -100,6 +100,16 @@ def discard(address: int, size_bytes: int) -> None:
         raise _error("madvise", size_bytes)
 
 
+def available_bytes() -> int | None:
+    """Of memory that programs may take without driving others out; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
+
+
 def trim_heap() -> None:
     """Give the system back what the C library keeps of freed memory, where it is one that can (glibc)."""
     trim = getattr(_library, "malloc_trim", None)

@@ -1,0 +1,224 @@
+"""What training is but for the architecture: how much each step changes, which tokens it sees, what is left in the end.
+
+In: a checkpoint, the tokens of a text. Out: `Recipe`, `batches`, and `write_trained`, a directory that `load_model`
+reads. Holds: the same seed gives the same batches; a run that goes on from a directory with the state of the optimiser
+does what one without a break would have done, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..runtime.system import available_bytes
+from .checkpoint import Checkpoint, Entry
+from .errors import ModelError
+from .grouped import SETTINGS
+from .load import ARCHITECTURES
+from .safetensors_file import read_tensors
+from .written import OWN, Piece, write_directory
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TRAINED = ("llama",)
+"""The packages of architectures that can be trained."""
+STATE = "training.safetensors"
+"""Beside a model: what AdamW knows of each of its tensors, NAME.mean and NAME.square, and how many steps there were."""
+STEPS = "steps"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), its gradient clipped by its norm.
+
+    rate: of learning, which rises over the first `warmup` steps and falls along half a cosine to `least` of itself at
+    the last of `steps`. decay: of matrices, not of vectors. clip: the largest norm.
+    """
+
+    steps: int
+    rate: float = 1e-4
+    warmup: int = 10
+    least: float = 0.1
+    decay: float = 0.1
+    clip: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+
+    def rate_of(self, number: int) -> float:
+        """Of a step, from 1 on."""
+        if number <= self.warmup:
+            return self.rate * number / self.warmup
+        done = (number - self.warmup) / max(1, self.steps - self.warmup)
+        return self.rate * (self.least + (1.0 - self.least) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
+
+
+LENGTH = 512
+"""Tokens of a sequence, unless the model has fewer positions."""
+VALIDATED = 64
+"""Most sequences of a text that a model is measured by."""
+
+
+def windows(tokens: Array, length: int) -> Array:
+    """Where each sequence of a text begins. Raises ModelError for a text that is too short."""
+    count = (len(tokens) - 1) // length
+    if count < 1:
+        raise ModelError("the text", f"{len(tokens)} tokens", f"at least {length + 1}, a sequence and what follows it",
+                         "take a longer text, or shorter sequences")
+    return np.arange(count) * length
+
+
+def batches(tokens: Array, sequences: int, length: int, seed: int) -> Iterator[tuple[Array, Array]]:
+    """Tokens and what follows each of them, [sequences, length], without end: windows of the text, in another order
+    each time that all were seen. Raises ModelError for a text that is too short."""
+    starts = windows(tokens, length)
+    random = np.random.default_rng(seed)
+    waiting = starts[:0]
+    while True:
+        while len(waiting) < sequences:
+            waiting = np.concatenate([waiting, random.permutation(starts)])
+        places = waiting[:sequences, None] + np.arange(length)
+        waiting = waiting[sequences:]
+        yield tokens[places], tokens[places + 1]
+
+
+class Trained(Protocol):
+    """A tensor that is trained: its numbers, those of AdamW's means and squares, in f32 as the file has them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self) -> Array: ...
+
+    def write(self, source: Array) -> None: ...
+
+
+class Training(Protocol):
+    """A model in training. sequences, length: of the tokens of a step. tensors, their gradients of the last step, means
+    and squares: by the names of the file."""
+
+    checkpoint: Checkpoint
+    sequences: int
+    length: int
+    vocabulary: int
+    tensors: Mapping[str, Trained]
+    gradients: Mapping[str, Trained]
+    means: Mapping[str, Trained]
+    squares: Mapping[str, Trained]
+
+    def step(self, tokens: Array, targets: Array, recipe: Recipe, number: int) -> tuple[float, float]:
+        """The loss and the norm of its gradient, before the weights are changed. number: of the step, from 1 on."""
+
+    def loss_of(self, tokens: Array, targets: Array) -> float:
+        """The loss, without a change."""
+
+
+def check_room(wanted_bytes: int) -> None:
+    """Raises ModelError where the system has no memory for so much: it would end the process once it is touched."""
+    there = available_bytes()
+    if there is not None and wanted_bytes > there:
+        raise ModelError("memory", f"{there / 2**30:.1f} GiB that are free",
+                         f"{wanted_bytes / 2**30:.1f} GiB: 16 bytes a weight, and what layers keep of each token",
+                         "take fewer tokens for a step, a smaller model, or end other programs")
+
+
+def start(checkpoint: Checkpoint, sequences: int = 1, length: int | None = None, *, threads: int | None = None,
+          interpret: bool = False) -> Training:
+    """A checkpoint in training. length: None for LENGTH, or all positions of a model that has fewer. Raises ModelError
+    for an architecture that can't be trained, for a broken file, and where memory is short."""
+    package = ARCHITECTURES.get(checkpoint.architecture, "")
+    if package not in TRAINED:
+        raise ModelError(checkpoint.where, f"a model of {checkpoint.architecture or 'no architecture'}",
+                         "a Llama, a Mistral or a Qwen2", "train such a model")
+    trainer = import_module(f"{__package__}.{package}.training").Trainer
+    made: Training = trainer(checkpoint, sequences, length, threads=threads, interpret=interpret)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """number: from 1 on. loss, norm: see Training.step. seconds: it took."""
+
+    number: int
+    loss: float
+    norm: float
+    seconds: float
+
+
+def steps(training: Training, recipe: Recipe, tokens: Array, *, seed: int = 0, done: int = 0) -> Iterator[Step]:
+    """Train on a text, a step at a time, as far as the recipe goes. done: steps before. Raises ModelError as `batches`
+    does."""
+    following = batches(tokens, training.sequences, training.length, seed)
+    for number, (some, targets) in enumerate(islice(following, recipe.steps), 1):
+        if number > done:
+            started = time.perf_counter()
+            loss, norm = training.step(some, targets, recipe, number)
+            yield Step(number, loss, norm, time.perf_counter() - started)
+
+
+def mean_loss(training: Training, tokens: Array) -> float:
+    """Of the first VALIDATED sequences of a text. Raises ModelError for one that is too short."""
+    starts = windows(tokens, training.length)[:VALIDATED]
+    total = 0.0
+    for first in range(0, len(starts), training.sequences):
+        some = starts[first : first + training.sequences]
+        places = np.resize(some, training.sequences)[:, None] + np.arange(training.length)
+        targets = tokens[places + 1]
+        targets[len(some) :] = -1
+        total += training.loss_of(tokens[places], targets) * len(some)
+    return total / len(starts)
+
+
+def resume(training: Training) -> int:
+    """Take up the state of the optimiser that lies beside the checkpoint: after how many steps. Raises ModelError."""
+    path = training.checkpoint.path / STATE
+    if not path.is_file():
+        raise ModelError(path, "nothing", "the state of a training that was saved on its way",
+                         "go on from a directory that --save-every made, or start anew without --resume")
+    state = read_tensors(path)
+    for kind, tensors in (("mean", training.means), ("square", training.squares)):
+        for name, tensor in tensors.items():
+            tensor.write(_entry(path, state, f"{name}.{kind}", tensor.shape).read())
+    return int(_entry(path, state, STEPS, (1,)).read()[0])
+
+
+def _entry(path: Path, state: Mapping[str, Entry], name: str, shape: tuple[int, ...]) -> Entry:
+    entry = state.get(name)
+    if entry is None or entry.shape != shape:
+        raise ModelError(f"{path}, tensor {name}", "nothing" if entry is None else f"shape {entry.shape}",
+                         f"a tensor of shape {shape}", "start anew without --resume")
+    return entry
+
+
+def write_trained(
+    training: Training, target: Path, *, steps: int | None = None,
+    report: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> None:
+    """The model as it is now, in f32, as a new directory. steps: with the state of the optimiser, after so many. Raises
+    ModelError as write_directory does."""
+    checkpoint = training.checkpoint
+    others = {name: entry for name, entry in checkpoint.tensors.items() if name not in training.tensors}
+    pieces = [_piece(name, tensor) for name, tensor in {**training.tensors, **others}.items()]
+    config = dict(OWN) if checkpoint.gguf else {
+        **{key: value for key, value in checkpoint.metadata.items() if key not in (SETTINGS, "torch_dtype")},
+        "dtype": "float32"}
+    beside: dict[str, list[Piece]] = {}
+    if steps is not None:
+        beside[STATE] = [Piece(STEPS, ((STEPS, "F64", (1,)),), lambda: (np.array([float(steps)]),)), *(
+            _piece(f"{name}.{kind}", tensor) for kind, tensors in (
+                ("mean", training.means), ("square", training.squares)) for name, tensor in tensors.items())]
+    write_directory(checkpoint, target, config, pieces, beside=beside, report=report)
+
+
+def _piece(name: str, tensor: Trained | Entry) -> Piece:
+    return Piece(name, ((name, "F32", tensor.shape),), lambda: (np.ascontiguousarray(tensor.read()).data,))

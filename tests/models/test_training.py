@@ -1,0 +1,254 @@
+"""Training: gradients against differences of an independent loss in float64, AdamW, what is written, runs that go on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.models import training as trainings
+from sapper.models.checkpoint import open_checkpoint
+from sapper.models.errors import ModelError
+from sapper.models.llama.config import LlamaConfig
+from sapper.models.llama.model import load_model
+from sapper.models.llama.training import Trainer
+from sapper.models.training import Recipe, batches, mean_loss, resume, start, steps, write_trained
+from sapper.models.weights import half_split_rows, interleaved_rows
+
+from . import small
+
+DATA = Path(__file__).parent / "data"
+Array = np.ndarray[Any, np.dtype[Any]]
+ROLES = ("attention_gain", "qkv", "bias", "output", "feed_forward_gain", "gate_up", "down")
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tied, with rows of queries and keys in pairs."""
+    return small.write_gguf(tmp_path_factory.mktemp("train") / "small.gguf", small.random_weights(tied=True))
+
+
+def places(weights: Any) -> dict[str, Array]:
+    """All arrays of a trainer's weights, or of what belongs to them."""
+    found = {"embedding": weights.embedding, "gain": weights.gain}
+    if weights.logits is not weights.embedding:
+        found["logits"] = weights.logits
+    for number, layer in enumerate(weights.layers):
+        found |= {f"{role}.{number}": getattr(layer, role) for role in ROLES if getattr(layer, role) is not None}
+    return found
+
+
+def normed(x: Array, gain: Array, epsilon: float) -> Array:
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + epsilon) * gain
+
+
+def turned(x: Array, cosine: Array, sine: Array) -> Array:
+    """[B, T, heads, D], features i and i + D / 2 in pairs."""
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * cosine - b * sine, a * sine + b * cosine], axis=-1)
+
+
+def loss64(
+    config: LlamaConfig, tables: tuple[Array, Array], weights: Mapping[str, Array], tokens: Array, targets: Array
+) -> float:
+    """The mean loss over the targets that count, in float64, straight from the definition of the architecture."""
+    count, length = tokens.shape
+    cosine, sine = (table.astype(np.float64)[None, :, None] for table in tables)
+    x = weights["embedding"][tokens]
+    for number in range(config.layers):
+        def of(role: str, number: int = number) -> Array:
+            return weights[f"{role}.{number}"]
+
+        qkv = normed(x, of("attention_gain"), config.epsilon) @ of("qkv").T + weights.get(f"bias.{number}", 0.0)
+        q, k, v = np.split(qkv.reshape(count, length, -1, config.head_features),
+                           [config.heads, config.heads + config.kv_heads], axis=2)
+        q, k = turned(q, cosine, sine), turned(k, cosine, sine)
+        k, v = (np.repeat(one, config.group, axis=2) for one in (k, v))
+        score = np.einsum("bthd,bphd->bhtp", q, k) / np.sqrt(config.head_features)
+        score = np.where(np.tri(length, dtype=bool), score, -np.inf)
+        power = np.exp(score - score.max(-1, keepdims=True))
+        mixed = np.einsum("bhtp,bphd->bthd", power / power.sum(-1, keepdims=True), v).reshape(count, length, -1)
+        x = x + mixed @ of("output").T
+        gate, up = np.split(normed(x, of("feed_forward_gain"), config.epsilon) @ of("gate_up").T, 2, axis=-1)
+        x = x + (gate / (1.0 + np.exp(-gate)) * up) @ of("down").T
+    logits = normed(x, weights["gain"], config.epsilon) @ weights.get("logits", weights["embedding"]).T
+    highest = logits.max(-1, keepdims=True)
+    total = np.log(np.exp(logits - highest).sum(-1)) + highest[..., 0]
+    taken = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
+    return float(np.where(targets >= 0, total - taken, 0.0).sum() / (targets >= 0).sum())
+
+
+def drawn(trainer: Trainer, seed: int = 0) -> tuple[Array, Array]:
+    """Tokens and targets, of which some do not count."""
+    random = np.random.default_rng(seed)
+    shape = trainer.sequences, trainer.length
+    tokens, targets = (random.integers(0, trainer.vocabulary, shape).astype(np.int32) for _ in range(2))
+    targets[0, ::5] = -1
+    return tokens, targets
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gguf"])
+def test_gradients_and_loss(kind: str, gguf: Path) -> None:
+    """Along its gradient, and along a random direction, each array changes the loss as the gradient says. A difference of
+    2 * 1e-4 in float64 is off by 1e-8 of a third derivative; what is left is the f32 of the gradient, sums of up to 272 x
+    32 rounded products: 1e-5 of its length."""
+    trainer = Trainer(open_checkpoint(gguf if kind == "gguf" else DATA / kind), 2, 16)
+    tokens, targets = drawn(trainer)
+    tables = trainer.config.rope.tables(16)
+    weights = {name: array.astype(np.float64) for name, array in places(trainer._weights).items()}
+    loss, norm = trainer.step(tokens, targets, Recipe(steps=1), 1)
+    assert loss == pytest.approx(loss64(trainer.config, tables, weights, tokens, targets), rel=2e-6)
+    gradients = {name: array.astype(np.float64) for name, array in places(trainer._gradients).items()}
+    assert norm == pytest.approx(np.sqrt(sum(np.square(array).sum() for array in gradients.values())), rel=1e-5)
+    random = np.random.default_rng(1)
+    for name, gradient in gradients.items():
+        length = np.sqrt(np.square(gradient).sum())
+        for direction in (gradient / length, random.standard_normal(gradient.shape)):
+            direction = direction / np.sqrt(np.square(direction).sum())
+            ahead, behind = (loss64(trainer.config, tables, weights | {name: weights[name] + step * direction}, tokens,
+                                    targets) for step in (1e-4, -1e-4))
+            assert (ahead - behind) / 2e-4 == pytest.approx((gradient * direction).sum(), abs=1e-5 * length + 1e-8), name
+
+
+def test_adamw() -> None:
+    """Three steps of it, in float64, with the gradients that each had. A step moves a weight by up to the rate, of which
+    f32 keeps 2**-22 where m and v nearly cancel in sign, and the sum with the weight 2**-24 of that."""
+    trainer = Trainer(open_checkpoint(DATA / "llama"), 2, 16)
+    recipe = Recipe(steps=3, rate=1e-3, warmup=2, decay=0.5, clip=0.5)
+    weights = {name: array.astype(np.float64) for name, array in places(trainer._weights).items()}
+    means = {name: np.zeros_like(array) for name, array in weights.items()}
+    squares = {name: np.zeros_like(array) for name, array in weights.items()}
+    rates = [0.5e-3, 1e-3, 1e-4]
+    for number, rate in enumerate(rates, 1):
+        assert recipe.rate_of(number) == pytest.approx(rate)
+        _, norm = trainer.step(*drawn(trainer, number), recipe, number)
+        for name, gradient in places(trainer._gradients).items():
+            g = gradient.astype(np.float64) * min(1.0, 0.5 / norm)
+            means[name] = 0.9 * means[name] + 0.1 * g
+            squares[name] = 0.95 * squares[name] + 0.05 * g * g
+            move = means[name] / (1 - 0.9**number) / (np.sqrt(squares[name] / (1 - 0.95**number)) + 1e-8)
+            keep = 1 - rate * 0.5 if gradient.ndim > 1 else 1.0
+            weights[name] = keep * weights[name] - rate * move
+    for name, array in places(trainer._weights).items():
+        np.testing.assert_allclose(array, weights[name], rtol=1e-6, atol=2e-8, err_msg=name)
+
+
+def test_threads_and_the_interpreter_agree() -> None:
+    """Up to the order of sums: 1e-5 of the largest gradient of an array, as in test_gradients_and_loss."""
+    checkpoint = open_checkpoint(DATA / "qwen2")
+    found = []
+    for options in ({"threads": 1}, {"threads": 2}, {"interpret": True}):
+        trainer = Trainer(checkpoint, 2, 16, **options)
+        trainer.step(*drawn(trainer), Recipe(steps=1), 1)
+        found.append({name: array.copy() for name, array in places(trainer._gradients).items()})
+    for name, array in found[0].items():
+        for other in found[1:]:
+            np.testing.assert_allclose(other[name], array, rtol=0, atol=1e-5 * np.abs(array).max(), err_msg=name)
+
+
+TEXT = "hello world, hello world; " * 40
+
+
+def tokens_of(path: Path) -> Array:
+    return np.array(open_checkpoint(path).tokenizer(1 << 20).encode(TEXT), np.int32)
+
+
+def test_it_learns_and_what_is_written_is_what_was_trained(gguf: Path, tmp_path: Path) -> None:
+    training = start(open_checkpoint(gguf), 2, 16)
+    tokens = tokens_of(gguf)
+    before = mean_loss(training, tokens)
+    losses = [step.loss for step in steps(training, Recipe(steps=30, rate=5e-3), tokens)]
+    after = mean_loss(training, tokens)
+    assert losses[0] > 4.0 and after < 0.5 < before
+    write_trained(training, tmp_path / "out")
+    model = load_model(tmp_path / "out", "f32")
+    session = model.session(17)
+    found = session.losses([int(token) for token in tokens[:17]])
+    assert np.mean(found) == pytest.approx(training.loss_of(*(
+        np.stack([tokens[first : first + 16]] * 2) for first in (0, 1))), rel=1e-4)
+    session.rewind(0)
+    session.feed(model.tokenizer.encode("hello world, hello"))
+    assert model.tokenizer.decode([session.pick()]) == " world"
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gguf"])
+def test_a_run_that_goes_on(kind: str, gguf: Path, tmp_path: Path) -> None:
+    """To the last bit what one without a break does, with the rows of a GGUF put back and forth."""
+    path = gguf if kind == "gguf" else DATA / kind
+    recipe, tokens = Recipe(steps=5, rate=1e-3, warmup=2), np.arange(200, dtype=np.int32) * 7 % 250
+    whole = start(open_checkpoint(path), 2, 16)
+    expected = [step.loss for step in steps(whole, recipe, tokens, seed=3)]
+    first = start(open_checkpoint(path), 2, 16)
+    found = []
+    for step in steps(first, recipe, tokens, seed=3):
+        found.append(step.loss)
+        if step.number == 2:
+            break
+    write_trained(first, tmp_path / "half", steps=2)
+    again = start(open_checkpoint(tmp_path / "half"), 2, 16)
+    done = resume(again)
+    assert done == 2
+    found += [step.loss for step in steps(again, recipe, tokens, seed=3, done=done)]
+    assert found == expected
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name].read(), tensor.read(), err_msg=name)
+
+
+def test_batches_see_each_window_once_before_any_twice() -> None:
+    tokens = np.arange(51, dtype=np.int32)
+    some = batches(tokens, 2, 5, seed=1)
+    for _ in range(3):
+        seen = [next(some) for _ in range(5)]
+        assert sorted(int(row[0]) for rows, _ in seen for row in rows) == list(range(0, 50, 5))
+        assert all((targets == rows + 1).all() for rows, targets in seen)
+
+
+def test_rows_back_and_forth() -> None:
+    rows = np.arange(2 * 8 * 3).reshape(16, 3)
+    np.testing.assert_array_equal(half_split_rows(interleaved_rows(rows, 2), 2), rows)
+
+
+class TestFaults:
+    def test_an_architecture_that_is_not_trained(self) -> None:
+        for name, found in (("deepseek_v2", "a model of deepseek_v2"), ("qwen3", "a model with heads that go through"),
+                            ("qwen3_moe", "a model with experts")):
+            with pytest.raises(ModelError, match=f"found {found}.*; expected a Llama, a Mistral or a Qwen2"):
+                start(open_checkpoint(DATA / name))
+
+    @pytest.mark.parametrize(("sequences", "length", "match"), [
+        (1, 257, "found 257; expected 1 to 256"), (0, 8, "found 0; expected at least 1"),
+        (1 << 20, 256, "GiB that are free; expected"),
+    ])
+    def test_steps_that_cannot_be(self, sequences: int, length: int, match: str) -> None:
+        with pytest.raises(ModelError, match=match):
+            start(open_checkpoint(DATA / "llama"), sequences, length)
+
+    def test_tokens_that_there_are_not(self) -> None:
+        training = start(open_checkpoint(DATA / "llama"), 2, 16)
+        good = np.zeros((2, 16), np.int32)
+        for tokens, targets in ((good + 272, good), (good - 1, good), (good, good + 272), (good[:, :3], good),
+                                (good, good - 1)):
+            with pytest.raises(ModelError, match="a step"):
+                training.step(tokens, targets, Recipe(steps=1), 1)
+
+    def test_a_text_that_is_too_short(self) -> None:
+        training = start(open_checkpoint(DATA / "llama"), 2, 16)
+        with pytest.raises(ModelError, match="found 16 tokens; expected at least 17"):
+            next(steps(training, Recipe(steps=1), np.zeros(16, np.int32)))
+
+    def test_no_state(self, tmp_path: Path) -> None:
+        training = start(open_checkpoint(DATA / "llama"), 2, 16)
+        with pytest.raises(ModelError, match=r"training.safetensors: found nothing"):
+            resume(training)
+        write_trained(training, tmp_path / "out", steps=1)
+        state = tmp_path / "out" / trainings.STATE
+        state.write_bytes(state.read_bytes()[:-1])
+        again = start(open_checkpoint(tmp_path / "out"), 2, 16)
+        with pytest.raises(ModelError, match="expected the tensor's size"):
+            resume(again)
+
+    def test_a_directory_that_is_there(self, tmp_path: Path) -> None:
+        training = start(open_checkpoint(DATA / "llama"), 2, 16)
+        with pytest.raises(ModelError, match="found something that is there"):
+            write_trained(training, tmp_path)
