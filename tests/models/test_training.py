@@ -1,4 +1,4 @@
-"""Training: gradients against differences of an independent loss in float64, AdamW, what is written, runs that go on."""
+"""Training: gradients beside differences of an independent loss in float64, AdamW, what is written, runs that go on."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,9 +90,9 @@ def drawn(trainer: Trainer, seed: int = 0) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gguf"])
 def test_gradients_and_loss(kind: str, gguf: Path) -> None:
-    """Along its gradient, and along a random direction, each array changes the loss as the gradient says. A difference of
-    2 * 1e-4 in float64 is off by 1e-8 of a third derivative; what is left is the f32 of the gradient, sums of up to 272 x
-    32 rounded products: 1e-5 of its length."""
+    """Along its gradient, and along a random direction, each array changes the loss as the gradient says. A difference
+    of 2 * 1e-4 in float64 is off by 1e-8 of a third derivative; what is left is the f32 of the gradient, sums of up to
+    272 x 32 rounded products: 1e-5 of its length."""
     trainer = Trainer(open_checkpoint(gguf if kind == "gguf" else DATA / kind), 2, 16)
     tokens, targets = drawn(trainer)
     tables = trainer.config.rope.tables(16)
@@ -106,14 +106,16 @@ def test_gradients_and_loss(kind: str, gguf: Path) -> None:
         length = np.sqrt(np.square(gradient).sum())
         for direction in (gradient / length, random.standard_normal(gradient.shape)):
             direction = direction / np.sqrt(np.square(direction).sum())
-            ahead, behind = (loss64(trainer.config, tables, weights | {name: weights[name] + step * direction}, tokens,
-                                    targets) for step in (1e-4, -1e-4))
-            assert (ahead - behind) / 2e-4 == pytest.approx((gradient * direction).sum(), abs=1e-5 * length + 1e-8), name
+            ahead, behind = (
+                loss64(trainer.config, tables, weights | {name: weights[name] + step * direction}, tokens, targets)
+                for step in (1e-4, -1e-4))
+            expected = (gradient * direction).sum()
+            assert (ahead - behind) / 2e-4 == pytest.approx(expected, abs=1e-5 * length + 1e-8), name
 
 
 def test_adamw() -> None:
-    """Three steps of it, in float64, with the gradients that each had. A step moves a weight by up to the rate, of which
-    f32 keeps 2**-22 where m and v nearly cancel in sign, and the sum with the weight 2**-24 of that."""
+    """Three steps of it, in float64, with the gradients that each had. A step moves a weight by up to the rate, of
+    which f32 keeps 2**-22 after some roundings, and the sum with the weight 2**-24 of that."""
     trainer = Trainer(open_checkpoint(DATA / "llama"), 2, 16)
     recipe = Recipe(steps=3, rate=1e-3, warmup=2, decay=0.5, clip=0.5)
     weights = {name: array.astype(np.float64) for name, array in places(trainer._weights).items()}
