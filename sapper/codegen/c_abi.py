@@ -603,13 +603,24 @@ def _check_assumptions(emit: Listing, kernel: CKernel, variant: Variant, label: 
 
 def _scratch_size(emit: Listing, kernel: CKernel, variant: Variant, refuse: str) -> None:
     """Scratch bytes of a worker, a multiple of 64, into rbp; to `refuse` where they do not fit 63 bits."""
+    def extent(name: str) -> Memory:
+        return at(RBX, kernel.field(f"dim.{name}").offset)
+
     emit("xor.32", RBP, RBP)
     for size_bytes, axes in variant.scratch:
         emit("mov.64", RCX, Immediate(size_bytes))
-        for constant, names, multiple in axes:
+        for constant, factors, multiple in axes:
             emit("mov.64", RAX, Immediate(constant))
-            for dim in names:
-                emit("imul.64", RAX, at(RBX, kernel.field(f"dim.{dim}").offset))
+            for dim in factors:
+                if isinstance(dim, tuple):
+                    emit("push", RCX)
+                    emit("push", RAX)
+                    _compute(emit, dim, extent)
+                    emit("pop", RCX)
+                    emit("imul.64", RAX, RCX)
+                    emit("pop", RCX)
+                else:
+                    emit("imul.64", RAX, extent(str(dim)))
                 emit("jo", refuse)
             if multiple > 1:
                 emit("add.64", RAX, Immediate(multiple - 1))

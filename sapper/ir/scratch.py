@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+from .extents import evaluate_nested
+from .types import Dim
+
 BUFFER_ALIGN_BYTES = 64
 
-Buffers = tuple[tuple[int, tuple[tuple[int, tuple[str, ...], int], ...]], ...]
+Buffers = tuple[tuple[int, tuple[tuple[int, tuple[Dim, ...], int], ...]], ...]
 """Each buffer as (element bytes, ((constant, dims, multiple), ...)): along each axis it has room for the product of
-constant and dims, rounded up to a multiple."""
+constant and dims, which may be made of others (`ir.extents`), rounded up to a multiple."""
 
 
 def constant_bytes(buffers: Buffers) -> int:
@@ -21,10 +24,10 @@ def scratch_bytes(buffers: Buffers, dims: Mapping[str, int]) -> int:
     """Bytes of all buffers, one after the other, for these extents."""
     total = 0
     for size_bytes, axes in buffers:
-        for constant, names, multiple in axes:
+        for constant, factors, multiple in axes:
             extent = constant
-            for name in names:
-                extent *= dims[name]
+            for factor in factors:
+                extent *= evaluate_nested(factor, dims)
             size_bytes *= -(-extent // multiple) * multiple
         total += -(-size_bytes // BUFFER_ALIGN_BYTES) * BUFFER_ALIGN_BYTES
     return total

@@ -108,11 +108,17 @@ def _difference(start: Value, stop: Value) -> int | None:
 def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
     """A bound of the result of an op on extents with these bounds, none of them negative."""
     if name == "min":
-        return min((c for c in (a, b) if c is not None), key=lambda c: len(c.dims), default=None)
+        return min((c for c in (a, b) if c is not None), key=lambda c: (len(c.dims), c.is_sum), default=None)
     if name in ("sub", "floordiv"):
         return a
-    if name == "add" and a is not None and b is not None and not a.dims and not b.dims:
-        return Capacity(a.constant + b.constant)
+    if name == "add" and a is not None and b is not None:
+        if Capacity(0) in (a, b):
+            return b if a == Capacity(0) else a
+        if not a.dims and not b.dims:
+            return Capacity(a.constant + b.constant)
+        # A product of dimensions and something might not fit 64 bits.
+        if max(len(a.dims), len(b.dims)) == 1 and min(a.constant, b.constant) > 0:
+            return Capacity(1, (("add", a.nested, b.nested),))
     if name == "mul" and a is not None and b is not None:
         return Capacity(a.constant * b.constant, (*a.dims, *b.dims))
     return None
@@ -145,11 +151,28 @@ def most_between(start: Value, stop: Value) -> Capacity | None:
     return Capacity(max(0, min(known))) if known else None
 
 
+def may_be_negative(value: Value) -> bool:
+    """Whether an index is computed so that it may be below 0. What memory, a call or a loop gives is not."""
+    op = value.op
+    if op is None or op.name not in ("const", "sub", "neg", "add", "mul", "min", "max"):
+        return False
+    if op.name == "const":
+        return bool(op.attributes["value"] < 0)
+    found = [may_be_negative(operand) for operand in op.operands]
+    return op.name in ("sub", "neg") or (all(found) if op.name == "max" else any(found))
+
+
 class ExtentLowering(PanelVectors):
     """Knows the extents of axes, and opens axes."""
 
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
         return hint(value, self.specialization, self._stops)
+
+    @cached_property
+    def _starts(self) -> dict[Value, Value]:
+        """Where each counter of a loop begins."""
+        return {counter: start for op in self.function.walk() if op.name == "each" for counter, start in zip(
+            op.blocks[0].arguments, op.operands[:2 * op.attributes["count"]:2], strict=False)}
 
     @cached_property
     def _stops(self) -> dict[Value, Value]:
@@ -166,6 +189,10 @@ class ExtentLowering(PanelVectors):
             return Range(first, last, hint=max(1, fixed), divisor=_power_in(fixed), capacity=Capacity(fixed),
                          fixed=fixed)
         _, divisor, capacity = self.hint(stop)
+        if may_be_negative(start):     # then the range may be longer than where it stops
+            capacity = self._most_between(start, stop)
+        elif capacity is not None and capacity.is_sum:
+            capacity = _most("min", self._most_between(start, stop), capacity)
         capacity = self.most_from(start, stop) or capacity
         if first != 0:
             divisor = gcd(divisor, self.hint(start)[1])
@@ -174,6 +201,20 @@ class ExtentLowering(PanelVectors):
 
     def most_from(self, start: Value, stop: Value) -> Capacity | None:
         return most_between(start, stop)
+
+    def _most_between(self, start: Value, stop: Value) -> Capacity | None:
+        """A bound of a range's extent by what is left where the start is taken off the stop, as of i - W ... i + 1."""
+        first, last = affine(start), affine(stop)
+        if first is None or last is None:
+            return None
+        between = last.plus(first.scaled(-1))
+        most = None if between.axes else Capacity(max(0, between.constant))
+        for part, count in between.scalars.items():
+            if count > 0:
+                most = _most("add", _most("mul", Capacity(count), self.hint(part)[2]), most)
+            elif not never_negative(part, self._starts.get):
+                return None
+        return most
 
     def _extent_hint(self, start: Value, stop: Value) -> int:
         hint = self.hint(stop)[0]

@@ -81,7 +81,7 @@ from ..tile.wraps import part_wraps
 from .axis_loops import WalkChoice
 from .computed_pieces import find_computed
 from .depth_parts import DepthParts
-from .extents import Range, hint
+from .extents import Range, hint, may_be_negative
 from .followed import Followed
 from .late import LateWalk
 from .matrix import FEWEST, SPLIT_DTYPES
@@ -217,7 +217,8 @@ def _parts(function: Function, specialization: Specialization, weight_bytes: int
     """The function as parts that meet at barriers; see tile/parts.py. weight_bytes: of what costs much and contractions
     of a parallel loop take as weights, so much goes through a buffer, from which panels are packed as from a tensor."""
     def is_bounded(start: Value, stop: Value) -> bool:
-        return hint(start, specialization)[2] is not None and hint(stop, specialization)[2] is not None
+        return not may_be_negative(start) and (
+            hint(start, specialization)[2] is not None and hint(stop, specialization)[2] is not None)
 
     def is_long(start: Value, stop: Value) -> bool:
         return hint(stop, specialization)[0] >= LONG_REDUCTION

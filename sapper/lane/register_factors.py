@@ -748,7 +748,7 @@ class RegisterFactors(WalkLowering):
         capacity = self.open[axis].capacity
         if capacity is None or not capacity.dims:
             return 1
-        classes = [self.specialization.dims.get(dim, DimClass()) for dim in capacity.dims]
+        classes = [self.specialization.dims.get(str(dim), DimClass()) for dim in capacity.dims]
         return capacity.constant * prod(found.divisor for found in classes)
 
     def _line_vectors(self, walk: Walk, lane: str) -> int:

@@ -7,6 +7,7 @@ them have, and a record of every buffer, by which who launches the kernel makes 
 from __future__ import annotations
 
 from math import gcd, lcm
+from typing import Any
 
 from ..ir.nodes import Op, Value
 from ..ir.scratch import BUFFER_ALIGN_BYTES
@@ -68,8 +69,10 @@ class ScratchLowering(ExtentLowering):
         op = size.op
         if op is not None and op.name == "add":
             return [capacity for value in op.operands for capacity in self._room(value)]
-        if op is not None and op.name == "min" and self.hint(op.operands[1])[2] is None:
-            return self._room(op.operands[1])
+        if op is not None and op.name == "min":
+            last = self.hint(op.operands[1])[2]
+            if last is None or last.is_sum:
+                return self._room(op.operands[1])
         capacity = self.hint(size)[2]
         assert capacity is not None, "it was made so"
         return [capacity]
@@ -93,7 +96,7 @@ class ScratchLowering(ExtentLowering):
         for capacity, multiple in extents:
             c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
             words = self.mul(words, self._rounded(c, multiple))
-            record.append([c.constant, list(c.dims), multiple])
+            record.append([c.constant, _lists(c.dims), multiple])
         if behind:
             base = self.add(self._behind_workers(), self.shared_end)
             self.shared_end = self.add(self.shared_end, self.round_up(words, BUFFER_ALIGN_BYTES))
@@ -113,7 +116,7 @@ class ScratchLowering(ExtentLowering):
     def _rounded(self, capacity: Capacity, multiple: int) -> Scalar:
         extent: Scalar = capacity.constant
         for dim in capacity.dims:
-            extent = self.mul(extent, self.slot(f"dim.{dim}"))
+            extent = self.mul(extent, self.extent(dim))
         return self.round_up(extent, multiple)
 
     def _behind_workers(self) -> Scalar:
@@ -155,3 +158,8 @@ class ScratchLowering(ExtentLowering):
             step = self.add(self.mul(step, self._rounded(c, multiple)), between)
             between = 0
         return access
+
+
+def _lists(nested: Any) -> Any:
+    """What a parsed function has in place of tuples."""
+    return [_lists(part) for part in nested] if isinstance(nested, tuple) else nested

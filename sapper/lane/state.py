@@ -129,10 +129,22 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """An upper bound of an extent that scratch memory can be sized by: constant * product of dimensions."""
+    """An upper bound of an extent that scratch memory can be sized by: constant * product of dimensions, or of what is
+    added up of them (`ir.extents`)."""
 
     constant: int
-    dims: tuple[str, ...] = ()
+    dims: tuple[Dim, ...] = ()
+
+    @property
+    def nested(self) -> Dim:
+        """The bound as one extent, if it is made of one factor besides the constant, or of none."""
+        if not self.dims:
+            return self.constant
+        return self.dims[0] if self.constant == 1 else ("mul", self.constant, self.dims[0])
+
+    @property
+    def is_sum(self) -> bool:
+        return any(isinstance(dim, tuple) for dim in self.dims)
 
 
 @dataclass(slots=True)

@@ -299,7 +299,7 @@ class TaskLowering(NestLowering):
                 self.followed.settable.add(("chunks", r.axis))
             if chunks:
                 factors.append([chunks, [], 1])
-            elif r.capacity is None:
+            elif r.capacity is None or r.capacity.is_sum:
                 return None
             else:
                 together = self.cluster if r.axis is not None and r.axis == self.cluster_axis else 1

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..ir.indices import Known, Row, TooMany, outside, proves, surely_outside
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import TensorType, TileType, bool_, index, spell_nested
-from .affine import Affine, extreme, fixed_when_meeting
+from .affine import Affine, extreme, fixed_when_meeting, have_other_rests
 from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
 from .dims import Dim, DimExpression, extent_of
 from .errors import KernelError
@@ -207,12 +207,25 @@ class Accesses(Views):
 
     def spread_of(self, symbol: Any) -> int | None:
         """Last minus first value of what a symbol walks, at most, if known."""
+        rest = self.strides.rest(Affine(0, {symbol: 1}))
+        if rest is not None and rest[1] > 0:
+            return rest[1] - 1
         bounds = None if isinstance(symbol, Product) else self.range_of(
             symbol.axis if isinstance(symbol, Offset) else symbol)
         if bounds is None:
             return None
         widest = [extreme(extent, self.range_of, True) for extent in self.bounds_of(bounds[1].plus(bounds[0], -1))]
         return min((max(form.constant - 1, 0) for form in widest if not form.terms), default=None)
+
+    def reach_of(self, symbol: Any) -> tuple[int, int] | None:
+        """The first and the last value of what a symbol walks, at least and at most, if known."""
+        spread = self.spread_of(symbol)
+        if spread is None:
+            return None
+        bounds = None if isinstance(symbol, Offset) else self.range_of(symbol)      # a rest has none, and begins at 0
+        first = Affine(0) if bounds is None else extreme(bounds[0], self.range_of, False)
+        last = first if bounds is None else extreme(bounds[0], self.range_of, True)
+        return None if first.terms or last.terms else (first.constant, last.constant + spread)
 
     def bounds_of(self, form: Affine) -> list[Affine]:
         """Forms that a form is at most: itself, and with an operand in place of a minimum that is added."""
@@ -570,12 +583,18 @@ class Accesses(Views):
 
     def agreeing(self, forms: list[Affine], others: list[Affine], varies: Callable[[Any], bool]) -> set[Any] | None:
         """What two accesses at these places agree in when they meet, None if they never do."""
-        forms, others = self.strides.apart([self.strides.expanded(form) for form in forms],
-                                           [self.strides.expanded(form) for form in others], varies, self.ranges_of)
+        forms, others = ([self.strides.expanded(form) for form in one] for one in (forms, others))
+        for pair in zip(forms, others, strict=True):        # u[(s + 1) % 3] and u[s % 3] are apart
+            (number, divisor), (second, by) = (self.strides.rest(form) or (form, 0) for form in pair)
+            if divisor == by != 0 and have_other_rests(
+                    number, second, divisor, lambda symbol: any(map(varies, factors_of(symbol)))):
+                return None
+        forms, others = self.strides.apart(forms, others, varies, self.ranges_of)
         wholes: list[Affine] = []
         while True:
             fixed = fixed_when_meeting([*forms, *wholes], [*others, *wholes],
-                                       lambda symbol: any(map(varies, factors_of(symbol))), self.spread_of)
+                                       lambda symbol: any(map(varies, factors_of(symbol))), self.spread_of,
+                                       self.reach_of)
             if fixed is None:
                 return None
             symbols = dict.fromkeys(symbol for form in (*forms, *wholes) for symbol in form.terms)

@@ -90,36 +90,69 @@ def fixed_when_meeting(
     second: list[Affine],
     varies: Callable[[Symbol], bool],
     spread_of: Callable[[Symbol], int | None],
+    ends_of: Callable[[Symbol], tuple[int, int] | None] = lambda symbol: None,
 ) -> set[Symbol] | None:
     """The symbols that must agree where two accesses name one element; None if they never do.
 
     first, second: the indices of two accesses to one tensor, a form for each dimension. varies(s): whether s may
-    differ between the two. spread_of(s): last minus first value, if known.
+    differ between the two. spread_of(s): last minus first value, if known. ends_of(s): first and last value, if known.
 
-    The accesses meet if all dimensions agree. A dimension that can't agree settles it. One whose varying part is
-    c1*s1 + c2*s2 + ..., the same in both, fixes all of its symbols if each |c| exceeds what the smaller terms can add
-    up to (a number written in digits).
+    The accesses meet if all dimensions agree. A dimension that can't agree settles it: u[1 - s] and u[s] are apart, and
+    y[8 * p + q] and y[8 * p + q + 4] for q below 4. One whose varying part is c1*s1 + c2*s2 + ..., the same in both,
+    fixes all of its symbols if each |c| exceeds what the smaller terms can add up to (a number written in digits).
     """
     fixed: set[Symbol] = set()
     progress = True
     while progress:
         progress = False
         for form, other in zip(first, second, strict=True):
-            moving = {s: c for s, c in form.terms.items() if s not in fixed and varies(s)}
-            other_moving = {s: c for s, c in other.terms.items() if s not in fixed and varies(s)}
-            if _without(form.terms, moving) != _without(other.terms, other_moving):
-                continue
-            difference = form.constant - other.constant
-            if difference % (gcd(*moving.values(), *other_moving.values()) or abs(difference) + 1):
+            moving, rest = _parts(form, lambda symbol: symbol not in fixed and varies(symbol))
+            other_moving, other_rest = _parts(other, lambda symbol: symbol not in fixed and varies(symbol))
+            difference = rest.plus(other_rest, -1)
+            terms = [*moving.items(), *((s, -c) for s, c in other_moving.items()), *difference.terms.items()]
+            if _never_add_up(-difference.constant, terms, ends_of):
                 return None
-            if difference == 0 and moving and moving == other_moving and _digits(moving, spread_of):
+            if difference == Affine(0) and moving and moving == other_moving and _digits(moving, spread_of):
                 fixed.update(moving)
                 progress = True
     return fixed
 
 
-def _without(terms: Mapping[Symbol, int], moving: Mapping[Symbol, int]) -> dict[Symbol, int]:
-    return {s: c for s, c in terms.items() if s not in moving}
+def have_other_rests(form: Affine, other: Affine, divisor: int, varies: Callable[[Symbol], bool]) -> bool:
+    """Whether two forms, divided by a number, never leave the same rest."""
+    (moving, rest), (other_moving, other_rest) = _parts(form, varies), _parts(other, varies)
+    units = divisor, *moving.values(), *other_moving.values(), *rest.plus(other_rest, -1).terms.values()
+    return (rest.constant - other_rest.constant) % gcd(*units) != 0
+
+
+def _parts(form: Affine, varies: Callable[[Symbol], bool]) -> tuple[dict[Symbol, int], Affine]:
+    """The terms that vary, and all else."""
+    moving = {s: c for s, c in form.terms.items() if varies(s)}
+    return moving, Affine(form.constant, {s: c for s, c in form.terms.items() if s not in moving})
+
+
+def _never_add_up(total: int, terms: list[tuple[Symbol, int]], ends_of: Callable[[Symbol], tuple[int, int] | None]
+                  ) -> bool:
+    """Whether symbols times their coefficients never add up to a number: it is no multiple of what divides all of
+    these, or, but for multiples of one of them (or of none), outside what the others reach."""
+    unit = gcd(*(coefficient for _, coefficient in terms))
+    if total % unit if unit else total:
+        return True
+    ends = {symbol: ends_of(symbol) for symbol, _ in terms} if total else {}
+    for unit in {0, *(abs(coefficient) for _, coefficient in terms)} if total else ():
+        low = high = 0
+        for symbol, coefficient in terms:
+            reach = ends[symbol]
+            if unit and coefficient % unit == 0:
+                continue
+            if reach is None:
+                break
+            low += min(coefficient * end for end in reach)
+            high += max(coefficient * end for end in reach)
+        else:
+            if not low <= total <= high if unit == 0 else (total - low) // unit == (total - high - 1) // unit:
+                return True
+    return False
 
 
 def _digits(terms: Mapping[Symbol, int], spread_of: Callable[[Symbol], int | None]) -> bool:

@@ -140,6 +140,14 @@ class Strides:
             return whole, low, low * by if low != 1 else by
         return whole, low * by if low != 1 else by, high
 
+    def rest(self, form: Affine) -> tuple[Affine, int] | None:
+        """Of an index that is a rest by a number: what is divided, and the number."""
+        op = form.single.op if isinstance(form.single, Value) else None
+        if op is None or op.name != "mod":
+            return None
+        number, divisor = (self.expanded(self._form_of(operand)) for operand in op.operands)
+        return None if divisor.terms else (number, divisor.constant)
+
     def apart(self, first: Sequence[Affine], second: Sequence[Affine], varies: Varies, ranges_of: RangesOf
               ) -> tuple[list[Affine], list[Affine]]:
         """Expanded forms of two accesses, a pair for each dimension, with every stride that can be taken out taken
@@ -198,7 +206,14 @@ class Strides:
             if symbol in self._quotients and coefficient % self._quotients[symbol][1] == 0 and coefficient > 0:
                 whole, divisor = self._quotients[symbol]        # a quotient times its divisor is the whole at most
                 form = form.plus(Affine(0, {symbol: -coefficient})).plus(whole, coefficient // divisor)
-        return not form.terms and form.constant < 0
+        return form.constant < 0 and all(coefficient < 0 and self._is_extent(symbol)
+                                         for symbol, coefficient in form.terms.items())
+
+    def _is_extent(self, symbol: Any) -> bool:
+        """Whether a symbol is a dimension, or a quotient of such, and so never below 0."""
+        whole, _ = self._quotients.get(symbol, (None, 1))
+        return isinstance(symbol, str) and (symbol.isidentifier() if whole is None else whole.constant >= 0 and all(
+            coefficient > 0 and self._is_extent(part) for part, coefficient in whole.terms.items()))
 
 
 def _key(form: Affine) -> tuple[Any, ...]:

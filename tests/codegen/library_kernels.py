@@ -8,6 +8,7 @@ from sapper import (
     bool_,
     dims,
     each,
+    exp,
     f16,
     f32,
     f64,
@@ -16,9 +17,12 @@ from sapper import (
     i32,
     i64,
     kernel,
+    maximum,
     minimum,
     tiles,
     u8,
+    where,
+    whole,
     zeros,
 )
 
@@ -96,6 +100,16 @@ def picked(x: Tensor[u8, M, N], at: Tensor[i32, K], out: Tensor[u8, K]):
     """Each lane reads a row of its own, which it finds by an offset."""
     for k in tiles(K):
         out[k] = x[at[k], at[k] % 2]
+
+
+@kernel
+def beside(x: Tensor[f32, M, N], own: Tensor[f32, K], out: Tensor[f32, M, N + K]):
+    """A softmax over what rows have and what all share: how much scratch memory it takes is computed of a sum."""
+    for m in tiles(M):
+        n = whole(N + K)
+        row = where(n < N, x[m, minimum(n, N - 1)], own[maximum(n - N, 0)])
+        power = exp(row - max(row, over=n))
+        out[m, n] = power / sum(power, over=n)
 
 
 @kernel

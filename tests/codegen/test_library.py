@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or not MACHINES, 
 NEEDS_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 NEEDS_BINUTILS = pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
 ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice, source.blocks, source.halves,
-       source.digits, source.picked, source.placed)
+       source.digits, source.picked, source.placed, source.beside)
 
 
 def build(*wanted, machine: str = "v3", **options) -> Library:
@@ -193,6 +193,20 @@ def test_scratch_memory_is_checked(loaded: Loaded) -> None:
     assert loaded.scratch_bytes("matmul", call) == -1
     call, _ = loaded.fill("scale", {"x": arguments["a"], "factor": 1.0, "out": arguments["a"]})
     assert loaded.scratch_bytes("scale", call) == 0
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(3, 40, 1), (2, 1, 70), (0, 1, 1)])
+def test_scratch_memory_may_be_computed_of_a_sum(loaded: Loaded, m: int, n: int, k: int) -> None:
+    x = np.random.default_rng(n).standard_normal((m, n), np.float32)
+    arguments = {"x": x, "own": np.ones(k, np.float32), "out": np.zeros((m, n + k), np.float32)}
+    call, keep = loaded.fill("beside", arguments, 1)
+    assert loaded.scratch_bytes("beside", call) >= 4 * (n + k)
+    power = np.exp(np.concatenate([x, np.ones((m, k), np.float32)], 1))
+    for run in (loaded.plain, loaded.on):
+        arguments["out"][...] = 0
+        assert run("beside", arguments) == "OK"
+        np.testing.assert_allclose(arguments["out"], power / power.sum(1, keepdims=True), rtol=1e-5)
+    assert keep
 
 
 def test_a_kernel_that_is_larger_than_the_librarys_scratch_says_so(tmp_path: Path) -> None:

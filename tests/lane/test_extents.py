@@ -13,7 +13,7 @@ from sapper.ir.types import TileType, index
 from sapper.lane.extents import hint, most_between
 from sapper.lane.state import Capacity
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.schedule import Facts, Specialization
+from sapper.tile.schedule import Facts, LoweringError, Specialization
 
 from .run_lane import run_lane
 
@@ -89,6 +89,72 @@ def test_ends_on_both_sides_of_a_place_bound_what_is_between() -> None:
         np.testing.assert_allclose(arguments["y"][t], expected, rtol=1e-4, atol=1e-4)
     loops = [op for op in lane.walk() if op.name == "loop" and any(i.name == "fma" for i in op.blocks[0].ops)]
     assert loops and not any(inner.name == "exp" for op in loops for inner in op.walk())   # they are kept
+
+
+@kernel
+def added_up(x: Tensor[f32, T, D], bias: Tensor[f32, P], y: Tensor[f32, T, D + P], last: Tensor[f32, 2 * D + 1]):
+    """Extents that are sums: of a row and what stands beside it, and of what passes from step to step."""
+    for t in tiles(T):
+        n = whole(D + P)
+        row = where(n < D, x[t, minimum(n, D - 1)], bias[maximum(n - D, 0)])
+        power = exp(row - max(row, over=n))
+        y[t, n] = power / sum(power, over=n)
+    k = whole(2 * D + 1)
+    most = zeros(k, dtype=f32)
+    for t in range(T):
+        most = maximum(most * 0.5, x[t, minimum(k // 2, D - 1)])
+    last[k] = most
+
+
+def test_extents_that_are_sums() -> None:
+    x, bias = np.random.default_rng(2).standard_normal((5, 9)).astype(np.float32), np.ones(10, np.float32)
+    y, last = np.zeros((5, 19), np.float32), np.zeros(19, np.float32)
+    arguments: dict[str, Any] = {"x": x, "bias": bias, "y": y, "last": last}
+    lane = run_lane(reduce_loops(added_up.tile_ir()), arguments, facts=Facts(lanes=8, vector_registers=16))
+    power = np.exp(np.concatenate([x, np.tile(bias, (5, 1))], 1))
+    np.testing.assert_allclose(arguments["y"], power / power.sum(1, keepdims=True), rtol=1e-5)
+    most = np.zeros(19, np.float32)
+    for row in x:
+        most = np.maximum(most * 0.5, row[np.minimum(np.arange(19) // 2, 8)])
+    np.testing.assert_allclose(arguments["last"], most, rtol=1e-6)
+    factors = [tuple(factor) for _, axes in lane.attributes["scratch"] for _, dims_, _ in axes for factor in dims_
+               if not isinstance(factor, str)]
+    assert ("add", "P", "D") in factors and any(factor[0] == "add" and factor[2] == 1 for factor in factors)
+
+
+@kernel
+def before(q: Tensor[f32, T, D], k: Tensor[f32, T + P, D], bias: Tensor[f32, P], y: Tensor[f32, T, D]):
+    """Attention to the P keys before each query, of which the first ones are padding: i - P may be below 0."""
+    for i in each(T):
+        d, j = whole(D), whole(span(i - P, i))
+        power = exp(q[i, d] @ k[j + P, d] + bias[j - i + P])
+        y[i, d] = (power / sum(power, over=j)) @ k[j + P, d]
+
+
+@pytest.mark.parametrize(("t", "p"), [(3, 70), (20, 7)])
+def test_a_range_that_starts_below_0_has_room(t: int, p: int) -> None:
+    random = np.random.default_rng(3)
+    q, k, bias = (random.standard_normal(shape).astype(np.float32) / 4 for shape in ((t, 5), (t + p, 5), p))
+    arguments: dict[str, Any] = {"q": q, "k": k, "bias": bias, "y": np.zeros_like(q)}
+    run_lane(reduce_loops(before.tile_ir()), arguments, facts=Facts(lanes=8, vector_registers=16))
+    for i in range(t):
+        power = np.exp(k[i:i + p] @ q[i] + bias)
+        np.testing.assert_allclose(arguments["y"][i], power / power.sum() @ k[i:i + p], rtol=1e-4, atol=1e-5)
+
+
+@kernel
+def passed_on(x: Tensor[f32, D], y: Tensor[f32, D], out: Tensor[f32, D]):
+    n = whole(span(0 - D, 0))
+    power = exp(x[n + D])
+    y[n + D] = power / sum(power, over=n)
+    for d in tiles(D):
+        out[d] = sum(power, over=n) * x[d]
+
+
+def test_what_starts_below_0_does_not_pass_from_loop_to_loop() -> None:
+    arguments: dict[str, Any] = {name: np.ones(5, np.float32) for name in ("x", "y", "out")}
+    with pytest.raises(LoweringError, match="passes from one part of the kernel to another"):
+        run_lane(reduce_loops(passed_on.tile_ir()), arguments, facts=Facts(lanes=8, vector_registers=16))
 
 
 @kernel

@@ -866,6 +866,88 @@ def test_digits_make_out_what_they_are_of():
     np.testing.assert_array_equal(found, a.reshape(2, 2, 4, 2).transpose(0, 1, 3, 2))
 
 
+def test_digits_in_one_index():
+    """What rests and shorter axes reach is known, and so that parts of a row are apart."""
+    @kernel
+    def butterflies(a: Tensor[f32, M, 16], out: Tensor[f32, M, 32]):
+        for m, n in tiles(M, 16):
+            out[m, 8 * (n // 4) + n % 4] = a[m, n]
+            out[m, 8 * (n // 4) + n % 4 + 4] = -a[m, n]
+
+    @kernel
+    def halves(a: Tensor[f32, M, 16], out: Tensor[f32, N]):
+        for m, n in tiles(M, 16):
+            out[32 * m + n] = a[m, n]
+            out[32 * m + n + 16] = -a[m, n]
+
+    @kernel
+    def by_dimensions(a: Tensor[f32, M, N], out: Tensor[f32, M, K]):
+        for m, d, n in tiles(M, K // N // 2, N):
+            out[m, 2 * N * d + n] = a[m, n]
+            out[m, 2 * N * d + n + N] = -a[m, n]
+
+    @kernel
+    def too_near(a: Tensor[f32, M, 16], out: Tensor[f32, M, 32]):
+        for m, n in tiles(M, 16):
+            out[m, 8 * (n // 4) + n % 4] = a[m, n]
+            out[m, 8 * (n // 4) + n % 4 + 3] = -a[m, n]
+
+    @kernel
+    def too_long(a: Tensor[f32, M, N], out: Tensor[f32, M, K]):
+        for m, d, n in tiles(M, K // N, N):
+            out[m, N * d + n] = a[m, n]
+            out[m, N * d + n + N] = -a[m, n]
+
+    assert loop_attributes(butterflies) == loop_attributes(halves) == loop_attributes(by_dimensions) == [PARALLEL]
+    for kernel_ in (too_near, too_long):
+        with pytest.raises(KernelError, match="two stores to out may meet"):
+            kernel_.tile_ir()
+    a = floats(3, 16)
+    found = check_meaning(butterflies, a, np.zeros((3, 32), np.float32))[1]
+    expected = np.stack([a.reshape(3, 4, 4), -a.reshape(3, 4, 4)], axis=2).reshape(3, 32)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(check_meaning(halves, a, np.zeros(96, np.float32))[1],
+                                  np.concatenate([a, -a], 1).reshape(-1))
+
+
+def test_steps_in_turns():
+    """What was before, and what comes after, in two or three buffers."""
+    @kernel
+    def two(u: Tensor[f32, 2, M], steps: i32):
+        for s in range(steps):
+            now = s % 2
+            for m in tiles(span(1, M - 1)):
+                u[1 - now, m] = u[now, m - 1] + u[now, m + 1] - u[1 - now, m]
+
+    @kernel
+    def three(u: Tensor[f32, 3, M], steps: i32):
+        for s in range(steps):
+            for m in tiles(M):
+                u[(s + 2) % 3, m] = u[(s + 1) % 3, m] - u[s % 3, sp.minimum(m + 1, M - 1)]
+
+    @kernel
+    def same(u: Tensor[f32, 3, M], steps: i32):
+        for s in range(steps):
+            for m in tiles(M):
+                u[(s + 3) % 3, m] = u[s % 3, sp.minimum(m + 1, M - 1)]
+
+    @kernel
+    def by_memory(u: Tensor[f32, 3, M], at: Tensor[i32, M]):
+        for m in tiles(M):
+            u[(at[m] + 1) % 3, m] = u[at[m] % 3, sp.minimum(m + 1, M - 1)]
+
+    assert loop_attributes(two) == loop_attributes(three) == [SEQUENTIAL, PARALLEL]
+    for kernel_ in (same, by_memory):
+        with pytest.raises(KernelError, match="u is read and written"):
+            kernel_.tile_ir()
+    u = floats(2, 7)
+    expected = u.copy()
+    for s in range(3):
+        now = s % 2
+        expected[1 - now, 1:-1] = expected[now, :-2] + expected[now, 2:] - expected[1 - now, 1:-1]
+    np.testing.assert_array_equal(check_meaning(two, u, 3)[0], expected)
+
+
 def test_strides_that_are_dimensions_are_the_base_of_digits():
     R, ROWS = N // M, (N + K - 1) // K
 

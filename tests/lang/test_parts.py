@@ -177,8 +177,11 @@ def test_extremes():
 SPREADS = {"p": 5, "q": 3, "r": None}
 
 
+ENDS = {"p": (0, 5), "q": (0, 3)}
+
+
 def meets(first: list[Affine], second: list[Affine], variables: str = "p", still: str = "") -> bool:
-    fixed = fixed_when_meeting(first, second, lambda s: s not in still, SPREADS.get)
+    fixed = fixed_when_meeting(first, second, lambda s: s not in still, SPREADS.get, ENDS.get)
     return fixed is not None and not fixed.issuperset(variables)
 
 
@@ -202,6 +205,13 @@ def test_meetings():
     assert not meets([a(p=1, n=1)], [a(p=1, n=1)], still="n")
     assert meets([a(p=1, n=1)], [a(p=1)], still="n")
     assert not meets([a(p=1), a(q=1, p=1)], [a(p=1), a(q=1, p=1)], "pq")
+    assert not meets([a(1, n=-1)], [a(n=1)], still="n")     # 1 - n is odd where n is even
+    assert meets([a(2, n=-1)], [a(n=1)], still="n")
+    assert not meets([a(p=8, q=1)], [a(4, p=8, q=1)])       # q is below 4
+    assert meets([a(p=8, q=1)], [a(3, p=8, q=1)])
+    assert not meets([a(q=1)], [a(4, q=1)])
+    assert meets([a(r=8, p=1)], [a(5, r=8, p=1)])
+    assert not meets([a(r=12, p=1)], [a(6, r=12, p=1)])
     assert meets([], [])
 
 
@@ -209,7 +219,7 @@ def test_meetings_against_enumeration():
     """Whatever is said to be disjoint is, on small ranges."""
     import itertools
 
-    forms = [a(c, **{s: k for s, k in (("p", x), ("q", y)) if k}) for c in (0, 1) for x in (0, 1, 2, 4)
+    forms = [a(c, **{s: k for s, k in (("p", x), ("q", y)) if k}) for c in (0, 1, 4) for x in (0, 1, 2, 4, 8)
              for y in (0, 1, -1)]
     points = list(itertools.product(range(6), range(4)))
     proofs = 0
