@@ -43,6 +43,11 @@ EXPRESSION_MENDS: dict[str, str] = {
 }
 
 
+OF_PYTORCH = {"double": "f64", "float": "f32", "half": "f16", "bfloat16": "bf16", "long": "i64", "int": "i32",
+              "short": "i16", "char": "i8", "byte": "u8", "bool": "bool_"}
+"""Methods of PyTorch's tensors -> the dtype that they give."""
+
+
 class Gone:
     """What a name is bound to when its value may no longer be used. kind, because: an error's id and headline."""
 
@@ -526,7 +531,8 @@ class Expressions(Accesses):
             position = self.evaluate(node.slice)
         if not isinstance(position, int):
             self.fail("tuple", "a tuple is indexed with a run-time value", node.slice, self.describe(position),
-                      "a constant integer", f"walk the tuple, for x in {ast.unparse(node.value)}, or put the values "
+                      "a constant integer", f"walk the tuple, for x in {ast.unparse(node.value)}, or its places by a "
+                      "loop that is written out, for k in [k for k in range(4)]; or put the values "
                       "into a tensor")
         if not -len(base) <= position < len(base):
             self.fail("tuple", "a tuple has no such element", node.slice, str(position), f"below {len(base)}",
@@ -558,6 +564,8 @@ class Expressions(Accesses):
                 mend = f"call it: .{name}(dtype)"
             if name in ("astype", "type", "cast"):
                 mend = f"write {ast.unparse(node.value)}.to(dtype)"
+            if name in OF_PYTORCH:
+                mend = f"write {ast.unparse(node.value)}.to({OF_PYTORCH[name]})"
             self.no_attribute(node, base, ("to", "bits", "dtype"), mend)
         if isinstance(base, (Axis, bool, int, float, DimExpression)):
             self.no_attribute(node, base, ("to",), "call it: .to(dtype)" if name == "to" else "")
