@@ -467,25 +467,37 @@ class Expressions(Accesses):
         for block, compute, side_node, taken in zip(blocks, (then, other), nodes, (True, False), strict=True):
             self.branches.append((test, taken))
             outside = self.open_block(block)
-            sides.append(self.operand(compute(), side_node))
+            side = compute()
+            sides.append(tuple(self.operand(part, side_node) for part in side) if isinstance(side, tuple)
+                         else self.operand(side, side_node))
             self.close_block(outside)
             self.branches.pop()
         self.guards -= 1
+        lengths = [len(side) if isinstance(side, tuple) else None for side in sides]
+        if lengths[0] != lengths[1]:
+            self.fail("branch-type", "the two sides of the expression are not of one kind", node,
+                      " and ".join("one value" if n is None else f"a tuple of {n}" for n in lengths),
+                      "values, or tuples of one length", "give both sides the same number of values")
+        pairs = [(sides[0], sides[1])] if lengths[0] is None else list(zip(*sides, strict=True))
         if all(op.name in MOVABLE for block in blocks for op in block.ops):
             for block in blocks:
                 self.builder.block.ops.extend(block.ops)
             if name:
                 return self.both(name, test, sides[0 if name == "and" else 1], node)
-            return self.where(test, sides[0], sides[1], node, (node, *nodes))
-        first, second, weak = self.merge("the expression", sides[0], sides[1], blocks[0], blocks[1], node, True)
+            chosen = [self.where(test, first, second, node, (node, *nodes)) for first, second in pairs]
+            return chosen[0] if lengths[0] is None else tuple(chosen)
+        merged = [self.merge("the expression", first, second, blocks[0], blocks[1], node, True)
+                  for first, second in pairs]
         self.at(node)
-        for block, value in zip(blocks, (first, second), strict=True):
-            block.ops.append(Op("yield", [value], (), None, None, self.builder.location))
-        result = self.builder.add("if", [test], [first.type], blocks).result
-        self.levels[result] = self.level
-        if weak:
-            self.weak.add(result)
-        return result
+        firsts, seconds = [first for first, _, _ in merged], [second for _, second, _ in merged]
+        for block, values in zip(blocks, (firsts, seconds), strict=True):
+            block.ops.append(Op("yield", values, (), None, None, self.builder.location))
+        results = self.builder.add("if", [test], [first.type for first in firsts], blocks).results
+        for result, (_, _, weak) in zip(results, merged, strict=True):
+            self.levels[result] = self.level
+            if weak:
+                self.weak.add(result)
+        return results[0] if lengths[0] is None else tuple(results)
 
     def subscript_items(self, node: ast.Subscript) -> tuple[list[Any], list[ast.expr]]:
         nodes = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

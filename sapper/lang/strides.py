@@ -142,11 +142,16 @@ class Strides:
 
     def rest(self, form: Affine) -> tuple[Affine, int] | None:
         """Of an index that is a rest by a number: what is divided, and the number."""
+        found = self.rest_of(form)
+        return None if found is None or found[1].terms else (found[0], found[1].constant)
+
+    def rest_of(self, form: Affine) -> tuple[Affine, Affine] | None:
+        """Of an index that is a rest: what is divided, and by what."""
         op = form.single.op if isinstance(form.single, Value) else None
         if op is None or op.name != "mod":
             return None
         number, divisor = (self.expanded(self._form_of(operand)) for operand in op.operands)
-        return None if divisor.terms else (number, divisor.constant)
+        return number, divisor
 
     def apart(self, first: Sequence[Affine], second: Sequence[Affine], varies: Varies, ranges_of: RangesOf
               ) -> tuple[list[Affine], list[Affine]]:
@@ -154,7 +159,7 @@ class Strides:
         out. varies: of a symbol that is no product, whether it may differ between the two."""
         pending, found = list(zip(first, second, strict=True)), []
         while pending:
-            form, other = pending.pop()
+            form, other = self._whole_of_rests(*pending.pop(), varies, ranges_of)
             strides = {factor: None for product in form.terms if isinstance(product, Product)
                        for factor in product.factors if not varies(factor)}
             for stride in strides:
@@ -166,14 +171,30 @@ class Strides:
                 found.append((form, other))
         return [form for form, _ in found], [other for _, other in found]
 
+    def _whole_of_rests(self, form: Affine, other: Affine, varies: Varies, ranges_of: RangesOf
+                        ) -> tuple[Affine, Affine]:
+        """What two rests are of, where that differs by less than their divisor and so is equal if they are: n + s of
+        `(n + s) % N` for n below N."""
+        found = [self.rest_of(form), self.rest_of(other)]
+        if found[0] is None or found[1] is None or found[0][1] != found[1][1]:
+            return form, other
+        (number, divisor), (second, _) = found      # type: ignore[misc]
+        nears = self._is_less(number, second, divisor, varies, ranges_of) and self._is_less(
+            second, number, divisor, varies, ranges_of)
+        return (number, second) if nears else (form, other)
+
+    def _is_less(self, upper: Affine, lower: Affine, bound: Affine, varies: Varies, ranges_of: RangesOf) -> bool:
+        """Whether a form is less than a bound above another one, whatever they walk."""
+        most, least = self._reach(upper, varies, ranges_of, True), self._reach(lower, varies, ranges_of, False)
+        unbounded = any(varies(factor) for symbol in (*most.terms, *least.terms) for factor in factors_of(symbol))
+        return not unbounded and self._is_negative(most.plus(least, -1).plus(bound, -1))
+
     def _split(self, form: Affine, other: Affine, stride: Any, varies: Varies, ranges_of: RangesOf
                ) -> list[tuple[Affine, Affine]]:
         (high, low), (other_high, other_low) = self._by_stride(form, stride), self._by_stride(other, stride)
         unit = gcd(high.constant, other_high.constant, *high.terms.values(), *other_high.terms.values())
         for upper, lower in ((low, other_low), (other_low, low)):
-            most, least = self._reach(upper, varies, ranges_of, True), self._reach(lower, varies, ranges_of, False)
-            unbounded = any(varies(factor) for symbol in (*most.terms, *least.terms) for factor in factors_of(symbol))
-            if unbounded or not self._is_negative(most.plus(least, -1).plus(Affine(0, {stride: unit}), -1)):
+            if not self._is_less(upper, lower, Affine(0, {stride: unit}), varies, ranges_of):
                 return []
         return [(low, other_low), (high, other_high)]
 

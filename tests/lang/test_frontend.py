@@ -910,6 +910,63 @@ def test_digits_in_one_index():
                                   np.concatenate([a, -a], 1).reshape(-1))
 
 
+def test_rows_that_are_turned():
+    """A rest names an element once where what it is of walks no more than the divisor."""
+    @kernel
+    def turned(a: Tensor[f32, M, N], by: Tensor[i32, M], out: Tensor[f32, M, N]):
+        for m in each(M):
+            n = whole(N)
+            out[m, (n + by[m]) % N] = a[m, n]
+
+    @kernel
+    def another_extent(a: Tensor[f32, M, N], by: Tensor[i32, M], out: Tensor[f32, M, K]):
+        for m in each(M):
+            n = whole(N)
+            out[m, (n + by[m]) % K] = a[m, n]
+
+    @kernel
+    def by_each(a: Tensor[f32, M, N], by: Tensor[i32, N], out: Tensor[f32, M, N]):
+        for m in each(M):
+            n = whole(N)
+            out[m, (n + by[n]) % N] = a[m, n]
+
+    assert loop_attributes(turned) == [PARALLEL]
+    for kernel_ in (another_extent, by_each):
+        with pytest.raises(KernelError, match="may write an element of out twice"):
+            kernel_.tile_ir()
+    a, by = floats(3, 7), np.array([2, -5, 70], np.int32)
+    found = check_meaning(turned, a, by, np.zeros((3, 7), np.float32))[2]
+    np.testing.assert_array_equal(found, np.stack([np.roll(row, step) for row, step in zip(a, by, strict=True)]))
+
+
+def test_tuples_of_conditional_expressions():
+    def both(a, b):
+        return a + b, a - b
+
+    @kernel
+    def k(a: Tensor[f32, 2, M], flag: sp.bool_, place: Tensor[i32, M], out: Tensor[f32, 2, M]):
+        for m in tiles(M):
+            first, second = both(a[0, m], a[1, m]) if flag else (a[1, m], a[0, m])
+            low, high = (a[0, place[m]], 1.0) if flag else (2.0, a[1, place[m]])
+            out[0, m] = first * low
+            out[1, m] = second * high
+
+    a, place = floats(2, 5), np.array([4, 3, 0, 1, 2], np.int32)
+    found = check_meaning(k, a, True, place, np.zeros((2, 5), np.float32))[3]
+    np.testing.assert_array_equal(found, [(a[0] + a[1]) * a[0, place], a[0] - a[1]])
+    found = check_meaning(k, a, False, place, np.zeros((2, 5), np.float32))[3]
+    np.testing.assert_array_equal(found, [a[1] * 2, a[0] * a[1, place]])
+
+    @kernel
+    def uneven(a: Tensor[f32, 2, M], flag: sp.bool_, out: Tensor[f32, M]):
+        for m in tiles(M):
+            found = (a[0, m], a[1, m]) if flag else a[0, m]
+            out[m] = found
+
+    with pytest.raises(KernelError, match=r"a tuple of 2 and one value(.|\n)*give both sides the same number"):
+        uneven.tile_ir()
+
+
 def test_steps_in_turns():
     """What was before, and what comes after, in two or three buffers."""
     @kernel
