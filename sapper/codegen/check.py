@@ -12,7 +12,6 @@ nothing changes. Nothing of the allocator is used here except the facts of the r
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
@@ -35,14 +34,14 @@ _NOTHING: Values = frozenset()
 
 
 class _State:
-    """held: place -> the values in it. where: value -> the places that hold it, once `run_block` has listed them.
-    depth: bytes below the entry stack pointer, -1 when aligned."""
+    """held: place -> the values in it. where: value -> the places that hold it, for those values that `list_places` was
+    told of. depth: bytes below the entry stack pointer, -1 when aligned."""
 
     __slots__ = ("depth", "held", "pushed", "saved_depth", "space", "where")
 
     def __init__(self) -> None:
         self.held: dict[int, Values] = {}
-        self.where: defaultdict[int, set[int]] = defaultdict(set)
+        self.where: dict[int, set[int]] = {}
         self.depth = 0
         self.pushed: tuple[Values, ...] = ()
         self.saved_depth = 0
@@ -57,25 +56,31 @@ class _State:
         other.space = self.space
         return other
 
-    def list_places(self) -> None:
-        self.where.clear()
+    def list_places(self, asked: Values) -> None:
+        """Of these values only: a state has thousands of places, and most blocks few steps."""
+        where = self.where = {value: set() for value in asked}
         for place, values in self.held.items():
-            for value in values:
-                self.where[value].add(place)
+            if not asked.isdisjoint(values):
+                for value in values & asked:
+                    where[value].add(place)
 
     def put(self, place: int, values: Values) -> None:
         """Have a place hold these values, and no others."""
+        where = self.where
         for value in self.held.get(place, _NOTHING):
-            self.where[value].discard(place)
+            if value in where:
+                where[value].discard(place)
         self.held[place] = values
         for value in values:
-            self.where[value].add(place)
+            if value in where:
+                where[value].add(place)
 
     def forget(self, value: int) -> None:
         """What holds a value holds it no more."""
-        held = self.held
-        for place in self.where.pop(value, ()):
+        held, places = self.held, self.where[value]
+        for place in places:
             held[place] -= {value}
+        places.clear()
 
     def equate(self, target: int, source: int) -> None:
         """What holds `source`, and only that, holds `target` too."""
@@ -301,14 +306,11 @@ class _Checker:
         if memory.base != self.stack or memory.index is not None or memory.label is not None:
             raise self.fail(at, "an added instruction touches memory outside the frame")
         size_bytes = bits // 8
-        for offset, other in self.slots.items():
-            if offset < memory.disp + size_bytes and memory.disp < offset + other:
-                if offset == memory.disp and other == size_bytes:
-                    break
-                raise self.fail(
-                    at, f"the slot at {memory.disp} of {size_bytes} bytes overlaps the one at {offset} of {other} bytes"
-                )
-        else:
+        if self.slots.get(memory.disp) != size_bytes:
+            for offset, other in self.slots.items():
+                if offset < memory.disp + size_bytes and memory.disp < offset + other:
+                    raise self.fail(at, f"the slot at {memory.disp} of {size_bytes} bytes overlaps the one at {offset} "
+                                        f"of {other} bytes")
             self.slots[memory.disp] = size_bytes
         if memory.disp % min(size_bytes, 8) or memory.disp < 0:
             raise self.fail(at, f"the slot at {memory.disp} lies outside the frame or is not aligned")
@@ -435,9 +437,22 @@ class _Checker:
             state.space = 0
         return state
 
-    def run_block(self, steps: list[tuple[Any, ...]], state: _State) -> None:
+    @staticmethod
+    def asked(steps: list[tuple[Any, ...]]) -> Values:
+        """The values of which a block's steps ask where they are."""
+        asked: set[int] = set()
+        for step in steps:
+            if step[0] == _ORIGINAL:
+                asked.update(value for _, value, _ in step[3])
+            elif step[0] == _COPY:
+                asked.update(step[2:])
+            elif step[0] == _MOVE:
+                asked.update((step[3], step[5]))
+        return frozenset(asked)
+
+    def run_block(self, steps: list[tuple[Any, ...]], state: _State, asked: Values) -> None:
         held = state.held
-        state.list_places()
+        state.list_places(asked)
         for step in steps:
             what = step[0]
             at = step[1]
@@ -549,6 +564,7 @@ class _Checker:
     def run(self) -> None:
         self.measure()
         steps, follow = self.blocks()
+        asked = [self.asked(block) for block in steps]
         states: list[_State | None] = [None] * len(steps)
         states[0] = self.entry()
         pending = [0]
@@ -560,7 +576,7 @@ class _Checker:
             start = states[block]
             assert start is not None
             state = start.copy()
-            self.run_block(steps[block], state)
+            self.run_block(steps[block], state, asked[block])
             for target in follow[block]:
                 before = states[target]
                 if before is None:

@@ -154,6 +154,8 @@ class _Parser:
         self.module = Module((0, 0), "", {}, {})
         self.function: Function | None = None
         self.scopes: list[dict[str, int]] = []
+        self.registers: dict[int, Register] = {}
+        """Of the function, by slot: those that were named so far."""
         self.names: list[dict[str, str]] = []
         """Variables of a function by scope: source name -> name in the function."""
         self.scope_numbers: list[int] = []
@@ -323,7 +325,7 @@ class _Parser:
                 raise ParseError(f"found {word.text!r}, expected a directive of {name} or its body", word.line)
         if self.accept(";"):
             return
-        self.function, self.tables = function, {}
+        self.function, self.tables, self.registers = function, {}, {}
         self.module.functions[name] = function
         self.parse_body()
         self.function = None
@@ -526,8 +528,11 @@ class _Parser:
         for scope in reversed(self.scopes):
             slot = scope.get(token.text)
             if slot is not None:
-                assert self.function is not None
-                return Register(token.text, slot, self.function.registers[slot][1])
+                found = self.registers.get(slot)
+                if found is None:
+                    assert self.function is not None
+                    found = self.registers[slot] = Register(token.text, slot, self.function.registers[slot][1])
+                return found
         if token.text.startswith("%"):
             name = token.text[1:]
             if self.peek() in (".x", ".y", ".z", ".w"):

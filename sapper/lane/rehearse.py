@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,28 @@ class Row(NamedTuple):
     @staticmethod
     def of(lanes: Any) -> Row:
         return Row(lanes, int(np.minimum.reduce(lanes)), int(np.maximum.reduce(lanes)))
+
+
+_COMPUTE, _TOUCH, _LOOP, _CHOOSE, _WAIT, _ACT = range(6)
+
+
+class Step(NamedTuple):
+    """One op, looked up once: it is run by all warps in all rounds. do: by what, as `how` says."""
+
+    op: Op
+    how: int
+    do: Any
+
+
+class Loop(NamedTuple):
+    """waits, waits_inside: whether warps wait in it, and in a loop in it. entering, carried, leaving: what takes the
+    values of what, when it begins, for the next round and behind it; sums and others that are never known left out."""
+
+    waits: bool
+    waits_inside: bool
+    entering: list[tuple[Value, Value]]
+    carried: list[tuple[Value, Value]]
+    leaving: list[tuple[Value, Value]]
 
 
 class Form(NamedTuple):
@@ -285,8 +308,9 @@ class _Rehearsal:
         self.meetings: list[list[Clock]] = [[] for _ in sizes]
         self.waits: dict[Block, bool] = {}
         self.needed = self._needed()
-        self.steps: dict[Block, list[Op]] = {}
-        self.forms: dict[Op, Form] = {}
+        self.steps: dict[Block, list[Step]] = {}
+        self.loops: dict[Op, Loop] = {}
+        self.spans: dict[tuple[Op, int], int] = {}
         self.flipped: dict[tuple[bytes, int, int], Interval] = {}
         self.iota = Row.of(np.arange(self.lanes, dtype=np.int32))
         self.splats: dict[int, Row] = {}
@@ -395,107 +419,139 @@ class _Rehearsal:
         values = warp.values
         steps = self.steps.get(block)
         if steps is None:
-            steps = self.steps[block] = [op for op in block.ops if op in self.needed]
-        for op in steps:
-            name = op.name
-            if name == "loop" or name == "tasks":
+            steps = self.steps[block] = [self._step(op) for op in block.ops if op in self.needed]
+        for op, how, do in steps:
+            if how == _COMPUTE:
+                values[op.results[0]] = do(warp)
+            elif how == _TOUCH:
+                self._ordinary(warp, op, do)
+            elif how == _LOOP:
                 yield from self._loop(warp, op)
-            elif name == "if":
+            elif how == _CHOOSE:
                 taken = values.get(op.operands[0])
                 chosen = op.blocks if not isinstance(taken, int) else [op.blocks[not taken]]
                 for nested in chosen:
                     yield from self._block(warp, nested)
-            elif name in _SYNCHRONISES:
-                self.flush(warp)
-                if name in ("sync_warps", "sync_cluster"):
-                    yield from self._meet(warp, op)
-                elif name == "take_over":
-                    yield from self._take_over(warp, op)
-                elif name == "signal_wait":
-                    yield from self._wait(warp, op)
-                else:
-                    _ACTIONS[name](self, warp, op)
-                    self.progress = True
-            elif op in self.forms or self._is_near(op):
-                self._ordinary(warp, op)
             else:
-                self._evaluate(warp, op)
+                self.flush(warp)
+                if how == _WAIT:
+                    yield from do(self, warp, op)
+                else:
+                    do(self, warp, op)
+                    self.progress = True
+
+    def _step(self, op: Op) -> Step:
+        name = op.name
+        if name == "loop" or name == "tasks":
+            return Step(op, _LOOP, None)
+        if name == "if":
+            return Step(op, _CHOOSE, None)
+        if name in _SYNCHRONISES:
+            return Step(op, _WAIT, _WAITING[name]) if name in _WAITING else Step(op, _ACT, _ACTIONS[name])
+        if self._is_near(op):
+            return Step(op, _TOUCH, Form.of(op, self.lanes))
+        return Step(op, _COMPUTE, self._evaluation(op))
 
     def _loop(self, warp: Warp, op: Op) -> Iterator[Op]:
         values, block = warp.values, op.blocks[0]
-        counter, *arguments = block.arguments
+        counter = block.arguments[0]
         first, last, step = (warp.worker, values.get(op.operands[0]), self.workers) if op.name == "tasks" else (
             *map(values.get, op.operands[:2]), op.attributes["step"])
-        if op.name == "loop":
-            values.update((a, values.get(v)) for a, v in zip(arguments, op.operands[2:], strict=True))
+        loop = self.loops.get(op)
+        if loop is None:
+            loop = self.loops[op] = self._loop_of(op)
+        for argument, value in loop.entering:
+            values[argument] = values.get(value)
         numbers = range(first, last, step) if isinstance(first, int) and isinstance(last, int) else None
         if not self.synchronises(block):
             low, high = _bounds(first), _bounds(last)
             values[counter] = None if low is None or high is None else (low[0], max(low[0], high[1] - 1))
             if numbers:
                 values[counter] = numbers[0], numbers[-1]
-            values.update((a, None) for a in arguments)
+            for argument, _ in loop.entering:
+                values[argument] = None
             if numbers is None or numbers:
                 yield from self._block(warp, block)
-            values.update((r, None) for r in op.results)
+            for result, _ in loop.leaving:
+                values[result] = None
             return
         if numbers is None:
             self.fault(op, "a loop of waits whose bounds memory holds")
             return
-        inner = any(self.holds_wait(loop) for loop in block.ops if loop.blocks and loop.name != "if")
-        waits = self.holds_wait(op)
-        if waits and not inner:
+        if loop.waits and not loop.waits_inside:
             before = warp.runs.get(op, 0)
             # Who waits once for each tile has as many tiles as who does so in a loop for each.
             of_tiles = op.name == "tasks" or op.attributes.get("label") == "tile"
             numbers = numbers[:max(0, TILES - before) if of_tiles else ROUNDS - before % 2]
             warp.runs[op] = before + (len(numbers) if of_tiles else 1)
         for count, number in enumerate(numbers):
-            if inner and (count >= MOST_ROUNDS or (warp.runs and min(warp.runs.values()) >= TILES)):
+            if loop.waits_inside and (count >= MOST_ROUNDS or (warp.runs and min(warp.runs.values()) >= TILES)):
                 break
             values[counter] = number
             yield from self._block(warp, block)
-            if op.name == "loop":
-                carried = [values.get(v) for v in block.ops[-1].operands]
-                values.update(zip(arguments, carried, strict=True))
-        if op.name == "loop":
-            values.update((r, values.get(a)) for r, a in zip(op.results, arguments, strict=True))
+            carried = [values.get(v) for _, v in loop.carried]
+            for (argument, _), known in zip(loop.carried, carried, strict=True):
+                values[argument] = known
+        for result, argument in loop.leaving:
+            values[result] = values.get(argument)
 
-    def _evaluate(self, warp: Warp, op: Op) -> None:
-        """A scalar, an interval, a row, or None where nothing is known."""
-        values = warp.values
-        name = op.name
-        result: Any = None
-        if name == "s_const":
-            result = op.attributes["value"]
-        elif name == "splat_const":
-            if op.results[0].type == ROW_I32:
-                result = self.splat(op.attributes["value"])
-        elif name == "arg":
+    def _loop_of(self, op: Op) -> Loop:
+        block = op.blocks[0]
+        waits_inside = any(self.holds_wait(inner) for inner in block.ops if inner.blocks and inner.name != "if")
+        pairs: list[list[tuple[Value, Value]]] = [[], [], []]
+        if op.name == "loop":
+            arguments = block.arguments[1:]
+            for kept, pair in zip(pairs, ((arguments, op.operands[2:]), (arguments, block.ops[-1].operands),
+                                          (op.results, arguments)), strict=True):
+                kept += [(to, value) for to, value in zip(*pair, strict=True)
+                         if isinstance(to.type, ScalarType) or to.type in (ROW_I32, MASK)]
+        return Loop(self.holds_wait(op), waits_inside, *pairs)
+
+    def _evaluation(self, op: Op) -> Callable[[Warp], Any]:
+        """What gives the result of an op for a warp: a scalar, an interval, a row, or None where nothing is known."""
+        name, operands = op.name, op.operands
+        if name == "near_memory":
+            return lambda warp: warp.worker * NEAR_STRIDE
+        if name == "worker":
+            return lambda warp: warp.worker
+        if name == "warp":
+            return lambda warp: warp.own
+        if name == "s_load":        # groups begin and end where memory says: a later load is of a larger number
+            return lambda warp: self.loaded.setdefault(op, EXTENT * (1 + len(self.loaded)))
+        if name in ("s_const", "splat_const", "arg", "workers", "iota"):
+            result = self._constant(op)
+            return lambda warp: result
+        if name not in _SCALARS or len(operands) != 2 or name == "s_cmp" or not isinstance(op.results[0].type,
+                                                                                           ScalarType):
+            return lambda warp: self._computed(op, [warp.values.get(v) for v in operands])
+        function, divides = _SCALARS[name], name in ("s_floordiv", "s_mod")
+        first, second = operands
+
+        def scalar(warp: Warp) -> Any:
+            a, b = warp.values.get(first), warp.values.get(second)
+            if isinstance(a, int) and isinstance(b, int):
+                return None if divides and not b else function(a, b)
+            return None if a is None or b is None else _corners(name, function, a, b)
+
+        return scalar
+
+    def _constant(self, op: Op) -> Any:
+        """What is the same for all warps."""
+        if op.name == "s_const":
+            return op.attributes["value"]
+        if op.name == "splat_const":
+            return self.splat(op.attributes["value"]) if op.results[0].type == ROW_I32 else None
+        if op.name == "arg":
             slot = op.attributes["slot"]
             name = "" if slot < 3 else self.function.attributes["slots"][slot - 3]
-            result = (slot + 1) * SCRATCH if slot < 3 or name.endswith(".data") else \
+            return (slot + 1) * SCRATCH if slot < 3 or name.endswith(".data") else \
                 SCALAR if name.startswith("scalar.") else self.extent
-        elif name == "near_memory":
-            result = warp.worker * NEAR_STRIDE
-        elif name == "worker":
-            result = warp.worker
-        elif name == "workers":
-            result = self.workers
-        elif name == "warp":
-            result = warp.own
-        elif name == "s_load":      # groups begin and end where memory says: a later load is of a larger number
-            result = self.loaded.setdefault(op, EXTENT * (1 + len(self.loaded)))
-        elif name == "iota":
-            result = self.iota
-        else:
-            operands = [values.get(v) for v in op.operands]
-            result = self._computed(op, operands)
-        values[op.results[0]] = result
+        return self.workers if op.name == "workers" else self.iota
 
     def _computed(self, op: Op, operands: list[Any]) -> Any:
-        if any(v is None for v in operands):
-            return None
+        for value in operands:
+            if value is None:
+                return None
         if isinstance(op.results[0].type, ScalarType):
             function = _SCALARS.get(op.name)
             if function is None:
@@ -551,7 +607,8 @@ class _Rehearsal:
             low, high = interval
             found = self.places[interval] = Place(low, high)
             pages = [self.pages.setdefault(page, []) for page in range(low // PAGE_BYTES, high // PAGE_BYTES + 1)]
-            for other in dict.fromkeys(other for page in pages for other in page):
+            near = pages[0] if len(pages) == 1 else dict.fromkeys(other for page in pages for other in page)
+            for other in near:
                 if other.low < high and low < other.high:
                     found.others.append(other)
                     other.others.append(found)
@@ -623,12 +680,9 @@ class _Rehearsal:
             return None
         return base + int(op.attributes.get(disp, 0))
 
-    def _ordinary(self, warp: Warp, op: Op) -> None:
+    def _ordinary(self, warp: Warp, op: Op, form: Form) -> None:
         """A load or store of near memory by a warp's lanes."""
         values = warp.values
-        form = self.forms.get(op)
-        if form is None:
-            form = self.forms[op] = Form.of(op, self.lanes)
         base = values.get(form.base)
         known = _bounds(base)
         mask = None if form.mask is None else values.get(form.mask)
@@ -864,7 +918,7 @@ class _Rehearsal:
     def _copy_box(self, warp: Warp, op: Op) -> None:
         start = self._address(warp, op, 0)
         _, dtype, _, box = self.function.attributes["tensor_maps"][op.attributes["map"]]
-        size = int(np.prod(box)) * DTYPES[dtype].size_bytes
+        size = prod(box) * DTYPES[dtype].size_bytes
         for away in self._away(warp, op):
             signal = self._signal(warp, op, 1, "signal_disp", away)
             if signal is None or start is None:
@@ -888,7 +942,7 @@ class _Rehearsal:
             return
         _, dtype, _, box = self.function.attributes["tensor_maps"][op.attributes["map"]]
         access = Access(op, warp.number, None, False)
-        self.touch(warp, (start, start + int(np.prod(box)) * DTYPES[dtype].size_bytes), access, False)
+        self.touch(warp, (start, start + prod(box) * DTYPES[dtype].size_bytes), access, False)
         warp.stores[-1].append(access)
 
     def _wait_stores(self, warp: Warp, op: Op) -> None:
@@ -918,12 +972,14 @@ class _Rehearsal:
         start = self._address(warp, op, at, f"{side}_disp")
         if start is None:
             return None
-        rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
-        size = op.attributes["dtype"].size_bytes
-        deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
-        last = fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size)
+        last = self.spans.get((op, at))
+        if last is None:
+            rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
+            size = op.attributes["dtype"].size_bytes
+            deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
+            last = self.spans[op, at] = int(fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size))
         row = fragments.ROW_BYTES
-        return start // row * row, (start + int(last)) // row * row + row
+        return start // row * row, (start + last) // row * row + row
 
     def _commit(self, warp: Warp, op: Op) -> None:
         warp.batches.append(warp.issued)
@@ -974,6 +1030,11 @@ _ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
     "sums_release": _Rehearsal._release_sums,
     "group_commit": _Rehearsal._commit, "group_wait": _Rehearsal._wait_group, "async_copy": _Rehearsal._copy_lanes,
     "async_commit": _Rehearsal._commit_copies, "async_wait": _Rehearsal._wait_copies,
+}
+
+_WAITING: dict[str, Callable[[_Rehearsal, Warp, Op], Iterator[Op]]] = {
+    "sync_warps": _Rehearsal._meet, "sync_cluster": _Rehearsal._meet, "take_over": _Rehearsal._take_over,
+    "signal_wait": _Rehearsal._wait,
 }
 
 _COMPARE: dict[str, Callable[[int, int], bool]] = {

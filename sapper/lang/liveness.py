@@ -8,6 +8,8 @@ the order of their first assignment. Whether a carried name exists before the lo
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from typing import Any
 
 Live = dict[ast.AST, tuple[str, ...]]
 
@@ -17,10 +19,9 @@ def analyse(body: list[ast.stmt]) -> Live:
     analysis = _Analysis()
     # A nested function reads the names of its surroundings whenever it is called.
     always: set[str] = set()
-    for statement in body:
-        for node in ast.walk(statement):
-            if isinstance(node, (ast.FunctionDef, ast.Lambda)):
-                always |= _reads(node)
+    for node in _walk(body):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            always |= analysis.reads(node)
     analysis.block(body, always)
     return analysis.live
 
@@ -57,13 +58,32 @@ def _target_names(target: ast.expr, names: dict[str, None]) -> None:
             _target_names(element, names)
 
 
-def _reads(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+def _walk(pending: list[Any]) -> Iterator[ast.AST]:
+    """Nodes and all below them, in any order."""
+    pending = list(pending)
+    while pending:
+        node = pending.pop()
+        yield node
+        for name in node._fields:
+            below = getattr(node, name, None)
+            if isinstance(below, ast.AST):
+                pending.append(below)
+            elif isinstance(below, list):
+                pending += [item for item in below if isinstance(item, ast.AST)]
 
 
 class _Analysis:
     def __init__(self) -> None:
         self.live: Live = {}
+        self.read: dict[ast.AST, set[str]] = {}
+
+    def reads(self, node: ast.AST) -> set[str]:
+        """The names that are read in a node: of a loop in loops they are asked for again and again."""
+        found = self.read.get(node)
+        if found is None:
+            found = self.read[node] = {n.id for n in _walk([node])
+                                       if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        return found
 
     def block(self, body: list[ast.stmt], live_out: set[str]) -> set[str]:
         """The names live before the statements, given those live after."""
@@ -81,10 +101,10 @@ class _Analysis:
             live.difference_update(names)
             for target in node.targets:
                 if not isinstance(target, ast.Name):
-                    live |= _reads(target)
-            return live | _reads(node.value)
+                    live |= self.reads(target)
+            return live | self.reads(node.value)
         if isinstance(node, ast.AugAssign):
-            live = live | _reads(node.value) | _reads(node.target)
+            live = live | self.reads(node.value) | self.reads(node.target)
             return live | {node.target.id} if isinstance(node.target, ast.Name) else live
         if isinstance(node, ast.For):
             targets: dict[str, None] = {}
@@ -95,13 +115,13 @@ class _Analysis:
             body_in = self.block(node.body, live | first)
             wanted = body_in | live
             self.live[node] = tuple(name for name in assigned if name in wanted and name not in targets)
-            return live | (body_in - set(targets)) | _reads(node.iter)
+            return live | (body_in - set(targets)) | self.reads(node.iter)
         if isinstance(node, ast.If):
             assigned = {}
             _assigned(node.body, assigned)
             _assigned(node.orelse, assigned)
             self.live[node] = tuple(name for name in assigned if name in live)
-            return self.block(node.body, live) | self.block(node.orelse, live) | _reads(node.test)
+            return self.block(node.body, live) | self.block(node.orelse, live) | self.reads(node.test)
         if isinstance(node, ast.FunctionDef):
             return live - {node.name}
-        return live | _reads(node)
+        return live | self.reads(node)

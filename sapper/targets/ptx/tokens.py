@@ -10,12 +10,14 @@ import re
 import struct
 from dataclasses import dataclass
 
-_TOKEN = re.compile(r"""
-    (?P<space>\s+|//[^\n]*|/\*.*?\*/) | (?P<string>"(?:\\.|[^"\\])*") |
+_SPACE = r"(?:\s+|//[^\n]*|/\*.*?\*/)*+"
+_TOKEN = re.compile(_SPACE + r"""(?:
+    (?P<string>"(?:\\.|[^"\\])*") |
     (?P<number>(?:0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]{1,16}U?|
                   [0-9]+\.[0-9]+(?:[eE][+-]?[0-9]+)?|0[0-7]{0,22}U?|[1-9][0-9]{0,19}U?)(?![0-9a-fA-F])) |
-    (?P<directive>\.\w+(?:::\w+)*) | (?P<name>[%$A-Za-z_][\w$]*(?:::[\w$]+)*) | (?P<mark>[][{}(),;:|@!+*<>=~&/-])
-    """, re.VERBOSE | re.DOTALL)
+    (?P<directive>\.\w+(?:::\w+)*) | (?P<name>[%$A-Za-z_][\w$]*(?:::[\w$]+)*) | (?P<mark>[][{}(),;:|@!+*<>=~&/-]) |
+    (?P<end>\Z))""", re.VERBOSE | re.DOTALL)
+"""A token, and what blanks and comments come before it."""
 
 
 class TokenError(ValueError):
@@ -39,18 +41,21 @@ class Token:
 
 def tokens(text: str) -> list[Token]:
     """All tokens, in order."""
-    found, position, line = [], 0, 1
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise TokenError(f"found {text[position:position + 20]!r}, expected PTX", line)
-        kind, end = str(match.lastgroup), match.end()
-        if kind != "space":
-            found.append(Token(kind, text[position:end], line, position, end))
-        if kind in ("space", "string"):
-            line += text.count("\n", position, end)
+    found: list[Token] = []
+    position, line, next_token, count = 0, 1, _TOKEN.match, text.count
+    while (match := next_token(text, position)) is not None:
+        kind = str(match.lastgroup)
+        start, end = match.span(kind)
+        if start > position:
+            line += count("\n", position, start)
+        if kind == "end":
+            return found
+        found.append(Token(kind, text[start:end], line, start, end))
+        if kind == "string":
+            line += count("\n", start, end)
         position = end
-    return found
+    start = position + len(re.match(_SPACE, text[position:], re.DOTALL).group())  # type: ignore[union-attr]
+    raise TokenError(f"found {text[start:start + 20]!r}, expected PTX", line + count("\n", position, start))
 
 
 def number(text: str) -> tuple[int, float | None]:
