@@ -27,7 +27,7 @@ from . import (  # noqa: F401  each registers its units
     unit_wgmma,
 )
 from .errors import EmulationError, ParseError
-from .machine import Lanes, Machine, Run, Step, Wait, as_type, register_dtype
+from .machine import Lanes, Machine, Run, Step, Wait, as_type, register_dtype, stacked
 from .units import UNITS
 
 
@@ -165,7 +165,7 @@ def _move_parts(machine: Machine, instruction: parse.Instruction) -> Run:
     wide = register_dtype(f"b{whole}")
 
     def pack(lanes: Lanes) -> Wait | None:
-        parts = np.stack([as_type(read(lanes), f"b{bits}") for read in readers], axis=1)
+        parts = stacked([as_type(read(lanes), f"b{bits}") for read in readers]).T
         if write_whole is not None:
             write_whole(lanes, np.ascontiguousarray(parts).view(wide).reshape(len(parts)))
         return None

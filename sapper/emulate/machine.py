@@ -13,7 +13,7 @@ asked by np.count_nonzero, here and in the units, which takes a quarter of the t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -659,6 +659,12 @@ class Machine:
             self.write(slot, lanes, value)
 
         return write
+
+
+def stacked(parts: Sequence[Array]) -> Array:
+    """np.stack of arrays of one shape, in half of its time."""
+    first = parts[0]
+    return np.concatenate(parts).reshape(len(parts), *first.shape)
 
 
 def register_dtype(type: str) -> Any:

@@ -150,6 +150,8 @@ class _Parser:
             self.tokens = tokens(text)
         except TokenError as error:
             raise ParseError(str(error), error.line) from None
+        self.texts = [token.text for token in self.tokens] + [""] * 3
+        """Of the tokens, and of those that are asked for behind the last."""
         self.position = 0
         self.module = Module((0, 0), "", {}, {})
         self.function: Function | None = None
@@ -166,8 +168,7 @@ class _Parser:
     # Tokens
 
     def peek(self, ahead: int = 0) -> str:
-        at = self.position + ahead
-        return self.tokens[at].text if at < len(self.tokens) else ""
+        return self.texts[self.position + ahead]
 
     def here(self) -> Token:
         if self.position >= len(self.tokens):
@@ -192,7 +193,7 @@ class _Parser:
         return token
 
     def accept(self, text: str) -> bool:
-        if self.peek() == text:
+        if self.texts[self.position] == text:
             self.position += 1
             return True
         return False
@@ -436,10 +437,10 @@ class _Parser:
         except KeyError as error:
             raise ParseError(str(error.args[0]), first.line) from None
         operands: list[tuple[Operand | None, bool]] = []
-        while self.peek() != ";":
+        while self.texts[self.position] != ";":
             joined = self.accept("|")
             operands.append((self.operand(), joined))
-            if self.peek() not in (";", "|"):
+            if self.texts[self.position] not in (";", "|"):
                 self.expect(",")
         end = self.next()
         instruction = Instruction(first.line, " ".join(self.text[first.start:end.end].split()), form,

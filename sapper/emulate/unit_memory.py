@@ -20,7 +20,7 @@ from . import parse
 from .counters import Journal
 from .ends import ends
 from .errors import EmulationError, MemoryFault
-from .machine import WARP, Lanes, Machine, Run, Wait
+from .machine import WARP, Lanes, Machine, Run, Wait, stacked
 from .memory import (
     GLOBAL_BASE,
     LOCAL_BASE,
@@ -101,8 +101,9 @@ class Access:
         """Offsets in the arena that holds the shared memory of all resident blocks."""
         machine, memory = self.machine, self.machine.memory
         rank, inside = address >> RANK_SHIFT, address & ((1 << RANK_SHIFT) - 1)
-        wrong = (inside < SHARED_START) | (inside + self.size * self.count > SHARED_START + memory.shared_bytes)
-        wrong |= (rank < 0) | (rank >= machine.shape.cluster_blocks)
+        # Below 0 is far above all as an unsigned number.
+        wrong = (inside - SHARED_START).view(np.uint64) > max(memory.shared_bytes - self.size * self.count, -1)
+        wrong |= rank.view(np.uint64) >= machine.shape.cluster_blocks
         if np.count_nonzero(wrong):
             raise self.fault(lanes, wrong, address, f"{self.size * self.count} bytes outside of the "
                              f"{memory.shared_bytes} bytes of shared memory")
@@ -439,7 +440,7 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
 
     def store(lanes: Lanes) -> Wait | None:
         where = read_address(lanes)
-        values = np.stack([_bits(read(lanes), size) for read in readers])
+        values = stacked([_bits(read(lanes), size) for read in readers])
         if synchronises:
             synchronisation(machine).publish(lanes, space, where, ordered == "release", scope)
         store_to(access, space, lanes, where, values, "atomic" if synchronises else "write")

@@ -20,7 +20,7 @@ from ..targets.ptx.short_sums import short_sum
 from ..targets.ptx.warp import ELEMENTS
 from . import parse
 from .errors import EmulationError
-from .machine import WARP, Lanes, Machine, Run, Wait, as_type
+from .machine import WARP, Lanes, Machine, Run, Wait, as_type, stacked
 from .unit_memory import Access, address_reader, load_from, load_shared, space_of, store_to
 from .units import unit
 
@@ -58,6 +58,14 @@ class Warps:
         result[self.active] = values
         return result
 
+    def spread_each(self, values: Array) -> Array:
+        """(registers, warps, 32) from (registers, lanes)."""
+        if self.whole:
+            return values.reshape(len(values), self.count, WARP)
+        result = np.zeros((len(values), *self.index.shape), values.dtype)
+        result[:, self.active] = values
+        return result
+
     def gather(self, values: Array) -> Array:
         """One value for each lane."""
         return values.reshape(-1) if self.whole else values[self.active]
@@ -77,7 +85,7 @@ def member_reader(machine: Machine, operand: Operand, found: parse.Operand | Non
     if operand.count:
         items = found.items if isinstance(found, parse.Vector) else (found,)
         readers = [machine.raw_reader(item, operand.type) for item in items]
-        return lambda lanes: np.stack([as_type(read(lanes), operand.type) for read in readers])
+        return lambda lanes: stacked([as_type(read(lanes), operand.type) for read in readers])
     return machine.reader(found, operand.type)
 
 
@@ -111,7 +119,7 @@ def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
         values = []
         for read, count in sources:
             value = read(lanes)
-            values.append(np.stack([warps.spread(part) for part in value]) if count else warps.spread(value))
+            values.append(warps.spread_each(value) if count else warps.spread(value))
         result = _of_groups(meaning, form, warps, values) if by_members else meaning(form, warps.active, *values)
         if checked and not warps.whole:
             _check_shuffle(machine, instruction, warps, values)

@@ -140,7 +140,7 @@ def float_to_tf32(form: Form, a: Array) -> Array:
 
 def pack_floats(form: Form, a: Array, b: Array) -> Array:
     """a to the upper, b to the lower half."""
-    return np.stack([_narrow_packed(form, r.as64(b)), _narrow_packed(form, r.as64(a))], axis=1)
+    return _narrow_packed(form, r.as64(np.concatenate([b, a]))).reshape(2, -1).T
 
 
 def _narrow_packed(form: Form, value: Array) -> Array:

@@ -162,24 +162,26 @@ class Row:
 class Form:
     """A row with its modifiers chosen: what one PTX instruction is, but for its operands.
 
-    mnemonic: as PTX writes it. modifiers: by the key of the syntax (`{"rnd": "rn", "ftz": "ftz"}`).
+    mnemonic: as PTX writes it. modifiers: by the key of the syntax (`{"rnd": "rn", "ftz": "ftz"}`); written: those.
     """
 
     row: Row
     mnemonic: str
     modifiers: Mapping[str, str]
     operands: tuple[Operand, ...] = field(init=False)
+    written: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         parsed = tuple(_operand(token, self.modifiers) for token in self.row.operand_text.split())
         object.__setattr__(self, "operands", parsed)
+        object.__setattr__(self, "written", frozenset(self.modifiers.values()))
 
     def __repr__(self) -> str:
         return f"form({self.mnemonic!r})"
 
     def __contains__(self, modifier: str) -> bool:
         """True where the modifier was written: `"ftz" in form`."""
-        return modifier in self.modifiers.values()
+        return modifier in self.written
 
     def get(self, key: str, default: str = "") -> str:
         """The modifier chosen for a key of the syntax."""
