@@ -245,34 +245,40 @@ def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[L
     def over(one: MbarrierObject, number: int) -> bool:
         return one.phase & 1 != number & 1 if parity else one.phase > number & 0xFFFFFFFF
 
+    def ask(offset: int, number: int) -> tuple[MbarrierObject, bool]:
+        one = find(machine, offset, instruction.line)
+        while one.landing and not over(one, number):
+            one.landing.pop(0)()
+        return one, over(one, number)
+
     def run(lanes: Lanes) -> Wait | None:
         told = each(lanes)
+        asked = dict.fromkeys((offset, number) for _, offset, number in told)
         if machine.options.lazy:
-            fresh = [lane for lane, offset, number in told
-                     if lane not in refused and not over(find(machine, offset, instruction.line), number)]
+            open_yet = {one for one in asked if not over(find(machine, one[0], instruction.line), one[1])}
+            fresh = [lane for lane, offset, number in told if (offset, number) in open_yet and lane not in refused]
             if fresh:
                 refused.update(fresh)
                 if write is not None:
                     write(lanes, np.zeros(len(told), bool))
                 return None
             refused.difference_update(lane for lane, _, _ in told)
+        answer = ask(*told[0][1:]) if len(asked) == 1 else None     # of all lanes, as they mostly ask for the same
         done, late, taken = [], [], set()
         for lane, offset, number in told:
-            one = find(machine, offset, instruction.line)
-            while one.landing and not over(one, number):
-                one.landing.pop(0)()
-            done.append(over(one, number))
-            if not done[-1]:
+            one, ended = ask(offset, number) if answer is None else answer
+            done.append(ended)
+            if not ended:
                 late.append((lane, one, number))
-            elif (int(machine.warp_of[lane]), offset) not in taken:
-                taken.add((int(machine.warp_of[lane]), offset))
-                take(machine, one, int(machine.warp_of[lane]), reach, acquires)
+            elif (lane // WARP, offset) not in taken:
+                taken.add((lane // WARP, offset))
+                take(machine, one, lane // WARP, reach, acquires)
         if late and not any(lane in machine.giving_up for lane, _, _ in late):
             waiting = {lane: (one, number) for lane, one, number in late}
 
-            def ready(asked: Array) -> Array:
+            def ready(lanes: Array) -> Array:
                 return np.array([lane not in waiting or over(*waiting[lane]) or bool(waiting[lane][0].landing)
-                                 for lane in asked.tolist()])
+                                 for lane in lanes.tolist()])
 
             return Wait(ready, lambda: _told(waiting, parity), again=True, polls=True)
         machine.giving_up.difference_update(lane for lane, _, _ in told)

@@ -117,11 +117,12 @@ class Products:
                     shadow.note_read(agent, product.places)
             for slot in product.slots:
                 machine.landed(slot, product.threads)
-        for product in rest:
-            if shadow is not None and done:
+        for product in rest if done else ():    # what ended took marks of what goes on: places, and registers
+            if shadow is not None:
                 shadow.mark("reading", product.places, product.line)
-            for slot in product.slots:
-                machine.begin_write(slot, product.threads, product.text, WAIT)
+            if int(product.threads[0]) // GROUP == block:
+                for slot in product.slots:
+                    machine.begin_write(slot, product.threads, product.text, WAIT)
 
 
 
