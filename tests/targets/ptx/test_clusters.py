@@ -53,10 +53,18 @@ def lowered(kernel: Any, schedule: Schedule) -> Function:
     return finish_lane(to_lane(kernel.tile_ir(), schedule, facts_of(TARGET), known_of(kernel)), TARGET)
 
 
+COMPILED: dict[tuple[Any, ...], Compiled] = {}
+
+
 def compiled(kernel: Any, schedule: Schedule) -> Compiled:
-    known = known_of(kernel)
-    return compile_kernel(kernel, {}, known.strides, {d: (c.hint, c.divisor) for d, c in known.dims.items()}, TARGET,
-                          schedule, known.aligned)
+    """Made once for all tests: nobody changes it."""
+    key = kernel, repr(schedule)
+    if key not in COMPILED:
+        known = known_of(kernel)
+        COMPILED[key] = compile_kernel(kernel, {}, known.strides,
+                                       {d: (c.hint, c.divisor) for d, c in known.dims.items()}, TARGET, schedule,
+                                       known.aligned)
+    return COMPILED[key]
 
 
 @pytest.mark.parametrize("schedule", [ROWS, COLUMNS], ids=["rows", "columns"])

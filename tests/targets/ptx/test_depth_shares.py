@@ -50,10 +50,17 @@ def lowered(kernel: Any, level: str, schedule: Schedule, known: Specialization |
     return finish_lane(lane, target)
 
 
+COMPILED: dict[tuple[Any, ...], Compiled] = {}
+
+
 def compiled(kernel: Any, level: str, schedule: Schedule) -> Compiled:
-    known = specialization(kernel, 64)
-    return compile_kernel(kernel, {}, known.strides, dict.fromkeys("MNK", (4096, 64)), targets.target(level), schedule,
-                          known.aligned)
+    """Made once for all tests: nobody changes it."""
+    key = kernel, level, repr(schedule)
+    if key not in COMPILED:
+        known = specialization(kernel, 64)
+        COMPILED[key] = compile_kernel(kernel, {}, known.strides, dict.fromkeys("MNK", (4096, 64)),
+                                       targets.target(level), schedule, known.aligned)
+    return COMPILED[key]
 
 
 def hands_over(lane: Function) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def test_on_the_emulator(kernel: Any, level: str) -> None:
         assert (np.isnan(given[names[-1]].astype(np.float32)) == ~kept).all()
 
 
+@cache
 def compiled(kernel: Any, level: str = "sm_80") -> Compiled:
     names = [name for name, _ in kernel.parameters]
     return compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("MNK", (4096, 16)),
