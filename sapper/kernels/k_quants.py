@@ -61,6 +61,7 @@ THREE, SCALES, MINIMA, FACTORS = 3, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k
 """Words of q6k's 16 weights; the words with which the scales, the minima and the factors begin."""
 TWO_BITS = np.array([0, 2, 4], np.uint8)[:, None]
 """The first of those of a weight among q6k's last 4 that each of the three words has, [words, bytes]."""
+TWO_BITS_OF_FOUR = np.array([0, 2, 4, 6], np.uint8)
 LARGEST, DIGIT, DIGIT_BITS = 127.0, 64, 6
 
 
@@ -370,6 +371,24 @@ def panels_of(form: str, parts: tuple[Array, ...]) -> Array:
         words = [to_panels(six.reshape(n, s, SIXTEEN * THREE, SLOT)), _lanes(scale.reshape(n, s, 16).view(np.uint8)),
                  _lanes(np.stack([d, np.zeros_like(d)], axis=2))]
     return np.concatenate(words, axis=2)
+
+
+def split_q3k(raw: Array) -> tuple[Array, ...]:
+    """Bytes [N, S, 110] of block_q3_K to what split_q6k gives: quants -4 ... 3 and scales of 6 bits are some of those.
+
+    32 bytes with the highest bits, bit h of byte i that of weight 32 * h + i; 64 with the other two, of 128 weights
+    bits 2 * j of byte i those of weight 32 * j + i; 12 with 16 scales, whose lower 4 bits are in the first 8, the low
+    halves first, and the other 2 in the last 4, bits 2 * j of byte i those of scale 4 * j + i; d.
+    """
+    n, s = raw.shape[:2]
+    high = (raw[:, :, :32].reshape(n, s, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 2
+    two = raw[:, :, 32:96].reshape(n, s, 2, 1, 32) >> TWO_BITS_OF_FOUR[:, None] & 3
+    quants = (high.reshape(n, s, 2, 4, 32) | two).astype(np.int8) - np.int8(4)
+    low, last = raw[:, :, 96:104], raw[:, :, 104:108].reshape(n, s, 1, 4)
+    upper = (last >> TWO_BITS_OF_FOUR[:, None] & 3).reshape(n, s, SIXTEEN) << 4
+    scale = (np.concatenate([low & 15, low >> 4], axis=2) | upper).astype(np.int8) - np.int8(32)
+    d = raw[:, :, 108:].copy().view("<f2")[:, :, 0]
+    return quants.reshape(n, s * 16, SIXTEEN), scale.reshape(n, s * 16), d
 
 
 def split_q4k(raw: Array) -> tuple[Array, ...]:

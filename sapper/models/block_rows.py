@@ -41,7 +41,8 @@ class BlockRows:
         if isinstance(entry, GroupedEntry):
             entry.check()
             form = entry.form
-        elif isinstance(entry, TensorEntry) and entry.format in RawBlocks.FORMATS:
+        elif (isinstance(entry, TensorEntry) and entry.format in RawBlocks.FORMATS
+              and entry.format not in RawBlocks.SEEN_FIRST):
             form = FORMS[RawBlocks.FORMATS[entry.format][1]]
         else:
             return None

@@ -38,7 +38,8 @@ HEAD_BYTES = 1 << 22
 
 FORMATS = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 14: ("Q6_K", 256, 210), 30: ("BF16", 1, 2),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210), 20: ("IQ4_NL", 32, 18), 30: ("BF16", 1, 2), 39: ("MXFP4", 32, 17),
 }
 """ggml's number of a format -> its name, and of how many elements and bytes a block is: of those that most files have,
 as the gguf package, which knows all, takes a while to be imported."""

@@ -25,7 +25,8 @@ from .rounded import is_rounded, rows_rounded, rows_widened
 from .workspace import Steps, Workspace, in_blocks
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-_SPLIT = {"Q4_K": ("q4k", 144, k_quants.split_q4k), "Q6_K": ("q6k", 210, k_quants.split_q6k)}
+_SPLIT = {"Q3_K": ("q6k", 110, k_quants.split_q3k), "Q4_K": ("q4k", 144, k_quants.split_q4k),
+          "Q6_K": ("q6k", 210, k_quants.split_q6k)}
 """ggml's name -> form, bytes of 256 weights, how they are taken apart."""
 
 

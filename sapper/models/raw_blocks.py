@@ -50,9 +50,12 @@ class RawBlocks:
     """
 
     FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q5_0": (22, "q8"), "Q5_1": (24, "q8m"),
-                         "Q8_0": (34, "q8")}
+                         "Q8_0": (34, "q8"), "IQ4_NL": (18, "q8"), "MXFP4": (17, "q8")}
     """ggml's name of a format -> bytes of a block, and its form. Quants of 5 bits are held in 8, as the same numbers:
-    of files in Q4_K_M they are what has rows of no multiple of 256."""
+    of files in Q4_K_M they are what has rows of no multiple of 256. So are codes, as the whole numbers that they stand
+    for."""
+    SEEN_FIRST: ClassVar = ("MXFP4",)
+    """Those of which only the blocks tell whether all are the same numbers."""
 
     form: Form
     parts: tuple[Array, ...]
@@ -71,11 +74,16 @@ class RawBlocks:
         if shape[0] % PANEL or shape[1] % form.block:
             return None
         raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // form.block, size)
+        if kind == "MXFP4":
+            parts = powers_of_two(raw)
+            return None if parts is None else cls(form, parts, signed=True)
         scales = tuple(raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in range(0, 2 * form.scales, 2))
         quants = raw[:, :, 2 * form.scales :]
         if kind.startswith("Q5"):
             quants = five_bits(quants)
             return cls(form, (quants if form.minimum else quants - np.uint8(16), *scales), signed=not form.minimum)
+        if kind == "IQ4_NL":
+            quants = IQ4_CODES[halves_of(quants)].view(np.uint8)
         return cls(form, (quants, *scales), signed=form.bits == 8)
 
     def with_minimum(self) -> RawBlocks | None:
@@ -111,12 +119,38 @@ class RawBlocks:
         return BlockExperts(in_panels(pieces, arena, exact), count)
 
 
+IQ4_CODES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+"""What the codes of IQ4_NL stand for (`kvalues_iq4nl`, ggml-common.h)."""
+E2M1_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+"""Twice the numbers of 4 bits of MXFP4 (`kvalues_mxfp4`)."""
+LEAST_POWER, LARGEST_POWER, HALVED_BIAS = -24, 15, 128
+"""Of two, that are f16; what half an e8m0's power of two is less than its code."""
+
+
+def halves_of(low: Array) -> Array:
+    """Numbers of 4 bits, u8 [..., 32], of bytes [..., 16]: those in the low halves, then those in the high ones."""
+    return np.concatenate([low & np.uint8(15), low >> np.uint8(4)], axis=-1)
+
+
+def powers_of_two(blocks: Array) -> tuple[Array, Array] | None:
+    """Quants i8 [..., 32], as u8, and scales in f16 of ggml's block_mxfp4, u8 [..., 17]; None where no f16 is the scale
+    of one. Quants take over what their scale can't have."""
+    quants, power = E2M1_CODES[halves_of(blocks[..., 1:])], blocks[..., 0].astype(np.int32) - HALVED_BIAS
+    held = np.clip(power, LEAST_POWER, LARGEST_POWER)
+    beyond = power != held
+    with np.errstate(over="ignore"):
+        moved = np.ldexp(quants[beyond].astype(np.float64), (power - held)[beyond][:, None])
+    if (np.abs(moved) > 127).any() or (moved != np.rint(moved)).any():
+        return None
+    quants[beyond] = moved.astype(np.int8)
+    return quants.view(np.uint8), np.ldexp(np.float32(1), held).astype(np.float16)
+
+
 def five_bits(blocks: Array) -> Array:
     """Quants 0 ... 31 of ggml's block_q5_0 and block_q5_1, u8 [..., 32], from what follows their scales, u8 [..., 20]:
     the upper bits, 4 bytes, and the others, two in a byte (ggml-common.h)."""
     upper = np.unpackbits(blocks[..., :4], axis=-1, bitorder="little") << np.uint8(4)
-    low = blocks[..., 4:]
-    quants: Array = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], axis=-1)
+    quants = halves_of(blocks[..., 4:])
     quants |= upper
     return quants
 

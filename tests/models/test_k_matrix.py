@@ -1,4 +1,4 @@
-"""GGUF's Q4_K and Q6_K: dequantised as the gguf package does it, bit for bit, and applied as matrices."""
+"""GGUF's Q3_K, Q4_K and Q6_K: dequantised as the gguf package does it, bit for bit, and applied as matrices."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sapper.targets import host_target
 
 from .test_linear import rounded_groups
 
-SIZES = {"Q4_K": 144, "Q6_K": 210}
-PLACES_OF_D = {"Q4_K": (0, 2), "Q6_K": (208,)}
+SIZES = {"Q3_K": 110, "Q4_K": 144, "Q6_K": 210}
+PLACES_OF_D = {"Q3_K": (108,), "Q4_K": (0, 2), "Q6_K": (208,)}
 ROWS, COLUMNS = 48, 512
 
 

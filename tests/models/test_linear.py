@@ -13,9 +13,11 @@ from sapper.kernels.quantized import FORMS, matrix
 from sapper.models import load
 from sapper.models.errors import ModelError
 from sapper.models.experts import BlockExperts, DenseExperts
+from sapper.models.gguf_file import TensorEntry
 from sapper.models.linear import Blocks, Dense
 from sapper.models.llama.model import load_model
 from sapper.models.raw_blocks import RawBlocks, in_panels, of_one_form
+from sapper.models.weights import Loader, Use
 from sapper.models.workspace import Workspace, packed_pairs_in
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
@@ -42,6 +44,55 @@ def test_blocks_hold_the_weights_of_the_file(kind: str) -> None:
     found = matrix(made.form, *made.parts)
     expected = np.concatenate([gguf.quants.dequantize(r, Kind[kind]) for r in raw])
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)  # gguf rounds the product and the sum to f32
+
+
+def random_blocks(kind: str, rows: int, powers: tuple[int, int] = (104, 144)) -> np.ndarray:
+    """Bytes of 96 columns, every one random, but for scales in f16, which are finite, and codes of powers of two."""
+    random, size = np.random.default_rng(rows), gguf.GGML_QUANT_SIZES[Kind[kind]][1]
+    raw = random.integers(0, 256, (rows, 3, size), dtype=np.uint8)
+    if kind == "MXFP4":
+        raw[..., 0] = random.integers(*powers, raw.shape[:2])
+    else:
+        raw[..., :2] = random.standard_normal(raw.shape[:2]).astype("<f2").view(np.uint8).reshape(*raw.shape[:2], 2)
+    return raw.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", ["IQ4_NL", "MXFP4"])
+def test_codes_are_held_as_the_whole_numbers_that_they_stand_for(kind: str) -> None:
+    """Every number of the file, exactly: the powers of two are all that f16 has."""
+    raw = random_blocks(kind, 64)
+    made = in_panels([RawBlocks.parse(memoryview(raw.tobytes()), (64, 96), kind)], Arena())
+    assert made.form == FORMS["q8"]
+    wanted = gguf.quants.dequantize(raw, Kind[kind])
+    np.testing.assert_array_equal(matrix(made.form, *made.parts), wanted)
+    wide, _, steps = made.widened(Workspace(96))
+    Program(steps)()
+    np.testing.assert_array_equal(wide, wanted)
+
+
+def test_quants_take_over_what_no_f16_is_of_a_power_of_two() -> None:
+    """Codes of 1 to 12 become 8 times as large; codes of 8 an eighth; those of nothing meet any power."""
+    for power, byte, held in ((146, 0x77, True), (147, 0x77, False), (147, 0x55, True), (101, 0x66, True),
+                              (100, 0x66, False), (0, 0x08, True), (255, 0x80, True), (103, 0x11, False)):
+        raw = random_blocks("MXFP4", 16)
+        raw[5, 17:34] = [power, *[byte] * 16]
+        found = RawBlocks.parse(memoryview(raw.tobytes()), (16, 96), "MXFP4")
+        assert (found is not None) == held, power
+        if found is not None:
+            np.testing.assert_array_equal(
+                matrix(FORMS["q8"], *in_panels([found], Arena()).parts), gguf.quants.dequantize(raw, Kind["MXFP4"]))
+
+
+@pytest.mark.parametrize("powers", [(104, 144), (100, 150)])
+def test_a_loader_keeps_powers_of_two_where_all_are_f16(powers: tuple[int, int]) -> None:
+    raw = random_blocks("MXFP4", 32, powers)
+    entry = TensorEntry("w", (32, 96), Kind.MXFP4, memoryview(raw.tobytes()))
+    made = Loader("here", {"w": entry}, {"w": "w"}, "file").joined([Use("w", 32)], 96)
+    assert isinstance(made, Blocks if powers[0] == 104 else Dense)
+    if isinstance(made, Dense):
+        y = np.empty((32, 96), np.float32)
+        Program(made.look_up(np.arange(32, dtype=np.int32), y))()
+        np.testing.assert_array_equal(y, entry.read())  # of 4 bits, which bf16 has
 
 
 def test_what_has_no_kernel_is_not_kept_in_blocks() -> None:
