@@ -51,7 +51,7 @@ FP8 = "fp8"
 ROWS = (1, 4, 16, 128, 512)
 SHAPE = (4096, 4096)
 """Rows and columns of a matrix."""
-FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K", FP8)
+FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q3_K", "Q4_K", "Q5_K", "Q6_K", FP8)
 MIXTURE = {"hidden_size": 1024, "moe_intermediate_size": 768, "n_routed_experts": 16, "num_experts_per_tok": 4}
 """As config.json has it."""
 MIXTURE_FORMS = ("Q8_0", "Q4_0", "Q4_K", BF16, BF16 + ROUNDED)
@@ -60,7 +60,8 @@ BESIDE = {"vocab_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "
           "qk_rope_head_dim": 32, "v_head_dim": 32}
 """The rest of the model that has these mixtures: next to nothing, and it does not run."""
 PARTS = {"Q8_0": {0: 1 / 73}, "Q4_0": {0: 1 / 4.6}, "Q4_1": {0: 1 / 4.6, 2: -7.5 / 4.6},
-         "Q4_K": {0: 1 / 258, 2: 7.5 / 258}, "Q6_K": {208: 1 / 1365}}
+         "Q3_K": {108: 1 / 43.4}, "Q4_K": {0: 1 / 258, 2: 7.5 / 258}, "Q5_K": {0: 1 / 526, 2: 15.5 / 526},
+         "Q6_K": {208: 1 / 1365}}
 """Format -> where a block has numbers in f16 (ggml-common.h), and what they are for weights of deviation 1 where all
 others are random bytes."""
 

@@ -1,17 +1,28 @@
-"""Weights in GGUF's Q4_K and Q6_K, their bytes put in another order once: matrices of any number of rows, embedding.
+"""Weights in GGUF's Q3_K to Q6_K, their bytes put in another order once: matrices of any number of rows, embedding.
 
+    q3k   weight = (d * scale) * (q - 4), q 0 ... 7; scale of 6 bits, signed, for 16 weights, d for 256
     q4k   weight = (d * scale) * q - d_min * minimum, q 0 ... 15; scale and minimum of 6 bits for 32 weights, d and
           d_min for 256
+    q5k   the same, q 0 ... 31
     q6k   weight = (d * scale) * (q - 32), q 0 ... 63; scale of 8 bits, signed, for 16 weights, d for 256
 
 A matrix [N, K] lies in panels of 16 rows, which are neighbours among the lanes; of 256 columns, a *super block*, a
 panel holds all that there is, and is one stream from memory: w [P, S, R, 16, 4] bytes, R words of 4 bytes for each
 lane, of which a word of quants holds four neighbours along K, as packed dot products (`vpdpbusd`) take them.
 
+    q3k   24 words   of 32 weights 3: bytes a, b, c with weights i and 4 + i, 8 + i and 12 + i, 16 + i and 20 + i, i one
+                     of 4, in bits 0 to 2 and 3 to 5 each. Weight 24 + i has bits 0 and 1 in the upper two of a and bit
+                     2 in bit 6 of c, 28 + i in those of b and in bit 7 of c
+           4 words   bytes [16, 16 lanes]: the scale of each 16 weights
+           1 word    f16 [2, 16 lanes]: d, and nothing
     q4k   32 words   of 64 weights 8, the first 32 in the low halves of the bytes, the others in the high ones
            4 words   16 bytes [8, 16 lanes]: the scale of each 32 weights; 2 words of these, and 2 of the minima, which
                      are [2, 16 lanes, 4], words again
            1 word    f16 [2, 16 lanes]: d and d_min
+    q5k   40 words   of 32 weights 5: bytes a ... e with one of the first 20 each in the lower 5 bits, and above them,
+                     of weight 20 + i, bits 0 to 2 in a and 3 and 4 in the upper two of b, of 24 + i the same in c and
+                     d, of 28 + i bits 0 to 2 in e, 3 in bit 5 of b and 4 in bit 5 of d
+           5 words   as q4k
     q6k   48 words   of 16 weights 3: bytes with one of the first 12 each in the lower 6 bits. Of the last 4, weight
                      12 + i has bits 0 and 1, 2 and 3, 4 and 5 in the upper two of byte i of these words
            4 words   bytes [16, 16 lanes]: the scale of each 16 weights
@@ -20,10 +31,10 @@ lane, of which a word of quants holds four neighbours along K, as packed dot pro
 The activations are quantised, 256 of a row to i8 with one scale (`quantize_super`, as llama.cpp's Q8_K has it: off by
 at most max|x| / 254 each). The sums of products of quants meet their scales as integers, exactly, and so do the sums of
 activations their minima: those, of up to 4064, are two digits, 64 * high + low, of i8. Of 256 products in i32 one f32
-is made. What q6k's quants are larger by is in what the sums begin with. With plain activations (`matvec`) a product is
-of f32.
+is made. What the quants of q3k and q6k are larger by is in what the sums begin with. With plain activations (`matvec`)
+a product is of f32.
 
-Formats: ggml's `block_q4_K` and `block_q6_K`, ggml-common.h; `dequantize_row_q4_K` and `dequantize_row_q6_K`,
+Formats: ggml's `block_q3_K` to `block_q6_K`, ggml-common.h; `dequantize_row_q3_K` to `dequantize_row_q6_K`,
 ggml-quants.c, whose order of roundings `dequantize` keeps; `quantize_row_q8_K_ref`.
 """
 
@@ -54,11 +65,17 @@ from .record import (
 C, E, J, K, M, P, Q, S, T = sp.dims("C E J K M P Q S T")
 PANEL, SUPER, SLOT = 16, 256, 4
 PAIR, HALF, SIXTEEN = 64, 32, 16
-WORDS = {"q4k": 37, "q6k": 53}
+QUANT_WORDS = {"q3k": 24, "q4k": 32, "q5k": 40, "q6k": 48}
+WITH_MINIMA = ("q4k", "q5k")
+"""Whose blocks are of 32 weights, and have minima; the others' are of 16."""
+WORDS = {form: count + 5 for form, count in QUANT_WORDS.items()}
 """Of a row's 256 weights, 4 bytes each."""
-SCALE_TYPES = {"q4k": u8, "q6k": i8}
-THREE, SCALES, MINIMA, FACTORS = 3, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
-"""Words of q6k's 16 weights; the words with which the scales, the minima and the factors begin."""
+SCALE_TYPES = {form: u8 if form in WITH_MINIMA else i8 for form in WORDS}
+EACH_TIME = {"q3k": 3, "q5k": 5, "q6k": 3}
+"""Words of the quants that are packed together: q3k's 32, q5k's 32, q6k's 16."""
+SCALES = QUANT_WORDS
+MINIMA, FACTORS = ({form: count + more for form, count in WORDS.items()} for more in (-3, -1))
+"""The words with which the scales, the minima and the factors begin."""
 TWO_BITS = np.array([0, 2, 4], np.uint8)[:, None]
 """The first of those of a weight among q6k's last 4 that each of the three words has, [words, bytes]."""
 TWO_BITS_OF_FOUR = np.array([0, 2, 4, 6], np.uint8)
@@ -82,12 +99,17 @@ def kernels_of(form: str) -> SimpleNamespace:
     """
     words, scale_type = WORDS[form], SCALE_TYPES[form]
     first_scale, first_factor = SCALES[form] * PANEL * SLOT, FACTORS[form] * PANEL * SLOT // 2
+    first_minimum, each_word = MINIMA[form], EACH_TIME.get(form, 0)
 
     size_bytes = words * PANEL * SLOT
-    blocks = (8, 8, SLOT) if form == "q4k" else (SIXTEEN, 4, SLOT)
+    blocks = (8, 8, SLOT) if form in WITH_MINIMA else (SIXTEEN, 4, SLOT)
     pair_blocks = (*blocks[:-1], 2)  # of a super block's columns in pairs
     # Of so many blocks at a time, which one, and of its words the first of so many that lie alike.
-    each_time, pieces = (2, ((0, 0, 8), (1, 0, 8))) if form == "q4k" else (1, ((0, 0, THREE), (0, THREE, 1)))
+    each_time, pieces = {
+        "q3k": (2, ((0, 0, 1), (0, 1, 1), (0, 2, 1), (0, 3, 1), (1, 0, 1), (1, 1, 1), (1, 2, 1), (1, 3, 1))),
+        "q4k": (2, ((0, 0, 8), (1, 0, 8))), "q5k": (1, ((0, 0, 5), (0, 5, 1), (0, 6, 1), (0, 7, 1))),
+        "q6k": (1, ((0, 0, 3), (0, 3, 1))),
+    }[form]
     groups = blocks[0] // each_time
 
     def scale_of(parts: Any, p: Any, s: Any, block: Any, l: Any) -> Any:
@@ -107,19 +129,44 @@ def kernels_of(form: str) -> SimpleNamespace:
                 packed = w[p, s, 8 * j + v, l, i]
                 low, high = (packed & 15) @ x[at, m, 2 * j, v, i], (packed >> 4) @ x[at, m, 2 * j + 1, v, i]
                 total += low * scale_of(parts, p, s, 2 * j, l) + high * scale_of(parts, p, s, 2 * j + 1, l)
+        elif form == "q5k":
+            for j in range(8):
+                u = whole(1)  # so that all of a panel meets a word of x before the next one does
+                a, b, c, d, e = [w[p, s, each_word * j + word + u, l, i] for word in range(each_word)]
+                six, seven, eight = a >> 5 | b >> 3 & 24, c >> 5 | d >> 3 & 24, e >> 5 | b >> 2 & 8 | d >> 1 & 16
+                found = (a & 31) @ x[at, m, j, u, i] + (b & 31) @ x[at, m, j, 1 + u, i] + (
+                    c & 31) @ x[at, m, j, 2 + u, i] + (d & 31) @ x[at, m, j, 3 + u, i] + (
+                    e & 31) @ x[at, m, j, 4 + u, i] + six @ x[at, m, j, 5 + u, i] + (
+                    seven @ x[at, m, j, 6 + u, i]) + eight @ x[at, m, j, 7 + u, i]
+                total += found * scale_of(parts, p, s, j, l)
+        if form in WITH_MINIMA:
             v = whole(2)
-            minima = w[p, s, MINIMA + v, l, i] & 63  # as they are: two products are then known to fit 16 bits
+            minima = w[p, s, first_minimum + v, l, i] & 63  # as they are: two products are then known to fit 16 bits
             least = ((minima @ digits[at, m, 0, v, i]) << 6) + minima @ digits[at, m, 1, v, i]
             scaled = total.to(f32) * factor[p, s, first_factor + l].to(f32)
             return (scaled - least.to(f32) * factor[p, s, first_factor + PANEL + l].to(f32)) * x_scales[at, m]
-        for c in range(8):
-            for block in (2 * c, 2 * c + 1):
-                u = whole(1)  # so that all of a panel meets a word of x before the next one does
-                a, b, e = [w[p, s, THREE * block + word + u, l, i] for word in range(THREE)]
-                last = a >> 6 | b >> 4 & 12 | e >> 2 & 48
-                found = (a & 63) @ x[at, m, block, u, i] + (b & 63) @ x[at, m, block, 1 + u, i] + (
-                    e & 63) @ x[at, m, block, 2 + u, i] + last @ x[at, m, block, 3 + u, i] + starts[at, block, m]
+        if form == "q3k":
+            for c in range(8):
+                u = whole(1)
+                a, b, e = [w[p, s, each_word * c + word + u, l, i] for word in range(each_word)]
+                seven, eight, block = a >> 6 | e >> 4 & 4, b >> 6 | e >> 5 & 4, 2 * c
+                found = (a & 7) @ x[at, m, block, u, i] + (a >> 3 & 7) @ x[at, m, block, 1 + u, i] + (
+                    b & 7) @ x[at, m, block, 2 + u, i] + (b >> 3 & 7) @ x[at, m, block, 3 + u, i] + (
+                    starts[at, block, m] >> 3)
                 total += found * scale_of(parts, p, s, block, l)
+                other = (e & 7) @ x[at, m, block + 1, u, i] + (e >> 3 & 7) @ x[at, m, block + 1, 1 + u, i] + (
+                    seven @ x[at, m, block + 1, 2 + u, i]) + eight @ x[at, m, block + 1, 3 + u, i] + (
+                    starts[at, block + 1, m] >> 3)
+                total += other * scale_of(parts, p, s, block + 1, l)
+        else:
+            for c in range(8):
+                for block in (2 * c, 2 * c + 1):
+                    u = whole(1)
+                    a, b, e = [w[p, s, each_word * block + word + u, l, i] for word in range(each_word)]
+                    last = a >> 6 | b >> 4 & 12 | e >> 2 & 48
+                    found = (a & 63) @ x[at, m, block, u, i] + (b & 63) @ x[at, m, block, 1 + u, i] + (
+                        e & 63) @ x[at, m, block, 2 + u, i] + last @ x[at, m, block, 3 + u, i] + starts[at, block, m]
+                    total += found * scale_of(parts, p, s, block, l)
         return total.to(f32) * factor[p, s, first_factor + l].to(f32) * x_scales[at, m]
 
     def piece_of(
@@ -131,14 +178,35 @@ def kernels_of(form: str) -> SimpleNamespace:
         d = factor[p, s, first_factor + l].to(f32)
         if form == "q4k":
             q = w[p, s, 8 * c + v, l] >> first_bit + 4 * h & 15
-            minimum = w[p, s, MINIMA + c // 2, l] >> 8 * (c % 2 * 2 + h) & 255
+            minimum = w[p, s, first_minimum + c // 2, l] >> 8 * (c % 2 * 2 + h) & 255
             least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum.to(f32)
             return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * q.to(f32) - least
+        if form == "q5k":
+            def word_of(number: int) -> Any:
+                return w[p, s, each_word * c + number + v, l] >> first_bit
+
+            if first == 0:
+                q = word_of(0) & 31
+            elif first == 7:
+                q = word_of(4) >> 5 & 7 | word_of(1) >> 2 & 8 | word_of(3) >> 1 & 16
+            else:
+                q = word_of(2 * first - 10) >> 5 & 7 | word_of(2 * first - 9) >> 3 & 24
+            minimum = w[p, s, first_minimum + c // 4, l] >> 8 * (c % 4) & 255
+            least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum.to(f32)
+            return d * scale_of(parts, p, s, c, l).to(f32) * q.to(f32) - least
+        if form == "q3k":
+            place = 4 * h + first
+            if place < 6:
+                q = w[p, s, each_word * c + place // 2 + v, l] >> first_bit + 3 * (place % 2) & 7
+            else:
+                a, e = [w[p, s, each_word * c + word + v, l] >> first_bit for word in (place - 6, 2)]
+                q = a >> 6 & 3 | e >> place - 2 & 4
+            return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * (q - 4).to(f32)
         if first:
-            a, b, e = [w[p, s, THREE * c + word + v, l] >> first_bit for word in range(THREE)]
+            a, b, e = [w[p, s, each_word * c + word + v, l] >> first_bit for word in range(each_word)]
             six = a >> 6 & 3 | b >> 4 & 12 | e >> 2 & 48
         else:
-            six = w[p, s, THREE * c + v, l] >> first_bit & 63
+            six = w[p, s, each_word * c + v, l] >> first_bit & 63
         return d * scale_of(parts, p, s, c, l).to(f32) * (six - 32).to(f32)
 
     def exact_sum(w: Any, parts: Any, factor: Any, x: Any, p: Any, s: Any, nothing: Any, l: Any) -> Any:
@@ -358,23 +426,42 @@ def _lanes(values: Array) -> Array:
 
 
 def panels_of(form: str, parts: tuple[Array, ...]) -> Array:
-    """w of what split_q4k or split_q6k gives; N a multiple of 16."""
+    """w of what the function of `SPLITS` gives; N a multiple of 16."""
     n, s = parts[-1].shape
-    if form == "q4k":
-        quants, scale, minimum, d, d_min = parts
-        words = [to_panels(quants.reshape(n, s, 32, SLOT)), _lanes(scale.reshape(n, s, 8)),
-                 to_panels(minimum.reshape(n, s, 2, SLOT)), _lanes(np.stack([d, d_min], axis=2))]
+    quants = _packed(form, parts[0], n, s)
+    if form in WITH_MINIMA:
+        _, scale, minimum, d, d_min = parts
+        words = [to_panels(quants), _lanes(scale.reshape(n, s, 8)), to_panels(minimum.reshape(n, s, 2, SLOT)),
+                 _lanes(np.stack([d, d_min], axis=2))]
     else:
-        quants, scale, d = parts
-        q = (quants.reshape(n, s, SIXTEEN, 4, SLOT) + np.int8(32)).astype(np.uint8)
-        six = q[:, :, :, :THREE] | (q[:, :, :, THREE:] >> TWO_BITS & 3) << 6
-        words = [to_panels(six.reshape(n, s, SIXTEEN * THREE, SLOT)), _lanes(scale.reshape(n, s, 16).view(np.uint8)),
+        _, scale, d = parts
+        words = [to_panels(quants), _lanes(scale.reshape(n, s, 16).view(np.uint8)),
                  _lanes(np.stack([d, np.zeros_like(d)], axis=2))]
     return np.concatenate(words, axis=2)
 
 
+def _packed(form: str, quants: Array, n: int, s: int) -> Array:
+    """The words of quants [N, S, words, 4]."""
+    if form == "q4k":
+        return quants.reshape(n, s, 32, SLOT)
+    if form == "q5k":
+        q = quants.reshape(n, s, 8, 8, SLOT)
+        five, six, seven, eight = q[:, :, :, :5], *(q[:, :, :, word] for word in (5, 6, 7))
+        upper = [six & 7, six >> 3 << 1 | eight >> 3 & 1, seven & 7, seven >> 3 << 1 | eight >> 4, eight & 7]
+        words: Array = five | np.stack(upper, axis=3) << 5
+    elif form == "q3k":
+        q = (quants.reshape(n, s, 8, 2, 3 + 1, SLOT) + np.int8(4)).astype(np.uint8).reshape(n, s, 8, 8, SLOT)
+        seven, eight = q[:, :, :, 6], q[:, :, :, 7]
+        upper = [seven & 3, eight & 3, seven >> 2 | eight >> 2 << 1]
+        words = q[:, :, :, 0:6:2] | q[:, :, :, 1:6:2] << 3 | np.stack(upper, axis=3) << 6
+    else:
+        q = (quants.reshape(n, s, SIXTEEN, 4, SLOT) + np.int8(32)).astype(np.uint8)
+        words = q[:, :, :, :3] | (q[:, :, :, 3:] >> TWO_BITS & 3) << 6
+    return words.reshape(n, s, QUANT_WORDS[form], SLOT)
+
+
 def split_q3k(raw: Array) -> tuple[Array, ...]:
-    """Bytes [N, S, 110] of block_q3_K to what split_q6k gives: quants -4 ... 3 and scales of 6 bits are some of those.
+    """Bytes [N, S, 110] of block_q3_K to quants -4 ... 3 [N, G, 16], scale [N, G], d [N, S].
 
     32 bytes with the highest bits, bit h of byte i that of weight 32 * h + i; 64 with the other two, of 128 weights
     bits 2 * j of byte i those of weight 32 * j + i; 12 with 16 scales, whose lower 4 bits are in the first 8, the low
@@ -394,15 +481,33 @@ def split_q3k(raw: Array) -> tuple[Array, ...]:
 def split_q4k(raw: Array) -> tuple[Array, ...]:
     """Bytes [N, S, 144] of block_q4_K to quants [N, G, 32], scale, minimum [N, G, 2], d, d_min [N, S].
 
-    d, d_min, 12 bytes with 8 scales and 8 minima of 6 bits (`get_scale_min_k4`, ggml-quants.c), 128 bytes of quants.
+    d, d_min, 12 bytes of scales and minima, 128 bytes of quants.
     """
+    n, s = raw.shape[:2]
+    return (raw[:, :, 16:].reshape(n, s * 4, HALF), *_scales_and_minima(raw))
+
+
+def split_q5k(raw: Array) -> tuple[Array, ...]:
+    """Bytes [N, S, 176] of block_q5_K to quants [N, G, 32], one a byte, and the others as of block_q4_K.
+
+    As block_q4_K, with 32 bytes before the quants: bit h of byte i is the highest one of weight 32 * h + i.
+    """
+    n, s = raw.shape[:2]
+    low = raw[:, :, 48:].reshape(n, s, 4, 1, HALF)
+    quants = np.concatenate([low & 15, low >> 4], axis=3).reshape(n, s, 8, HALF)
+    quants |= (raw[:, :, 16:48].reshape(n, s, 1, HALF) >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    return (quants.reshape(n, s * 8, HALF), *_scales_and_minima(raw))
+
+
+def _scales_and_minima(raw: Array) -> tuple[Array, ...]:
+    """scale, minimum [N, G, 2], d, d_min of bytes that begin with d, d_min, and 12 bytes with 8 scales and 8 minima of
+    6 bits (`get_scale_min_k4`, ggml-quants.c)."""
     n, s = raw.shape[:2]
     d, d_min = (raw[:, :, at : at + 2].copy().view("<f2")[:, :, 0] for at in (0, 2))
     low, middle, high = (raw[:, :, 4 + at : 8 + at] for at in (0, 4, 8))
     scale = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=2)
     minimum = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=2)
-    quants = raw[:, :, 16:].reshape(n, s * 4, HALF)
-    return quants, scale.reshape(n, s * 4, 2), minimum.reshape(n, s * 4, 2), d, d_min
+    return scale.reshape(n, s * 4, 2), minimum.reshape(n, s * 4, 2), d, d_min
 
 
 def split_q6k(raw: Array) -> tuple[Array, ...]:
@@ -422,28 +527,54 @@ def split_q6k(raw: Array) -> tuple[Array, ...]:
     return quants.reshape(n, s * 16, SIXTEEN), scale.reshape(n, s * 16), d
 
 
+SPLITS = {"Q3_K": ("q3k", 110, split_q3k), "Q4_K": ("q4k", 144, split_q4k), "Q5_K": ("q5k", 176, split_q5k),
+          "Q6_K": ("q6k", 210, split_q6k)}
+"""ggml's name -> form, bytes of 256 weights, how they are taken apart."""
+
+
 def rows_of(form: str, w: Array) -> Array:
     """The matrix [N, K] of panels w, in float64."""
     p, s = w.shape[:2]
     flat = w.reshape(p, s, WORDS[form] * PANEL * SLOT)
-    at, size = SCALES[form] * 64, 8 if form == "q4k" else 16
+    at, size = SCALES[form] * 64, 8 if form in WITH_MINIMA else 16
     scale = flat[:, :, at : at + size * PANEL].reshape(p, s, size, PANEL)
     at = FACTORS[form] * 64
     d, d_min = flat[:, :, at : at + 64].copy().view("<f2").astype(np.float64).reshape(p, s, 2, PANEL).swapaxes(0, 2)
     d, d_min = (one.swapaxes(0, 1) for one in (d, d_min))
-    if form == "q4k":
-        words = w[:, :, :32].reshape(p, s, 4, 8, PANEL, SLOT)
-        q = np.stack([words & 15, words >> 4], axis=3).reshape(p, s, 8, 8, PANEL, SLOT)
-        minimum = np.moveaxis(w[:, :, MINIMA : MINIMA + 2], 3, 2).reshape(p, s, PANEL, 8).swapaxes(2, 3)
+    q = _unpacked(form, w)
+    if form in WITH_MINIMA:
+        at = MINIMA[form]
+        minimum = np.moveaxis(w[:, :, at : at + 2], 3, 2).reshape(p, s, PANEL, 8).swapaxes(2, 3)
         wide = q * (d[:, :, None] * scale)[:, :, :, None, :, None]
         wide -= (d_min[:, :, None] * minimum)[:, :, :, None, :, None]
     else:
-        three = w[:, :, : SIXTEEN * THREE].reshape(p, s, SIXTEEN, THREE, PANEL, SLOT)
-        last = np.bitwise_or.reduce(three >> 6 << TWO_BITS[:, None], axis=3, keepdims=True)
-        q = np.concatenate([three & 63, last], axis=3).astype(np.float64) - 32
+        q = q.astype(np.float64) - (32 if form == "q6k" else 4)
         wide = q * (d[:, :, None] * scale.view(np.int8))[:, :, :, None, :, None]
     found: Array = np.moveaxis(wide, 4, 1).reshape(p * PANEL, s * SUPER)
     return found
+
+
+def _unpacked(form: str, w: Array) -> Array:
+    """The quants [P, S, blocks, words, 16, 4] of panels, one a byte."""
+    p, s = w.shape[:2]
+    words = w[:, :, : QUANT_WORDS[form]]
+    if form == "q4k":
+        words = words.reshape(p, s, 4, 8, PANEL, SLOT)
+        return np.stack([words & 15, words >> 4], axis=3).reshape(p, s, 8, 8, PANEL, SLOT)
+    if form == "q5k":
+        words = words.reshape(p, s, 8, 5, PANEL, SLOT)
+        a, b, c, d, e = (words[:, :, :, word : word + 1] >> 5 for word in range(5))
+        upper = [a | b >> 1 << 3, c | d >> 1 << 3, e | (b & 1) << 3 | (d & 1) << 4]
+        return np.concatenate([words & 31, *upper], axis=3)
+    if form == "q3k":
+        words = words.reshape(p, s, 8, 3, PANEL, SLOT)
+        a, b, e = (words[:, :, :, word : word + 1] for word in range(3))
+        six = [part >> place & 7 for part in (a, b, e) for place in (0, 3)]
+        upper = [a >> 6 | (e >> 6 & 1) << 2, b >> 6 | e >> 7 << 2]
+        return np.concatenate([*six, *upper], axis=3).reshape(p, s, SIXTEEN, 4, PANEL, SLOT)
+    three = words.reshape(p, s, SIXTEEN, 3, PANEL, SLOT)
+    last = np.bitwise_or.reduce(three >> 6 << TWO_BITS[:, None], axis=3, keepdims=True)
+    return np.concatenate([three & 63, last], axis=3)
 
 
 def quantize_rows(x: Array) -> dict[str, Array]:
@@ -509,13 +640,17 @@ def random_panels(random: "np.random.Generator", form: str, p: int, s: int) -> A
     unit = 1.0 / np.sqrt(SUPER * s + 1.0)
     n = p * PANEL
     d = (unit * random.uniform(0.002, 0.005, (n, s))).astype(np.float16)
-    if form == "q6k":
-        six = random.integers(-32, 32, (n, s * 16, SIXTEEN)).astype(np.int8)
-        signed = random.integers(-128, 128, (n, s * 16)).astype(np.int8)
-        return panels_of(form, (six, signed, (d / 2).astype(np.float16)))
-    quants = random.integers(0, 256, (n, s * 4, HALF)).astype(np.uint8)
+    if form not in WITH_MINIMA:
+        most, unit_scale = (32, 128) if form == "q6k" else (4, 32)
+        values = random.integers(-most, most, (n, s * 16, SIXTEEN)).astype(np.int8)
+        signed = random.integers(-unit_scale, unit_scale, (n, s * 16)).astype(np.int8)
+        times = np.float16(0.5 if form == "q6k" else 16)
+        return panels_of(form, (values, signed, (d * times).astype(np.float16)))
+    quants = random.integers(0, *((32, (n, s * 8, HALF)) if form == "q5k" else (256, (n, s * 4, HALF))))
     scale, minimum = (random.integers(0, 64, (n, s * 4, 2)).astype(np.uint8) for _ in range(2))
-    return panels_of(form, (quants, scale, minimum, d, (d * np.float16(7.5)).astype(np.float16)))
+    d_min = d * np.float16(7.5)
+    d = d * np.float16(0.5) if form == "q5k" else d
+    return panels_of(form, (quants.astype(np.uint8), scale, minimum, d, d_min.astype(np.float16)))
 
 
 def random_activations(random: "np.random.Generator", s: int, rows: int, more: int = 0) -> Arguments:
@@ -562,8 +697,8 @@ SUM = Tolerance(
     2e-5, 5e-5, "a sum of K rounded products near 1 / sqrt(K) in any order, of parts that partly cancel"
 )
 PLAIN = Tolerance(2e-6, 1e-6, "products and a difference, each rounded once, of parts that partly cancel")
-BLOCK_BYTES = {"q4k": 148, "q6k": 212}
-"""Of a row's 256 weights; GGUF has 144 and 210."""
+BLOCK_BYTES = {form: SLOT * count for form, count in WORDS.items()}
+"""Of a row's 256 weights; GGUF has 110, 144, 176 and 210."""
 ROWS = (1, 4, 16, 512)
 TASKS = ("matmul", "matmul_residual", "matmul_swiglu", "matvec", "matvec_residual", "matvec_swiglu", "dequantize",
          "embedding", "widen_pairs")
@@ -614,4 +749,7 @@ def _entry(form: str, task: str) -> LibraryKernel:
     )
 
 
-KERNELS = (*(_entry(form, task) for form in WORDS for task in TASKS), _entry("q4k", "quantize"))
+LISTED = {"q3k": ("matmul", "matvec_swiglu", "dequantize", "widen_pairs"), "q4k": TASKS,
+          "q5k": ("matmul", "matmul_residual", "matmul_swiglu", "matvec", "embedding", "widen_pairs"), "q6k": TASKS}
+"""The kernels of the library: of forms that are not all there some, with all that is the form's own."""
+KERNELS = (*(_entry(form, task) for form, tasks in LISTED.items() for task in tasks), _entry("q4k", "quantize"))

@@ -56,7 +56,7 @@ def head_matmul_of(form: Form, group: int) -> Any:
 
 @cache
 def head_matmul_of_k(form: str) -> Any:
-    """The same for Q4_K and Q6_K."""
+    """The same for Q3_K to Q6_K."""
     words, scale_type, product = WORDS[form], SCALE_TYPES[form], k_quants.kernels_of(form)
     super_sum, blocks, size_bytes = product.super_sum, product.blocks, words * PANEL * SLOT
 
@@ -133,5 +133,5 @@ KEYS, VALUES = (512, 128, 192), (128, 512, 512)
 KERNELS = (
     *(_entry(head_matmul_of(form, form.block), form, form.block, (KEYS, VALUES))
       for form in (FORMS[name] for name in ("q4", "q4m", "q8"))),
-    *(_entry(head_matmul_of_k(form), form, SUPER, (VALUES,)) for form in WORDS),
+    *(_entry(head_matmul_of_k(form), form, SUPER, (VALUES,)) for form in ("q4k", "q5k", "q6k")),
 )

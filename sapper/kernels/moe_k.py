@@ -1,4 +1,4 @@
-"""A mixture of experts with weights in Q4_K and Q6_K (sapper/kernels/k_quants.py), used as they are.
+"""A mixture of experts with weights in Q3_K to Q6_K (sapper/kernels/k_quants.py), used as they are.
 
 The panels of all E experts lie together: w [E, P, S, R, 16, 4]. x is quantised, as quantize_super makes it.
 
@@ -225,4 +225,7 @@ def _entry(kernel: Any, form: str, task: str) -> LibraryKernel:
     )
 
 
-KERNELS = tuple(_entry(kernel, form, task) for form in WORDS for task, kernel in vars(experts_of(form)).items())
+LISTED = {"q3k": ("expert_matmul", "grouped_swiglu"), "q5k": ("expert_matmul_swiglu", "grouped")}
+"""Of forms that are not all in the library, those that are."""
+KERNELS = tuple(_entry(kernel, form, task) for form in WORDS for task, kernel in vars(experts_of(form)).items()
+                if task in LISTED.get(form, task))

@@ -217,7 +217,7 @@ def _entry(kernel: Any, form: Source, swiglu: bool) -> LibraryKernel:
 
 
 _FORMS = {FORMS[name]: rounded_experts(FORMS[name]) for name in ("q4", "q8", "q4m_128")}
-_K_FORMS = {form: rounded_k_experts(form) for form in WORDS}
+_K_FORMS = {form: rounded_k_experts(form) for form in ("q4k", "q5k", "q6k")}
 KERNELS = tuple(_entry(kernel, form, task == "grouped_swiglu_rounded")
                 for made in (_FORMS, _K_FORMS) for form, kernels in made.items()
-                for task, kernel in vars(kernels).items())
+                for task, kernel in vars(kernels).items() if form != "q5k" or task == "grouped_rounded")

@@ -1,4 +1,4 @@
-"""Matrices in GGUF's Q4_K and Q6_K, used as the file has them but for the order (sapper/kernels/k_quants.py).
+"""Matrices in GGUF's Q3_K to Q6_K, used as the file has them but for the order (sapper/kernels/k_quants.py).
 
 In: a tensor of a GGUF file. Out: `KMatrix`, beside `Blocks` (linear.py). Holds: dequantised they are, bit for bit,
 what ggml makes of them.
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..kernels import k_quants
-from ..kernels.k_quants import PANEL, SUPER
+from ..kernels.k_quants import PANEL, SPLITS, SUPER
 from ..kernels.moe_k import experts_of
 from ..kernels.moe_rounded import rounded_k_experts
 from ..kernels.near import near_k_kernels
@@ -25,14 +25,11 @@ from .rounded import is_rounded, rows_rounded, rows_widened
 from .workspace import Steps, Workspace, in_blocks
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-_SPLIT = {"Q3_K": ("q6k", 110, k_quants.split_q3k), "Q4_K": ("q4k", 144, k_quants.split_q4k),
-          "Q6_K": ("q6k", 210, k_quants.split_q6k)}
-"""ggml's name -> form, bytes of 256 weights, how they are taken apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawK:
-    """Rows of a file, not yet in panels. parts: as k_quants.split_q4k and split_q6k give them."""
+    """Rows of a file, not yet in panels. parts: as the functions of k_quants.SPLITS give them."""
 
     form: str
     parts: tuple[Array, ...]
@@ -40,9 +37,9 @@ class RawK:
     @classmethod
     def parse(cls, data: memoryview, shape: tuple[int, ...], kind: str) -> RawK | None:
         """None for another format, or rows that make no panels. kind: ggml's name of the format."""
-        if kind not in _SPLIT or len(shape) != 2 or shape[0] % PANEL or shape[1] % SUPER:
+        if kind not in SPLITS or len(shape) != 2 or shape[0] % PANEL or shape[1] % SUPER:
             return None
-        form, size, split = _SPLIT[kind]
+        form, size, split = SPLITS[kind]
         return cls(form, split(np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // SUPER, size)))
 
     def split(self, count: int, axis: int) -> list[RawK | None]:
@@ -71,8 +68,8 @@ class RawK:
 
 @dataclass(frozen=True, slots=True)
 class KMatrix:
-    """form: "q4k" or "q6k". w: in panels. exact: activations stay f32; otherwise they are quantised too. rounded: see
-    Blocks."""
+    """form: one of k_quants.WORDS. w: in panels. exact: activations stay f32, else they are quantised too. rounded:
+    see Blocks."""
 
     form: str
     w: Array
@@ -119,13 +116,29 @@ class KMatrix:
         """The same of a vector, or of rows of vectors."""
         return self.quantized_rows(x.reshape(-1, x.shape[-1]), work)
 
+    @property
+    def quants(self) -> tuple[int, ...]:
+        """What quantised rows are alike by."""
+        return (SUPER,)
+
+    def product(self, task: str, matrices: Sequence[KMatrix], operands: Sequence[Array], *vectors: Array) -> Steps:
+        """A product with a vector that is quantised. task: what comes after "matmul" in the kernel's name."""
+        panels = (in_blocks(vector, PANEL)[None] for vector in vectors)
+        return [(self._kernel(f"matmul{task}"), (*(one.w for one in matrices), *operands, *panels))]
+
+    def rows_product(
+        self, name: str, matrices: Sequence[KMatrix], operands: Sequence[Array], rest: Sequence[Rows]
+    ) -> Steps:
+        """`apply_rows` of rows that are quantised."""
+        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
+        return [(self._kernel(name.replace("_nt", "")), (*(one.w for one in matrices), *operands, *panels))]
+
     def _apply(self, task: str, matrices: Sequence[KMatrix], x: Array, work: Workspace, *vectors: Array) -> Steps:
-        """A product with a vector. task: what comes after "matmul" in the kernel's name."""
-        panels = [in_blocks(vector, PANEL) for vector in vectors]
+        """A product with a vector. task: as of `product`."""
         if not self.exact:
             steps, operands = self.operands(x, work)
-            weights = [one.w for one in matrices]
-            return [*steps, (self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
+            return steps + self.product(task, matrices, operands, *vectors)
+        panels = [in_blocks(vector, PANEL) for vector in vectors]
         return [(self._kernel(f"matvec{task}"), (*(one.w for one in matrices), in_blocks(x, SUPER), *panels))]
 
     def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
@@ -156,8 +169,7 @@ class KMatrix:
         if self.rounds_rows(len(x.array), work):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
-        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
-        return [*steps, (self._kernel(name.replace("_nt", "")), (*(one.w for one in matrices), *operands, *panels))]
+        return steps + self.rows_product(name, matrices, operands, rest)
 
     def rounds(self, work: Workspace) -> bool:
         return self.rounded or (self.quantises and work.rounds_many())

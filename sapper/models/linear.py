@@ -225,8 +225,14 @@ class Blocks:
         kernels = quantized.quantize_kernels(self.form.block, self.group)
         return [(kernels.rms_norm_quantize_groups, (*vectors, epsilon, self.form.offset, *operands))], operands
 
-    def _apply(self, task: str, matrices: Sequence[Blocks], operands: Sequence[Array], *vectors: Array) -> Steps:
-        """A product with a vector. task: what comes after "matmul" or "matvec" in the kernel's name."""
+    @property
+    def quants(self) -> tuple[int, ...]:
+        """What quantised rows are alike by."""
+        return self.form.block, self.group, self.form.offset
+
+    def product(self, task: str, matrices: Sequence[Blocks], operands: Sequence[Array], *vectors: Array) -> Steps:
+        """A product with a vector, which `operands` gave. task: what comes after "matmul" or "matvec" in the kernel's
+        name."""
         panels = [in_blocks(vector, PANEL) for vector in vectors]
         if self.exact:
             weights = [part for one in matrices for part in one.parts]
@@ -236,21 +242,21 @@ class Blocks:
 
     def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
         steps, operands = self.operands(x, work)
-        return steps + self._apply("", [self], operands, y)
+        return steps + self.product("", [self], operands, y)
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, operands = self.norm(x, gain, epsilon, work)
-        return steps + self._apply("", [self], operands, y)
+        return steps + self.product("", [self], operands, y)
 
     def apply_norm_swiglu(
         self, up: Blocks, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.norm(x, gain, epsilon, work)
-        return steps + self._apply("_swiglu", [self, up], operands, y)
+        return steps + self.product("_swiglu", [self, up], operands, y)
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
         steps, operands = self.operands(x, work)
-        return steps + self._apply("_residual", [self], operands, residual, y)
+        return steps + self.product("_residual", [self], operands, residual, y)
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
         return [(self._kernel("embedding"), (tokens, *self.parts, in_blocks(y, self.form.block)))]
@@ -262,9 +268,15 @@ class Blocks:
         if self.rounds_rows(len(x.array), work):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
+        return steps + self.rows_product(name, matrices, operands, rest)
+
+    def rows_product(
+        self, name: str, matrices: Sequence[Blocks], operands: Sequence[Array], rest: Sequence[Rows]
+    ) -> Steps:
+        """`apply_rows` of rows that are quantised."""
         parts = [part for one in matrices for part in one.grouped()]
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
-        return [*steps, (self._kernel(name.replace("_nt", "")), (*parts, *operands, *panels))]
+        return [(self._kernel(name.replace("_nt", "")), (*parts, *operands, *panels))]
 
     def rounds(self, work: Workspace) -> bool:
         return self.rounded or (self.quantises and work.rounds_many())

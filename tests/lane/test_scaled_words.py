@@ -30,14 +30,20 @@ NUMBERS = {
 }
 
 
-def scaled(number: str, ones: int = 0x00010001, start: int = 0, more: str = "", turned: bool = False) -> Function:
-    """y = number * (start + the words of w, in pairs); z the same with other words."""
+def scaled(number: str, ones: int = 0x00010001, start: int = 0, more: str = "", turned: bool = False,
+           others: int = 0) -> Function:
+    """y = number * (start + the words of w, in pairs); z the same with other words. others: how many words more are
+    added to each."""
     body = (f"{number}%o: row<i32> = splat_const {{value = {ones}}}\n%b: row<b32> = bitcast %o\n"
             f"%t: row<i32> = splat_const {{value = {start}}}\n")
     for at, name in enumerate("yz"):
         body += (f"%w{name}: row<b32> = load %w_data {{dtype = :b32, disp = {4 * LANES * at}}}\n"
-                 f"%s{name}: row<i32> = dot2_i16 %t, %w{name}, %b\n"
-                 f"%m{name}: row<i32> = mul {f'%n, %s{name}' if turned else f'%s{name}, %n'}\n"
+                 f"%s{name}{0 if others else ''}: row<i32> = dot2_i16 %t, %w{name}, %b\n")
+        for one in range(others):
+            after = one + 1 if one + 1 < others else ""
+            body += (f"%v{name}{one}: row<b32> = load %w_data {{dtype = :b32, disp = {4 * LANES * ((at + one) % 2)}}}\n"
+                     f"%s{name}{after}: row<i32> = dot2_i16 %s{name}{one}, %v{name}{one}, %b\n")
+        body += (f"%m{name}: row<i32> = mul {f'%n, %s{name}' if turned else f'%s{name}, %n'}\n"
                  f"store %m{name}, %y_data {{dtype = :i32, disp = {4 * LANES * at}}}\n")
     return program(body + more, LANES, ("n.data", "w.data", "y.data"))
 
@@ -56,9 +62,10 @@ def products(function: Function) -> int:
 
 
 @settings(max_examples=examples(40))
-@given(number=st.sampled_from(sorted(NUMBERS)), turned=st.booleans(), seed=st.integers(0, 99))
-def test_scaled_sums_are_exact(number: str, turned: bool, seed: int) -> None:
-    function = scaled(NUMBERS[number], turned=turned)
+@given(number=st.sampled_from(sorted(NUMBERS)), turned=st.booleans(), others=st.integers(0, 2),
+       seed=st.integers(0, 99))
+def test_scaled_sums_are_exact(number: str, turned: bool, others: int, seed: int) -> None:
+    function = scaled(NUMBERS[number], turned=turned, others=others)
     expected = results(function, seed)
     count = scale_words(function)
     verify(function, LANE_OPS)
@@ -73,9 +80,9 @@ def test_a_number_is_paired_once() -> None:
 
 
 @pytest.mark.parametrize("others", [
-    {"ones": 0x00010002}, {"start": 1},
+    {"ones": 0x00010002}, {"start": 1}, {"start": 1, "others": 1},
     {"more": "".join(f"store %s{name}, %y_data {{dtype = :i32}}\n" for name in "yz")},
-], ids=["other factors", "a sum that begins with something", "a sum that is read twice"])
+], ids=["other factors", "a sum that begins with something", "one of more words that does", "a sum that is read twice"])
 def test_other_sums_stay(others: dict[str, Any]) -> None:
     function = scaled(NUMBERS["u8"], **others)
     assert scale_words(function) == 0 and products(function) == 2

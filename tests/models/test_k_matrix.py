@@ -20,8 +20,8 @@ from sapper.targets import host_target
 
 from .test_linear import rounded_groups
 
-SIZES = {"Q3_K": 110, "Q4_K": 144, "Q6_K": 210}
-PLACES_OF_D = {"Q3_K": (108,), "Q4_K": (0, 2), "Q6_K": (208,)}
+SIZES = {"Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
+PLACES_OF_D = {"Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 ROWS, COLUMNS = 48, 512
 
 
@@ -109,7 +109,7 @@ def test_applied_to_rows(kind: str, exact: bool) -> None:
 
 
 def test_the_loader_keeps_them() -> None:
-    """Rows of several tensors of one format lie together; of two formats they are made wide."""
+    """Rows of several tensors of one format lie together; of two formats they are several matrices."""
     def entry(kind: str, seed: int) -> TensorEntry:
         raw = random_bytes(kind, seed=seed)
         return TensorEntry(f"{kind}{seed}", (ROWS, COLUMNS), gguf.GGMLQuantizationType[kind], memoryview(raw.tobytes()))
@@ -128,7 +128,7 @@ def test_the_loader_keeps_them() -> None:
 def test_what_makes_no_panels() -> None:
     raw = random_bytes("Q4_K", rows=8)
     assert RawK.parse(memoryview(raw.tobytes()), (8, COLUMNS), "Q4_K") is None
-    assert RawK.parse(memoryview(raw.tobytes()), (8, COLUMNS), "Q5_K") is None
+    assert RawK.parse(memoryview(raw.tobytes()), (8, COLUMNS), "Q2_K") is None
 
 
 @pytest.mark.parametrize("kind", SIZES)
