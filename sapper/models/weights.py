@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeVar
 
 import ml_dtypes
@@ -151,15 +152,31 @@ class Loader:
         return [self.held(piece.together([piece], self.arena, self.exact)) for piece in raw]
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
-        """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
+        """The rows of all uses, one after the other, as one matrix; in blocks if all can be, of several forms where
+        what they meet is quantised."""
         trim_heap()  # what other matrices were read into does not add to what this one is
         blocks = self._blocks(uses, columns, places)
         if self.blocks and blocks is not None:
             return self.held(block_rows.in_panels(blocks, self.arena, self.exact))
         raw = self._raws(uses, columns, places)
         if raw is None:
-            return self._widened(uses, columns, places)
+            return self._stacked(uses, columns, places) or self._widened(uses, columns, places)
         return self.held(raw[0].together(raw, self.arena, self.exact))
+
+    def _stacked(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Matrix | None:
+        """The same of uses in blocks of several forms, those that follow one another in one form together; None where
+        one is not in blocks, or meets what is not quantised."""
+        if not self.quantises or len(uses) < 2:
+            return None
+        from .k_matrix import RawK
+        from .stack import Stack
+
+        raw = [self._raw(use, columns, places) for use in uses]
+        found = [one for one in raw if isinstance(one, (RawBlocks, RawK))]
+        if len(found) < len(raw):
+            return None
+        runs = [list(run) for _, run in groupby(found, key=lambda one: one.form)]
+        return Stack(tuple(self.held(run[0].together(run, self.arena, False)) for run in runs))  # type: ignore[arg-type]
 
     def held(self, made: Held) -> Held:
         """A matrix, or experts, in the blocks of the file, as the form says what they are multiplied by."""
