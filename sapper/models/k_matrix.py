@@ -27,38 +27,50 @@ from .workspace import Steps, Workspace, in_blocks
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
+ROWS_AT_ONCE = 128
+"""That become panels at a time: bytes of their quants stay in a second cache."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawK:
-    """Rows of a file, not yet in panels. parts: as the functions of k_quants.SPLITS give them."""
+    """Rows of a file, not yet in panels. kind: ggml's name of the format. raw: bytes [rows, super blocks, of each]."""
 
-    form: str
-    parts: tuple[Array, ...]
+    kind: str
+    raw: Array
 
     @classmethod
     def parse(cls, data: memoryview, shape: tuple[int, ...], kind: str) -> RawK | None:
-        """None for another format, or rows that make no panels. kind: ggml's name of the format."""
+        """None for another format, or rows that make no panels."""
         if kind not in SPLITS or len(shape) != 2 or shape[0] % PANEL or shape[1] % SUPER:
             return None
-        form, size, split = SPLITS[kind]
-        return cls(form, split(np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // SUPER, size)))
+        return cls(kind, np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // SUPER, SPLITS[kind][1]))
+
+    @property
+    def form(self) -> str:
+        return SPLITS[self.kind][0]
 
     def split(self, count: int, axis: int) -> list[RawK | None]:
         """In so many equal parts by rows (axis 0) or columns (1); [None] where columns do not part between blocks."""
-        if self.parts[-1].shape[axis] % count:
+        if self.raw.shape[axis] % count:
             return [None]
-        pieces = zip(*(np.split(part, count, axis=axis) for part in self.parts), strict=True)
-        return [RawK(self.form, tuple(piece)) for piece in pieces]
+        return [RawK(self.kind, part) for part in np.split(self.raw, count, axis=axis)]
 
     def reordered(self, order: Any) -> RawK:
-        return RawK(self.form, tuple(order(part) for part in self.parts))
+        return RawK(self.kind, order(self.raw))
 
     @staticmethod
     def together(pieces: Sequence[RawK], arena: Arena, exact: bool = False) -> KMatrix:
         """The rows of all pieces, one after the other. exact: see Blocks."""
-        panels = [k_quants.panels_of(piece.form, piece.parts) for piece in pieces]
-        target = arena.empty((sum(len(p) for p in panels), *panels[0].shape[1:]), panels[0].dtype)
-        np.concatenate(panels, out=target)
-        return KMatrix(pieces[0].form, target, exact)
+        form, panels = pieces[0].form, sum(len(piece.raw) for piece in pieces) // PANEL
+        target = arena.empty((panels, pieces[0].raw.shape[1], k_quants.WORDS[form], PANEL, k_quants.SLOT), np.uint8)
+        start = 0
+        for piece in pieces:
+            for first in range(0, len(piece.raw), ROWS_AT_ONCE):
+                rows = piece.raw[first : first + ROWS_AT_ONCE]
+                stop = start + len(rows) // PANEL
+                target[start:stop] = k_quants.panels_of(form, SPLITS[piece.kind][2](rows))
+                start = stop
+        return KMatrix(form, target, exact)
 
     @staticmethod
     def experts(pieces: Sequence[RawK], count: int, arena: Arena, exact: bool = False) -> KExperts | None:
