@@ -32,7 +32,7 @@ PHASES = {
     "write weights": "sapper.ahead.digest.digest",
     "write code": "sapper.cli.build_model._content",
     "write groups": "sapper.models.quantize.quantized_rows",
-    "write config": "sapper.models.quantize._write_config",
+    "write config": "sapper.models.written._write_config",
 }
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "generate": (["MODEL", "-p", "hello world", "--raw", "-n", "9"], ("load", "pack", "compile", "prefill", "decode")),

@@ -39,6 +39,13 @@ def stored(x: Tensor[f32, M, N], s: i32, y: Tensor[f32, M, N]):
 
 
 @kernel
+def unproved(x: Tensor[f32, M, N], s: i32, y: Tensor[f32, M, N]):
+    for m in each(M):
+        for n in tiles(N):
+            y[m, (n + s * s) % N] = x[m, n] + 1.0
+
+
+@kernel
 def periodic(x: Tensor[f32, M, N], s: i32, y: Tensor[f32, M, N]):
     """Three remainders, of which two are parted; along m, which is not the last index, none is."""
     for m, n in tiles(M, N):
@@ -60,7 +67,8 @@ def parted(k: Any) -> Any:
     return function
 
 
-@pytest.mark.parametrize(("k", "loops", "left"), [(rolled, 3, 0), (turned, 3, 0), (stored, 2, 1), (periodic, 5, 8)],
+@pytest.mark.parametrize(("k", "loops", "left"), [
+    (rolled, 3, 0), (turned, 3, 0), (stored, 3, 0), (unproved, 2, 1), (periodic, 5, 8)],
                          ids=lambda k: getattr(k, "name", ""))
 def test_loops_part_where_they_wrap(k: Any, loops: int, left: int) -> None:
     """loops: how many there are then (one whose stores are not proved apart is left). left: remainders in them."""
