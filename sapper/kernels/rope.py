@@ -257,53 +257,40 @@ def _entry(name: str, kernel: Any, reference: Any, last: str, in_place: bool) ->
     )
 
 
-def _cache_entry(kernel: Any, dtype: str) -> LibraryKernel:
+CACHE_SHAPES: tuple[dict[str, int], ...] = (
+    {"T": 1, "H": 1, "G": 1, "R": 1, "position": 0}, {"T": 1, "H": 9, "G": 3, "R": 32, "position": 7},
+    {"T": 5, "H": 4, "G": 2, "R": 5, "position": 3},
+)
+
+
+def _cache_entry(kernel: Any, dtype: str, norms: bool = False) -> LibraryKernel:
     size = NUMPY_DTYPES[dtype].itemsize
     rounding = "two products and their difference, which may cancel, rounded to f32 each"
+    relative, absolute, flops, heads, gains, shapes = 2e-7, 5e-7, 6, (9, 3, 32), 0, CACHE_SHAPES
+    if norms:
+        rounding = "a sum of squares, its root, and products of some ten, which may cancel, rounded to f32 each"
+        relative, absolute, flops, heads, gains = 1e-6, 4e-6, 14, (32, 8, 64), 16
+        shapes = (*CACHE_SHAPES, {"T": 3, "H": 4, "G": 1, "R": 64, "position": 2})
+
+    def arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
+        made = cache_arguments(random, shape, dtype)
+        return with_norms(random, made, shape["R"]) if norms else made
+
     return LibraryKernel(
-        name=f"rotate_and_cache_{dtype}",
+        name=kernel.name,
         kernel=kernel,
-        reference=rotate_and_cache_reference,
-        make_arguments=lambda random, shape: cache_arguments(random, shape, dtype),
-        tolerance=Tolerance(2e-7, 5e-7, rounding) if dtype == "f32"
-        else Tolerance(2.0**-7, 5e-7, f"{rounding}, then once to bf16, where the two may round apart"),
+        reference=norm_rotate_and_cache_reference if norms else rotate_and_cache_reference,
+        make_arguments=arguments,
+        tolerance=Tolerance(relative, absolute, rounding) if dtype == "f32"
+        else Tolerance(2.0**-7, absolute, f"{rounding}, then once to bf16, where the two may round apart"),
         cases=tuple(
             Case(
-                {"T": t, "H": h, "G": g, "R": r, "position": 0}, flops=6 * t * (h + g) * r,
-                bytes=t * r * (8 * (h + 2 * g) + 8 + 8 * h + 4 * g * size),
+                {"T": t, "H": h, "G": g, "R": r, "position": 0}, flops=flops * t * (h + g) * r,
+                bytes=t * r * (8 * (h + 2 * g) + 8 + 8 * h + 4 * g * size) + gains * r,
             )
-            for t, h, g, r in ((1, 9, 3, 32), (512, 9, 3, 32))
+            for t, (h, g, r) in ((1, heads), (512, heads))
         ),
-        check_shapes=(
-            {"T": 1, "H": 1, "G": 1, "R": 1, "position": 0}, {"T": 1, "H": 9, "G": 3, "R": 32, "position": 7},
-            {"T": 5, "H": 4, "G": 2, "R": 5, "position": 3},
-        ),
-        dtype=dtype,
-    )
-
-
-def _norm_cache_entry(kernel: Any, dtype: str) -> LibraryKernel:
-    size = NUMPY_DTYPES[dtype].itemsize
-    rounding = "a sum of squares, its root, and products of some ten, which may cancel, rounded to f32 each"
-    return LibraryKernel(
-        name=f"norm_rotate_and_cache_{dtype}",
-        kernel=kernel,
-        reference=norm_rotate_and_cache_reference,
-        make_arguments=lambda random, shape: with_norms(
-            random, cache_arguments(random, shape, dtype), shape["R"]),
-        tolerance=Tolerance(1e-6, 4e-6, rounding) if dtype == "f32"
-        else Tolerance(2.0**-7, 4e-6, f"{rounding}, then once to bf16, where the two may round apart"),
-        cases=tuple(
-            Case(
-                {"T": t, "H": h, "G": g, "R": r, "position": 0}, flops=14 * t * (h + g) * r,
-                bytes=t * r * (8 * (h + 2 * g) + 8 + 8 * h + 4 * g * size) + 16 * r,
-            )
-            for t, h, g, r in ((1, 32, 8, 64), (512, 32, 8, 64))
-        ),
-        check_shapes=(
-            {"T": 1, "H": 1, "G": 1, "R": 1, "position": 0}, {"T": 1, "H": 9, "G": 3, "R": 32, "position": 7},
-            {"T": 5, "H": 4, "G": 2, "R": 5, "position": 3}, {"T": 3, "H": 4, "G": 1, "R": 64, "position": 2},
-        ),
+        check_shapes=shapes,
         dtype=dtype,
     )
 
@@ -315,6 +302,6 @@ KERNELS = (
     _entry("rope_interleaved_in_place", rope_interleaved_in_place, interleaved_in_place_reference, "inter", True),
     _cache_entry(rotate_and_cache_f32, "f32"),
     _cache_entry(rotate_and_cache_bf16, "bf16"),
-    _norm_cache_entry(norm_rotate_and_cache_f32, "f32"),
-    _norm_cache_entry(norm_rotate_and_cache_bf16, "bf16"),
+    _cache_entry(norm_rotate_and_cache_f32, "f32", norms=True),
+    _cache_entry(norm_rotate_and_cache_bf16, "bf16", norms=True),
 )
