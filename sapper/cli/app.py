@@ -653,7 +653,8 @@ def train(
     clip: Annotated[float, typer.Option("--clip", min=0.0, help="Largest norm of a gradient.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which sequences come.")] = 0,
     validate: Annotated[
-        str | None, typer.Option("--validate", metavar="FILE", help="Measure the loss over a text, before and after.")
+        str | None, typer.Option("--validate", metavar="FILE",
+                                 help="Measure the loss over a text's first 64 sequences, before and after.")
     ] = None,
     save_every: Annotated[int | None, typer.Option(
         "--save-every", min=1, help="Save the model and the optimiser's state as DIRECTORY.step-N.")] = None,

@@ -157,12 +157,15 @@ class Step:
 
 def steps(training: Training, recipe: Recipe, tokens: Array, *, seed: int = 0, done: int = 0) -> Iterator[Step]:
     """Train on a text, a step at a time, as far as the recipe goes. done: steps before. Raises ModelError as `batches`
-    does."""
+    does, and for a step that leaves no numbers to go on from."""
     following = batches(tokens, training.sequences, training.length, seed)
     for number, (some, targets) in enumerate(islice(following, recipe.steps), 1):
         if number > done:
             started = time.perf_counter()
             loss, norm = training.step(some, targets, recipe, number)
+            if not math.isfinite(loss + norm):
+                raise ModelError(f"step {number}", f"a loss of {loss:g} with a gradient of norm {norm:g}",
+                                 "finite numbers", "train with a lower rate, from the model or the last saved step")
             yield Step(number, loss, norm, time.perf_counter() - started)
 
 
@@ -189,7 +192,11 @@ def resume(training: Training) -> int:
     for kind, tensors in (("mean", training.means), ("square", training.squares)):
         for name, tensor in tensors.items():
             tensor.write(_entry(path, state, f"{name}.{kind}", tensor.shape).read())
-    return int(_entry(path, state, STEPS, (1,)).read()[0])
+    done = float(_entry(path, state, STEPS, (1,)).read()[0])
+    if not (done >= 1.0 and done.is_integer()):
+        raise ModelError(f"{path}, tensor {STEPS}", f"{done:g}", "a whole number from 1 on",
+                         "start anew without --resume")
+    return int(done)
 
 
 def _entry(path: Path, state: Mapping[str, Entry], name: str, shape: tuple[int, ...]) -> Entry:

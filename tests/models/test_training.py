@@ -239,6 +239,18 @@ class TestFaults:
         with pytest.raises(ModelError, match="found 16 tokens; expected at least 17"):
             next(steps(training, Recipe(steps=1), np.zeros(16, np.int32)))
 
+    def test_a_step_that_leaves_no_numbers(self) -> None:
+        training = start(open_checkpoint(DATA / "llama"), 2, 16)
+        next(iter(training.tensors.values())).rows[:] = np.inf
+        with pytest.raises(ModelError, match=r"step 1: found a loss of nan .* mend: train with a lower rate"):
+            next(steps(training, Recipe(steps=2), np.arange(60, dtype=np.int32)))
+
+    def test_a_state_after_no_whole_number_of_steps(self, tmp_path: Path) -> None:
+        training = start(open_checkpoint(DATA / "llama"), 2, 16)
+        write_trained(training, tmp_path / "out", steps=0)
+        with pytest.raises(ModelError, match="tensor steps: found 0; expected a whole number from 1 on"):
+            resume(start(open_checkpoint(tmp_path / "out"), 2, 16))
+
     def test_no_state(self, tmp_path: Path) -> None:
         training = start(open_checkpoint(DATA / "llama"), 2, 16)
         with pytest.raises(ModelError, match=r"training.safetensors: found nothing"):
