@@ -4,6 +4,7 @@ dy stands for the gradient of the loss by y. `carried` is what the residual stre
 the one through the norm add up. A gradient of a vector of weights is a sum over all tokens.
 
     rms_norm_gradient        of rms_norm: dx = carried + its own, dgain
+    head_norm_gradient       of head_norm, or of rms_norm as one head, past which nothing is carried
     swiglu_gradient          of y = silu(gate) * up
     cross_entropy_gradient   what each token costs, and dlogits of the sum of that times `share`; a target below 0 costs
                              nothing
@@ -21,7 +22,7 @@ from sapper import Tensor, each, exp, f32, i32, log, max, rsqrt, sigmoid, sum, t
 
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-M, N, V = sp.dims("M N V")
+M, H, N, V = sp.dims("M H N V")
 
 
 @sp.kernel(in_place=[("dx", "carried")])
@@ -40,6 +41,23 @@ def rms_norm_gradient(
     for n in tiles(N):
         m = whole(M)
         dgain[n] = sum(dy[m, n] * x[m, n] * factor[m], over=m)
+
+
+@sp.kernel
+def head_norm_gradient(
+    x: Tensor[f32, M, H, N], gain: Tensor[f32, N], epsilon: f32, dy: Tensor[f32, M, H, N], factor: Tensor[f32, M, H],
+    dx: Tensor[f32, M, H, N], dgain: Tensor[f32, N],
+):
+    for m, h in tiles(M, H):
+        n = whole(N)
+        row, d = x[m, h, n], dy[m, h, n] * gain[n]
+        scale = rsqrt(sum(row * row, over=n) / N.to(f32) + epsilon)
+        along = sum(d * row, over=n) * scale * scale / N.to(f32)
+        dx[m, h, n] = scale * (d - row * along)
+        factor[m, h] = scale
+    for n in tiles(N):
+        m, h = whole(M), whole(H)
+        dgain[n] = sum(dy[m, h, n] * x[m, h, n] * factor[m, h], over=(m, h))
 
 
 @sp.kernel
@@ -95,18 +113,24 @@ def _wide(arguments: Arguments, *names: str) -> tuple[Array, ...]:
 
 
 def norm_reference(arguments: Arguments) -> dict[str, Array]:
-    x, gain, dy, carried = _wide(arguments, "x", "gain", "dy", "carried")
-    scale = 1.0 / np.sqrt(np.square(x).sum(axis=1) / x.shape[1] + arguments["epsilon"])
+    x, gain, dy = _wide(arguments, "x", "gain", "dy")
+    scale = 1.0 / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) / x.shape[-1] + arguments["epsilon"])
     d = dy * gain
-    along = (d * x).sum(axis=1) * scale**2 / x.shape[1]
-    return {"dx": carried + scale[:, None] * (d - x * along[:, None]), "factor": scale,
-            "dgain": (dy * x * scale[:, None]).sum(axis=0)}
+    along = (d * x).sum(axis=-1, keepdims=True) * scale**2 / x.shape[-1]
+    return {"dx": arguments.get("carried", 0.0) + scale * (d - x * along), "factor": scale[..., 0],
+            "dgain": (dy * x * scale).sum(axis=tuple(range(x.ndim - 1)))}
 
 
 def norm_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     m, n = shape["M"], shape["N"]
     return {"x": normal(random, m, n), "gain": normal(random, n), "epsilon": 1e-5, "dy": normal(random, m, n),
             "carried": normal(random, m, n), "factor": unwritten(m), "dx": unwritten(m, n), "dgain": unwritten(n)}
+
+
+def head_norm_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
+    m, h, n = shape["M"], shape["H"], shape["N"]
+    return {"x": normal(random, m, h, n), "gain": normal(random, n), "epsilon": 1e-5, "dy": normal(random, m, h, n),
+            "factor": unwritten(m, h), "dx": unwritten(m, h, n), "dgain": unwritten(n)}
 
 
 def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
@@ -167,14 +191,23 @@ def embedding_arguments(random: "np.random.Generator", shape: Shape) -> Argument
 
 MATRICES = ({"M": 0, "N": 8}, {"M": 1, "N": 1}, {"M": 5, "N": 19}, {"M": 34, "N": 33}, {"M": 2, "N": 515})
 SIZES = ((512, 576), (4096, 4096))
+NORM_TOLERANCE = Tolerance(2e-5, 1e-5, "sums of N and of M products in f32, in any order, and differences of them")
 SUMS = "a sum over rows in f32, in any order"
 
 KERNELS = (
     LibraryKernel(
         name="rms_norm_gradient", kernel=rms_norm_gradient, reference=norm_reference, make_arguments=norm_arguments,
-        tolerance=Tolerance(2e-5, 1e-5, "sums of N and of M products in f32, in any order, and differences of them"),
+        tolerance=NORM_TOLERANCE,
         cases=tuple(Case({"M": m, "N": n}, flops=12 * m * n, bytes=16 * m * n + 4 * m + 8 * n) for m, n in SIZES),
         check_shapes=MATRICES,
+    ),
+    LibraryKernel(
+        name="head_norm_gradient", kernel=head_norm_gradient, reference=norm_reference,
+        make_arguments=head_norm_arguments, tolerance=NORM_TOLERANCE,
+        cases=(Case({"M": 512, "H": 16, "N": 128}, flops=12 * 512 * 16 * 128,
+                    bytes=4 * (3 * 512 * 16 * 128 + 512 * 16 + 2 * 128)),),
+        check_shapes=({"M": 0, "H": 2, "N": 8}, {"M": 1, "H": 1, "N": 1}, {"M": 5, "H": 3, "N": 19},
+                      {"M": 34, "H": 2, "N": 33}),
     ),
     LibraryKernel(
         name="swiglu_gradient", kernel=swiglu_gradient, reference=swiglu_reference, make_arguments=swiglu_arguments,

@@ -3,7 +3,7 @@
 RMSNorm: y = x / sqrt(mean(x**2) + epsilon) * gain (Zhang and Sennrich, 2019).
 LayerNorm: y = (x - mean(x)) / sqrt(variance(x) + epsilon) * gain + bias (Ba, Kiros and Hinton, 2016).
 All is computed in f32, whatever the type of x, gain, bias and y. `rms_norm_rounded` takes f32 and gives bf16, for what
-rounds it anyway. `rms_norm_quantize` rounds each row of the first to
+rounds it anyway, `head_norm` is of each head of a row. `rms_norm_quantize` rounds each row of the first to
 i8: q = round(y / scale) with scale = max(abs(y)) / 127, which is 1 for a row of zeros.
 """
 
@@ -29,12 +29,12 @@ from .record import (
     unwritten,
 )
 
-M, N = sp.dims("M N")
+M, H, N = sp.dims("M H N")
 
 
 def rms_norm_reference(arguments: Arguments) -> dict[str, Array]:
     x = arguments["x"].astype(np.float64)
-    mean_square = np.square(x).sum(axis=1, keepdims=True) / x.shape[1]
+    mean_square = np.square(x).sum(axis=-1, keepdims=True) / x.shape[-1]
     return {"y": x / np.sqrt(mean_square + arguments["epsilon"]) * arguments["gain"].astype(np.float64)}
 
 
@@ -45,6 +45,15 @@ def rms_norm(x: Tensor[f32, M, N], gain: Tensor[f32, N], epsilon: f32, y: Tensor
         row = x[m, n]
         mean_square = sum(row * row, over=n) / N.to(f32)
         y[m, n] = row * rsqrt(mean_square + epsilon) * gain[n]
+
+
+@sp.kernel
+def head_norm(x: Tensor[f32, M, H, N], gain: Tensor[f32, N], epsilon: f32, y: Tensor[f32, M, H, N]):
+    for m, h in tiles(M, H):
+        n = whole(N)
+        row = x[m, h, n]
+        mean_square = sum(row * row, over=n) / N.to(f32)
+        y[m, h, n] = row * rsqrt(mean_square + epsilon) * gain[n]
 
 
 @sp.kernel
@@ -168,6 +177,11 @@ def rms_norm_torch(arguments: Arguments) -> Any:
     return lambda: torch.nn.functional.rms_norm(x, (x.shape[1],), gain, arguments["epsilon"])
 
 
+def head_norm_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
+    m, h, n = shape["M"], shape["H"], shape["N"]
+    return {"x": normal(random, m, h, n), "gain": normal(random, n), "epsilon": 1e-5, "y": unwritten(m, h, n)}
+
+
 def layer_norm_numpy(arguments: Arguments) -> Any:
     x, gain, bias, out = arguments["x"], arguments["gain"], arguments["bias"], np.empty_like(arguments["y"])
     epsilon = np.float32(arguments["epsilon"])
@@ -226,6 +240,13 @@ KERNELS = (
     _entry(rms_norm_bf16, RMS, "bf16", 4, 576),
     _entry(layer_norm, LAYER, "f32", 7, 768),
     _entry(layer_norm_bf16, LAYER, "bf16", 7, 768),
+    LibraryKernel(
+        name="head_norm", kernel=head_norm, reference=rms_norm_reference, make_arguments=head_norm_arguments,
+        tolerance=TOLERANCE,
+        cases=(Case({"M": 512, "H": 16, "N": 128}, flops=4 * 512 * 16 * 128, bytes=4 * (2 * 512 * 16 * 128 + 128)),),
+        check_shapes=({"M": 0, "H": 2, "N": 8}, {"M": 1, "H": 1, "N": 1}, {"M": 5, "H": 3, "N": 19},
+                      {"M": 3, "H": 2, "N": 128}),
+    ),
     LibraryKernel(
         name="rms_norm_rounded",
         kernel=rms_norm_rounded,
