@@ -27,8 +27,6 @@ from .safetensors_file import read_tensors
 from .written import OWN, Piece, write_directory
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TRAINED = ("llama",)
-"""The packages of architectures that can be trained."""
 STATE = "training.safetensors"
 """Beside a model: what AdamW knows of each of its tensors, NAME.mean and NAME.square, and how many steps there were."""
 STEPS = "steps"
@@ -136,10 +134,10 @@ def start(checkpoint: Checkpoint, sequences: int = 1, length: int | None = None,
           interpret: bool = False) -> Training:
     """A checkpoint in training. length: None for LENGTH, or all positions of a model that has fewer. Raises ModelError
     for an architecture that can't be trained, for a broken file, and where memory is short."""
-    package = ARCHITECTURES.get(checkpoint.architecture, "")
-    if package not in TRAINED:
+    package = ARCHITECTURES.get(checkpoint.architecture)
+    if package is None:
         raise ModelError(checkpoint.where, f"a model of {checkpoint.architecture or 'no architecture'}",
-                         "a Llama, a Mistral or a Qwen2", "train such a model")
+                         "a Llama, a Mistral, a Qwen or a DeepSeek", "train such a model")
     trainer = import_module(f"{__package__}.{package}.training").Trainer
     made: Training = trainer(checkpoint, sequences, length, threads=threads, interpret=interpret)
     return made
