@@ -661,8 +661,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from such a directory.")] = False,
     threads: Threads = None, json: Json = False,
 ) -> None:
-    """Train a model on a text, with AdamW in f32, and write it as a directory that every command takes. The rate falls
-    to a tenth along half a cosine. To go on from a saved step, give the same options again, with --resume.
+    """Train a model on a text, with AdamW in f32, and write it as a directory that every command takes: a Llama, a
+    Mistral, a Qwen or a DeepSeek-V2 or V3, from any file that loads. The rate falls to a tenth along half a cosine. To
+    go on from a saved step, give the same options again, with --resume.
 
     \b
     Examples:

@@ -62,12 +62,6 @@ def half_split_rows(rows: Array, heads: int, turned: int | None = None) -> Array
     return np.concatenate([kept, halves], axis=1).reshape(rows.shape)
 
 
-def interleaved_rows(rows: Array, heads: int) -> Array:
-    """Rows [heads * D, ...] of the half-split pairing in the order of the interleaved one: the inverse."""
-    paired = rows.reshape(heads, 2, -1, *rows.shape[1:])
-    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(rows.shape)
-
-
 @dataclass(frozen=True, slots=True)
 class Use:
     """A matrix of the file in a place of the model: its rows, put in the order that the kernels want. kept: how many of
