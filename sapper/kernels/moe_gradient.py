@@ -2,7 +2,8 @@
 them; a token's row of its expert k is place[t, k].
 
     grouped_matmul_nn        dx[m] = dy[m] @ w[e] for the rows m of each expert e
-    grouped_matmul_tn        dw[e] = the sum over these rows of dy[m] times x[m]
+    grouped_matmul_tn        dw[e] = the sum over these rows of dy[m] times x[m]. With rows a line further apart
+                             (moe.row_apart) 2048 x 1024 x 768 for 16 experts take 0.6 to 0.75 of the time on a Zen 3
     expert_swiglu_gradient   hidden = silu(gate) * up, of which a token's rows meet weights that its gate gave: from the
                              gradient dy of what is to be multiplied by the weight, dgate and dup; dweights; and
                              hidden times the weight, which the gradient of the next matrix is made with
@@ -22,7 +23,7 @@ from .gate import SMALLEST_TOTAL
 from .moe import TOLERANCE
 from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-T, K, E, I, J, F, B, L = sp.dims("T K E I J F B L")
+T, K, E, J, F, B, L = sp.dims("T K E J F B L")
 
 
 @sp.kernel
@@ -41,14 +42,18 @@ def grouped_matmul_nn_f32(
 
 @sp.kernel
 def grouped_matmul_tn_f32(
-    a: Tensor[f32, J, I], b: Tensor[f32, J, F], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[f32, E, I, F],
+    dy: Tensor[f32, J, B, L], x: Tensor[f32, J, F], start: Tensor[i32, E], stop: Tensor[i32, E],
+    dw: Tensor[f32, E, B, L, F],
 ):
+    """How long sums are is not known before, so that rows are met where they lie: those of a block, the width of a few
+    lines, stay in the second cache for all columns."""
     for e in each(E):
-        for i, f in tiles(I, F):
-            acc = zeros(i, f, dtype=f32)
-            for m in tiles(span(start[e], stop[e])):
-                acc += a[m, i] @ b[m, f]
-            w[e, i, f] = acc
+        for b in each(B):
+            for l, f in tiles(L, F):
+                acc = zeros(l, f, dtype=f32)
+                for m in tiles(span(start[e], stop[e])):
+                    acc += dy[m, b, l] @ x[m, f]
+                dw[e, b, l, f] = acc
 
 
 @sp.kernel(in_place=[("weighted", "dy")])
@@ -125,9 +130,9 @@ def nn_reference(arguments: Arguments) -> dict[str, Array]:
 
 
 def tn_reference(arguments: Arguments) -> dict[str, Array]:
-    a, b = _wide(arguments, "a", "b")
-    return {"w": np.stack([a[start:stop].T @ b[start:stop]
-                           for start, stop in zip(arguments["start"], arguments["stop"], strict=True)])}
+    dy, x = _wide(arguments, "dy", "x")
+    return {"dw": np.stack([np.einsum("mbl,mf->blf", dy[start:stop], x[start:stop])
+                            for start, stop in zip(arguments["start"], arguments["stop"], strict=True)])}
 
 
 def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
@@ -173,9 +178,9 @@ def nn_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
 
 
 def tn_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
-    e, i, f, j = (shape[name] for name in "EIFJ")
-    return {"a": normal(random, j, i), "b": normal(random, j, f, scale=1.0 / np.sqrt(j + 1.0)),
-            **_ranges(random, e, j), "w": unwritten(e, i, f)}
+    e, b, l, f, j = (shape[name] for name in "EBLFJ")
+    return {"dy": normal(random, j, b, l), "x": normal(random, j, f, scale=1.0 / np.sqrt(j + 1.0)),
+            **_ranges(random, e, j), "dw": unwritten(e, b, l, f)}
 
 
 def swiglu_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
@@ -222,10 +227,10 @@ KERNELS = (
     LibraryKernel(
         name="grouped_matmul_tn_f32", kernel=grouped_matmul_tn_f32, reference=tn_reference, make_arguments=tn_arguments,
         tolerance=TOLERANCE,
-        cases=(Case(_grouped_shape("EIFJ", 16, 1024, 768, 2048), flops=2 * 2048 * 1024 * 768,
+        cases=(Case(_grouped_shape("EBLFJ", 16, 16, 64, 768, 2048), flops=2 * 2048 * 1024 * 768,
                     bytes=4 * (16 * 1024 * 768 + 2048 * (1024 + 768)) + 8 * 16),),
-        check_shapes=tuple(_grouped_shape("EIFJ", *extents) for extents in (
-            (2, 3, 4, 0), (1, 1, 1, 1), (5, 7, 3, 11), (3, 33, 19, 29))),
+        check_shapes=tuple(_grouped_shape("EBLFJ", *extents) for extents in (
+            (2, 1, 3, 4, 0), (1, 1, 1, 1, 1), (5, 1, 7, 3, 11), (3, 2, 19, 33, 29))),
     ),
     LibraryKernel(
         name="expert_swiglu_gradient", kernel=expert_swiglu_gradient, reference=swiglu_reference,

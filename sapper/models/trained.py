@@ -161,8 +161,9 @@ class FeedForwards:
         self._dhidden, self._dgate_up = (memory.empty((rows, times * widest), F32) for times in (1, 2))
         if mixture is not None:
             routed = rows * mixture.chosen
-            self._taken = memory.empty((routed, features), F32)
-            self._hidden, self._dtaken = (memory.empty((routed, times * mixture.hidden), F32) for times in (1, 2))
+            self._taken, self._hidden, self._dtaken = (
+                memory.empty((routed, moe.row_apart(columns)), F32)[:, :columns]
+                for columns in (features, mixture.hidden, 2 * mixture.hidden))
             self._dweights = memory.empty((rows, mixture.chosen), F32)
             self._dlogits = memory.empty((rows, mixture.experts), F32)
             self._between, self._other = (memory.empty((rows, features), F32) for _ in range(2))
@@ -278,9 +279,9 @@ class FeedForwards:
             self._multiply_back(one.down, kept, self._taken, self._hidden),
             (moe_gradient.expert_swiglu_gradient, (
                 *parts, self._hidden, kept.place, kept.weights, *dparts, self._dweights, self._hidden)),
-            (moe_gradient.grouped_matmul_tn_f32, (self._taken, self._hidden, *kept.ranges, found.down)),
+            self._of_matrices(found.down, kept, self._taken, self._hidden),
             (embedding.embedding_f32, (kept.owners, normed, self._taken)),
-            (moe_gradient.grouped_matmul_tn_f32, (self._dtaken, self._taken, *kept.ranges, found.gate_up)),
+            self._of_matrices(found.gate_up, kept, self._dtaken, self._taken),
             self._multiply_back(one.gate_up, kept, self._dtaken, self._taken),
             (kernel, (logits, kept.experts, self._dweights, mixture.normalise, mixture.scale, self._dlogits)),
             *through_matrix(one.router, found.router, self._dlogits, normed, self._between),
@@ -302,6 +303,14 @@ class FeedForwards:
             (gradients.swiglu_gradient, (*parts, dhidden, *dparts)),
             *through_matrix(one.gate_up, found.gate_up, dgate_up, normed, dnormed),
         ]
+
+    @staticmethod
+    def _of_matrices(found: Array, kept: KeptMixed, dy: Array, x: Array) -> tuple[Any, tuple[Any, ...]]:
+        """The gradients of the matrices of y = W x of each row's expert."""
+        experts, rows, columns = found.shape
+        blocks = moe.blocks_of(rows)
+        return moe_gradient.grouped_matmul_tn_f32, (
+            dy.reshape(len(dy), *blocks), x, *kept.ranges, found.reshape(experts, *blocks, columns))
 
     @staticmethod
     def _multiply_back(matrices: Array, kept: KeptMixed, dy: Array, dx: Array) -> tuple[Any, tuple[Any, ...]]:
