@@ -651,6 +651,8 @@ def train(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps over which it rises.")] = 10,
     decay: Annotated[float, typer.Option("--decay", min=0.0, help="Of weights in matrices.")] = 0.1,
     clip: Annotated[float, typer.Option("--clip", min=0.0, help="Largest norm of a gradient.")] = 1.0,
+    balance: Annotated[float, typer.Option(
+        "--balance", min=0.0, help="How far a step moves a DeepSeek-V3's choice to experts with few tokens.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which sequences come.")] = 0,
     validate: Annotated[
         str | None, typer.Option("--validate", metavar="FILE",
@@ -673,7 +675,7 @@ def train(
     """
     from .train import run_train
 
-    recipe = {"steps": steps, "rate": rate, "warmup": warmup, "decay": decay, "clip": clip}
+    recipe = {"steps": steps, "rate": rate, "warmup": warmup, "decay": decay, "clip": clip, "balance": balance}
     facts = run_train(model, text, out, recipe=recipe, sequences=sequences, length=length, seed=seed, validate=validate,
                       save_every=save_every, resume=resume, threads=threads, progress=not json)
     if json:

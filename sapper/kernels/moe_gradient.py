@@ -10,6 +10,8 @@ them; a token's row of its expert k is place[t, k].
     gate_softmax_gradient, gate_sigmoid_gradient    from dweights to dlogits. Which experts are chosen is taken for
                              given: weights depend on the scores of the chosen ones, and where scores are a softmax
                              these on all logits. The bias of the choice has no gradient
+    balance_experts          bias + rate where an expert got fewer rows than the mean of all, bias - rate where it got
+                             more (DeepSeek-V3, 2024, section 2.1.2)
 """
 
 from typing import Any
@@ -114,6 +116,15 @@ def gate_sigmoid_gradient(
         dlogits[t, e] = dscore * score * (1.0 - score)
 
 
+@sp.kernel(in_place=[("next_bias", "bias")])
+def balance_experts(
+    start: Tensor[i32, E], stop: Tensor[i32, E], rate: f32, bias: Tensor[f32, E], next_bias: Tensor[f32, E],
+):
+    for e in tiles(E):
+        share, all_rows = (stop[e] - start[e]) * E.to(i32), stop[E - 1]
+        next_bias[e] = bias[e] + rate * where(share < all_rows, 1.0, where(share > all_rows, -1.0, 0.0))
+
+
 # ------------------------------------------------------------------------------------------- references and arguments
 
 
@@ -163,6 +174,11 @@ def gate_reference(arguments: Arguments, softmax: bool) -> dict[str, Array]:
     return {"dlogits": dscore * score * (1.0 - score)}
 
 
+def balance_reference(arguments: Arguments) -> dict[str, Array]:
+    counts = arguments["stop"] - arguments["start"]
+    return {"next_bias": arguments["bias"] + arguments["rate"] * np.sign(counts.mean() - counts)}
+
+
 def _ranges(random: "np.random.Generator", e: int, j: int) -> Arguments:
     """Of experts of uneven load: every third has no rows."""
     busy = [n for n in range(e) if n % 3 != 1] or [0]
@@ -196,6 +212,12 @@ def gate_arguments(random: "np.random.Generator", shape: Shape, normalise: bool)
     experts = np.stack([random.permutation(e)[:k] for _ in range(t)]) if t else np.empty((0, k))
     return {"logits": normal(random, t, e), "experts": experts.astype(np.int32), "dweights": normal(random, t, k),
             "normalise": normalise, "scale": 2.5, "dlogits": unwritten(t, e)}
+
+
+def balance_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
+    """Rows for each expert on average: 4, which some have."""
+    e = shape["E"]
+    return {**_ranges(random, e, 4 * e), "rate": 0.001, "bias": normal(random, e, scale=0.1), "next_bias": unwritten(e)}
 
 
 def _grouped_shape(names: str, *extents: int) -> dict[str, int]:
@@ -242,4 +264,10 @@ KERNELS = (
     ),
     _gate_entry(gate_softmax_gradient, True),
     _gate_entry(gate_sigmoid_gradient, False),
+    LibraryKernel(
+        name="balance_experts", kernel=balance_experts, reference=balance_reference, make_arguments=balance_arguments,
+        tolerance=Tolerance(2e-7, 1e-9, "one addition, rounded to f32, of a rate that is"),
+        cases=(Case({"E": 256}, flops=4 * 256, bytes=16 * 256),),
+        check_shapes=({"E": 1}, {"E": 4}, {"E": 19}, {"E": 64}),
+    ),
 )

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..kernels import activation, add, embedding, gate, gradients, matmul, moe, moe_gradient
 from ..runtime.buffers import LINE_BYTES
+from ..runtime.program import Variable
 from ..runtime.system import round_up
 from .mixture import Mixture
 from .workspace import Steps
@@ -118,7 +119,7 @@ class KeptDense:
 class KeptMixed:
     """logits [rows, groups, experts of a group]; experts, weights, place [rows, chosen], ranges [experts] and owners
     [rows * chosen] as the kernels of gate.py and moe.py have them; gate_up of the rows of experts. bias: of the choice,
-    which no gradient changes."""
+    which gradients leave as it is."""
 
     logits: Array
     bias: Array | None
@@ -263,6 +264,13 @@ class FeedForwards:
         blocks = moe.blocks_of(rows)
         return moe.grouped_matmul_f32, (
             x, *kept.ranges, matrices.reshape(experts, *blocks, columns), y.reshape(len(y), *blocks))
+
+    @staticmethod
+    def balance(kept: KeptDense | KeptMixed) -> Steps:
+        """Move the bias of a layer's choice."""
+        if isinstance(kept, KeptDense) or kept.bias is None:
+            return []
+        return [(moe_gradient.balance_experts, (*kept.ranges, Variable("balance", 0.0), kept.bias, kept.bias))]
 
     # ---- backwards
 

@@ -80,6 +80,7 @@ class Trainer(ABC):
         self.checkpoint, self.config, self.sequences, self.length = checkpoint, config, sequences, length
         self.vocabulary, self._names, self._rows = config.vocabulary, names, sequences * length
         self._tied = names["logits"] not in checkpoint.tensors
+        self._biases: dict[int, Array] = {}
         counted = Places(Counter(), Counter())
         self._weights_in(counted)
         room = Counter()
@@ -92,13 +93,16 @@ class Trainer(ABC):
             self._named(kind) for kind in (self._weights, self._gradients, self._means, self._squares))
         for name, tensor in self.tensors.items():
             tensor.write(self._read(name, tensor.shape))
+        self.tensors |= {names["router_bias"].format(layer): Trained(bias) for layer, bias in self._biases.items()}
         self._options = {"threads": threads, "interpret": interpret}
         self._make_room(Arena())
         factors = names.get("rope_factors", "")
         self._cosine, self._sine = config.rope.tables(
             length, checkpoint.tensors[factors].read() if factors in checkpoint.tensors else None)
         self._back = -self._sine
-        self._program = self._made([*self._forward(), *self._head(), *self._backward(), *self._improve()])
+        self._program = self._made([
+            *self._forward(), *self._head(), *self._backward(), *self._improve(),
+            *(step for kept in self._kept for step in self._feed_forwards.balance(kept.feed_forward))])
         self._scoring: Program | None = None
 
     # ---- what an architecture says
@@ -197,10 +201,14 @@ class Trainer(ABC):
         self.norm, self._clip, self.loss = room(1), room(1), room(1)
 
     def _bias_of(self, layer: int) -> Array | None:
-        """Of the choice of experts. It is no weight: gradients leave it as it is."""
-        if not self._mixes(layer) or not self.config.mixture.sigmoid:
+        """Of the choice of experts. It is no weight: it has no gradient, and moves by the tokens that experts get."""
+        mixture = self.config.mixture
+        if not self._mixes(layer) or not mixture.sigmoid:
             return None
-        return self._read(self._names["router_bias"].format(layer), (self.config.mixture.experts,))
+        if layer not in self._biases:
+            read = self._read(self._names["router_bias"].format(layer), (mixture.experts,))
+            self._biases[layer] = np.array(read, np.float32)
+        return self._biases[layer]
 
     # ---- the program
 
@@ -292,13 +300,17 @@ class Trainer(ABC):
 
     def step(self, tokens: Array, targets: Array, recipe: Recipe, number: int) -> tuple[float, float]:
         """The loss, a mean over the targets that count, and the norm of its gradient, before the weights are changed.
-        number: of the step, from 1 on."""
+        number: of the step, from 1 on. Raises ModelError for tokens that there are not, and for a balance of experts
+        that have no bias."""
+        if recipe.balance and not self._biases:
+            raise ModelError(self.checkpoint.where, "a model that chooses experts without a bias, or has none",
+                             "a DeepSeek-V3, whose experts can be balanced", "train without --balance")
         counted = self._take(tokens, targets)
         rate = recipe.rate_of(number)
         self._program(
             share=1.0 / counted, limit=recipe.clip, keep=1.0 - rate * recipe.decay, beta1=recipe.beta1,
             beta2=recipe.beta2, epsilon=recipe.epsilon, rate=rate / (1.0 - recipe.beta1**number),
-            spread=(1.0 - recipe.beta2**number) ** -0.5)
+            spread=(1.0 - recipe.beta2**number) ** -0.5, **({"balance": recipe.balance} if self._biases else {}))
         return float(self.loss[0]) / counted, float(self.norm[0])
 
     def loss_of(self, tokens: Array, targets: Array) -> float:

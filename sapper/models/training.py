@@ -37,7 +37,8 @@ class Recipe:
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101), its gradient clipped by its norm.
 
     rate: of learning, which rises over the first `warmup` steps and falls along half a cosine to `least` of itself at
-    the last of `steps`. decay: of matrices, not of vectors. clip: the largest norm.
+    the last of `steps`. decay: of matrices, not of vectors. clip: the largest norm. balance: by how much a step moves
+    the bias by which a DeepSeek-V3 chooses experts, towards those that got fewer tokens than others.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class Recipe:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    balance: float = 0.0
 
     def rate_of(self, number: int) -> float:
         """Of a step, from 1 on."""

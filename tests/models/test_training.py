@@ -145,10 +145,11 @@ def test_it_learns_and_what_is_written_is_what_was_trained(kind: str, gguf: Path
 
 @pytest.mark.parametrize("kind", ["qwen2", "gguf", "deepseek_v3"])
 def test_a_run_that_goes_on(kind: str, gguf: Path, tmp_path: Path) -> None:
-    """To the last bit what one without a break does. What is not trained, a DeepSeek's MTP head and the biases of its
-    choice of experts, stays what it was."""
+    """To the last bit what one without a break does, the biases of a DeepSeek's choice of experts too. What is not
+    trained, its MTP head, stays what it was."""
     path = gguf if kind == "gguf" else DATA / kind
-    recipe, tokens = Recipe(steps=5, rate=1e-3, warmup=2), np.arange(200, dtype=np.int32) * 7 % 250
+    recipe = Recipe(steps=5, rate=1e-3, warmup=2, balance=0.01 if kind == "deepseek_v3" else 0.0)
+    tokens = np.arange(200, dtype=np.int32) * 7 % 250
     whole = start(open_checkpoint(path), 2, 16)
     expected = [step.loss for step in steps(whole, recipe, tokens, seed=3)]
     first = start(open_checkpoint(path), 2, 16)
@@ -166,10 +167,26 @@ def test_a_run_that_goes_on(kind: str, gguf: Path, tmp_path: Path) -> None:
     for name, tensor in whole.tensors.items():
         np.testing.assert_array_equal(again.tensors[name].read(), tensor.read(), err_msg=name)
     others = {name: entry for name, entry in whole.checkpoint.tensors.items() if name not in whole.tensors}
-    assert all("layers.3." in name or name.endswith("correction_bias") for name in others)
+    assert all("layers.3." in name for name in others)
     assert (kind == "deepseek_v3") is bool(others)
     for name, entry in others.items():
         np.testing.assert_array_equal(again.checkpoint.tensors[name].read(), entry.read(), err_msg=name)
+
+
+def test_experts_are_balanced() -> None:
+    """As many steps up or down as the tokens of each say, and as far as the recipe does."""
+    trainer: Any = start(open_checkpoint(DATA / "deepseek_v3"), 2, 16)
+    biases = {layer: bias.copy() for layer, bias in trainer._biases.items()}
+    for number in (1, 2):
+        trainer.step(*drawn(trainer, number), Recipe(steps=2, balance=0.01), number)
+        for layer, bias in biases.items():
+            counts = np.bincount(trainer._kept[layer].feed_forward.experts.reshape(-1), minlength=8)
+            bias += np.float32(0.01) * np.sign(12 - counts)
+    assert list(biases) == [1, 2]
+    for layer, bias in biases.items():
+        np.testing.assert_allclose(trainer._biases[layer], bias, rtol=1e-6)
+        name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+        np.testing.assert_array_equal(trainer.tensors[name].read(), trainer._biases[layer])
 
 
 def test_a_model_in_fp8_is_trained_in_f32(tmp_path: Path) -> None:
@@ -221,6 +238,11 @@ class TestFaults:
                                 (good, good - 1)):
             with pytest.raises(ModelError, match="a step"):
                 training.step(tokens, targets, Recipe(steps=1), 1)
+
+    def test_experts_that_have_no_bias(self) -> None:
+        training = start(open_checkpoint(DATA / "deepseek_v2"), 2, 16)
+        with pytest.raises(ModelError, match=r"found a model that chooses experts without a bias.*without --balance"):
+            training.step(*drawn(training), Recipe(steps=1, balance=0.001), 1)
 
     def test_a_text_that_is_too_short(self) -> None:
         training = start(open_checkpoint(DATA / "llama"), 2, 16)

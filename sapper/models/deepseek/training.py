@@ -56,8 +56,7 @@ class KeptAttention:
 
 
 class Trainer(trainer.Trainer):
-    """A DeepSeek-V2, V2-Lite or V3 in training. Its MTP heads, if there are any, and the biases of the choice of
-    experts stay as they are."""
+    """A DeepSeek-V2, V2-Lite or V3 in training. Its MTP heads, if there are any, stay as they are."""
 
     config: DeepseekConfig
 
