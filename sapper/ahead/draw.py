@@ -14,8 +14,8 @@ from __future__ import annotations
 import struct
 
 from .draws import FIRST, SECOND, STEP
-from .entry import BAD_SAMPLING, DRAWS
-from .plan import DRAWING, Plan
+from .opening import BAD_SAMPLING, DRAWS
+from .plan import DRAWING, Model, Plan
 from .written import Written, written
 
 MAX_TEMPERATURE = 1e6
@@ -102,7 +102,7 @@ draw:
 """
 
 
-def draw_functions(plan: Plan) -> list[tuple[Written, bool]]:
+def draw_functions(plan: Plan[Model]) -> list[tuple[Written, bool]]:
     """The functions, each with whether others may call it."""
     model = plan.model
     if not model.draws:

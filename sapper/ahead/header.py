@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from ..codegen.c_abi import needed_features
 from ..targets import module_of
 from .draw import MAX_TEMPERATURE
-from .entry import MOST_THREADS, STATUS
-from .plan import Plan
+from .opening import MOST_THREADS, STATUS
+from .plan import Model, Plan, Training
 
 
-def header_text(plan: Plan) -> str:
+def header_text(plan: Plan[Any]) -> str:
     """The header of a planned model."""
+    if isinstance(plan.model, Training):
+        return _framed(plan, "a language model in training", _RECIPE, _training_lines(plan))
+    return _framed(plan, "a language model", _SAMPLING if plan.model.draws else (), _answering_lines(plan))
+
+
+def _framed(plan: Plan[Any], what: str, types: Sequence[str], functions: Sequence[str]) -> str:
+    """types: what comes before the functions of the model, for all models of a kind."""
     model = plan.model
-    name, upper = model.name, model.name.upper()
+    name = model.name
     system = module_of(plan.target.family, "system").SYSTEM
     guard = re.sub(r"\W", "_", f"sapper_{name}_h").upper()
     lines = [
-        f"/* {name}: a language model. Made by sapper for {plan.target.name}; needs no Python and no C library.",
+        f"/* {name}: {what}. Made by sapper for {plan.target.name}; needs no Python and no C library.",
         f"   {model.description.replace('*/', '* /')}",
         "   Features that the processor must have (else SAPPER_MODEL_BAD_CPU):",
         f"   {' '.join(sorted(needed_features(plan.target.features, (code.machine for code in plan.codes))))}.",
@@ -27,15 +36,31 @@ def header_text(plan: Plan) -> str:
         "#ifndef SAPPER_MODEL_STATUS", "#define SAPPER_MODEL_STATUS", "enum sapper_model_status {",
         *(f"    SAPPER_MODEL_{status} = {number}, /* {meaning} */" for status, (number, meaning) in STATUS.items()),
         "};", "#endif", "",
-        *(_SAMPLING if model.draws else ()),
-        f"#define {upper}_VOCABULARY {model.vocabulary}",
-        f"#define {upper}_CONTEXT {model.context} /* tokens that a conversation may have */",
-        f"#define {upper}_WEIGHTS_BYTES INT64_C({plan.weights_bytes})", "",
+        *types, *functions,
+        "/* End the workers, free all memory. Null is allowed. */",
+        f"void {name}_close({name}_model *model);", "",
+        "#ifdef __cplusplus", "}", "#endif", "", f"#endif /* {guard} */",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _opening_lines(name: str) -> list[str]:
+    return [
         "#ifdef __cplusplus", 'extern "C" {', "#endif", "",
         f"typedef struct {name}_model {name}_model;", "",
         f"/* Map and check the weights, start threads - 1 workers (threads: 1 .. {MOST_THREADS}). Returns a",
         "   sapper_model_status; *model is set where it is SAPPER_MODEL_OK. */",
         f"int {name}_open(const char *weights, int64_t threads, {name}_model **model);",
+    ]
+
+
+def _answering_lines(plan: Plan[Model]) -> list[str]:
+    model, name, upper = plan.model, plan.model.name, plan.model.name.upper()
+    return [
+        f"#define {upper}_VOCABULARY {model.vocabulary}",
+        f"#define {upper}_CONTEXT {model.context} /* tokens that a conversation may have */",
+        f"#define {upper}_WEIGHTS_BYTES INT64_C({plan.weights_bytes})", "",
+        *_opening_lines(name),
         "/* Run tokens, after those that were run before. With another status than OK, nothing has changed. */",
         f"int {name}_prefill({name}_model *model, const int32_t *tokens, int64_t count);",
         f"int {name}_step({name}_model *model, int32_t token);",
@@ -47,12 +72,49 @@ def header_text(plan: Plan) -> str:
         f"int {name}_rewind({name}_model *model, int64_t position);",
         *_drawing_lines(plan),
         *_words_lines(plan),
-        "/* End the workers, free all memory. Null is allowed. */",
-        f"void {name}_close({name}_model *model);", "",
-        "#ifdef __cplusplus", "}", "#endif", "", f"#endif /* {guard} */",
     ]
-    return "\n".join(lines) + "\n"
 
+
+def _training_lines(plan: Plan[Training]) -> list[str]:
+    model, name, upper = plan.model, plan.model.name, plan.model.name.upper()
+    return [
+        f"#define {upper}_VOCABULARY {model.vocabulary}",
+        f"#define {upper}_SEQUENCES {model.sequences} /* of a step */",
+        f"#define {upper}_LENGTH {model.length} /* tokens of a sequence */",
+        f"#define {upper}_WEIGHTS_BYTES INT64_C({plan.weights_bytes})", "",
+        *_opening_lines(name),
+        f"/* A step on {upper}_SEQUENCES x {upper}_LENGTH tokens; targets: what follows each of them, below 0 where",
+        "   that does not count. trained may be null. With another status than OK, nothing has changed. */",
+        f"int {name}_train({name}_model *model, const int32_t *tokens, const int32_t *targets,",
+        f"{' ' * len(name)}           const sapper_recipe *recipe, sapper_trained *trained);",
+        "/* The loss of such tokens, without a change. */",
+        f"int {name}_evaluate({name}_model *model, const int32_t *tokens, const int32_t *targets, double *loss);",
+        "/* Steps so far, those before a state that was loaded among them. */",
+        f"int64_t {name}_steps(const {name}_model *model);",
+        f"/* Write the weights as they are now, as a file of the form that {name}_open takes. */",
+        f"int {name}_save(const {name}_model *model, const char *path);",
+        "/* Write what AdamW knows of each weight, and go on with it. Beside a model, as training.safetensors, it is",
+        "   what `sapper train --resume` takes. */",
+        f"int {name}_save_state(const {name}_model *model, const char *path);",
+        f"int {name}_load_state({name}_model *model, const char *path);",
+    ]
+
+
+_RECIPE = (
+    "#ifndef SAPPER_MODEL_RECIPE", "#define SAPPER_MODEL_RECIPE",
+    "/* AdamW. All finite and not below 0, the betas below 1. Often: 1e-4, 0.1, 1, 0.9, 0.95, 1e-8, 0. */",
+    "typedef struct sapper_recipe {",
+    "    double rate;  /* of learning, in this step */",
+    "    double decay; /* of weights in matrices */",
+    "    double clip;  /* largest norm of the gradient */",
+    "    double beta1, beta2, epsilon;",
+    "    double balance; /* how far the choice of a DeepSeek-V3 moves to experts with few tokens; else 0 */",
+    "} sapper_recipe;", "",
+    "typedef struct sapper_trained {",
+    "    double loss; /* a mean over the targets that count, before the weights were changed */",
+    "    float norm;  /* of its gradient, before that was clipped */",
+    "} sapper_trained;", "#endif", "",
+)
 
 _SAMPLING = (
     "#ifndef SAPPER_MODEL_SAMPLING", "#define SAPPER_MODEL_SAMPLING",
@@ -65,7 +127,7 @@ _SAMPLING = (
 )
 
 
-def _drawing_lines(plan: Plan) -> list[str]:
+def _drawing_lines(plan: Plan[Model]) -> list[str]:
     """What a model that draws has besides."""
     name = plan.model.name
     return [] if not plan.model.draws else [
@@ -77,7 +139,7 @@ def _drawing_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _words_lines(plan: Plan) -> list[str]:
+def _words_lines(plan: Plan[Model]) -> list[str]:
     """What a model with a tokenizer has besides."""
     if plan.words is None:
         return []

@@ -7,7 +7,6 @@ of a linker is needed to use it. Same model, same target: same bytes.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +25,14 @@ from ..targets import module_of
 from ..targets.system import System
 from .digest import digest_function
 from .draw import draw_functions
-from .entry import HEAD_BYTES, entry_functions, program_tables
+from .entry import entry_functions
 from .header import header_text
 from .listing import listing_of
-from .plan import CONSTANT, TEMPORARY, Code, Model, Plan, Region, make_plan
+from .opening import HEAD_BYTES
+from .plan import CONSTANT, TEMPORARY, AnyModel, Code, Plan, Training, make_plan, memory_of
 from .start import start_functions
+from .tables import program_tables
+from .training import training_functions
 from .words_code import words_functions
 
 Item = tuple[MachineFunction | Table, bool]
@@ -43,7 +45,7 @@ class ModelLibrary:
     codes: kernels by symbol. notes: what is to be said of functions, by name. areas: zeroed memory of the file's own.
     """
 
-    plan: Plan
+    plan: Plan[Any]
     items: list[Item]
     codes: dict[str, Code]
     notes: dict[str, list[str]]
@@ -100,16 +102,19 @@ def _calls_itself(function: MachineFunction) -> bool:
     return any(isinstance(call.operands[0], LabelReference) for call in calls)
 
 
-def plan_model(model: Model, target: Any) -> Plan:
+def plan_model(model: AnyModel, target: Any) -> Plan[AnyModel]:
     """Compile a model's programs and place all that they touch. Raises what calling the kernels would, AheadError."""
     return make_plan(model, target, HEAD_BYTES)
 
 
-def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
-    """weights_digest: of the weights file (digest.py)."""
+def make_model_library(plan: Plan[Any], weights_digest: int) -> ModelLibrary:
+    """weights_digest: of the bytes of the weights file that are checked (digest.py)."""
     codes = {code.symbol: code for code in plan.codes}
-    entry = [*entry_functions(plan, weights_digest), *draw_functions(plan), *words_functions(plan)]
-    entry += [(made, not number) for number, made in enumerate(start_functions(plan))]  # the first one is called
+    if isinstance(plan.model, Training):
+        entry = training_functions(plan, weights_digest)
+    else:
+        entry = [*entry_functions(plan, weights_digest), *draw_functions(plan), *words_functions(plan)]
+        entry += [(made, not number) for number, made in enumerate(start_functions(plan))]  # the first one is called
     items: list[Item] = [(function.machine, exported) for function, exported in entry]
     items += [(table, False) for table in program_tables(plan)]
     items += [(code.machine, False) for code in plan.codes]
@@ -125,7 +130,7 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     return ModelLibrary(plan, items, codes, notes, areas)
 
 
-def weights_pieces(plan: Plan) -> Iterator[bytes | bytearray | memoryview]:
+def weights_pieces(plan: Plan[Any]) -> Iterator[bytes | bytearray | memoryview]:
     """The weights file, piece by piece: every constant at its offset."""
     here = 0
     for region in sorted(plan.of_kind(CONSTANT), key=lambda region: region.offset):
@@ -138,12 +143,7 @@ def weights_pieces(plan: Plan) -> Iterator[bytes | bytearray | memoryview]:
         yield plan.words.content
 
 
-def memory_of(region: Region) -> memoryview:
-    """The bytes of a region in this process; the plan's launches keep them alive."""
-    return memoryview((ctypes.c_char * region.size_bytes).from_address(region.low)).cast("B")
-
-
-def report(plan: Plan) -> dict[str, int]:
+def report(plan: Plan[Any]) -> dict[str, int]:
     """Bytes and counts of a plan, for people and programs."""
     return {
         "weights_bytes": plan.weights_bytes, "state_bytes": plan.state_bytes,

@@ -11,13 +11,15 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 from ..codegen.explain import register_map
 from ..codegen.machine import Instruction
 from ..ir.nodes import Location
 from ..targets import module_of
-from .entry import STACK_BYTES
-from .plan import CONSTANT, STATE, TEMPORARY, Code, Plan
+from .opening import STACK_BYTES
+from .plan import CONSTANT, STATE, TEMPORARY, TRAINED, Code, Plan, Training
+from .tables import CONSTANTS
 
 _WIDTH = 116
 
@@ -31,7 +33,7 @@ class Listing:
     remarks: dict[str, dict[int, str]]
 
 
-def listing_of(plan: Plan, written: Mapping[str, list[str]]) -> Listing:
+def listing_of(plan: Plan[Any], written: Mapping[str, list[str]]) -> Listing:
     """written: notes of functions by hand."""
     listing = Listing({name: lines for name, lines in written.items() if lines} | {"": _head(plan)}, {})
     for number, code in enumerate(plan.codes, 1):
@@ -64,17 +66,20 @@ def _source(location: Location) -> str:
     return f"{PurePath(location.file).name}:{location.line}  {line}".rstrip()
 
 
-def _head(plan: Plan) -> list[str]:
+def _head(plan: Plan[Any]) -> list[str]:
     model, name = plan.model, plan.model.name
+    trains = isinstance(model, Training)
+    called = [f"{name}_{of}" for of in ("open", *(("train", "evaluate") if trains else ("prefill", "step")))]
     system = module_of(plan.target.family, "system").SYSTEM
     lines = [
-        f"{name}: a language model as one assembly file. Made by sapper for {plan.target.name}.",
+        f"{name}: a language model{' in training' if trains else ''} as one assembly file. Made by sapper for "
+        f"{plan.target.name}.",
         *textwrap.wrap(model.description, _WIDTH), "",
         f"{system.tools}as {name}.s -o {name}.o",
         f"{system.tools}ld -shared {name}.o -o {name}.so                      a library",
         *([f"{system.tools}ld -static -e {name}_start {name}.o -o {name}     an executable"] if plan.words else []),
         "",
-        f"In this order: the functions that others call ({name}_open, {name}_prefill, {name}_step, ...), the programs",
+        f"In this order: the functions that others call ({', '.join(called)}, ...), the programs",
         f"as tables of launches ({', '.join(f'{name}.{of}' for of in plan.programs)}), the kernels, and what lets",
         "several workers run them.",
         f"The weights lie in a file of their own ({plan.weights_bytes} bytes), which {name}_open maps and checks.",
@@ -89,24 +94,27 @@ def _head(plan: Plan) -> list[str]:
     for region in sorted(plan.of_kind(TEMPORARY), key=lambda region: (region.offset, region.name)):
         lives = ", ".join(f"{p} {first}-{last}" for p, (first, last) in region.lives.items())
         lines.append(_range(region.offset, region.size_bytes, f"{region.name}  (phases of {lives})"))
-    for region in sorted(plan.of_kind(STATE), key=lambda region: (region.offset, region.name)):
-        lines.append(_range(region.offset, region.size_bytes, region.name))
     lines += [
+        *_ranges(plan, STATE),
         f"{plan.memory_bytes:>12}               scratch, {plan.scratch_bytes} bytes for each worker; then stacks, "
         f"{STACK_BYTES} for each",
         f"Temporaries take {plan.temporary_bytes} bytes; without sharing it would be {plan.separate_bytes}.",
-        "", "The weights file, in bytes from its start:",
     ]
-    lines += [_range(region.offset, region.size_bytes, region.name)
-              for region in sorted(plan.of_kind(CONSTANT), key=lambda region: (region.offset, region.name))]
-    return lines
+    if plan.constants:
+        lines += ["", f"Constants, in bytes from {name}.{CONSTANTS}:", *_ranges(plan, CONSTANT)]
+    return [*lines, "", "The weights file, in bytes from its start:", *_ranges(plan, TRAINED if trains else CONSTANT)]
+
+
+def _ranges(plan: Plan[Any], kind: str) -> list[str]:
+    return [_range(region.offset, region.size_bytes, region.name)
+            for region in sorted(plan.of_kind(kind), key=lambda region: (region.offset, region.name))]
 
 
 def _range(offset: int, size_bytes: int, what: str) -> str:
     return f"{offset:>12} {size_bytes:>12}  {what}"
 
 
-def _kernel_notes(code: Code, number: int, plan: Plan, columns: list[str]) -> list[str]:
+def _kernel_notes(code: Code, number: int, plan: Plan[Any], columns: list[str]) -> list[str]:
     source = code.source
     lines = ["=" * 80, f"kernel {number} of {len(plan.codes)}: {code.compiled.name}, {code.users} launches"
              + (f"; {PurePath(source.file).name}:{source.line}" if source else "")]

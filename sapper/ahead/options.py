@@ -10,7 +10,7 @@ the quotient by a power of ten are exact as f64, so that it is rounded as Python
 from __future__ import annotations
 
 from .draw import bits
-from .entry import STATUS
+from .opening import STATUS
 
 DEFAULT_TOKENS, DEFAULT_TOP_K = 128, 40
 NUMBERS = {"BAD_CPU": STATUS["BAD_CPU"][0], "default_tokens": DEFAULT_TOKENS, "default_top_k": DEFAULT_TOP_K,

@@ -1,19 +1,21 @@
 """Programs and their arrays -> compiled kernels, launches, and a place for every byte that they touch.
 
-Enters: a `Model`: the launches of its programs, bound to arrays, and what the arrays are. Leaves: a `Plan`. Holds: an
+Enters: a `Whole`: the launches of its programs, bound to arrays, and what the arrays are. Leaves: a `Plan`. Holds: an
 array is a constant (its bytes go into the weights file) if no launch writes it; inputs, outputs and state keep their
-memory; every other one is a temporary, which each program writes before it reads it (checked, byte by byte), and
-temporaries that are never alive in the same phase of a program share memory. A phase is what lies between two
-barriers, so sharing adds no barrier. Every region begins on a cache line; what lies where does not depend on this
-process's addresses.
+memory; what is trained begins as the weights file has it, at places that its format says; every other one is a
+temporary, which each program writes before it reads it (checked, byte by byte), and temporaries that are never alive in
+the same phase of a program share memory. A phase is what lies between two barriers, so sharing adds no barrier. Every
+region begins on a cache line; what lies where does not depend on this process's addresses.
 """
 
 from __future__ import annotations
 
+import ctypes
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, Generic, TypeVar
 
 from ..codegen.encode import EncodedCode
 from ..codegen.machine import MachineFunction
@@ -27,7 +29,7 @@ from ..runtime.system import HUGE_PAGE_BYTES, PAGE_BYTES, round_up
 from .errors import AheadError
 from .words import BYTES_OF_A_TOKEN, Tables, Vocabulary, make_tables
 
-CONSTANT, STATE, TEMPORARY = "constant", "state", "temporary"
+CONSTANT, STATE, TEMPORARY, TRAINED = "constant", "state", "temporary", "trained"
 
 Sections = Sequence[tuple[str, Sequence[tuple[Any, Sequence[Any]]]]]
 """A program: (heading, [(kernel, arguments), ...]) in order. Scalars may be `Variable`s, tensors `Rows`."""
@@ -39,22 +41,38 @@ DRAWING = ("top_k", "temperature", "top_p", "min_p", "u", "drawn")
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """What becomes a file.
-
-    name: of the C functions. programs: "prefill", "step", and "draw" where tokens are to be drawn, which needs
-    the arrays of DRAWING, among at most `candidates`. variables: of each program its integer variables, as
-    (times the position, times the number of tokens). arrays: name -> array, of all that is to be called by name.
-    tokens [chunk], last [1], token [1]: names of the inputs, i32: the chunk, the index of its last token, the token of
-    a step. logits [vocabulary] f32, picked [1] i32: names of the outputs, of the last token; picked is the likeliest.
-    state: names of what lasts from run to run.
-    context: tokens that state has room for. words: the tokenizer, where the file is to have one.
-    """
+class Whole:
+    """What becomes a file. name: of the C functions. programs: by name. arrays: name -> array, of all that is to be
+    called by name. state: names of what lasts from run to run."""
 
     name: str
     programs: Mapping[str, Sections]
     arrays: Mapping[str, Any]
     state: Sequence[str]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the arrays that keep their memory."""
+        return tuple(self.state)
+
+    @property
+    def trained(self) -> Mapping[str, int]:
+        """Names of the arrays that begin as the weights file has them: where they are in it."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Whole):
+    """A model that answers.
+
+    programs: "prefill", "step", and "draw" where tokens are to be drawn, which needs the arrays of DRAWING, among at
+    most `candidates`. variables: of each program its integer variables, as (times the position, times the number of
+    tokens). tokens [chunk], last [1], token [1]: names of the inputs, i32: the chunk, the index of its last token, the
+    token of a step. logits [vocabulary] f32, picked [1] i32: names of the outputs, of the last token; picked is the
+    likeliest.
+    context: tokens that state has room for. words: the tokenizer, where the file is to have one.
+    """
+
     context: int
     vocabulary: int
     chunk: int
@@ -77,6 +95,49 @@ class Model:
         """Names of the arrays that keep their memory."""
         drawing = DRAWING if self.draws else ()
         return (self.tokens, self.last, self.token, self.logits, self.picked, *drawing, *self.state)
+
+
+TRAINING = ("tokens", "targets", "wanted", "recipe", "numbers", "loss", "norm", "steps")
+"""Names of the arrays that the C functions of a model in training fill and read: i32 tokens, their targets, and these
+where they count, else 0; f64 what the caller wants of a step; f32 the variables of a step; f64 the loss; f32 the norm
+of its gradient; f64 how many steps there were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training(Whole):
+    """A model in training.
+
+    programs: "numbers" makes the step's variables of the recipe, "train" is a step, "evaluate" the loss alone. arrays:
+    those of TRAINING among them. The weights file begins with `head`; then come the arrays of `weights`, each on a
+    cache line, and what no program reads, content_bytes in all. Other constants are in the code. A file of the
+    optimiser's state begins with state_head; then come "steps" and the arrays of `saved`, some of `state`. variables:
+    of each program its f32 variables, each with its place in "numbers". recipe: names of what is in "recipe", each with
+    what it is below. sequences, length: of a step's tokens.
+    """
+
+    vocabulary: int
+    weights: Sequence[str]
+    head: bytes
+    content_bytes: int
+    saved: Sequence[str]
+    state_head: bytes
+    variables: Mapping[str, Mapping[str, int]]
+    recipe: Mapping[str, float]
+    sequences: int
+    length: int
+    description: str = ""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return (*TRAINING, *self.state)
+
+    @property
+    def trained(self) -> Mapping[str, int]:
+        sizes = [round_up(self.arrays[name].nbytes, LINE_BYTES) for name in self.weights]
+        return dict(zip(self.weights, accumulate(sizes, initial=len(self.head)), strict=False))
+
+
+AnyModel = TypeVar("AnyModel", bound=Whole)
 
 
 @dataclass(slots=True)
@@ -129,16 +190,18 @@ class PlannedProgram:
 
 
 @dataclass(slots=True)
-class Plan:
-    """Where everything is. Offsets are in bytes: of constants in the weights file, of all else in a model's memory.
+class Plan(Generic[AnyModel]):
+    """Where everything is. Offsets are in bytes: of constants and what is trained in the weights file (constants of a
+    model in training: in a table of the code), of all else in a model's memory.
 
     temporary_bytes: as placed; separate_bytes: what temporaries would take without sharing. huge_bytes: from the
     start of the memory on, what is to lie on huge pages. memory_bytes: up to the workers' scratch, of which each has
-    scratch_bytes. words: tables that lie in the weights file at words_offset; text_bytes: of the longest text; work:
-    places in the memory for turning it into tokens.
+    scratch_bytes. checked_bytes: of the weights file, from its start, those whose digest the code has. words: tables
+    that lie in the weights file at words_offset; text_bytes: of the longest text; work: places in the memory for
+    turning it into tokens.
     """
 
-    model: Model
+    model: AnyModel
     target: Any
     codes: list[Code]
     programs: dict[str, PlannedProgram]
@@ -150,6 +213,7 @@ class Plan:
     huge_bytes: int = 0
     memory_bytes: int = 0
     scratch_bytes: int = 0
+    checked_bytes: int = 0
     words: Tables | None = None
     words_offset: int = 0
     text_bytes: int = 0
@@ -167,6 +231,11 @@ class Plan:
         region = self.region_at(address)
         return region.offset + address - region.low
 
+    @property
+    def constants(self) -> list[Region]:
+        """Those that are in the code."""
+        return self.of_kind(CONSTANT) if self.model.trained else []
+
     def of_kind(self, kind: str) -> list[Region]:
         return [region for region in self.regions if region.kind == kind]
 
@@ -176,13 +245,18 @@ def address_of(array: Any) -> int:
     return address
 
 
-def make_plan(model: Model, target: Any, head_bytes: int) -> Plan:
+def memory_of(region: Region) -> memoryview:
+    """The bytes of a region in this process; the plan's launches keep them alive."""
+    return memoryview((ctypes.c_char * region.size_bytes).from_address(region.low)).cast("B")
+
+
+def make_plan(model: AnyModel, target: Any, head_bytes: int) -> Plan[AnyModel]:
     """Compile and place everything. head_bytes: of a model's memory, kept free at its start.
 
     Raises what calling the kernels would, and AheadError for what a file can't hold.
     """
     compiler = _Compiler(target)
-    programs = {name: _bind(name, sections, compiler) for name, sections in model.programs.items()}
+    programs = {name: _bind(name, sections, compiler, bool(model.trained)) for name, sections in model.programs.items()}
     plan = Plan(model, target, list(compiler.codes.values()), programs, _regions(programs))
     _classify(plan)
     for region in plan.regions:
@@ -230,7 +304,8 @@ class _Compiler:
         return code.compiled, code
 
 
-def _bind(name: str, sections: Sections, compiler: _Compiler) -> PlannedProgram:
+def _bind(name: str, sections: Sections, compiler: _Compiler, floats: bool) -> PlannedProgram:
+    """floats: variables are f32; else they are integers."""
     launches: list[Launch] = []
     headings: dict[int, str] = {}
     for heading, steps in sections:
@@ -239,9 +314,10 @@ def _bind(name: str, sections: Sections, compiler: _Compiler) -> PlannedProgram:
             launches.append(Launch(kernel, arguments, {"static": True}, compiler, large_in_program(compiler.target)))
     for launch in launches:
         for place in launch.places:
-            if place.parameter.dtype.kind == "f":
-                raise AheadError(f"program {name}, variable {place.variable.name}", place.parameter.dtype.name,
-                                 "an integer", "compute it in a kernel, or pass a constant")
+            dtype = place.parameter.dtype
+            if (dtype.name != "f32") if floats else dtype.kind == "f":
+                raise AheadError(f"program {name}, variable {place.variable.name}", dtype.name,
+                                 "f32" if floats else "an integer", "compute it in a kernel, or pass a constant")
     plan_barriers(launches)
     return PlannedProgram(name, launches, headings, Layout.of(launches))
 
@@ -259,7 +335,7 @@ def _regions(programs: Mapping[str, PlannedProgram]) -> list[Region]:
     return regions
 
 
-def _classify(plan: Plan) -> None:
+def _classify(plan: Plan[Any]) -> None:
     model = plan.model
     for program in plan.programs.values():
         for launch in program.launches:
@@ -273,10 +349,13 @@ def _classify(plan: Plan) -> None:
             region.name = f"{region.name}, {name}" if region.name else name
             if name in model.kept:
                 region.kind = STATE
-        if name in model.kept and not found:
+            elif name in model.trained:
+                region.kind = TRAINED
+                region.offset = model.trained[name] + region.low - low
+        if name in (*model.kept, *model.trained) and not found:
             raise AheadError(f"model {model.name}, array {name}", "no launch that touches it", "at least one",
                              "leave it out, or pass it to a kernel")
-    for kind in (CONSTANT, STATE, TEMPORARY):
+    for kind in (CONSTANT, STATE, TEMPORARY, TRAINED):
         for number, region in enumerate(_by_first_use(plan, kind)):
             region.name = region.name or f"{kind} {number}"
 
@@ -291,7 +370,7 @@ def _life(region: Region, program: PlannedProgram) -> tuple[int, int] | None:
     return (phases[0], phases[-1]) if phases else None
 
 
-def _check_written_first(plan: Plan) -> None:
+def _check_written_first(plan: Plan[Any]) -> None:
     """Temporaries hold nothing at the start of a program. Raises AheadError for a read of what was not written."""
     for program in plan.programs.values():
         written: dict[int, list[tuple[int, int]]] = {}
@@ -314,15 +393,19 @@ def _check_written_first(plan: Plan) -> None:
                     written.setdefault(plan.region_at(low).low, []).append((low, high))
 
 
-def _place(plan: Plan, head_bytes: int) -> None:
+def _place(plan: Plan[Any], head_bytes: int) -> None:
     here = 0
     for region in _by_first_use(plan, CONSTANT):
         region.offset = round_up(here, LINE_BYTES)
         here = region.offset + region.size_bytes
     plan.weights_bytes = plan.words_offset = round_up(max(here, 1), PAGE_BYTES)
-    if plan.model.words is not None:
-        plan.words = make_tables(plan.model.words)
+    model = plan.model
+    if isinstance(model, Model) and model.words is not None:
+        plan.words = make_tables(model.words)
         plan.weights_bytes += len(plan.words.content)
+    plan.checked_bytes = plan.weights_bytes
+    if isinstance(model, Training):
+        plan.weights_bytes, plan.checked_bytes = len(model.head) + model.content_bytes, len(model.head)
 
     here = head_bytes
     for program in plan.programs.values():
@@ -335,7 +418,7 @@ def _place(plan: Plan, head_bytes: int) -> None:
     plan.huge_bytes = round_up(end, HUGE_PAGE_BYTES)
     here = plan.huge_bytes
     if plan.words is not None:
-        plan.text_bytes = plan.model.context * BYTES_OF_A_TOKEN
+        plan.text_bytes = model.context * BYTES_OF_A_TOKEN
         for name, size_bytes in (("list0", 4), ("list1", 4), ("tokens_here", 4), ("pairs", 8)):
             plan.work[name] = here
             here = round_up(here + size_bytes * (plan.text_bytes + 1), LINE_BYTES)
@@ -346,10 +429,12 @@ def _place(plan: Plan, head_bytes: int) -> None:
         here = region.offset + region.size_bytes
     plan.state_bytes = here - state
     plan.memory_bytes = round_up(here, PAGE_BYTES)
+    if isinstance(model, Training):     # whose state a step touches all of
+        plan.huge_bytes = plan.memory_bytes
     plan.scratch_bytes = max((program.layout.step_bytes for program in plan.programs.values()), default=0)
 
 
-def _check_alignment(plan: Plan) -> None:
+def _check_alignment(plan: Plan[Any]) -> None:
     """Code that counts on whole cache lines finds them. Raises AheadError."""
     for program in plan.programs.values():
         for launch in program.launches:
@@ -362,7 +447,7 @@ def _check_alignment(plan: Plan) -> None:
                                      "arrays that begin on a cache line", "make it with sapper.empty")
 
 
-def _by_first_use(plan: Plan, kind: str) -> list[Region]:
+def _by_first_use(plan: Plan[Any], kind: str) -> list[Region]:
     """Regions in the order in which a token meets them, so that what reads ahead of itself reads what comes next."""
     found: dict[int, Region] = {}
     for name in sorted(plan.programs, key=lambda name: name != "step"):

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from ..codegen.c_abi import CHECK_CPU
 from . import options
-from .entry import MOST_THREADS, POSITION, STATUS
-from .plan import Plan
+from .opening import MOST_THREADS, POSITION, STATUS
+from .plan import Model, Plan
 from .words import Tables
 from .written import Written, written
 
@@ -540,7 +540,7 @@ trim_done:
 """
 
 
-def start_functions(plan: Plan) -> list[Written]:
+def start_functions(plan: Plan[Model]) -> list[Written]:
     """`NAME_start` and what it reaches; none for a model without a tokenizer."""
     tables = plan.words
     if tables is None:
@@ -557,7 +557,7 @@ def start_functions(plan: Plan) -> list[Written]:
     return [written(f"{name}_start", text, numbers, reaches, constants), fault]
 
 
-def _numbers(plan: Plan, tables: Tables) -> dict[str, int]:
+def _numbers(plan: Plan[Model], tables: Tables) -> dict[str, int]:
     tokens_place = PATH_BYTES + -(-(plan.text_bytes + 1) // 64) * 64
     tokens_end = tokens_place + 4 * plan.model.context
     return {
@@ -570,7 +570,7 @@ def _numbers(plan: Plan, tables: Tables) -> dict[str, int]:
     }
 
 
-def _constants(plan: Plan) -> dict[str, bytes]:
+def _constants(plan: Plan[Model]) -> dict[str, bytes]:
     name = plan.model.name
     messages = [f"{meaning}\n".encode()[:MESSAGE_BYTES - 1] for _, (_, meaning) in
                 sorted(STATUS.items(), key=lambda item: item[1][0])]

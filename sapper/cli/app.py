@@ -237,12 +237,18 @@ def build(
         str | None, typer.Option("--dtype", help="Of a model: how weights are held: file (the default), file-f32, "
                                                  "file-rounded, bf16, bf16-rounded, f32.")
     ] = None,
+    training: Annotated[bool, typer.Option("--training", help="Of a model: what trains it, in f32.")] = False,
+    sequences: Annotated[
+        int | None, typer.Option("--sequences", min=1, help="With --training: of a step; default: 1.")] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=1, help="With --training: tokens of a sequence; default: 512.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Build a library that C programs use without Python, and its header. docs/c-abi.md says how to call it.
 
     A model (a GGUF file, a safetensors directory, a name such as smollm2) is built whole: its code as one file, its
-    weights beside it.
+    weights beside it. With --training it is what `sapper train` does, for a program that says what is learned from.
 
     \b
     Examples:
@@ -252,6 +258,7 @@ def build(
       sapper build my.py:f -o f.s --header include/f.h
       sapper build smollm2 -o model.s
       sapper build smollm2 -o model --dtype bf16
+      sapper build smollm2 -o learner.so --training --sequences 2 --length 256
     """
     from ..models.locate import is_model
     from .build import report, run_build
@@ -259,13 +266,27 @@ def build(
     models = [name for name in kernels if is_model(name)]
     if models and len(kernels) > 1:
         raise UsageError(f"{models[0]}: found a model among others; expected it alone")
-    of_kernels = {"--static": static, "--dims": dims, "--schedule": schedule, "--scratch-mib": scratch_mib,
-                  "--no-fallback": None if fallback else False}
-    of_models = {"--context": context, "--dtype": dtype}
-    others, found, expected = (of_kernels, "a model", "kernels") if models else (of_models, "kernels", "a model")
+    of_kernels: dict[str, Any] = {
+        "--static": static, "--dims": dims, "--schedule": schedule, "--scratch-mib": scratch_mib,
+        "--no-fallback": None if fallback else False}
+    of_answers: dict[str, Any] = {"--context": context, "--dtype": dtype}
+    of_training: dict[str, Any] = {"--sequences": sequences, "--length": length}
+    of_models = of_answers | of_training | {"--training": training or None}
+    others, found, expected = (of_models, "kernels", "a model") if not models else \
+        (of_kernels | of_answers, "a model in training", "kernels, or a model that answers,") if training else \
+        (of_kernels | of_training, "a model that answers", "kernels, or a model with --training,")
     for option, value in others.items():
         if value is not None:
             raise UsageError(f"{option}: found {found}; expected {expected} with it")
+    if models and training:
+        from .build_training import report_training, run_build_training
+
+        learner = run_build_training(models[0], output, target, sequences or 1, length, header)
+        if json:
+            _print_json(learner)
+        else:
+            print(report_training(learner))
+        return
     if models:
         from .build_model import report_model, run_build_model
 

@@ -19,8 +19,8 @@ from itertools import cycle
 from time import perf_counter, thread_time
 from typing import Any
 
-SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "attention", "others", "deepseek",
-          "quantized", "model", "batch", "all")
+SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "attention", "others", "train",
+          "deepseek", "quantized", "model", "batch", "all")
 """In the order in which `all` runs them. llama.cpp configures tile registers once for a thread and dies where they are
 released later, as PyTorch does after each product on them: what runs PyTorch comes before llama.cpp's first such
 product, which in `deepseek` is after PyTorch's last."""
@@ -484,6 +484,10 @@ def suite_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
         from .bench_quantized import quantized_rows
 
         yield from quantized_rows(settings)
+    elif suite == "train":
+        from .bench_train import train_rows
+
+        yield from train_rows(settings)
     elif suite == "batch":
         from .bench_batch import batch_rows
 

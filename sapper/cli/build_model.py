@@ -39,13 +39,7 @@ def run_build_model(
     header_path = Path(header) if header else path.with_name(f"{plain}.h")
     if header_path in (path, weights):
         raise UsageError(f"--header {header}: found the name of another file of the model; expected one of its own")
-    target = find_target(target_name)
-    if target.assembler_allocates:
-        raise UsageError(f"--target {target.name}: found a target whose own assembler makes the code; expected a CPU, "
-                         f"whose bytes are made here; mend: `sapper asm --target {target.name}` prints a kernel's text")
-    if not has_module(target.family, "system"):
-        raise UsageError(f"--target {target.name}: found a family that says nothing of its system; expected "
-                         "system.py and translate.py; mend: docs/add-a-target.md#code-by-hand")
+    target = target_of_models(target_name)
     model = load_whole(wanted, c_name(plain.removeprefix("lib")), context, dtype,
                        words=not ending, target=target)
     loaded = time.perf_counter()
@@ -59,7 +53,7 @@ def run_build_model(
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
                 number = digest(content)
         library = make_model_library(plan, number)
-        made = _content(library, ending, path.name)
+        made = content_of(library, ending, path.name)
         with create(path, 0o777 if not ending else 0o666) as file:
             file.write(made)
         with create(header_path) as file:
@@ -72,7 +66,19 @@ def run_build_model(
     }
 
 
-def _content(library: Any, ending: str, name: str) -> bytes:
+def target_of_models(name: str | None) -> Any:
+    """A target that models are built for. Raises UsageError."""
+    target = find_target(name)
+    if target.assembler_allocates:
+        raise UsageError(f"--target {target.name}: found a target whose own assembler makes the code; expected a CPU, "
+                         f"whose bytes are made here; mend: `sapper asm --target {target.name}` prints a kernel's text")
+    if not has_module(target.family, "system"):
+        raise UsageError(f"--target {target.name}: found a family that says nothing of its system; expected "
+                         "system.py and translate.py; mend: docs/add-a-target.md#code-by-hand")
+    return target
+
+
+def content_of(library: Any, ending: str, name: str) -> bytes:
     """The code in the form that the name asks for."""
     if ending == ".s":
         text: str = library.s()

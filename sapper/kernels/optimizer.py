@@ -6,19 +6,26 @@ Bengio, arXiv:1211.5063).
     adamw         g = factor * gradient; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g**2;
                   p = keep * p - rate * m / (sqrt(v) * spread + epsilon)
 
+    mean_loss     the mean of the losses whose targets count, those from 0 on
+    step_numbers  what these take, and share = 1 / the number of targets that count, for gradients of a mean
+
 keep, rate and spread are the caller's: of the step's own rate r, 1 - r * decay, r / (1 - beta1**step) and
-1 / sqrt(1 - beta2**step).
+1 / sqrt(1 - beta2**step). step_numbers makes them of its `recipe`, in f64: RECIPE names what is in it, NUMBERS what
+comes out, of which "balance" is as it was (balance_experts in moe_gradient.py); `steps` counts the steps, 0 before the
+first.
 """
 
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f32, min, rsqrt, span, sqrt, sum, tiles, whole
+from sapper import Tensor, each, exp, f32, f64, i32, log, min, rsqrt, span, sqrt, sum, tiles, where, whole
 
 from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 N, R = sp.dims("N R")
 PART = 1 << 14
+RECIPE = ("rate", "decay", "clip", "beta1", "beta2", "epsilon", "balance")
+NUMBERS = ("share", "limit", "keep", "rate", "spread", "beta1", "beta2", "epsilon", "balance")
 
 
 def parts_of(count: int) -> int:
@@ -57,6 +64,38 @@ def adamw(
         next_p[n] = keep * p[n] - rate * mean / (sqrt(square) * spread + epsilon)
 
 
+@sp.kernel
+def mean_loss(losses: Tensor[f32, R], targets: Tensor[i32, R], mean: Tensor[f64, 1]):
+    for i in tiles(1):
+        r = whole(R)
+        counts = targets[r] >= 0
+        total = sum(where(counts, losses[r].to(f64), 0.0), over=r)
+        mean[i] = total / sum(where(counts, 1, 0), over=r).to(f64)
+
+
+@sp.kernel(in_place=[("next_steps", "steps")])
+def step_numbers(
+    recipe: Tensor[f64, 7], targets: Tensor[i32, R], steps: Tensor[f64, 1], next_steps: Tensor[f64, 1],
+    numbers: Tensor[f32, 9],
+):
+    for i in tiles(1):
+        r = whole(R)
+        counted = sum(where(targets[r] >= 0, 1, 0), over=r)
+        rate, decay, clip = recipe[i], recipe[i + 1], recipe[i + 2]
+        beta1, beta2, epsilon = recipe[i + 3], recipe[i + 4], recipe[i + 5]
+        step = steps[i] + 1.0
+        next_steps[i] = step
+        numbers[i] = (1.0 / counted.to(f64)).to(f32)
+        numbers[i + 1] = clip.to(f32)
+        numbers[i + 2] = (1.0 - rate * decay).to(f32)
+        numbers[i + 3] = (rate / (1.0 - exp(step * log(beta1)))).to(f32)
+        numbers[i + 4] = (1.0 / sqrt(1.0 - exp(step * log(beta2)))).to(f32)
+        numbers[i + 5] = beta1.to(f32)
+        numbers[i + 6] = beta2.to(f32)
+        numbers[i + 7] = epsilon.to(f32)
+        numbers[i + 8] = recipe[i + 6].to(f32)
+
+
 # ------------------------------------------------------------------------------------------- references and arguments
 
 
@@ -88,7 +127,47 @@ def adamw_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
             "next_v": unwritten(n)}
 
 
+def mean_loss_reference(arguments: Arguments) -> dict[str, Array]:
+    losses = arguments["losses"].astype(np.float64)[arguments["targets"] >= 0]
+    return {"mean": losses.mean(keepdims=True)}
+
+
+def some_targets(random: "np.random.Generator", count: int) -> Array:
+    """Of which about one in three does not count; the first does."""
+    targets = random.integers(-50, 100, count).astype(np.int32)
+    targets[0] = 7
+    return targets
+
+
+def step_numbers_reference(arguments: Arguments) -> dict[str, Array]:
+    rate, decay, clip, *betas, epsilon, balance = (float(number) for number in arguments["recipe"])
+    step = arguments["steps"] + 1.0
+    mean, square = (1.0 - beta ** step[0] for beta in betas)
+    counted = int((arguments["targets"] >= 0).sum())
+    return {"next_steps": step, "numbers": np.array(
+        [1.0 / counted, clip, 1.0 - rate * decay, rate / mean, square**-0.5, *betas, epsilon, balance])}
+
+
 KERNELS = (
+    LibraryKernel(
+        name="mean_loss", kernel=mean_loss, reference=mean_loss_reference,
+        make_arguments=lambda random, shape: {
+            "losses": normal(random, shape["R"]), "targets": some_targets(random, shape["R"]),
+            "mean": np.full(1, np.nan)},
+        tolerance=Tolerance(1e-13, 1e-14, "a sum of R terms in f64, in any order, which may cancel"),
+        cases=(Case({"R": 8192}, flops=8192, bytes=8 * 8192 + 8),),
+        check_shapes=({"R": 1}, {"R": 3}, {"R": 33}, {"R": 300}),
+    ),
+    LibraryKernel(
+        name="step_numbers", kernel=step_numbers, reference=step_numbers_reference,
+        make_arguments=lambda random, shape: {
+            "recipe": np.array([3e-4, 0.1, 1.0, 0.9, 0.95, 1e-8, 1e-3]), "targets": some_targets(random, shape["R"]),
+            "steps": np.array([2.0]), "next_steps": np.full(1, np.nan),
+            "numbers": unwritten(9)},
+        tolerance=Tolerance(2.0**-23, 0.0, "one rounding to f32, and those of f64, which may move it to the next f32"),
+        cases=(Case({"R": 512}, flops=520, bytes=4 * 512 + 108),),
+        check_shapes=({"R": 1}, {"R": 3}, {"R": 33}, {"R": 300}),
+    ),
     LibraryKernel(
         name="squares", kernel=squares, reference=squares_reference,
         make_arguments=lambda random, shape: {"x": normal(random, shape["N"]), "y": unwritten(parts_of(shape["N"]))},

@@ -28,8 +28,8 @@ from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .runs import Runs, pages_for
 from .sampling import BELOW_ONE, CANDIDATES, Sampling
-from .session import BaseSession, Sections
-from .workspace import Steps
+from .session import BaseSession
+from .workspace import Sections, Steps
 
 CHUNK, SHARED_CHUNK = 512, 256
 """Most tokens of a step where prompts are read; and where others decode in it: it bounds how long they wait."""

@@ -23,7 +23,7 @@ from .linear import Matrix
 from .rounded import ROUNDED_ROWS, Rounds, as_bf16
 from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .weights import DTYPES
-from .workspace import Steps, Workspace, named_arrays
+from .workspace import Sections, Steps, Workspace, named_arrays
 
 if TYPE_CHECKING:
     from ..ahead.plan import Model
@@ -50,8 +50,6 @@ SORTED_FROM = 4096
 of 151936 logits 7 ms for 4000, 54 for 10000 and 3.4 s for all, and NumPy 12 for any; of 49152 5, 37 and 350, and 3."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Sections = list[tuple[str, Steps]]
-"""Steps in order, with a heading for each part."""
 Buffers = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
 """Name of an attribute -> extents and dtype of its array."""
 

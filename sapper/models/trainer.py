@@ -26,16 +26,19 @@ from typing import Any
 import numpy as np
 
 from ..kernels import cross_entropy, embedding, gradients, matmul, norm, optimizer, rope
-from ..runtime.buffers import Arena, empty
+from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.program import Program, Variable
+from ..runtime.system import round_up
 from .checkpoint import Checkpoint
 from .errors import ModelError
 from .trained import Counter, FeedForwards, Kept, Layer, Memory, Places, Weights, through_matrix
-from .training import LENGTH, Recipe, check_room
-from .workspace import Steps
+from .training import LENGTH, Recipe, check_room, padding, piece_of
+from .workspace import Sections, Steps
+from .written import Piece
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
+KINDS = ("weights", "gradients", "means", "squares")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ class Trained:
 
 
 class Trainer(ABC):
-    """sequences, length: of the tokens of a step. tensors: of the checkpoint, as they are now, by name.
+    """sequences, length: of the tokens of a step. tensors: of the checkpoint, as they are now, by name. matrices,
+    vectors: all of the weights, their gradients, means and squares, each kind as one vector. tokens, targets, wanted:
+    of a step; wanted is 0 where a target does not count.
 
     `step` takes tokens and targets [sequences, length]; a target below 0 does not count.
     """
@@ -88,7 +93,7 @@ class Trainer(ABC):
         check_room(4 * (counted.matrices.size_bytes + counted.vectors.size_bytes) + room.size_bytes)
         kinds = [Places(Arena(counted.matrices.size_bytes), Arena(counted.vectors.size_bytes)) for _ in range(4)]
         self._weights, self._gradients, self._means, self._squares = (self._weights_in(kind) for kind in kinds)
-        self._matrices, self._vectors = ([kind.flat(part) for kind in kinds] for part in ("matrices", "vectors"))
+        self.matrices, self.vectors = ([kind.flat(part) for kind in kinds] for part in ("matrices", "vectors"))
         self.tensors, self.gradients, self.means, self.squares = (
             self._named(kind) for kind in (self._weights, self._gradients, self._means, self._squares))
         for name, tensor in self.tensors.items():
@@ -100,10 +105,17 @@ class Trainer(ABC):
         self._cosine, self._sine = config.rope.tables(
             length, checkpoint.tensors[factors].read() if factors in checkpoint.tensors else None)
         self._back = -self._sine
-        self._program = self._made([
-            *self._forward(), *self._head(), *self._backward(), *self._improve(),
-            *(step for kept in self._kept for step in self._feed_forwards.balance(kept.feed_forward))])
-        self._scoring: Program | None = None
+        self._programs: dict[str, Program] = {}
+
+    @property
+    def weights(self) -> Weights:
+        """As they lie in memory."""
+        return self._weights
+
+    @property
+    def tables(self) -> tuple[Array, Array]:
+        """Cosines and sines [length, pairs] of the angles by which features turn."""
+        return self._cosine, self._sine
 
     # ---- what an architecture says
 
@@ -186,7 +198,7 @@ class Trainer(ABC):
         def room(*extents: int) -> Array:
             return memory.empty(extents, F32)
 
-        self.tokens, self.targets, self._wanted = (memory.empty((rows,), I32) for _ in range(3))
+        self.tokens, self.targets, self.wanted = (memory.empty((rows,), I32) for _ in range(3))
         self._feed_forwards = FeedForwards(config, rows, memory)
         self._kept = [
             Kept(room(rows, features), room(rows, features), self._kept_of_attention(memory), room(rows, self._width),
@@ -198,7 +210,7 @@ class Trainer(ABC):
         self._losses, self._factor = room(rows), room(rows)
         self._d, self._dnormed, self._dmixed = room(rows, features), room(rows, features), room(rows, self._width)
         self._make_attention_room(memory)
-        self.norm, self._clip, self.loss = room(1), room(1), room(1)
+        self.norm, self._clip, self.loss = room(1), room(1), memory.empty((1,), np.dtype(np.float64))
 
     def _bias_of(self, layer: int) -> Array | None:
         """Of the choice of experts. It is no weight: it has no gradient, and moves by the tokens that experts get."""
@@ -210,23 +222,68 @@ class Trainer(ABC):
             self._biases[layer] = np.array(read, np.float32)
         return self._biases[layer]
 
+    @property
+    def apart(self) -> dict[str, Array]:
+        """Tensors that are no part of matrices or vectors, by the names of the file: the biases of choices."""
+        return {self._names["router_bias"].format(layer): bias for layer, bias in self._biases.items()}
+
+    def pieces(self, kind: str = "weights", ending: str = "", laid_out: bool = False) -> list[Piece]:
+        """What a file is to have of a kind (KINDS): the tensors, each under its name and an ending, in the order in
+        which they begin in memory, then those that lie apart. laid_out: with what lies between, too, as tensors of its
+        own, as such a file has no holes, and these on cache lines; where each takes whole ones that adds nothing."""
+        tensors = {"weights": self.tensors, "gradients": self.gradients, "means": self.means, "squares": self.squares}
+        named = tensors[kind]
+        pieces: list[Piece] = []
+        for flat in (self.matrices[KINDS.index(kind)], self.vectors[KINDS.index(kind)]):
+            places = {tensor.rows.ctypes.data - flat.ctypes.data: name for name, tensor in named.items()}
+            reached = 0
+            for place in sorted(place for place in places if 0 <= place < flat.nbytes):
+                pieces += padding(len(pieces), place - reached if laid_out else 0, ending)
+                pieces.append(piece_of(places[place] + ending, named[places[place]]))
+                reached = place + named[places[place]].nbytes
+            end = round_up(flat.nbytes, LINE_BYTES)
+            pieces += padding(len(pieces), end - reached if laid_out else 0, ending)
+        for name in self.apart if kind == "weights" else ():
+            pieces.append(piece_of(name, named[name]))
+            pieces += padding(len(pieces), -pieces[-1].nbytes % LINE_BYTES if laid_out else 0)
+        return pieces
+
+    def buffers(self) -> dict[str, Any]:
+        """What steps use besides weights and what belongs to these, by names."""
+        others = ("matrices", "vectors", "tensors", "weights", "gradients", "means", "squares")
+        return {name: value for key, value in vars(self).items() if (name := key.lstrip("_")) not in others}
+
     # ---- the program
 
-    def _made(self, steps: Steps) -> Program:
-        return Program(steps, static=True, **self._options)
+    def sections(self) -> dict[str, Sections]:
+        """The steps of each program, under headings."""
+        mean = optimizer.mean_loss, (self._losses, self.targets, self.loss)
+        scoring = cross_entropy.cross_entropy, (self._logits, self.wanted, self._losses)
+        balance = [step for kept in self._kept for step in self._feed_forwards.balance(kept.feed_forward)]
+        return {
+            "train": [
+                *self._forward(), ("loss", [*self._head(), mean]), *self._backward(), ("AdamW", self._improve()),
+                *([("balance of experts", balance)] if balance else [])],
+            "evaluate": [*self._forward(), ("loss", [scoring, mean])],
+        }
+
+    def _run(self, name: str, **variables: float) -> None:
+        if name not in self._programs:
+            steps = [step for _, some in self.sections()[name] for step in some]
+            self._programs[name] = Program(steps, static=True, **self._options)
+        self._programs[name](**variables)
 
     def _inputs(self, layer: int) -> Array:
         """What goes into a layer; of the last one's successor, what comes out of that."""
         return self._kept[layer].x if layer < len(self._kept) else self._last
 
-    def _forward(self) -> Steps:
-        steps = [(embedding.embedding_f32, (self.tokens, self._weights.embedding, self._inputs(0)))]
-        for number in range(self.config.layers):
-            steps += self._layer(number)
+    def _forward(self) -> Sections:
         return [
-            *steps,
-            (norm.rms_norm, (self._last, self._weights.gain, self.config.epsilon, self._normed)),
-            (matmul.matmul_nt_f32, (self._normed, self._weights.logits, self._logits)),
+            ("embedding", [(embedding.embedding_f32, (self.tokens, self._weights.embedding, self._inputs(0)))]),
+            *((f"layer {number}", self._layer(number)) for number in range(self.config.layers)),
+            ("logits", [
+                (norm.rms_norm, (self._last, self._weights.gain, self.config.epsilon, self._normed)),
+                (matmul.matmul_nt_f32, (self._normed, self._weights.logits, self._logits))]),
         ]
 
     def _layer(self, number: int) -> Steps:
@@ -246,7 +303,6 @@ class Trainer(ABC):
         return [
             (gradients.cross_entropy_gradient, (
                 self._logits, self.targets, Variable("share", 1.0), self._losses, self._logits)),
-            (gradients.column_sums, (self._losses.reshape(-1, 1), self.loss)),
             *through_matrix(weights.logits, found.logits, self._logits, self._normed, self._dnormed),
             *([] if found.logits is found.embedding else [(gradients.clear, (found.embedding,))]),
             (gradients.clear, (d,)),
@@ -258,11 +314,13 @@ class Trainer(ABC):
         return gradients.rms_norm_gradient, (
             x, gain, self.config.epsilon, self._dnormed, self._d, self._factor, self._d, dgain)
 
-    def _backward(self) -> Steps:
-        steps: Steps = []
-        for number in reversed(range(self.config.layers)):
-            steps += self._layer_back(number)
-        return [*steps, (gradients.embedding_gradient, (self._d, self.tokens, self._gradients.embedding))]
+    def _backward(self) -> Sections:
+        return [
+            *((f"layer {number}, backwards", self._layer_back(number))
+              for number in reversed(range(self.config.layers))),
+            ("embedding, backwards", [
+                (gradients.embedding_gradient, (self._d, self.tokens, self._gradients.embedding))]),
+        ]
 
     def _layer_back(self, number: int) -> Steps:
         layer, found = self._weights.layers[number], self._gradients.layers[number]
@@ -283,13 +341,13 @@ class Trainer(ABC):
         return [(kernel, (one.reshape(*one.shape[:-1], *extents), self._cosine, sine, 0)) for one in heads]
 
     def _improve(self) -> Steps:
-        gradient = [kind[1] for kind in (self._matrices, self._vectors)]
+        gradient = [kind[1] for kind in (self.matrices, self.vectors)]
         parts = [optimizer.parts_of(one.size) for one in gradient]
         partial = empty((sum(parts),), F32)
         steps: Steps = [(optimizer.squares, one) for one in zip(gradient, np.split(partial, parts[:1]), strict=True)]
         steps.append((optimizer.clip_factor, (partial, Variable("limit", 1.0), self._clip, self.norm)))
         for (weights, found, means, squares), keep in (
-                (self._matrices, Variable("keep", 1.0)), (self._vectors, 1.0)):
+                (self.matrices, Variable("keep", 1.0)), (self.vectors, 1.0)):
             numbers = [Variable(name, value) for name, value in (
                 ("rate", 0.0), ("spread", 1.0), ("beta1", 0.9), ("beta2", 0.95), ("epsilon", 1e-8))]
             steps.append((optimizer.adamw, (
@@ -307,20 +365,17 @@ class Trainer(ABC):
                              "a DeepSeek-V3, whose experts can be balanced", "train without --balance")
         counted = self._take(tokens, targets)
         rate = recipe.rate_of(number)
-        self._program(
-            share=1.0 / counted, limit=recipe.clip, keep=1.0 - rate * recipe.decay, beta1=recipe.beta1,
+        self._run(
+            "train", share=1.0 / counted, limit=recipe.clip, keep=1.0 - rate * recipe.decay, beta1=recipe.beta1,
             beta2=recipe.beta2, epsilon=recipe.epsilon, rate=rate / (1.0 - recipe.beta1**number),
             spread=(1.0 - recipe.beta2**number) ** -0.5, **({"balance": recipe.balance} if self._biases else {}))
-        return float(self.loss[0]) / counted, float(self.norm[0])
+        return float(self.loss[0]), float(self.norm[0])
 
     def loss_of(self, tokens: Array, targets: Array) -> float:
         """The same loss, without a change of the weights."""
-        counted = self._take(tokens, targets)
-        if self._scoring is None:
-            self._scoring = self._made([
-                *self._forward(), (cross_entropy.cross_entropy, (self._logits, self._wanted, self._losses))])
-        self._scoring()
-        return float(self._losses[self.targets >= 0].sum(dtype=np.float64)) / counted
+        self._take(tokens, targets)
+        self._run("evaluate")
+        return float(self.loss[0])
 
     def _take(self, tokens: Array, targets: Array) -> int:
         """How many targets count. Raises ModelError for tokens that there are not."""
@@ -333,5 +388,5 @@ class Trainer(ABC):
             raise ModelError("a step's tokens", f"{flat.min()} to {max(flat.max(), wanted.max())}",
                              f"0 to {self.vocabulary - 1}")
         self.tokens[:], self.targets[:] = flat, wanted
-        np.maximum(wanted, 0, out=self._wanted)
+        np.maximum(wanted, 0, out=self.wanted)
         return counted

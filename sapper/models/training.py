@@ -30,6 +30,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 STATE = "training.safetensors"
 """Beside a model: what AdamW knows of each of its tensors, NAME.mean and NAME.square, and how many steps there were."""
 STEPS = "steps"
+PADDING = "padding."
+"""How names begin of what lies between tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,24 @@ class Training(Protocol):
     sequences: int
     length: int
     vocabulary: int
-    tensors: Mapping[str, Trained]
-    gradients: Mapping[str, Trained]
-    means: Mapping[str, Trained]
-    squares: Mapping[str, Trained]
+
+    @property
+    def tensors(self) -> Mapping[str, Trained]: ...
+
+    @property
+    def gradients(self) -> Mapping[str, Trained]: ...
+
+    @property
+    def means(self) -> Mapping[str, Trained]: ...
+
+    @property
+    def squares(self) -> Mapping[str, Trained]: ...
 
     def step(self, tokens: Array, targets: Array, recipe: Recipe, number: int) -> tuple[float, float]:
         """The loss and the norm of its gradient, before the weights are changed. number: of the step, from 1 on."""
+
+    def pieces(self, kind: str = "weights", ending: str = "", laid_out: bool = False) -> list[Piece]:
+        """What a file is to have of these, each name with an ending. laid_out: as they lie in memory."""
 
     def loss_of(self, tokens: Array, targets: Array) -> float:
         """The loss, without a change."""
@@ -213,19 +226,39 @@ def write_trained(
 ) -> None:
     """The model as it is now, in f32, as a new directory. steps: with the state of the optimiser, after so many. Raises
     ModelError as write_directory does."""
-    checkpoint = training.checkpoint
-    others = {name: entry for name, entry in checkpoint.tensors.items() if name not in training.tensors}
-    pieces = [_piece(name, tensor) for name, tensor in {**training.tensors, **others}.items()]
-    config = dict(OWN) if checkpoint.gguf else {
+    beside = {} if steps is None else {STATE: state_pieces(training, steps)}
+    write_directory(training.checkpoint, target, config_of(training.checkpoint), model_pieces(training), beside=beside,
+                    report=report)
+
+
+def model_pieces(training: Training, laid_out: bool = False) -> list[Piece]:
+    """The tensors that are trained, then the others of the checkpoint. laid_out: see Training.pieces."""
+    others = {name: entry for name, entry in training.checkpoint.tensors.items()
+              if name not in training.tensors and not name.startswith(PADDING)}
+    return [*training.pieces(laid_out=laid_out), *(piece_of(name, entry) for name, entry in others.items())]
+
+
+def padding(number: int, size_bytes: int, ending: str = "") -> list[Piece]:
+    """The tensor that lies between others, if there is to be one; numbers tell them apart."""
+    if not size_bytes:
+        return []
+    shape = (size_bytes // 4,)
+    return [Piece("padding", ((f"{PADDING}{number}{ending}", "F32", shape),), lambda: (bytes(size_bytes),))]
+
+
+def state_pieces(training: Training, steps: int, laid_out: bool = False) -> list[Piece]:
+    """What `resume` reads."""
+    done = Piece(STEPS, ((STEPS, "F64", (1,)),), lambda: (np.array([float(steps)]),))
+    return [done, *training.pieces("means", ".mean", laid_out), *training.pieces("squares", ".square", laid_out)]
+
+
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What config.json says of a checkpoint whose tensors are f32."""
+    return dict(OWN) if checkpoint.gguf else {
         **{key: value for key, value in checkpoint.metadata.items() if key not in (SETTINGS, "torch_dtype")},
         "dtype": "float32"}
-    beside: dict[str, list[Piece]] = {}
-    if steps is not None:
-        beside[STATE] = [Piece(STEPS, ((STEPS, "F64", (1,)),), lambda: (np.array([float(steps)]),)), *(
-            _piece(f"{name}.{kind}", tensor) for kind, tensors in (
-                ("mean", training.means), ("square", training.squares)) for name, tensor in tensors.items())]
-    write_directory(checkpoint, target, config, pieces, beside=beside, report=report)
 
 
-def _piece(name: str, tensor: Trained | Entry) -> Piece:
+def piece_of(name: str, tensor: Trained | Entry) -> Piece:
+    """A tensor in f32."""
     return Piece(name, ((name, "F32", tensor.shape),), lambda: (np.ascontiguousarray(tensor.read()).data,))

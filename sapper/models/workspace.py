@@ -21,6 +21,8 @@ from .errors import ModelError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
+Sections: TypeAlias = list[tuple[str, Steps]]
+"""Steps in order, with a heading for each part."""
 
 
 WORK_BYTES = 1 << 28

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..runtime.buffers import LINE_BYTES
 from .checkpoint import Checkpoint
 from .errors import ModelError
 from .gguf_file import metadata_bytes
 from .grouped import METADATA, METHOD, SETTINGS, VERSION
 from .safetensors_file import DTYPES, INDEX
 
+MODEL = "model.safetensors"
 SHARD_BYTES = 4 << 30
 COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 """Kinds of files that a directory's tokenizer and its users may need."""
@@ -62,7 +64,7 @@ def write_directory(
     and its name. Raises ModelError for a target that is there or can't be written; then nothing is left."""
     check_new(target)
     shards = _shards(pieces, shard_bytes)
-    files = {"model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors": shard
+    files = {MODEL if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors": shard
              for number, shard in enumerate(shards, 1)}
     names = {name: file for file, shard in files.items() for piece in shard for name, _, _ in piece.tensors}
     size = sum(piece.nbytes for piece in pieces)
@@ -72,7 +74,7 @@ def write_directory(
         _write_config(checkpoint, config, folder)
         for file_name, some in everything:
             with _synced(folder / file_name) as file:
-                file.write(_header(some))
+                file.write(header_of(some))
                 for piece in some:
                     report(done, total, piece.source)
                     for array in piece.make():
@@ -101,8 +103,8 @@ def _shards(pieces: Sequence[Piece], most_bytes: int) -> list[list[Piece]]:
     return shards
 
 
-def _header(pieces: Sequence[Piece]) -> bytes:
-    """Length and JSON header of a safetensors file, padded so that the data is aligned."""
+def header_of(pieces: Sequence[Piece]) -> bytes:
+    """Length and JSON header of a safetensors file, padded so that the data begins on a cache line."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for piece in pieces:
@@ -111,7 +113,7 @@ def _header(pieces: Sequence[Piece]) -> bytes:
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (at, at + size_bytes)}
             at += size_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)
+    text += b" " * (-(8 + len(text)) % LINE_BYTES)
     return struct.pack("<Q", len(text)) + text
 
 

@@ -3,7 +3,7 @@
 Leaves: `CALLS`, the number of a call on x86-64 -> its number there, and for each of its arguments which of x86-64's it
 is: a place among these, or a number below 0 for itself. Holds: code by hand makes these calls and no others.
 Source: Linux, include/uapi/asm-generic/unistd.h; arch/x86/entry/syscalls/syscall_64.tbl; clone(2), "C library/kernel
-differences" (CONFIG_CLONE_BACKWARDS); openat(2), readlinkat(2).
+differences" (CONFIG_CLONE_BACKWARDS); openat(2), readlinkat(2), renameat2(2), unlinkat(2).
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ CALLS: dict[int, tuple[int, tuple[int, ...]]] = {
     28: (233, _SAME),           # madvise
     56: (220, (0, 1, 2, 4, 3, 5)),      # clone: the thread's own memory before the word of its end
     60: (93, _SAME),            # exit
+    74: (82, _SAME),            # fsync
+    82: (276, (-100, 0, -100, 1, 3, 5)),    # rename: renameat2, whose flags are the fourth argument here
+    87: (35, (-100, 0, 3, 3, 4, 5)),    # unlink: unlinkat, likewise
     89: (78, _HERE),            # readlink: readlinkat
     202: (98, _SAME),           # futex
     203: (122, _SAME),          # sched_setaffinity

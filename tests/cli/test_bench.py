@@ -28,16 +28,19 @@ from sapper.cli import (
     bench_quantized,
     bench_suites,
     bench_threads,
+    bench_train,
 )
 from sapper.cli.bench import print_table, run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
+from sapper.models.checkpoint import open_checkpoint
 from sapper.models.deepseek import untrained
 from sapper.models.deepseek.config import from_json
 from sapper.models.deepseek.model import DeepseekModel
 from sapper.models.llama import model as llama_model
 from sapper.models.load import load_model
+from sapper.models.training import Recipe, start
 from sapper.models.weights import FORMS
 from sapper.models.workspace import Workspace
 from sapper.tune import operands, peaks
@@ -47,6 +50,7 @@ from tests.weights import find_smollm2
 
 KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
         "ratio_to_best_peer", "operations", "bytes", "products"]
+LLAMA = Path(__file__).parents[1] / "models" / "data" / "llama"
 REPORT = Path(__file__).parents[2] / "bench" / "report.py"
 ROOFLINE = REPORT.with_name("roofline.py")
 
@@ -721,8 +725,49 @@ def test_all_runs_pytorch_before_llama_multiplies_on_tiles(monkeypatch: pytest.M
     monkeypatch.setattr(bench_models, "model_rows", lambda given: ran.append("model") or iter(()))
     monkeypatch.setattr(bench_quantized, "quantized_rows", lambda given: ran.append("quantized") or iter(()))
     monkeypatch.setattr(bench_batch, "batch_rows", lambda given: ran.append("batch") or iter(()))
+    monkeypatch.setattr(bench_train, "train_rows", lambda given: ran.append("train") or iter(()))
     assert not list(bench_suites.suite_rows("all", settings()))
-    assert ran[-4:] == ["deepseek", "quantized", "model", "batch"] and set(ran[:-4]) == {"others"}
+    assert ran[-5:] == ["train", "deepseek", "quantized", "model", "batch"] and set(ran[:-5]) == {"others"}
+
+
+def test_steps_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside PyTorch's where it is; of small models in the place of both."""
+    path = small_models.write_gguf(tmp_path / "small.gguf", small_models.random_weights())
+    monkeypatch.setattr(bench_train, "_smollm2", lambda folder, settings: open_checkpoint(str(path)))
+    monkeypatch.setattr(bench_train, "WIDTHS", bench_train.WIDTHS | {
+        "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32, "vocab_size": 512})
+    monkeypatch.setattr(bench_train, "QUICK_TOKENS", 16)
+    rows = run_json(tmp_path / "r.json", "train", threads=1, against="torch")
+    peers = ("sapper", "torch")[: 1 + (importlib.util.find_spec("torch") is not None)]
+    assert [(row["case"], row["shape"], row["unit"], row["peer"]) for row in rows] == [
+        (f"{name} train step", "1 x 16", "tokens/s", peer) for name in ("smollm2", "deepseek-v2") for peer in peers]
+    assert all(0 < row["percent_of_floor"] < 150 for row in rows)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+def test_pytorch_trains_the_same_model() -> None:
+    trainer: Any = start(open_checkpoint(str(LLAMA)), 1, 12, threads=1)
+    recipe = Recipe(3, rate=1e-3, warmup=0, least=1.0, decay=0.0)
+    random = np.random.default_rng(0)
+    tokens, targets = random.integers(0, trainer.vocabulary, (2, 1, 12)).astype(np.int32)
+    peer = bench_train.TorchModel(trainer, 1)
+    step = peer.steps(tokens, targets, recipe)
+    batch = [peer.torch.tensor(one, dtype=peer.torch.int64) for one in (tokens, targets)]
+    for number in (1, 2, 3):
+        loss = float(peer.loss(*batch).detach())
+        step()
+        assert trainer.step(tokens, targets, recipe, number)[0] == pytest.approx(loss, rel=1e-5)
+
+
+def test_operations_of_a_step_of_training() -> None:
+    """Thrice those of the forward pass: of each matrix that a token meets, and of attention."""
+    trainer: Any = start(open_checkpoint(str(LLAMA)), 1, 8, threads=1)
+    c = trainer.config
+    layer = c.features * c.head_features * (2 * c.heads + 2 * c.kv_heads) + 3 * c.features * c.hidden
+    met = c.layers * layer + c.vocabulary * c.features
+    seen = 36 * c.layers * c.heads * 2 * c.head_features
+    assert bench_train.step_operations(trainer, 8) == 3 * 2 * (8 * met + seen)
 
 
 def test_roofline(tmp_path: Path) -> None:

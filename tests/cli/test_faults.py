@@ -30,7 +30,7 @@ PHASES = {
     "score": "sapper.models.session.BaseSession.losses",
     "prepare": "sapper.models.batch.Paged.prepare",
     "write weights": "sapper.ahead.digest.digest",
-    "write code": "sapper.cli.build_model._content",
+    "write code": "sapper.cli.build_model.content_of",
     "write groups": "sapper.models.quantize.quantized_rows",
     "write config": "sapper.models.written._write_config",
 }

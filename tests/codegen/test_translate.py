@@ -441,7 +441,7 @@ def test_system_calls_have_the_numbers_of_linux() -> None:
 
     ours, theirs = numbers(OWN, "__NR_"), numbers(GENERIC, "__NR_?")
     names = {number: name for name, number in ours.items()}
-    instead = {"open": "openat", "readlink": "readlinkat"}
+    instead = {"open": "openat", "readlink": "readlinkat", "rename": "renameat2", "unlink": "unlinkat"}
     for number, (generic, order) in CALLS.items():
         name = names[number]
         assert theirs[instead.get(name, name)] == generic, name

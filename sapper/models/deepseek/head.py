@@ -17,8 +17,7 @@ from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..errors import ModelError
 from ..mixture import DenseWeights
-from ..session import Sections
-from ..workspace import Steps
+from ..workspace import Sections, Steps
 from .session import F32, I32, Session
 from .weights import PredictorWeights
 

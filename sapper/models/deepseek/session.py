@@ -28,9 +28,9 @@ from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
 from ..linear import Matrix
 from ..mixing import Mixing, first
-from ..session import SHORTEST_RUN, Sections
+from ..session import SHORTEST_RUN
 from ..weights import DTYPES
-from ..workspace import Steps, Workspace, in_blocks
+from ..workspace import Sections, Steps, Workspace, in_blocks
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer
 from .heads import ValueBlocks
 from .weights import AttentionWeights, DeepseekWeights, IndexWeights

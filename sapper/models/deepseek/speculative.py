@@ -22,8 +22,7 @@ from ...kernels import embedding, norm, sampling
 from ...runtime.buffers import empty
 from ...runtime.program import Program, Variable
 from ..mixture import DenseWeights
-from ..session import Sections
-from ..workspace import Steps
+from ..workspace import Sections, Steps
 from .head import Head
 from .session import F32, I32, Array
 from .weights import AttentionWeights

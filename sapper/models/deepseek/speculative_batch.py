@@ -17,8 +17,7 @@ from ...kernels import embedding, norm, sampling
 from ...runtime.program import Program
 from ..batch import Fed, Known, Pick
 from ..sampling import Sampling
-from ..session import Sections
-from ..workspace import Steps
+from ..workspace import Sections, Steps
 from .batch import Batch
 from .head import Head
 

@@ -24,8 +24,7 @@ from ...runtime.program import Variable
 from ..errors import ModelError
 from ..linear import Matrix
 from ..mixing import Mixing
-from ..session import Sections
-from ..workspace import Steps, Workspace
+from ..workspace import Sections, Steps, Workspace
 
 if TYPE_CHECKING:
     from .model import LlamaModel

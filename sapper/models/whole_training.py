@@ -1,0 +1,60 @@
+"""A model in training that becomes files (`sapper build MODEL --training`).
+
+In: a `Trainer`. Out: `ahead.Training`. Holds: what lies in memory as one vector, all matrices or all vectors, lies so
+in the files that `sapper train` writes, the model and AdamW's state, which the code maps, reads and writes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..ahead.plan import Training
+from ..kernels import optimizer
+from ..runtime.buffers import empty
+from .errors import ModelError
+from .trainer import KINDS, Trainer
+from .training import model_pieces, state_pieces
+from .workspace import named_arrays
+from .written import header_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def whole_of(trainer: Trainer, name: str) -> Training:
+    """name: of the C functions. Raises ModelError for tensors that are not in one piece in training."""
+    for tensor, trained in trainer.tensors.items():
+        if not trained.rows.flags.c_contiguous:
+            raise ModelError(f"{trainer.checkpoint.path}, tensor {tensor}", "one of which training has parts apart, of "
+                             "experts or heads", "tensors as directories of safetensors have them",
+                             "build from such a directory")
+    f64 = np.dtype(np.float64)
+    recipe, steps = empty((len(optimizer.RECIPE),), f64), empty((1,), f64)
+    numbers = empty((len(optimizer.NUMBERS),), np.dtype(np.float32))
+    filled = {"tokens": trainer.tokens, "targets": trainer.targets, "wanted": trainer.wanted, "recipe": recipe,
+              "numbers": numbers, "loss": trainer.loss, "norm": trainer.norm, "steps": steps}
+    flat = {f"{part} of {kind}": one
+            for part, some in (("matrices", trainer.matrices), ("vectors", trainer.vectors))
+            for kind, one in zip(KINDS, some, strict=True)}
+    weights = ("matrices of weights", "vectors of weights", *trainer.apart)
+    known = [*filled.values(), *flat.values(), *trainer.apart.values()]
+    buffers = {key: array for key, array in named_arrays(trainer.buffers()).items()
+               if all(array is not one for one in known)}
+    making = optimizer.step_numbers, (recipe, trainer.targets, steps, steps, numbers)
+    below = dict.fromkeys(optimizer.RECIPE, math.inf) | dict.fromkeys(("beta1", "beta2"), 1.0)
+    variables = {key: place for place, key in enumerate(optimizer.NUMBERS)}
+    if not trainer.apart:       # there are no experts to be balanced
+        below["balance"] = math.ulp(0.0)
+        del variables["balance"]
+    model = model_pieces(trainer, laid_out=True)
+    return Training(
+        name=name, description=f"{trainer.checkpoint.path.name}, {trainer.config}",
+        programs={"numbers": [("numbers of a step", [making])], **trainer.sections()},
+        arrays=buffers | filled | flat | trainer.apart, state=tuple(key for key in flat if key not in weights),
+        weights=weights, head=header_of(model), content_bytes=sum(piece.nbytes for piece in model),
+        saved=tuple(f"{part} of {kind}" for kind in ("means", "squares") for part in ("matrices", "vectors")),
+        state_head=header_of(state_pieces(trainer, 0, laid_out=True)),
+        variables={"numbers": {}, "train": variables, "evaluate": {}}, recipe=below, vocabulary=trainer.vocabulary,
+        sequences=trainer.sequences, length=trainer.length)
