@@ -300,3 +300,120 @@ def test_windows_of_single_channels_read_images(made: Any, facts: Any, channels:
         padded = np.pad(x + arguments.get("z", np.float32(0)), ((0, 0), (0, 0), (1, 1), (1, 1)))
         taps = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
         np.testing.assert_allclose(arguments["y"], np.einsum("bchwij,cij->bchw", taps, w), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [8, 2])
+def test_few_rows_read_the_image_of_many_taps(rows: int) -> None:
+    """Taps count as rows do: nine of each of two rows read an element."""
+    x, w = normal(1, 3, 5, 21), normal(rows, 3, 3, 3)
+    y = np.full((1, rows, 5, 21), np.nan, np.float32)
+    arguments, function = {"x": x, "w": w, "y": y}, image_by_elements.tile_ir()
+    lane = run_lane(function, arguments, None, AVX2, specialize(
+        function, arguments, dict.fromkeys("CHW", 64) | {"B": 1, "O": rows}))
+    assert parts_of(lane) == 2
+    taps = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+    np.testing.assert_allclose(y, np.einsum("bchwij,ocij->bohw", taps, w), rtol=1e-4, atol=1e-4)
+
+
+Q = dims("Q")
+
+
+def spread_windows(step: int, apart: int, by_products: bool) -> Any:
+    """Windows around each point of several, or every so many, whose taps lie so far apart."""
+    if by_products:
+        @kernel
+        def made(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, P, Q]):
+            for b, h in each(B, P):
+                for o, v in tiles(O, Q):
+                    acc = zeros(o, v, dtype=f32)
+                    for i in range(3):
+                        for j in range(3):
+                            p, q = step * h + apart * (i - 1), step * v + apart * (j - 1)
+                            inside = (p >= 0) & (p < H) & (q >= 0) & (q < W)
+                            for c in tiles(C):
+                                near = x[b, c, minimum(maximum(p, 0), H - 1), minimum(maximum(q, 0), W - 1)]
+                                acc += w[o, c, i, j] @ where(inside, near, 0.0)
+                    y[b, o, h, v] = acc
+    else:
+        @kernel
+        def made(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, P, Q]):
+            for b in each(B):
+                for o, h, v in tiles(O, P, Q):
+                    acc = zeros(o, h, v, dtype=f32)
+                    for c in range(C):
+                        for i in range(3):
+                            for j in range(3):
+                                p, q = step * h + apart * (i - 1), step * v + apart * (j - 1)
+                                inside = (p >= 0) & (p < H) & (q >= 0) & (q < W)
+                                near = x[b, c, minimum(maximum(p, 0), H - 1), minimum(maximum(q, 0), W - 1)]
+                                acc += w[o, c, i, j] * where(inside, near, 0.0)
+                    y[b, o, h, v] = acc
+    return made
+
+
+@pytest.mark.parametrize(("step", "apart", "by_products"), [(1, 2, False), (2, 1, True), (2, 2, False), (1, 4, True)])
+@pytest.mark.parametrize("extents", [(2, 3, 5, 21), (1, 2, 1, 1)], ids=str)
+def test_windows_of_taps_and_points_that_are_apart(step: int, apart: int, by_products: bool,
+                                                   extents: tuple[int, ...]) -> None:
+    """They read one image, too, of which some elements may be no point's."""
+    x, w = normal(*extents), normal(7, extents[1], 3, 3)
+    points = tuple((n - 1) // step + 1 for n in extents[2:])
+    y = np.full((extents[0], 7, *points), np.nan, np.float32)
+    function, arguments = spread_windows(step, apart, by_products).tile_ir(), {"x": x, "w": w, "y": y}
+    lane = run_lane(function, arguments, None, AVX2, specialize(
+        function, arguments, dict.fromkeys("CHWPQ", 64) | {"B": 1, "O": 7}))
+    assert parts_of(lane) == 2
+    padded = np.pad(x, ((0, 0), (0, 0), (apart, apart), (apart, apart)))
+    want = np.zeros(y.shape)
+    for i in range(3):
+        for j in range(3):
+            tap = padded[..., apart * i:, apart * j:][..., :step * (points[0] - 1) + 1:step,
+                                                      :step * (points[1] - 1) + 1:step]
+            want += np.einsum("bchw,oc->bohw", tap, w[..., i, j])
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
+
+
+@kernel
+def only_even(x: Tensor[f32, C, T], w: Tensor[f32, O, C, 9], y: Tensor[f32, O, W]):
+    """Sums are even: an odd one would be outside."""
+    for o, v in tiles(O, W):
+        acc = zeros(o, v, dtype=f32)
+        for c in range(C):
+            for i in range(9):
+                p = 2 * v + 2 * i
+                acc += w[o, c, i] * x[c, (p % 2) * T + minimum(p, T - 1)]
+        y[o, v] = acc
+
+
+def test_places_between_sums_are_not_read() -> None:
+    x, w, y = normal(2, 9), normal(7, 2, 9), np.full((7, 21), np.nan, np.float32)
+    arguments, function = {"x": x, "w": w, "y": y}, only_even.tile_ir()
+    lane = run_lane(function, arguments, None, AVX2, specialize(function, arguments, dict.fromkeys("CTWO", 64)))
+    assert parts_of(lane) == 1
+    even = x[:, np.minimum(2 * np.add.outer(np.arange(21), range(9)), 8)]
+    np.testing.assert_allclose(y, np.einsum("cvi,oci->ov", even, w), rtol=1e-4, atol=1e-4)
+
+
+@kernel
+def line_of_windows(x: Tensor[f32, B, C, H, W], w: Tensor[f32, O, C, 3, 3], y: Tensor[f32, B, O, H, W]):
+    """A line of points at a time, as one product over channels and taps."""
+    for b, h in each(B, H):
+        for o, v in tiles(O, W):
+            c, i, j = whole(C), whole(3), whole(3)
+            p, q = h + i - 1, v + j - 1
+            inside = (p >= 0) & (p < H) & (q >= 0) & (q < W)
+            y[b, o, h, v] = w[o, c, i, j] @ where(
+                inside, x[b, c, minimum(maximum(p, 0), H - 1), minimum(maximum(q, 0), W - 1)], 0.0)
+
+
+def test_what_a_product_over_several_axes_reads_lies_along_its_points() -> None:
+    x, w = normal(1, 3, 5, 21), normal(40, 3, 3, 3)
+    arguments = {"x": x, "w": w, "y": np.full((1, 40, 5, 21), np.nan, np.float32)}
+    function = line_of_windows.tile_ir()
+    lane = run_lane(function, arguments, None, AVX2, specialize(
+        function, arguments, dict.fromkeys("COHW", 64) | {"B": 1}))
+    taps = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+    np.testing.assert_allclose(arguments["y"], np.einsum("bchwij,ocij->bohw", taps, w), rtol=1e-4, atol=1e-4)
+    assert parts_of(lane) == 2
+    loops = [{inner.name for inner in op.walk()} for op in lane.walk() if op.name == "loop"]
+    assert [names for names in loops if "fma" in names] and not [n for n in loops if {"fma", "gather"} <= n]
