@@ -38,6 +38,8 @@ KernelName = Annotated[str, typer.Argument(metavar="FILE.py:KERNEL|NAME", help="
 TargetName = Annotated[str | None, typer.Option("--target", help="Compile for this target instead of this CPU.")]
 Static = Annotated[str | None, typer.Option("--static", help="Extents compiled in: N=576,K=64.")]
 Dims = Annotated[str | None, typer.Option("--dims", "--shape", help="Extents of the call whose code is wanted: M=512.")]
+Scalars = Annotated[
+    str | None, typer.Option("--set", help="Scalars: position=511. Default: the largest positions that fit.")]
 ScheduleText = Annotated[str | None, typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
 ModelName = Annotated[str, typer.Argument(help="A GGUF file, a safetensors directory, or a name such as smollm2.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="Of the draws; 0: the likeliest token.")]
@@ -307,7 +309,7 @@ def build(
 @app.command()
 def explain(
     kernel: KernelName, target: TargetName = None, static: Static = None, dims: Dims = None,
-    schedule: ScheduleText = None,
+    schedule: ScheduleText = None, scalars: Scalars = None,
     run: Annotated[bool, typer.Option("--run/--no-run", help="Run the call, where this CPU can.")] = True,
     loop: Annotated[str | None, typer.Option("--loop", help="Show this loop instead of the hottest.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all instructions.")] = False,
@@ -325,7 +327,7 @@ def explain(
     from .explain import gather, print_report
     from .explain_outline import print_outline
 
-    facts = gather(kernel, target, static, dims, schedule, run)
+    facts = gather(kernel, target, static, dims, schedule, run, scalars)
     labels = [entry["label"] for entry in facts["loops"]]
     if loop is not None and loop not in labels:
         known = ", ".join(labels) or "none, as the kernel has no loop"
@@ -717,9 +719,7 @@ def tune(
     shape: Annotated[
         str | None, typer.Option("--shape", "--dims", help="Extents: M=512,N=512. Default: the kernel's own cases.")
     ] = None,
-    scalars: Annotated[
-        str | None, typer.Option("--set", help="Scalars: position=511. Default: the largest positions that fit.")
-    ] = None,
+    scalars: Scalars = None,
     budget: Annotated[str, typer.Option("--budget", help="Time for each shape: 60s, 5m.")] = "60s",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Large operands come from memory, as weights do.")] = False,

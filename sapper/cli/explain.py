@@ -16,7 +16,7 @@ from .code import Code, Piece, code_for, code_that_ran
 from .console import console as report_console
 from .console import time_text
 from .errors import is_told
-from .kernels import Found, find_kernel, find_target, kernel_dims, parse_extents, parse_schedule, specialise
+from .kernels import Found, find_kernel, find_target, kernel_dims, parse_extents, parse_scalars, parse_schedule, specialise
 
 REGISTER_COLUMNS = 48
 """So many registers fit beside the instructions on a terminal."""
@@ -25,25 +25,27 @@ CONTEXT_LINES = 3
 
 def gather(
     wanted: str, target_name: str | None, static: str | None, dims: str | None, schedule: str | None, run: bool = True,
+    scalars: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known of a kernel's code, as JSON takes it."""
+    """Everything that is known of a kernel's code, as JSON takes it. scalars: `position=511`, of the call that is
+    run."""
     from ..codegen.explain import explain
 
     found = find_kernel(wanted)
     target = find_target(target_name)
     kernel = found.kernel
     fixed, free = parse_extents(static, dims, kernel)
-    chosen = parse_schedule(schedule)
+    chosen, values = parse_schedule(schedule), parse_scalars(scalars, kernel, "set")
     if target.assembler_allocates:
         from .explain_outline import outline_facts
 
         code = code_for(kernel, target, chosen, fixed, free)
-        why_not, arguments = arguments_for(found, fixed, free) if run else ("switched off", None)
+        why_not, arguments = arguments_for(found, fixed, free, values) if run else ("switched off", None)
         return outline_facts(found, code.compiled, target, why_not, arguments) | {"static": fixed, "dims": free} \
             | _by_hand(code) | {"in_order": in_order(kernel, fixed)}
     why_not, profile = "switched off", None
     if run:
-        why_not, profile = _profile(found, target, fixed, free, chosen)
+        why_not, profile = _profile(found, target, fixed, free, chosen, values)
     code = code_for(kernel, target, chosen, fixed, free)
     if profile is not None:
         code = code_that_ran(code, profile.compiled)
@@ -96,14 +98,16 @@ def _ranks(kernel: Any, target: Any, schedule: Any, static: dict[str, int], dims
 
 
 def _profile(
-    found: Found, target: Any, static: Mapping[str, int], dims: Mapping[str, int], schedule: Any
+    found: Found, target: Any, static: Mapping[str, int], dims: Mapping[str, int], schedule: Any,
+    scalars: Mapping[str, Any],
 ) -> tuple[str, Any]:
     """(why there is none, the profile of a call)."""
     from ..targets.x86_64.detect import host
     from ..tune.profile import NotProfiled, profile
 
     lacking = sorted(target.features - host().features)
-    why_not, arguments = arguments_for(found, static, dims, f"this CPU has no {', '.join(lacking)}" if lacking else "")
+    why_not, arguments = arguments_for(
+        found, static, dims, scalars, f"this CPU has no {', '.join(lacking)}" if lacking else "")
     if why_not:
         return why_not, None
     try:
@@ -112,9 +116,10 @@ def _profile(
         return str(error), None
 
 
-def arguments_for(found: Found, static: Mapping[str, int], dims: Mapping[str, int],
+def arguments_for(found: Found, static: Mapping[str, int], dims: Mapping[str, int], scalars: Mapping[str, Any],
                   otherwise: str = "") -> tuple[str, Any]:
-    """(why there are none, the arguments of a call). otherwise: why none are wanted where a shape is given."""
+    """(why there are none, the arguments of a call). scalars: values that are given. otherwise: why none are wanted
+    where a shape is given."""
     import numpy
 
     from ..runtime.cases import arguments_of_shape
@@ -128,8 +133,8 @@ def arguments_for(found: Found, static: Mapping[str, int], dims: Mapping[str, in
     try:
         # The library draws better arguments, where dimensions are all that it asks for.
         if found.entry is not None and set(found.entry.check_shapes[0]) <= set(shape):
-            return "", found.entry.make_arguments(numpy.random.default_rng(0), shape)
-        return "", arguments_of_shape(kernel, kernel.tile_ir(), shape)
+            return "", {**found.entry.make_arguments(numpy.random.default_rng(0), shape), **scalars}
+        return "", arguments_of_shape(kernel, kernel.tile_ir(), shape, scalars)
     except Exception as error:
         if not is_told(error):
             raise

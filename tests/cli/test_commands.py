@@ -258,6 +258,7 @@ def test_ir_has_been_through_all_passes(sapper, stage: str) -> None:
     (("asm", "softmax", "--schedule", "[1]"), "--schedule: "),
     (("asm", "softmax", "--schedule", "nowhere.json"), "nowhere.json: No such file"),
     (("asm", "nowhere.py:f"), "nowhere.py: found no such file"),
+    (("asm", "/tmp:f"), "/tmp: found a directory; expected a file of Python"),
     (("asm", "FILE:nothing"), "found no kernel 'nothing'; expected one of: scale, shift"),
     (("asm", "FILE"), "has 2 kernels; expected one; mend: write "),
 ])

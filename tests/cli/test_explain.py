@@ -84,6 +84,22 @@ def test_a_library_kernel_whose_arguments_need_more_than_dimensions_runs_too() -
     assert gather("embedding_f32", HOST, None, "T=3,V=7,E=16", None)["measured"]["seconds"] > 0
 
 
+@NEEDS_HOST
+def test_scalars_of_the_call_that_runs_may_be_given(capfd: pytest.CaptureFixture[str]) -> None:
+    """Else they are the largest that fit. A position decides how often the loop over positions runs."""
+    shape = "H=2,G=1,D=16,P=400"
+
+    def passes(scalars: str | None) -> int:
+        facts = gather("attention_decode_f32", HOST, None, shape, None, scalars=scalars)
+        return max(row["count"] for row in facts["rows"])
+
+    assert passes("position=0") < passes("position=100") < passes(None)
+    command = ("explain", "attention_decode_f32", "--target", str(HOST), "--shape", shape, "--set")
+    assert "expected: 0 to 399" in run(capfd, *command, "position=400")[2]
+    assert "expected NAME=VALUE of a scalar of attention_decode_f32: position, scale" in run(
+        capfd, *command, "place=3")[2]
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_every_target_is_explained(file: str, name: str) -> None:
