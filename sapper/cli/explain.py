@@ -16,7 +16,16 @@ from .code import Code, Piece, code_for, code_that_ran
 from .console import console as report_console
 from .console import time_text
 from .errors import is_told
-from .kernels import Found, find_kernel, find_target, kernel_dims, parse_extents, parse_scalars, parse_schedule, specialise
+from .kernels import (
+    Found,
+    find_kernel,
+    find_target,
+    kernel_dims,
+    parse_extents,
+    parse_scalars,
+    parse_schedule,
+    specialise,
+)
 
 REGISTER_COLUMNS = 48
 """So many registers fit beside the instructions on a terminal."""

@@ -99,7 +99,8 @@ def find_function(wanted: str, name: str) -> Any:
 def import_file(path: Path) -> Any:
     """A Python file as a module. Raises CommandError with the line at fault."""
     if not path.is_file():
-        raise UsageError(f"{path}: found {'a directory' if path.is_dir() else 'no such file'}; expected a file of Python")
+        found = "a directory" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: found {found}; expected a file of Python")
     root, name = _module_of(path.resolve())
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:

@@ -7,8 +7,13 @@ by hand is named with the calls that it is used for, and with the reason where i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 from .build import extents
@@ -18,6 +23,11 @@ from .errors import is_told
 from .kernels import Found, find_kernels, find_target, kernel_dims, library_kernels, parse_extents, parse_schedule
 
 GENERATED, BY_HAND, IMPOSSIBLE = "generated", "hand-written", "impossible"
+JOBS_A_WORKER = 16
+"""Kernels for targets, for which another process is worth its start: each takes some tenths of a second."""
+
+_Job = Callable[[], dict[str, Any]]
+
 SUBSTITUTE = "the interpreter runs it (SAPPER_INTERPRET=1)"
 
 
@@ -36,11 +46,34 @@ def run_port(
     facts = [find_target(name) for name in names]
     for text, option in ((static, "static"), (dims, "dims")):
         extents([kernel.kernel for kernel in found], text, option)     # each is of some kernel
+    jobs: list[_Job] = []
     for kernel in found:
         own = set(kernel_dims(kernel.kernel))
         fixed, free = parse_extents(_own(static, own), _own(dims, own), kernel.kernel)
-        for target in facts:
-            yield _row(kernel, target, fixed, free, chosen)
+        jobs += [partial(_row, kernel, target, fixed, free, chosen) for target in facts]
+    workers = min(len(os.sched_getaffinity(0)), len(jobs) // JOBS_A_WORKER)
+    if workers < 2:
+        yield from (job() for job in jobs)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)     # of fork beside threads: these only compile
+        pool = get_context("fork").Pool(workers, _begin, (jobs,))
+    with pool:
+        yield from pool.imap(_of, range(len(jobs)))
+
+
+_jobs: list[_Job] = []
+"""In a worker: what is to be done. A kernel can't be sent to another process: it is there since the fork."""
+
+
+def _begin(jobs: list[_Job]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # the parent ends its workers, and tells it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _jobs[:] = jobs
+
+
+def _of(number: int) -> dict[str, Any]:
+    return _jobs[number]()
 
 
 def _own(text: str | None, dims: set[str]) -> str:
@@ -49,7 +82,7 @@ def _own(text: str | None, dims: set[str]) -> str:
 
 
 def _row(found: Found, target: Any, static: dict[str, int], dims: dict[str, int], schedule: Any) -> dict[str, Any]:
-    from ..codegen.explain import Unexplained, explain
+    from ..codegen.explain import Unexplained, hottest_loop
 
     row: dict[str, Any] = {"kernel": found.name, "target": target.name}
     try:
@@ -65,12 +98,11 @@ def _row(found: Found, target: Any, static: dict[str, int], dims: dict[str, int]
     if target.assembler_allocates:
         return row | _outlined(compiled, target)
     try:
-        explanation = explain(compiled.made.machine, target, compiled.made.statistics)
+        loop, model = hottest_loop(compiled.made.machine, target)
     except Unexplained as error:
         return row | {"cost": None, "no_cost": str(error)}
-    loop = explanation.hottest()
     row["spills"] = compiled.made.statistics.get("spills", 0)
-    row["cost"] = None if loop is None else _cost(loop, explanation.model)
+    row["cost"] = None if loop is None else _cost(loop, model)
     if loop is None:
         row["no_cost"] = "it has no loop"
     return row

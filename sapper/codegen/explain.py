@@ -17,7 +17,7 @@ theorem; as in A. Abel and J. Reineke, "uops.info", ASPLOS 2019, section 4.6).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,8 +121,7 @@ class Explanation:
         inner = [loop for loop in self.loops if loop.innermost]
         if self.block_counts is not None:
             return max(inner, key=lambda loop: loop.cycles * (loop.passes or 0), default=None)
-        return max(inner, key=lambda loop: (loop.depth, loop.operations, loop.loaded_bytes + loop.stored_bytes,
-                                            loop.cycles), default=None)
+        return _deepest(inner)
 
     def call_cycles(self) -> float | None:
         """The bound for one whole call: innermost loops by iterations, other blocks by themselves."""
@@ -133,6 +132,11 @@ class Explanation:
         total = sum(loop.cycles * (loop.passes or 0) for loop in inner)
         return total + sum(cycles * count for block, (cycles, count) in enumerate(
             zip(self.block_cycles, self.block_counts, strict=True)) if block not in inside)
+
+
+def _deepest(inner: list[Loop]) -> Loop | None:
+    return max(inner, key=lambda loop: (loop.depth, loop.operations, loop.loaded_bytes + loop.stored_bytes,
+                                        loop.cycles), default=None)
 
 
 class Unexplained(Exception):
@@ -157,6 +161,13 @@ def explain(
     Raises Unexplained for a target without costs.
     """
     return _Explainer(function, target, block_counts).explanation(dict(statistics or {}))
+
+
+def hottest_loop(function: MachineFunction, target: Any) -> tuple[Loop | None, str]:
+    """The hottest loop of a finished function that was not run, and whose costs its cycles are: what `explain` gives,
+    where nothing else of it is wanted. Raises Unexplained for a target without costs."""
+    explainer = _Explainer(function, target, None)
+    return _deepest([loop for loop in explainer.loops(inner=True) if loop.innermost]), explainer.costs.MODEL
 
 
 def register_map(function: MachineFunction, target: Any) -> tuple[list[str], dict[int, str]]:
@@ -212,6 +223,18 @@ class _Effect:
     vector_bits: int
 
 
+class _Effects(dict[int, _Effect]):
+    """Of instructions by their places, each found when it is first asked for."""
+
+    def __init__(self, find: Callable[[int], _Effect]) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, place: int) -> _Effect:
+        self[place] = found = self._find(place)
+        return found
+
+
 class _Explainer:
     def __init__(self, function: MachineFunction, target: Any, block_counts: Sequence[int] | None) -> None:
         self.function = function
@@ -227,21 +250,13 @@ class _Explainer:
         for block in range(len(self.flow.block_start) - 1):
             self.block_of += [block] * (self.flow.block_start[block + 1] - self.flow.block_start[block])
         self.moves = set(self.flow.moves)
-        self.effects: dict[int, _Effect] = {}
-        previous: RowFacts | None = None
-        for place, item in enumerate(function.body):
-            if isinstance(item, Instruction):
-                facts = self.facts[item.row]
-                self.effects[place] = self._effect(place, item, facts, previous)
-                previous = facts
-            else:
-                previous = None
+        self.effects = _Effects(self._effect_at)
 
     def explanation(self, statistics: dict[str, int]) -> Explanation:
-        columns = touched_registers(self.flow, self.abi, self.effects)
+        columns = touched_registers(self.flow, self.abi, [
+            place for place, item in enumerate(self.function.body) if isinstance(item, Instruction)])
         code = encoded(self.function, self.target, checked=False)
-        found = self.flow.loops
-        loops = [self._loop(header, blocks, found) for header, blocks in sorted(found.items())]
+        loops = self.loops()
         pressure = {kind: max(row, default=0)
                     for kind, row in zip(self.flow.kinds, self.ranges.pressure, strict=True)
                     if kind in self.abi.registers}
@@ -254,14 +269,27 @@ class _Explainer:
             self._rows(columns, code.offsets), loops, names, kinds, available, pressure, statistics, block_cycles,
             self.counts)
 
+    def loops(self, inner: bool = False) -> list[Loop]:
+        """inner: only those with no loop inside."""
+        found = self.flow.loops
+        return [self._loop(header, blocks, found) for header, blocks in sorted(found.items()) if not inner or not any(
+            others < blocks for others in found.values())]
+
     def _block_count(self) -> int:
         return len(self.flow.block_start) - 1
 
     def _places(self, blocks: Iterable[int]) -> list[int]:
         starts = self.flow.block_start
-        return [p for block in sorted(blocks) for p in range(starts[block], starts[block + 1]) if p in self.effects]
+        return [p for block in sorted(blocks) for p in range(starts[block], starts[block + 1])
+                if isinstance(self.function.body[p], Instruction)]
 
     # ---- one instruction
+
+    def _effect_at(self, place: int) -> _Effect:
+        before = self.function.body[place - 1] if place else None
+        item = self._item(place)
+        return self._effect(place, item, self.facts[item.row],
+                            self.facts[before.row] if isinstance(before, Instruction) else None)
 
     def _effect(self, place: int, item: Instruction, facts: RowFacts, previous: RowFacts | None) -> _Effect:
         row = item.row

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sapper.cli import port
 from sapper.cli.code import code_for
 from sapper.cli.kernels import find_kernels
 from sapper.cli.main import main
@@ -61,6 +62,24 @@ def test_every_kernel_and_target_has_a_row(file: str, capsys: pytest.CaptureFixt
     # Four vectors of 8 or of 16 lanes in a pass, bound by the one store of 256 bits in a cycle.
     assert by_target["v3"]["operations"] == 32 and by_target["v3"]["cycles"] == 4
     assert by_target["zen4"]["operations"] == 64 and by_target["zen4"]["cycles"] == 8
+
+
+def test_several_processes_say_what_one_does(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, and a mistake is told as elsewhere."""
+    def rows() -> list[dict[str, Any]]:
+        return list(port.run_port(file, None, "N=1024", None, ["v3", "zen4", "neoverse-n1"]))
+
+    alone = rows()
+    monkeypatch.setattr(port, "JOBS_A_WORKER", 2)
+    monkeypatch.setattr(port.os, "sched_getaffinity", lambda _: range(3))
+    assert rows() == alone
+
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("in a worker")
+
+    monkeypatch.setattr(port, "code_for", fail)
+    with pytest.raises(ZeroDivisionError, match="in a worker"):
+        rows()
 
 
 @pytest.mark.parametrize("name", ["zen4", "sm_80"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper.codegen.explain import explain, share_out
+from sapper.codegen.explain import explain, hottest_loop, share_out
 from sapper.codegen.listing import Listing, at
 from sapper.codegen.machine import Immediate, MachineFunction, Memory, Register
 from sapper.codegen.pipeline import compile_kernel
@@ -211,6 +211,7 @@ def test_registers_over_time_agree_with_the_text(kernel, name: str) -> None:
                     assert before.registers[column] != ".", (made.registers[column], after.text)
     assert all(loop.cycles > 0 and loop.first <= loop.last for loop in made.loops)
     assert made.hottest() is not None and made.call_cycles() is None
+    assert hottest_loop(compiled.machine, target(name)) == (made.hottest(), made.model)
 
 
 def test_counts_weigh_the_blocks() -> None:
