@@ -3,8 +3,11 @@ times are written in them."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
+
+from .signals import Ended
 
 WIDTH = 140
 
@@ -13,7 +16,14 @@ def console() -> Any:
     """A rich Console on standard output."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    made = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    made.on_broken_pipe = _end      # type: ignore[method-assign]
+    return made
+
+
+def _end() -> NoReturn:
+    """The reader went away: rich would end the process with a status of 1."""
+    raise Ended(signal.SIGPIPE)
 
 
 def time_text(seconds: float) -> str:

@@ -7,8 +7,10 @@ is loaded by that command, and what is missing is named with the command that in
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -77,6 +79,8 @@ def _run(arguments: list[str]) -> int:
             raise
         print(f"error: found no package {error.name}; mend: pip install 'sapper[cli]'", file=sys.stderr)
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper) and codecs.lookup(sys.stdout.encoding).name != "utf-8":
+        sys.stdout.reconfigure(errors="replace")    # a terminal of Latin 1 has no bars, and no µ in ASCII
     status = run(arguments)
     sys.stdout.flush()
     return status

@@ -90,7 +90,7 @@ def _read(path: str) -> Entries:
                         and isinstance(entry["schedule"], dict) and all(isinstance(d, int) for d in
                                                                         entry["dims"].values())):
                     raise ValueError("an entry lacks source, threads, schedule or dims")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):     # the compile cache tells what is wrong with its directory
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         warn_once(f"tuned {path}", f"{path}: {error}; expected schedules that `sapper tune` wrote; they are left "

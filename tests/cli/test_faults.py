@@ -217,3 +217,19 @@ def test_what_sapper_warns_of_is_a_line(model: Path, tmp_path: Path) -> None:
     told = [line for line in made.stderr.splitlines() if "compile cache" in line]
     assert told and all(line.startswith("warning: can't ") for line in told)
     assert "_give_up" not in made.stderr
+
+
+def test_a_report_whose_reader_went_away_ends_as_other_commands_do() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = run(["explain", "softmax", "--target", "v3", "--no-run"], closed)
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == b""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_terminal_cannot_spell_is_left_out(encoding: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "sapper", "explain", "softmax", "--target", "v3", "--no-run"],
+                          capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "bound by" in done.stdout.decode(encoding) and "???" in done.stdout.decode(encoding)

@@ -290,6 +290,12 @@ def test_calls_find_the_nearest_schedule(tmp_path: Path, monkeypatch: pytest.Mon
     assert found(M=8, N=64) is None
 
 
+def test_a_cache_directory_that_is_a_file_has_no_schedules(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """What is wrong with it the compile cache tells: not that a file of schedules is, which has to be deleted."""
+    (tmp_path / "file").write_text("in the way")
+    assert tuned.read(str(tmp_path / "file" / "tuned" / "zen3.json")) == {} and not recwarn.list
+
+
 def test_other_results_stay_in_the_file_that_calls_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of another database, and of another kernel of that name; what a search no longer finds faster goes."""
     monkeypatch.setenv("SAPPER_TUNED", str(tmp_path / "tuned"))
