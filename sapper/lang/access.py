@@ -686,7 +686,9 @@ class Accesses(Views):
             tensor = access.tensor.name
             self.fail("write-race", f"one store along {names} may write an element of {tensor} twice", access.node,
                       f"a store to {tensor} at indices not proved different along {names}",
-                      "an index that differs for each", f"walk {names} with a loop, whose writes then run in order")
+                      "an index that differs for each",
+                      f"walk {names} with a loop, whose writes then run in order; sums, as `{tensor}[...] += x`, may "
+                      "meet in one over tiles(...)")
 
     def hazard(self, access: Access, other: Access, loop: LoopScope, fixed: set[Any]) -> None:
         """Raise if the order of two accesses of a loop over tiles, which may meet, depends on the size of a tile.

@@ -57,6 +57,7 @@ BODIES = {
     "for i in range(2): y[m, n] = W[i] + x[m, n]": "for k in [k for k in range(4)]",
     "y[m, n] = x[m, n].half().float()": "write x[m, n].to(f16)",
     "y[m, n] = x[m, n].to(f16).float()": "write x[m, n].to(f16).to(f32)",
+    "y[m, v[n].to(i32)] += x[m, n]": "sums, as `y[...] += x`, may meet in one over tiles(...)",
     "y[m, k] = 0.0": "bring the axis: k = whole(K), or a loop over tiles(K)",
     "c = x[m, n].to(i32) @ v[n].to(i64)": "write sum(a * b, over=n), of equal dtypes",
     "c = x[m, n].to(i8).to(i32) @ v[n].to(i8).to(i32)": "leave .to(...) out: products of i8 and u8 are summed in i32",
