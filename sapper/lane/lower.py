@@ -126,9 +126,9 @@ MOST_CONSTANT_BYTES, FEWER_STAGED_ROWS = 1 << 26, (252, 28)
 """Scratch memory of a worker that no extent of a call makes less, and how many rows a task has at most where it would
 be more: what is kept for several axes has room for so many of each."""
 
-SHORT_LINE_VECTORS = 4
+SHORT_LINE_VECTORS = 3
 """Vectors of f32 that a line has at most, typically, for those that follow each other in memory to be joined where
-elements are computed one by one: rows of 64 f32 gain nothing on a Zen 3."""
+elements are computed one by one. On a Zen 3 rows of 64 f32 gain nothing."""
 
 NO_TILE = "the kernel has no contraction that is walked in such tiles"
 """Why a micro-kernel is not used, where nothing else is known."""
