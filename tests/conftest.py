@@ -27,6 +27,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from sapper.codegen.compile import compile_lane
+from sapper.lang import kernel as lang_kernel
 from sapper.runtime.program import all_shared
 from sapper.runtime.settings import available_cpus
 from tests.strategies import FUZZ
@@ -35,6 +36,9 @@ os.environ.setdefault("SAPPER_VERIFY", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in the background so, and so would every program that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+lang_kernel.KEPT_IRS = 1000
+"""Many tests ask for the tile IR of the same kernel, among them those of the whole library."""
 
 _common = settings(deadline=None, suppress_health_check=list(HealthCheck))
 _same = settings(_common, derandomize=True, database=None)

@@ -108,40 +108,35 @@ class Checker:
         """One block, its arguments already defined. yields: what it must yield; the function yields nothing."""
         here: list[Value] = list(block.arguments)
         axes_before = set(self.axes)
-        defined, ever_defined, rows, rules = self.defined, self.ever_defined, self.table.rows, self.rules
+        defined, ever_defined, shapes, rules = self.defined, self.ever_defined, self.table.shapes, self.rules
+        is_defined = defined.issuperset
         last = len(block.ops) - 1
         for position, op in enumerate(block.ops):
             self.op = op
-            row = rows.get(op.name)
-            if row is None:
-                self.fail(f"op {op.name}", f"an op of the {self.table.stage} IR")
-            operands, results = op.operands, op.results
-            if not defined.issuperset(operands):
+            name, operands, results, attributes = op.name, op.operands, op.results, op.attributes
+            shape = shapes.get(name)
+            if shape is None:
+                self.fail(f"op {name}", f"an op of the {self.table.stage} IR")
+            if not is_defined(operands):
                 self.undefined(operands)
-            self.count("operands", len(operands), row.operands)
-            self.count("results", len(results), row.results)
-            if len(op.blocks) != row.blocks:
-                self.fail(f"{len(op.blocks)} blocks", f"{row.blocks}")
-            attributes = op.attributes
-            for name in row.attributes:
-                if name not in attributes:
-                    self.fail(f"no attribute {name}", f"attributes {', '.join(row.attributes)}")
-            if len(attributes) > len(row.attributes):
-                for name in attributes:
-                    if name not in row.attributes and name not in row.optional:
-                        known = ", ".join((*row.attributes, *row.optional)) or "none"
-                        self.fail(f"attribute {name}", f"only {known}")
-            if op.name == "yield" and (position != last or owner is None):
+            fewest, most, fewest_results, most_results, blocks, required, allowed = shape
+            if (not fewest <= len(operands) <= most or not fewest_results <= len(results) <= most_results
+                    or len(op.blocks) != blocks):
+                self.counts(op)
+            if (attributes or required) and attributes.keys() != required and not (
+                    required <= attributes.keys() and attributes.keys() <= allowed):
+                self.attributes(op)
+            if name == "yield" and (position != last or owner is None):
                 self.fail("yield in the middle" if owner is not None else "yield in the function's own block",
                           "yield as the last op of a nested block")
-            rules[op.name](self, op)
+            rules[name](self, op)
             self.op = op
             for value in results:
                 if value.owner is not op or value in ever_defined:
                     self.define(value, op)
                 ever_defined.add(value)
-            defined.update(results)
-            here += results
+                defined.add(value)
+                here.append(value)
         if owner is not None:
             self.yielded(block, owner, yields or [])
         self.axes = axes_before
@@ -151,6 +146,23 @@ class Checker:
         number, operand = next((i, v) for i, v in enumerate(operands) if v not in self.defined)
         self.fail(f"operand {number} (%{operand.name or '?'}: {operand.type}) that is not defined here",
                   "a value defined above it, in this block or one around it")
+
+    def counts(self, op: Op) -> NoReturn:
+        """Of an op that has others than its row says."""
+        row = self.table.rows[op.name]
+        self.count("operands", len(op.operands), row.operands)
+        self.count("results", len(op.results), row.results)
+        self.fail(f"{len(op.blocks)} blocks", f"{row.blocks}")
+
+    def attributes(self, op: Op) -> NoReturn:
+        """Of an op that lacks some, or has others than its row says."""
+        row = self.table.rows[op.name]
+        for name in row.attributes:
+            if name not in op.attributes:
+                self.fail(f"no attribute {name}", f"attributes {', '.join(row.attributes)}")
+        found = next(name for name in op.attributes if name not in row.attributes and name not in row.optional)
+        known = ", ".join((*row.attributes, *row.optional)) or "none"
+        self.fail(f"attribute {found}", f"only {known}")
 
     def count(self, what: str, found: int, allowed: tuple[int, int | None]) -> None:
         low, high = allowed

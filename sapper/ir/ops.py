@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+
+Shape = tuple[int, float, int, float, int, frozenset[str], frozenset[str]]
+"""At least and at most how many operands, likewise results; blocks; attributes that must be there, that may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,12 @@ class OpSpec:
     pure: bool = True
     doc: str = ""
 
+    def shape(self) -> Shape:
+        (fewest, most), (fewest_results, most_results) = self.operands, self.results
+        required = frozenset(self.attributes)
+        return (fewest, inf if most is None else most, fewest_results, inf if most_results is None else most_results,
+                self.blocks, required, required | frozenset(self.optional))
+
 
 class OpTable:
     """Rows by name."""
@@ -37,6 +47,8 @@ class OpTable:
             if row.name in self.rows:
                 raise ValueError(f"{stage} op {row.name} is defined twice")
             self.rows[row.name] = row
+        self.shapes = {name: row.shape() for name, row in self.rows.items()}
+        """Of each row, for the verifier, which looks at every op."""
 
     def __getitem__(self, name: str) -> OpSpec:
         return self.rows[name]

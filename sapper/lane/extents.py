@@ -224,8 +224,13 @@ class ExtentLowering(PanelVectors):
 
     def _whole_hint(self, axis: str) -> int:
         """Typical extent of an axis of `whole`; 0 of any other."""
-        return next((self._extent_hint(*op.operands) for op in self.function.walk()
-                     if op.name == "whole" and op.attributes["axis"] == axis), 0)
+        op = self._wholes.get(axis)
+        return 0 if op is None else self._extent_hint(*op.operands)
+
+    @cached_property
+    def _wholes(self) -> dict[str, Op]:
+        """By axis: axes are unique in a function, which stays as it is while it is lowered."""
+        return {op.attributes["axis"]: op for op in self.function.walk() if op.name == "whole"}
 
     def extent_of(self, r: Range) -> Scalar:
         return self.sub(r.stop, r.start) if r.fixed is None else r.fixed

@@ -7,11 +7,13 @@ sapper/lang/context.py. Holds: parameters in order, each a TensorType or a scala
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
 from ..ir.extents import names_in, names_of
+from ..ir.kept import Kept
 from ..ir.nodes import Function, Location
 from ..ir.types import DType, TensorType, TileType, bool_, spell_nested
 from . import context
@@ -23,6 +25,13 @@ ParameterType = TensorType | TileType
 
 CALL_OPTIONS = ("emulate", "interpret", "schedule", "static", "target", "threads")
 """Of a call; the decorator may be given them for all calls."""
+
+KEPT_IRS = 16
+"""Tile IRs that are kept. Reading the source takes 13 times as long as making the ops anew and looking through what the
+kernel closes over; checks, explanations, tuning and the specialisations of a kernel ask for its IR again and again."""
+
+_kept: dict[tuple[Any, ...], tuple[weakref.ref[Kernel], str, Kept]] = {}
+"""By the id of the kernel, and extents that are fixed: the kernel, its digest then, and its IR."""
 
 COROUTINE = 0x80 | 0x200
 """Flags of the code of `async def` (inspect.CO_COROUTINE, CO_ASYNC_GENERATOR)."""
@@ -121,9 +130,21 @@ class Kernel:
         static: extents, by the name of the dimension, that are fixed at compile time.
         Raises KernelError where the source means nothing.
         """
+        from .digest import digest
         from .frontend import build
 
-        return build(self, dict(static or {}))
+        fixed = dict(static or {})
+        key, now = (id(self), *sorted(fixed.items())), digest(self)
+        found = _kept.pop(key, None)
+        if found is not None and found[0]() is self and found[1] == now:
+            _kept[key] = found  # the last that was asked for
+            return found[2].made()
+        function = build(self, fixed)
+        _kept[key] = weakref.ref(self), now, Kept(function)
+        if len(_kept) > KEPT_IRS:
+            for old in list(_kept)[:-KEPT_IRS]:
+                _kept.pop(old, None)
+        return function
 
     def source_digest(self) -> str:
         """A hash (hex) of the kernel's code, of every function that it inlines and constant that it closes over."""
