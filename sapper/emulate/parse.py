@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Union
 
 from ..targets.ptx.instructions import form as form_of
@@ -158,6 +159,8 @@ class _Parser:
         self.scopes: list[dict[str, int]] = []
         self.registers: dict[int, Register] = {}
         """Of the function, by slot: those that were named so far."""
+        self.known: dict[str, Register] = {}
+        """By name: operands that were looked up since registers or variables were declared last."""
         self.names: list[dict[str, str]] = []
         """Variables of a function by scope: source name -> name in the function."""
         self.scope_numbers: list[int] = []
@@ -345,16 +348,18 @@ class _Parser:
 
     def parse_body(self) -> None:
         self.expect("{")
-        self.scopes, self.names, self.scope_numbers = [{}], [{}], [0]
+        self.scopes, self.names, self.scope_numbers, self.known = [{}], [{}], [0], {}
         while self.scopes:
             token = self.here()
             if token.text == "}":
                 self.next()
+                self.known = {}
                 self.scopes.pop()
                 self.names.pop()
                 self.scope_numbers.pop()
             elif token.text == "{":
                 self.next()
+                self.known = {}
                 self.scopes.append({})
                 self.names.append({})
                 self.scope_count += 1
@@ -386,6 +391,7 @@ class _Parser:
 
     def parse_registers(self) -> None:
         assert self.function is not None
+        self.known = {}
         self.next()
         word = self.next()
         type = word.text[1:]
@@ -427,20 +433,31 @@ class _Parser:
             if not isinstance(register, Register):
                 raise ParseError("expected a predicate after @", first.line)
             guard = Register(register.name, register.slot, register.type, negated)
-        opcode = self.next()
-        words = [opcode.text]
-        while self.here().kind == "directive":
-            words.append(self.next().text)
-        mnemonic = "".join(words)
+        start = self.position
+        self.next()
+        tokens, texts, known, place = self.tokens, self.texts, self.known, self.position
+        while place < len(tokens) and tokens[place].kind == "directive":
+            place += 1
+        self.position = place
+        self.here()
+        mnemonic = "".join(texts[start:place])
         try:
             form = form_of(mnemonic)
         except KeyError as error:
             raise ParseError(str(error.args[0]), first.line) from None
         operands: list[tuple[Operand | None, bool]] = []
-        while self.texts[self.position] != ";":
-            joined = self.accept("|")
-            operands.append((self.operand(), joined))
-            if self.texts[self.position] not in (";", "|"):
+        while (text := texts[self.position]) != ";":
+            register = known.get(text)
+            if register is not None:
+                self.position += 1
+                operands.append((register, False))
+            else:
+                joined = self.accept("|")
+                operands.append((self.operand(), joined))
+            text = texts[self.position]
+            if text == ",":
+                self.position += 1
+            elif text not in (";", "|"):
                 self.expect(",")
         end = self.next()
         instruction = Instruction(first.line, " ".join(self.text[first.start:end.end].split()), form,
@@ -474,7 +491,14 @@ class _Parser:
 
     def arrange(self, form: Form, found: list[tuple[Operand | None, bool]], line: int) -> list[Operand | None]:
         """The operands in the form's order, None for those left out."""
-        arranged: list[Operand | None] = []
+        arranged: list[Operand | None] = [given for given, _ in found]
+        if len(found) == len(form.operands) and _takes_all(form):
+            for given in arranged:
+                if given is None:
+                    break
+            else:
+                return arranged
+        arranged = []
         rest = list(found)
         for operand in form.operands:
             if operand.joined:
@@ -498,6 +522,10 @@ class _Parser:
     # Operands
 
     def operand(self) -> Operand | None:
+        register = self.known.get(self.texts[self.position])
+        if register is not None:
+            self.position += 1
+            return register
         token = self.here()
         if token.text == "_":
             self.next()
@@ -522,7 +550,10 @@ class _Parser:
             return self.address()
         if token.kind == "number" or token.text in ("-", "~", "+") or token.text == "WARP_SZ":
             return self.number()
-        return self.named()
+        found = self.named()
+        if isinstance(found, Register):
+            self.known[token.text] = found
+        return found
 
     def named(self) -> Operand:
         token = self.next()
@@ -601,6 +632,12 @@ class _Parser:
             raise ParseError(f"found {text!r}, expected a number", token.line)
         bits, decimal = number(text)
         return Immediate(bits, bits if text[:2] in ("0d", "0D") else 0, decimal)
+
+
+@cache
+def _takes_all(form: Form) -> bool:
+    """Whether no operand of the form may be left out."""
+    return not any(operand.joined or operand.optional for operand in form.operands)
 
 
 def _float_bits(value: Immediate, wide: bool) -> int:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _SPACE = r"(?:\s+|//[^\n]*|/\*.*?\*/)*+"
 _TOKEN = re.compile(_SPACE + r"""(?:
-    (?P<string>"(?:\\.|[^"\\])*") |
+    (?P<name>[%$A-Za-z_][\w$]*+(?:::[\w$]+)*+) | (?P<mark>[][{}(),;:|@!+*<>=~&/-]) | (?P<directive>\.\w++(?:::\w+)*+) |
     (?P<number>(?:0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]{1,16}U?|
                   [0-9]+\.[0-9]+(?:[eE][+-]?[0-9]+)?|0[0-7]{0,22}U?|[1-9][0-9]{0,19}U?)(?![0-9a-fA-F])) |
-    (?P<directive>\.\w+(?:::\w+)*) | (?P<name>[%$A-Za-z_][\w$]*(?:::[\w$]+)*) | (?P<mark>[][{}(),;:|@!+*<>=~&/-]) |
-    (?P<end>\Z))""", re.VERBOSE | re.DOTALL)
-"""A token, and what blanks and comments come before it."""
+    (?P<string>"(?:\\.|[^"\\])*") | (?P<end>\Z))""", re.VERBOSE | re.DOTALL)
+"""A token, and what blanks and comments come before it. No two kinds begin alike: the most frequent are tried first."""
 
 
 class TokenError(ValueError):
@@ -28,8 +27,7 @@ class TokenError(ValueError):
         self.line = line
 
 
-@dataclass(slots=True)
-class Token:
+class Token(NamedTuple):
     """kind: string, number, directive, name or mark. start, end: places in the text."""
 
     kind: str
@@ -42,15 +40,15 @@ class Token:
 def tokens(text: str) -> list[Token]:
     """All tokens, in order."""
     found: list[Token] = []
-    position, line, next_token, count = 0, 1, _TOKEN.match, text.count
-    while (match := next_token(text, position)) is not None:
-        kind = str(match.lastgroup)
+    position, line, count, new, add = 0, 1, text.count, tuple.__new__, found.append
+    for match in iter(_TOKEN.scanner(text).match, None):  # type: ignore[attr-defined]
+        kind = match.lastgroup
         start, end = match.span(kind)
-        if start > position:
+        if start > position and (start > position + 1 or text[position] == "\n"):
             line += count("\n", position, start)
         if kind == "end":
             return found
-        found.append(Token(kind, text[start:end], line, start, end))
+        add(new(Token, (kind, text[start:end], line, start, end)))
         if kind == "string":
             line += count("\n", start, end)
         position = end
