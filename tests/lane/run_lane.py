@@ -76,11 +76,25 @@ def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule |
     """
     specialization = specialization or specialize(function, arguments)
     specialization.strides.update({name: one.panels for name, one in (packed or {}).items()})
+    lane = lowered(function, schedule, facts, specialization, passes)
+    run_lowered(function, lane, arguments, workers, packed)
+    return lane
+
+
+def lowered(function: Function, schedule: Schedule | None, facts: Facts | None, specialization: Specialization,
+            passes: Any = None) -> Function:
+    """The lane function of a canonical tile IR function."""
     lane = lower(function, schedule or Schedule(), facts or Facts(), specialization)
     verify(lane, LANE_OPS)
     if passes is not None:
         passes(lane)
         verify(lane, LANE_OPS)
+    return lane
+
+
+def run_lowered(function: Function, lane: Function, arguments: dict[str, Any], workers: int = 1,
+                packed: dict[str, Any] | None = None) -> None:
+    """Run the lane function of a tile IR function."""
     memory = Memory()
     each = max(64, scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
     words = [memory.allocate("scratch", each * workers), each, memory.allocate("sync", 1024)]
@@ -91,7 +105,6 @@ def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule |
     words += argument_words(function, lane.attributes["slots"], arguments,
                             lambda name: memory.add_array(name, held[name]))
     run(lane, np.array(words, dtype=np.int64), memory, workers)
-    return lane
 
 
 def evaluate(value: Value, known: dict[object, int]) -> int:

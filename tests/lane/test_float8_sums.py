@@ -13,13 +13,15 @@ import sapper as sp
 from sapper import Tensor, each, f8e4m3, f32, i32, minimum, span, tiles, whole, zeros
 from sapper.codegen import pipeline
 from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
+from sapper.ir.kept import Kept
 from sapper.ir.nodes import Function, Op
+from sapper.runtime.compiled import CompiledKernel
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.schedule import Schedule, Specialization
-from tests.codegen.run_native import RUNNABLE, compile_checked, run_native
+from tests.codegen.run_native import RUNNABLE, compile_checked, run_compiled
 from tests.codegen.test_float8 import assert_same
 
-from .run_lane import dims_of, run_lane, specialize
+from .run_lane import dims_of, lowered, run_lane, run_lowered, specialize
 
 CORE = TARGETS["zen3"]
 FP8 = ml_dtypes.float8_e4m3fn
@@ -90,32 +92,46 @@ def both_ways(name: str, given: dict[str, np.ndarray], monkeypatch: pytest.Monke
               known: bool = False) -> tuple[Function, np.ndarray]:
     """The lane function, and the result, which is the same as without, also of machine code. known: so are the
     extents, and so elements are copied."""
-    results, made = [], None
-
-    def tile_ir() -> Function:
-        function = kernel(name).tile_ir()
-        return kernel(name).tile_ir(dims_of(function, given)) if known else function
-
-    def as_lanes(copies: dict[str, np.ndarray]) -> Function:
-        return run_lane(tile_ir(), copies, facts=facts_of(CORE), passes=lambda lane: finish_lane(lane, CORE))
-
-    def as_code(copies: dict[str, np.ndarray]) -> None:
-        run_native(tile_ir(), copies, CORE)
-
+    function = kernel(name).tile_ir()
+    if known:
+        function = kernel(name).tile_ir(dims_of(function, given))
+    results = []
     for quickly in (False, True):
-        with monkeypatch.context() as patch:
-            if not quickly:
-                patch.setattr("sapper.lane.float8_sums.add_up_quickly", lambda function: False)
-            for run in (as_lanes, as_code) if CORE.name in RUNNABLE else (as_lanes,):
-                copies = {key: array.copy() for key, array in given.items()}
-                with np.errstate(all="ignore"):
-                    made = run(copies) or made
-                results.append(copies["y"])
-    assert made is not None
+        lane, code, text = made_of(name, function, given, quickly, monkeypatch)
+        for station in ("lanes", "code") if code is not None else ("lanes",):
+            copies = {key: array.copy() for key, array in given.items()}
+            with np.errstate(all="ignore"):
+                if station == "lanes":
+                    run_lowered(function, lane, copies)
+                else:
+                    run_compiled(function, code, copies, text=text)
+            results.append(copies["y"])
     half = len(results) // 2
     for before, now in zip(results[:half], results[half:], strict=True):
         assert_same(now, before)
-    return made, results[0]
+    return lane, results[0]
+
+
+_made: dict[tuple[str, str, str, bool], tuple[Function, CompiledKernel | None, str]] = {}
+
+
+def made_of(name: str, function: Function, given: dict[str, np.ndarray], quickly: bool,
+            monkeypatch: pytest.MonkeyPatch) -> tuple[Function, CompiledKernel | None, str]:
+    """The lane function, and machine code where it runs with its text, made once for all values of the arguments."""
+    specialization = specialize(function, given)
+    key = name, str([value.type for value in function.arguments]), repr(specialization), quickly
+    if key not in _made:
+        with monkeypatch.context() as patch:
+            if not quickly:
+                patch.setattr("sapper.lane.float8_sums.add_up_quickly", lambda function: False)
+            lane = lowered(Kept(function).made(), None, facts_of(CORE), specialization,
+                           lambda lane: finish_lane(lane, CORE))
+            code, text = None, ""
+            if CORE.name in RUNNABLE:
+                made, code = compile_checked(Kept(function).made(), specialization, CORE)
+                text = made.text
+        _made[key] = lane, code, text
+    return _made[key]
 
 
 def kernel(name: str) -> Any:
