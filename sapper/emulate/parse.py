@@ -447,10 +447,10 @@ class _Parser:
             raise ParseError(str(error.args[0]), first.line) from None
         operands: list[tuple[Operand | None, bool]] = []
         while (text := texts[self.position]) != ";":
-            register = known.get(text)
-            if register is not None:
+            found = known.get(text)
+            if found is not None:
                 self.position += 1
-                operands.append((register, False))
+                operands.append((found, False))
             else:
                 joined = self.accept("|")
                 operands.append((self.operand(), joined))
@@ -522,10 +522,10 @@ class _Parser:
     # Operands
 
     def operand(self) -> Operand | None:
-        register = self.known.get(self.texts[self.position])
-        if register is not None:
+        known = self.known.get(self.texts[self.position])
+        if known is not None:
             self.position += 1
-            return register
+            return known
         token = self.here()
         if token.text == "_":
             self.next()
