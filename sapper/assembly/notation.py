@@ -13,6 +13,7 @@ operands alone: the first row of the table that takes them, as an assembler does
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Union
 
 from ..codegen.machine import AnyRegister, Register, VirtualRegister
@@ -300,11 +301,17 @@ def describe(row: Any) -> str:
     return f"{row.name} {' '.join(parts)}".strip()
 
 
-def unknown(table: Any, mnemonic: str) -> AssemblyError:
-    """The error for a mnemonic that no row has: the nearest ones, and where a row is added."""
+@lru_cache(256)
+def _near(table: Any, mnemonic: str) -> list[str]:
+    """Mnemonics much like this one. Who reads AT&T text asks again and again, of names with the suffix of a size."""
     from difflib import get_close_matches
 
-    near = get_close_matches(mnemonic, table.mnemonics(), 5, 0.6)
+    return get_close_matches(mnemonic, table.mnemonics(), 5, 0.6)
+
+
+def unknown(table: Any, mnemonic: str) -> AssemblyError:
+    """The error for a mnemonic that no row has: the nearest ones, and where a row is added."""
+    near = _near(table, mnemonic)
     return AssemblyError(
         "unknown-instruction", f"no row of the table is called {mnemonic}", author_location(), mnemonic,
         f"one of the {len(table.mnemonics())} mnemonics of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near

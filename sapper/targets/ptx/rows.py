@@ -120,20 +120,34 @@ class Row:
 
     def match(self, modifiers: tuple[str, ...]) -> dict[str, str] | None:
         """The modifiers by key, or None where they are no form of this row."""
-        return self._match(self.parts, modifiers)
+        return self._match(0, 0, modifiers)
 
-    def _match(self, parts: tuple[tuple[tuple[str, ...], bool], ...],
-               modifiers: tuple[str, ...]) -> dict[str, str] | None:
-        if not parts:
-            return {} if not modifiers else None
-        (together, optional), rest = parts[0], parts[1:]
-        first = modifiers[:len(together)]
-        if len(first) == len(together) and all(
-                word in self.words(part) for part, word in zip(together, first, strict=True)):
-            found = self._match(rest, modifiers[len(together):])
+    @cached_property
+    def _steps(self) -> tuple[tuple[tuple[str, ...], bool, tuple[frozenset[str], ...], int, int], ...]:
+        """Of each of `parts` what its words may be, too, and how many modifiers it and the parts behind it take, at
+        least and at most."""
+        steps, fewest, most = [], 0, 0
+        for together, optional in reversed(self.parts):
+            fewest, most = fewest + (0 if optional else len(together)), most + len(together)
+            steps.append((together, optional, tuple(frozenset(self.words(part)) for part in together), fewest, most))
+        return tuple(reversed(steps))
+
+    def _match(self, at: int, place: int, modifiers: tuple[str, ...]) -> dict[str, str] | None:
+        """By the parts from `at` on those from `place` on."""
+        if at == len(self._steps):
+            return {} if place == len(modifiers) else None
+        together, optional, words, fewest, most = self._steps[at]
+        if not fewest <= len(modifiers) - place <= most:
+            return None
+        end = place + len(together)
+        for known, word in zip(words, modifiers[place:], strict=False):
+            if word not in known:
+                break
+        else:
+            found = self._match(at + 1, end, modifiers) if end <= len(modifiers) else None
             if found is not None:
-                return {**dict(zip(together, first, strict=True)), **found}
-        return self._match(rest, modifiers) if optional else None
+                return {**dict(zip(together, modifiers[place:end], strict=True)), **found}
+        return self._match(at + 1, place, modifiers) if optional else None
 
     def match_any_order(self, modifiers: tuple[str, ...]) -> dict[str, str] | None:
         """The same where the modifiers stand in another order than the manual's, which assemblers let pass."""
