@@ -33,13 +33,12 @@ def grouped_matmul_nn_f32(
     x: Tensor[f32, J, F], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[f32, E, F, B, L],
     y: Tensor[f32, J, B, L],
 ):
-    for b in each(B):
-        for e in each(E):
-            for m, l in tiles(span(start[e], stop[e]), L):
-                acc = zeros(m, l, dtype=f32)
-                for f in tiles(F):
-                    acc += x[m, f] @ w[e, f, b, l]
-                y[m, b, l] = acc
+    for e, b in each(E, B, disjoint=True):
+        for m, l in tiles(span(start[e], stop[e]), L):
+            acc = zeros(m, l, dtype=f32)
+            for f in tiles(F):
+                acc += x[m, f] @ w[e, f, b, l]
+            y[m, b, l] = acc
 
 
 @sp.kernel
