@@ -273,13 +273,15 @@ def build(
         "--no-fallback": None if fallback else False}
     of_answers: dict[str, Any] = {"--context": context, "--dtype": dtype}
     of_training: dict[str, Any] = {"--sequences": sequences, "--length": length}
-    of_models = of_answers | of_training | {"--training": training or None}
-    others, found, expected = (of_models, "kernels", "a model") if not models else \
-        (of_kernels | of_answers, "a model in training", "kernels, or a model that answers,") if training else \
-        (of_kernels | of_training, "a model that answers", "kernels, or a model with --training,")
-    for option, value in others.items():
-        if value is not None:
-            raise UsageError(f"{option}: found {found}; expected {expected} with it")
+    wrong = [(of_kernels, "a model", "kernels")] if models else [
+        (of_answers | of_training | {"--training": training or None}, "kernels", "a model")]
+    if models:
+        wrong.append((of_answers, "a model in training", "one that answers") if training else
+                     (of_training, "a model that answers", "--training"))
+    for options, found, expected in wrong:
+        for option, value in options.items():
+            if value is not None:
+                raise UsageError(f"{option}: found {found}; expected {expected} with it")
     if models and training:
         from .build_training import report_training, run_build_training
 
