@@ -55,6 +55,9 @@ STATUS = {
 }
 """What the functions return, by name."""
 
+LARGEST_STATUS = max(number for number, _ in STATUS.values())
+READ, WRITE = 1, 2
+"""Protections of mmap(2)."""
 MOST_THREADS = 256
 WEIGHTS, MAPPED, MAPPED_BYTES, THREADS, POSITION, DRAWS = 0, 8, 16, 24, 32, 40
 BAD_SAMPLING = STATUS["BAD_SAMPLING"][0]
@@ -73,6 +76,7 @@ _CLONE_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x100000 | 0x
 _NUMBERS: dict[str, int] = {
     "WEIGHTS": WEIGHTS, "MAPPED": MAPPED, "MAPPED_BYTES": MAPPED_BYTES, "THREADS": THREADS, "POSITION": POSITION,
     "POOL": POOL, "MOST_THREADS": MOST_THREADS, "STACK_BYTES": STACK_BYTES,
+    "LARGEST_STATUS": LARGEST_STATUS,
     "HUGE": HUGE_PAGE_BYTES, "HUGE_MASK": -HUGE_PAGE_BYTES, "HUGE_LESS_1": HUGE_PAGE_BYTES - 1,
     "MAILBOXES": POOL + workers.MAILBOXES,
     "MAILBOX_BYTES": workers.MAILBOX_BYTES, "THREAD": POOL + workers.MAILBOXES + workers.THREAD,
@@ -87,14 +91,14 @@ _NUMBERS: dict[str, int] = {
 
 _OPEN = """
     # rbx: the model; r12: the path, then bytes to map; r13: threads; r14: where the model goes; r15: the weights
-    # the stack: [rsp .. rsp + 144) of fstat(2), then the bases of words
+    # the stack: the bases of words
     push rbx
     push rbp
     push r12
     push r13
     push r14
     push r15
-    sub rsp, 184
+    sub rsp, 40
     mov r12, rdi
     mov r13, rsi
     mov r14, rdx
@@ -108,43 +112,16 @@ _OPEN = """
     cmp rcx, @MOST_THREADS
     jae leave
 
-    mov rdi, r12                    # open(path, O_RDONLY | O_CLOEXEC)
-    mov esi, 0x80000
-    xor edx, edx
-    mov eax, @sys_open
-    syscall
-    test rax, rax
-    js no_file
-    mov ebp, eax
-    mov edi, ebp
-    mov rsi, rsp
-    mov eax, @sys_fstat
-    syscall
-    test rax, rax
-    js no_file_open
-    mov ecx, dword ptr [rsp + @mode_offset]  # st_mode: the digest is of a regular file
-    and ecx, 0xf000
-    cmp ecx, 0x8000
-    jne no_file_open
-    mov r12, @weights_bytes
-    cmp r12, qword ptr [rsp + 48]   # st_size
-    jne bad_size
-    xor edi, edi                    # mmap(0, bytes, {readable}, MAP_PRIVATE | MAP_POPULATE, file, 0)
-    mov rsi, r12
+    mov rdi, r12
+    mov rsi, @weights_bytes
     mov edx, {protection}
-    mov r10d, 0x8002
-    mov r8d, ebp
-    xor r9d, r9d
-    mov eax, @sys_mmap
-    syscall
+    lea rax, @map
+    call rax
+    cmp rax, @LARGEST_STATUS
+    jbe leave
     mov r15, rax
-    mov edi, ebp
-    mov eax, @sys_close
-    syscall
-    cmp r15, -4096
-    ja no_file
     mov rdi, r15
-    mov rsi, {checked}
+    mov rsi, @checked_bytes
     lea rax, @digest
     call rax
     mov rcx, @weights_digest
@@ -181,9 +158,9 @@ _OPEN = """
     mov eax, @sys_madvise
     syscall
     xor eax, eax
-    mov qword ptr [rsp + 144], rax
-    mov qword ptr [rsp + 152], r15
-    mov qword ptr [rsp + 160], rbx
+    mov qword ptr [rsp], rax
+    mov qword ptr [rsp + 8], r15
+    mov qword ptr [rsp + 16], rbx
 {constants}{tables}
     mov rdi, rbx
     lea rax, @start
@@ -206,21 +183,8 @@ unmap_weights:
     syscall
     mov eax, ebx
     jmp leave
-bad_size:
-    mov r12d, @BAD_SIZE
-    jmp close_file
-no_file_open:
-    mov r12d, @NO_FILE
-close_file:
-    mov edi, ebp
-    mov eax, @sys_close
-    syscall
-    mov eax, r12d
-    jmp leave
-no_file:
-    mov eax, @NO_FILE
 leave:
-    add rsp, 184
+    add rsp, 40
     pop r15
     pop r14
     pop r13
@@ -230,16 +194,74 @@ leave:
     ret
 """
 
+_MAP = """
+    # map(rdi: path, rsi: bytes, rdx: protection) -> where a plain file of so many bytes is mapped, or a status
+    # rbx: bytes; rbp: the file; r12: protection, then the result; the stack: of fstat(2)
+    push rbx
+    push rbp
+    push r12
+    sub rsp, 144
+    mov rbx, rsi
+    mov r12, rdx
+    mov esi, 0x80000                # open(path, O_RDONLY | O_CLOEXEC)
+    xor edx, edx
+    mov eax, @sys_open
+    syscall
+    mov rbp, rax
+    mov eax, @NO_FILE
+    test rbp, rbp
+    js leave
+    mov edi, ebp
+    mov rsi, rsp
+    mov eax, @sys_fstat
+    syscall
+    test rax, rax
+    js no_file
+    mov ecx, dword ptr [rsp + @mode_offset]  # st_mode: a digest is of a regular file
+    and ecx, 0xf000
+    cmp ecx, 0x8000
+    jne no_file
+    cmp rbx, qword ptr [rsp + 48]   # st_size
+    jne bad_size
+    xor edi, edi                    # mmap(0, bytes, protection, MAP_PRIVATE | MAP_POPULATE, file, 0)
+    mov rsi, rbx
+    mov rdx, r12
+    mov r10d, 0x8002
+    mov r8d, ebp
+    xor r9d, r9d
+    mov eax, @sys_mmap
+    syscall
+    mov r12, rax
+    cmp rax, -4096
+    jbe close
+no_file:
+    mov r12d, @NO_FILE
+    jmp close
+bad_size:
+    mov r12d, @BAD_SIZE
+close:
+    mov edi, ebp
+    mov eax, @sys_close
+    syscall
+    mov rax, r12
+leave:
+    add rsp, 144
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+"""
+
 _TABLE = """\
     lea rdi, @{program}_table
-    lea rsi, [rsp + 144]
+    mov rsi, rsp
     lea rax, @fill
     call rax
 """
 
 _CONSTANTS = """\
     lea rax, @constants
-    mov qword ptr [rsp + 168], rax
+    mov qword ptr [rsp + 24], rax
 """
 
 _FILL = """
@@ -511,8 +533,8 @@ def opening_of(plan: Plan[Any], weights_digest: int) -> Opening:
     numbers = _NUMBERS | {"SPIN_CYCLES": SPIN_US * system.clock_mhz, "WAIT_CYCLES": WAIT_US * system.clock_mhz,
                           "mode_offset": system.mode_offset}
     numbers |= {
-        "weights_bytes": plan.weights_bytes, "memory_bytes": plan.memory_bytes, "scratch_bytes": plan.scratch_bytes,
-        "stacks": plan.memory_bytes, "huge_bytes": plan.huge_bytes,
+        "weights_bytes": plan.weights_bytes, "checked_bytes": plan.checked_bytes, "memory_bytes": plan.memory_bytes,
+        "scratch_bytes": plan.scratch_bytes, "stacks": plan.memory_bytes, "huge_bytes": plan.huge_bytes,
         "weights_digest": weights_digest - (1 << 64) if weights_digest >> 63 else weights_digest,
         "TABLE": program.TABLE, "SYNC": program.SYNC, "SYNC_COUNT": program.SYNC_COUNT, "COUNTERS": program.COUNTERS,
         "LAUNCH_BYTES": program.LAUNCH_BYTES,
@@ -523,19 +545,17 @@ def opening_of(plan: Plan[Any], weights_digest: int) -> Opening:
         "check_cpu": CHECK_CPU, "digest": DIGEST, "work": "sapper_work", "launch": "sapper_launch",
         "program": "sapper_program", "close": f"{name}_close", "constants": f"{name}.{CONSTANTS}",
         **{f"{of}_table": f"{name}.{of}" for of in plan.programs},
-        **{key: f"{name}.{key}" for key in ("fill", "set", "start", "run")},
+        **{key: f"{name}.{key}" for key in ("map", "fill", "set", "start", "run")},
         **{f"{of}_{variable}": f"{name}.{of}.{variable}" for of in plan.programs
            for variable in plan.model.variables[of]},
     }
-    trains = plan.checked_bytes < plan.weights_bytes
     opening = replaced(
         _OPEN, tables="".join(replaced(_TABLE, program=of) for of in plan.programs).removesuffix("\n"),
-        constants=_CONSTANTS if plan.constants else "", checked=str(plan.checked_bytes) if trains else "r12",
-        protection="3" if trains else "1", readable="read | write" if trains else "PROT_READ")
+        constants=_CONSTANTS if plan.constants else "", protection=str(READ | WRITE if plan.model.trained else READ))
     start = replaced(_START, spins="".join(
         f"    mov dword ptr [rbx + @{of}_spin], eax\n" for of in plan.programs if of not in SHORT))
     return Opening(numbers, reaches, {"open": opening, "close": _CLOSE},
-                   {"fill": _FILL, "set": _SET, "start": start, "run": _RUN})
+                   {"map": _MAP, "fill": _FILL, "set": _SET, "start": start, "run": _RUN})
 
 
 def replaced(text: str, **parts: str) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import struct
 
-from .opening import opening_of, replaced
+from .opening import READ, opening_of, replaced
 from .plan import TRAINING, Plan, Training
 from .tables import STATE_HEAD
 from .written import Written, written
@@ -308,50 +308,19 @@ leave:
 """
 
 _LOAD_STATE = """
-    # rbx: model; rbp: the file's number, then its bytes as they are mapped; r12: status; the stack: of fstat(2)
+    # rbx: model; rbp: the file as it is mapped; r12: status
     push rbx
     push rbp
     push r12
-    sub rsp, 160
     mov rbx, rdi
-    mov r12d, @NO_FILE
-    mov rdi, rsi                    # open(path, O_RDONLY | O_CLOEXEC)
-    mov esi, 0x80000
-    xor edx, edx
-    mov eax, @sys_open
-    syscall
-    test rax, rax
-    js leave
-    mov ebp, eax
-    mov edi, ebp
-    mov rsi, rsp
-    mov eax, @sys_fstat
-    syscall
-    test rax, rax
-    js close_file
-    mov ecx, dword ptr [rsp + @mode_offset]  # st_mode: a regular file
-    and ecx, 0xf000
-    cmp ecx, 0x8000
-    jne close_file
+    mov rdi, rsi
     mov rsi, @state_bytes
-    mov r12d, @BAD_SIZE
-    cmp rsi, qword ptr [rsp + 48]   # st_size
-    jne close_file
-    xor edi, edi                    # mmap(0, bytes, PROT_READ, MAP_PRIVATE | MAP_POPULATE, file, 0)
-    mov edx, 1
-    mov r10d, 0x8002
-    mov r8d, ebp
-    xor r9d, r9d
-    mov eax, @sys_mmap
-    syscall
-    mov r12, rax
-    mov edi, ebp
-    mov eax, @sys_close
-    syscall
-    mov rbp, r12
-    mov r12d, @NO_FILE
-    cmp rbp, -4096
-    ja leave
+    mov edx, @READ
+    lea rax, @map
+    call rax
+    cmp rax, @LARGEST_STATUS
+    jbe leave
+    mov rbp, rax
     mov r12d, @BAD_CONTENT
     lea rax, @state_head
     xor ecx, ecx
@@ -377,17 +346,19 @@ unmap:
     mov rsi, @state_bytes
     mov eax, @sys_munmap
     syscall
-    jmp leave
-close_file:
-    mov edi, ebp
-    mov eax, @sys_close
-    syscall
-leave:
     mov eax, r12d
-    add rsp, 160
+leave:
     pop r12
     pop rbp
     pop rbx
+    ret
+copy:
+    mov eax, dword ptr [rsi]        # rdx bytes from rsi on, which moves on
+    mov dword ptr [rdi], eax
+    add rsi, 4
+    add rdi, 4
+    sub rdx, 4
+    jne copy
     ret
 """
 
@@ -395,14 +366,7 @@ _COPY = """\
     mov rdi, {place}    # {name}
     add rdi, rbx
     mov rdx, {bytes}
-    add rdx, rsi
-copy{number}:
-    mov eax, dword ptr [rsi]
-    mov dword ptr [rdi], eax
-    add rsi, 4
-    add rdi, 4
-    cmp rsi, rdx
-    jb copy{number}
+    call copy
 """
 
 
@@ -420,7 +384,7 @@ def training_functions(plan: Plan[Training], head_digest: int) -> list[tuple[Wri
         "state_head_bytes": len(model.state_head), "state_bytes": len(model.state_head) + sum(n for *_, n in saved),
         "pieces": 1 + len(saved), "list_room": 16 * (1 + len(saved)) + 8, "one": _bits(1.0),
         "range_of_steps": _bits(2.0**52) - _bits(1.0) + 1,
-        "sys_write": 1, "sys_fsync": 74, "sys_rename": 82, "sys_unlink": 87,
+        "READ": READ, "sys_write": 1, "sys_fsync": 74, "sys_rename": 82, "sys_unlink": 87,
     }
     reaches = opening.reaches | {key: f"{name}.{key}" for key in ("take", "write", STATE_HEAD)}
     train = replaced(
@@ -434,8 +398,7 @@ def training_functions(plan: Plan[Training], head_digest: int) -> list[tuple[Wri
         replaced(_PIECE, name=key, place=str(place), bytes=str(size), at=str(16 * number))
         for number, (key, place, size) in enumerate(saved, 1)))
     load_state = replaced(_LOAD_STATE, copies="".join(
-        replaced(_COPY, name=key, place=str(place), bytes=str(size), number=str(number))
-        for number, (key, place, size) in enumerate(saved)))
+        replaced(_COPY, name=key, place=str(place), bytes=str(size)) for key, place, size in saved))
     public = {"open": opening.outer["open"], "train": train, "evaluate": _EVALUATE, "steps": _STEPS, "save": _SAVE,
               "save_state": save_state, "load_state": load_state, "close": opening.outer["close"]}
     inner = {**opening.inner, "take": _TAKE, "write": _WRITE}
