@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sapper.ahead.written import written
 from sapper.cli.build_model import run_build_model
+from sapper.codegen.compile import encoded
+from sapper.codegen.object import Part, write_executable
+from sapper.codegen.translate import translated
+from sapper.targets import module_of
 
 NEEDS_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 CALLER = r"""
@@ -73,3 +79,58 @@ def call(program: Path, weights: Path, threads: int, steps: int, tokens: list[in
                           capture_output=True, timeout=60, check=False)
     assert done.returncode in (0, 1), done
     return np.frombuffer(done.stdout, np.int32), done.stderr.decode().splitlines()
+
+
+OPENED = """\
+    mov rbp, rsp
+    sub rsp, 64
+    and rsp, -64
+    mov rdi, qword ptr [rbp + 16]
+    xor esi, esi
+    xor edx, edx
+    mov eax, 2
+    syscall
+    mov r8, rax
+    xor edi, edi
+    mov rsi, @library_bytes
+    mov edx, 5
+    mov r10d, 2
+    xor r9d, r9d
+    mov eax, 9
+    syscall
+    mov r13, rax
+    mov rdi, qword ptr [rbp + 24]
+    mov esi, @threads
+    mov rdx, rsp
+    lea rax, [r13 + @open]
+    call rax
+    test eax, eax
+    jne failed
+    mov rbx, qword ptr [rsp]
+"""
+"""How a program without a C library begins: maps the library that its first argument names, which needs no other
+address than the one where it lies, and opens a model with the weights of the second. rbp: the stack at entry; r13:
+where the library lies; rbx: the model."""
+
+
+def symbols(library: bytes) -> dict[str, int]:
+    """Name -> address, of .dynsym."""
+    at, count = struct.unpack_from("<Q", library, 40)[0], struct.unpack_from("<H", library, 60)[0]
+    headers = [struct.unpack_from("<IIQQQQIIQQ", library, at + 64 * n) for n in range(count)]
+    table = next(h for h in headers if h[1] == 11)
+    names = headers[table[6]][4]
+    found = {}
+    for place in range(table[4], table[4] + table[5], 24):
+        name, _, _, _, value, _ = struct.unpack_from("<IBBHQQ", library, place)
+        found[library[names + name:library.index(0, names + name)].decode()] = value
+    return found
+
+
+def program_of(text: str, library: bytes, facts: Any, numbers: dict[str, int], constants: dict[str, bytes]) -> bytes:
+    """An executable, made of the same rows as a model's own code: OPENED in the place of {opened}. numbers: what the
+    text names besides the library's functions."""
+    places = {name.removeprefix("model_"): value for name, value in symbols(library).items()}
+    made = written("caller", text.replace("{opened}", OPENED), {"library_bytes": len(library), **places, **numbers}, {},
+                   constants)
+    code = encoded(translated(made.machine, facts), facts)
+    return write_executable([Part("caller", code)], "caller", system=module_of(facts.family, "system").SYSTEM)

@@ -14,18 +14,14 @@ import pytest
 
 from sapper.ahead.digest import digest
 from sapper.ahead.library import make_model_library, plan_model, weights_pieces
-from sapper.ahead.written import written
 from sapper.cli.errors import UsageError
-from sapper.codegen.compile import encoded
-from sapper.codegen.object import Part, write_executable
-from sapper.codegen.translate import translated
 from sapper.models.load import load_model
 from sapper.models.whole import load_whole
 from sapper.targets import module_of, target
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import VOCABULARY, random_weights, write_gguf
 
-from .built import build, run
+from .built import build, program_of, run, symbols
 
 pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU runs no kernels")
 STEPS, THREADS = 4, 2
@@ -172,32 +168,7 @@ def test_the_text_is_the_code(made: Path, family: Family, tmp_path: Path) -> Non
 CALLER = """
     # caller LIBRARY WEIGHTS: maps the library, which needs no other address than the one where it lies, and calls it
     # rbx: model; r12: steps left; r13: where the library lies
-    mov rbp, rsp
-    sub rsp, 64
-    and rsp, -64
-    mov rdi, qword ptr [rbp + 16]
-    xor esi, esi
-    xor edx, edx
-    mov eax, 2
-    syscall
-    mov r8, rax
-    xor edi, edi
-    mov rsi, @library_bytes
-    mov edx, 5
-    mov r10d, 2
-    xor r9d, r9d
-    mov eax, 9
-    syscall
-    mov r13, rax
-    mov rdi, qword ptr [rbp + 24]
-    mov esi, @threads
-    mov rdx, rsp
-    lea rax, [r13 + @open]
-    call rax
-    test eax, eax
-    jne failed
-    mov rbx, qword ptr [rsp]
-    mov rdi, rbx
+{opened}    mov rdi, rbx
     lea rsi, @tokens
     mov edx, @count
     lea rax, [r13 + @prefill]
@@ -244,27 +215,10 @@ failed:
 """
 
 
-def symbols(library: bytes) -> dict[str, int]:
-    """Name -> address, of .dynsym."""
-    at, count = struct.unpack_from("<Q", library, 40)[0], struct.unpack_from("<H", library, 60)[0]
-    headers = [struct.unpack_from("<IIQQQQIIQQ", library, at + 64 * n) for n in range(count)]
-    table = next(h for h in headers if h[1] == 11)
-    names = headers[table[6]][4]
-    found = {}
-    for place in range(table[4], table[4] + table[5], 24):
-        name, _, _, _, value, _ = struct.unpack_from("<IBBHQQ", library, place)
-        found[library[names + name:library.index(0, names + name)].decode()] = value
-    return found
-
-
 def caller(library: bytes, facts: Any) -> bytes:
     """The program above, made of the same rows as the model's own code."""
-    places = {name.removeprefix("model_"): value for name, value in symbols(library).items()}
-    numbers = {"library_bytes": len(library), "threads": THREADS, "count": len(PROMPT), "steps": STEPS,
-               "logits_bytes": 4 * VOCABULARY, **places}
-    made = written("caller", CALLER, numbers, {}, {"tokens": np.array(PROMPT, np.int32).tobytes()})
-    code = encoded(translated(made.machine, facts), facts)
-    return write_executable([Part("caller", code)], "caller", system=module_of(facts.family, "system").SYSTEM)
+    numbers = {"threads": THREADS, "count": len(PROMPT), "steps": STEPS, "logits_bytes": 4 * VOCABULARY}
+    return program_of(CALLER, library, facts, numbers, {"tokens": np.array(PROMPT, np.int32).tobytes()})
 
 
 def test_a_program_calls_the_library(made: Path, checkpoint: Path, emulated: tuple[str, ...], family: Family) -> None:

@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapper.ahead.written import written
+from sapper.ahead.plan import Plan, Training
+from sapper.ahead.training import training_functions
 from sapper.cli.build_model import content_of
 from sapper.cli.build_training import run_build_training
 from sapper.cli.main import main
 from sapper.codegen.compile import encoded
-from sapper.codegen.object import Part, write_executable
 from sapper.codegen.translate import translated
 from sapper.models.checkpoint import open_checkpoint
 from sapper.models.safetensors_file import read_tensors
 from sapper.models.training import Recipe, resume, start
-from sapper.targets import module_of, target
+from sapper.targets import target
 from tests.codegen.run_native import RUNNABLE
 
-from .built import NEEDS_GCC, run
-from .test_families import FAMILIES, symbols
+from .built import NEEDS_GCC, program_of, run
+from .test_families import FAMILIES
 
 pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU runs no kernels")
 DATA = Path(__file__).parents[1] / "models" / "data"
@@ -72,32 +72,7 @@ def trained(training: Any, batches: Sequence[tuple[np.ndarray, np.ndarray]], don
 CALLER = """
     # caller LIBRARY WEIGHTS SAVED STATE [OLD STATE]: maps the library and calls it
     # rbx: model; rbp: the stack at entry; r12: the next step; r13: where the library lies; r14: its tokens
-    mov rbp, rsp
-    sub rsp, 64
-    and rsp, -64
-    mov rdi, qword ptr [rbp + 16]
-    xor esi, esi
-    xor edx, edx
-    mov eax, 2
-    syscall
-    mov r8, rax
-    xor edi, edi
-    mov rsi, @library_bytes
-    mov edx, 5
-    mov r10d, 2
-    xor r9d, r9d
-    mov eax, 9
-    syscall
-    mov r13, rax
-    mov rdi, qword ptr [rbp + 24]
-    mov esi, @threads
-    mov rdx, rsp
-    lea rax, [r13 + @open]
-    call rax
-    test eax, eax
-    jne failed
-    mov rbx, qword ptr [rsp]
-    mov rsi, qword ptr [rbp]
+{opened}    mov rsi, qword ptr [rbp]
     cmp rsi, 6
     jb begin
     mov rdi, rbx
@@ -107,7 +82,7 @@ CALLER = """
     test eax, eax
     jne failed
 begin:
-    lea r14, @batches
+    lea r14, @content
     xor r12d, r12d
 step:
     mov rdi, rbx
@@ -134,7 +109,7 @@ step:
     syscall
     add r14, @batch_bytes
     add r12, 1
-    cmp r12, @steps
+    cmp r12, @batches
     jb step
     mov rdi, rbx
     mov rsi, qword ptr [rbp + 32]
@@ -149,7 +124,7 @@ step:
     test eax, eax
     jne failed
     mov rdi, rbx
-    lea rax, [r13 + @steps_of]
+    lea rax, [r13 + @steps]
     call rax
     mov r12, rax
     mov rdi, rbx
@@ -169,17 +144,14 @@ failed:
 
 def caller(library: Path, facts: Any, batches: Sequence[tuple[np.ndarray, np.ndarray]], balanced: bool = False) -> Path:
     """The program above as an executable beside the library. balanced: whether experts are."""
-    places = {name.removeprefix("model_"): value for name, value in symbols(library.read_bytes()).items()}
-    numbers = {"library_bytes": library.stat().st_size, "threads": THREADS, "tokens_bytes": 4 * SEQUENCES * LENGTH,
-               "batch_bytes": 8 * SEQUENCES * LENGTH, **places, "steps_of": places["steps"], "steps": len(batches)}
+    numbers = {"threads": THREADS, "tokens_bytes": 4 * SEQUENCES * LENGTH, "batch_bytes": 8 * SEQUENCES * LENGTH,
+               "batches": len(batches)}
     recipe = np.array([RECIPE.rate, RECIPE.decay, RECIPE.clip, RECIPE.beta1, RECIPE.beta2, RECIPE.epsilon,
                        RECIPE.balance * balanced])
     content = b"".join(array.tobytes() for batch in batches for array in batch)
-    made = written("caller", CALLER, numbers, {}, {"batches": content, "recipe": recipe.tobytes()})
-    code = encoded(translated(made.machine, facts), facts)
     program = library.with_name(f"caller{len(batches)}")
-    program.write_bytes(write_executable([Part("caller", code)], "caller",
-                                         system=module_of(facts.family, "system").SYSTEM))
+    program.write_bytes(program_of(CALLER, library.read_bytes(), facts, numbers,
+                                   {"content": content, "recipe": recipe.tobytes()}))
     program.chmod(0o755)
     return program
 
@@ -243,18 +215,24 @@ def test_programs_train_as_this_process_does(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With its text and its target beside it."""
-    path = tmp_path_factory.mktemp("training") / "model.so"
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan[Training]]:
+    """A library, its text and its target beside it; and its plan."""
+    path, plans = tmp_path_factory.mktemp("training") / "model.so", []
 
-    def with_text(made: Any, ending: str, name: str) -> bytes:
-        path.with_suffix(".s").write_text(made.s())
-        return content_of(made, ending, name)
+    def with_text(library: Any, ending: str, name: str) -> bytes:
+        path.with_suffix(".s").write_text(library.s())
+        plans.append(library.plan)
+        return content_of(library, ending, name)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sapper.cli.build_training.content_of", with_text)
         path.with_suffix(".target").write_text(build(DATA / "llama", path)["target"])
-    return path
+    return path, plans[0]
+
+
+@pytest.fixture(scope="module")
+def library(made: tuple[Path, Plan[Training]]) -> Path:
+    return made[0]
 
 
 USER = r"""
@@ -349,6 +327,14 @@ def test_a_file_that_can_not_be_written(library: Path, tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     assert called(program, library, weights, tmp_path / "directory", tmp_path / "state")[0] == 113
     assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "saved"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_functions_have_a_meaning_on_other_families(family: str, made: tuple[Path, Plan[Training]]) -> None:
+    """Each is machine code there, also where no emulator runs it."""
+    facts = target(FAMILIES[family].target)
+    for function, _ in training_functions(made[1], 0):
+        assert encoded(translated(function.machine, facts), facts).code_bytes > 0, function.machine.name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
