@@ -39,6 +39,24 @@ ROWS = 128
 """That meet what is widened: their sums by a panel are 8 KiB, and widening takes 3 % of the products' time."""
 
 
+def add_block(x: Any, start: Any, stop: Any, w: Any, scale: Any, place: Any, expert: tuple[Any, ...], n: Any, t: Any,
+              b: Any, near: Any, sums: Any) -> None:
+    """Rows start ... stop - 1 of x meet block b of the depth of a panel, which near[n] holds widened; what comes
+    of it is added to sums[n].
+
+    expert: which of several matrices: (e,); or () where there is one.
+    """
+    l = whole(PANEL)
+    for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
+        near[n, k - b * BLOCK, l] = w[*expert, n, t, k, l].to(f32)
+    factor = scale[*expert, place[n, t], b]
+    for m, l in tiles(span(start, stop), PANEL):
+        acc = zeros(m, l, dtype=f32)
+        for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
+            acc += x[m, k] @ near[n, k - b * BLOCK, l]
+        sums[n, m - start, l] = sums[n, m - start, l] + acc * factor
+
+
 @sp.kernel
 def matmul_blocks_fp8(
     w: Tensor[f8e4m3, N, T, K, PANEL], scale: Tensor[f32, A, B], place: Tensor[i32, N, T], x: Tensor[f32, M, K],
@@ -46,21 +64,15 @@ def matmul_blocks_fp8(
 ):
     for n in each(N, disjoint=True):
         for g in range((M + ROWS - 1) // ROWS):
+            start = g * ROWS
+            stop = minimum(start + ROWS, M)
             for t in range(T):
-                for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                    sums[n, m - g * ROWS, l] = 0.0
+                for m, l in tiles(span(start, stop), PANEL):
+                    sums[n, m - start, l] = 0.0
                 for b in range(B):
-                    l = whole(PANEL)
-                    for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                        near[n, k - b * BLOCK, l] = w[n, t, k, l].to(f32)
-                    factor = scale[place[n, t], b]
-                    for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                        acc = zeros(m, l, dtype=f32)
-                        for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                            acc += x[m, k] @ near[n, k - b * BLOCK, l]
-                        sums[n, m - g * ROWS, l] = sums[n, m - g * ROWS, l] + acc * factor
-                for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                    y[m, n, t, l] = sums[n, m - g * ROWS, l]
+                    add_block(x, start, stop, w, scale, place, (), n, t, b, near, sums)
+                for m, l in tiles(span(start, stop), PANEL):
+                    y[m, n, t, l] = sums[n, m - start, l]
 
 
 @sp.kernel
@@ -71,21 +83,15 @@ def matmul_blocks_residual_fp8(
 ):
     for n in each(N, disjoint=True):
         for g in range((M + ROWS - 1) // ROWS):
+            start = g * ROWS
+            stop = minimum(start + ROWS, M)
             for t in range(T):
-                for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                    sums[n, m - g * ROWS, l] = 0.0
+                for m, l in tiles(span(start, stop), PANEL):
+                    sums[n, m - start, l] = 0.0
                 for b in range(B):
-                    l = whole(PANEL)
-                    for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                        near[n, k - b * BLOCK, l] = w[n, t, k, l].to(f32)
-                    factor = scale[place[n, t], b]
-                    for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                        acc = zeros(m, l, dtype=f32)
-                        for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                            acc += x[m, k] @ near[n, k - b * BLOCK, l]
-                        sums[n, m - g * ROWS, l] = sums[n, m - g * ROWS, l] + acc * factor
-                for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                    y[m, n, t, l] = residual[m, n, t, l] + sums[n, m - g * ROWS, l]
+                    add_block(x, start, stop, w, scale, place, (), n, t, b, near, sums)
+                for m, l in tiles(span(start, stop), PANEL):
+                    y[m, n, t, l] = residual[m, n, t, l] + sums[n, m - start, l]
 
 
 @sp.kernel
@@ -96,31 +102,17 @@ def matmul_blocks_swiglu_fp8(
 ):
     for n in each(N, disjoint=True):
         for g in range((M + ROWS - 1) // ROWS):
+            start = g * ROWS
+            stop = minimum(start + ROWS, M)
             for t in range(T):
-                for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                    gate_sums[n, m - g * ROWS, l] = 0.0
-                    up_sums[n, m - g * ROWS, l] = 0.0
+                for m, l in tiles(span(start, stop), PANEL):
+                    gate_sums[n, m - start, l] = 0.0
+                    up_sums[n, m - start, l] = 0.0
                 for b in range(B):
-                    l = whole(PANEL)
-                    for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                        near[n, k - b * BLOCK, l] = gate[n, t, k, l].to(f32)
-                    factor = gate_scale[place[n, t], b]
-                    for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                        acc = zeros(m, l, dtype=f32)
-                        for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                            acc += x[m, k] @ near[n, k - b * BLOCK, l]
-                        gate_sums[n, m - g * ROWS, l] = gate_sums[n, m - g * ROWS, l] + acc * factor
-                    l = whole(PANEL)
-                    for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                        near[n, k - b * BLOCK, l] = up[n, t, k, l].to(f32)
-                    factor = up_scale[place[n, t], b]
-                    for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                        acc = zeros(m, l, dtype=f32)
-                        for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                            acc += x[m, k] @ near[n, k - b * BLOCK, l]
-                        up_sums[n, m - g * ROWS, l] = up_sums[n, m - g * ROWS, l] + acc * factor
-                for m, l in tiles(span(g * ROWS, minimum(g * ROWS + ROWS, M)), PANEL):
-                    y[m, n, t, l] = silu(gate_sums[n, m - g * ROWS, l]) * up_sums[n, m - g * ROWS, l]
+                    add_block(x, start, stop, gate, gate_scale, place, (), n, t, b, near, gate_sums)
+                    add_block(x, start, stop, up, up_scale, place, (), n, t, b, near, up_sums)
+                for m, l in tiles(span(start, stop), PANEL):
+                    y[m, n, t, l] = silu(gate_sums[n, m - start, l]) * up_sums[n, m - start, l]
 
 
 def reference(arguments: Arguments) -> dict[str, Array]:

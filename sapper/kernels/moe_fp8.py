@@ -67,6 +67,26 @@ def grouped_fp8(
                         y[m, n, t, i, l] = acc
 
 
+def multiply_few_gated(x: Any, first: Any, last: Any, e: Any, n: Any, t: Any, gate: Any, gate_scale: Any, up: Any,
+                       up_scale: Any, place: Any, y: Any) -> None:
+    """An expert's rows, which are few, meet a panel of both its matrices and widen what they meet as they meet it."""
+    a = place[n, t]
+    for m in tiles(span(first[e], last[e])):
+        l = whole(PANEL)
+        gate_sum = zeros(m, l, dtype=f32)
+        up_sum = zeros(m, l, dtype=f32)
+        for b in each(B):
+            of_gate = zeros(m, l, dtype=f32)
+            of_up = zeros(m, l, dtype=f32)
+            for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
+                row = x[m, k]
+                of_gate += row @ gate[e, n, t, k, l].to(f32)
+                of_up += row @ up[e, n, t, k, l].to(f32)
+            gate_sum += of_gate * gate_scale[e, a, b]
+            up_sum += of_up * up_scale[e, a, b]
+        y[m, n, t, l] = silu(gate_sum) * up_sum
+
+
 @sp.kernel
 def grouped_swiglu_fp8(
     x: Tensor[f32, J, K], first: Tensor[i32, E], last: Tensor[i32, E], gate: Tensor[f8e4m3, E, N, T, K, PANEL],
@@ -94,21 +114,7 @@ def grouped_swiglu_fp8(
                         y[m, n, t, l] = silu(gate_sum) * up_sum
             else:
                 for t in each(T):
-                    a = place[n, t]
-                    for m in tiles(span(first[e], last[e])):
-                        l = whole(PANEL)
-                        gate_sum = zeros(m, l, dtype=f32)
-                        up_sum = zeros(m, l, dtype=f32)
-                        for b in each(B):
-                            of_gate = zeros(m, l, dtype=f32)
-                            of_up = zeros(m, l, dtype=f32)
-                            for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                row = x[m, k]
-                                of_gate += row @ gate[e, n, t, k, l].to(f32)
-                                of_up += row @ up[e, n, t, k, l].to(f32)
-                            gate_sum += of_gate * gate_scale[e, a, b]
-                            up_sum += of_up * up_scale[e, a, b]
-                        y[m, n, t, l] = silu(gate_sum) * up_sum
+                    multiply_few_gated(x, first, last, e, n, t, gate, gate_scale, up, up_scale, place, y)
 
 
 # ------------------------------------------------------------------------------------------- references and arguments

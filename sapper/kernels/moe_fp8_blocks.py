@@ -17,11 +17,11 @@ from sapper import Tensor, each, f8e4m3, f32, i32, minimum, span, tiles, whole, 
 
 from .activation import silu
 from .fp8 import BLOCK, blocks
-from .fp8_blocks import FEWEST_ROWS, ROWS
+from .fp8_blocks import FEWEST_ROWS, ROWS, add_block
 from .fp8_panels import PANEL, SUM, random_weights
 from .moe import row_apart
 from .moe_blocks import panel_blocks
-from .moe_fp8 import reference
+from .moe_fp8 import multiply_few_gated, reference
 from .record import Arguments, Case, LibraryKernel, Shape, normal, unwritten
 
 A, B, E, J, K, N, T = sp.dims("A B E J K N T")
@@ -43,15 +43,7 @@ def grouped_blocks_fp8(
                         for m, l in tiles(span(start, stop), PANEL):
                             sums[n, m - start, l] = 0.0
                         for b in range(B):
-                            l = whole(PANEL)
-                            for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                near[n, k - b * BLOCK, l] = w[e, n, t, k, l].to(f32)
-                            factor = scale[e, place[n, t], b]
-                            for m, l in tiles(span(start, stop), PANEL):
-                                acc = zeros(m, l, dtype=f32)
-                                for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                    acc += x[m, k] @ near[n, k - b * BLOCK, l]
-                                sums[n, m - start, l] = sums[n, m - start, l] + acc * factor
+                            add_block(x, start, stop, w, scale, place, (e,), n, t, b, near, sums)
                         for m, l in tiles(span(start, stop), PANEL):
                             y[m, n, t, l] = sums[n, m - start, l]
             else:
@@ -86,43 +78,13 @@ def grouped_blocks_swiglu_fp8(
                             gate_sums[n, m - start, l] = 0.0
                             up_sums[n, m - start, l] = 0.0
                         for b in range(B):
-                            l = whole(PANEL)
-                            for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                near[n, k - b * BLOCK, l] = gate[e, n, t, k, l].to(f32)
-                            factor = gate_scale[e, place[n, t], b]
-                            for m, l in tiles(span(start, stop), PANEL):
-                                acc = zeros(m, l, dtype=f32)
-                                for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                    acc += x[m, k] @ near[n, k - b * BLOCK, l]
-                                gate_sums[n, m - start, l] = gate_sums[n, m - start, l] + acc * factor
-                            l = whole(PANEL)
-                            for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                near[n, k - b * BLOCK, l] = up[e, n, t, k, l].to(f32)
-                            factor = up_scale[e, place[n, t], b]
-                            for m, l in tiles(span(start, stop), PANEL):
-                                acc = zeros(m, l, dtype=f32)
-                                for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                    acc += x[m, k] @ near[n, k - b * BLOCK, l]
-                                up_sums[n, m - start, l] = up_sums[n, m - start, l] + acc * factor
+                            add_block(x, start, stop, gate, gate_scale, place, (e,), n, t, b, near, gate_sums)
+                            add_block(x, start, stop, up, up_scale, place, (e,), n, t, b, near, up_sums)
                         for m, l in tiles(span(start, stop), PANEL):
                             y[m, n, t, l] = silu(gate_sums[n, m - start, l]) * up_sums[n, m - start, l]
             else:
                 for t in each(T):
-                    a = place[n, t]
-                    for m in tiles(span(first[e], last[e])):
-                        l = whole(PANEL)
-                        gate_sum = zeros(m, l, dtype=f32)
-                        up_sum = zeros(m, l, dtype=f32)
-                        for b in each(B):
-                            of_gate = zeros(m, l, dtype=f32)
-                            of_up = zeros(m, l, dtype=f32)
-                            for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                                row = x[m, k]
-                                of_gate += row @ gate[e, n, t, k, l].to(f32)
-                                of_up += row @ up[e, n, t, k, l].to(f32)
-                            gate_sum += of_gate * gate_scale[e, a, b]
-                            up_sum += of_up * up_scale[e, a, b]
-                        y[m, n, t, l] = silu(gate_sum) * up_sum
+                    multiply_few_gated(x, first, last, e, n, t, gate, gate_scale, up, up_scale, place, y)
 
 
 def make_arguments(random: "np.random.Generator", shape: Shape, swiglu: bool) -> Arguments:
