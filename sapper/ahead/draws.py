@@ -1,6 +1,6 @@
-"""Random numbers of a seed, in Python; draw.py has the same in machine code, for a model's file.
+"""Random numbers of a seed, in Python; draw.py and learn.py have the same in machine code, for a model's file.
 
-Holds: a number is a multiple of 2^-24 in [0, 1), so that an f32 has it exactly.
+Holds: a number of `random` is a multiple of 2^-24 in [0, 1), so that an f32 has it exactly.
 Source: SplitMix64, of G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators" (2014).
 """
 
@@ -17,8 +17,20 @@ class Draws:
     def __init__(self, seed: int) -> None:
         self.state = seed & _ALL
 
-    def random(self) -> float:
+    def bits(self) -> int:
+        """The next 64."""
         self.state = mixed = self.state + STEP & _ALL
         mixed = (mixed ^ mixed >> 30) * FIRST & _ALL
         mixed = (mixed ^ mixed >> 27) * SECOND & _ALL
-        return ((mixed ^ mixed >> 31) >> 40) * 2.0**-24
+        return mixed ^ mixed >> 31
+
+    def random(self) -> float:
+        return (self.bits() >> 40) * 2.0**-24
+
+    def order(self, count: int) -> list[int]:
+        """0 ... count - 1 in any order (Fisher and Yates)."""
+        places = list(range(count))
+        for last in range(count - 1, 0, -1):
+            other = self.bits() * (last + 1) >> 64
+            places[last], places[other] = places[other], places[last]
+        return places

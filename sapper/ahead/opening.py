@@ -64,7 +64,7 @@ BAD_SAMPLING = STATUS["BAD_SAMPLING"][0]
 POOL = 64
 HEAD_BYTES = POOL + workers.MAILBOXES + workers.MAILBOX_BYTES * MOST_THREADS
 STACK_BYTES = 256 << 10
-SHORT = ("draw", "numbers")
+SHORT = ("draw", "numbers", "plan", "tell")
 """Programs so short that nobody spins while they run."""
 SPIN_US, WAIT_US = 50, 1000
 """How long a worker without work, and who waits for workers that run, spins before it sleeps, as in

@@ -1,39 +1,43 @@
-"""The command line of an executable: part of the text of start.py.
+"""The command line of an executable: part of the text of start.py and learn.py.
 
-Enters: the stack at entry (rbp after it). Leaves: at `options_read` r12, the number of the prompt's first argument, and
-the settings on the stack: 8 the weights or null, 16 most tokens, 24 threads or 0, 32 raw, 608 top_k, and from 616 on a
-sapper_model_sampling but for its top_k. Holds: what is not understood, or an option behind a word of the prompt, ends
-the process with the usage and status 2. A number is digits with at most one point among them: up to 15, both parts of
-the quotient by a power of ten are exact as f64, so that it is rounded as Python rounds it.
+Enters: the stack at entry (rbp after it), what options there are. Leaves: at `options_read` r12, the number of the
+first argument that belongs to none, and the settings on the stack. Holds: what is not understood, or an option behind
+such an argument, ends the process with the usage and status 2. A number is digits with at most one point among them: up to 15,
+both parts of the quotient by a power of ten are exact as f64, so that it is rounded as Python rounds it.
 """
 
 from __future__ import annotations
 
-from .draw import bits
-from .opening import STATUS
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-DEFAULT_TOKENS, DEFAULT_TOP_K = 128, 40
-NUMBERS = {"BAD_CPU": STATUS["BAD_CPU"][0], "default_tokens": DEFAULT_TOKENS, "default_top_k": DEFAULT_TOP_K,
-           "one": bits(1.0)}
+from .opening import STATUS, replaced
 
-OPTIONS = """\
+NUMBERS = {"BAD_CPU": STATUS["BAD_CPU"][0]}
+NUMBER, WHOLE, REAL, QUOTIENT, TEXT, FLAG = "number", "whole", "real", "quotient", "text", "flag"
+"""What an option is followed by: a whole number from 1 to 99999999; one of up to 18 digits; a number, as f32; a number,
+as two i64 of which it is the quotient; an argument, whose address it is; nothing, and it is 1. But for f32, each is 8
+bytes on the stack."""
+WEIGHTS, THREADS = 8, 24
+"""Where settings of all executables lie on the stack: the file or null, and a number or 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """place: from rsp on."""
+
+    name: str
+    kind: str
+    place: int
+
+
+COMMON = (Option("weights", TEXT, WEIGHTS), Option("threads", NUMBER, THREADS))
+
+_BEGIN = """\
     mov rbp, rsp
-    sub rsp, 640
+    sub rsp, {room}
     and rsp, -64
-    xor eax, eax
-    mov qword ptr [rsp], rax
-    mov qword ptr [rsp + 8], rax
-    mov qword ptr [rsp + 24], rax
-    mov qword ptr [rsp + 32], rax
-    mov qword ptr [rsp + 616], rax
-    mov qword ptr [rsp + 632], rax
-    mov eax, @default_tokens
-    mov qword ptr [rsp + 16], rax
-    mov eax, @default_top_k
-    mov qword ptr [rsp + 608], rax
-    mov eax, @one                   # top_p 1, min_p 0
-    mov qword ptr [rsp + 624], rax
-    lea rax, @check_cpu
+{defaults}    lea rax, @check_cpu
     call rax                        # before any instruction that not every processor has
     test eax, eax
     mov eax, @BAD_CPU
@@ -52,39 +56,77 @@ option:
     lea rsi, @text_help
     call same
     je help
-    lea rsi, @text_raw
+"""
+
+_DEFAULT = """\
+    mov rax, {value}
+    mov qword ptr [rsp + {place}], rax
+"""
+
+_OPTION = """\
+    lea rsi, @text_{word}
+    lea r8, [rsp + {place}]
     call same
-    je raw
-    lea rsi, @text_weights
-    call same
-    je weights
-    lea rsi, @text_tokens
-    lea r8, [rsp + 16]
-    call same
-    je number
-    lea rsi, @text_threads
-    lea r8, [rsp + 24]
-    call same
-    je number
-    lea rsi, @text_top_k
-    lea r8, [rsp + 608]
-    call same
-    je number
-    lea rsi, @text_temperature
-    lea r8, [rsp + 616]
-    call same
-    je real
-    lea rsi, @text_top_p
-    lea r8, [rsp + 624]
-    call same
-    je real
-    lea rsi, @text_min_p
-    lea r8, [rsp + 628]
-    call same
-    je real
-    lea rsi, @text_seed
-    call same
-    je seed
+    je {kind}
+"""
+
+_KINDS = {
+    FLAG: """\
+flag:
+    mov eax, 1
+    mov qword ptr [r8], rax
+    jmp option
+""",
+    TEXT: """\
+text:
+    cmp r12, qword ptr [rbp]
+    jae usage
+    mov rax, qword ptr [rbp + r12*8 + 8]
+    mov qword ptr [r8], rax
+    add r12, 1
+    jmp option
+""",
+    NUMBER: """\
+number:
+    call digits
+    test edx, edx
+    jne usage
+    lea rcx, [rax - 1]
+    cmp rcx, 99999999
+    jae usage
+    mov qword ptr [r8], rax
+    jmp option
+""",
+    WHOLE: """\
+whole:
+    call digits
+    test edx, edx
+    jne usage
+    mov qword ptr [r8], rax
+    jmp option
+""",
+    REAL: """\
+real:
+    call parts
+    vmovq xmm0, rax
+    vcvtsi2sd xmm0, xmm0, rax
+    vmovq xmm1, rcx
+    vcvtsi2sd xmm1, xmm1, rcx
+    vdivsd xmm0, xmm0, xmm1
+    vcvtsd2ss xmm0, xmm0, xmm0
+    vmovss dword ptr [r8], xmm0
+    jmp option
+""",
+    QUOTIENT: """\
+quotient:
+    call parts
+    mov qword ptr [r8], rax
+    mov qword ptr [r8 + 8], rcx
+    jmp option
+""",
+}
+
+_ROUTINES = """\
 usage:
     mov edi, 2
     lea rsi, @usage
@@ -100,7 +142,7 @@ help:
     xor edi, edi
     jmp exit
 operands:
-    lea r8, [r12 + 1]               # what looks like an option behind the prompt's first word is neither
+    lea r8, [r12 + 1]               # what looks like an option behind the first word is neither
 operand:
     cmp r8, qword ptr [rbp]
     jae options_read
@@ -116,38 +158,10 @@ operand:
     test eax, eax
     je operand
     jmp usage
-raw:
-    mov eax, 1
-    mov qword ptr [rsp + 32], rax
-    jmp option
-weights:
-    cmp r12, qword ptr [rbp]
-    jae usage
-    mov rax, qword ptr [rbp + r12*8 + 8]
-    mov qword ptr [rsp + 8], rax
-    add r12, 1
-    jmp option
-number:
-    call digits                     # a whole number from 1 to 99999999
-    test edx, edx
-    jne usage
-    lea rcx, [rax - 1]
-    cmp rcx, 99999999
-    jae usage
-    mov qword ptr [r8], rax
-    jmp option
-seed:
-    call digits
-    test edx, edx
-    jne usage
-    mov qword ptr [rsp + 632], rax
-    jmp option
-real:
-    call digits
+parts:
+    call digits                     # a number: rax over rcx
     cmp r9d, 15
     ja usage
-    vmovq xmm0, rax
-    vcvtsi2sd xmm0, xmm0, rax
     mov ecx, 1
 power:
     sub edx, 1
@@ -155,12 +169,7 @@ power:
     imul rcx, rcx, 10
     jmp power
 powered:
-    vmovq xmm1, rcx
-    vcvtsi2sd xmm1, xmm1, rcx
-    vdivsd xmm0, xmm0, xmm1
-    vcvtsd2ss xmm0, xmm0, xmm0
-    vmovss dword ptr [r8], xmm0
-    jmp option
+    ret
 digits:
     cmp r12, qword ptr [rbp]        # the next argument: rax its digits, edx how many lie behind a point, r9d in all
     jae usage
@@ -210,21 +219,21 @@ compared:
 """
 
 
-def usage(name: str) -> bytes:
-    return (
-        f"{name} [--tokens N] [--threads N] [--weights FILE] [--raw] [--temperature T] [--top-k N] [--top-p P]\n"
-        "    [--min-p P] [--seed N] [--] [PROMPT ...]\n"
-        "Answers a prompt, or standard input. Behind -- all is the prompt; without it options come first.\n"
-        f"--tokens: at most so many ({DEFAULT_TOKENS}). --threads: workers (all CPUs).\n"
-        "--weights: the file beside this one unless given. --raw: go on with a text, without the chat template.\n"
-        "--temperature: 0 (the default) takes the likeliest token. Else one is drawn: of the likeliest --top-k\n"
-        f"({DEFAULT_TOP_K}) the fewest that have --top-p (1) together, and of these those with --min-p (0) of the "
-        "likeliest's.\n"
-    ).encode()
+def options_text(options: Sequence[Option], defaults: Mapping[int, int], room: int) -> str:
+    """defaults: place -> the 8 bytes there. room: of the settings on the stack, in bytes."""
+    kinds = {option.kind for option in options}
+    return "".join([
+        replaced(_BEGIN, room=str(room), defaults="".join(
+            replaced(_DEFAULT, value=str(value), place=str(place)) for place, value in defaults.items())),
+        *(replaced(_OPTION, word=_word(option.name), place=str(option.place), kind=option.kind) for option in options),
+        "    jmp usage\n", *(text for kind, text in _KINDS.items() if kind in kinds), _ROUTINES])
 
 
-def constants(name: str) -> dict[str, bytes]:
+def constants(options: Sequence[Option], usage: bytes) -> dict[str, bytes]:
     """What the text names."""
-    words = ("help", "raw", "weights", "tokens", "threads", "temperature", "top-k", "top-p", "min-p", "seed")
-    named = {f"text_{word.replace('-', '_')}": f"--{word}\0".encode() for word in words}
-    return {"usage": usage(name), "text_end": b"--\0", **named}
+    names = ("help", *(option.name for option in options))
+    return {"usage": usage, "text_end": b"--\0", **{f"text_{_word(name)}": f"--{name}\0".encode() for name in names}}
+
+
+def _word(name: str) -> str:
+    return name.replace("-", "_")

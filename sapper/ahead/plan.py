@@ -101,15 +101,21 @@ TRAINING = ("tokens", "targets", "wanted", "recipe", "numbers", "loss", "norm", 
 """Names of the arrays that the C functions of a model in training fill and read: i32 tokens, their targets, and these
 where they count, else 0; f64 what the caller wants of a step; f32 the variables of a step; f64 the loss; f32 the norm
 of its gradient; f64 how many steps there were."""
+LEARNING = ("settings", "told")
+"""Of a model that is trained by a program of its own: i64 pairs, each the quotient of what was asked for; i32 what is
+told of a step."""
+TEXT_BYTES = 64 << 20
+"""Of the longest text that such a program learns from: its working memory lies as far apart as code reaches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training(Whole):
     """A model in training.
 
-    programs: "numbers" makes the step's variables of the recipe, "train" is a step, "evaluate" the loss alone. arrays:
-    those of TRAINING among them. The weights file begins with `head`; then come the arrays of `weights`, each on a
-    cache line, and what no program reads, content_bytes in all. Other constants are in the code. A file of the
+    programs: "numbers" makes the step's variables of the recipe, "train" is a step, "evaluate" the loss alone; with
+    words, the tokenizer of a program of its own, "plan" makes the recipe of "settings", and "tell" what is told of a
+    step. arrays: those of TRAINING among them, and then of LEARNING. The weights file begins with `head`; then come
+    the arrays of `weights`, each on a cache line, and what no program reads, content_bytes in all. Other constants are in the code. A file of the
     optimiser's state begins with state_head; then come "steps" and the arrays of `saved`, some of `state`. variables:
     of each program its f32 variables, each with its place in "numbers". recipe: names of what is in "recipe", each with
     what it is below. sequences, length: of a step's tokens.
@@ -126,10 +132,11 @@ class Training(Whole):
     sequences: int
     length: int
     description: str = ""
+    words: Vocabulary | None = None
 
     @property
     def kept(self) -> tuple[str, ...]:
-        return (*TRAINING, *self.state)
+        return (*TRAINING, *(LEARNING if self.words is not None else ()), *self.state)
 
     @property
     def trained(self) -> Mapping[str, int]:
@@ -198,7 +205,7 @@ class Plan(Generic[AnyModel]):
     start of the memory on, what is to lie on huge pages. memory_bytes: up to the workers' scratch, of which each has
     scratch_bytes. checked_bytes: of the weights file, from its start, those whose digest the code has. words: tables
     that lie in the weights file at words_offset; text_bytes: of the longest text; work: places in the memory for
-    turning it into tokens.
+    turning it into tokens. Words of a model in training are a table of the code, and that memory is not the model's.
     """
 
     model: AnyModel
@@ -406,6 +413,9 @@ def _place(plan: Plan[Any], head_bytes: int) -> None:
     plan.checked_bytes = plan.weights_bytes
     if isinstance(model, Training):
         plan.weights_bytes, plan.checked_bytes = len(model.head) + model.content_bytes, len(model.head)
+        if model.words is not None:
+            plan.words, plan.words_offset, plan.text_bytes = make_tables(model.words), 0, TEXT_BYTES
+            _place_work(plan, LINE_BYTES)
 
     here = head_bytes
     for program in plan.programs.values():
@@ -417,11 +427,9 @@ def _place(plan: Plan[Any], head_bytes: int) -> None:
     plan.separate_bytes = sum(region.size_bytes for region in plan.of_kind(TEMPORARY))
     plan.huge_bytes = round_up(end, HUGE_PAGE_BYTES)
     here = plan.huge_bytes
-    if plan.words is not None:
+    if isinstance(model, Model) and plan.words is not None:
         plan.text_bytes = model.context * BYTES_OF_A_TOKEN
-        for name, size_bytes in (("list0", 4), ("list1", 4), ("tokens_here", 4), ("pairs", 8)):
-            plan.work[name] = here
-            here = round_up(here + size_bytes * (plan.text_bytes + 1), LINE_BYTES)
+        here = _place_work(plan, here)
     state = here
     kept = [plan.region_at(address_of(plan.model.arrays[name])) for name in plan.model.kept]
     for region in {region.low: region for region in kept}.values():  # small ones first: code reaches 2^31 far
@@ -432,6 +440,15 @@ def _place(plan: Plan[Any], head_bytes: int) -> None:
     if isinstance(model, Training):     # whose state a step touches all of
         plan.huge_bytes = plan.memory_bytes
     plan.scratch_bytes = max((program.layout.step_bytes for program in plan.programs.values()), default=0)
+
+
+def _place_work(plan: Plan[Any], start: int) -> int:
+    """Memory from `start` on in which a text becomes tokens. Returns its end."""
+    here = start
+    for name, size_bytes in (("list0", 4), ("list1", 4), ("tokens_here", 4), ("pairs", 8)):
+        plan.work[name] = here
+        here = round_up(here + size_bytes * (plan.text_bytes + 1), LINE_BYTES)
+    return here
 
 
 def _check_alignment(plan: Plan[Any]) -> None:

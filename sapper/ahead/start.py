@@ -4,114 +4,27 @@
          [--seed N] [--] [PROMPT ...]
 
 Enters: a plan with a tokenizer. Leaves: `NAME_start`, the entry of the executable. Holds: the words of the prompt are
-joined by blanks; without any it is read from standard input, less a last line feed. The weights are those beside the
-executable unless told otherwise. The likeliest token is taken each time where the temperature is 0, else one is drawn
-(draw.py): the tokens are those of `sapper generate` with the same settings. Text goes to standard output, speeds and
-messages to standard error; the status is 0, 1 after an error, 2 for a command line that is not understood. Where the
-structure of sigaction(2) has no restorer (RISC-V), its place is the mask's: the handler ends the process, whatever
-signals are blocked in it.
-Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), clock_gettime(2), rt_sigaction(2).
+joined by blanks; without any it is read from standard input, less a last line feed. The likeliest token is taken each
+time where the temperature is 0, else one is drawn (draw.py): the tokens are those of `sapper generate` with the same
+settings. Text goes to standard output, speeds to standard error; for the rest see process.py.
 """
 
 from __future__ import annotations
 
-from ..codegen.c_abi import CHECK_CPU
-from . import options
-from .opening import MOST_THREADS, POSITION, STATUS
+from . import options, process
+from .draw import bits
+from .opening import POSITION, replaced
+from .options import COMMON, FLAG, NUMBER, REAL, THREADS, WEIGHTS, WHOLE, Option, options_text
 from .plan import Model, Plan
 from .words import Tables
 from .written import Written, written
-
-MESSAGE_BYTES = 160
-PATH_BYTES = 8192
 
 _START = """
     # rbx: model; rbp: the stack at entry; r12: an argument's number, then tokens of the prompt; r13: a buffer for the
     # path, the text and the tokens; r14: end of the text, then tokens made; r15: room left for text
     # the stack: 0 model, 8 weights, 16 most tokens, 24 threads, 32 raw, 40 bytes of a token, 48 begin of the message,
     # 64 and 80 and 96 times, 128 .. 256 CPUs, then a line of text, 608 top_k, 616 .. 640 a sapper_model_sampling
-{options}options_read:
-    lea rax, @fault
-    mov qword ptr [rsp + 128], rax  # sigaction(SIGBUS), of weights that are cut short while they are mapped
-    mov edx, 0x4000000              # SA_RESTORER, which the kernel wants, though the handler does not return
-    mov qword ptr [rsp + 136], rdx
-    mov qword ptr [rsp + 144], rax
-    xor eax, eax
-    mov qword ptr [rsp + 152], rax
-    mov edi, 7
-    lea rsi, [rsp + 128]
-    xor edx, edx
-    mov r10d, 8
-    mov eax, 13
-    syscall
-    xor edi, edi                    # mmap: memory for the path, the text, the tokens
-    mov rsi, @buffer_bytes
-    mov edx, 3
-    mov r10d, 0x4022
-    mov r8, -1
-    xor r9d, r9d
-    mov eax, 9
-    syscall
-    mov r13, rax
-    mov eax, @NO_MEMORY
-    cmp r13, -4096
-    ja told
-    mov rax, qword ptr [rsp + 8]
-    test rax, rax
-    jne path_known
-    lea rdi, @text_self             # the executable's own name, with .weights behind it
-    mov rsi, r13
-    mov edx, 4096
-    mov eax, 89
-    syscall
-    test rax, rax
-    js no_path
-    lea rcx, [r13 + rax]
-    mov rax, @ending                # ".weights"
-    mov qword ptr [rcx], rax
-    xor eax, eax
-    mov byte ptr [rcx + 8], al
-no_path:
-    mov qword ptr [rsp + 8], r13
-path_known:
-    mov rsi, qword ptr [rsp + 24]
-    test rsi, rsi
-    jne threads_known
-    xor edi, edi                    # as many threads as there are CPUs
-    mov esi, 128
-    lea rdx, [rsp + 128]
-    mov eax, 204
-    syscall
-    xor esi, esi
-    xor ecx, ecx
-cpus:
-    cmp rcx, rax
-    jge cpus_counted
-    mov rdx, qword ptr [rsp + rcx + 128]
-    add rcx, 8
-cpu:
-    test rdx, rdx
-    je cpus
-    lea rdi, [rdx - 1]
-    and rdx, rdi
-    add esi, 1
-    jmp cpu
-cpus_counted:
-    mov eax, 1
-    cmp esi, 1
-    cmovb esi, eax
-    mov eax, @most_threads
-    cmp esi, eax
-    cmova esi, eax
-threads_known:
-    mov rdi, qword ptr [rsp + 8]
-    mov rdx, rsp
-    lea rax, @open
-    call rax
-    test eax, eax
-    jne weights_refused
-    mov rbx, qword ptr [rsp]
-    mov rax, qword ptr [rsp + 608]
+{options}{begin}    mov rax, qword ptr [rsp + 608]
     mov dword ptr [rsp + 620], eax
     mov rdi, rbx
     lea rsi, [rsp + 616]
@@ -312,40 +225,7 @@ answered:
     mov edx, 1
     call write
     xor edi, edi
-exit:
-    mov eax, 231                    # exit_group: the workers end too
-    syscall
-    ud2
-
-weights_refused:
-    cmp eax, @BAD_CONTENT           # the statuses up to this one speak of the file
-    ja told
-    mov r12d, eax
-    mov rsi, qword ptr [rsp + 8]
-    xor edx, edx
-path_length:
-    cmp byte ptr [rsi + rdx], 0
-    je path_told
-    add rdx, 1
-    jmp path_length
-path_told:
-    mov edi, 2
-    call write
-    mov edi, 2
-    lea rsi, @colon
-    mov edx, 2
-    call write
-    mov eax, r12d
-told:
-    imul eax, eax, @MESSAGE_BYTES   # what a status means
-    lea rsi, @messages
-    add rsi, rax
-    xor edx, edx
-message_length:
-    cmp byte ptr [rsi + rdx], 0
-    je failed
-    add rdx, 1
-    jmp message_length
+    jmp exit
 too_long:
     lea rsi, @text_too_long
     mov edx, @text_too_long_bytes
@@ -353,12 +233,7 @@ too_long:
 no_tokens:
     lea rsi, @text_no_tokens
     mov edx, @text_no_tokens_bytes
-failed:
-    mov edi, 2
-    call write
-    mov edi, 1
-    jmp exit
-
+    jmp failed
 append_table:
     add rsi, qword ptr [rbx + @WEIGHTS]
 append:
@@ -392,48 +267,6 @@ token_next:
     jmp token_next
 tokens_appended:
     ret
-write:
-    test rdx, rdx                   # rdx bytes at rsi to the file edi
-    je written
-    mov eax, 1
-    syscall
-    test rax, rax
-    js write_failed
-    add rsi, rax
-    sub rdx, rax
-    jmp write
-write_failed:
-    cmp rax, -4
-    je write
-    cmp edi, 1
-    jne unwritten
-    mov edi, 2
-    lea rsi, @no_output
-    mov edx, @no_output_bytes
-    mov eax, 1
-    syscall                         # once, as it may fail as well
-unwritten:
-    mov edi, 1
-    jmp exit
-written:
-    ret
-clock:
-    mov edi, 1                      # the monotonic clock to [rsi]
-    mov eax, 228
-    syscall
-    ret
-put:
-    xor ecx, ecx                    # edx bytes at rsi to the line
-put_next:
-    cmp ecx, edx
-    jae put_done
-    mov al, byte ptr [rsi + rcx]
-    mov byte ptr [r15], al
-    add r15, 1
-    add ecx, 1
-    jmp put_next
-put_done:
-    ret
 speed:
     imul r8, qword ptr [rdx], 1000000000    # rax tokens from the time at rcx to that at rdx, as "12.3 tokens/s, "
     add r8, qword ptr [rdx + 8]
@@ -460,40 +293,7 @@ speed:
     lea rsi, @text_rate
     mov edx, @text_rate_bytes
     jmp put
-decimal:
-    mov ecx, 10                     # rax in digits to the line: how many first, then from the last one on
-    mov rsi, rax
-count_digit:
-    add r15, 1
-    xor edx, edx
-    div rcx
-    test rax, rax
-    jne count_digit
-    mov rax, rsi
-    mov rdi, r15
-digit_out:
-    xor edx, edx
-    div rcx
-    add edx, 48
-    sub rdi, 1
-    mov byte ptr [rdi], dl
-    test rax, rax
-    jne digit_out
-    ret
-"""
-
-_FAULT = """
-    # the handler of SIGBUS: says what happened, and ends the process
-    mov edi, 2
-    lea rsi, @text_cut
-    mov edx, @text_cut_bytes
-    mov eax, 1
-    syscall
-    mov edi, 1
-    mov eax, 231
-    syscall
-    ret
-"""
+{end}"""
 
 _TRIM = """
     mov rsi, qword ptr [rsp + 48]   # the template takes the white space from a message's ends
@@ -540,6 +340,29 @@ trim_done:
 """
 
 
+OPTIONS = (
+    Option("raw", FLAG, 32), *COMMON, Option("tokens", NUMBER, 16), Option("top-k", NUMBER, 608),
+    Option("temperature", REAL, 616), Option("top-p", REAL, 624), Option("min-p", REAL, 628),
+    Option("seed", WHOLE, 632))
+DEFAULT_TOKENS, DEFAULT_TOP_K = 128, 40
+DEFAULTS = {0: 0, WEIGHTS: 0, THREADS: 0, 32: 0, 616: 0, 632: 0, 16: DEFAULT_TOKENS, 608: DEFAULT_TOP_K,
+            624: bits(1.0)}
+"""top_p 1, min_p 0."""
+
+
+def usage(name: str) -> bytes:
+    return (
+        f"{name} [--tokens N] [--threads N] [--weights FILE] [--raw] [--temperature T] [--top-k N] [--top-p P]\n"
+        "    [--min-p P] [--seed N] [--] [PROMPT ...]\n"
+        "Answers a prompt, or standard input. Behind -- all is the prompt; without it options come first.\n"
+        f"--tokens: at most so many ({DEFAULT_TOKENS}). --threads: workers (all CPUs).\n"
+        "--weights: the file beside this one unless given. --raw: go on with a text, without the chat template.\n"
+        "--temperature: 0 (the default) takes the likeliest token. Else one is drawn: of the likeliest --top-k\n"
+        f"({DEFAULT_TOP_K}) the fewest that have --top-p (1) together, and of these those with --min-p (0) of the "
+        "likeliest's.\n"
+    ).encode()
+
+
 def start_functions(plan: Plan[Model]) -> list[Written]:
     """`NAME_start` and what it reaches; none for a model without a tokenizer."""
     tables = plan.words
@@ -548,39 +371,31 @@ def start_functions(plan: Plan[Model]) -> list[Written]:
     name = plan.model.name
     numbers, constants = _numbers(plan, tables), _constants(plan)
     numbers |= {f"{key}_bytes": len(text) for key, text in constants.items()}
-    reaches = {key: f"{name}_{key}" for key in ("open", "prefill", "step", "sampling", "pick", "encode", "text")}
-    reaches["check_cpu"] = CHECK_CPU
-    cut = b"the weights file was cut short while it was used\n"
-    fault = written(f"{name}.fault", _FAULT, {"text_cut_bytes": len(cut)}, {}, {"text_cut": cut})
-    reaches["fault"] = f"{name}.fault"
-    text = _START.replace("{options}", options.OPTIONS).replace("{trim}", _TRIM if tables.numbers["trims"] else "")
-    return [written(f"{name}_start", text, numbers, reaches, constants), fault]
+    reaches = process.reaches(name) | {
+        key: f"{name}_{key}" for key in ("prefill", "step", "sampling", "pick", "encode", "text")}
+    text = replaced(_START, options=options_text(OPTIONS, DEFAULTS, 640), begin=process.BEGIN, end=process.END,
+                    trim=_TRIM if tables.numbers["trims"] else "")
+    return [written(f"{name}_start", text, numbers, reaches, constants), process.fault(name)]
 
 
 def _numbers(plan: Plan[Model], tables: Tables) -> dict[str, int]:
-    tokens_place = PATH_BYTES + -(-(plan.text_bytes + 1) // 64) * 64
+    tokens_place = process.PATH_BYTES + -(-(plan.text_bytes + 1) // 64) * 64
     tokens_end = tokens_place + 4 * plan.model.context
     return {
-        "WEIGHTS": 0, "POSITION": POSITION, "NO_MEMORY": STATUS["NO_MEMORY"][0],
-        "BAD_CONTENT": STATUS["BAD_CONTENT"][0], "MESSAGE_BYTES": MESSAGE_BYTES,
-        "most_threads": MOST_THREADS, "path_bytes": PATH_BYTES,
-        "text_bytes": plan.text_bytes, "context": plan.model.context, "tokens_place": tokens_place,
-        "tokens_end": tokens_end, "buffer_bytes": tokens_end, "ending": int.from_bytes(b".weights", "little"),
-        **options.NUMBERS, **tables.numbers, **{key: plan.words_offset + place for key, place in tables.places.items()},
+        "WEIGHTS": 0, "POSITION": POSITION, "path_bytes": process.PATH_BYTES, "text_bytes": plan.text_bytes,
+        "context": plan.model.context, "tokens_place": tokens_place, "tokens_end": tokens_end,
+        **process.numbers(tokens_end), **options.NUMBERS, **tables.numbers,
+        **{key: plan.words_offset + place for key, place in tables.places.items()},
     }
 
 
 def _constants(plan: Plan[Model]) -> dict[str, bytes]:
-    name = plan.model.name
-    messages = [f"{meaning}\n".encode()[:MESSAGE_BYTES - 1] for _, (_, meaning) in
-                sorted(STATUS.items(), key=lambda item: item[1][0])]
     return {
-        **options.constants(name), "text_self": b"/proc/self/exe\0",
-        "messages": b"".join(message.ljust(MESSAGE_BYTES, b"\0") for message in messages),
+        **options.constants(OPTIONS, usage(plan.model.name)), **process.constants(b".weights"),
         "text_too_long": f"the prompt is too long; expected at most {plan.model.context} tokens and "
                          f"{plan.text_bytes} bytes with the chat template\n".encode(),
         "text_no_tokens": b"the prompt is empty; expected some text\n",
-        "no_input": b"standard input can't be read\n", "no_output": b"standard output can't be written\n",
+        "no_input": b"standard input can't be read\n",
         "text_prompt": b" prompt tokens at ", "text_answer": b" tokens at ", "text_rate": b" tokens/s, ",
-        "blank": b" ", "colon": b": ", "line_feed": b"\n",
+        "blank": b" ",
     }

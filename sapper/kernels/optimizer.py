@@ -8,6 +8,9 @@ Bengio, arXiv:1211.5063).
 
     mean_loss     the mean of the losses whose targets count, those from 0 on
     step_numbers  what these take, and share = 1 / the number of targets that count, for gradients of a mean
+    plan_step     the recipe of the step that comes next, of a program's SETTINGS, each a quotient of two whole numbers:
+                  the rate rises over the first `warmup` steps, and falls along half a cosine to `least` of itself
+    tell_step     a loss in ten thousandths and a norm in hundredths, and whether both are finite: what is printed
 
 keep, rate and spread are the caller's: of the step's own rate r, 1 - r * decay, r / (1 - beta1**step) and
 1 / sqrt(1 - beta2**step). step_numbers makes them of its `recipe`, in f64: RECIPE names what is in it, NUMBERS what
@@ -15,10 +18,34 @@ comes out, of which "balance" is as it was (balance_experts in moe_gradient.py);
 first.
 """
 
+import builtins
+import math
+from typing import Any
+
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, exp, f32, f64, i32, log, min, rsqrt, span, sqrt, sum, tiles, where, whole
+from sapper import (
+    Tensor,
+    abs,
+    cos,
+    each,
+    exp,
+    f32,
+    f64,
+    i32,
+    i64,
+    log,
+    max,
+    min,
+    rsqrt,
+    span,
+    sqrt,
+    sum,
+    tiles,
+    where,
+    whole,
+)
 
 from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
@@ -26,6 +53,11 @@ N, R = sp.dims("N R")
 PART = 1 << 14
 RECIPE = ("rate", "decay", "clip", "beta1", "beta2", "epsilon", "balance")
 NUMBERS = ("share", "limit", "keep", "rate", "spread", "beta1", "beta2", "epsilon", "balance")
+SETTINGS = ("steps", "rate", "warmup", "decay", "clip", "balance")
+FIXED = ("least", "beta1", "beta2", "epsilon")
+"""What no program sets."""
+TOLD = 2_000_000_000
+"""The largest number that is told."""
 
 
 def parts_of(count: int) -> int:
@@ -96,6 +128,36 @@ def step_numbers(
         numbers[i + 8] = recipe[i + 6].to(f32)
 
 
+def setting(settings: Any, i: Any, row: int) -> Any:
+    return settings[i + row, 0].to(f64) / settings[i + row, 1].to(f64)
+
+
+@sp.kernel
+def plan_step(
+    settings: Tensor[i64, 6, 2], fixed: Tensor[f64, 4], steps: Tensor[f64, 1], recipe: Tensor[f64, 7],
+):
+    for i in tiles(1):
+        number = steps[i] + 1.0
+        total, highest, warmup = setting(settings, i, 0), setting(settings, i, 1), setting(settings, i, 2)
+        done = min((number - warmup) / max(1.0, total - warmup), 1.0)
+        fallen = fixed[i] + (1.0 - fixed[i]) * 0.5 * (1.0 + cos(math.pi * done))
+        recipe[i] = where(number <= warmup, highest * number / warmup, highest * fallen)
+        recipe[i + 1] = setting(settings, i, 3)
+        recipe[i + 2] = setting(settings, i, 4)
+        recipe[i + 3] = fixed[i + 1]
+        recipe[i + 4] = fixed[i + 2]
+        recipe[i + 5] = fixed[i + 3]
+        recipe[i + 6] = setting(settings, i, 5)
+
+
+@sp.kernel
+def tell_step(loss: Tensor[f64, 1], norm: Tensor[f32, 1], told: Tensor[i32, 3]):
+    for i in tiles(1):
+        told[i] = min(loss[i] * 1e4 + 0.5, TOLD).to(i32)
+        told[i + 1] = min(norm[i].to(f64) * 100.0 + 0.5, TOLD).to(i32)
+        told[i + 2] = where((abs(loss[i]) < math.inf) & (norm[i] < math.inf), 1, 0)
+
+
 # ------------------------------------------------------------------------------------------- references and arguments
 
 
@@ -148,7 +210,41 @@ def step_numbers_reference(arguments: Arguments) -> dict[str, Array]:
         [1.0 / counted, clip, 1.0 - rate * decay, rate / mean, square**-0.5, *betas, epsilon, balance])}
 
 
+def plan_reference(arguments: Arguments) -> dict[str, Array]:
+    total, highest, warmup, decay, clip, balance = (float(a) / float(b) for a, b in arguments["settings"])
+    least, *others = (float(number) for number in arguments["fixed"])
+    number = float(arguments["steps"][0]) + 1.0
+    done = builtins.min((number - warmup) / builtins.max(1.0, total - warmup), 1.0)
+    rate = highest * (number / warmup if number <= warmup else least + (1.0 - least) * 0.5 * (
+        1.0 + math.cos(math.pi * done)))
+    return {"recipe": np.array([rate, decay, clip, *others, balance])}
+
+
+def plan_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
+    """A step before the rate's highest, or behind it."""
+    return {"settings": np.array([(500, 1), (1, 10_000), (10, 1), (1, 10), (1, 1), (0, 1)]),
+            "fixed": np.array([0.1, 0.9, 0.95, 1e-8]), "steps": np.array([float(random.integers(0, 500))]),
+            "recipe": np.full(7, np.nan)}
+
+
+def tell_reference(arguments: Arguments) -> dict[str, Array]:
+    loss, norm = float(arguments["loss"][0]), float(arguments["norm"][0])
+    return {"told": np.array([math.floor(loss * 1e4 + 0.5), math.floor(norm * 100.0 + 0.5), 1])}
+
+
 KERNELS = (
+    LibraryKernel(
+        name="plan_step", kernel=plan_step, reference=plan_reference, make_arguments=plan_arguments,
+        tolerance=Tolerance(1e-14, 0.0, "six roundings in f64, and a cosine within 1.5 ulp"),
+        cases=(Case({}, flops=30, bytes=192),), check_shapes=({}, {}),
+    ),
+    LibraryKernel(
+        name="tell_step", kernel=tell_step, reference=tell_reference,
+        make_arguments=lambda random, shape: {
+            "loss": random.uniform(0.0, 12.0, 1), "norm": random.uniform(0.0, 9.0, 1).astype(np.float32),
+            "told": np.zeros(3, np.int32)},
+        tolerance=Tolerance(0.0, 0.0, "whole numbers"), cases=(Case({}, flops=6, bytes=24),), check_shapes=({},),
+    ),
     LibraryKernel(
         name="mean_loss", kernel=mean_loss, reference=mean_loss_reference,
         make_arguments=lambda random, shape: {

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..ahead.draws import Draws
 from ..runtime.system import available_bytes
 from .checkpoint import Checkpoint, Entry
 from .errors import ModelError
@@ -81,11 +82,11 @@ def batches(tokens: Array, sequences: int, length: int, seed: int) -> Iterator[t
     """Tokens and what follows each of them, [sequences, length], without end: windows of the text, in another order
     each time that all were seen. Raises ModelError for a text that is too short."""
     starts = windows(tokens, length)
-    random = np.random.default_rng(seed)
+    draws = Draws(seed)
     waiting = starts[:0]
     while True:
         while len(waiting) < sequences:
-            waiting = np.concatenate([waiting, random.permutation(starts)])
+            waiting = np.concatenate([waiting, starts[draws.order(len(starts))]])
         places = waiting[:sequences, None] + np.arange(length)
         waiting = waiting[sequences:]
         yield tokens[places], tokens[places + 1]
