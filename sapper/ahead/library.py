@@ -27,6 +27,7 @@ from .digest import digest_function
 from .draw import draw_functions
 from .entry import entry_functions
 from .header import header_text
+from .learn import learn_functions
 from .listing import listing_of
 from .opening import HEAD_BYTES
 from .plan import CONSTANT, TEMPORARY, AnyModel, Code, Plan, Training, make_plan, memory_of
@@ -111,7 +112,8 @@ def make_model_library(plan: Plan[Any], weights_digest: int) -> ModelLibrary:
     """weights_digest: of the bytes of the weights file that are checked (digest.py)."""
     codes = {code.symbol: code for code in plan.codes}
     if isinstance(plan.model, Training):
-        entry = training_functions(plan, weights_digest)
+        entry = [*training_functions(plan, weights_digest), *words_functions(plan)]
+        entry += [(made, not number) for number, made in enumerate(learn_functions(plan))]  # the first one is called
     else:
         entry = [*entry_functions(plan, weights_digest), *draw_functions(plan), *words_functions(plan)]
         entry += [(made, not number) for number, made in enumerate(start_functions(plan))]  # the first one is called

@@ -2,8 +2,8 @@
 
 Enters: the stack at entry (rbp after it), what options there are. Leaves: at `options_read` r12, the number of the
 first argument that belongs to none, and the settings on the stack. Holds: what is not understood, or an option behind
-such an argument, ends the process with the usage and status 2. A number is digits with at most one point among them: up to 15,
-both parts of the quotient by a power of ten are exact as f64, so that it is rounded as Python rounds it.
+such an argument, ends the process with the usage and status 2. A number is digits with at most one point among them:
+up to 15, both parts of the quotient by a power of ten are exact as f64, so that it is rounded as Python rounds it.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ option:
     cmp byte ptr [rdi], 45          # '-'
     jne operands
     add r12, 1
-    lea rsi, @text_end
+    lea rsi, @option_end
     call same
     je options_read
-    lea rsi, @text_help
+    lea rsi, @option_help
     call same
     je help
 """
@@ -64,7 +64,7 @@ _DEFAULT = """\
 """
 
 _OPTION = """\
-    lea rsi, @text_{word}
+    lea rsi, @option_{word}
     lea r8, [rsp + {place}]
     call same
     je {kind}
@@ -232,7 +232,7 @@ def options_text(options: Sequence[Option], defaults: Mapping[int, int], room: i
 def constants(options: Sequence[Option], usage: bytes) -> dict[str, bytes]:
     """What the text names."""
     names = ("help", *(option.name for option in options))
-    return {"usage": usage, "text_end": b"--\0", **{f"text_{_word(name)}": f"--{name}\0".encode() for name in names}}
+    return {"usage": usage, "option_end": b"--\0", **{f"option_{_word(name)}": f"--{name}\0".encode() for name in names}}
 
 
 def _word(name: str) -> str:

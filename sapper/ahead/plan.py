@@ -115,10 +115,11 @@ class Training(Whole):
     programs: "numbers" makes the step's variables of the recipe, "train" is a step, "evaluate" the loss alone; with
     words, the tokenizer of a program of its own, "plan" makes the recipe of "settings", and "tell" what is told of a
     step. arrays: those of TRAINING among them, and then of LEARNING. The weights file begins with `head`; then come
-    the arrays of `weights`, each on a cache line, and what no program reads, content_bytes in all. Other constants are in the code. A file of the
-    optimiser's state begins with state_head; then come "steps" and the arrays of `saved`, some of `state`. variables:
-    of each program its f32 variables, each with its place in "numbers". recipe: names of what is in "recipe", each with
-    what it is below. sequences, length: of a step's tokens.
+    the arrays of `weights`, each on a cache line, and what no program reads, content_bytes in all. Other constants
+    are in the code. A file of the optimiser's state begins with state_head; then come "steps" and the arrays of
+    `saved`, some of `state`. variables: of each program its f32 variables, each with its place in "numbers". recipe:
+    names of what is in "recipe", each with what it is below. settings: what a program is asked for where nobody asks,
+    in the order of "settings". sequences, length: of a step's tokens.
     """
 
     vocabulary: int
@@ -133,6 +134,7 @@ class Training(Whole):
     length: int
     description: str = ""
     words: Vocabulary | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -189,6 +189,32 @@ put_next:
     jmp put_next
 put_done:
     ret
+speed:
+    imul r8, qword ptr [rdx], 1000000000    # rax tokens from the time at rcx to that at rdx, as "12.3 tokens/s, "
+    add r8, qword ptr [rdx + 8]
+    imul r9, qword ptr [rcx], 1000000000
+    add r9, qword ptr [rcx + 8]
+    sub r8, r9
+    mov ecx, 1
+    cmp r8, 1
+    cmovl r8, rcx
+    mov rcx, 10000000000
+    mul rcx
+    div r8
+    xor edx, edx
+    mov ecx, 10
+    div rcx
+    push rdx
+    call decimal
+    mov al, 46
+    mov byte ptr [r15], al
+    pop rax
+    add eax, 48
+    mov byte ptr [r15 + 1], al
+    add r15, 2
+    lea rsi, @text_rate
+    mov edx, @text_rate_bytes
+    jmp put
 decimal:
     mov ecx, 10                     # rax in digits to the line: how many first, then from the last one on
     mov rsi, rax
@@ -210,7 +236,8 @@ digit_out:
     jne digit_out
     ret
 """
-"""exit (edi: the status), told (eax: a status of the ABI), failed (rsi, edx: a message); write, clock, put, decimal."""
+"""exit (edi: the status), told (eax: a status of the ABI), failed (rsi, edx: a message); write, clock, put, speed,
+decimal."""
 
 _FAULT = """
     # the handler of SIGBUS: says what happened, and ends the process
@@ -240,6 +267,7 @@ def constants(ending: bytes) -> dict[str, bytes]:
         "ending": ending + b"\0", "text_self": b"/proc/self/exe\0",
         "messages": b"".join(message.ljust(MESSAGE_BYTES, b"\0") for message in messages),
         "no_output": b"standard output can't be written\n", "colon": b": ", "line_feed": b"\n",
+        "text_rate": b" tokens/s, ",
     }
 
 

@@ -267,32 +267,6 @@ token_next:
     jmp token_next
 tokens_appended:
     ret
-speed:
-    imul r8, qword ptr [rdx], 1000000000    # rax tokens from the time at rcx to that at rdx, as "12.3 tokens/s, "
-    add r8, qword ptr [rdx + 8]
-    imul r9, qword ptr [rcx], 1000000000
-    add r9, qword ptr [rcx + 8]
-    sub r8, r9
-    mov ecx, 1
-    cmp r8, 1
-    cmovl r8, rcx
-    mov rcx, 10000000000
-    mul rcx
-    div r8
-    xor edx, edx
-    mov ecx, 10
-    div rcx
-    push rdx
-    call decimal
-    mov al, 46
-    mov byte ptr [r15], al
-    pop rax
-    add eax, 48
-    mov byte ptr [r15 + 1], al
-    add r15, 2
-    lea rsi, @text_rate
-    mov edx, @text_rate_bytes
-    jmp put
 {end}"""
 
 _TRIM = """
@@ -396,6 +370,6 @@ def _constants(plan: Plan[Model]) -> dict[str, bytes]:
                          f"{plan.text_bytes} bytes with the chat template\n".encode(),
         "text_no_tokens": b"the prompt is empty; expected some text\n",
         "no_input": b"standard input can't be read\n",
-        "text_prompt": b" prompt tokens at ", "text_answer": b" tokens at ", "text_rate": b" tokens/s, ",
+        "text_prompt": b" prompt tokens at ", "text_answer": b" tokens at ",
         "blank": b" ",
     }

@@ -21,8 +21,9 @@ from .plan import CONSTANT, TRAINED, Plan, PlannedProgram, Training, memory_of
 NUMBER, OF_WEIGHTS, OF_MEMORY, OF_CODE = 0, 1, 2, 3
 BASES = {"NUMBER": NUMBER, "WEIGHTS": OF_WEIGHTS, "MEMORY": OF_MEMORY, "CONSTANTS": OF_CODE}
 """What a word of a program's table counts from."""
-CONSTANTS, STATE_HEAD = "constants", "state_head"
-"""The tables of what no launch writes, and of how a file of the optimiser's state begins, by how their names end."""
+CONSTANTS, STATE_HEAD, WORDS = "constants", "state_head", "words"
+"""The tables of what no launch writes, of how a file of the optimiser's state begins, and of a tokenizer (words.py), by
+how their names end."""
 
 
 def program_tables(plan: Plan[Any]) -> list[Table]:
@@ -50,6 +51,10 @@ def program_tables(plan: Plan[Any]) -> list[Table]:
         lines = [Line(comment="the length of what follows, and a header of safetensors"),
                  *(Line(1, head[start : start + 32]) for start in range(0, len(head), 32))]
         tables.append(Table(f"{plan.model.name}.{STATE_HEAD}", lines))
+        if plan.words is not None:
+            numbers = struct.unpack(f"<{len(plan.words.content) // 8}q", plan.words.content)
+            tables.append(Table(f"{plan.model.name}.{WORDS}", [
+                Line(8, numbers[start : start + 8]) for start in range(0, len(numbers), 8)], align_bytes=LINE_BYTES))
     return tables
 
 

@@ -12,8 +12,10 @@ the byte-level form is that of GPT-2's encoder.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .opening import WEIGHTS
-from .plan import Model, Plan
+from .plan import Plan
 from .splits import DEAD, MATCH
 from .words import HASH
 from .written import Written, written
@@ -460,7 +462,7 @@ leave:
 """
 
 
-def words_functions(plan: Plan[Model]) -> list[tuple[Written, bool]]:
+def words_functions(plan: Plan[Any]) -> list[tuple[Written, bool]]:
     """The functions of a tokenizer, each with whether others may call it. Nothing for a model without one."""
     tables = plan.words
     if tables is None:

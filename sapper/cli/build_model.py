@@ -30,7 +30,7 @@ def run_build_model(
 
     started = time.perf_counter()
     path = Path(output)
-    ending = path.suffix if path.suffix[1:].isalpha() else ""   # model_armv8.1-a has none
+    ending = ending_of(path)
     if ending not in SUFFIXES:
         raise UsageError(f"-o {output}: found the ending {ending!r}; expected .so, .o, .s, or none for an "
                          "executable")
@@ -64,6 +64,10 @@ def run_build_model(
         "load_s": round(loaded - started, 3), "compile_s": round(compiled - loaded, 3),
         "write_s": round(time.perf_counter() - compiled, 3),
     }
+
+
+def ending_of(path: Path) -> str:
+    return path.suffix if path.suffix[1:].isalpha() else ""     # model_armv8.1-a has none
 
 
 def target_of_models(name: str | None) -> Any:

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .build_model import c_name, content_of, target_of_models
+from .build_model import c_name, content_of, ending_of, target_of_models
 from .errors import UsageError
 from .files import write_files
 
-SUFFIXES = (".so", ".o", ".s")
+SUFFIXES = (".so", ".o", ".s", "")
 
 
 def run_build_training(
@@ -24,18 +24,22 @@ def run_build_training(
     """Build a model's library for training and its weights. sequences, length: of a step, as `sapper train` has them.
     Returns what was made: files, bytes, seconds."""
     from ..ahead.digest import digest
+    from ..ahead.learn import ENDING
     from ..ahead.library import make_model_library, plan_model, report
     from ..models.checkpoint import open_checkpoint
     from ..models.training import config_of, model_pieces, start
+    from ..models.vocabulary import vocabulary_of
     from ..models.whole_training import whole_of
     from ..models.written import MODEL, check_new, write_directory
 
     started = time.perf_counter()
     path = Path(output)
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"-o {output}: found the ending {path.suffix!r}; expected .so, .o or .s: a program in C says "
-                         "what is learned from")
-    directory, header_path = path.with_suffix(""), Path(header) if header else path.with_suffix(".h")
+    ending = ending_of(path)
+    if ending not in SUFFIXES:
+        raise UsageError(f"-o {output}: found the ending {ending!r}; expected .so, .o, .s, or none for an executable")
+    plain = path.name.removesuffix(ending)
+    directory = path.with_name(plain if ending else plain + ENDING)
+    header_path = Path(header) if header else path.with_name(f"{plain}.h")
     if header_path in (path, directory):
         raise UsageError(f"--header {header}: found the name of another file of the model; expected one of its own")
     check_new(directory)
@@ -43,13 +47,14 @@ def run_build_training(
     checkpoint = open_checkpoint(wanted)
     trainer: Any = start(checkpoint, sequences, length)
     loaded = time.perf_counter()
-    model = whole_of(trainer, c_name(directory.name.removeprefix("lib")))
+    words = None if ending else vocabulary_of(checkpoint.tokenizer(trainer.vocabulary), trainer.vocabulary)
+    model = whole_of(trainer, c_name(plain.removeprefix("lib")), words)
     plan = plan_model(model, target)
     number = digest(model.head)
     library = make_model_library(plan, number)
-    code = content_of(library, path.suffix, path.name)
+    code = content_of(library, ending, path.name)
     compiled = time.perf_counter()
-    write_files({path: code, header_path: library.h().encode()})
+    write_files({path: code, header_path: library.h().encode()}, executable=() if ending else (path,))
     write_directory(checkpoint, directory, config_of(checkpoint), model_pieces(trainer, laid_out=True),
                     shard_bytes=plan.weights_bytes)
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -20,11 +20,11 @@ from .errors import CommandError
 Create = Callable[..., AbstractContextManager[BinaryIO]]
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
+def write_files(contents: Mapping[Path, bytes], executable: Collection[Path] = ()) -> None:
     """Write files beside their place and rename them when all are whole. Raises CommandError."""
     with staging() as create:
         for path, content in contents.items():
-            with create(path) as file:
+            with create(path, 0o777 if path in executable else 0o666) as file:
                 file.write(content)
 
 

@@ -63,8 +63,8 @@ class Recipe:
         return self.rate * (self.least + (1.0 - self.least) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
 
 
-LENGTH = 512
-"""Tokens of a sequence, unless the model has fewer positions."""
+USUAL_STEPS, LENGTH = 100, 512
+"""Of a program; tokens of a sequence, unless the model has fewer positions."""
 VALIDATED = 64
 """Most sequences of a text that a model is measured by."""
 

@@ -17,9 +17,11 @@ from ..kernels import optimizer
 from ..runtime.buffers import empty
 from .errors import ModelError
 from .trainer import KINDS, Trainer
-from .training import Recipe, model_pieces, state_pieces
+from .training import USUAL_STEPS, Recipe, model_pieces, state_pieces
 from .workspace import named_arrays
 from .written import header_of
+
+USUAL = Recipe(USUAL_STEPS)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,7 +45,7 @@ def whole_of(trainer: Trainer, name: str, words: Vocabulary | None = None) -> Tr
         settings = empty((len(optimizer.SETTINGS), 2), np.dtype(np.int64))
         told = empty((3,), np.dtype(np.int32))
         fixed = empty((len(optimizer.FIXED),), f64)
-        fixed[:] = [getattr(Recipe(1), key) for key in optimizer.FIXED]
+        fixed[:] = [getattr(USUAL, key) for key in optimizer.FIXED]
         filled |= {"settings": settings, "told": told}
         programs |= {"plan": [("a step's recipe", [(optimizer.plan_step, (settings, fixed, steps, recipe))])],
                      "tell": [("what is told", [(optimizer.tell_step, (trainer.loss, trainer.norm, told))])]}
@@ -67,5 +69,7 @@ def whole_of(trainer: Trainer, name: str, words: Vocabulary | None = None) -> Tr
         weights=weights, head=header_of(model), content_bytes=sum(piece.nbytes for piece in model),
         saved=tuple(f"{part} of {kind}" for kind in ("means", "squares") for part in ("matrices", "vectors")),
         state_head=header_of(state_pieces(trainer, 0, laid_out=True)),
-        variables=dict.fromkeys(programs, {}) | {"train": variables}, recipe=below, vocabulary=trainer.vocabulary,
-        sequences=trainer.sequences, length=trainer.length, words=words)
+        variables={name: variables if name == "train" else {} for name in programs}, recipe=below,
+        vocabulary=trainer.vocabulary,
+        sequences=trainer.sequences, length=trainer.length, words=words,
+        settings={key: getattr(USUAL, key) for key in optimizer.SETTINGS})
