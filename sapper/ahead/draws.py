@@ -28,9 +28,9 @@ class Draws:
         return (self.bits() >> 40) * 2.0**-24
 
     def order(self, count: int) -> list[int]:
-        """0 ... count - 1 in any order (Fisher and Yates)."""
+        """0 ... count - 1 in any order (Fisher and Yates). count: below 2^32."""
         places = list(range(count))
         for last in range(count - 1, 0, -1):
-            other = self.bits() * (last + 1) >> 64
+            other = (self.bits() >> 32) * (last + 1) >> 32
             places[last], places[other] = places[other], places[last]
         return places

@@ -36,10 +36,11 @@ MOST_PATH, NAME_BYTES = 4000, 4096
 _START = """
     # rbx: model; rbp: the stack at entry, then tokens of a step and what follows each; r12: an argument's number, then
     # the step; r13: a buffer for paths, the text, tokens, the order of windows; r14: end of the text, then steps that
-    # were done before; r15: room left for text, then the end of a line
-    # the stack: 0 model, 8 weights, 16 the text's file, 24 threads, 32 steps to the next saving, 40 seed, 48 tokens of
-    # the text, 56 windows, 64 windows that were seen of this order, 72 what random numbers count, 80 and 96 times,
-    # 112 sequences left, 128 .. 256 CPUs, then a line of text, 640 settings
+    # were done before; r15: room left for text, then the end of a line, or the weights' path
+    # the stack: 0 model, 8 weights, 16 the text's file, 24 threads, 32 steps from one saving to the next, 40 seed,
+    # 48 tokens of the text, 56 windows, 64 windows that were seen of this order, 72 what random numbers count, 80 and
+    # 96 times, 112 steps to the next saving, 120 sequences of the step so far, 128 .. 256 CPUs, then a line of text,
+    # 640 settings
 {options}{begin}    xor ecx, ecx
 setting:
     mov rax, qword ptr [rsp + rcx*8 + 640]
@@ -164,18 +165,21 @@ all_read:
     cmp r14, qword ptr [rsp + 640]
     jae all_done
     mov rax, qword ptr [rsp + 32]
-    mov qword ptr [rsp + 104], rax
+    mov qword ptr [rsp + 112], rax
     lea rbp, [r13 + @batch_place]
     xor r12d, r12d
 step:
     add r12, 1
     xor ecx, ecx
-    mov qword ptr [rsp + 112], rcx
+    mov qword ptr [rsp + 120], rcx
 sequence:
     mov rcx, qword ptr [rsp + 64]
     cmp rcx, qword ptr [rsp + 56]
     jb in_order
+    mov r8, rcx
+    mov r9, qword ptr [rsp + 72]
     call shuffle
+    mov qword ptr [rsp + 72], r9
     xor ecx, ecx
 in_order:
     lea rax, [rcx + 1]
@@ -188,7 +192,7 @@ in_order:
     imul rsi, rcx
     lea rax, [r13 + @tokens_place]
     lea rsi, [rax + rsi*4]
-    imul rdi, qword ptr [rsp + 112], @length_bytes
+    imul rdi, qword ptr [rsp + 120], @length_bytes
     add rdi, rbp
     xor ecx, ecx
 token:
@@ -200,9 +204,9 @@ token:
     cmp rcx, @length
     jb token
 sequence_taken:
-    mov rcx, qword ptr [rsp + 112]
+    mov rcx, qword ptr [rsp + 120]
     add rcx, 1
-    mov qword ptr [rsp + 112], rcx
+    mov qword ptr [rsp + 120], rcx
     cmp rcx, @sequences
     jb sequence
     cmp r12, r14
@@ -271,15 +275,17 @@ sequence_taken:
     call write
     cmp r12, qword ptr [rsp + 640]
     jae learned
-    mov rax, qword ptr [rsp + 104]
+    mov rax, qword ptr [rsp + 112]
     sub rax, 1
-    mov qword ptr [rsp + 104], rax
+    mov qword ptr [rsp + 112], rax
     jne step                        # from 0 on it never gets there
     mov rax, qword ptr [rsp + 32]
-    mov qword ptr [rsp + 104], rax
+    mov qword ptr [rsp + 112], rax
+    mov r15, qword ptr [rsp + 8]
     call save
     jmp step
 learned:
+    mov r15, qword ptr [rsp + 8]
     call save
     xor edi, edi
     jmp exit
@@ -298,7 +304,8 @@ no_numbers:
     jmp failed
 
 save:
-    sub rsp, 8                      # the state under the name in which it waits, the weights, then its own name
+    # the state under the name in which it waits, the weights, whose path is at r15, then its own name
+    sub rsp, 8
     mov rdi, rbx
     lea rsi, [r13 + @waiting_place]
     lea rax, @save_state
@@ -306,7 +313,7 @@ save:
     test eax, eax
     jne told
     mov rdi, rbx
-    mov rsi, qword ptr [rsp + 24]
+    mov rsi, r15
     lea rax, @save_weights
     call rax
     test eax, eax
@@ -332,7 +339,7 @@ copy_name:
 name_copied:
     ret
 shuffle:
-    mov r8, qword ptr [rsp + 64]    # the windows in another order (Fisher and Yates; SplitMix64)
+    # r8 windows in another order, with random numbers that r9 counts (Fisher and Yates; SplitMix64)
     lea rdi, [r13 + @order_place]
     xor ecx, ecx
 place:
@@ -340,7 +347,6 @@ place:
     add rcx, 1
     cmp rcx, r8
     jb place
-    mov r9, qword ptr [rsp + 80]
 shuffle_next:
     cmp r8, 2
     jb shuffled
@@ -360,15 +366,16 @@ shuffle_next:
     mov rcx, rax
     shr rcx, 31
     xor rax, rcx
-    mul r8                          # the high half: a number below r8
+    shr rax, 32
+    imul rax, r8
+    shr rax, 32                     # below r8
     sub r8, 1
-    mov eax, dword ptr [rdi + rdx*4]
+    mov edx, dword ptr [rdi + rax*4]
     mov ecx, dword ptr [rdi + r8*4]
-    mov dword ptr [rdi + rdx*4], ecx
-    mov dword ptr [rdi + r8*4], eax
+    mov dword ptr [rdi + rax*4], ecx
+    mov dword ptr [rdi + r8*4], edx
     jmp shuffle_next
 shuffled:
-    mov qword ptr [rsp + 80], r9
     ret
 fixed:
     push rcx                        # rax over rcx, a power of ten, to the line with the digits behind its point

@@ -232,7 +232,8 @@ def options_text(options: Sequence[Option], defaults: Mapping[int, int], room: i
 def constants(options: Sequence[Option], usage: bytes) -> dict[str, bytes]:
     """What the text names."""
     names = ("help", *(option.name for option in options))
-    return {"usage": usage, "option_end": b"--\0", **{f"option_{_word(name)}": f"--{name}\0".encode() for name in names}}
+    return {"usage": usage, "option_end": b"--\0",
+            **{f"option_{_word(name)}": f"--{name}\0".encode() for name in names}}
 
 
 def _word(name: str) -> str:

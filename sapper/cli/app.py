@@ -250,7 +250,8 @@ def build(
     """Build a library that C programs use without Python, and its header. docs/c-abi.md says how to call it.
 
     A model (a GGUF file, a safetensors directory, a name such as smollm2) is built whole: its code as one file, its
-    weights beside it. With --training it is what `sapper train` does, for a program that says what is learned from.
+    weights beside it. With --training it is what `sapper train` does: a library for a program that says what is learned
+    from, or, without an ending, a program that learns from a text.
 
     \b
     Examples:
@@ -261,6 +262,7 @@ def build(
       sapper build smollm2 -o model.s
       sapper build smollm2 -o model --dtype bf16
       sapper build smollm2 -o learner.so --training --sequences 2 --length 256
+      sapper build smollm2 -o learner --training
     """
     from ..models.locate import is_model
     from .build import report, run_build

@@ -47,7 +47,8 @@ def run_build_training(
     checkpoint = open_checkpoint(wanted)
     trainer: Any = start(checkpoint, sequences, length)
     loaded = time.perf_counter()
-    words = None if ending else vocabulary_of(checkpoint.tokenizer(trainer.vocabulary), trainer.vocabulary)
+    size = trainer.vocabulary
+    words = None if ending else vocabulary_of(checkpoint.tokenizer(size), size, chats=False)
     model = whole_of(trainer, c_name(plain.removeprefix("lib")), words)
     plan = plan_model(model, target)
     number = digest(model.head)

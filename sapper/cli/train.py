@@ -88,7 +88,7 @@ class _Line:
 
 def _read(name: str) -> str:
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return Path(name).read_bytes().decode()     # line ends stay as they are
     except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or error
         raise CommandError(f"{name}: found {found}; expected a text file in UTF-8; mend: check the path") from None

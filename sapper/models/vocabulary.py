@@ -17,9 +17,9 @@ from .tokenizer import GPT2_SPLIT, Tokenizer, byte_characters
 _MESSAGE = "sapper"
 
 
-def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
-    """size: tokens of the model, of which the tokenizer may have fewer. Raises ModelError for a tokenizer that is no
-    byte-level BPE, or does more to a text than to cut and to merge."""
+def vocabulary_of(tokenizer: Tokenizer, size: int, chats: bool = True) -> Vocabulary:
+    """size: tokens of the model, of which the tokenizer may have fewer. chats: with what is around a user's message.
+    Raises ModelError for a tokenizer that is no byte-level BPE, or does more to a text than to cut and to merge."""
     facts = json.loads(tokenizer.inner.to_str())
     model = facts["model"]
     if not tokenizer.byte_level or model["type"] != "BPE":
@@ -40,7 +40,7 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
         whole_words=sorted(ids.values()) if model.get("ignore_merges") else (),
         begin=[tokenizer.begin] if tokenizer.add_begin and tokenizer.begin is not None else [],
         stops=sorted(tokenizer.stops),
-        frame=_frame(tokenizer),
+        frame=_frame(tokenizer) if chats else Frame(),
     )
 
 

@@ -368,7 +368,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["llama", "--training", "-o", "learner"], "expected .so, .o or .s"),
+    (["llama", "--training", "-o", "learner.exe"], "or none for an executable"),
     (["llama", "--training", "-o", "learner.so", "--context", "64"], "--context: found a model in training"),
     (["llama", "-o", "learner.so", "--length", "64"], "--length: found a model that answers"),
     (["llama", "--training", "-o", "learner.so", "--length", "5000"], "found 5000; expected 1 to 256"),
