@@ -19,7 +19,7 @@ MODULES = (
     "sparse", "sparse_paged", "gate", "moe", "moe_blocks", "moe_k", "moe_rounded", "moe_pairs", "moe_fp8",
     "moe_fp8_blocks",
     "sampling", "cross_entropy", "movement",
-    "gradients", "attention_gradient", "mla_gradient", "moe_gradient", "optimizer",
+    "gradients", "attention_gradient", "mla_gradient", "moe_gradient", "lora", "optimizer",
 )
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""
 

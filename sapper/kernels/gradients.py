@@ -5,6 +5,7 @@ the one through the norm add up. A gradient of a vector of weights is a sum over
 
     rms_norm_gradient        of rms_norm: dx = carried + its own, dgain
     head_norm_gradient       of head_norm, or of rms_norm as one head, past which nothing is carried
+    rms_norm_past, head_norm_past    the same where the gain stays as it is: dx alone
     swiglu_gradient          of y = silu(gate) * up
     cross_entropy_gradient   what each token costs, and dlogits of the sum of that times `share`; a target below 0 costs
                              nothing
@@ -58,6 +59,31 @@ def head_norm_gradient(
     for n in tiles(N):
         m, h = whole(M), whole(H)
         dgain[n] = sum(dy[m, h, n] * x[m, h, n] * factor[m, h], over=(m, h))
+
+
+@sp.kernel(in_place=[("dx", "carried")])
+def rms_norm_past(
+    x: Tensor[f32, M, N], gain: Tensor[f32, N], epsilon: f32, dy: Tensor[f32, M, N], carried: Tensor[f32, M, N],
+    dx: Tensor[f32, M, N],
+):
+    for m in tiles(M):
+        n = whole(N)
+        row, d = x[m, n], dy[m, n] * gain[n]
+        scale = rsqrt(sum(row * row, over=n) / N.to(f32) + epsilon)
+        along = sum(d * row, over=n) * scale * scale / N.to(f32)
+        dx[m, n] = carried[m, n] + scale * (d - row * along)
+
+
+@sp.kernel
+def head_norm_past(
+    x: Tensor[f32, M, H, N], gain: Tensor[f32, N], epsilon: f32, dy: Tensor[f32, M, H, N], dx: Tensor[f32, M, H, N],
+):
+    for m, h in tiles(M, H):
+        n = whole(N)
+        row, d = x[m, h, n], dy[m, h, n] * gain[n]
+        scale = rsqrt(sum(row * row, over=n) / N.to(f32) + epsilon)
+        along = sum(d * row, over=n) * scale * scale / N.to(f32)
+        dx[m, h, n] = scale * (d - row * along)
 
 
 @sp.kernel
@@ -133,6 +159,11 @@ def head_norm_arguments(random: "np.random.Generator", shape: Shape) -> Argument
             "factor": unwritten(m, h), "dx": unwritten(m, h, n), "dgain": unwritten(n)}
 
 
+def past(arguments: Arguments) -> Arguments:
+    """Arguments, or results, without those that belong to the gradient of the gain."""
+    return {name: value for name, value in arguments.items() if name not in ("factor", "dgain")}
+
+
 def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
     gate, up, dy = _wide(arguments, "gate", "up", "dy")
     part = 1.0 / (1.0 + np.exp(-gate))
@@ -206,6 +237,19 @@ KERNELS = (
         make_arguments=head_norm_arguments, tolerance=NORM_TOLERANCE,
         cases=(Case({"M": 512, "H": 16, "N": 128}, flops=12 * 512 * 16 * 128,
                     bytes=4 * (3 * 512 * 16 * 128 + 512 * 16 + 2 * 128)),),
+        check_shapes=({"M": 0, "H": 2, "N": 8}, {"M": 1, "H": 1, "N": 1}, {"M": 5, "H": 3, "N": 19},
+                      {"M": 34, "H": 2, "N": 33}),
+    ),
+    LibraryKernel(
+        name="rms_norm_past", kernel=rms_norm_past, reference=lambda arguments: past(norm_reference(arguments)),
+        make_arguments=lambda random, shape: past(norm_arguments(random, shape)), tolerance=NORM_TOLERANCE,
+        cases=tuple(Case({"M": m, "N": n}, flops=9 * m * n, bytes=16 * m * n + 4 * n) for m, n in SIZES),
+        check_shapes=MATRICES,
+    ),
+    LibraryKernel(
+        name="head_norm_past", kernel=head_norm_past, reference=lambda arguments: past(norm_reference(arguments)),
+        make_arguments=lambda random, shape: past(head_norm_arguments(random, shape)), tolerance=NORM_TOLERANCE,
+        cases=(Case({"M": 512, "H": 16, "N": 128}, flops=9 * 512 * 16 * 128, bytes=4 * (3 * 512 * 16 * 128 + 128)),),
         check_shapes=({"M": 0, "H": 2, "N": 8}, {"M": 1, "H": 1, "N": 1}, {"M": 5, "H": 3, "N": 19},
                       {"M": 34, "H": 2, "N": 33}),
     ),

@@ -15,15 +15,17 @@ and up: of each expert that a token takes these are kept, and nothing else of it
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..kernels import activation, add, embedding, gate, gradients, matmul, moe, moe_gradient
+from ..kernels import activation, add, embedding, gate, gradients, moe, moe_gradient
 from ..runtime.buffers import LINE_BYTES
 from ..runtime.program import Variable
 from ..runtime.system import round_up
+from .adapted import product, product_residual, through_matrix, with_weights
 from .mixture import Mixture
 from .workspace import Steps
 
@@ -50,14 +52,19 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the weights of a model lie, or as many numbers that belong to them."""
+    """Where the weights of a model lie, or as many numbers that belong to them. dtype: of matrices."""
 
     matrices: Any
     vectors: Any
+    dtype: np.dtype[Any] = F32
 
-    def matrix(self, *extents: int) -> Array:
-        made: Array = self.matrices.empty(extents, F32)
-        return made
+    def matrix(self, *extents: int, of: Mapping[str, int] | None = None) -> Any:
+        """of: see AdaptedPlaces."""
+        return self.matrices.empty(extents, self.dtype)
+
+    def router(self, *extents: int) -> Any:
+        """One that is f32 whatever the others are, as choices follow from it."""
+        return self.matrices.empty(extents, F32)
 
     def vector(self, extent: int) -> Array:
         made: Array = self.vectors.empty((extent,), F32)
@@ -146,11 +153,6 @@ class Kept:
     feed_forward: KeptDense | KeptMixed
 
 
-def through_matrix(matrix: Array, dmatrix: Any, dy: Any, x: Array, dx: Any) -> Steps:
-    """From the gradient of y = W x to those of W and x."""
-    return [(matmul.matmul_nn_f32, (dy, matrix, dx)), (matmul.matmul_tn_f32, (dy, x, dmatrix))]
-
-
 class FeedForwards:
     """Of all layers. rows: tokens of a step."""
 
@@ -176,16 +178,19 @@ class FeedForwards:
         """Of a layer. mixes: whether it has experts."""
         features = config.features
 
-        def dense(hidden: int) -> Dense:
-            return Dense(places.matrix(2 * hidden, features), places.matrix(features, hidden))
+        def dense(hidden: int, before: str = "") -> Dense:
+            both = {f"{before}gate": hidden, f"{before}up": hidden}
+            return Dense(places.matrix(2 * hidden, features, of=both),
+                         places.matrix(features, hidden, of={f"{before}down": features}))
 
         if not mixes:
             return dense(config.hidden)
         mixture: Mixture = config.mixture
         experts, hidden = mixture.experts, mixture.hidden
         return Mixed(
-            places.matrix(experts, features), places.matrix(experts, 2 * hidden, features),
-            places.matrix(experts, features, hidden), dense(mixture.shared * hidden) if mixture.shared else None)
+            places.router(experts, features), places.matrix(experts, 2 * hidden, features),
+            places.matrix(experts, features, hidden),
+            dense(mixture.shared * hidden, "shared_") if mixture.shared else None)
 
     @staticmethod
     def tensors(one: Dense | Mixed) -> dict[str, Array]:
@@ -232,7 +237,7 @@ class FeedForwards:
         parts = np.split(kept.gate_up, 2, axis=1)
         return [
             *steps,
-            (matmul.matmul_nt_f32, (normed, one.router, kept.logits.reshape(self._rows, -1))),
+            *product(one.router, normed, kept.logits.reshape(self._rows, -1)),
             self._choice(kept),
             (moe.group_tokens, (kept.experts, *kept.ranges, kept.place, kept.owners)),
             (embedding.embedding_f32, (kept.owners, normed, self._taken)),
@@ -244,9 +249,9 @@ class FeedForwards:
 
     def _dense(self, one: Dense, kept: KeptDense, normed: Array, y: Array, result: Array) -> Steps:
         return [
-            (matmul.matmul_nt_f32, (normed, one.gate_up, kept.gate_up)),
+            *product(one.gate_up, normed, kept.gate_up),
             (activation.swiglu, (*np.split(kept.gate_up, 2, axis=1), kept.hidden)),
-            (matmul.matmul_nt_residual_f32, (kept.hidden, one.down, y, result)),
+            *product_residual(one.down, kept.hidden, y, result),
         ]
 
     def _choice(self, kept: KeptMixed) -> tuple[Any, tuple[Any, ...]]:
@@ -262,7 +267,7 @@ class FeedForwards:
         """y = W x of each row's expert."""
         experts, rows, columns = matrices.shape
         blocks = moe.blocks_of(rows)
-        return moe.grouped_matmul_f32, (
+        return with_weights("grouped_matmul", matrices, moe), (
             x, *kept.ranges, matrices.reshape(experts, *blocks, columns), y.reshape(len(y), *blocks))
 
     @staticmethod
@@ -287,9 +292,10 @@ class FeedForwards:
             self._multiply_back(one.down, kept, self._taken, self._hidden),
             (moe_gradient.expert_swiglu_gradient, (
                 *parts, self._hidden, kept.place, kept.weights, *dparts, self._dweights, self._hidden)),
-            self._of_matrices(found.down, kept, self._taken, self._hidden),
-            (embedding.embedding_f32, (kept.owners, normed, self._taken)),
-            self._of_matrices(found.gate_up, kept, self._dtaken, self._taken),
+            *([] if found.down is None else [
+                self._of_matrices(found.down, kept, self._taken, self._hidden),
+                (embedding.embedding_f32, (kept.owners, normed, self._taken)),
+                self._of_matrices(found.gate_up, kept, self._dtaken, self._taken)]),
             self._multiply_back(one.gate_up, kept, self._dtaken, self._taken),
             (kernel, (logits, kept.experts, self._dweights, mixture.normalise, mixture.scale, self._dlogits)),
             *through_matrix(one.router, found.router, self._dlogits, normed, self._between),
@@ -302,7 +308,7 @@ class FeedForwards:
                 (add.vector_add, (self._between.reshape(-1), dnormed.reshape(-1), others.reshape(-1)))]
         return [*steps, (moe.combine_experts, (self._taken, kept.place, np.ones_like(kept.weights), others, dnormed))]
 
-    def _dense_back(self, one: Dense, found: Dense, kept: KeptDense, normed: Array, d: Array, dnormed: Array) -> Steps:
+    def _dense_back(self, one: Dense, found: Any, kept: KeptDense, normed: Array, d: Array, dnormed: Array) -> Steps:
         hidden = kept.hidden.shape[1]
         dhidden, dgate_up = self._part(self._dhidden, hidden), self._part(self._dgate_up, 2 * hidden)
         parts, dparts = (np.split(array, 2, axis=1) for array in (kept.gate_up, dgate_up))
@@ -324,5 +330,5 @@ class FeedForwards:
     def _multiply_back(matrices: Array, kept: KeptMixed, dy: Array, dx: Array) -> tuple[Any, tuple[Any, ...]]:
         """dx = dy W of each row's expert."""
         blocks = moe.blocks_of(matrices.shape[2])
-        return moe_gradient.grouped_matmul_nn_f32, (
+        return with_weights("grouped_matmul_nn", matrices, moe_gradient), (
             dy, *kept.ranges, matrices.reshape(*matrices.shape[:2], *blocks), dx.reshape(len(dx), *blocks))

@@ -2,7 +2,8 @@
 
 In: a checkpoint, and what an architecture says of its attention. Out: `Trainer`, the base of those of the architectures
 (ARCHITECTURE/training.py). Holds: weights, gradients and both of AdamW's means are f32, each kind in one piece of
-memory; the program is made once.
+memory; the program is made once. With adapters (adapted.py) these are the weights that learn, and all others stay as
+they are, in f32 or bf16: they have neither gradients nor means.
 
     tokens ── embedding ── x ── layers, which keep what gradients need ── x ── norm, logits
     logits ── loss, and their gradient ── d ── layers backwards ── d ── embedding's gradient
@@ -19,20 +20,33 @@ Of a layer, d is the gradient of its result, and becomes that of its input:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..kernels import cross_entropy, embedding, gradients, matmul, norm, optimizer, rope
+from ..kernels import cross_entropy, embedding, gradients, norm, optimizer, rope
 from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.program import Program, Variable
 from ..runtime.system import round_up
+from .adapted import (
+    AdaptedPlaces,
+    Again,
+    Lora,
+    adapted_in,
+    bases,
+    product,
+    product_residual,
+    through_matrix,
+    with_weights,
+)
+from .adapter import tensor_names
 from .checkpoint import Checkpoint
 from .errors import ModelError
-from .trained import Counter, FeedForwards, Kept, Layer, Memory, Places, Weights, through_matrix
+from .trained import Counter, FeedForwards, Kept, Layer, Memory, Places, Weights
 from .training import LENGTH, Recipe, check_room, padding, piece_of
+from .weights import DTYPES
 from .workspace import Sections, Steps
 from .written import Piece
 
@@ -43,9 +57,11 @@ KINDS = ("weights", "gradients", "means", "squares")
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A tensor of the checkpoint, whose numbers are the trainer's: `rows`, as they lie there."""
+    """A tensor of the checkpoint, or of an adapter, whose numbers are the trainer's: `rows`, as they lie there. order:
+    which of them is each of the tensor's (None: the same)."""
 
     rows: Array
+    order: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,26 +72,31 @@ class Trained:
         return self.rows.nbytes
 
     def read(self) -> Array:
-        return self.rows
+        return self.rows if self.order is None else self.rows[self.order]
 
     def write(self, source: Array) -> None:
-        self.rows[...] = source
+        if self.order is None:
+            self.rows[...] = source
+        else:
+            self.rows[self.order] = source
 
 
 class Trainer(ABC):
-    """sequences, length: of the tokens of a step. tensors: of the checkpoint, as they are now, by name. matrices,
-    vectors: all of the weights, their gradients, means and squares, each kind as one vector. tokens, targets, wanted:
-    of a step; wanted is 0 where a target does not count.
+    """sequences, length: of the tokens of a step. tensors: that learn, of the checkpoint or of an adapter, as they are
+    now, by name. matrices, vectors: all of these weights, their gradients, means and squares, each kind as one vector.
+    tokens, targets, wanted: of a step; wanted is 0 where a target does not count. lora: what adapters there are, with
+    the modules that have them; None where all weights learn.
 
     `step` takes tokens and targets [sequences, length]; a target below 0 does not count.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, config: Any, names: Mapping[str, str], sequences: int, length: int | None, *,
-        threads: int | None = None, interpret: bool = False,
+        threads: int | None = None, interpret: bool = False, lora: Lora | None = None, base: str = "f32",
     ) -> None:
-        """config: an architecture's; names: role -> the name of its tensor. Raises ModelError for a checkpoint that
-        lacks a tensor, and for a step that can't be."""
+        """config: an architecture's; names: role -> the name of its tensor. lora: train such adapters. base: what the
+        matrices then are held in, "f32" or "bf16". Raises ModelError for a checkpoint that lacks a tensor, and for a
+        step that can't be."""
         length = min(LENGTH, config.positions) if length is None else length
         if not 1 <= length <= config.positions:
             limit = getattr(config, "limit", "all that the model can")
@@ -86,19 +107,10 @@ class Trainer(ABC):
         self.vocabulary, self._names, self._rows = config.vocabulary, names, sequences * length
         self._tied = names["logits"] not in checkpoint.tensors
         self._biases: dict[int, Array] = {}
-        counted = Places(Counter(), Counter())
-        self._weights_in(counted)
-        room = Counter()
-        self._make_room(room)
-        check_room(4 * (counted.matrices.size_bytes + counted.vectors.size_bytes) + room.size_bytes)
-        kinds = [Places(Arena(counted.matrices.size_bytes), Arena(counted.vectors.size_bytes)) for _ in range(4)]
-        self._weights, self._gradients, self._means, self._squares = (self._weights_in(kind) for kind in kinds)
-        self.matrices, self.vectors = ([kind.flat(part) for kind in kinds] for part in ("matrices", "vectors"))
-        self.tensors, self.gradients, self.means, self.squares = (
-            self._named(kind) for kind in (self._weights, self._gradients, self._means, self._squares))
-        for name, tensor in self.tensors.items():
+        self.lora = lora
+        held = self._hold_all() if lora is None else self._hold_adapters(lora, DTYPES[base])
+        for name, tensor in held.items():
             tensor.write(self._read(name, tensor.shape))
-        self.tensors |= {names["router_bias"].format(layer): Trained(bias) for layer, bias in self._biases.items()}
         self._options = {"threads": threads, "interpret": interpret}
         self._make_room(Arena())
         factors = names.get("rope_factors", "")
@@ -106,6 +118,67 @@ class Trainer(ABC):
             length, checkpoint.tensors[factors].read() if factors in checkpoint.tensors else None)
         self._back = -self._sine
         self._programs: dict[str, Program] = {}
+
+    def _hold_all(self) -> dict[str, Trained]:
+        """Room for weights that all learn; the tensors that are to be read."""
+        counted = Places(Counter(), Counter())
+        self._weights_in(counted)
+        check_room(4 * (counted.matrices.size_bytes + counted.vectors.size_bytes) + self._room_bytes())
+        kinds = [Places(Arena(counted.matrices.size_bytes), Arena(counted.vectors.size_bytes)) for _ in range(4)]
+        self._hold(kinds)
+        self.tensors, self.gradients, self.means, self.squares = (
+            self._named(kind) for kind in (self._weights, self._gradients, self._means, self._squares))
+        held = dict(self.tensors)
+        self.tensors |= {self._names["router_bias"].format(layer): Trained(bias)
+                         for layer, bias in self._biases.items()}
+        return held
+
+    def _hold_adapters(self, lora: Lora, dtype: np.dtype[Any]) -> dict[str, Trained]:
+        """The same of adapters, which are drawn, and of weights that stay as they are."""
+        matrices, vectors, numbers, lows = (Counter() for _ in range(4))
+        counted = AdaptedPlaces(lora, self._rows, self._published, Places(matrices, vectors, dtype), numbers, lows)
+        self._weights_in(counted)
+        unknown = [module for module in lora.modules if module not in counted.seen]
+        if unknown:
+            raise ModelError("the matrices to be adapted", repr(unknown[0]),
+                             f"all, or some of {', '.join(counted.seen)}", "choose among these")
+        self.lora = lora = replace(lora, modules=tuple(
+            module for module in counted.seen if not lora.modules or module in lora.modules))
+        sizes = [one.size_bytes for one in (matrices, vectors, lows)]
+        check_room(4 * numbers.size_bytes + sum(sizes) + self._room_bytes(),
+                   "the weights, 16 bytes a number of an adapter")
+        base = Places(*(Arena(size_bytes) for size_bytes in sizes[:2]), dtype)
+        of_each: list[tuple[Any, Any]] = [(base, Arena(sizes[2])), *((None, Again()) for _ in range(3))]
+        self._hold([AdaptedPlaces(lora, self._rows, self._published, of_kind, Arena(numbers.size_bytes), room)
+                    for of_kind, room in of_each])
+        self.tensors, self.gradients, self.means, self.squares = (
+            self._of_adapters(kind) for kind in (self._weights, self._gradients, self._means, self._squares))
+        random = np.random.default_rng(lora.seed)
+        for down, up in zip(*[iter(self.tensors.values())] * 2, strict=True):
+            down.write(random.uniform(-1.0, 1.0, down.shape) * down.shape[1] ** -0.5)
+            up.write(np.zeros(up.shape))
+        return self._named(bases(self._weights))
+
+    def _hold(self, kinds: Sequence[Any]) -> None:
+        self._weights, self._gradients, self._means, self._squares = (self._weights_in(kind) for kind in kinds)
+        self.matrices, self.vectors = ([kind.flat(part) for kind in kinds] for part in ("matrices", "vectors"))
+
+    def _room_bytes(self) -> int:
+        room = Counter()
+        self._make_room(room)
+        return room.size_bytes
+
+    def _of_adapters(self, weights: Weights) -> dict[str, Trained]:
+        """Of each adapter A and B, by the names of a file."""
+        found = {}
+        for number, layer in enumerate(weights.layers):
+            for one in adapted_in(layer):
+                for part in one.parts:
+                    name = self._published[part.role].format(number)
+                    down, up = tensor_names(name)
+                    found[down] = Trained(one.down[part.ranks])
+                    found[up] = Trained(part.up, self._order_of(part.role))
+        return found
 
     @property
     def weights(self) -> Weights:
@@ -118,6 +191,15 @@ class Trainer(ABC):
         return self._cosine, self._sine
 
     # ---- what an architecture says
+
+    @property
+    @abstractmethod
+    def _published(self) -> Mapping[str, str]:
+        """role -> the name of its tensor where models are published as safetensors."""
+
+    def _order_of(self, role: str) -> Array | None:
+        """Which row of a matrix of this checkpoint is each of such a tensor's (None: the same)."""
+        return None
 
     @property
     @abstractmethod
@@ -145,8 +227,8 @@ class Trainer(ABC):
         """From kept.attention_normed to kept.mixed."""
 
     @abstractmethod
-    def _attend_back(self, one: Any, found: Any, kept: Kept) -> Steps:
-        """From _dmixed to _dnormed, and `found`, the gradients of the weights."""
+    def _attend_back(self, one: Any, found: Any, kept: Kept, dnormed: Array | None) -> Steps:
+        """From _dmixed to dnormed, if that is asked for, and `found`, the gradients of the weights."""
 
     # ---- memory
 
@@ -163,12 +245,13 @@ class Trainer(ABC):
         """Whether a layer has experts."""
         return self.config.mixture is not None and layer >= getattr(self.config, "dense_layers", 0)
 
-    def _weights_in(self, places: Places) -> Weights:
+    def _weights_in(self, places: Any) -> Weights:
         config, features = self.config, self.config.features
         embedded = places.matrix(config.vocabulary, features)
         layers = tuple(
-            Layer(places.vector(features), self._attention_in(places), places.matrix(features, self._width),
-                  places.vector(features), FeedForwards.weights_in(places, config, self._mixes(number)))
+            Layer(places.vector(features), self._attention_in(places),
+                  places.matrix(features, self._width, of={"output": features}), places.vector(features),
+                  FeedForwards.weights_in(places, config, self._mixes(number)))
             for number in range(config.layers))
         gain = places.vector(features)
         return Weights(embedded, layers, gain, embedded if self._tied else places.matrix(config.vocabulary, features))
@@ -211,6 +294,11 @@ class Trainer(ABC):
         self._d, self._dnormed, self._dmixed = room(rows, features), room(rows, features), room(rows, self._width)
         self._make_attention_room(memory)
         self.norm, self._clip, self.loss = room(1), room(1), memory.empty((1,), np.dtype(np.float64))
+
+    @property
+    def _balances(self) -> bool:
+        """Whether a step moves biases of choices."""
+        return bool(self._biases) and self.lora is None
 
     def _bias_of(self, layer: int) -> Array | None:
         """Of the choice of experts. It is no weight: it has no gradient, and moves by the tokens that experts get."""
@@ -263,7 +351,7 @@ class Trainer(ABC):
         return {
             "train": [
                 *self._forward(), ("loss", [*self._head(), mean]), *self._backward(), ("AdamW", self._improve()),
-                *([("balance of experts", balance)] if balance else [])],
+                *([("balance of experts", balance)] if self._balances else [])],
             "evaluate": [*self._forward(), ("loss", [scoring, mean])],
         }
 
@@ -279,11 +367,12 @@ class Trainer(ABC):
 
     def _forward(self) -> Sections:
         return [
-            ("embedding", [(embedding.embedding_f32, (self.tokens, self._weights.embedding, self._inputs(0)))]),
+            ("embedding", [(with_weights("embedding", self._weights.embedding, embedding), (
+                self.tokens, self._weights.embedding, self._inputs(0)))]),
             *((f"layer {number}", self._layer(number)) for number in range(self.config.layers)),
             ("logits", [
                 (norm.rms_norm, (self._last, self._weights.gain, self.config.epsilon, self._normed)),
-                (matmul.matmul_nt_f32, (self._normed, self._weights.logits, self._logits))]),
+                *product(self._weights.logits, self._normed, self._logits)]),
         ]
 
     def _layer(self, number: int) -> Steps:
@@ -291,7 +380,7 @@ class Trainer(ABC):
         return [
             (norm.rms_norm, (kept.x, layer.attention_gain, epsilon, kept.attention_normed)),
             *self._attend(layer.attention, kept),
-            (matmul.matmul_nt_residual_f32, (kept.mixed, layer.output, kept.x, kept.y)),
+            *product_residual(layer.output, kept.mixed, kept.x, kept.y),
             (norm.rms_norm, (kept.y, layer.feed_forward_gain, epsilon, kept.feed_forward_normed)),
             *self._feed_forwards.forward(
                 layer.feed_forward, kept.feed_forward, kept.feed_forward_normed, kept.y, self._inputs(number + 1)),
@@ -309,8 +398,10 @@ class Trainer(ABC):
             self._norm_back(self._last, weights.gain, found.gain),
         ]
 
-    def _norm_back(self, x: Array, gain: Array, dgain: Array) -> tuple[Any, tuple[Any, ...]]:
-        """Adds to d the gradient of what was normed."""
+    def _norm_back(self, x: Array, gain: Array, dgain: Array | None) -> tuple[Any, tuple[Any, ...]]:
+        """Adds to d the gradient of what was normed. dgain: None where the gain stays as it is."""
+        if dgain is None:
+            return gradients.rms_norm_past, (x, gain, self.config.epsilon, self._dnormed, self._d, self._d)
         return gradients.rms_norm_gradient, (
             x, gain, self.config.epsilon, self._dnormed, self._d, self._factor, self._d, dgain)
 
@@ -318,20 +409,24 @@ class Trainer(ABC):
         return [
             *((f"layer {number}, backwards", self._layer_back(number))
               for number in reversed(range(self.config.layers))),
-            ("embedding, backwards", [
-                (gradients.embedding_gradient, (self._d, self.tokens, self._gradients.embedding))]),
+            *([] if self._gradients.embedding is None else [("embedding, backwards", [
+                (gradients.embedding_gradient, (self._d, self.tokens, self._gradients.embedding))])]),
         ]
 
     def _layer_back(self, number: int) -> Steps:
         layer, found = self._weights.layers[number], self._gradients.layers[number]
         kept = self._kept[number]
+        deepest = number == 0 and self._gradients.embedding is None     # whose input has no gradient
+        attends = not deepest or any(adapted_in(found.attention))
+        mixes = attends or found.output is not None
         return [
             *self._feed_forwards.backward(layer.feed_forward, found.feed_forward, kept.feed_forward,
                                           kept.feed_forward_normed, self._d, self._dnormed),
-            self._norm_back(kept.y, layer.feed_forward_gain, found.feed_forward_gain),
-            *through_matrix(layer.output, found.output, self._d, kept.mixed, self._dmixed),
-            *self._attend_back(layer.attention, found.attention, kept),
-            self._norm_back(kept.x, layer.attention_gain, found.attention_gain),
+            *([self._norm_back(kept.y, layer.feed_forward_gain, found.feed_forward_gain),
+               *through_matrix(layer.output, found.output, self._d, kept.mixed, self._dmixed)] if mixes else []),
+            *(self._attend_back(layer.attention, found.attention, kept, None if deepest else self._dnormed)
+              if attends else []),
+            *([] if deepest else [self._norm_back(kept.x, layer.attention_gain, found.attention_gain)]),
         ]
 
     def _turn(self, heads: Array, sine: Array, interleaved: bool) -> Steps:
@@ -341,13 +436,15 @@ class Trainer(ABC):
         return [(kernel, (one.reshape(*one.shape[:-1], *extents), self._cosine, sine, 0)) for one in heads]
 
     def _improve(self) -> Steps:
-        gradient = [kind[1] for kind in (self.matrices, self.vectors)]
+        gradient = [kind[1] for kind in (self.matrices, self.vectors) if kind[1].size]
         parts = [optimizer.parts_of(one.size) for one in gradient]
         partial = empty((sum(parts),), F32)
-        steps: Steps = [(optimizer.squares, one) for one in zip(gradient, np.split(partial, parts[:1]), strict=True)]
+        steps: Steps = [(optimizer.squares, one) for one in zip(gradient, np.split(partial, parts[:1]), strict=False)]
         steps.append((optimizer.clip_factor, (partial, Variable("limit", 1.0), self._clip, self.norm)))
         for (weights, found, means, squares), keep in (
                 (self.matrices, Variable("keep", 1.0)), (self.vectors, 1.0)):
+            if not weights.size:
+                continue
             numbers = [Variable(name, value) for name, value in (
                 ("rate", 0.0), ("spread", 1.0), ("beta1", 0.9), ("beta2", 0.95), ("epsilon", 1e-8))]
             steps.append((optimizer.adamw, (
@@ -360,6 +457,9 @@ class Trainer(ABC):
         """The loss, a mean over the targets that count, and the norm of its gradient, before the weights are changed.
         number: of the step, from 1 on. Raises ModelError for tokens that there are not, and for a balance of experts
         that have no bias."""
+        if recipe.balance and self.lora is not None:
+            raise ModelError("--balance", "adapters, beside which the choice of experts stays as it is", "none",
+                             "train without --balance, or without --lora")
         if recipe.balance and not self._biases:
             raise ModelError(self.checkpoint.where, "a model that chooses experts without a bias, or has none",
                              "a DeepSeek-V3, whose experts can be balanced", "train without --balance")
@@ -368,7 +468,7 @@ class Trainer(ABC):
         self._run(
             "train", share=1.0 / counted, limit=recipe.clip, keep=1.0 - rate * recipe.decay, beta1=recipe.beta1,
             beta2=recipe.beta2, epsilon=recipe.epsilon, rate=rate / (1.0 - recipe.beta1**number),
-            spread=(1.0 - recipe.beta2**number) ** -0.5, **({"balance": recipe.balance} if self._biases else {}))
+            spread=(1.0 - recipe.beta2**number) ** -0.5, **({"balance": recipe.balance} if self._balances else {}))
         return float(self.loss[0]), float(self.norm[0])
 
     def loss_of(self, tokens: Array, targets: Array) -> float:

@@ -20,6 +20,8 @@ import numpy as np
 
 from ..ahead.draws import Draws
 from ..runtime.system import available_bytes
+from .adapted import Lora
+from .adapter import write_adapter
 from .checkpoint import Checkpoint, Entry
 from .errors import ModelError
 from .grouped import SETTINGS
@@ -108,9 +110,11 @@ class Trained(Protocol):
 
 class Training(Protocol):
     """A model in training. sequences, length: of the tokens of a step. tensors, their gradients of the last step, means
-    and squares: by the names of the file."""
+    and squares: by the names of the file. lora: the adapters that learn, None where all weights do."""
 
     checkpoint: Checkpoint
+    config: Any
+    lora: Lora | None
     sequences: int
     length: int
     vocabulary: int
@@ -137,26 +141,35 @@ class Training(Protocol):
         """The loss, without a change."""
 
 
-def check_room(wanted_bytes: int) -> None:
+def check_room(wanted_bytes: int, what: str = "16 bytes a weight") -> None:
     """Raises ModelError where the system has no memory for so much: it would end the process once it is touched."""
     there = available_bytes()
     if there is not None and wanted_bytes > there:
         raise ModelError("memory", f"{there / 2**30:.1f} GiB that are free",
-                         f"{wanted_bytes / 2**30:.1f} GiB: 16 bytes a weight, and what layers keep of each token",
+                         f"{wanted_bytes / 2**30:.1f} GiB: {what}, and what layers keep of each token",
                          "take fewer tokens for a step, a smaller model, or end other programs")
 
 
 def start(checkpoint: Checkpoint, sequences: int = 1, length: int | None = None, *, threads: int | None = None,
-          interpret: bool = False) -> Training:
-    """A checkpoint in training. length: None for LENGTH, or all positions of a model that has fewer. Raises ModelError
-    for an architecture that can't be trained, for a broken file, and where memory is short."""
+          interpret: bool = False, lora: Lora | None = None, base: str | None = None) -> Training:
+    """A checkpoint in training. length: None for LENGTH, or all positions of a model that has fewer. lora: adapters
+    that learn in place of all weights. base: what matrices are held in beside them, f32 or bf16; None for bf16 where
+    that is what the file has. Raises ModelError for an architecture that can't be trained, for a broken file, and where
+    memory is short."""
     package = ARCHITECTURES.get(checkpoint.architecture)
     if package is None:
         raise ModelError(checkpoint.where, f"a model of {checkpoint.architecture or 'no architecture'}",
                          "a Llama, a Mistral, a Qwen or a DeepSeek", "train such a model")
     trainer = import_module(f"{__package__}.{package}.training").Trainer
-    made: Training = trainer(checkpoint, sequences, length, threads=threads, interpret=interpret)
+    made: Training = trainer(checkpoint, sequences, length, threads=threads, interpret=interpret, lora=lora,
+                             base=base or ("bf16" if lora is not None and _is_bf16(checkpoint) else "f32"))
     return made
+
+
+def _is_bf16(checkpoint: Checkpoint) -> bool:
+    """Whether bf16 holds every matrix of a file as it is."""
+    matrices = [entry for entry in checkpoint.tensors.values() if len(entry.shape) > 1]
+    return all("BF16" in (getattr(entry, "type", ""), getattr(entry, "format", "")) for entry in matrices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +209,10 @@ def mean_loss(training: Training, tokens: Array) -> float:
     return total / len(starts)
 
 
-def resume(training: Training) -> int:
-    """Take up the state of the optimiser that lies beside the checkpoint: after how many steps. Raises ModelError."""
-    path = training.checkpoint.path / STATE
+def resume(training: Training, folder: Path | None = None) -> int:
+    """Take up the state of the optimiser that lies beside the checkpoint, or the adapter: after how many steps. folder:
+    of the adapter. Raises ModelError."""
+    path = (folder or training.checkpoint.path) / STATE
     if not path.is_file():
         raise ModelError(path, "nothing", "the state of a training that was saved on its way",
                          "go on from a directory that --save-every made, or start anew without --resume")
@@ -225,9 +239,12 @@ def write_trained(
     training: Training, target: Path, *, steps: int | None = None,
     report: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> None:
-    """The model as it is now, in f32, as a new directory. steps: with the state of the optimiser, after so many. Raises
-    ModelError as write_directory does."""
+    """The model as it is now, in f32, as a new directory, or its adapters. steps: with the state of the optimiser,
+    after so many. Raises ModelError as write_directory does."""
     beside = {} if steps is None else {STATE: state_pieces(training, steps)}
+    if training.lora is not None:
+        write_adapter(training, target, beside)
+        return
     write_directory(training.checkpoint, target, config_of(training.checkpoint), model_pieces(training), beside=beside,
                     report=report)
 

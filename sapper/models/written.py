@@ -87,6 +87,21 @@ def write_directory(
     return size
 
 
+def write_files(target: Path, texts: Mapping[str, bytes], tensors: Mapping[str, Sequence[Piece]]) -> None:
+    """A directory of files, by name, and of safetensors files. Raises ModelError as write_directory does."""
+    check_new(target)
+    with _directory(target) as folder:
+        for name, text in texts.items():
+            with _synced(folder / name) as file:
+                file.write(text)
+        for name, some in tensors.items():
+            with _synced(folder / name) as file:
+                file.write(header_of(some))
+                for piece in some:
+                    for array in piece.make():
+                        file.write(array)
+
+
 def _size(dtype: str) -> int:
     return 1 if dtype == "U8" else DTYPES[dtype].itemsize
 

@@ -10,16 +10,18 @@ pair. All tokens attend naively: keys and values of all heads are made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...kernels import gradients, matmul, mla_gradient, norm
+from ...kernels import gradients, mla_gradient, norm
 from .. import trainer
+from ..adapted import product, through_matrix
 from ..checkpoint import Checkpoint
 from ..errors import ModelError
-from ..trained import F32, Kept, Memory, Places, through_matrix
+from ..trained import F32, Kept, Memory, Places
 from ..workspace import Steps
 from . import config as configs
 from .config import LATENT_EPSILON, DeepseekConfig
@@ -60,15 +62,17 @@ class Trainer(trainer.Trainer):
 
     config: DeepseekConfig
 
-    def __init__(self, checkpoint: Checkpoint, sequences: int, length: int | None, *, threads: int | None = None,
-                 interpret: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, sequences: int, length: int | None, **options: Any) -> None:
         """Raises ModelError for a checkpoint that is no DeepSeek's, or has an indexer, and as the base does."""
         config = (configs.from_gguf if checkpoint.gguf else configs.from_json)(checkpoint.metadata, checkpoint.where)
         if config.indexer is not None:
             raise ModelError(checkpoint.where, "a model that chooses the positions it attends to (V3.2)",
                              "a model whose tokens attend to all", "train a DeepSeek-V2 or V3")
-        super().__init__(checkpoint, config, GGUF_NAMES if checkpoint.gguf else NAMES, sequences, length,
-                         threads=threads, interpret=interpret)
+        super().__init__(checkpoint, config, GGUF_NAMES if checkpoint.gguf else NAMES, sequences, length, **options)
+
+    @property
+    def _published(self) -> Mapping[str, str]:
+        return NAMES
 
     @property
     def _width(self) -> int:
@@ -88,11 +92,14 @@ class Trainer(trainer.Trainer):
 
     def _attention_in(self, places: Places) -> Attention:
         config, rank = self.config, self.config.query_rank
+        first = "query_latent" if rank else "all_queries"
+        latent, queries = config.key_rank + config.turned_features, config.heads * config.head_features
+        made = config.heads * self._made_features
         return Attention(
-            places.matrix(self._first + config.key_rank + config.turned_features, config.features),
+            places.matrix(self._first + latent, config.features, of={first: self._first, "key_latent": latent}),
             places.vector(rank) if rank else None,
-            places.matrix(config.heads * config.head_features, rank) if rank else None,
-            places.vector(config.key_rank), places.matrix(config.heads * self._made_features, config.key_rank))
+            places.matrix(queries, rank, of={"query": queries}) if rank else None,
+            places.vector(config.key_rank), places.matrix(made, config.key_rank, of={"expand": made}))
 
     def _attention_tensors(self, one: Attention, layer: int) -> dict[str, Array]:
         config = self.config
@@ -154,12 +161,12 @@ class Trainer(trainer.Trainer):
         if one.query is not None:
             queries = [
                 (norm.rms_norm, (own.joined[:, : self._first], one.query_gain, LATENT_EPSILON, own.query_normed)),
-                (matmul.matmul_nt_f32, (own.query_normed, one.query, own.query))]
+                *product(one.query, own.query_normed, own.query)]
         return [
-            (matmul.matmul_nt_f32, (kept.attention_normed, one.joined, own.joined)),
+            *product(one.joined, kept.attention_normed, own.joined),
             *queries,
             (norm.rms_norm, (self._latent(own), one.key_gain, LATENT_EPSILON, own.latent_normed)),
-            (matmul.matmul_nt_f32, (own.latent_normed, one.expand, own.expanded)),
+            *product(one.expand, own.latent_normed, own.expanded),
             *self._turn_both(own, self._sine),
             (mla_gradient.latent_attention_kept, (
                 *self._parts(own), config.score_scale, self._mixed(kept.mixed), own.level)),
@@ -168,7 +175,7 @@ class Trainer(trainer.Trainer):
     def _mixed(self, rows: Array) -> Array:
         return rows.reshape(self.sequences, self.length, self.config.heads, -1)
 
-    def _attend_back(self, one: Attention, found: Attention, kept: Kept) -> Steps:
+    def _attend_back(self, one: Attention, found: Attention, kept: Kept, dnormed: Array | None) -> Steps:
         config, own, back = self.config, kept.attention, self._dkept
         dstill, dturning, dkeys, _, dvalues = self._parts(back)
         parts, dmixed, scale = self._parts(own), self._mixed(self._dmixed), config.score_scale
@@ -188,10 +195,12 @@ class Trainer(trainer.Trainer):
             steps += [
                 *through_matrix(one.query, found.query, back.query, own.query_normed, back.query_normed),
                 self._latent_back(first, one.query_gain, back.query_normed, dfirst, found.query_gain)]
-        return [*steps, *through_matrix(one.joined, found.joined, back.joined, kept.attention_normed, self._dnormed)]
+        return [*steps, *through_matrix(one.joined, found.joined, back.joined, kept.attention_normed, dnormed)]
 
     def _latent_back(self, x: Array, gain: Any, dy: Any, dx: Array, dgain: Any) -> tuple[Any, tuple[Any, ...]]:
-        """The norm of a latent vector, backwards."""
+        """The norm of a latent vector, backwards. dgain: None where the gain stays as it is."""
         x, dy, dx = (rows[:, None] for rows in (x, dy, dx))
+        if dgain is None:
+            return gradients.head_norm_past, (x, gain, LATENT_EPSILON, dy, dx)
         return gradients.head_norm_gradient, (
             x, gain, LATENT_EPSILON, dy, self._factor.reshape(-1, 1), dx, dgain)

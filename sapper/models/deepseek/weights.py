@@ -139,6 +139,7 @@ NAMES = {
     "predictor_join": LAYER + "eh_proj.weight", "predictor_gain": LAYER + "shared_head.norm.weight",
 }
 
+PUBLISHED = NAMES
 
 BLOCK = "blk.{}."
 GGUF_NAMES = {

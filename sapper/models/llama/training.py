@@ -9,19 +9,21 @@ pair.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...kernels import add, attention_gradient, gradients, matmul, norm
+from ...kernels import add, attention_gradient, gradients, norm
 from .. import trainer
+from ..adapted import product, through_matrix
 from ..checkpoint import Checkpoint
-from ..trained import F32, Kept, Memory, Places, through_matrix
+from ..trained import F32, Kept, Memory, Places
 from ..workspace import Steps
 from . import config as configs
 from .config import LlamaConfig
-from .weights import GGUF_NAMES, JSON_NAMES
+from .weights import GGUF_NAMES, JSON_NAMES, file_order
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -52,14 +54,20 @@ class Trainer(trainer.Trainer):
 
     config: LlamaConfig
 
-    def __init__(self, checkpoint: Checkpoint, sequences: int, length: int | None, *, threads: int | None = None,
-                 interpret: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, sequences: int, length: int | None, **options: Any) -> None:
         """Raises ModelError for a checkpoint that is no Llama's, and as the base does."""
         read = configs.from_gguf if checkpoint.gguf else configs.from_json
         self._interleaved = checkpoint.gguf and checkpoint.architecture == "llama"
         super().__init__(
             checkpoint, read(checkpoint.metadata, checkpoint.where), GGUF_NAMES if checkpoint.gguf else JSON_NAMES,
-            sequences, length, threads=threads, interpret=interpret)
+            sequences, length, **options)
+
+    @property
+    def _published(self) -> Mapping[str, str]:
+        return JSON_NAMES
+
+    def _order_of(self, role: str) -> Array | None:
+        return file_order(self.checkpoint, self.config, role)
 
     @property
     def _width(self) -> int:
@@ -75,7 +83,9 @@ class Trainer(trainer.Trainer):
         config, size = self.config, self.config.head_features
         rows = (config.heads + 2 * config.kv_heads) * size
         gains = [places.vector(size) if config.normed else None for _ in range(2)]
-        return Attention(places.matrix(rows, config.features), places.vector(rows) if config.biased else None, *gains)
+        of = {"query": config.heads * size, "key": config.kv_heads * size, "value": config.kv_heads * size}
+        return Attention(places.matrix(rows, config.features, of=of), places.vector(rows) if config.biased else None,
+                         *gains)
 
     def _attention_tensors(self, one: Attention, layer: int) -> dict[str, Array]:
         size, heads, kv_heads = self.config.head_features, self.config.heads, self.config.kv_heads
@@ -138,7 +148,7 @@ class Trainer(trainer.Trainer):
         parts, (queries, keys, both) = self._parts(own.qkv), self._turned(own)
         turned = queries, keys
         return [
-            (matmul.matmul_nt_f32, (kept.attention_normed, one.qkv, own.qkv)),
+            *product(one.qkv, kept.attention_normed, own.qkv),
             *([] if one.bias is None else [(add.add_bias_in_place, (own.qkv, one.bias))]),
             *((norm.head_norm, (self._flat(parts[i]), gain, self.config.epsilon, self._flat(turned[i])))
               for i, gain in self._norms(one)),
@@ -147,13 +157,12 @@ class Trainer(trainer.Trainer):
                 self._grouped(queries), keys, parts[2], self._scale, self._grouped(kept.mixed), own.level)),
         ]
 
-    def _attend_back(self, one: Attention, found: Attention, kept: Kept) -> Steps:
+    def _attend_back(self, one: Attention, found: Attention, kept: Kept, dnormed: Array | None) -> Steps:
         own: KeptAttention = kept.attention
         parts, (queries, keys, _) = self._parts(own.qkv), self._turned(own)
         dqkv, along = self._dkept.qkv, self._dkept.level
         dparts, (dqueries, dkeys, dboth) = self._parts(dqkv), self._turned(self._dkept)
         dturned, dmixed, queries = (dqueries, dkeys), self._grouped(self._dmixed), self._grouped(queries)
-        gains = [gain for _, gain in self._norms(found)]
         steps: Steps = [
             (attention_gradient.attention_gradient_queries, (
                 queries, keys, parts[2], own.level, self._grouped(kept.mixed), dmixed, self._scale,
@@ -162,11 +171,17 @@ class Trainer(trainer.Trainer):
                 queries, keys, parts[2], own.level, along, dmixed, self._scale, dkeys, dparts[2])),
             *self._turn(dboth, self._back, self._interleaved),
         ]
+        dgains = found.query_gain, found.key_gain
         for i, gain in self._norms(one):
-            factors = self._head_factors[: self._rows * parts[i].shape[2]].reshape(self._rows, -1)
-            steps.append((gradients.head_norm_gradient, (
-                self._flat(parts[i]), gain, self.config.epsilon, self._flat(dturned[i]), factors,
-                self._flat(dparts[i]), gains[i])))
+            steps.append(self._heads_back(self._flat(parts[i]), gain, self._flat(dturned[i]), self._flat(dparts[i]),
+                                          dgains[i]))
         if found.bias is not None:
             steps.append((gradients.column_sums, (dqkv, found.bias)))
-        return [*steps, *through_matrix(one.qkv, found.qkv, dqkv, kept.attention_normed, self._dnormed)]
+        return [*steps, *through_matrix(one.qkv, found.qkv, dqkv, kept.attention_normed, dnormed)]
+
+    def _heads_back(self, x: Array, gain: Array, dy: Array, dx: Array, dgain: Array | None) -> tuple[Any, Any]:
+        """The norm of heads, backwards. dgain: None where the gain stays as it is."""
+        if dgain is None:
+            return gradients.head_norm_past, (x, gain, self.config.epsilon, dy, dx)
+        factors = self._head_factors[: self._rows * x.shape[1]].reshape(self._rows, -1)
+        return gradients.head_norm_gradient, (x, gain, self.config.epsilon, dy, factors, dx, dgain)

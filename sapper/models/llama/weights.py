@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint import Checkpoint
 from ..linear import Matrix
 from ..mixture import DenseWeights, MixtureWeights, load_dense, load_mixture
 from ..weights import Loader, Use, half_split_rows
@@ -89,6 +90,17 @@ JSON_NAMES = {
     "expert_up": "model.layers.{}.mlp.experts.{}.up_proj.weight",
     "expert_down": "model.layers.{}.mlp.experts.{}.down_proj.weight",
 }
+
+
+PUBLISHED = JSON_NAMES
+
+
+def file_order(checkpoint: Checkpoint, config: LlamaConfig, role: str) -> Array | None:
+    """Which row of a checkpoint's matrix is each row of the one that was published; None where they are the same."""
+    heads = {"query": config.heads, "key": config.kv_heads}.get(role)
+    if heads is None or not (checkpoint.gguf and checkpoint.architecture == "llama"):
+        return None
+    return half_split_rows(np.arange(heads * config.head_features), heads)
 
 
 def load_weights(loader: Loader, config: LlamaConfig, interleaved: bool) -> LlamaWeights:
