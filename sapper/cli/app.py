@@ -54,6 +54,8 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, max=MAX_THREADS
 WeightsDtype = Annotated[str, typer.Option(
     "--dtype", help="How weights are held: file (activations in 8 bits), file-f32 (activations in f32), file-rounded, "
                     "bf16, bf16-rounded or f32: docs/models.md.")]
+AdapterName = Annotated[str | None, typer.Option(
+    "--adapter", metavar="DIRECTORY", help="Add an adapter (LoRA) to the weights: sapper train --lora's, or PEFT's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: an object, or a list of them.")]
 
 
@@ -519,7 +521,7 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="A user's message.")],
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Most tokens of the answer.")] = 128,
     temperature: Temperature = 0.0, top_k: TopK = 40, top_p: TopP = 1.0, min_p: MinP = 0.0, seed: Seed = 0,
-    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
+    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file", adapter: AdapterName = None,
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     speculate: Speculate = False,
@@ -534,13 +536,15 @@ def generate(
       sapper generate smollm2 --prompt "What is a sapper?"
       sapper generate model.gguf --prompt "Once upon a time" --raw --tokens 64 --temperature 0.8 --seed 1
       sapper generate smollm2 --prompt "Hello" --json
+      sapper generate smollm2 --prompt "Hello" --adapter smollm2-lora
       sapper generate smollm2 --prompt "Hello" --profile --threads 2
     """
     from .generate import run_generate
 
     raise typer.Exit(run_generate(model, prompt, tokens, json=json, threads=threads, raw=raw, system=system,
-                                  dtype=dtype, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                                  seed=seed, stop=stop or [], speculate=speculate, profile=profile))
+                                  dtype=dtype, adapter=adapter, temperature=temperature, top_k=top_k,
+                                  top_p=top_p, min_p=min_p, seed=seed, stop=stop or [], speculate=speculate,
+                                  profile=profile))
 
 
 @app.command()
@@ -550,7 +554,8 @@ def chat(
     tokens: Annotated[int | None, typer.Option("--tokens", "-n", min=1, help="Most tokens of an answer.")] = None,
     context: Annotated[int | None, typer.Option("--context", min=2, help="Tokens of the conversation.")] = None,
     temperature: Temperature = 0.0, top_k: TopK = 40, top_p: TopP = 1.0, min_p: MinP = 0.0, seed: Seed = 0,
-    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file", speculate: Speculate = False,
+    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file", adapter: AdapterName = None,
+    speculate: Speculate = False,
 ) -> None:
     """Talk with a model in the terminal. Ctrl-C ends an answer, Ctrl-D the program; /help says what else there is.
 
@@ -563,8 +568,8 @@ def chat(
     from .chat import run_chat
 
     raise typer.Exit(run_chat(model, system=system, tokens=tokens, context=context, threads=threads, dtype=dtype,
-                              speculate=speculate, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                              seed=seed, stop=stop or []))
+                              adapter=adapter, speculate=speculate, temperature=temperature, top_k=top_k, top_p=top_p,
+                              min_p=min_p, seed=seed, stop=stop or []))
 
 
 @app.command()
@@ -582,7 +587,7 @@ def serve(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 4096,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Longest time of a request.")] = 600.0,
     stall_seconds: Annotated[float, typer.Option("--stall-seconds", min=0.1, help="Longest stall of a client.")] = 30.0,
-    threads: Threads = None, dtype: WeightsDtype = "file", speculate: Speculate = False,
+    threads: Threads = None, dtype: WeightsDtype = "file", adapter: AdapterName = None, speculate: Speculate = False,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API has it: /v1/models, /v1/completions, /v1/chat/completions, and /health
     and /metrics. Ctrl-C or SIGTERM stops it.
@@ -598,7 +603,7 @@ def serve(
     raise typer.Exit(run_serve(
         model, host=host, port=port, key=key, name=name, slots=slots, context=context, pages=pages, queue=queue,
         body_bytes=body_bytes, tokens=tokens, seconds=seconds, stall_seconds=stall_seconds, threads=threads,
-        dtype=dtype, speculate=speculate))
+        dtype=dtype, speculate=speculate, adapter=adapter))
 
 
 @app.command()
@@ -607,7 +612,7 @@ def perplexity(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8.")],
     context: Annotated[int | None, typer.Option("--context", "-c", min=4, help="Of a window; default: 512.")] = None,
     stride: Annotated[int, typer.Option("--stride", min=0, help="Windows every so many tokens; 0: side by side.")] = 0,
-    threads: Threads = None, dtype: WeightsDtype = "file", json: Json = False,
+    threads: Threads = None, dtype: WeightsDtype = "file", adapter: AdapterName = None, json: Json = False,
 ) -> None:
     """Measure how well a model foretells a text, over the windows of llama.cpp's llama-perplexity.
 
@@ -616,10 +621,12 @@ def perplexity(
       sapper perplexity smollm2 book.txt
       sapper perplexity model.gguf book.txt --context 2048 --json
       sapper perplexity model.gguf book.txt --context 512 --stride 128
+      sapper perplexity smollm2 book.txt --adapter smollm2-lora
     """
     from .perplexity import run_perplexity
 
-    facts = run_perplexity(model, file, context=context, stride=stride, threads=threads, dtype=dtype, progress=not json)
+    facts = run_perplexity(model, file, context=context, stride=stride, threads=threads, dtype=dtype, adapter=adapter,
+                           progress=not json)
     if json:
         _print_json(facts)
     else:
@@ -678,9 +685,22 @@ def train(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps over which it rises.")] = 10,
     decay: Annotated[float, typer.Option("--decay", min=0.0, help="Of weights in matrices.")] = 0.1,
     clip: Annotated[float, typer.Option("--clip", min=0.0, help="Largest norm of a gradient.")] = 1.0,
+    lora: Annotated[int | None, typer.Option(
+        "--lora", min=1, metavar="RANK", help="Train adapters of this rank; the model stays as it is.")] = None,
+    alpha: Annotated[float | None, typer.Option(
+        "--alpha", min=0.0, help="With --lora: adapters count alpha / rank times; default: twice the rank.")] = None,
+    adapt: Annotated[str, typer.Option(
+        "--adapt", help="With --lora: which matrices, as q_proj,v_proj; default: all of attention and dense parts.")
+    ] = "all",
+    base: Annotated[str | None, typer.Option(
+        "--base", help="With adapters: what the model is held in, f32 or bf16; default: bf16 where its file is.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(
+        "--adapter", metavar="DIRECTORY", help="Go on with this adapter, of its rank and matrices.")] = None,
     balance: Annotated[float, typer.Option(
         "--balance", min=0.0, help="How far a step moves a DeepSeek-V3's choice to experts with few tokens.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which sequences come.")] = 0,
+    seed: Annotated[int, typer.Option(
+        "--seed", min=0, help="Of the order in which sequences come, and of new adapters.")] = 0,
     validate: Annotated[
         str | None, typer.Option("--validate", metavar="FILE",
                                  help="Measure the loss over a text's first 64 sequences, before and after.")
@@ -694,17 +714,31 @@ def train(
     Mistral, a Qwen or a DeepSeek-V2 or V3, from any file that loads. The rate falls to a tenth along half a cosine. To
     go on from a saved step, give the same options again, with --resume.
 
+    With --lora the model stays as it is and adapters of low rank learn, in a fraction of the memory. What is written
+    is an adapter, as PEFT has it, for `--adapter` of other commands and for `sapper merge`; a saved step of it goes on
+    by --adapter and --resume.
+
     \b
     Examples:
       sapper train smollm2 book.txt -o smollm2-book
       sapper train ./model notes.txt -o tuned --steps 500 --length 1024 --rate 5e-5 --validate held-back.txt
       sapper train tuned.step-200 notes.txt -o tuned --steps 500 --length 1024 --rate 5e-5 --resume
+      sapper train smollm2 book.txt -o smollm2-lora --lora 16 --rate 5e-4
+      sapper train ./model notes.txt -o notes-lora --lora 8 --alpha 16 --adapt q_proj,v_proj --base bf16
+      sapper train ./model notes.txt -o notes-lora --adapter notes-lora.step-200 --resume
     """
     from .train import run_train
 
+    if lora is not None and adapter is not None:
+        raise UsageError("--lora: found --adapter, which has a rank; expected one of them")
+    without = {"--alpha": alpha, "--adapt": None if adapt == "all" else adapt, **({} if adapter else {"--base": base})}
+    for option, value in without.items():
+        if value is not None and lora is None:
+            raise UsageError(f"{option}: found no --lora; expected a rank with it")
+    adapting: dict[str, Any] = {"rank": lora, "alpha": alpha, "modules": adapt, "base": base, "adapter": adapter}
     recipe = {"steps": steps, "rate": rate, "warmup": warmup, "decay": decay, "clip": clip, "balance": balance}
     facts = run_train(model, text, out, recipe=recipe, sequences=sequences, length=length, seed=seed, validate=validate,
-                      save_every=save_every, resume=resume, threads=threads, progress=not json)
+                      save_every=save_every, resume=resume, threads=threads, progress=not json, **adapting)
     if json:
         _print_json(facts)
         return
@@ -713,6 +747,32 @@ def train(
           f"{facts['seconds']:.1f} s")
     if validate is not None:
         print(f"loss over {validate} {facts['validation_before']:.4f} before, {facts['validation_after']:.4f} after")
+
+
+@app.command()
+def merge(
+    model: ModelName,
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="A directory, as sapper train --lora writes it, or PEFT.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIRECTORY", help="A new directory.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the matrices that are written: f32 or bf16.")] = "f32",
+    json: Json = False,
+) -> None:
+    """Add an adapter to a model's matrices, and write the model as a directory that every command takes.
+
+    
+    Examples:
+      sapper merge smollm2 smollm2-lora -o smollm2-book
+      sapper merge ./Llama-3.2-1B ./adapter -o llama-tuned --dtype bf16
+    """
+    from .merge import run_merge
+
+    facts = run_merge(model, adapter, out, dtype=dtype, progress=not json)
+    if json:
+        _print_json(facts)
+        return
+    print(f"{facts['out']}: {facts['matrices']} of {facts['tensors']} tensors with an adapter, "
+          f"{facts['bytes'] / 2**20:.1f} MiB, {facts['seconds']:.1f} s")
 
 
 @app.command()

@@ -25,14 +25,14 @@ PROMPT, MORE = "> ", "… "
 
 def run_chat(
     model: str, *, system: str | None = None, tokens: int | None = None, context: int | None = None,
-    threads: int | None = None, dtype: str = "file", interpret: bool = False, speculate: bool = False,
-    read: Callable[[str], str] | None = None,
+    threads: int | None = None, dtype: str = "file", adapter: str | None = None,
+    interpret: bool = False, speculate: bool = False, read: Callable[[str], str] | None = None,
     out: TextIO | None = None, err: TextIO | None = None, **sampling: Any,
 ) -> int:
     """Talk with a model until the input ends; returns the exit status.
 
     tokens: of an answer, at most. context: of the conversation. sampling: temperature, top_k, top_p, min_p, seed, stop.
-    speculate: draft with the model's MTP head.
+    speculate: draft with the model's MTP head. adapter: a directory with one, which is added to the weights.
     read: gives the user's next line for a prompt, and raises EOFError at the end (None: standard input).
     """
     out, err = out or sys.stdout, err or sys.stderr
@@ -48,7 +48,7 @@ def run_chat(
     try:
         Sampling(**{key: value for key, value in sampling.items() if key != "stop"}).check()
         started = time.perf_counter()
-        loaded = load_model(model, dtype, speculate)
+        loaded = load_model(model, dtype, speculate, adapter=adapter)
         conversation = Conversation(loaded, system, **settings)
     except ModelError as error:
         print(f"error: {error}", file=err)

@@ -17,8 +17,9 @@ REFUSED, INTERRUPTED = 1, 130
 
 def run_generate(
     model: str, prompt: str, tokens: int = 128, *, json: bool = False, threads: int | None = None, raw: bool = False,
-    system: str | None = None, dtype: str = "file", interpret: bool = False, speculate: bool = False,
-    profile: bool = False, out: TextIO | None = None, err: TextIO | None = None, **sampling: Any,
+    system: str | None = None, dtype: str = "file", adapter: str | None = None, interpret: bool = False,
+    speculate: bool = False, profile: bool = False, out: TextIO | None = None, err: TextIO | None = None,
+    **sampling: Any,
 ) -> int:
     """Generate text and print it.
 
@@ -26,10 +27,10 @@ def run_generate(
     beginning of a text. tokens: at most so many. sampling: temperature, top_k, top_p, min_p, seed, stop, as Generation
     has them. json: print one object at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "stop",
     "length", "context", "interrupted"), load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "file", "bf16" or
-    "f32", how the weights are held. interpret: run under the reference interpreter. speculate: draft with the model's
-    MTP head; the report then says how many drafts were right ("drafted", "accepted"). profile: also where the time of
-    a step goes, kernel by kernel; in the object as a list "profile". out, err: where to print (None: stdout and
-    stderr).
+    "f32", how the weights are held. adapter: a directory with one, which is added to them. interpret: run under the
+    reference interpreter. speculate: draft with the model's MTP head; the report then says how many drafts were right
+    ("drafted", "accepted"). profile: also where the time of a step goes, kernel by kernel; in the object as a list
+    "profile". out, err: where to print (None: stdout and stderr).
     """
     out, err = out or sys.stdout, err or sys.stderr
     try:
@@ -48,7 +49,7 @@ def run_generate(
     started = time.perf_counter()
     load_seconds = 0.0
     try:
-        loaded = load_model(model, dtype, speculate)
+        loaded = load_model(model, dtype, speculate, adapter=adapter)
         load_seconds = time.perf_counter() - started
         generation = Generation(
             loaded, prompt_tokens(loaded, prompt, raw, system), tokens, threads=threads, interpret=interpret,

@@ -16,9 +16,9 @@ from .errors import CommandError
 
 def run_perplexity(
     model: str, file: str, *, context: int | None, stride: int, threads: int | None, dtype: str,
-    progress: bool,
+    adapter: str | None = None, progress: bool,
 ) -> dict[str, Any]:
-    """The figures. context, stride: the windows (models/perplexity.py)."""
+    """The figures. context, stride: the windows (models/perplexity.py). adapter: a directory with one."""
     try:
         from ..models.load import load_model
         from ..models.perplexity import Perplexity, perplexity
@@ -29,7 +29,7 @@ def run_perplexity(
     except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or error
         raise CommandError(f"{file}: found {found}; expected a text file in UTF-8; mend: check the path") from None
-    loaded = load_model(model, dtype)
+    loaded = load_model(model, dtype, adapter=adapter)
     tokens = loaded.tokenizer.encode(text)
     started = time.perf_counter()
     live = progress and sys.stderr.isatty()
@@ -47,5 +47,6 @@ def run_perplexity(
     return {
         "model": model, "file": file, "perplexity": found.value, "error": found.error, "tokens": found.tokens,
         "text_tokens": len(tokens), "windows": found.windows, "stride": stride, "dtype": dtype,
+        **({} if adapter is None else {"adapter": adapter}),
         "seconds": round(seconds, 3),
     }

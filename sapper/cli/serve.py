@@ -23,11 +23,12 @@ KEY_VARIABLE = "SAPPER_SERVE_KEY"
 def run_serve(
     model: str, *, host: str, port: int, key: str | None, name: str | None, slots: int, context: int | None,
     pages: int | None, queue: int, body_bytes: int, tokens: int, seconds: float, stall_seconds: float,
-    threads: int | None, dtype: str, speculate: bool,
+    threads: int | None, dtype: str, speculate: bool, adapter: str | None = None,
 ) -> int:
     """Serve. key: None takes that of the environment variable KEY_VARIABLE, if it is set. name: of the model, for
     clients (None: as given on the command line). slots: sequences at once. queue: how many more may wait. speculate:
-    draft with the model's MTP head. Other limits: models/serving/application.py."""
+    draft with the model's MTP head. adapter: a directory with one, which is added to the weights. Other limits:
+    models/serving/application.py."""
     try:
         from ..models.load import load_model
         from ..models.scheduler import Scheduler
@@ -40,7 +41,7 @@ def run_serve(
     listener = _listen(host, port)
     with contextlib.closing(listener):
         started = time.perf_counter()
-        loaded = load_model(model, dtype, speculate)
+        loaded = load_model(model, dtype, speculate, adapter=adapter)
         longest = min(loaded.positions, 4096) if context is None else context
         batch = loaded.batch(slots, longest, pages, threads=threads, speculate=speculate)
         batch.prepare()

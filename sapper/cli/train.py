@@ -18,13 +18,17 @@ from .errors import CommandError
 
 def run_train(
     model: str, text: str, out: str, *, recipe: dict[str, Any], sequences: int, length: int | None, seed: int,
-    validate: str | None, save_every: int | None, resume: bool, threads: int | None, progress: bool = True,
+    validate: str | None, save_every: int | None, resume: bool, threads: int | None, rank: int | None = None,
+    alpha: float | None = None, modules: str = "all", base: str | None = None, adapter: str | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """The figures. recipe: the fields of models.training.Recipe. length: of a sequence, as `start` has it. validate: a
-    text whose loss is measured before and after."""
+    text whose loss is measured before and after. rank, alpha, modules, base: of adapters that learn in place of all
+    weights; adapter: a directory with one to go on with."""
     try:
         import numpy as np
 
+        from ..models import adapter as adapters
         from ..models import training as trainings
         from ..models.checkpoint import open_checkpoint
         from ..models.written import check_new
@@ -37,18 +41,25 @@ def run_train(
     texts = [_read(name) for name in (text, validate) if name is not None]
     started = time.perf_counter()
     checkpoint = open_checkpoint(model)
-    training = trainings.start(checkpoint, sequences, length, threads=threads)
+    taken = None if adapter is None else adapters.read_adapter(Path(adapter))
+    lora = _lora(rank, alpha, modules, seed) if taken is None else adapters.lora_of(taken)
+    training = trainings.start(checkpoint, sequences, length, threads=threads, lora=lora, base=base)
+    if taken is not None:
+        adapters.take_up(training, taken)
     tokenizer = checkpoint.tokenizer(training.vocabulary)
     tokens, *kept_back = (np.array(tokenizer.encode(one), np.int32) for one in texts)
     for one in (tokens, *kept_back):
         trainings.windows(one, training.length)
-    done = trainings.resume(training) if resume else 0
+    done = trainings.resume(training, None if adapter is None else Path(adapter)) if resume else 0
     if done >= plan.steps:
         raise CommandError(f"--steps: found {plan.steps}; expected more than {done}, which were done before", 2)
     facts: dict[str, Any] = {
         "model": model, "text": text, "out": out, "steps": plan.steps, "done_before": done, "sequences": sequences,
         "length": training.length, "text_tokens": len(tokens),
     }
+    if training.lora is not None:
+        facts |= {"rank": training.lora.rank, "alpha": training.lora.alpha, "modules": list(training.lora.modules),
+                  "trained": sum(tensor.nbytes // 4 for tensor in training.tensors.values())}
     before = [trainings.mean_loss(training, one) for one in kept_back]
     losses, times = [], []
     line = _Line(progress, plan.steps, done, sequences * training.length)
@@ -64,6 +75,16 @@ def run_train(
         facts |= {"validation_before": loss, "validation_after": trainings.mean_loss(training, one)}
     trainings.write_trained(training, Path(out))
     return {**facts, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _lora(rank: int | None, alpha: float | None, modules: str, seed: int) -> Any:
+    """New adapters, if there are to be any."""
+    from ..models.adapted import Lora
+
+    if rank is None:
+        return None
+    named = () if modules == "all" else tuple(dict.fromkeys(modules.split(",")))
+    return Lora(rank, 2.0 * rank if alpha is None else alpha, named, seed=seed)
 
 
 class _Line:

@@ -268,9 +268,9 @@ def write_adapter(training: Training, target: Path, beside: Mapping[str, Sequenc
 
 
 def merge(checkpoint: Checkpoint, path: str | Path, target: Path, *, dtype: str = "f32",
-          report: Callable[[int, int, str], None] = lambda done, total, name: None) -> int:
-    """Write a checkpoint with an adapter in its matrices as a directory: the bytes of all tensors. dtype: of matrices,
-    f32 or bf16. Raises ModelError as with_adapter and write_directory do."""
+          report: Callable[[int, int, str], None] = lambda done, total, name: None) -> tuple[int, int]:
+    """Write a checkpoint with an adapter in its matrices as a directory: how many have one, and the bytes of all
+    tensors. dtype: of matrices, f32 or bf16. Raises ModelError as with_adapter and write_directory do."""
     from .training import config_of as config_f32
     from .weights import DTYPES
     from .written import check_new, write_directory
@@ -287,4 +287,5 @@ def merge(checkpoint: Checkpoint, path: str | Path, target: Path, *, dtype: str 
     config = config_f32(whole)
     if not checkpoint.gguf and dtype == "bf16":
         config["dtype"] = "bfloat16"
-    return write_directory(whole, target, config, [piece(*one) for one in whole.tensors.items()], report=report)
+    size = write_directory(whole, target, config, [piece(*one) for one in whole.tensors.items()], report=report)
+    return sum(isinstance(entry, MergedEntry) for entry in whole.tensors.values()), size

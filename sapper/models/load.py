@@ -28,7 +28,8 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3"
 Loaded: TypeAlias = Model[Any, Any]
 
 
-def load_model(model: str | Path, dtype: str = "file", predictor: bool = False, target: Any = None) -> Loaded:
+def load_model(model: str | Path, dtype: str = "file", predictor: bool = False, target: Any = None,
+               adapter: str | Path | None = None) -> Loaded:
     """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: one of weights.FORMS.
 
     With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
@@ -38,11 +39,17 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False, 
     instead, which makes prompts faster where the CPU has tile registers. "bf16-rounded" is "bf16" with rows of
     activations rounded to bf16 too, which makes prompts twice as fast.
     predictor: with the MTP head, for sessions that speculate. target: whose code reads the weights (None: this CPU's).
-    Raises ModelError for whatever is wrong with the files.
+    adapter: a directory with one of low rank (adapter.py), which is added to the matrices; these are then held as what
+    is not quantised in the file. Raises ModelError for whatever is wrong with the files.
     """
     check_form(dtype)
     with without_collection():
-        loaded = load_checkpoint(open_checkpoint(model), dtype, predictor, target)
+        checkpoint = open_checkpoint(model)
+        if adapter is not None:
+            from .adapter import with_adapter
+
+            checkpoint = with_adapter(checkpoint, adapter)
+        loaded = load_checkpoint(checkpoint, dtype, predictor, target)
     trim_heap()  # of what was read
     return loaded
 

@@ -147,7 +147,7 @@ class Trainer(ABC):
         sizes = [one.size_bytes for one in (matrices, vectors, lows)]
         check_room(4 * numbers.size_bytes + sum(sizes) + self._room_bytes(),
                    "the weights, 16 bytes a number of an adapter")
-        base = Places(*(Arena(size_bytes) for size_bytes in sizes[:2]), dtype)
+        base = Places(Arena(sizes[0]), Arena(sizes[1]), dtype)
         of_each: list[tuple[Any, Any]] = [(base, Arena(sizes[2])), *((None, Again()) for _ in range(3))]
         self._hold([AdaptedPlaces(lora, self._rows, self._published, of_kind, Arena(numbers.size_bytes), room)
                     for of_kind, room in of_each])
