@@ -19,26 +19,33 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, exp, f32, i32, max, sigmoid, span, sum, tiles, where, whole, zeros
+from sapper import Tensor, bf16, each, exp, f32, i32, max, sigmoid, span, sum, tiles, where, whole, zeros
 
 from .gate import SMALLEST_TOTAL
 from .moe import TOLERANCE
-from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 T, K, E, J, F, B, L = sp.dims("T K E J F B L")
 
 
-@sp.kernel
-def grouped_matmul_nn_f32(
-    x: Tensor[f32, J, F], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[f32, E, F, B, L],
-    y: Tensor[f32, J, B, L],
-):
-    for e, b in each(E, B, disjoint=True):
-        for m, l in tiles(span(start[e], stop[e]), L):
-            acc = zeros(m, l, dtype=f32)
-            for f in tiles(F):
-                acc += x[m, f] @ w[e, f, b, l]
-            y[m, b, l] = acc
+def make_grouped_matmul_nn(weight: Any) -> Any:
+    @sp.kernel(name=f"grouped_matmul_nn_{weight.name}")
+    def grouped_matmul_nn(
+        x: Tensor[f32, J, F], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[weight, E, F, B, L],
+        y: Tensor[f32, J, B, L],
+    ):
+        for e, b in each(E, B, disjoint=True):
+            for m, l in tiles(span(start[e], stop[e]), L):
+                acc = zeros(m, l, dtype=f32)
+                for f in tiles(F):
+                    acc += x[m, f] @ w[e, f, b, l]
+                y[m, b, l] = acc
+
+    return grouped_matmul_nn
+
+
+grouped_matmul_nn_f32 = make_grouped_matmul_nn(f32)
+grouped_matmul_nn_bf16 = make_grouped_matmul_nn(bf16)
 
 
 @sp.kernel
@@ -186,10 +193,10 @@ def _ranges(random: "np.random.Generator", e: int, j: int) -> Arguments:
     return {"start": (stop - counts).astype(np.int32), "stop": stop}
 
 
-def nn_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
+def nn_arguments(random: "np.random.Generator", shape: Shape, weight: str) -> Arguments:
     e, f, b, l, j = (shape[name] for name in "EFBLJ")
     return {"x": normal(random, j, f), **_ranges(random, e, j),
-            "w": normal(random, e, f, b, l, scale=1.0 / np.sqrt(f + 1.0)), "y": unwritten(j, b, l)}
+            "w": normal(random, e, f, b, l, dtype=weight, scale=1.0 / np.sqrt(f + 1.0)), "y": unwritten(j, b, l)}
 
 
 def tn_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
@@ -236,15 +243,21 @@ def _gate_entry(kernel: Any, softmax: bool) -> LibraryKernel:
     )
 
 
-KERNELS = (
-    LibraryKernel(
-        name="grouped_matmul_nn_f32", kernel=grouped_matmul_nn_f32, reference=nn_reference, make_arguments=nn_arguments,
-        tolerance=TOLERANCE,
+def _nn_entry(kernel: Any, weight: str) -> LibraryKernel:
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=nn_reference,
+        make_arguments=lambda random, shape: nn_arguments(random, shape, weight), tolerance=TOLERANCE,
         cases=(Case(_grouped_shape("EFBLJ", 16, 1024, 12, 64, 2048), flops=2 * 2048 * 1024 * 768,
-                    bytes=4 * (16 * 1024 * 768 + 2048 * (1024 + 768)) + 8 * 16),),
+                    bytes=NUMPY_DTYPES[weight].itemsize * 16 * 1024 * 768 + 4 * 2048 * (1024 + 768) + 8 * 16),),
         check_shapes=tuple(_grouped_shape("EFBLJ", *extents) for extents in (
             (2, 3, 1, 4, 0), (1, 1, 1, 1, 1), (5, 3, 1, 7, 11), (3, 33, 2, 19, 29))),
-    ),
+        dtype=weight,
+    )
+
+
+KERNELS = (
+    _nn_entry(grouped_matmul_nn_f32, "f32"),
+    _nn_entry(grouped_matmul_nn_bf16, "bf16"),
     LibraryKernel(
         name="grouped_matmul_tn_f32", kernel=grouped_matmul_tn_f32, reference=tn_reference, make_arguments=tn_arguments,
         tolerance=TOLERANCE,

@@ -29,7 +29,8 @@ MAX_RANK = 4096
 @dataclass(frozen=True, slots=True)
 class Lora:
     """Adapters of one rank. modules: the matrices that have them, by the last part of the names that their model
-    publishes ("q_proj"); none stands for all that can. stable: whether the factor is alpha over the root of the rank
+    publishes ("q_proj"); none stands for all that can, of a model with experts for those of attention, as PEFT takes the
+    names of dense parts for experts' there. stable: whether the factor is alpha over the root of the rank
     (rsLoRA: Kalajdzievski, 2023, arXiv:2312.03732) and not over the rank. seed: of what they are drawn by."""
 
     rank: int
@@ -87,7 +88,7 @@ class AdaptedPlaces:
 
     tokens: of a step. published: role -> the name of its tensor, as models publish it. base: Places of what stays as it
     is, None of what belongs to others. matrices: where adapters lie; lows: where what they give does. seen: the modules
-    of all matrices that can have adapters.
+    of all matrices that can have adapters, and whether these are of attention.
     """
 
     lora: Lora
@@ -104,7 +105,7 @@ class AdaptedPlaces:
         rank, parts, start, chosen = self.lora.rank, [], 0, []
         for role, count in (of or {}).items():
             module = module_of(self.published[role])
-            self.seen[module] = True
+            self.seen[module] = ".self_attn." in self.published[role]
             if not self.lora.modules or module in self.lora.modules:
                 chosen.append((role, slice(start, start + count)))
             start += count

@@ -247,12 +247,12 @@ def take_up(training: Training, adapter: Adapter) -> None:
 
 def config_of(lora: Lora, training: Training) -> dict[str, Any]:
     """adapter_config.json."""
-    experts = getattr(training.config, "mixture", None) is not None
+    experts = training.config.mixture is not None
     matrices = [name[len(PREFIX) : -len(DOWN)] for name in training.tensors if name.endswith(DOWN)]
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(training.checkpoint.path),
         "r": lora.rank, "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
-        # Where there are experts, whose matrices have the same last names, each is named in full.
+        # Where there are experts, whose matrices may have the same last names, each is named in full.
         "target_modules": matrices if experts else sorted(lora.modules), "use_rslora": lora.stable,
         "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
         "inference_mode": True, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False,

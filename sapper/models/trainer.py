@@ -135,15 +135,10 @@ class Trainer(ABC):
 
     def _hold_adapters(self, lora: Lora, dtype: np.dtype[Any]) -> dict[str, Trained]:
         """The same of adapters, which are drawn, and of weights that stay as they are."""
+        self.lora = lora = replace(lora, modules=self._modules(lora))
         matrices, vectors, numbers, lows = (Counter() for _ in range(4))
-        counted = AdaptedPlaces(lora, self._rows, self._published, Places(matrices, vectors, dtype), numbers, lows)
-        self._weights_in(counted)
-        unknown = [module for module in lora.modules if module not in counted.seen]
-        if unknown:
-            raise ModelError("the matrices to be adapted", repr(unknown[0]),
-                             f"all, or some of {', '.join(counted.seen)}", "choose among these")
-        self.lora = lora = replace(lora, modules=tuple(
-            module for module in counted.seen if not lora.modules or module in lora.modules))
+        self._weights_in(AdaptedPlaces(
+            lora, self._rows, self._published, Places(matrices, vectors, dtype), numbers, lows))
         sizes = [one.size_bytes for one in (matrices, vectors, lows)]
         check_room(4 * numbers.size_bytes + sum(sizes) + self._room_bytes(),
                    "the weights, 16 bytes a number of an adapter")
@@ -158,6 +153,17 @@ class Trainer(ABC):
             down.write(random.uniform(-1.0, 1.0, down.shape) * down.shape[1] ** -0.5)
             up.write(np.zeros(up.shape))
         return self._named(bases(self._weights))
+
+    def _modules(self, lora: Lora) -> tuple[str, ...]:
+        """Those that have adapters. Raises ModelError for some that the model lacks."""
+        counted = AdaptedPlaces(lora, self._rows, self._published, None, Counter(), Counter())
+        self._weights_in(counted)
+        for module in lora.modules:
+            if module not in counted.seen:
+                raise ModelError("the matrices to be adapted", repr(module),
+                                 f"all, or some of {', '.join(counted.seen)}", "choose among these")
+        usual = [module for module, attends in counted.seen.items() if attends or self.config.mixture is None]
+        return tuple(module for module in counted.seen if module in (lora.modules or usual))
 
     def _hold(self, kinds: Sequence[Any]) -> None:
         self._weights, self._gradients, self._means, self._squares = (self._weights_in(kind) for kind in kinds)
@@ -312,8 +318,8 @@ class Trainer(ABC):
 
     @property
     def apart(self) -> dict[str, Array]:
-        """Tensors that are no part of matrices or vectors, by the names of the file: the biases of choices."""
-        return {self._names["router_bias"].format(layer): bias for layer, bias in self._biases.items()}
+        """Tensors that change and are no part of matrices or vectors, by the names of the file: the biases of choices."""
+        return {} if self.lora is not None else {self._names["router_bias"].format(layer): bias for layer, bias in self._biases.items()}
 
     def pieces(self, kind: str = "weights", ending: str = "", laid_out: bool = False) -> list[Piece]:
         """What a file is to have of a kind (KINDS): the tensors, each under its name and an ending, in the order in
