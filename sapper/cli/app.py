@@ -735,6 +735,10 @@ def train(
     for option, value in without.items():
         if value is not None and lora is None:
             raise UsageError(f"{option}: found no --lora; expected a rank with it")
+    if base not in (None, "f32", "bf16"):
+        raise UsageError(f"--base: found {base!r}; expected f32 or bf16")
+    if lora is not None and resume:
+        raise UsageError("--resume: found a new adapter; expected --adapter and a directory that --save-every made")
     adapting: dict[str, Any] = {"rank": lora, "alpha": alpha, "modules": adapt, "base": base, "adapter": adapter}
     recipe = {"steps": steps, "rate": rate, "warmup": warmup, "decay": decay, "clip": clip, "balance": balance}
     facts = run_train(model, text, out, recipe=recipe, sequences=sequences, length=length, seed=seed, validate=validate,

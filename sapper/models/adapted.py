@@ -29,9 +29,9 @@ MAX_RANK = 4096
 @dataclass(frozen=True, slots=True)
 class Lora:
     """Adapters of one rank. modules: the matrices that have them, by the last part of the names that their model
-    publishes ("q_proj"); none stands for all that can, of a model with experts for those of attention, as PEFT takes the
-    names of dense parts for experts' there. stable: whether the factor is alpha over the root of the rank
-    (rsLoRA: Kalajdzievski, 2023, arXiv:2312.03732) and not over the rank. seed: of what they are drawn by."""
+    publishes ("q_proj"); none stands for all that can, of a model with experts for those of attention, as PEFT takes
+    the names of dense parts for experts' there. stable: whether the factor is alpha over the root of the rank (rsLoRA:
+    Kalajdzievski, 2023, arXiv:2312.03732) and not over the rank. seed: of what they are drawn by."""
 
     rank: int
     alpha: float

@@ -31,6 +31,7 @@ from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.program import Program, Variable
 from ..runtime.system import round_up
 from .adapted import (
+    MAX_RANK,
     AdaptedPlaces,
     Again,
     Lora,
@@ -155,7 +156,9 @@ class Trainer(ABC):
         return self._named(bases(self._weights))
 
     def _modules(self, lora: Lora) -> tuple[str, ...]:
-        """Those that have adapters. Raises ModelError for some that the model lacks."""
+        """Those that have adapters. Raises ModelError for some that the model lacks, and for a rank that can't be."""
+        if not 1 <= lora.rank <= MAX_RANK:
+            raise ModelError("the rank of adapters", f"{lora.rank}", f"1 to {MAX_RANK}")
         counted = AdaptedPlaces(lora, self._rows, self._published, None, Counter(), Counter())
         self._weights_in(counted)
         for module in lora.modules:
@@ -318,8 +321,9 @@ class Trainer(ABC):
 
     @property
     def apart(self) -> dict[str, Array]:
-        """Tensors that change and are no part of matrices or vectors, by the names of the file: the biases of choices."""
-        return {} if self.lora is not None else {self._names["router_bias"].format(layer): bias for layer, bias in self._biases.items()}
+        """Tensors that change and are no part of matrices or vectors, by the names of the file: biases of choices."""
+        return {self._names["router_bias"].format(layer): bias
+                for layer, bias in self._biases.items() if self._balances}
 
     def pieces(self, kind: str = "weights", ending: str = "", laid_out: bool = False) -> list[Piece]:
         """What a file is to have of a kind (KINDS): the tensors, each under its name and an ending, in the order in

@@ -51,7 +51,48 @@ def test_the_summary(model: Path, text: Path, tmp_path: Path, capsys: pytest.Cap
     assert "found something that is there; expected a new directory" in capsys.readouterr().err
 
 
+def test_adapters(model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is learned, on the way and in the end; one that goes on is the same; commands answer with it, or with the
+    model that has it in its matrices."""
+    arguments = ["train", str(model), str(text), *QUICK, "--rate", "0.03", "--validate", str(text), "--json"]
+    new = ["--lora", "4", "--adapt", "q_proj,down_proj"]
+    assert main([*arguments, *new, "-o", str(tmp_path / "out"), "--save-every", "2"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["validation_after"] < facts["validation_before"]
+    assert (facts["rank"], facts["alpha"], facts["modules"]) == (4, 8.0, ["q_proj", "down_proj"])
+    assert facts["trained"] == 2 * 4 * (64 + 64 + 64 + 96)
+    going_on = ["--adapter", str(tmp_path / "out.step-2"), "--resume"]
+    assert main([*arguments, *going_on, "-o", str(tmp_path / "again")]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["done_before"], again["validation_after"]) == (2, facts["validation_after"])
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("out", "again")]
+    assert weights[0] == weights[1]
+    assert main(["merge", str(model), str(tmp_path / "out"), "-o", str(tmp_path / "merged"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["matrices"] == 4
+    perplexities = []
+    for given in ([str(model)], [str(model), "--adapter", str(tmp_path / "out")], [str(tmp_path / "merged")]):
+        assert main(["perplexity", given[0], str(text), *given[1:], "--context", "16", "--dtype", "f32", "--json"]) == 0
+        perplexities.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert perplexities[1] < 0.9 * perplexities[0]
+    assert perplexities[2] == pytest.approx(perplexities[1], rel=1e-6)
+    given = ["--raw", "--tokens", "3", "--adapter", str(tmp_path / "out")]
+    assert main(["generate", str(model), "-p", "hello", *given]) == 0
+    assert main(["merge", str(model), str(tmp_path / "out"), "-o", str(tmp_path / "merged")]) == 1
+    assert "found something that is there" in capsys.readouterr().err
+    assert main(["generate", str(model), "-p", "hello", "--adapter", str(tmp_path)]) == 1
+    assert "found no adapter_config.json; expected a directory with an adapter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("arguments", "status", "message"), [
+    (["--lora", "0"], 2, "greater than or equal to 1"),
+    (["--lora", "5000"], 1, "the rank of adapters: found 5000; expected 1 to 4096"),
+    (["--lora", "4", "--adapt", "q_proj,qproj"], 1, "found 'qproj'; expected all, or some of q_proj, k_proj"),
+    (["--alpha", "4"], 2, "--alpha: found no --lora; expected a rank with it"),
+    (["--base", "bf16"], 2, "--base: found no --lora; expected a rank with it"),
+    (["--lora", "4", "--base", "f16"], 2, "--base: found 'f16'; expected f32 or bf16"),
+    (["--lora", "4", "--adapter", "x"], 2, "--lora: found --adapter, which has a rank; expected one of them"),
+    (["--lora", "4", "--resume"], 2, "--resume: found a new adapter; expected --adapter and a directory that"),
+    (["--lora", "4", "--balance", "0.1"], 1, "--balance: found adapters, beside which the choice of experts stays"),
     (["--validate", "nowhere.txt"], 1, "nowhere.txt: found No such file"),
     (["--length", "97"], 1, "found 97; expected 1 to 96"),
     (["--length", "96", "--validate", "SHORT"], 1, "the text: found "),
