@@ -1,8 +1,9 @@
-"""What `sapper bench train` measures: a step of training, forward, backward and AdamW, in f32.
+"""What `sapper bench train` measures: a step of training, forward, backward and AdamW, in f32; and one of adapters.
 
 In: `Settings`. Out: `Row`s. Holds: PyTorch trains a model of the same weights by its own kernels: attention through
-`scaled_dot_product_attention`, experts one after the other over their tokens, AdamW fused. Operations are the useful
-ones, thrice those of the forward pass; the floor adds to them what AdamW reads and writes.
+`scaled_dot_product_attention`, experts one after the other over their tokens, AdamW fused; with adapters the others
+require no gradient. Operations are the useful ones, thrice those of the forward pass, but for matrices that stay as
+they are twice; the floor adds to them what AdamW reads and writes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .bench_models import DEEPSEEK, PROMPT_TOKENS
 from .bench_suites import Row, Settings, attempt, rows_of, with_floor
 
 QUICK_TOKENS = 64
+RANK = 16
+"""Of adapters, in all matrices of a layer."""
 STEP_BYTES = 16, 12
 """Of a weight that AdamW reads and writes: itself, both means, the gradient."""
 WIDTHS = {
@@ -29,18 +32,18 @@ WIDTHS = {
 
 
 def train_rows(settings: Settings) -> Iterator[list[Row]]:
-    """SmolLM2-135M, and a small DeepSeek-V2 with random weights."""
-    for name, opened in (("smollm2", _smollm2), (DEEPSEEK, _deepseek)):
-        if settings.wants(_case(name)):
+    """SmolLM2-135M, whole and with adapters, and a small DeepSeek-V2 with random weights."""
+    for name, opened, rank in (("smollm2", _smollm2, 0), ("smollm2", _smollm2, RANK), (DEEPSEEK, _deepseek, 0)):
+        if settings.wants(_case(name, rank)):
             settings.report(f"loading {name}")
             with TemporaryDirectory(prefix="sapper-bench-") as folder:
                 checkpoint = opened(Path(folder), settings)
                 for threads in settings.thread_counts if checkpoint is not None else ():
-                    yield from attempt(name, settings, partial(_step_rows, name, checkpoint, threads, settings))
+                    yield from attempt(name, settings, partial(_step_rows, name, checkpoint, threads, settings, rank))
 
 
-def _case(name: str) -> str:
-    return f"{name} train step"
+def _case(name: str, rank: int) -> str:
+    return f"{name} train step{f', lora {rank}' if rank else ''}"
 
 
 def _smollm2(folder: Path, settings: Settings) -> Any:
@@ -69,14 +72,16 @@ def _deepseek(folder: Path, settings: Settings) -> Any:
     return open_checkpoint(str(path))
 
 
-def _step_rows(name: str, checkpoint: Any, threads: int, settings: Settings) -> list[Row]:
+def _step_rows(name: str, checkpoint: Any, threads: int, settings: Settings, rank: int) -> list[Row]:
     import numpy
 
+    from ..models.adapted import Lora
     from ..models.training import Recipe, start
 
     tokens = QUICK_TOKENS if settings.quick else PROMPT_TOKENS
-    settings.report(f"{_case(name)}, {threads} thread{'s' * (threads > 1)}")
-    trainer: Any = start(checkpoint, 1, tokens, threads=threads)
+    settings.report(f"{_case(name, rank)}, {threads} thread{'s' * (threads > 1)}")
+    lora = Lora(rank, 2.0 * rank) if rank else None
+    trainer: Any = start(checkpoint, 1, tokens, threads=threads, lora=lora, base="f32")
     random = numpy.random.default_rng(0)
     fed, wanted = (random.integers(0, trainer.vocabulary, (1, tokens)).astype(numpy.int32) for _ in range(2))
     recipe = Recipe(1, rate=1e-5, warmup=0)
@@ -88,13 +93,16 @@ def _step_rows(name: str, checkpoint: Any, threads: int, settings: Settings) -> 
     timings, peaks = with_floor(contestants, settings.peaks(threads), settings, products=("f32",), reads=True,
                                 writes=True, rounds=5)
     floor_s = operations / peaks.arithmetic("f32") + peaks.floor_s(0, read, written, "DRAM")
-    return rows_of(_case(name), "f32", f"1 x {tokens}", threads, timings, floor_s, tokens, "tokens/s",
+    return rows_of(_case(name, rank), "f32", f"1 x {tokens}", threads, timings, floor_s, tokens, "tokens/s",
                    totals=(operations, read + written, "f32"))
 
 
 def step_operations(trainer: Any, tokens: int) -> int:
-    """Of a step on one sequence. A token meets the experts that it takes; each sees those before it and itself."""
-    config, weights = trainer.config, trainer.weights
+    """Of a step on one sequence. A token meets the experts that it takes; each sees those before it and itself. Of what
+    stays as it is there are no gradients, and none of what goes into the lowest layer."""
+    from ..models.adapted import adapted_in, base_of, bases
+
+    config, weights = trainer.config, bases(trainer.weights)
     met = weights.logits.size
     for layer in weights.layers:
         attention = [one for one in _arrays(layer.attention) if one.ndim > 1]
@@ -107,8 +115,14 @@ def step_operations(trainer: Any, tokens: int) -> int:
         met += 0 if part is None else part.gate_up.size + part.down.size
     of_value = getattr(config, "value_features", config.head_features)
     seen = tokens * (tokens + 1) // 2
-    forward = 2 * tokens * met + 2 * seen * config.layers * config.heads * (config.head_features + of_value)
-    return int(3 * forward)
+    attended = 2 * seen * config.layers * config.heads * (config.head_features + of_value)
+    if trainer.lora is None:
+        return int(3 * (2 * tokens * met + attended))
+    layers = trainer.weights.layers
+    adapters = sum(one.down.size + sum(part.up.size for part in one.parts)
+                   for layer in layers for one in adapted_in(layer))
+    lowest = sum(base_of(one).size + one.down.size for one in adapted_in(layers[0].attention))
+    return int(2 * tokens * (2 * met + 3 * adapters - lowest) + 3 * attended)
 
 
 def _arrays(one: Any) -> list[Any]:
@@ -127,6 +141,7 @@ class TorchModel:
         torch.set_num_threads(threads)
         self.torch, self.config = torch, trainer.config
         self.parameters: list[Any] = []
+        self.frozen = trainer.lora is not None
         weights = trainer.weights
         self.embedding, self.gain = self._of(weights.embedding), self._of(weights.gain)
         self.logits = self.embedding if weights.logits is weights.embedding else self._of(weights.logits)
@@ -134,9 +149,26 @@ class TorchModel:
         self.cosine, self.sine = (torch.tensor(table)[None, :, None] for table in trainer.tables)
 
     def _of(self, array: Any) -> Any:
+        """A tensor that learns, or stays as it is; of one with adapters it and these: rows, A, B and the factor."""
+        from ..models.adapted import Adapted
+
+        if isinstance(array, Adapted):
+            return self.torch.tensor(array.base), [
+                (part.rows, self._learning(array.down[part.ranks]), self._learning(part.up), array.scale)
+                for part in array.parts]
+        return self.torch.tensor(array) if self.frozen else self._learning(array)
+
+    def _learning(self, array: Any) -> Any:
         made = self.torch.nn.Parameter(self.torch.tensor(array))
         self.parameters.append(made)
         return made
+
+    def _times(self, x: Any, matrix: Any) -> Any:
+        """y = W x, and what adapters add."""
+        if not isinstance(matrix, tuple):
+            return x @ matrix.T
+        base, adapters = matrix
+        return x @ base.T + self.torch.cat([x @ down.T @ up.T * scale for _, down, up, scale in adapters], -1)
 
     def _layer(self, layer: Any) -> dict[str, Any]:
         attention, part = layer.attention, layer.feed_forward
@@ -163,7 +195,7 @@ class TorchModel:
 
     def _llama(self, n: Any, layer: dict[str, Any]) -> Any:
         config = self.config
-        heads = (n @ layer["qkv"].T).unflatten(-1, (-1, config.head_features))
+        heads = self._times(n, layer["qkv"]).unflatten(-1, (-1, config.head_features))
         queries, keys, values = heads.split([config.heads, config.kv_heads, config.kv_heads], 2)
         return self._attended(self._turned(queries), self._turned(keys), values, enable_gqa=True)
 
@@ -185,8 +217,8 @@ class TorchModel:
                               scale=config.score_scale)
 
     def _dense(self, x: Any, gate_up: Any, down: Any) -> Any:
-        gate, up = (x @ gate_up.T).chunk(2, -1)
-        return (self.torch.nn.functional.silu(gate) * up) @ down.T
+        gate, up = self._times(x, gate_up).chunk(2, -1)
+        return self._times(self.torch.nn.functional.silu(gate) * up, down)
 
     def _mixed(self, n: Any, layer: dict[str, Any]) -> Any:
         """What a mixture, or a dense part, adds."""
@@ -205,7 +237,7 @@ class TorchModel:
         x = self.embedding[tokens]
         for layer in self.layers:
             attend = self._llama if "qkv" in layer else self._deepseek
-            x = x + attend(self._norm(x, layer["attention_gain"]), layer) @ layer["output"].T
+            x = x + self._times(attend(self._norm(x, layer["attention_gain"]), layer), layer["output"])
             x = x + self._mixed(self._norm(x, layer["feed_forward_gain"]), layer)
         logits = self._norm(x, self.gain) @ self.logits.T
         return self.torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

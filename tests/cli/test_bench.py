@@ -34,6 +34,7 @@ from sapper.cli.bench import print_table, run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
+from sapper.models.adapted import Lora
 from sapper.models.checkpoint import open_checkpoint
 from sapper.models.deepseek import untrained
 from sapper.models.deepseek.config import from_json
@@ -741,13 +742,15 @@ def test_steps_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     rows = run_json(tmp_path / "r.json", "train", threads=1, against="torch")
     peers = ("sapper", "torch")[: 1 + (importlib.util.find_spec("torch") is not None)]
     assert [(row["case"], row["shape"], row["unit"], row["peer"]) for row in rows] == [
-        (f"{name} train step", "1 x 16", "tokens/s", peer) for name in ("smollm2", "deepseek-v2") for peer in peers]
+        (name, "1 x 16", "tokens/s", peer)
+        for name in ("smollm2 train step", "smollm2 train step, lora 16", "deepseek-v2 train step") for peer in peers]
     assert all(0 < row["percent_of_floor"] < 150 for row in rows)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-def test_pytorch_trains_the_same_model() -> None:
-    trainer: Any = start(open_checkpoint(str(LLAMA)), 1, 12, threads=1)
+@pytest.mark.parametrize("lora", [None, Lora(4, 8.0)], ids=["whole", "adapters"])
+def test_pytorch_trains_the_same_model(lora: Lora | None) -> None:
+    trainer: Any = start(open_checkpoint(str(LLAMA)), 1, 12, threads=1, lora=lora, base="f32")
     recipe = Recipe(3, rate=1e-3, warmup=0, least=1.0, decay=0.0)
     random = np.random.default_rng(0)
     tokens, targets = random.integers(0, trainer.vocabulary, (2, 1, 12)).astype(np.int32)
@@ -768,6 +771,11 @@ def test_operations_of_a_step_of_training() -> None:
     met = c.layers * layer + c.vocabulary * c.features
     seen = 36 * c.layers * c.heads * 2 * c.head_features
     assert bench_train.step_operations(trainer, 8) == 3 * 2 * (8 * met + seen)
+    trainer = start(open_checkpoint(str(LLAMA)), 1, 8, threads=1, lora=Lora(2, 4.0))
+    made = c.head_features * (c.heads + 2 * c.kv_heads)
+    sides = 3 * c.features + made + c.head_features * c.heads + c.features + 3 * (c.features + c.hidden)
+    lowest = c.features * made + 3 * 2 * c.features
+    assert bench_train.step_operations(trainer, 8) == 2 * (8 * (2 * met + 3 * 2 * c.layers * sides - lowest) + 3 * seen)
 
 
 def test_roofline(tmp_path: Path) -> None:

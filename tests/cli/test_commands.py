@@ -517,11 +517,11 @@ def test_generate_passes_its_options_on(sapper, monkeypatch: pytest.MonkeyPatch)
     outcome = sapper("generate", "m.gguf", "-p", "hi", "-n", "7", "--temperature", "0.5", "--top-k", "3", "--seed", "9",
                      "--threads", "2", "--json", "--raw",
                      "--top-p", "0.9", "--min-p", "0.1", "--stop", "x", "--stop", "y",
-                     "--speculate", "--profile")
+                     "--speculate", "--profile", "--adapter", "lora")
     assert outcome.status == 0
     assert seen == {"arguments": ("m.gguf", "hi", 7), "temperature": 0.5, "top_k": 3, "seed": 9, "json": True,
                     "threads": 2, "raw": True, "system": None, "dtype": "file", "top_p": 0.9, "min_p": 0.1,
-                    "stop": ["x", "y"], "speculate": True, "profile": True}
+                    "stop": ["x", "y"], "speculate": True, "profile": True, "adapter": "lora"}
 
 
 @pytest.fixture
