@@ -154,14 +154,16 @@ class Kept:
 
 
 class FeedForwards:
-    """Of all layers. rows: tokens of a step."""
+    """Of all layers. rows: tokens of a step. again: whether dense parts make their hidden features again for gradients,
+    and keep none."""
 
-    def __init__(self, config: Any, rows: int, memory: Memory) -> None:
+    def __init__(self, config: Any, rows: int, memory: Memory, again: bool = False) -> None:
         """config: what Mixing says of it (mixing.py), with `hidden`."""
         self._rows, self._mixture, features = rows, config.mixture, config.features
         mixture, self._dense_hidden = self._mixture, config.hidden
         widest = max(config.hidden, 0 if mixture is None else mixture.shared * mixture.hidden)
         self._dhidden, self._dgate_up = (memory.empty((rows, times * widest), F32) for times in (1, 2))
+        self._made_again = memory.empty((rows, widest), F32) if again else None
         if mixture is not None:
             routed = rows * mixture.chosen
             self._taken, self._hidden, self._dtaken = (
@@ -208,7 +210,9 @@ class FeedForwards:
         rows, mixture = self._rows, self._mixture
 
         def dense(hidden: int) -> KeptDense:
-            return KeptDense(memory.empty((rows, 2 * hidden), F32), memory.empty((rows, hidden), F32))
+            made = self._made_again
+            return KeptDense(memory.empty((rows, 2 * hidden), F32),
+                             memory.empty((rows, hidden), F32) if made is None else self._part(made, hidden))
 
         if not mixes or mixture is None:
             return dense(self._dense_hidden)
@@ -312,7 +316,9 @@ class FeedForwards:
         hidden = kept.hidden.shape[1]
         dhidden, dgate_up = self._part(self._dhidden, hidden), self._part(self._dgate_up, 2 * hidden)
         parts, dparts = (np.split(array, 2, axis=1) for array in (kept.gate_up, dgate_up))
+        asked = self._made_again is not None and found.down is not None
         return [
+            *([(activation.swiglu, (*parts, kept.hidden))] if asked else []),
             *through_matrix(one.down, found.down, d, kept.hidden, dhidden),
             (gradients.swiglu_gradient, (*parts, dhidden, *dparts)),
             *through_matrix(one.gate_up, found.gate_up, dgate_up, normed, dnormed),

@@ -3,7 +3,8 @@
 In: a checkpoint, and what an architecture says of its attention. Out: `Trainer`, the base of those of the architectures
 (ARCHITECTURE/training.py). Holds: weights, gradients and both of AdamW's means are f32, each kind in one piece of
 memory; the program is made once. With adapters (adapted.py) these are the weights that learn, and all others stay as
-they are, in f32 or bf16: they have neither gradients nor means.
+they are, in f32 or bf16: they have neither gradients nor means. What of a layer is made of other numbers in little time
+(norms, hidden features) is then made again for gradients and not kept.
 
     tokens ── embedding ── x ── layers, which keep what gradients need ── x ── norm, logits
     logits ── loss, and their gradient ── d ── layers backwards ── d ── embedding's gradient
@@ -291,10 +292,15 @@ class Trainer(ABC):
             return memory.empty(extents, F32)
 
         self.tokens, self.targets, self.wanted = (memory.empty((rows,), I32) for _ in range(3))
-        self._feed_forwards = FeedForwards(config, rows, memory)
+        self._feed_forwards = FeedForwards(config, rows, memory, again=self.lora is not None)
+        self._made_again = None if self.lora is None else room(rows, features)
+
+        def normed() -> Array:
+            return room(rows, features) if self._made_again is None else self._made_again
+
         self._kept = [
-            Kept(room(rows, features), room(rows, features), self._kept_of_attention(memory), room(rows, self._width),
-                 room(rows, features), room(rows, features),
+            Kept(room(rows, features), normed(), self._kept_of_attention(memory), room(rows, self._width),
+                 room(rows, features), normed(),
                  self._feed_forwards.kept_in(memory, self._mixes(number), self._bias_of(number)))
             for number in range(config.layers)]
         self._last, self._normed = room(rows, features), room(rows, features)
@@ -386,15 +392,23 @@ class Trainer(ABC):
         ]
 
     def _layer(self, number: int) -> Steps:
-        layer, kept, epsilon = self._weights.layers[number], self._kept[number], self.config.epsilon
+        layer, kept = self._weights.layers[number], self._kept[number]
         return [
-            (norm.rms_norm, (kept.x, layer.attention_gain, epsilon, kept.attention_normed)),
+            self._norm_attention(number),
             *self._attend(layer.attention, kept),
             *product_residual(layer.output, kept.mixed, kept.x, kept.y),
-            (norm.rms_norm, (kept.y, layer.feed_forward_gain, epsilon, kept.feed_forward_normed)),
+            self._norm_feed_forward(number),
             *self._feed_forwards.forward(
                 layer.feed_forward, kept.feed_forward, kept.feed_forward_normed, kept.y, self._inputs(number + 1)),
         ]
+
+    def _norm_attention(self, number: int) -> tuple[Any, tuple[Any, ...]]:
+        layer, kept = self._weights.layers[number], self._kept[number]
+        return norm.rms_norm, (kept.x, layer.attention_gain, self.config.epsilon, kept.attention_normed)
+
+    def _norm_feed_forward(self, number: int) -> tuple[Any, tuple[Any, ...]]:
+        layer, kept = self._weights.layers[number], self._kept[number]
+        return norm.rms_norm, (kept.y, layer.feed_forward_gain, self.config.epsilon, kept.feed_forward_normed)
 
     def _head(self) -> Steps:
         """From logits to the gradient of what comes out of the last layer."""
@@ -429,11 +443,15 @@ class Trainer(ABC):
         deepest = number == 0 and self._gradients.embedding is None     # whose input has no gradient
         attends = not deepest or any(adapted_in(found.attention))
         mixes = attends or found.output is not None
+        attends_again, feeds_again = (
+            self._made_again is not None and any(adapted_in(one)) for one in (found.attention, found.feed_forward))
         return [
+            *([self._norm_feed_forward(number)] if feeds_again else []),
             *self._feed_forwards.backward(layer.feed_forward, found.feed_forward, kept.feed_forward,
                                           kept.feed_forward_normed, self._d, self._dnormed),
             *([self._norm_back(kept.y, layer.feed_forward_gain, found.feed_forward_gain),
                *through_matrix(layer.output, found.output, self._d, kept.mixed, self._dmixed)] if mixes else []),
+            *([self._norm_attention(number)] if attends_again else []),
             *(self._attend_back(layer.attention, found.attention, kept, None if deepest else self._dnormed)
               if attends else []),
             *([] if deepest else [self._norm_back(kept.x, layer.attention_gain, found.attention_gain)]),
