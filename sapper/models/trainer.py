@@ -20,6 +20,7 @@ Of a layer, d is the gradient of its result, and becomes that of its input:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -160,6 +161,8 @@ class Trainer(ABC):
         """Those that have adapters. Raises ModelError for some that the model lacks, and for a rank that can't be."""
         if not 1 <= lora.rank <= MAX_RANK:
             raise ModelError("the rank of adapters", f"{lora.rank}", f"1 to {MAX_RANK}")
+        if not 0.0 < lora.alpha < math.inf:
+            raise ModelError("the alpha of adapters", f"{lora.alpha:g}", "a number above 0")
         counted = AdaptedPlaces(lora, self._rows, self._published, None, Counter(), Counter())
         self._weights_in(counted)
         for module in lora.modules:

@@ -86,6 +86,7 @@ def test_adapters(model: Path, text: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(("arguments", "status", "message"), [
     (["--lora", "0"], 2, "greater than or equal to 1"),
     (["--lora", "5000"], 1, "the rank of adapters: found 5000; expected 1 to 4096"),
+    (["--lora", "4", "--alpha", "0"], 1, "the alpha of adapters: found 0; expected a number above 0"),
     (["--lora", "4", "--adapt", "q_proj,qproj"], 1, "found 'qproj'; expected all, or some of q_proj, k_proj"),
     (["--alpha", "4"], 2, "--alpha: found no --lora; expected a rank with it"),
     (["--base", "bf16"], 2, "--base: found no --lora; expected a rank with it"),
