@@ -130,6 +130,11 @@ def _emulate(kernel: Kernel, *arguments: Any, **options: Any) -> Any:
     return import_module(".emulate.kernel", __name__).run(kernel, *arguments, **options)
 
 
+def _features_of(family: str, features: str, who: str) -> frozenset[str]:
+    found: frozenset[str] = import_module(".assembly.override", __name__).features_of(family, features, who)
+    return found
+
+
 def _verify_by_hand(kernel: Kernel, made: Any, target: Any) -> int:
     verify = import_module(".emulate.by_hand", __name__).verify
     passed: int = verify(kernel, made, target, import_module(".emulate.kernel", __name__).run)
@@ -138,4 +143,5 @@ def _verify_by_hand(kernel: Kernel, made: Any, target: Any) -> int:
 
 _context.make_launcher = _make_launcher
 _context.emulate = _emulate
+_context.features_of = _features_of
 _context.verify_by_hand = _verify_by_hand

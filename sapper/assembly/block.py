@@ -24,7 +24,7 @@ from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
 from .build import Assembly, Named, current, with_immediates
 from .emulate import VECTOR_BYTES, Emulator
-from .errors import AssemblyError
+from .errors import AssemblyError, features_named
 from .notation import Reg
 from .registers import check_alone, check_kept
 from .static import check_static
@@ -259,7 +259,7 @@ def block(table: Any, name: str, *, inputs: str = "", result: str = "", features
         raise ValueError(f"block {name}: found the name of an instruction; expected another")
 
     def register(write: Write) -> Block:
-        made = Block(table, name, write, tuple(dtypes[:-1]), dtypes[-1], frozenset(features.split()), implements,
+        made = Block(table, name, write, tuple(dtypes[:-1]), dtypes[-1], features_named(table, features, f"block {name}"), implements,
                      no_spill, dict(budget or {}))
         PIECES[made.key] = made
         return made

@@ -27,6 +27,7 @@ from ..lang.by_hand import CONTRACTIONS, PIECES
 from .block import names_in, put
 from .build import Assembly, Named, Region
 from .emulate import VECTOR_BYTES, Emulator
+from .errors import features_named
 from .notation import Reg
 from .polynomial import Polynomial, Symbol
 from .registers import check_alone, check_kept
@@ -284,7 +285,7 @@ def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], ve
     def register(write: Callable[[Tile], None]) -> Contraction:
         made = Contraction(table, name, write, bits, rows, vectors, step, DTYPES[dtype], DTYPES[right_dtype],
                            left, rights,
-                           frozenset(features.split()), no_spill, dict(budget or {}))
+                           features_named(table, features, f"micro-kernel {name}"), no_spill, dict(budget or {}))
         CONTRACTIONS[made.key] = made
         return made
 

@@ -78,9 +78,9 @@ class Emulator:
     def stack_pointer(self, value: int) -> None:
         self.registers[self.stack_register] = value
 
-    def fail(self, kind: str, headline: str, found: str = "", expected: str = "") -> AssemblyError:
+    def fail(self, kind: str, headline: str, found: str = "", expected: str = "", mend: str = "") -> AssemblyError:
         location = self.item.location if self.item is not None else None
-        return AssemblyError(kind, headline, location, found, expected)
+        return AssemblyError(kind, headline, location, found, expected, mend)
 
     def get(self, register: Any) -> Any:
         found = self.registers.get(register)
@@ -238,7 +238,9 @@ class Emulator:
         size = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
         if item.row.mnemonic in self.table.ALIGNED and address % size:
             raise self.fail("footprint", f"{item.row.mnemonic} needs memory aligned to {size} bytes",
-                            f"an address {address % size} bytes past such a one")
+                            f"an address {address % size} bytes past such a one",
+                            "any address that a call may bring: of a tensor, a multiple of an element's size",
+                            "take the instruction that moves it wherever it lies, such as vmovups or vmovdqu")
         return self._load(item, spec, operand, address, size, mask), (address, size)
 
     def execute(self, item: Instruction) -> None:

@@ -6,6 +6,9 @@ import contextlib
 import linecache
 import os
 import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
 
 from ..ir.nodes import Location
 from ..lang.errors import advice
@@ -84,6 +87,35 @@ class AssemblyError(Exception):
                 lines.append(f"  {place.line} | {source}")
         lines += advice(self.found, self.expected, self.mend)
         return "\n".join(lines)
+
+
+class UnknownInstruction(AssemblyError, AttributeError):
+    """A mnemonic that no row has. An AttributeError, too, for who asks whether a module of mnemonics has a name: they do
+    not wait for the search for near ones, which `nearest` is, made when the message is read."""
+
+    def __init__(self, headline: str, found: str, nearest: Callable[[], str], location: Location | None = None) -> None:
+        self.nearest = nearest
+        super().__init__("unknown-instruction", headline, location or author_location(), found)
+
+    @property
+    def expected(self) -> str:
+        return self.nearest()
+
+    @expected.setter
+    def expected(self, value: str) -> None:
+        """It is always what `nearest` says."""
+
+
+def features_named(table: Any, text: str, who: str) -> frozenset[str]:
+    """Features as authors name them, separated by blanks. Raises ValueError for one that no target has: the piece would
+    never be used, and nothing would say so. who: for the message."""
+    names = frozenset(text.split())
+    known = table.known_features()
+    for name in sorted(names - known):
+        near = get_close_matches(name, sorted(known), 4, 0.5)
+        raise ValueError(f"{who}: found the feature {name!r}; expected features that a target of {table.FAMILY} may have"
+                         + (f"; near: {', '.join(near)}" if near else f": {', '.join(sorted(known))}"))
+    return names
 
 
 _OWN = (os.path.dirname(__file__), os.path.dirname(contextlib.__file__))

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Union
 
 from ..codegen.machine import AnyRegister, Register, VirtualRegister
-from .errors import AssemblyError, author_location
+from .errors import AssemblyError, UnknownInstruction, author_location
 
 z = "z"
 """Written after an opmask: lanes that are off become 0."""
@@ -311,13 +311,12 @@ def _near(table: Any, mnemonic: str) -> list[str]:
 
 def unknown(table: Any, mnemonic: str) -> AssemblyError:
     """The error for a mnemonic that no row has: the nearest ones, and where a row is added."""
-    near = _near(table, mnemonic)
-    return AssemblyError(
-        "unknown-instruction", f"no row of the table is called {mnemonic}", author_location(), mnemonic,
-        f"one of the {len(table.mnemonics())} mnemonics of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near
-                                                                             else ""),
-        "add a row: docs/add-an-instruction.md shows it in ten lines",
-    )
+    def nearest() -> str:
+        near = _near(table, mnemonic)
+        return f"one of the {len(table.mnemonics())} mnemonics of {table.FAMILY}" + (
+            f"; near: {', '.join(near)}" if near else "")
+
+    return UnknownInstruction(f"no row of the table is called {mnemonic}", mnemonic, nearest)
 
 
 class Mnemonic:

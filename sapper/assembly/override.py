@@ -18,10 +18,10 @@ from ..codegen.pipeline import Compiled, stored_tensors
 from ..codegen.print import print_function
 from ..ir.types import Dim, TensorType, spell_nested
 from ..lang.by_hand import ByHand
-from ..targets import module_of
+from ..targets import FAMILIES, has_module, module_of
 from .arguments import Arguments
 from .build import Assembly, Region
-from .errors import AssemblyError, author_location
+from .errors import AssemblyError, author_location, features_named
 from .finish import Finished, finish
 from .notation import Mem, Reg
 from .polynomial import Polynomial, Symbol
@@ -153,6 +153,16 @@ class Override:
 def table_of(family: str) -> Any:
     """What a family of targets says of assembly by hand."""
     return module_of(family, "assembly")
+
+
+def features_of(family: str, features: str, who: str) -> frozenset[str]:
+    """The features that a kernel by hand asks for. Raises ValueError for a family that has no assembly by hand, and for
+    a feature that no target has. who: for the message."""
+    families = [name for name in FAMILIES if has_module(name, "assembly")]
+    if family not in families:
+        raise ValueError(f"{who}: found family={family!r}; expected one that has assembly by hand: "
+                         f"{', '.join(families)}")
+    return features_named(table_of(family), features, who)
 
 
 def build(kernel: Any, piece: ByHand) -> Any:

@@ -54,15 +54,8 @@ def __getattr__(name: str) -> Any:
         return table.SPECIAL[name]
     mnemonic = name.removesuffix("_").replace("__", "::").replace("_", ".")
     if not table.forms_of(mnemonic):
-        raise _UnknownName(mnemonic)
+        raise unknown(table, mnemonic)
     return Mnemonic(table, mnemonic)
-
-
-class _UnknownName(AttributeError):
-    """No instruction of this name; the message, made when it is read, is that of an unknown instruction."""
-
-    def __str__(self) -> str:
-        return str(unknown(table, self.args[0]))
 
 
 __all__ = ["AssemblyError", "block", "current", "instruction", "nobody", "product", "ptr", "table"]

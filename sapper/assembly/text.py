@@ -50,6 +50,7 @@ class TextReader:
         self.names = names
         self.start = start
         self.labels: dict[str, LabelName] = {}
+        self.named_at: dict[str, tuple[Location | None, str]] = {}
         self.constants = {local_label(label): label for label in assembly.constants}
         self.location = start
         self.line = ""
@@ -66,11 +67,15 @@ class TextReader:
             self.read_line(_COMMENT.sub("", line))
         for name, label in self.labels.items():
             if not label.placed:
+                self.location, self.line = self.named_at[name]
                 raise self.fail(f"label {name} is not in the text", name, "a line `name:`")
 
     def read_line(self, line: str) -> None:
         while found := _LABEL.match(line):
-            self.assembly.place(self.label(found.group(1)))
+            label = self.label(found.group(1))
+            if label.placed:
+                raise self.fail("a label is placed twice", found.group(1), "one place")
+            self.assembly.place(label)
             line = line[found.end():]
         line = line.strip()
         if not line or line.startswith(_IGNORED):
@@ -108,6 +113,7 @@ class TextReader:
         found = self.labels.get(name)
         if found is None:
             found = self.labels[name] = self.assembly.label(name.lstrip(".") + ".")
+            self.named_at[name] = self.location, self.line
         return found
 
     # --- Operands ---------------------------------------------------------------------------------------------------

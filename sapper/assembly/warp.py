@@ -26,7 +26,7 @@ from ..lane.ops import FIRST_WORDS
 from ..lang.by_hand import ByHand
 from .arguments import Arguments
 from .build import made_current
-from .errors import AssemblyError, author_location
+from .errors import AssemblyError, UnknownInstruction, author_location
 from .notation import LabelName, Mem, Reg
 
 WARP_LANES = 32
@@ -41,10 +41,12 @@ class FloatBits:
 
 
 def unknown(table: Any, mnemonic: str, location: Location | None = None) -> AssemblyError:
-    near = get_close_matches(mnemonic, table.mnemonics(), 5, 0.6)
-    return AssemblyError("unknown-instruction", f"no row of the table has a form {mnemonic}",
-                         location or author_location(), mnemonic,
-                         f"a form of the table of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near else ""))
+    """The error for a form that no row has: the nearest ones."""
+    def nearest() -> str:
+        near = get_close_matches(mnemonic, table.mnemonics(), 5, 0.6)
+        return f"a form of the table of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near else "")
+
+    return UnknownInstruction(f"no row of the table has a form {mnemonic}", mnemonic, nearest, location)
 
 
 @dataclass(slots=True)

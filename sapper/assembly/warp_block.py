@@ -19,7 +19,7 @@ from ..codegen.machine import Instruction, Label, LabelReference, Memory, Virtua
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
 from .build import Named, current, with_immediates
-from .errors import AssemblyError, author_location
+from .errors import AssemblyError, author_location, features_named
 from .notation import Reg
 from .symbolic import Lanes
 from .warp import WarpAssembly
@@ -203,7 +203,7 @@ def block(table: Any, name: str, *, inputs: str, result: str, features: str = ""
         dtypes.append(DTYPES[word])
 
     def register(write: Callable[..., None]) -> WarpBlock:
-        made = WarpBlock(table, name, write, tuple(dtypes[:-1]), dtypes[-1], frozenset(features.split()), implements,
+        made = WarpBlock(table, name, write, tuple(dtypes[:-1]), dtypes[-1], features_named(table, features, f"block {name}"), implements,
                          no_spill, dict(budget or {}))
         PIECES[made.key] = made
         return made

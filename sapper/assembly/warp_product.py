@@ -19,7 +19,7 @@ from ..codegen.machine import Instruction, VirtualRegister
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PRODUCTS
 from .build import Named
-from .errors import AssemblyError
+from .errors import AssemblyError, features_named
 from .notation import Reg
 from .warp import WarpAssembly
 from .warp_block import emit_body
@@ -154,7 +154,7 @@ def product(table: Any, name: str, *, rows: int, columns: int, dtype: str, featu
                          "1, and 1 or 2, as many as one ldmatrix brings")
 
     def register(write: Callable[[Fragments], None]) -> WarpProduct:
-        made = WarpProduct(table, name, write, rows, columns, DTYPES[dtype], frozenset(features.split()), no_spill,
+        made = WarpProduct(table, name, write, rows, columns, DTYPES[dtype], features_named(table, features, f"product {name}"), no_spill,
                            dict(budget or {}))
         PRODUCTS[made.key] = made
         return made

@@ -33,6 +33,7 @@ class WarpTextReader:
         self.assembly, self.table, self.names, self.start = assembly, assembly.table, names, start
         self.scopes: list[dict[str, Reg]] = [{}]
         self.labels: dict[str, LabelName] = {}
+        self.named_at: dict[str, int] = {}
         self.tokens: list[Any] = []
         self.position = 0
 
@@ -48,7 +49,8 @@ class WarpTextReader:
             raise self.fail("a brace is not closed", "the end of the text", "}")
         for name, label in self.labels.items():
             if not label.placed:
-                raise self.fail(f"label {name} is not in the text", name, f"{name}: before an instruction")
+                raise self.fail(f"label {name} is not in the text", name, f"{name}: before an instruction",
+                                line=self.named_at[name])
 
     # --- Tokens -----------------------------------------------------------------------------------------------------
 
@@ -107,8 +109,10 @@ class WarpTextReader:
             raise self.fail(f"the directive {word} has no meaning here", word, ".reg, or an instruction",
                             "bind memory by name: @x for the register with its address")
         elif self.peek(1) == ":" and self.tokens[self.position].kind == "name":
-            self.assembly.place(self.label(self.next()))
-            self.next()
+            if (label := self.label(self.peek())).placed:
+                raise self.fail("a label is placed twice", self.peek(), "one place")
+            self.assembly.place(label)
+            self.position += 2
         else:
             self.instruction()
 
@@ -139,6 +143,7 @@ class WarpTextReader:
         found = self.labels.get(name)
         if found is None:
             found = self.labels[name] = self.assembly.label(f"{name}.")
+            self.named_at[name] = self.tokens[min(self.position, len(self.tokens) - 1)].line
         return found
 
     def instruction(self) -> None:

@@ -62,19 +62,9 @@ def __getattr__(name: str) -> Any:
     if found is None:
         found = mnemonic_named(table, name)
         if found is None:
-            raise _UnknownName(name)
+            raise unknown(table, name)
         _names[name] = found
     return found
-
-
-class _UnknownName(AttributeError):
-    """No register, pointer or mnemonic of this name; the message is that of an unknown instruction.
-
-    It is made when it is read: who only asks whether a name is there does not wait for the search for near ones.
-    """
-
-    def __str__(self) -> str:
-        return str(unknown(table, self.args[0]))
 
 
 __all__ = ["AssemblyError", "block", "broadcast", "current", "micro_kernel", "ptr", "table",

@@ -78,6 +78,8 @@ def run_emulate(file: str, kernel: str | None, grid: str, block: str | None, clu
                            "it") from None
     module = emulate.load(text)
     values = [parse_argument(word, seed + number) for number, word in enumerate(arguments)]
+    if len({name for name, _, _ in values}) < len(values):
+        raise UsageError(f"found --arg {', '.join(name for name, _, _ in values)}, expected a name of its own for each")
     before = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value, _ in values}
     passed = [value if written else emulate.Uninitialised(value) for _, value, written in values]
     result = module.launch(
@@ -96,9 +98,10 @@ def expect(line: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str
         raise UsageError(f"found --expect {line!r}, expected ARRAY = EXPRESSION with an array of {', '.join(after)}")
     wide = {key: value.astype(np.float64) if isinstance(value, np.ndarray) else value for key, value in before.items()}
     found = after[name].astype(np.float64)
-    imports = {"__import__": __import__}  # methods of arrays import modules as they run, by the builtins that they find
+    functions = {f.__name__: f for f in (abs, bool, enumerate, float, int, len, max, min, range, round, sum, zip)}
+    functions["__import__"] = __import__  # methods of arrays import modules as they run
     try:
-        wanted = np.asarray(eval(expression, {"np": np, "__builtins__": imports}, wide), np.float64)
+        wanted = np.asarray(eval(expression, {**wide, "np": np, "__builtins__": functions}), np.float64)
         wanted = np.broadcast_to(wanted, found.shape)
     except Exception as error:
         raise UsageError(f"--expect {line!r}: {type(error).__name__}: {error}; expected a NumPy expression of "

@@ -25,6 +25,8 @@ QUICK_RUNS = 6
 WORKERS = 5
 """Warps of a trial: more than one block of them, and of the last not all."""
 LONG = 800
+_MENDS = {"footprint": "put it under a predicate that is false beyond the end; take a vector only where its address is a "
+                       "multiple of its size"}
 _KINDS = {MemoryFault: "footprint", RaceError: "result", DeadlockError: "loop"}
 
 
@@ -40,7 +42,8 @@ def verify(kernel: Any, made: Override, target: Any, run: Callable[..., Any], se
         except EmulationError as error:
             kind = next((k for of, k in _KINDS.items() if isinstance(error, of)), "result")
             raise AssemblyError(kind, f"{made.piece.name} can't be run", line_of(made, error.line),
-                                f"{error} (with {case.label})", "code that the emulator runs to its end") from None
+                                f"{error} (with {case.label})", "code that the emulator runs to its end",
+                                _MENDS.get(kind, "")) from None
         wrong = [text for name, e in expected.items() if name in made.compiled.stored
                  and (text := e.mismatch(given[name]))]
         if wrong:

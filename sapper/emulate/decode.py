@@ -65,7 +65,8 @@ def _control(machine: Machine, instruction: parse.Instruction, held: tuple[int, 
         (target,) = instruction.operands
         place = machine.function.place_of(target) if isinstance(target, parse.Label) else None
         if place is None:
-            raise ParseError(f"unknown label in {instruction.text}", instruction.line)
+            raise ParseError(f"unknown label in {instruction.text} expected one that is in the function, `name:`",
+                             instruction.line)
         return Step(instruction, _nothing, branch=place, guard=held)
     if opcode in ("ret", "exit"):
         return Step(instruction, _nothing, ends=True, guard=held)

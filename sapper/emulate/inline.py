@@ -37,7 +37,8 @@ def _put(module: parse.Module, into: parse.Function, call: parse.Instruction, ca
     names = [operand.name for operand in given if isinstance(operand, parse.Label)]
     callee = module.functions.get(names[0]) if len(names) == 1 else None
     if callee is None:
-        raise EmulationError(f"{call.text}: expected the name of a function of the text", call.line)
+        outside = f"; {names[0]} has no body in it, and is not linked" if len(names) == 1 else ""
+        raise EmulationError(f"{call.text}: expected the name of a function of the text{outside}", call.line)
     if callee.name in callers:
         raise EmulationError(f"{call.text}: the emulator runs no recursion", call.line)
     callee = inline_calls(module, callee, callers)

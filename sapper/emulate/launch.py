@@ -212,7 +212,11 @@ class _Launch:
         size = parameter.size_bytes
         if isinstance(argument, float):
             return np.float64(argument).tobytes() if size == 8 else np.float32(argument).tobytes()
-        return (int(argument) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        least, most = -(1 << 8 * size - 1), (1 << 8 * size) - 1
+        if not least <= int(argument) <= most:
+            raise EmulationError(f"parameter {parameter.name} has {size} bytes, found {int(argument)}; expected "
+                                 f"{least} to {most}")
+        return (int(argument) & most).to_bytes(size, "little")
 
     def _symbols(self, layout: dict[str, int]) -> tuple[dict[str, tuple[str, int]], int, int]:
         """(name -> (space, address), bytes of shared memory, bytes of local memory of a thread)."""

@@ -641,7 +641,8 @@ class Machine:
             return lambda lanes: np.full(len(self.lanes_of(lanes)), self.steps_done + self.events, kind)
         value = self.special.get(name)
         if value is None:
-            raise EmulationError(f"unknown special register %{name}; known: {', '.join(sorted(self.special))}")
+            raise EmulationError(f"unknown special register %{name}, and no .reg of this name is in scope; special ones: "
+                                 f"{', '.join(sorted(self.special))}")
         return lambda lanes: value if lanes is None else value[self.index_of(lanes)]
 
     def writer(self, operand: parse.Operand | None, type: str) -> Callable[[Lanes, Array], None] | None:

@@ -41,5 +41,9 @@ make_launcher: Callable[[Any], Callable[..., Any]] | None = None
 emulate: Callable[..., Any] | None = None
 """Runs a kernel for a GPU on the emulator, which comes after the runtime. Set by sapper/__init__.py."""
 
+features_of: Callable[[str, str, str], frozenset[str]] | None = None
+"""The features that a kernel by hand asks for: (family, features, who). Raises ValueError for what no target has.
+Likewise."""
+
 verify_by_hand: Callable[..., int] | None = None
 """Compares a kernel by hand for a GPU with the kernel, on the emulator: (kernel, its code, target). Likewise."""

@@ -186,9 +186,13 @@ class Kernel:
                 raise ValueError(f"assembly of {self.name}: found no dim {dim!r}; expected one of "
                                  f"{', '.join(dims)}")
 
+        names = frozenset(features.split())
+        if context.features_of is not None:
+            names = context.features_of(family, features, f"assembly of {self.name}")
+
         def attach(write: Callable[[Any], None]) -> Callable[[Any], None]:
             self.by_hand.append(ByHand(
-                write.__name__, family, frozenset(features.split()), write, tuple(contiguous.split()),
+                write.__name__, family, names, write, tuple(contiguous.split()),
                 dict(divisible or {}), no_spill, dict(budget or {}), reorder,
                 flushes_denormals))
             return write

@@ -7,6 +7,7 @@ on random and hostile values and ragged extents.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -36,6 +37,8 @@ _STEPS_THAT_FLUSH = 4096
 _DIRT = 0xFF
 _VALUES_AT_ONCE = 1 << 22
 """Scratch memory holds what others left: NaN, so that reading what was not written shows."""
+_APART_BYTES = 8
+"""Tensors lie so many bytes beyond an aligned address: calls promise that of their elements, of which 8 is the largest."""
 QUICK_RUNS = 8
 """Cases before a piece is first used; `sapper check` takes more."""
 
@@ -176,11 +179,11 @@ def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, i
     signature = signature_of(kernel)
     passed = 0
     for case, expected in expected_cases(kernel, made.piece, seed, runs) if known is None else known:
-        given = copies_of(case.arguments)
+        given = copies_of(case.arguments, past=_APART_BYTES)
         binding = signature.bind(tuple(given.values()))
         try:
             results = (_interpret(made, signature, binding, given, trace or Trace()) if interpreted
-                       else _run(made, signature, binding))
+                       else _run(made, signature, binding, given))
             for placement, outputs in results:
                 _compare(made, case, expected, outputs, placement)
         except AssemblyError as error:
@@ -313,16 +316,30 @@ def _where(made: Override) -> Any:
     return next((i.location for i in made.source.body if isinstance(i, Instruction) and i.location is not None), None)
 
 
-def _run(made: Override, signature: Signature, binding: Binding) -> list[tuple[str, dict[str, Any]]]:
-    from .guarded import run_compiled_guarded
+def _run(made: Override, signature: Signature, binding: Binding,
+         given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """given: what is bound; it is left as it is, but where the run crashes."""
+    from .guarded import APART, PLACEMENTS, run_compiled_guarded
 
     found = []
     kernel = CompiledKernel.of(made.compiled.name, made.compiled)
-    for run in run_compiled_guarded(signature, kernel, binding, threads=2 if kernel.counters else 1):
+    for run in run_compiled_guarded(signature, kernel, binding, threads=2 if kernel.counters else 1,
+                                    placements=(*PLACEMENTS, APART)):
+        place = (f"{_APART_BYTES} bytes past the start" if run.placement == APART
+                 else f"flush to the {run.placement}")
         if run.crash is not None:
-            raise AssemblyError("footprint", f"{made.piece.name} crashes", _where(made), str(run.crash))
-        found.append((f" (buffers flush to the {run.placement} of their pages)", run.outputs))
+            _interpret(made, signature, binding, given, Trace())  # mostly it says more: the line, and what was asked
+            raise AssemblyError("footprint", f"{made.piece.name} crashes", _at(made, run.crash.code_offset),
+                                f"{run.crash} (buffers {place} of their pages)")
+        found.append((f" (buffers {place} of their pages)", run.outputs))
     return found
+
+
+def _at(made: Override, code_offset: int | None) -> Any:
+    """The author's line of the instruction at an offset of the code; the first that has one where that is not known."""
+    lines = made.compiled.made.line_table
+    at = bisect.bisect_right(lines, code_offset, key=lambda line: line[0]) if code_offset is not None else 0
+    return lines[at - 1][1] if at else _where(made)
 
 
 def _merged(stores: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -587,23 +587,26 @@ def _arrange(values: Array, layout: str, stored: bool) -> Array:
     return arranged
 
 
-def copies_of(arguments: Mapping[str, Any]) -> Arguments:
-    """Arguments in memory of their own, strides kept. What was one array is one."""
+def copies_of(arguments: Mapping[str, Any], past: int | None = None) -> Arguments:
+    """Arguments in memory of their own, strides kept. What was one array is one. past: see copy_of."""
     made: dict[int, Array] = {}
-    return {name: made[id(value)] if id(value) in made else made.setdefault(id(value), copy_of(value))
+    return {name: made[id(value)] if id(value) in made else made.setdefault(id(value), copy_of(value, past))
             if isinstance(value, numpy.ndarray) else value for name, value in arguments.items()}
 
 
-def copy_of(values: Array) -> Array:
-    """A copy with the same strides in memory of its own."""
+def copy_of(values: Array, past: int | None = None) -> Array:
+    """A copy with the same strides in memory of its own. past: its first byte lies so many beyond a multiple of 64."""
     if values.flags.c_contiguous or not values.size:
-        fresh: Array = numpy.ndarray(values.shape, values.dtype, numpy.empty(values.nbytes + 1, numpy.uint8).data, 0,
+        memory = numpy.empty(values.nbytes + 1 + (0 if past is None else 64 + past), numpy.uint8)
+        at = 0 if past is None else -memory.ctypes.data % 64 + past
+        fresh: Array = numpy.ndarray(values.shape, values.dtype, memory.data, at,
                                      values.strides if not values.flags.c_contiguous and values.size else None)
         fresh[...] = values
         return fresh
     low = sum((n - 1) * s for n, s in zip(values.shape, values.strides, strict=True) if s < 0)
     high = sum((n - 1) * s for n, s in zip(values.shape, values.strides, strict=True) if s > 0) + values.itemsize
-    memory = numpy.full(high - low, 0xA5, numpy.uint8)
-    copied: Array = numpy.ndarray(values.shape, values.dtype, memory.data, -low, values.strides)
+    memory = numpy.full(high - low + (0 if past is None else 64 + past), 0xA5, numpy.uint8)
+    at = 0 if past is None else -memory.ctypes.data % 64 + past
+    copied: Array = numpy.ndarray(values.shape, values.dtype, memory.data, at - low, values.strides)
     copied[...] = values
     return copied

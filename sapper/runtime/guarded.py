@@ -5,6 +5,7 @@ Holds: the caller's arrays are never written, and the caller survives whatever t
 
     no access │ data, flush to the end ▏no access           one region for each tensor, and one for the scratch
     no access ▏data, flush to the start │ no access
+    no access │ 8 bytes, data           │ no access          "apart": no vector of a tensor is aligned
 
 The pages of tensors that the kernel doesn't store to are read-only. Bytes between the elements of a strided output are
 compared afterwards. Scratch is filled with 0xFF (NaN as floats), so that nothing may rely on it being zero. A handler
@@ -38,6 +39,10 @@ from .system import MAP_SHARED, PAGE_BYTES, PROT_NONE, PROT_READ, PROT_WRITE, ro
 
 GUARD_BYTES = 1 << 20
 PLACEMENTS = ("end", "start")
+APART = "apart"
+"""A third placement, for code that may ask more of addresses than calls promise: those of its elements' size."""
+_APART_BYTES = 8
+"""As many as the largest element has, and fewer than any instruction asks for that asks for more than its elements."""
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 _CRASHED, _DONE = 77, 0
 _DONE_OFFSET = 64
@@ -69,7 +74,7 @@ class Crash:
 
 @dataclass(frozen=True, slots=True)
 class GuardedRun:
-    """placement: "end" or "start". outputs: stored tensors by name, C order, as the kernel left them; none after a
+    """placement: "end", "start" or "apart". outputs: stored tensors by name, C order, as the kernel left them; none after a
     crash."""
 
     placement: str
@@ -86,14 +91,15 @@ class _Region:
         self.name = name
         self.size_bytes = size_bytes
         self.before = b""
-        pages_bytes = round_up(size_bytes, PAGE_BYTES)
+        past = _APART_BYTES if placement == APART else 0
+        pages_bytes = round_up(size_bytes + past, PAGE_BYTES)
         self._mapped_bytes = 0
         self._start = system.map_memory(pages_bytes + 2 * GUARD_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED)
         self._mapped_bytes = pages_bytes + 2 * GUARD_BYTES
         first = self._start + GUARD_BYTES
         system.protect_memory(self._start, GUARD_BYTES, PROT_NONE)
         system.protect_memory(first + pages_bytes, GUARD_BYTES, PROT_NONE)
-        self.address = first + pages_bytes - size_bytes if placement == "end" else first
+        self.address = first + pages_bytes - size_bytes if placement == "end" else first + past
 
     def make_read_only(self) -> None:
         if self.size_bytes:
@@ -166,8 +172,8 @@ class _GuardedCall:
     def __init__(
         self, signature: Signature, compiled: CompiledKernel, binding: Binding, code: CodeBlock, placement: str
     ) -> None:
-        if placement not in PLACEMENTS:
-            raise ValueError(f"placement: found {placement!r}; expected one of {', '.join(PLACEMENTS)}")
+        if placement not in (*PLACEMENTS, APART):
+            raise ValueError(f"placement: found {placement!r}; expected one of {', '.join((*PLACEMENTS, APART))}")
         self.signature = signature
         self.compiled = compiled
         self.binding = binding
@@ -181,8 +187,8 @@ class _GuardedCall:
         outputs = {} if crash is not None else self._outputs()
         return GuardedRun(self.placement, outputs, crash)
 
-    def _region(self, name: str, size_bytes: int) -> _Region:
-        region = _Region(name, size_bytes, self.placement)
+    def _region(self, name: str, size_bytes: int, aligned: bool = False) -> _Region:
+        region = _Region(name, size_bytes, "start" if aligned and self.placement == APART else self.placement)
         self.regions.append(region)
         return region
 
@@ -204,9 +210,9 @@ class _GuardedCall:
                 else:
                     region.make_read_only()
             self.tensor_regions[position] = region
-        self.sync = self._region("sync block", max(SYNC_BYTES, 64))
+        self.sync = self._region("sync block", max(SYNC_BYTES, 64), aligned=True)
         scratch_bytes = round_up(self.compiled.scratch_for(self.binding.dims), 64)
-        self.scratch = self._region("scratch", scratch_bytes)
+        self.scratch = self._region("scratch", scratch_bytes, aligned=True)
         ctypes.memset(self.scratch.address, 0xFF, scratch_bytes)
         words = [self.scratch.address, scratch_bytes, self.sync.address]
         words += fill_words(self.signature, self.compiled.slots, self.binding, self._data_address)

@@ -114,6 +114,14 @@ def test_conditions_name_what_the_kernel_has() -> None:
         scale.assembly(contiguous="x z")
     with pytest.raises(ValueError, match="no dim 'K'"):
         scale.assembly(divisible={"K": 4})
+    with pytest.raises(ValueError, match="assembly of scale: found the feature 'avx512'; .* near: .*avx512f"):
+        scale.assembly(features="avx512")
+    with pytest.raises(ValueError, match="found the feature 'sm_81'; .* near: .*sm_80"):
+        scale.assembly(family="ptx", features="sm_81")
+    with pytest.raises(ValueError, match="found family='aarch64'; expected one .* by hand: x86_64, ptx"):
+        scale.assembly(family="aarch64")
+    with pytest.raises(ValueError, match="block nothing: found the feature 'avx3'"):
+        x86.block("nothing", inputs="f32", result="f32", features="avx3")(lambda out, x: None)
 
 
 @needs_avx512
@@ -133,6 +141,45 @@ def test_a_wrong_piece_is_never_used_and_one_warning_says_why() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scale(x[:20], y[:20])
+
+
+def test_a_piece_that_asks_for_aligned_tensors_is_never_used() -> None:
+    """Calls bring tensors at any multiple of an element's size; extents that are multiples of a vector, with memory that
+    ends with its page, would only be aligned ones."""
+    scale = make_scale()
+
+    def aligned(a: Any) -> None:
+        x, y, n = a.data("x"), a.data("y"), a.extent("N")
+        two, one, v = a.ymm(), a.ymm(), a.ymm()
+        x86.vbroadcastss(two, x86.ptr[a.constant(np.float32(2))])
+        x86.vbroadcastss(one, x86.ptr[a.constant(np.float32(1))])
+        with a.loop(0, n, 8) as i:
+            x86.vmovaps(v, x86.ptr[x + i * 4])
+            x86.vfmadd213ps(v, two, one)
+            x86.vmovups(x86.ptr[y + i * 4], v)
+        x86.ret()
+
+    scale.assembly(features="avx2 fma", contiguous="x y", divisible={"N": 8})(aligned)
+    x, y = np.zeros(65, np.float32)[1:], np.zeros(64, np.float32)
+    with pytest.warns(SapperWarning, match=r"vmovaps needs memory aligned to 32 bytes .*\n.*\n.*vmovaps\(v, .*"):
+        scale(x, y)
+    assert np.array_equal(y, np.ones(64))
+    made = compile_by_hand(scale, scale.by_hand[0], ZEN4)
+    with pytest.raises(AssemblyError, match="vmovaps needs memory aligned"):
+        by_hand.verify(scale, made, interpreted=True)
+
+
+def test_an_unknown_mnemonic_is_an_error_of_its_piece() -> None:
+    scale = make_scale()
+
+    @scale.assembly(features="avx2", contiguous="x y")
+    def misspelt(a: Any) -> None:
+        x86.vadps(a.ymm(), a.ymm(), a.ymm())
+
+    x, y = np.arange(40, dtype=np.float32), np.zeros(40, np.float32)
+    with pytest.warns(SapperWarning, match=r"called vadps \[unknown-instruction\]\n.*\n.*x86\.vadps\(a[\s\S]*near: .*vaddps"):
+        scale(x, y)
+    assert np.array_equal(y, x * 2 + 1)
 
 
 @needs_avx512

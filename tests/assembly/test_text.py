@@ -138,6 +138,14 @@ def test_unknown_instruction_names_the_nearest_and_the_way_to_add_one() -> None:
     assert "docs/add-an-instruction.md" in error.mend
 
 
+def test_labels_are_told_by_their_line() -> None:
+    for text, what in (("nop\njmp ther\nnop\nthere:", "label ther is not in the text"),
+                       ("there:\nthere:\njmp there\nnop", "a label is placed twice")):
+        error = refused(text)
+        assert error.headline == what and error.location is not None
+        assert error.location.line == refused.__code__.co_firstlineno + 3
+
+
 def test_the_error_is_at_the_line_of_the_text() -> None:
     with pytest.raises(AssemblyError) as caught:
         piece(lambda a: a.text("""nop

@@ -34,6 +34,8 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x +"], 2, "SyntaxError"),
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x + q"], 2, "expected a NumPy expression of x, y, z, n"),
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x[:7]"], 2, "of the shape of z"),
+    (["-a", "z=f32[1000]", "-a", "n=5000000000"], 1, "has 4 bytes, found 5000000000; expected -2147483648 to 4294967295"),
+    (["-a", "x=f32[1000]", "-a", "n=1000"], 2, "expected a name of its own for each"),
     (["--grid", "0"], 2, "expected one to three positive numbers"),
     (["--grid", "a"], 2, "expected one to three numbers"),
 ])
@@ -45,6 +47,8 @@ def test_mistakes_are_told(more: list[str], status: int, message: str, capsys: p
 def test_an_expectation_has_methods_of_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     """Of which some import modules as they run."""
     expected = "z = x + y - x.sum() + np.add.reduce(x) + x.mean() - x.mean()"
+    assert main([*LAUNCH, "-a", "z=f32[1000]", "-a", "n=1000", "--expect", expected]) == 0
+    expected = "z = sum([x * k for k in range(2)]) + y * max(0, 1)"  # and Python's own functions
     assert main([*LAUNCH, "-a", "z=f32[1000]", "-a", "n=1000", "--expect", expected]) == 0
     assert "holds" in capsys.readouterr().out
 

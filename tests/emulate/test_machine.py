@@ -735,7 +735,7 @@ def test_a_function_is_called_twice() -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     (("add.u32 %r2, %r1, %r1;", "call.uni (result), twice, (given);"), "no recursion"),
-    (("twice, (passed)", "other, (passed)"), "expected the name of a function"),
+    (("twice, (passed)", "other, (passed)"), "expected the name of a function .*other has no body in it"),
     (("twice, (passed)", "twice, (passed, passed)"), "has 2 parameters, found 3"),
 ])
 def test_calls_that_can_not_be_run(change: tuple[str, str], message: str) -> None:
@@ -793,6 +793,7 @@ def test_what_is_no_ptx_is_told_with_its_line(body: str, message: str) -> None:
 
 @pytest.mark.parametrize(("body", "message"), [
     (" bra nowhere;", "unknown label"), (" mov.u32 %r1, %nothing;", "unknown special register %nothing"),
+    (" mov.u32 %r1, %r99;", "unknown special register %r99, and no .reg of this name"),
 ])
 def test_what_is_unknown_is_told_at_the_launch(body: str, message: str) -> None:
     with pytest.raises(EmulationError, match=r"line \d+: .*" + message):

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .levels import number_of
+from .levels import LEVELS, number_of
 from .rows import BITS as BITS
 from .rows import form
 from .target import FILE_REGISTERS, REGISTER_GRANULE, WARP_LANES
@@ -119,6 +119,11 @@ def operands_of(found: Any, count: int) -> list[Any]:
     """What a form says of each of so many operands: fewer than it has are those without what `|` joins."""
     short = count < len(found.operands)
     return [spec for spec in found.operands if not (short and spec.joined)]
+
+
+def known_features() -> frozenset[str]:
+    """All that a piece may ask for: levels."""
+    return frozenset(LEVELS)
 
 
 def level_of(features: frozenset[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import abi, meaning, meaning_values, tiles
 from .allocation import IDIOMS as IDIOMS
+from .detect import FEATURE_BITS
 from .instructions import CONDITION_CODES, ROWS, Operand, Row
 from .registers import GPR_NAMES, MASK_NAMES, RSP, TILE_NAMES, VEC_NAMES
 from .rows import TILE_BITS
@@ -121,6 +122,12 @@ def register_file(target: Any) -> Any:
 def legal_encodings(row: Row, features: frozenset[str], evex: bool) -> bool:
     """Whether the features suffice for some encoding of the row. evex: only EVEX will do (mask, broadcast, zmm)."""
     return any(e.features <= features for e in row.encodings if e.space == "evex" or not evex)
+
+
+@cache
+def known_features() -> frozenset[str]:
+    """All that a piece may ask for."""
+    return frozenset(FEATURE_BITS) | {f for row in ROWS.values() for e in row.encodings for f in e.features}
 
 
 def with_implied(features: frozenset[str]) -> frozenset[str]:
