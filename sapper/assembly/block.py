@@ -259,7 +259,8 @@ def block(table: Any, name: str, *, inputs: str = "", result: str = "", features
         raise ValueError(f"block {name}: found the name of an instruction; expected another")
 
     def register(write: Write) -> Block:
-        made = Block(table, name, write, tuple(dtypes[:-1]), dtypes[-1], features_named(table, features, f"block {name}"), implements,
+        made = Block(table, name, write, tuple(dtypes[:-1]), dtypes[-1],
+                     features_named(table, features, f"block {name}"), implements,
                      no_spill, dict(budget or {}))
         PIECES[made.key] = made
         return made

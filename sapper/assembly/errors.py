@@ -90,8 +90,8 @@ class AssemblyError(Exception):
 
 
 class UnknownInstruction(AssemblyError, AttributeError):
-    """A mnemonic that no row has. An AttributeError, too, for who asks whether a module of mnemonics has a name: they do
-    not wait for the search for near ones, which `nearest` is, made when the message is read."""
+    """A mnemonic that no row has. An AttributeError, too, for who asks whether a module of mnemonics has a name: that
+    does not wait for the search for near ones, which `nearest` is, made when the message is read."""
 
     def __init__(self, headline: str, found: str, nearest: Callable[[], str], location: Location | None = None) -> None:
         self.nearest = nearest
@@ -113,8 +113,8 @@ def features_named(table: Any, text: str, who: str) -> frozenset[str]:
     known = table.known_features()
     for name in sorted(names - known):
         near = get_close_matches(name, sorted(known), 4, 0.5)
-        raise ValueError(f"{who}: found the feature {name!r}; expected features that a target of {table.FAMILY} may have"
-                         + (f"; near: {', '.join(near)}" if near else f": {', '.join(sorted(known))}"))
+        listed = f"near: {', '.join(near)}" if near else ", ".join(sorted(known))
+        raise ValueError(f"{who}: found the feature {name!r}; expected what a {table.FAMILY} may have; {listed}")
     return names
 
 

@@ -203,7 +203,8 @@ def block(table: Any, name: str, *, inputs: str, result: str, features: str = ""
         dtypes.append(DTYPES[word])
 
     def register(write: Callable[..., None]) -> WarpBlock:
-        made = WarpBlock(table, name, write, tuple(dtypes[:-1]), dtypes[-1], features_named(table, features, f"block {name}"), implements,
+        made = WarpBlock(table, name, write, tuple(dtypes[:-1]), dtypes[-1],
+                         features_named(table, features, f"block {name}"), implements,
                          no_spill, dict(budget or {}))
         PIECES[made.key] = made
         return made

@@ -154,7 +154,8 @@ def product(table: Any, name: str, *, rows: int, columns: int, dtype: str, featu
                          "1, and 1 or 2, as many as one ldmatrix brings")
 
     def register(write: Callable[[Fragments], None]) -> WarpProduct:
-        made = WarpProduct(table, name, write, rows, columns, DTYPES[dtype], features_named(table, features, f"product {name}"), no_spill,
+        made = WarpProduct(table, name, write, rows, columns, DTYPES[dtype],
+                           features_named(table, features, f"product {name}"), no_spill,
                            dict(budget or {}))
         PRODUCTS[made.key] = made
         return made

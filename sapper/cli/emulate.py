@@ -98,7 +98,8 @@ def expect(line: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str
         raise UsageError(f"found --expect {line!r}, expected ARRAY = EXPRESSION with an array of {', '.join(after)}")
     wide = {key: value.astype(np.float64) if isinstance(value, np.ndarray) else value for key, value in before.items()}
     found = after[name].astype(np.float64)
-    functions = {f.__name__: f for f in (abs, bool, enumerate, float, int, len, max, min, range, round, sum, zip)}
+    functions: dict[str, Any] = {
+        f.__name__: f for f in (abs, bool, enumerate, float, int, len, max, min, range, round, sum, zip)}
     functions["__import__"] = __import__  # methods of arrays import modules as they run
     try:
         wanted = np.asarray(eval(expression, {**wide, "np": np, "__builtins__": functions}), np.float64)

@@ -25,8 +25,8 @@ QUICK_RUNS = 6
 WORKERS = 5
 """Warps of a trial: more than one block of them, and of the last not all."""
 LONG = 800
-_MENDS = {"footprint": "put it under a predicate that is false beyond the end; take a vector only where its address is a "
-                       "multiple of its size"}
+_MENDS = {"footprint": "put it under a predicate that is false beyond the end; take a vector only where its address is "
+                       "a multiple of its size"}
 _KINDS = {MemoryFault: "footprint", RaceError: "result", DeadlockError: "loop"}
 
 

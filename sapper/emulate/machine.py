@@ -641,7 +641,7 @@ class Machine:
             return lambda lanes: np.full(len(self.lanes_of(lanes)), self.steps_done + self.events, kind)
         value = self.special.get(name)
         if value is None:
-            raise EmulationError(f"unknown special register %{name}, and no .reg of this name is in scope; special ones: "
+            raise EmulationError(f"unknown special register %{name}, and no .reg of this name is in scope; special: "
                                  f"{', '.join(sorted(self.special))}")
         return lambda lanes: value if lanes is None else value[self.index_of(lanes)]
 

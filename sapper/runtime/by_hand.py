@@ -38,7 +38,7 @@ _DIRT = 0xFF
 _VALUES_AT_ONCE = 1 << 22
 """Scratch memory holds what others left: NaN, so that reading what was not written shows."""
 _APART_BYTES = 8
-"""Tensors lie so many bytes beyond an aligned address: calls promise that of their elements, of which 8 is the largest."""
+"""Tensors lie so many bytes beyond an aligned address: calls promise that of elements, of which 8 is the largest."""
 QUICK_RUNS = 8
 """Cases before a piece is first used; `sapper check` takes more."""
 

@@ -74,8 +74,8 @@ class Crash:
 
 @dataclass(frozen=True, slots=True)
 class GuardedRun:
-    """placement: "end", "start" or "apart". outputs: stored tensors by name, C order, as the kernel left them; none after a
-    crash."""
+    """placement: "end", "start" or "apart". outputs: stored tensors by name, C order, as the kernel left them; none
+    after a crash."""
 
     placement: str
     outputs: dict[str, numpy.ndarray[Any, Any]] = field(default_factory=dict)

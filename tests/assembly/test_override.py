@@ -114,11 +114,11 @@ def test_conditions_name_what_the_kernel_has() -> None:
         scale.assembly(contiguous="x z")
     with pytest.raises(ValueError, match="no dim 'K'"):
         scale.assembly(divisible={"K": 4})
-    with pytest.raises(ValueError, match="assembly of scale: found the feature 'avx512'; .* near: .*avx512f"):
+    with pytest.raises(ValueError, match=r"assembly of scale: found the feature 'avx512'; .* near: .*avx512f"):
         scale.assembly(features="avx512")
-    with pytest.raises(ValueError, match="found the feature 'sm_81'; .* near: .*sm_80"):
+    with pytest.raises(ValueError, match=r"found the feature 'sm_81'; .* near: .*sm_80"):
         scale.assembly(family="ptx", features="sm_81")
-    with pytest.raises(ValueError, match="found family='aarch64'; expected one .* by hand: x86_64, ptx"):
+    with pytest.raises(ValueError, match=r"found family='aarch64'; expected one .* by hand: x86_64, ptx"):
         scale.assembly(family="aarch64")
     with pytest.raises(ValueError, match="block nothing: found the feature 'avx3'"):
         x86.block("nothing", inputs="f32", result="f32", features="avx3")(lambda out, x: None)
@@ -144,8 +144,8 @@ def test_a_wrong_piece_is_never_used_and_one_warning_says_why() -> None:
 
 
 def test_a_piece_that_asks_for_aligned_tensors_is_never_used() -> None:
-    """Calls bring tensors at any multiple of an element's size; extents that are multiples of a vector, with memory that
-    ends with its page, would only be aligned ones."""
+    """Calls bring tensors at any multiple of an element's size; extents that are multiples of a vector, with memory
+    that ends with its page, would only be aligned ones."""
     scale = make_scale()
 
     def aligned(a: Any) -> None:
@@ -177,7 +177,7 @@ def test_an_unknown_mnemonic_is_an_error_of_its_piece() -> None:
         x86.vadps(a.ymm(), a.ymm(), a.ymm())
 
     x, y = np.arange(40, dtype=np.float32), np.zeros(40, np.float32)
-    with pytest.warns(SapperWarning, match=r"called vadps \[unknown-instruction\]\n.*\n.*x86\.vadps\(a[\s\S]*near: .*vaddps"):
+    with pytest.warns(SapperWarning, match=r"called vadps \[unknown[\s\S]*x86\.vadps\(a[\s\S]*near: .*vaddps"):
         scale(x, y)
     assert np.array_equal(y, x * 2 + 1)
 

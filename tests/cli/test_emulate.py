@@ -34,7 +34,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x +"], 2, "SyntaxError"),
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x + q"], 2, "expected a NumPy expression of x, y, z, n"),
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x[:7]"], 2, "of the shape of z"),
-    (["-a", "z=f32[1000]", "-a", "n=5000000000"], 1, "has 4 bytes, found 5000000000; expected -2147483648 to 4294967295"),
+    (["-a", "z=f32[1000]", "-a", "n=5000000000"], 1, "found 5000000000; expected -2147483648 to 4294967295"),
     (["-a", "x=f32[1000]", "-a", "n=1000"], 2, "expected a name of its own for each"),
     (["--grid", "0"], 2, "expected one to three positive numbers"),
     (["--grid", "a"], 2, "expected one to three numbers"),
