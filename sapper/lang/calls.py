@@ -27,6 +27,9 @@ from .liveness import analyse, assigned_names
 DEBUGGING = (print, breakpoint)
 """What the interpreter runs and the compiler refuses."""
 
+OUTSIDE = (__package__, f"{__package__.rpartition('.')[0]}.runtime")
+"""Packages whose functions, but for those of the language, are for the program that calls kernels."""
+
 
 class Calls(Expressions):
     """Reads calls."""
@@ -62,6 +65,9 @@ class Calls(Expressions):
             return handler(self, node, arguments, keywords, hint)
         if isinstance(function, Kernel):
             function = function.python_function
+        if isinstance(function, FunctionType) and function.__module__.startswith(OUTSIDE):
+            self.fail("unsupported-function", f"{ast.unparse(target)}() has no meaning in a kernel", node,
+                      ast.unparse(node), "what a kernel computes", "write it above the kernel")
         if isinstance(function, (FunctionType, LocalFunction)):
             arguments, keywords = self.arguments(node)
             result = self.inline(function, node, arguments, keywords)

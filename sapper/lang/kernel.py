@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -213,8 +215,34 @@ class Kernel:
         self.launcher = context.make_launcher(self)
         return self.launcher(*arguments, **options)
 
+    def __copy__(self) -> Kernel:
+        """Itself, as of a function."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kernel:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its module and name, as a function: whoever reads it has the same source."""
+        try:
+            found = _at(self.__module__, self.__qualname__)
+        except (ImportError, AttributeError):
+            found = None
+        if found is not self:
+            from pickle import PicklingError
+
+            raise PicklingError(f"kernel {self.name} can't be pickled: found another thing, or nothing, as "
+                                f"{self.__module__}.{self.__qualname__}; expected the kernel there; mend: define it at "
+                                "the top of a module, or make it in the process that calls it")
+        return _at, (self.__module__, self.__qualname__)
+
     def __repr__(self) -> str:
         return f"<kernel {self.name} ({', '.join(f'{n}: {t}' for n, t in self.parameters)})>"
+
+
+def _at(module: str, name: str) -> Any:
+    """What a module has under a name, which may have points."""
+    return attrgetter(name)(import_module(module))
 
 
 def kernel(function: Any = None, /, *, name: str | None = None, specialise: str = "", **options: Any) -> Any:
@@ -229,11 +257,12 @@ def kernel(function: Any = None, /, *, name: str | None = None, specialise: str 
     caller = sys._getframe(1)
 
     def make(function: Any) -> Kernel:
-        if isinstance(function, FunctionType) and not function.__code__.co_flags & COROUTINE:
+        is_lambda = isinstance(function, FunctionType) and function.__name__ == "<lambda>"
+        if isinstance(function, FunctionType) and not function.__code__.co_flags & COROUTINE and not is_lambda:
             return Kernel(function, name, options, caller.f_locals, specialise)
         if isinstance(function, FunctionType):
             place = Location(function.__code__.co_filename, function.__code__.co_firstlineno, 1, 1)
-            found = f"{function.__name__}, which is async"
+            found = "a lambda, whose parameters say no types" if is_lambda else f"{function.__name__}, which is async"
         else:
             place = Location(caller.f_code.co_filename, caller.f_lineno, 1, 1)
             found = f"{type(function).__name__} {getattr(function, '__name__', repr(function))}"

@@ -195,6 +195,9 @@ def view_dlpack(value: Any, kernel: str, parameter: Parameter, devices: frozense
             expected,
             "copy it first (x.cpu())",
         )
+    if getattr(value, "is_neg", bool)():  # PyTorch's imaginary part of a conjugate: exports forget the sign
+        raise refuse("export", f"{type(value).__name__} that stands for its negative (is_neg)", "elements in memory",
+                     "x.resolve_neg()")
     try:
         try:
             capsule = value.__dlpack__(max_version=(1, 0), **options)

@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import arguments as _arguments
 from . import settings
@@ -150,6 +150,10 @@ class BoundCall:
     def renew_lock(self) -> None:
         """Forget who runs it: for a forked child, in which nobody does."""
         self._idle = True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a bound call of {self.name} can't be copied or pickled: it runs on the memory that it was "
+                        "bound to; mend: bind the kernel again, sapper.prepare(kernel, ...)")
 
     def call_in_python(self) -> None:
         """A call. Where one worker runs it in little memory, machine code does so in the place of this."""

@@ -46,6 +46,10 @@ class Packed:
         self.address: int = data.ctypes.data
         self.layout = (shape, dtype.name, panels)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy lies elsewhere, and is as aligned as this one is."""
+        return _again, (self.data, self.shape, self.dtype, self.panels)
+
     @property
     def nbytes(self) -> int:
         return self.data.nbytes
@@ -89,6 +93,13 @@ class Packed:
         columns, depth = self.shape[self.panels.columns], self.shape[self.panels.depth]
         matrix = blocks.transpose(0, 2, 1, 3).reshape(panels * width, slots * elements)[:columns, :depth]
         return numpy.ascontiguousarray(matrix if self.panels.columns == 0 else matrix.T)
+
+
+def _again(data: Array, shape: tuple[int, int], dtype: DType, panels: Panels) -> Packed:
+    """What was copied or pickled."""
+    memory = empty(data.shape, "u8")
+    memory[:] = data
+    return Packed(memory, shape, dtype, panels)
 
 
 def pack(kernel: Any, name: str, array: Any, target: Any = None) -> Packed:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy
 
@@ -404,6 +404,10 @@ class Program:
     Arguments are kept alive and must stay where they are. Raises what calling the kernels would, and ArgumentError for
     a variable whose value does not fit its parameter. One thread runs a program at a time; others wait.
     """
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Program can't be copied or pickled: it runs on the memory that it was bound to; mend: make "
+                        "it anew, sapper.Program([...])")
 
     def __init__(self, launches: Iterable[tuple[Any, Sequence[Any]]], **options: Any) -> None:
         steps: list[tuple[Any, tuple[Any, ...]]] = []

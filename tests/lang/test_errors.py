@@ -1729,6 +1729,11 @@ def kernel_that_waits():
     return k
 
 
+@case("not-a-function", "write def")
+def kernel_of_a_lambda():
+    return kernel(lambda a, out: None)  # here
+
+
 @pytest.mark.parametrize(("kind", "mend", "make"), CASES, ids=[make.__name__ for _, _, make in CASES])
 def test_error(kind: str, mend: str, make: Callable[[], Any]) -> None:
     with pytest.raises(KernelError) as caught:

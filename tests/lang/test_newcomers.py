@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import linecache
+import pickle
 import re
 from typing import Any
 
@@ -64,6 +66,7 @@ BODIES = {
     "y[m, n] = where(x[m, n].to(i32) > 0, x[m, n].to(i32), float('-inf')).to(f32)": "write -2147483648",
     "c = []": "write a tuple, (a, b), or [... for i in range(3)]",
     "c = (x[m, n], v[n]); c[0] = v[n]": "make a new tuple: [new if k == 0 else v[k] for k in range(4)]",
+    "k = sp.dims('K')": "write it above the kernel",
     "double(v, v)": "dimensions of a kernel go by name in what it calls",
 }
 WHOLE = {
@@ -126,6 +129,26 @@ def test_dtypes_that_are_not_there() -> None:
         _ = sapper.u32
     with pytest.raises(AttributeError, match=r"no attribute 'fused'$"):
         _ = sapper.fused
+
+
+@kernel
+def at_the_top(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = x[n]
+
+
+def test_kernels_are_copied_and_pickled_as_functions_are() -> None:
+    @kernel
+    def within(x: Tensor[f32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = x[n]
+
+    for made in (at_the_top, within):
+        made(np.zeros(3, np.float32), np.zeros(3, np.float32))
+        assert copy.copy(made) is made and copy.deepcopy({"kernel": made})["kernel"] is made
+    assert pickle.loads(pickle.dumps(at_the_top)) is at_the_top
+    with pytest.raises(pickle.PicklingError, match=r"kernel within can't be pickled.* mend: define it at the top"):
+        pickle.dumps(within)
 
 
 def test_source_that_nobody_kept() -> None:

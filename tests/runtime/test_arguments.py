@@ -182,6 +182,8 @@ def test_torch_tensors_are_not_copied() -> None:
         assert (view.address, view.shape, view.strides) == (tensor.data_ptr(), (6, 3), (1, 6))
     refused("export", lambda: view_tensor(torch.zeros(2, 2, requires_grad=True), "k", MATRIX))
     refused("dtype", lambda: view_tensor(torch.zeros(2, 2, dtype=torch.complex64), "k", MATRIX))
+    turned = torch.zeros(2, 2, dtype=torch.complex64).conj().imag  # its elements in memory have the other sign
+    assert refused("export", lambda: view_tensor(turned, "k", MATRIX)).mend == "x.resolve_neg()"
 
 
 def test_capsule_outlives_the_tensor() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -68,6 +71,21 @@ def test_one_packed_matrix_serves_all_calls() -> None:
             run(arguments["a"], arguments["c"])
             np.testing.assert_array_equal(arguments["c"], expected)
 
+
+
+def test_copies_have_memory_of_their_own() -> None:
+    """Calls take a packed matrix by its address, and code by hand may ask for aligned panels."""
+    product = PRODUCTS["nn", (f32, f32, f32)]
+    arguments = small("nn", (f32, f32, f32), 5, 40, 30, 1)
+    packed = sp.pack(product, "b", arguments["b"])
+    copies = [copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), copy.copy(packed)]
+    packed.data[:] = 0
+    for each in copies:
+        assert each.address == each.data.ctypes.data and each.address % 64 == 0 and each.layout == packed.layout
+        for _ in range(3):
+            arguments["c"][:] = -1
+            product(arguments["a"], each, arguments["c"])
+            np.testing.assert_array_equal(arguments["c"], expected_of("nn", arguments))
 
 
 def test_calls_with_packed_matrices_are_quick(monkeypatch) -> None:

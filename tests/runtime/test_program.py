@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 import subprocess
 import threading
@@ -37,6 +39,14 @@ def axpy(x: Tensor[f32, N], factor: f32, y: Tensor[f32, N], out: Tensor[f32, N])
 def total(x: Tensor[f32, N], out: Tensor[f32, 1]):
     i = whole(N)
     out[0] = sp.sum(x[i], over=i)
+
+
+def test_what_is_bound_is_not_copied() -> None:
+    (x, y, out), memory = vectors(3), "it runs on the memory that it was bound to"
+    for made in (prepare(axpy, x, 2.0, y, out), Program([(axpy, (x, 2.0, y, out))])):
+        for what in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=memory):
+                what(made)
 
 
 @sp.kernel
