@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench_suites import PEERS, SUITES, Row, Settings, prepare_peers, present_peers, suite_rows
-from .console import time_text
+from .console import print_whole, time_text
 from .errors import CommandError
 from .files import write_files
 
@@ -128,7 +128,7 @@ def print_table(rows: Sequence[Row], console: Any) -> None:
         table.add_row(row.case, row.dtype, row.shape, str(row.threads),
                       "" if row.median_s is None else time_text(row.median_s), rate_text(row),
                       "" if row.percent_of_floor is None else f"{row.percent_of_floor:.0f} %", *ratios)
-    console.print(table)
+    print_whole(console, table)
 
 
 def rate_text(row: Row) -> str:

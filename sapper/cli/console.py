@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from .signals import Ended
 
 WIDTH = 140
+_ANY_WIDTH = 10_000
 
 
 def console() -> Any:
@@ -19,6 +20,20 @@ def console() -> Any:
     made = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     made.on_broken_pipe = _end      # type: ignore[method-assign]
     return made
+
+
+def print_whole(made: Any, table: Any) -> None:
+    """A table none of whose columns that are not to be wrapped is cut: a narrower terminal breaks the lines."""
+    from rich.measure import Measurement
+
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(Measurement.get(made, made.options, cell).maximum
+                                   for cell in (column.header, *column.cells))
+    before = made.width
+    made.width = max(before, Measurement.get(made, made.options.update(width=_ANY_WIDTH), table).minimum)
+    made.print(table)
+    made.width = before
 
 
 def _end() -> NoReturn:

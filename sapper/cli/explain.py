@@ -14,7 +14,7 @@ from typing import Any
 
 from .code import Code, Piece, code_for, code_that_ran
 from .console import console as report_console
-from .console import time_text
+from .console import print_whole, time_text
 from .errors import is_told
 from .kernels import (
     Found,
@@ -242,7 +242,7 @@ def print_report(facts: Mapping[str, Any], loop: str | None, everything: bool) -
     for line in measured_lines(facts):
         console.print(line, soft_wrap=True)
     console.print()
-    console.print(_loop_table(facts))
+    print_whole(console, _loop_table(facts))
     chosen = next((x for x in facts["loops"] if (x["label"] == loop if loop else x["hottest"])), None)
     if chosen is not None:
         console.print()

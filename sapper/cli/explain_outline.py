@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .console import console as report_console
+from .console import print_whole
 from .errors import CommandError
 from .explain import measured_lines, print_code, remarks, sources_of, span
 from .explain_emulated import Emulated, emulate_call, near_letters
@@ -139,7 +140,7 @@ def print_outline(facts: Mapping[str, Any], loop: str | None, everything: bool) 
                  *measured_lines(facts)):
         console.print(line, markup=False, soft_wrap=True)
     console.print()
-    console.print(_loop_table(facts))
+    print_whole(console, _loop_table(facts))
     chosen = next((x for x in facts["loops"] if (x["label"] == loop if loop else x["hottest"])), None)
     print_code(console, {**facts, "registers": []}, None if everything else chosen)
 

@@ -19,6 +19,7 @@ from typing import Any
 from .build import extents
 from .code import Piece, code_for
 from .console import console as report_console
+from .console import print_whole
 from .errors import is_told
 from .kernels import Found, find_kernels, find_target, kernel_dims, library_kernels, parse_extents, parse_schedule
 
@@ -172,7 +173,7 @@ def print_report(rows: Sequence[Mapping[str, Any]]) -> None:
             continue
         table.add_row(*facts, cost["loop"], f"{cost['cycles']:.1f}", f"{cost['operations_per_cycle']:.1f}",
                       f"{cost['bytes_per_cycle']:.1f}", cost["bound"])
-    console.print(table)
+    print_whole(console, table)
     models = {row["cost"]["model"] for row in rows if row.get("cost")}
     if models:
         of_warps = " (on a GPU of one warp, of a whole SM)" if any("assembled" in row for row in rows) else ""

@@ -228,21 +228,21 @@ def _report(results: Sequence[Any], json: bool) -> None:
         return
     from rich.table import Table
 
-    from .console import console
+    from .console import console, print_whole
 
     table = Table(box=None, header_style="bold")
     for name in ("kernel", "shape", "target"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("threads", "model", "best", "model / best", "tried"):
-        table.add_column(name, justify="right")
-    table.add_column("schedule")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("schedule", overflow="fold", min_width=24)
     for r in results:
         call = r.key.dims + tuple(scalar for scalar in r.key.scalars if scalar not in r.key.dims)
         shape = " ".join(f"{name}={value}" for name, value in call) + (" cold" if r.key.cold else "")
         table.add_row(r.key.kernel, shape, r.key.target, str(r.key.threads), time_text(r.model_s),
                       time_text(r.median_s), f"{r.model_s / r.median_s:.2f}", str(r.tried),
                       json_text.dumps(r.schedule.to_json()) if r.schedule.to_json() else "the model's")
-    console().print(table)
+    print_whole(console(), table)
     good = sum(r.model_s <= GOOD * r.median_s for r in results)
     if results:
         print(f"the model's schedule takes at most {100 * (GOOD - 1):.0f} % longer than the best one in {good} of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("garbage", "Q=3"):
         assert main(["port", file, "--target", "v3", "--shape", wrong]) == 2
         assert "expected dimensions of the kernels: " in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_breaks_lines_and_cuts_no_figure(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    narrow = Console(file=StringIO(), width=40)
+    monkeypatch.setattr("sapper.cli.port.report_console", lambda: narrow)
+    assert main(["port", file, "--target", "v3"]) == 0
+    out = narrow.file.getvalue()
+    assert "…" not in out and "bytes/cycle  bound by" in out and "ports (p4)" in out
 
 
 def test_a_kernel_by_hand_is_named_with_its_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
