@@ -41,7 +41,7 @@ from .operands import placed
 from .rank import Rank, rank, worth_a_trial
 from .search import MARGIN, search
 from .space import Step, steps
-from .trial import Task, check_candidate, try_candidate
+from .trial import Task, Trial, check_candidate, try_candidate
 
 CHECK_BYTES = 64 << 20
 """Results of calls up to this size are compared with the reference before they are timed; what is to be kept is checked
@@ -200,10 +200,10 @@ def tune(subject: Subject, target: Any, database: Database, threads: int, cold: 
     known = Known(kernel, target, dims, _aligned(kernel, target, task.arguments))
     compiler = toolchain_key()
     end = clock() + budget_s
-    count = 0
+    count, runs = 0, False
 
     def attempt(step: Step, best: Schedule) -> float | None:
-        nonlocal count
+        nonlocal count, runs
         count += 1
         trial = database.trial(key, compiler, step.schedule, best)
         if trial is None:
@@ -212,7 +212,9 @@ def tune(subject: Subject, target: Any, database: Database, threads: int, cold: 
                 checked = check_candidate(task, step.schedule)
                 trial = trial if checked.status == "timed" else checked
             database.add_trial(key, compiler, step.schedule, best, trial)
-        ratio = trial.ratio
+        if trial.status in ("crashed", "time limit") and not runs:  # is it the candidate, or the call?
+            _of_model(key, try_candidate(task, best, best))
+        ratio, runs = trial.ratio, True
         told = f"{100 * (1 / ratio - 1):+.1f} %" if ratio else trial.status
         tell(f"{count:3}  {step.label:<44} {told}" + (f"  {trial.message.splitlines()[0]}" if trial.message else ""))
         return ratio
@@ -236,11 +238,17 @@ def _aligned(kernel: Any, target: Any, arguments: Mapping[str, Any]) -> Iterable
 def _result(key: Key, task: Task, best: Schedule, tried: int, finished: bool) -> Result:
     """The best against the model's schedule once more, with more samples; the model's where the gain does not last."""
     final = try_candidate(task, best, Schedule(), FINAL_BUDGET_S)
-    if final.median_s is None or final.against_s is None:
-        raise DatabaseError(f"{key.kernel}: the model's own schedule: {final.status} {final.message}; expected a time")
-    if final.median_s > (1.0 - MARGIN) * final.against_s:
-        return Result(key, Schedule(), final.against_s, final.against_s, tried, finished)
-    return Result(key, best, final.median_s, final.against_s, tried, finished)
+    median_s, against_s = _of_model(key, final)
+    if median_s > (1.0 - MARGIN) * against_s:
+        return Result(key, Schedule(), against_s, against_s, tried, finished)
+    return Result(key, best, median_s, against_s, tried, finished)
+
+
+def _of_model(key: Key, trial: Trial) -> tuple[float, float]:
+    """The times of a trial beside the model's schedule. Raises DatabaseError where there are none."""
+    if trial.median_s is None or trial.against_s is None:
+        raise DatabaseError(f"{key.kernel} can't be timed: the model's own schedule: {trial.status} {trial.message}")
+    return trial.median_s, trial.against_s
 
 
 def label_of(subject: Subject) -> str:

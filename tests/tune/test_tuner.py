@@ -166,6 +166,15 @@ def test_a_call_is_tuned_with_its_scalars(tmp_path: Path, monkeypatch: pytest.Mo
     assert Result.from_json(json.loads(json.dumps(first.to_json()))) == first
 
 
+def test_a_call_that_cannot_be_made_is_told_at_once(tmp_path: Path) -> None:
+    """Not after a search all of whose candidates crash."""
+    told: list[str] = []
+    wrong = Subject("sums_so_far", sums_so_far, {"T": 32, "P": 100}, scalars={"position": 500})
+    with pytest.raises(DatabaseError, match=r"can't be timed: the model's own schedule: crashed [\s\S]* index 531 "):
+        tune(wrong, host_target(), Database(str(tmp_path / "trials.sqlite")), 1, False, 1e9, told.append)
+    assert told == []
+
+
 def test_of_several_scalars_the_longest_call_counts() -> None:
     few, many = Schedule(registers={"n": 1}), Schedule(registers={"n": 2})
     results = [Result(KEY._replace(scalars=(("position", at),)), schedule, at, 2.0 * at, 1, True)
