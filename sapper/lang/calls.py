@@ -19,16 +19,16 @@ from ..ir.types import DType, TileType, bool_, f32, i32, index
 from . import builtins as surface
 from .bindings import Axis, Descent, Frame, LoopRange, Span, axes_of, dtype_of, is_tensor, is_tile, near
 from .by_hand import PIECES
-from .dims import DimExpression
+from .dims import DimExpression, dims
 from .expressions import Expressions, LocalFunction, Returned, constant_of
-from .kernel import Kernel
+from .kernel import Kernel, kernel
 from .liveness import analyse, assigned_names
 
 DEBUGGING = (print, breakpoint)
 """What the interpreter runs and the compiler refuses."""
 
-OUTSIDE = (__package__, f"{__package__.rpartition('.')[0]}.runtime")
-"""Packages whose functions, but for those of the language, are for the program that calls kernels."""
+OUTSIDE = (dims, kernel)
+"""Of the language, for the program that calls kernels."""
 
 
 class Calls(Expressions):
@@ -65,7 +65,7 @@ class Calls(Expressions):
             return handler(self, node, arguments, keywords, hint)
         if isinstance(function, Kernel):
             function = function.python_function
-        if isinstance(function, FunctionType) and function.__module__.startswith(OUTSIDE):
+        if any(function is known for known in OUTSIDE):
             self.fail("unsupported-function", f"{ast.unparse(target)}() has no meaning in a kernel", node,
                       ast.unparse(node), "what a kernel computes", "write it above the kernel")
         if isinstance(function, (FunctionType, LocalFunction)):
