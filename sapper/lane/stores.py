@@ -146,7 +146,7 @@ class Stores(Joins):
 
     def kept_dtype(self, value: Value) -> DType:
         """Of the elements of a kept value: what was loaded is widened once, not each time that the copy is read. So is
-        what was rounded to bf16 for a product of f32, where that would be beside multiply-adds in the same pipes."""
+        what was rounded to bf16 for a product of f32, where that would take the place of multiply-adds, or of loads."""
         dtype: DType = value.type.dtype  # type: ignore[union-attr]
         loaded = value.op is not None and value.op.name == "load" and dtype is not bool_
         return row_dtype(dtype) if loaded or (dtype is bf16 and self.multiplies_wide(value)) else dtype
