@@ -55,7 +55,25 @@ class KeptOperands(RegisterFactors):
         if lanes & set(axes):
             return outside
         source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
-        return source.op is not None and source.op.name == "load" and source.type.dtype.bits < 32  # type: ignore[union-attr]
+        if source.op is None or source.op.name != "load":
+            return False
+        return source.type.dtype.bits < 32 or self._lies_apart(contraction, source.op)  # type: ignore[union-attr]
+
+    def _lies_apart(self, contraction: Op, load: Op) -> bool:
+        """Whether rows are met a few columns at a time, again and again, and do not follow one another in memory, as
+        those of one head in [position, head, dim]: where registers are few. Rows a power of two apart share a few sets
+        of the first cache, so that all of them come from behind it for each few columns. Measured on a Zen 3,
+        latent_attention_f32 of 512 tokens and 16 heads of 128, of the time where the values lie: 0.87 in quiet
+        minutes, 0.7 while another works on the core."""
+        over, axes = contraction.attributes["over"], axes_of(load.result)
+        if not self.sixteen_registers or len(over) != 1 or len(axes) != 2 or over[0] not in axes:
+            return False
+        (columns,) = set(axes) - set(over)
+        access, size = self.access(load), load.result.type.dtype.size_bytes  # type: ignore[union-attr]
+        if columns not in self.open or access.gathers or access.axes.get(columns) != size:
+            return False
+        extent = self.open[columns].extent
+        return not (isinstance(extent, int) and access.axes.get(over[0]) == extent * size)
 
     def _multiplies_slots(self, contraction: Op) -> bool:
         """Whether packed dot products serve a contraction: over several axes, or over one along bytes of whole slots.

@@ -6,7 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from sapper.cli.code import generated_code
+from sapper.codegen.machine import Instruction, Label, Memory
 from sapper.ir.types import bf16, f32
+from sapper.kernels import find
 from sapper.lang.builtins import tiles
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -88,3 +91,21 @@ def test_nan_of_f32_stays_one(machine: str) -> None:
     run_native(narrowed.tile_ir(), {"x": x, "y": y}, TARGETS[machine])
     with np.errstate(all="ignore"):
         assert_same(y, x.astype(ml_dtypes.bfloat16))
+
+
+def test_what_widens_stays_in_a_register_through_loops_of_sums() -> None:
+    """Else it is a load more for each vector, where two start in a cycle: two heads by four vectors of the values."""
+    code = generated_code(find("attention_decode_bf16").kernel, TARGETS["zen3"], None, {"G": 4, "D": 64}, {})
+    loops: list[list[Instruction]] = []
+    label, rows = "", []
+    for item in code.compiled.made.machine.body:
+        if isinstance(item, Label):
+            label, rows = item.name, []
+            continue
+        rows.append(item)
+        if any(getattr(operand, "name", "") == label for operand in item.operands):
+            loops.append(rows)
+    values = next(loop for loop in loops if sum("vfmadd" in str(row.row) for row in loop) == 32)
+    widened = [row for row in values if "vpshufb" in str(row.row)]
+    assert len(widened) == 8
+    assert not any(isinstance(operand, Memory) for row in widened for operand in row.operands)

@@ -114,6 +114,30 @@ def test_four_vectors_of_queries_meet_three_positions_where_registers_are_few(
         assert told.registers["p"] % 3 == 0
 
 
+def attention_of(name: str, registers: int, **static: int) -> Function:
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir(static))
+    canonicalize(function)
+    return lower(function, Schedule(), replace(PLAIN, lanes=8, vector_registers=registers), Specialization({}))
+
+
+@pytest.mark.parametrize(("registers", "vectors"), [(32, 8), (16, 4)])
+def test_few_powers_are_computed_at_once_where_registers_are_few(registers: int, vectors: int) -> None:
+    """Each waits for the last one to be stored."""
+    loops = [op for op in attention_of("attention_f32", registers, G=1, D=64).walk() if op.name == "loop"]
+    assert max(sum(inner.name == "exp" for inner in loop.blocks[0].ops) for loop in loops) == vectors
+
+
+@pytest.mark.parametrize(("name", "registers", "copied"), [
+    ("latent_attention_f32", 16, True), ("latent_attention_f32", 32, False), ("attention_f32", 16, False)])
+def test_values_of_a_head_that_lie_apart_are_copied_where_registers_are_few(
+        name: str, registers: int, copied: bool) -> None:
+    """[position, head, dim] by tiles of positions; rows of [head, position, dim] follow one another."""
+    static = {"G": 1, "D": 64} if name == "attention_f32" else {"D": 64, "S": 32, "V": 64}
+    loops = [op for op in attention_of(name, registers, **static).walk() if op.name == "loop"]
+    made = [{op.name for op in loop.blocks[0].ops if not op.name.startswith("s_")} for loop in loops]
+    assert ({"load", "store", "yield"} in made) == copied
+
+
 @pytest.mark.parametrize(("heads", "rows", "facts", "times"), [
     (1, 4, PLAIN, 1), (4, 1, PLAIN, 1), (4, 1, STREAMS, 5),
     (1, 4, replace(PLAIN, fma_per_cycle=1.0), 1), (1, 1, replace(STREAMS, fma_per_cycle=1.0), 5)])

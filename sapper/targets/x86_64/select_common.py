@@ -117,16 +117,26 @@ _SPARE = 3
 """Registers left to what rules need besides, and to moves."""
 
 
+def widens_by_bytes(s: Any, op: Op) -> bool:
+    """Whether a row of bf16 is widened by VPSHUFB. VPMOVZXWD crosses the halves of a register, which are two operations
+    on a Zen 3, and leaves a shift to do."""
+    return (op.attributes["dtype"].name == "bf16" and not op.attributes.get("masked") and not s.facts.opmask
+            and s.facts.bits4 == 256)
+
+
 def constant_room(s: Any, loop: Op, live_rows: int, hoisted: list[Key]) -> dict[str, int]:
     """How many more constants may live in registers through a loop that needs `live_rows` rows at once.
 
     Loops that add up fp8 (lane/float8_sums.py) do with those, and what they do not touch gives way to constants: 8 sums
     and the greatest code leave room for all of these. Else they are three loads more for 16 numbers, where a Zen 3 does
-    two in a cycle: from memory one row takes 0.87 of the time, 2 rows 0.95, 4 0.96, in the caches 0.85, 0.91, 0.97."""
+    two in a cycle: from memory one row takes 0.87 of the time, 2 rows 0.95, 4 0.96, in the caches 0.85, 0.91, 0.97.
+    Likewise those that add up products of bf16, which take one register to widen them."""
     masks = sum(1 for key in hoisted if key[0] == "k")
     others = [op for op in loop.blocks[0].ops if op.name not in _OF_SUMS]
     adds_up = others and all(op.name == "widen_float8" and op.attributes.get("scaled") for op in others)
-    spare = -s.passing(loop) if adds_up else _SPARE
+    widens = all(op.name == "s_sub" for op in others) and any(
+        op.name == "load" and widens_by_bytes(s, op) for op in loop.blocks[0].ops)
+    spare = -s.passing(loop) if adds_up else 1 - s.passing(loop) if widens else _SPARE
     return {"vec": s.facts.vector_registers - live_rows - (len(hoisted) - masks) - spare, "mask": 4 - masks}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op, Value
-from .select_common import FOLDED_DTYPES, Key, OwnConstants, Rule, bits_of
+from .select_common import FOLDED_DTYPES, Key, OwnConstants, Rule, bits_of, widens_by_bytes
 from .select_conversions import round_bfloat16, rounding_constants
 from .select_float8 import FLOAT8, UNPACKING, by_lanes, packed_bytes, unpack
 from .select_lanes import extract_half, join, lanes_out, load_splat_into, quarters
@@ -70,7 +70,7 @@ def load(s: Any, op: Op) -> None:
         s.emit(f"vmovups.{bits // 2}", packed, memory)
         s.emit(f"vpermw.{bits}", s.define(result), s.constant(_widening_key(s, op)), packed)
         return
-    if _widens_by_bytes(s, op):
+    if widens_by_bytes(s, op):
         # Both halves of a register take their elements of the same 16 bytes: one operation besides the load.
         both = s.new("vec")
         s.emit("vbroadcasti128.256", both, memory)
@@ -88,13 +88,6 @@ def _widens_by_permutation(s: Any, op: Op) -> bool:
 
 _UPPER_WORDS: Key = ("d", bytes(byte for lane in range(8) for byte in (0x80, 0x80, 2 * lane, 2 * lane + 1)))
 """VPSHUFB's control: element i of 16 bytes to the upper half of lane i, zeros to the lower one."""
-
-
-def _widens_by_bytes(s: Any, op: Op) -> bool:
-    """Whether a row of bf16 is widened by VPSHUFB. VPMOVZXWD crosses the halves of a register, which are two operations
-    on a Zen 3, and leaves a shift to do."""
-    return (op.attributes["dtype"].name == "bf16" and not op.attributes.get("masked") and not s.facts.opmask
-            and s.facts.bits4 == 256)
 
 
 def _widening_key(s: Any, op: Op) -> Key:
@@ -462,7 +455,7 @@ def unpacking_constants(s: Any, op: Op) -> tuple[Key, ...]:
     if op.name == "load" and _widens_by_permutation(s, op):
         masks = (_upper_halves(s),) if "beside" in op.attributes else ()
         return (_widening_key(s, op), *masks)
-    if op.name == "load" and _widens_by_bytes(s, op):
+    if op.name == "load" and widens_by_bytes(s, op):
         return (_UPPER_WORDS,)
     return UNPACKING.get(op.attributes["dtype"].name, ())
 
