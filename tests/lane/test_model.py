@@ -262,11 +262,11 @@ def test_sums_beside_two_vectors_hide_the_latency_where_registers_are_few(name: 
 
 
 @pytest.mark.parametrize(("facts", "heads", "depth", "positions"), [
-    (FEW_REGISTERS, 4, 128, 48), (FEW_REGISTERS, 3, 128, 48), (FEW_REGISTERS, 2, 128, 256),
-    (FEW_REGISTERS, 1, 256, 256), (PLAIN, 4, 128, 256)])
+    (FEW_REGISTERS, 4, 80, 48), (FEW_REGISTERS, 4, 96, 42), (FEW_REGISTERS, 4, 128, 30), (FEW_REGISTERS, 3, 128, 30),
+    (FEW_REGISTERS, 2, 128, 256), (FEW_REGISTERS, 1, 256, 256), (FEW_REGISTERS, 4, 256, 30), (PLAIN, 4, 128, 256)])
 def test_values_that_are_read_by_columns_stay_in_the_first_cache(facts: Facts, heads: int, depth: int,
                                                                  positions: int) -> None:
-    """Where registers do not hold a whole row of them for several heads."""
+    """Where registers do not hold a whole row of them for several heads: whole lines of weights, or threes."""
     function = reduce_loops(LIBRARY["attention_decode_f32"].kernel.tile_ir({"G": heads, "D": depth}))
     canonicalize(function)
     known = Specialization({"P": DimClass(4096, 64)})
