@@ -313,6 +313,26 @@ def test_negation_is_absorbed_by_fma() -> None:
     assert found["vxorps.512"] == 0
 
 
+@pytest.mark.parametrize("condition", ["le", "ne", "gt"])
+@pytest.mark.parametrize("also_number", [False, True])
+def test_a_choice_is_made_by_the_comparison_that_there_is(condition: str, also_number: bool) -> None:
+    """AVX2 compares by > and =: what is chosen changes places, but where the mask itself is asked for too."""
+    function, b, (p, _, _, _) = start(8)
+    x, y = (b.value("load", [p], ROW_I32, dtype=i32, disp=32 * n) for n in range(2))
+    low, high = (b.value("load", [p], ROW_F32, dtype=f32, disp=32 * n) for n in (2, 3))
+    mask = b.value("cmp", [x, y], MASK, cond=condition)
+    b.add("store", [b.value("select", [mask, low, high], ROW_F32), p], dtype=f32)
+    if also_number:
+        b.add("store", [b.value("mask_to_row", [mask], ROW_F32), p], dtype=f32, disp=32)
+    machine = select(function, rules, V3)
+    opposite = condition != "gt" and not also_number
+    assert names(machine)["vpxor.256"] == (condition != "gt" and also_number)
+    (choice,) = instructions(machine, "vblendvps.256")
+    loads = [item.operands[0] for item in instructions(machine, "vmovups.256")
+             if getattr(item.operands[1], "disp", None) in (64, 96)]
+    assert choice.operands[1:3] == (loads if opposite else loads[::-1])
+
+
 def test_every_lane_op_has_a_rule() -> None:
     missing = set(LANE_OPS.rows) - set(rules.RULES) - STRUCTURE - set(MATH) - OF_THREADS - ALWAYS_SPLIT - OF_FOUR_LANES
     assert not missing

@@ -10,6 +10,7 @@ two machines are served, told apart by one fact, `opmask`:
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from typing import Any
 
@@ -87,7 +88,7 @@ class Facts:
     broadcast operands cost no more than one broadcast load into a register: each takes a load slot of its own, but
     the register's load is one more instruction and holds a register meanwhile. Where two multiply-adds go in a cycle,
     loads are what is short: Ice Lake runs 1.1 in a cycle with a broadcast operand each, 2.0 with one load for two.
-    folded_loads: see `Target`.
+    folded_loads: see `Target`. opposite: masks that are off where what they were made of holds, and choose so.
     """
 
     def __init__(self, s: Any, target: Any) -> None:
@@ -109,6 +110,7 @@ class Facts:
         self.function = s.function
         self.keys: dict[Value, Key] = {}
         self.wide_masks: dict[Value, Any] = {}
+        self.opposite: set[Value] = set()
         self.arguments: Any = None
         self.worker: Any = None
         self.workers: Any = None
@@ -118,6 +120,15 @@ class Facts:
         """Whether rounding to bf16 needs no care of NaN. Where an instruction rounds, other ways are rare, and always
         take care."""
         return "avx512_bf16" not in self.features and short_nans(self.function)
+
+    def is_choice(self, mask: Value, uses: int) -> bool:
+        """Whether all that is made of a mask are choices between two rows of 32-bit lanes."""
+        return self._choices[mask] == uses > 0
+
+    @cached_property
+    def _choices(self) -> Counter[Value]:
+        return Counter(op.operands[0] for op in self.function.walk() if op.name == "select" and (
+            op.result.type.dtype.bits == 32))  # type: ignore[union-attr]
 
 
 def facts_of(s: Any, target: Any) -> Facts:

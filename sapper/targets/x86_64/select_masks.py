@@ -62,6 +62,9 @@ def compare(s: Any, op: Op) -> None:
         name = f"vpcmp{'gt' if condition in ('gt', 'le') else 'eq'}{letter}.{bits}"
         if condition in ("gt", "eq"):
             s.emit(name, register, first, last)
+        elif dtype.bits == 32 and s.facts.is_choice(result, s.uses.get(result, 0)):
+            s.emit(name, register, first, last)
+            s.facts.opposite.add(result)
         else:
             made = s.new("vec")
             s.emit(name, made, first, last)
@@ -102,6 +105,8 @@ def select(s: Any, op: Op) -> None:
     suffix = "ps" if dtype.bits == 32 else "pd"
     if not s.facts.opmask:
         on = s.vector(mask) if dtype.bits == 32 else wide_mask(s, mask)
+        if mask in s.facts.opposite:
+            a, b = b, a
         if is_zero(s, b):
             row = s.vector(a)
             s.emit(f"vand{suffix}.{bits}", s.define(result), on, row)
