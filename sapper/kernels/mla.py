@@ -109,33 +109,32 @@ def make_expand(cache: Any, weight: Any, result: Any = f32, name: str | None = N
 
 
 def attend_expanded(q: Any, q_turned: Any, keys: Any, shared: Any, values: Any, out: Any, row: Any, base: Any,
-                    position: Any, first: Any, stop: Any, h: Any, scale: Any, products: Any, power: Any) -> None:
+                    position: Any, first: Any, stop: Any, h: Any, scale: Any, products: Any) -> None:
     """What the queries first ... stop - 1 of a sequence find, for one head; the operands as `attend_queries`
     (attention.py) has them."""
     for t in tiles(span(first, stop)):
         d = whole(D)
         s = whole(S)
         v = whole(V)
-        query = (q[row + t, h, d] * scale).to(products)
-        turn = (q_turned[row + t, h, s] * scale).to(products)
+        factor = scale * LOG2_E
+        query = (q[row + t, h, d] * factor).to(products)
+        turn = (q_turned[row + t, h, s] * factor).to(products)
         highest = full(t, value=MINUS_INFINITY, dtype=f32)
         total = zeros(t, dtype=f32)
         acc = zeros(t, v, dtype=f32)
         for p in tiles(span(0, position + stop)):
             score = query @ keys[base + p, h, d] + turn @ shared[base + p, s]
             score = where(p <= position + t, score, MINUS_INFINITY)
-            highest, total, acc = attend(highest, total, acc, score, values[base + p, h, v], p, power, products)
+            highest, total, acc = attend(highest, total, acc, score, values[base + p, h, v], p, exp2, products)
         out[row + t, h, v] = acc * (1.0 / total)
 
 
 def make_latent_attention(name: str, cache: Any, products: Any = f32) -> Any:
     """Causal attention of T new tokens over P = position + T positions; shared [P, S]: the turned keys.
 
-    products: the dtype of keys and values: f32, or bf16, to which queries and weights are then rounded; the scores are
-    then powers of two.
+    products: the dtype of keys and values: f32, or bf16, to which queries and weights are then rounded.
     """
     rounded = products is not f32
-    power = exp2 if rounded else exp
 
     @sp.kernel(name=name, specialise="D S V")
     def latent_attention(
@@ -147,9 +146,8 @@ def make_latent_attention(name: str, cache: Any, products: Any = f32) -> Any:
             size = WIDE_QUERY_BLOCK if rounded else QUERY_BLOCK
             for block in each((T + size - 1) // size):
                 first = block * size
-                factor = scale * LOG2_E if rounded else scale
                 attend_expanded(q, q_turned, keys, shared, values, out, 0, 0, position, first, min(first + size, T), h,
-                                factor, products, power)
+                                scale, products)
 
     return latent_attention
 

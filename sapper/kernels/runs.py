@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, exp2, f32, i32, tiles
+from sapper import Tensor, bf16, each, f32, i32, tiles
 
 from . import attention, mla
-from .attention import LOG2_E, ROUNDED_PRODUCTS, attend_queries
+from .attention import ROUNDED_PRODUCTS, attend_queries
 from .mla import attend_expanded
 from .paged import ATTENTION, PAGE
 from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, normal
@@ -71,7 +71,6 @@ def make_gather_latents(cache: Any) -> Any:
 def make_attention_runs(name: str, cache: Any, products: Any = f32) -> Any:
     """The kernel for keys and values of that dtype, in products of another; see `attention.make_attention`."""
     rounded = products is not f32
-    power = exp2 if rounded else exp
     narrow, wide = attention.QUERY_BLOCK, attention.WIDE_QUERY_BLOCK
 
     @sp.kernel(name=name, specialise="D")
@@ -85,10 +84,8 @@ def make_attention_runs(name: str, cache: Any, products: Any = f32) -> Any:
             size = sp.max(sp.min(D // 2, wide), narrow) if rounded else narrow
             for block in each((tokens + size - 1) // size, disjoint=True):
                 first = block * size
-                factor = scale * LOG2_E if rounded else scale
                 stop = sp.min(first + size, tokens)
-                attend_queries(q, keys, values, out, row, begin, place, first, stop, h, g, factor, f32, products,
-                               power)
+                attend_queries(q, keys, values, out, row, begin, place, first, stop, h, g, scale, f32, products)
 
     return attention_runs
 
@@ -96,7 +93,6 @@ def make_attention_runs(name: str, cache: Any, products: Any = f32) -> Any:
 def make_latent_attention_runs(name: str, cache: Any, products: Any = f32) -> Any:
     """q, out [T, H, ...]; keys, values [P, H, ...] of all that is gathered; see `mla.make_latent_attention`."""
     rounded = products is not f32
-    power = exp2 if rounded else exp
     size = mla.WIDE_QUERY_BLOCK if rounded else mla.QUERY_BLOCK
 
     @sp.kernel(name=name, specialise="D S V")
@@ -109,10 +105,9 @@ def make_latent_attention_runs(name: str, cache: Any, products: Any = f32) -> An
             row, tokens, place, begin = start[r], count[r], position[r], base[r]
             for block in each((tokens + size - 1) // size, disjoint=True):
                 first = block * size
-                factor = scale * LOG2_E if rounded else scale
                 stop = sp.min(first + size, tokens)
-                attend_expanded(q, q_turned, keys, shared, values, out, row, begin, place, first, stop, h, factor,
-                                products, power)
+                attend_expanded(q, q_turned, keys, shared, values, out, row, begin, place, first, stop, h, scale,
+                                products)
 
     return latent_attention_runs
 
