@@ -20,6 +20,7 @@ import numpy as np
 from ..codegen.machine import Instruction, Label, LabelReference, Memory, Register, VirtualRegister
 from ..codegen.print import print_function
 from ..codegen.row_facts import WRITE, facts_table
+from ..ir.nodes import Location
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
 from .build import Assembly, Named, current, with_immediates
@@ -84,6 +85,9 @@ class Block(Named):
         facts = facts_table(SimpleNamespace(idioms={}, move_bits={}, facts_table=None))
         for item in assembly.body:
             if isinstance(item, Instruction):
+                if item.row.control == "return":
+                    raise AssemblyError("effects", f"{self.name} returns", item.location, item.row.mnemonic,
+                                        "a block, which runs on into its kernel's code", "leave it out")
                 for how, operand in zip(facts[item.row].access, item.operands, strict=True):
                     if how & WRITE and isinstance(operand, VirtualRegister) and operand in held:
                         raise AssemblyError("clobber", f"{self.name} overwrites one of its inputs", item.location,
@@ -92,22 +96,41 @@ class Block(Named):
 
     def check(self, target: Any, sizes: tuple[int, ...], immediates: list[int]) -> None:
         """The static checks of the block as if it stood alone. Raises AssemblyError."""
-        assembly, _, _ = self.assemble(sizes, immediates)
+        assembly, out, _ = self.assemble(sizes, immediates)
         with assembly.building():
+            assembly.emit(self.table.MOVE, (assembly.row(sizes[0]), out))
             assembly.emit(self.table.RETURN, ())
-        check_static(assembly, target)
+        end = assembly.body[-2]
+        try:
+            check_static(assembly, target)
+        except AssemblyError as error:
+            if self.inputs is None or error.kind != "undefined" or error.location is not end.location:
+                raise
+            code = self.write.__code__
+            raise AssemblyError("undefined", f"{self.name} may end without a result",
+                                Location(code.co_filename, code.co_firstlineno, 1, 1), error.found,
+                                "a write of its first parameter on every path", "write it") from None
         assembly, out, inputs = self.assemble(sizes, immediates)
         check_alone(assembly, target, inputs, (out,), self.no_spill, self.budget)
 
     def check_op(self, op: Any, target: Any) -> None:
         sizes = tuple(target.lanes * v.type.dtype.bits for v in (op.results[0], *op.operands))
-        self.check(target, sizes, op.attributes["immediates"])
+        try:
+            self.check(target, sizes, op.attributes["immediates"])
+        except AssemblyError as error:
+            if self.inputs is None:  # one instruction, which its author wrote where the kernel names it
+                error.location = op.location
+            raise
 
     def check_kept(self, machine: Any, target: Any) -> None:
         if self.no_spill:
             check_kept(machine, self.name, Register(*self.table.STACK_POINTER))
 
     # --- What lang/by_hand.py asks ----------------------------------------------------------------------------------
+
+    def misfit(self, tiles: int, immediates: int) -> str:
+        """Its inputs, where there are not so many."""
+        return "" if self.inputs is None or len(self.inputs) == tiles else ", ".join(map(str, self.inputs)) or "no tile"
 
     def usable(self, family: str, features: frozenset[str], lanes: int, inputs: tuple[Any, ...], result: Any) -> bool:
         if family != self.table.FAMILY or not self.features <= features:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Union
 
-from ..codegen.machine import AnyRegister, Register, VirtualRegister
+from ..codegen.encode import forms_of
+from ..codegen.machine import AnyRegister, Immediate, LabelReference, Memory, Register, VirtualRegister
 from .errors import AssemblyError, UnknownInstruction, author_location
 
 z = "z"
@@ -260,8 +261,15 @@ def choose(table: Any, mnemonic: str, operands: Sequence[Given]) -> Any:
     rows = table.rows_of(mnemonic)
     if not rows:
         raise unknown(table, mnemonic)
-    found = [row for row in rows if len(row.operands) == len(operands)
+    alone = [row for row in rows if len(row.operands) == len(operands)
              and all(fits(spec, given) for spec, given in zip(row.operands, operands, strict=True))]
+    kinds = tuple(_OF_MACHINE[type(given)] for given in operands)
+    found = [row for row in alone if kinds in forms_of(row)]
+    if alone and not found:
+        raise AssemblyError(
+            "operands", f"{mnemonic} takes no such operands together", author_location(),
+            ", ".join(map(repr, operands)),
+            " | ".join(dict.fromkeys(describe(row, form) for row in alone for form in forms_of(row))))
     if not found:
         raise AssemblyError(
             "operands", f"{mnemonic} takes no such operands", author_location(), ", ".join(map(repr, operands)),
@@ -282,8 +290,11 @@ def _memory_size(spec: Any, given: Given) -> int:
     return int(spec.memory_bits)
 
 
-def describe(row: Any) -> str:
-    """A row's operands in the notation of the table."""
+_OF_MACHINE: dict[type, type] = {Reg: Register, Mem: Memory, int: Immediate, LabelName: LabelReference}
+
+
+def describe(row: Any, form: Sequence[type] = ()) -> str:
+    """A row's operands in the notation of the table; or one of its forms, by the class of each operand."""
     names = {"gpr": "r", "vec": "v", "mask": "k", "tile": "t", "imm": "i", "mem": "m", "label": "label"}
     parts = []
     for spec in row.operands:
@@ -297,6 +308,9 @@ def describe(row: Any) -> str:
             text += f"/b{spec.broadcast_bits}"
         if spec.immediate_bits and spec.kind != "imm":
             text += f"/{'u' if spec.unsigned_byte else 'i'}{spec.immediate_bits}"
+        if form and "/" in text:
+            first = {Memory: "m", Immediate: "ui"}.get(form[len(parts)], "")
+            text = next(part for part in text.split("/") if not first or part[0] in first)
         parts.append(text)
     return f"{row.name} {' '.join(parts)}".strip()
 
@@ -344,6 +358,21 @@ class Mnemonic:
 
     def usable(self, family: str, features: frozenset[str], lanes: int, inputs: tuple[Any, ...], result: Any) -> bool:
         return bool(self._piece().usable(family, features, lanes, inputs, result))
+
+    def misfit(self, tiles: int, immediates: int) -> str:
+        """The forms of the instruction, where none computes a vector register from so many others and immediates."""
+        rows = self.table.rows_of(self.name)
+        for row in rows:
+            result, *others = row.operands or (None,)
+            if result is not None and result.role == "rw":
+                others = row.operands
+            vectors, numbers = others[:tiles], others[tiles:]
+            if (result is not None and result.writes and len(numbers) == immediates
+                    and len(vectors) == tiles and all(spec.kind == "vec" for spec in (result, *vectors))
+                    and all(spec.kind == "imm" or spec.immediate_bits for spec in numbers)
+                    and (Register,) * (len(row.operands) - immediates) + (Immediate,) * immediates in forms_of(row)):
+                return ""
+        return " | ".join(dict.fromkeys(describe(row) for row in rows))
 
     def digest(self) -> str:
         return self.key

@@ -11,6 +11,7 @@ Source: GNU as manual, "AT&T Syntax versus Intel Syntax" (operand order, size su
 
 from __future__ import annotations
 
+import linecache
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,7 +64,8 @@ class TextReader:
             self.line = line
             if self.start is not None:
                 # A text that begins on the line of its call, as a triple-quoted one does, gives each line its own.
-                self.location = Location(self.start.file, self.start.line + number, 1, 1)
+                place = Location(self.start.file, self.start.line + number, 1, 1)
+                self.location = place if line.strip() in linecache.getline(place.file, place.line) else self.start
             self.read_line(_COMMENT.sub("", line))
         for name, label in self.labels.items():
             if not label.placed:

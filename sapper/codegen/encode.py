@@ -125,6 +125,12 @@ def _plans(row: Any) -> dict[Signature, list[_Plan]]:
     return plans
 
 
+def forms_of(row: Any) -> Iterable[Signature]:
+    """The classes of operands that some encoding of a row takes together: not each may be memory, or a register, beside
+    every other."""
+    return (row.plans or _plans(row)).keys()
+
+
 @cache
 def _registers_of(kind: str, fixed: int | None) -> frozenset[Register]:
     """Those that an operand may be."""

@@ -308,6 +308,11 @@ class Calls(Expressions):
         if len(tiles) + len(immediates) != len(inputs) or not tiles or not isinstance(tolerance, (int, float)):
             self.fail("bad-argument", "asm takes tiles, then immediates", node, ast.unparse(node),
                       "tiles and integers", "write the tiles first")
+        misfit = getattr(piece, "misfit", None)
+        if misfit is not None and (forms := misfit(len(tiles), len(immediates))):
+            self.fail("bad-argument", f"{piece.name} computes no tile from these", node,
+                      f"tiles: {len(tiles)}, immediates: {len(immediates)}", forms,
+                      "give as many tiles as it has inputs; one that it changes counts")
         value = self.inline(meaning, node, list(tiles), {})
         if not isinstance(value, Value) or not isinstance(value.type, TileType):
             self.fail("bad-argument", "the meaning of asm is no tile", node, self.describe(value), "a tile",

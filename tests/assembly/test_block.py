@@ -108,6 +108,10 @@ def test_a_wrong_meaning_is_found_and_the_piece_not_used() -> None:
     (lambda t: sp.asm(x86.vrcp14ps, t, meaning=2), "needs a meaning"),
     (lambda t: sp.asm(x86.vrcp14ps, 2, meaning=lambda a: a), "takes tiles"),
     (lambda t: sp.asm(x86.vrcp14ps, t, meaning=lambda a: 3), "no tile"),
+    (lambda t: sp.asm(x86.vaddps, t, meaning=lambda a: a), r"vaddps computes no tile[\s\S]*v512 v512 v512/m512"),
+    (lambda t: sp.asm(x86.vmovntps, t, meaning=lambda a: a), "vmovntps computes no tile"),
+    (lambda t: sp.asm(x86.add, t, 1, meaning=lambda a: a), "add computes no tile"),
+    (lambda t: sp.asm(exp_of_six_terms, t, t, meaning=lambda a, b: a), r"no tile[\s\S]*tiles: 2.*\s+expected: f32"),
 ])
 def test_refusals(body: Any, part: str) -> None:
     @sp.kernel
@@ -185,6 +189,32 @@ def test_a_block_leaves_its_inputs_alone() -> None:
 
     with pytest.raises(AssemblyError, match="overwrites one of its inputs"):
         Block(x86.table, "greedy", write, (F32,), F32).assemble((512, 512), [])
+
+
+def test_a_block_gives_its_result_and_does_not_return() -> None:
+    def check(write: Any) -> AssemblyError:
+        with pytest.raises(AssemblyError) as caught:
+            Block(x86.table, "odd", write, (F32,), F32, frozenset({"avx"})).check(V3, (256, 256), [])
+        assert caught.value.location is not None and caught.value.location.file == __file__
+        return caught.value
+
+    def forgets(out: Any, x: Any) -> None:
+        x86.vaddps(x86.current().ymm(), x, x)
+
+    def returns(out: Any, x: Any) -> None:
+        x86.vaddps(out, x, x)
+        x86.ret()
+
+    assert check(forgets).headline == "odd may end without a result"
+    assert check(returns).headline == "odd returns"
+
+
+def test_estimates_flush_what_is_denormal() -> None:
+    """As the manual has it: results, too."""
+    large = np.array([5e37, 3e38, -3e38, 1e-40, -1e-40, np.nan, 2, np.inf], np.float32)
+    found = x86.vrcpps.run([large], [])
+    assert np.allclose(found[[0, 6]], [2e-38, 0.5], rtol=2**-11, atol=0) and np.isnan(found[5])
+    assert (found[[1, 2, 3, 4, 7]] == [0, 0, np.inf, -np.inf, 0]).all() and np.signbit(found[2])
 
 
 def test_a_block_alone_passes_the_static_checks() -> None:

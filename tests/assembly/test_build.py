@@ -47,6 +47,8 @@ def test_operands_choose_the_row(write: Any, text: str) -> None:
 @pytest.mark.parametrize("write, kind, part", [
     (lambda a: x86.vaddps(x86.zmm1, x86.ymm2, x86.zmm3), "operands", "no such operands"),
     (lambda a: x86.vaddps(x86.zmm1, x86.zmm2), "operands", "no such operands"),
+    (lambda a: x86.vmovntdq(x86.ymm1, x86.ymm2), "operands", r"no such operands together[\s\S]*vmovntdq.256 m256 v256"),
+    (lambda a: x86.mov(x86.dword[x86.rax], x86.dword[x86.rcx]), "operands", r"together[\s\S]*m32 r32 \| mov"),
     (lambda a: x86.add(x86.ptr[x86.rax], 5), "operands", "how large"),
     (lambda a: x86.vcvtpd2ps(x86.xmm1, x86.broadcast[x86.rax]), "operands", "how large"),
     (lambda a: x86.add(x86.rax, 1 << 40), "operands", "no such operands"),

@@ -139,11 +139,26 @@ def test_unknown_instruction_names_the_nearest_and_the_way_to_add_one() -> None:
 
 
 def test_labels_are_told_by_their_line() -> None:
-    for text, what in (("nop\njmp ther\nnop\nthere:", "label ther is not in the text"),
-                       ("there:\nthere:\njmp there\nnop", "a label is placed twice")):
-        error = refused(text)
-        assert error.headline == what and error.location is not None
-        assert error.location.line == refused.__code__.co_firstlineno + 3
+    def missing(a: Any) -> None:
+        a.text("""nop
+            jmp ther
+            there: nop""")
+
+    def twice(a: Any) -> None:
+        a.text("""there: nop
+            there:
+            jmp there""")
+
+    for write, what in ((missing, "label ther is not in the text"), (twice, "a label is placed twice")):
+        with pytest.raises(AssemblyError, match=what) as caught:
+            piece(write)
+        assert caught.value.location is not None
+        assert caught.value.location.line == write.__code__.co_firstlineno + 2
+
+
+def test_lines_that_stand_elsewhere_are_told_by_the_call() -> None:
+    assert (error := refused("nop\nnop\n.long 5\nnop")).location is not None
+    assert error.location.line == refused.__code__.co_firstlineno + 2
 
 
 def test_the_error_is_at_the_line_of_the_text() -> None:

@@ -232,8 +232,8 @@ def reciprocal_sqrt(a: Array) -> Array:
 
 
 def estimate(meaning: Meaning) -> Meaning:
-    """vrcpps, vrsqrtps: denormal inputs count as zeros."""
-    return lambda a: meaning(np.where(np.isnan(a), a, flush(a)))
+    """vrcpps, vrsqrtps: denormal inputs count as zeros, and denormal results are zeros of their sign."""
+    return lambda a: flush(meaning(np.where(np.isnan(a), a, flush(a))))
 
 
 def to_integer(dtype: str, truncate: bool) -> Meaning:
