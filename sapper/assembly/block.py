@@ -101,6 +101,7 @@ class Block(Named):
             assembly.emit(self.table.MOVE, (assembly.row(sizes[0]), out))
             assembly.emit(self.table.RETURN, ())
         end = assembly.body[-2]
+        assert isinstance(end, Instruction)
         try:
             check_static(assembly, target)
         except AssemblyError as error:

@@ -296,7 +296,7 @@ _OF_MACHINE: dict[type, type] = {Reg: Register, Mem: Memory, int: Immediate, Lab
 def describe(row: Any, form: Sequence[type] = ()) -> str:
     """A row's operands in the notation of the table; or one of its forms, by the class of each operand."""
     names = {"gpr": "r", "vec": "v", "mask": "k", "tile": "t", "imm": "i", "mem": "m", "label": "label"}
-    parts = []
+    parts: list[str] = []
     for spec in row.operands:
         name = "u" if spec.kind == "imm" and spec.unsigned_byte else names[spec.kind]
         text = name + (str(spec.bits) if spec.kind in ("gpr", "vec", "imm") else "")
@@ -363,12 +363,10 @@ class Mnemonic:
         """The forms of the instruction, where none computes a vector register from so many others and immediates."""
         rows = self.table.rows_of(self.name)
         for row in rows:
-            result, *others = row.operands or (None,)
-            if result is not None and result.role == "rw":
-                others = row.operands
-            vectors, numbers = others[:tiles], others[tiles:]
-            if (result is not None and result.writes and len(numbers) == immediates
-                    and len(vectors) == tiles and all(spec.kind == "vec" for spec in (result, *vectors))
+            others = row.operands if row.operands and row.operands[0].role == "rw" else row.operands[1:]
+            numbers = others[tiles:]
+            if (row.operands and row.operands[0].writes and len(others) == tiles + immediates
+                    and all(spec.kind == "vec" for spec in (row.operands[0], *others[:tiles]))
                     and all(spec.kind == "imm" or spec.immediate_bits for spec in numbers)
                     and (Register,) * (len(row.operands) - immediates) + (Immediate,) * immediates in forms_of(row)):
                 return ""
