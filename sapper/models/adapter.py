@@ -148,11 +148,11 @@ def _of(patterns: Mapping[str, Any], module: str, usual: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class MergedEntry:
-    """A tensor W + scale * B A. order: which of its rows is each of B's (None: the same)."""
+    """A tensor W + scale * B A. place: how it has the rows of the matrix as that was published."""
 
     base: Entry
     pair: Pair
-    order: Array | None
+    place: Callable[[Array], Array]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -164,8 +164,7 @@ class MergedEntry:
 
     def read(self) -> Array:
         added = (np.float32(self.pair.scale) * self.pair.up.read()) @ self.pair.down.read()
-        merged = np.array(self.base.read(), np.float32)
-        merged[slice(None) if self.order is None else self.order] += added
+        merged: Array = self.base.read() + self.place(added)
         return merged
 
 
@@ -173,45 +172,46 @@ def with_adapter(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
     """A checkpoint with an adapter in its matrices. Raises ModelError as read_adapter does, and where the adapter is
     that of another model."""
     adapter = read_adapter(Path(path))
-    names = _own_names(checkpoint)
-    merged = {}
-    for published, pair in adapter.pairs.items():
-        name, role = names.get(re.sub(r"\d+", "{}", published), (published, ""))
-        name = name.format(*re.findall(r"\d+", published)) if "{}" in name else name
-        entry, where = checkpoint.tensors.get(name), f"{adapter.path / WEIGHTS}, matrix {published}"
-        if entry is None:
-            raise ModelError(where, f"no such matrix in {checkpoint.path.name}", "an adapter of this model",
-                             f"take the model that {CONFIG} names: {adapter.config.get('base_model_name_or_path')!r}")
-        shape = (pair.up.shape[0], pair.down.shape[1])
-        if entry.shape != shape:
-            raise ModelError(where, f"B A of shape {shape}", f"shape {entry.shape}, as {checkpoint.path.name} has it",
-                             f"take the model that {CONFIG} names: {adapter.config.get('base_model_name_or_path')!r}")
-        merged[name] = MergedEntry(entry, pair, _order(checkpoint, role))
-    return replace(checkpoint, tensors={**checkpoint.tensors, **merged})
-
-
-def _architecture(checkpoint: Checkpoint, module: str) -> Any:
     package = ARCHITECTURES.get(checkpoint.architecture)
     if package is None:
         raise ModelError(checkpoint.where, f"a model of {checkpoint.architecture or 'no architecture'}",
                          f"one of {', '.join(ARCHITECTURES)}", "take a model of such an architecture")
-    return import_module(f"{__package__}.{package}.{module}")
-
-
-def _own_names(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
-    """Published name, with {} for numbers -> this checkpoint's, and its role."""
-    weights = _architecture(checkpoint, "weights")
+    weights, configs = (import_module(f"{__package__}.{package}.{part}") for part in ("weights", "config"))
+    config = (configs.from_gguf if checkpoint.gguf else configs.from_json)(checkpoint.metadata, checkpoint.where)
+    roles = {name: role for role, name in weights.PUBLISHED.items() if name}
     own = weights.GGUF_NAMES if checkpoint.gguf else weights.PUBLISHED
-    return {published: (own[role], role) for role, published in weights.PUBLISHED.items() if own.get(role)}
+    merged = {}
+    for published, pair in adapter.pairs.items():
+        role, numbers = roles.get(re.sub(r"\d+", "{}", published)), re.findall(r"\d+", published)
+        places = {} if role is None else weights.in_file(checkpoint, config, role)
+        for part, place in places.items():
+            name = own.get(part, "").format(*numbers)
+            entry = checkpoint.tensors.get(name)
+            if entry is None:
+                places = {}
+                break
+            merged[name] = MergedEntry(entry, pair, place)
+            _check_shape(checkpoint, adapter, published, merged[name])
+        if not places:
+            raise _other_model(checkpoint, adapter, published, f"no such matrix in {checkpoint.path.name}",
+                               "an adapter of this model")
+    return replace(checkpoint, tensors={**checkpoint.tensors, **merged})
 
 
-def _order(checkpoint: Checkpoint, role: str) -> Array | None:
-    find = getattr(_architecture(checkpoint, "weights"), "file_order", None)
-    if find is None or not checkpoint.gguf:
-        return None
-    config = _architecture(checkpoint, "config").from_gguf(checkpoint.metadata, checkpoint.where)
-    order: Array | None = find(checkpoint, config, role)
-    return order
+def _check_shape(checkpoint: Checkpoint, adapter: Adapter, published: str, entry: MergedEntry) -> None:
+    rows, columns = entry.pair.up.shape[0], entry.pair.down.shape[1]
+    try:
+        shape = entry.place(np.broadcast_to(np.float32(), (rows, columns))).shape
+    except (IndexError, ValueError):    # rows that are no such matrix'
+        shape = rows, columns
+    if shape != entry.shape:
+        raise _other_model(checkpoint, adapter, published, f"B A of shape {(rows, columns)}",
+                           f"shape {entry.shape}, as {checkpoint.path.name} has it")
+
+
+def _other_model(checkpoint: Checkpoint, adapter: Adapter, matrix: str, found: str, expected: str) -> ModelError:
+    return ModelError(f"{adapter.path / WEIGHTS}, matrix {matrix}", found, expected,
+                      f"take the model that {CONFIG} names: {adapter.config.get('base_model_name_or_path')!r}")
 
 
 # ---- training

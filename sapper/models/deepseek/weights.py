@@ -7,6 +7,7 @@ score, as queries and keys are reordered alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from ...kernels.quantized import PANEL
 from ..block_rows import Order
+from ..checkpoint import Checkpoint
 from ..errors import ModelError
 from ..k_matrix import RawK
 from ..linear import Dense, Matrix
@@ -157,6 +159,18 @@ GGUF_NAMES = {
     "shared_up": BLOCK + "ffn_up_shexp.weight", "shared_down": BLOCK + "ffn_down_shexp.weight",
 }
 """Of GGUF files: the experts of a layer lie in one tensor, and newer files have the rows of `expand` in two."""
+
+
+def in_file(checkpoint: Checkpoint, config: DeepseekConfig, role: str) -> dict[str, Callable[[Array], Array]]:
+    """The tensors of a checkpoint that have the rows of a published matrix, and how each has them."""
+    if role != "expand" or not checkpoint.gguf or GGUF_NAMES[role].format(0) in checkpoint.tensors:
+        return {role: lambda rows: rows}
+
+    def of_heads(rows: Array) -> Array:
+        return rows.reshape(config.heads, config.key_features + config.value_features, -1)
+
+    return {"expand_keys": lambda rows: of_heads(rows)[:, : config.key_features].swapaxes(1, 2),
+            "expand_values": lambda rows: of_heads(rows)[:, config.key_features :]}
 
 
 def load_weights(loader: Loader, config: DeepseekConfig, predictor: bool = False) -> DeepseekWeights:

@@ -9,6 +9,7 @@ GGUF files of a Llama, not of a Qwen, hold query and key rows in the order of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,6 +94,15 @@ JSON_NAMES = {
 
 
 PUBLISHED = JSON_NAMES
+
+
+def in_file(checkpoint: Checkpoint, config: LlamaConfig, role: str) -> dict[str, Callable[[Array], Array]]:
+    """The tensors of a checkpoint that have the rows of a published matrix, and how each has them."""
+    order = file_order(checkpoint, config, role)
+    if order is None:
+        return {role: lambda rows: rows}
+    inverse = np.argsort(order)
+    return {role: lambda rows: rows[inverse] if len(rows) == len(inverse) else rows}
 
 
 def file_order(checkpoint: Checkpoint, config: LlamaConfig, role: str) -> Array | None:
