@@ -24,7 +24,7 @@ from .dims import Dim, DimExpression
 from .elementwise import MOVABLE
 from .errors import KernelError
 from .liveness import analyse
-from .source import SourceUnavailable, parse_function
+from .source import SourceChanged, SourceUnavailable, parse_function
 
 BINARY_OPERATORS: dict[type[ast.operator], str] = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod",
@@ -95,6 +95,12 @@ class Expressions(Accesses):
         code = function.__code__
         try:
             parsed = parse_function(function)
+        except SourceChanged:
+            place = Location(code.co_filename, code.co_firstlineno)
+            raise KernelError("source-unavailable", f"the source of {function.__name__} has changed since it was read",
+                              place, "a file that was written anew, and holds another function of this name or none",
+                              "the function that was imported", "import it again: importlib.reload(module), or begin "
+                              "anew") from None
         except SourceUnavailable:
             if caller is not None:
                 self.fail("source-unavailable", f"the source of {function.__name__} cannot be read", call_node,

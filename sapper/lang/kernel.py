@@ -21,6 +21,7 @@ from ..ir.types import DType, TensorType, TileType, bool_, spell_nested
 from . import context
 from .by_hand import ByHand
 from .errors import KernelError
+from .stamps import note
 from .tensor import TensorAnnotation
 
 ParameterType = TensorType | TileType
@@ -86,6 +87,7 @@ class Kernel:
                               expected=f"dimensions of the kernel: {', '.join(known) or 'it has none'}",
                               mend=f"leave {dim} out of specialise")
         self._check_options()
+        note(function)
         self.launcher: Callable[..., Any] = self._first_call
         self.by_hand: list[ByHand] = []
         self.refused_by_hand = False

@@ -1,7 +1,8 @@
 """The source of a Python function as an ast, with places in the author's file.
 
 Enters: a function object. Leaves: ParsedFunction. The lines are those that the code object covers, found without
-tokenizing the file; inspect is the fall-back.
+tokenizing the file; inspect is the fall-back. Holds: of a file that was written anew since a kernel of it was defined,
+a function is what compiles to its code, wherever it stands now; there is no other.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from ..ir.nodes import Location
+from .stamps import noted, stamp
 
 
 class SourceUnavailable(Exception):
     """The function's file cannot be read, or does not hold the function."""
+
+
+class SourceChanged(SourceUnavailable):
+    """The function's file was written anew, and no longer holds it."""
 
 
 class ParsedFunction:
@@ -74,7 +80,13 @@ def parse_function(function: FunctionType) -> ParsedFunction:
 def _parse(function: FunctionType) -> ParsedFunction:
     code = function.__code__
     first = code.co_firstlineno
+    now = stamp(code.co_filename)
+    if now is not None:
+        linecache.checkcache(code.co_filename)  # it may hold what the file was before
     lines = linecache.getlines(code.co_filename, function.__globals__)
+    before = noted(function)
+    if before is not None and now is not None and before != now:
+        return _find(code, lines)
     if not lines or first > len(lines):
         raise SourceUnavailable(code.co_filename)
     try:
@@ -90,6 +102,45 @@ def _parse(function: FunctionType) -> ParsedFunction:
         return _parse_lines(code, lines, 1)
     except SyntaxError as error:
         raise SourceUnavailable(code.co_filename) from error
+
+
+def _find(code: CodeType, lines: list[str]) -> ParsedFunction:
+    """The function of a code object in a file that may hold it elsewhere, or another one in its place."""
+    try:
+        tree = ast.parse("".join(lines))
+    except SyntaxError:
+        raise SourceChanged(code.co_filename) from None
+    for node in ast.walk(tree):
+        name = "<lambda>" if isinstance(node, ast.Lambda) else getattr(node, "name", "")
+        if isinstance(node, (ast.Lambda, ast.FunctionDef)) and name == code.co_name and _compiles_to(node, code):
+            return ParsedFunction(node, code.co_filename, 0, 0, lines)
+    raise SourceChanged(code.co_filename)
+
+
+def _compiles_to(node: Any, code: CodeType) -> bool:
+    """Whether a function, among names that it closes over, becomes a code object, but for where it stands."""
+    held: list[ast.stmt] = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in code.co_freevars]
+    within = ast.parse("def within(): pass").body[0]
+    assert isinstance(within, ast.FunctionDef)
+    within.body = [*held, ast.Expr(node) if isinstance(node, ast.Lambda) else node]
+    module = ast.fix_missing_locations(ast.Module([within], []))
+    try:
+        made = compile(module, code.co_filename, "exec", code.co_flags & FUTURE, dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    outer = next(c for c in made.co_consts if isinstance(c, CodeType))
+    return any(isinstance(c, CodeType) and _facts(c) == _facts(code) for c in outer.co_consts)
+
+
+FUTURE = 0x1FF0000
+"""The flags of code objects that say what came from __future__, as `compile` takes them."""
+
+
+def _facts(code: CodeType) -> tuple[Any, ...]:
+    """What a code object does, without places."""
+    constants = tuple(_facts(c) if isinstance(c, CodeType) else (type(c).__name__, repr(c)) for c in code.co_consts)
+    return (code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
+            code.co_argcount)
 
 
 def _parse_lines(code: CodeType, lines: list[str], first: int) -> ParsedFunction:

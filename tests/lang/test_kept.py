@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 import sapper.kernels
-from sapper import Tensor, dims, f32, kernel, tiles
+from sapper import KernelError, Tensor, dims, f32, kernel, tiles
 from sapper.ir.kept import Kept
 from sapper.ir.text import print_function
 from sapper.ir.verifier import verify
@@ -48,6 +54,55 @@ def test_it_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sapper.lang.frontend.build", lambda *_: pytest.fail("the source was read again"))
     assert scaled.tile_ir() is not scaled.tile_ir()
     assert scaled.tile_ir().attributes["dims"] == ["N"] and scaled.tile_ir({"N": 4}).attributes["dims"] == []
+
+
+MODULE = """
+from sapper import Tensor, dims, f32, kernel, tiles
+
+N = dims("N")
+
+
+def inlined(t):
+    return t + {added}
+
+
+@kernel
+def scaled(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for i in tiles(N):
+        y[i] = inlined(x[i] * {factor})
+"""
+
+
+def test_files_that_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a program runs: a kernel is what was imported, and never what its file holds by now."""
+    file = tmp_path / "edited_kernels.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    written = iter(range(1, 100))
+
+    def write(factor: float, added: float, above: str = "") -> None:
+        file.write_text(above + MODULE.format(factor=factor, added=added))
+        os.utime(file, ns=(0, 10**9 * next(written)))  # the clock of files is coarse
+
+    def results(kernel: Any) -> list[float]:
+        arguments = {"x": np.float32([1, 2]), "y": np.zeros(2, np.float32)}
+        interpret(kernel.tile_ir(), arguments)
+        return arguments["y"].tolist()
+
+    write(2.0, 0.5)
+    edited = importlib.import_module("edited_kernels")
+    write(3.0, 0.5)
+    with pytest.raises(KernelError, match="the source of scaled has changed since it was read"):
+        results(edited.scaled)
+    write(2.0, 0.7)
+    with pytest.raises(KernelError, match="the source of inlined has changed since it was read"):
+        results(edited.scaled)
+    write(2.0, 0.5, "# lines above\n\n")
+    assert results(edited.scaled) == [2.5, 4.5]
+    for factor in (5.0, 6.0):
+        write(factor, 0.5)
+        importlib.reload(edited)
+        assert results(edited.scaled) == [factor + 0.5, 2 * factor + 0.5]
 
 
 def test_what_it_closes_over_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
