@@ -50,7 +50,7 @@ KINDS: dict[str, str] = {
     "reduce-parallel-axis": "a reduction over an axis of a loop that carries nothing",
     "return-in-the-middle": "a return that is not the last statement",
     "scalar-needed": "a tile where one value is needed",
-    "source-unavailable": "the source of a function cannot be read",
+    "source-unavailable": "the source of a function cannot be read, or is another one by now",
     "store-axes": "a stored value spans axes that the index lacks",
     "store-dtype": "a stored value has another element type than the tensor",
     "stores-nothing": "a kernel writes to none of its tensors",
