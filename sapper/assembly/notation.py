@@ -351,6 +351,8 @@ class Mnemonic:
 
     implements = ""
     module = __name__
+    features: frozenset[str] = frozenset()
+    """Its author declares none: those of its row count."""
 
     @property
     def key(self) -> str:

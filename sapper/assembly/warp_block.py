@@ -34,6 +34,8 @@ class Mnemonic:
 
     implements = ""
     module = __name__
+    features: frozenset[str] = frozenset()
+    """Its author declares none: those of its row count."""
 
     def __init__(self, table: Any, name: str) -> None:
         self.table, self.name = table, name

@@ -140,6 +140,18 @@ def test_a_kernel_by_hand_is_named_with_its_calls(tmp_path: Path, capsys: pytest
     assert gpu["how"] == "generated" and "not a x86_64" in gpu["not_by_hand"]["by_ymm"]
 
 
+def test_an_instruction_is_named_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "one.py"
+    file.write_text("import sapper as sp\nfrom sapper import Tensor, f32, ptx, tiles, x86\nN = sp.dims('N')\n"
+                    "@sp.kernel\ndef one(x: Tensor[f32, N], y: Tensor[f32, N]):\n    for n in tiles(N):\n"
+                    "        y[n] = sp.asm(ptx.rcp_approx_f32, x[n], tolerance=1e-3, meaning=lambda t:\n"
+                    "                      sp.asm(x86.vrcp14ps, t, meaning=lambda u: 1.0 / u, tolerance=1e-3))\n")
+    assert main(["port", str(file), "--target", "v3", "--target", "v4", "--target", "sm_80"]) == 0
+    out = capsys.readouterr().out
+    assert "one on v4: by hand: vrcp14ps" in out and "one on sm_80: by hand: rcp.approx.f32" in out
+    assert "one on v3: " not in out
+
+
 def test_a_block_is_named_where_the_target_has_its_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
