@@ -31,7 +31,7 @@ from . import (
 from .instructions import ROWS as ROWS
 from .registers import RDI, RDX, RSI
 from .select_common import FOLDED_DTYPES as FOLDED_DTYPES
-from .select_common import Key, OwnConstants, Rule
+from .select_common import Key, OwnConstants, Rule, dtype_of
 from .select_common import constant_key as constant_key
 from .select_common import constant_kind as constant_kind
 from .select_common import constant_memory as constant_memory
@@ -127,8 +127,8 @@ class Facts:
 
     @cached_property
     def _choices(self) -> Counter[Value]:
-        return Counter(op.operands[0] for op in self.function.walk() if op.name == "select" and (
-            op.result.type.dtype.bits == 32))  # type: ignore[union-attr]
+        return Counter(op.operands[0] for op in self.function.walk()
+                       if op.name == "select" and dtype_of(op.result).bits == 32)
 
 
 def facts_of(s: Any, target: Any) -> Facts:
