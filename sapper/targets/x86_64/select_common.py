@@ -130,7 +130,8 @@ def constant_room(s: Any, loop: Op, live_rows: int, hoisted: list[Key]) -> dict[
     Loops that add up fp8 (lane/float8_sums.py) do with those, and what they do not touch gives way to constants: 8 sums
     and the greatest code leave room for all of these. Else they are three loads more for 16 numbers, where a Zen 3 does
     two in a cycle: from memory one row takes 0.87 of the time, 2 rows 0.95, 4 0.96, in the caches 0.85, 0.91, 0.97.
-    Likewise those that add up products of bf16, which take one register to widen them."""
+    Likewise those that add up products of bf16, which take one register to widen them: one row by 4096 x 4096 takes
+    0.95 of the time, from the caches 0.79 to 0.85."""
     masks = sum(1 for key in hoisted if key[0] == "k")
     others = [op for op in loop.blocks[0].ops if op.name not in _OF_SUMS]
     adds_up = others and all(op.name == "widen_float8" and op.attributes.get("scaled") for op in others)
