@@ -60,12 +60,15 @@ class TextReader:
         return AssemblyError("notation", headline, self.location, found or self.line.strip(), expected, mend)
 
     def read(self, text: str) -> None:
+        source = [] if self.start is None else linecache.getlines(self.start.file)
         for number, line in enumerate(text.split("\n")):
             self.line = line
             if self.start is not None:
-                # A text that begins on the line of its call, as a triple-quoted one does, gives each line its own.
+                # A text that begins on the line of its call, as a triple-quoted one does, gives each line its own. Of
+                # one that is no file's, lines are counted.
                 place = Location(self.start.file, self.start.line + number, 1, 1)
-                self.location = place if line.strip() in linecache.getline(place.file, place.line) else self.start
+                there = not source or (place.line <= len(source) and line.strip() in source[place.line - 1])
+                self.location = place if there else self.start
             self.read_line(_COMMENT.sub("", line))
         for name, label in self.labels.items():
             if not label.placed:

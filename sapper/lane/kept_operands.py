@@ -66,6 +66,8 @@ class KeptOperands(RegisterFactors):
         latent_attention_f32 of 512 tokens and 16 heads of 128, of the time where the values lie: 0.87 in quiet
         minutes, 0.7 while another works on the core."""
         over, axes = contraction.attributes["over"], axes_of(load.result)
+        if isinstance(self.stride_classes.get(load.operands[0].name), Panels):
+            return False
         if not self.sixteen_registers or len(over) != 1 or len(axes) != 2 or over[0] not in axes:
             return False
         (columns,) = set(axes) - set(over)

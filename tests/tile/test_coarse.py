@@ -105,7 +105,7 @@ def test_what_more_bits_come_of_may_not(kernel: object) -> None:
 
 @pytest.mark.parametrize(("name", "few"), [
     ("softmax_bf16", True), ("softmax", False), ("swiglu_bf16", True), ("swiglu", False), ("gelu_bf16", True),
-    ("gelu", False), ("attention_f32", False), ("attention_bf16", False)])
+    ("gelu", False), ("attention_decode_f32", False), ("attention_decode_bf16", False)])
 def test_of_the_library(name: str, few: bool) -> None:
     found, all_of_them = counts(find(name).kernel)
     assert (found == all_of_them) == few and (found > 0) == few

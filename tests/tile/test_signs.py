@@ -96,7 +96,7 @@ def test_what_a_greatest_element_is_taken_of_is_never_above_it(kernel: object, e
     assert known(kernel) == [expected]
 
 
-@pytest.mark.parametrize("name", ["softmax", "softmax_bf16", "attention_f32", "attention_bf16"])
+@pytest.mark.parametrize("name", ["softmax", "softmax_bf16", "attention_decode_f32", "attention_decode_bf16"])
 def test_weights_of_a_softmax_are_known_in_all_of_the_library(name: str) -> None:
     found = known(LIBRARY[name].kernel)
     assert found and all(found)
