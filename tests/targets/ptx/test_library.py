@@ -92,8 +92,11 @@ ROW_BYTES = 64
 
 
 def whole_rows(entry: LibraryKernel, shape: dict[str, int]) -> dict[str, int]:
-    """Rows of matrices that are multiplied of whole 64 bytes, ragged beside tiles still."""
-    return shape | {dim: -(-shape[dim] // 32) * 32 for dim in "KN" if {"K", "N"} <= shape.keys() and shape[dim]}
+    """Rows of matrices that are multiplied of whole 64 bytes, ragged beside tiles still: of K and N, but not an N that
+    counts blocks of panels."""
+    rows = {"K", *(str(type.dims[-1]) for _, type in entry.kernel.parameters if getattr(type, "dims", ()))}
+    return shape | {dim: -(-shape[dim] // 32) * 32 for dim in rows & set("KN")
+                    if {"K", "N"} <= shape.keys() and shape[dim]}
 
 
 @pytest.mark.sampled(3)
