@@ -167,7 +167,8 @@ def _smollm2_case(form: str, model: Any, threads: int, settings: Settings) -> li
 
 def _smollm2_matrices(model: Any) -> list[Any]:
     """Those of the layers."""
-    return [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
+    return [m for one in model.weights.layers for part in (one.feed_forward,)
+            for m in (one.qkv, one.output, part.gate, part.up, part.down)]
 
 
 def smollm2_size(model: Any) -> int:

@@ -856,3 +856,11 @@ def test_each_row_of_the_table_is_beside_the_peer_of_its_own_turn() -> None:
                  row("4 bit", "llama", 3.0)], console)
     lines = [line for line in console.file.getvalue().splitlines() if line.startswith("decode")]
     assert ["2.00 x" in lines[0], "3.00 x" in lines[1]] == [True, True]
+
+
+def test_the_weights_that_a_token_meets_are_counted(tmp_path: Path) -> None:
+    """Of the layers' matrices, all."""
+    weights = small_models.random_weights(seed=1)
+    model = load_model(small_models.write_gguf(tmp_path / "small.gguf", weights))
+    matrices = [one for name, one in weights.items() if name.startswith("blk.") and one.ndim > 1]
+    assert bench_models.smollm2_size(model) == sum(one.size for one in matrices)
