@@ -249,6 +249,26 @@ def matmul_few_residual_fp8(
             y[m, p, l] = residual[m, p, l] + acc
 
 
+def gated_sum(gate: Any, gate_scale: Any, up: Any, up_scale: Any, x: Any, expert: tuple[Any, ...],
+              panel: tuple[Any, ...], a: Any, m: Any, l: Any) -> Any:
+    """silu(gate @ x) * (up @ x) of rows m and the lanes l of a panel, which are widened as they are met.
+
+    expert: which of several matrices: (e,); or () where there is one. panel: its place in one. a: of its scales.
+    """
+    gate_sum = zeros(m, l, dtype=f32)
+    up_sum = zeros(m, l, dtype=f32)
+    for b in each(B):
+        of_gate = zeros(m, l, dtype=f32)
+        of_up = zeros(m, l, dtype=f32)
+        for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
+            row = x[m, k]
+            of_gate += row @ gate[*expert, *panel, k, l].to(f32)
+            of_up += row @ up[*expert, *panel, k, l].to(f32)
+        gate_sum += of_gate * gate_scale[*expert, a, b]
+        up_sum += of_up * up_scale[*expert, a, b]
+    return silu(gate_sum) * up_sum
+
+
 @sp.kernel
 def matmul_few_swiglu_fp8(
     gate: Tensor[f8e4m3, P, K, PANEL], gate_scale: Tensor[f32, A, B], up: Tensor[f8e4m3, P, K, PANEL],
@@ -258,18 +278,7 @@ def matmul_few_swiglu_fp8(
         a = place[p]
         for m in tiles(M):
             l = whole(PANEL)
-            gate_sum = zeros(m, l, dtype=f32)
-            up_sum = zeros(m, l, dtype=f32)
-            for b in each(B):
-                of_gate = zeros(m, l, dtype=f32)
-                of_up = zeros(m, l, dtype=f32)
-                for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                    row = x[m, k]
-                    of_gate += row @ gate[p, k, l].to(f32)
-                    of_up += row @ up[p, k, l].to(f32)
-                gate_sum += of_gate * gate_scale[a, b]
-                up_sum += of_up * up_scale[a, b]
-            y[m, p, l] = silu(gate_sum) * up_sum
+            y[m, p, l] = gated_sum(gate, gate_scale, up, up_scale, x, (), (p,), a, m, l)
 
 
 @sp.kernel

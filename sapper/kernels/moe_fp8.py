@@ -23,7 +23,7 @@ from sapper import Tensor, each, f8e4m3, f32, i32, minimum, span, tiles, whole, 
 
 from .activation import silu, silu_reference
 from .fp8 import BLOCK, blocks
-from .fp8_panels import FEW_ROWS, PANEL, SUM, matrix, random_weights
+from .fp8_panels import FEW_ROWS, PANEL, SUM, gated_sum, matrix, random_weights
 from .moe import row_apart
 from .moe_blocks import panel_blocks
 from .record import Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
@@ -73,18 +73,7 @@ def multiply_few_gated(x: Any, first: Any, last: Any, e: Any, n: Any, t: Any, ga
     a = place[n, t]
     for m in tiles(span(first[e], last[e])):
         l = whole(PANEL)
-        gate_sum = zeros(m, l, dtype=f32)
-        up_sum = zeros(m, l, dtype=f32)
-        for b in each(B):
-            of_gate = zeros(m, l, dtype=f32)
-            of_up = zeros(m, l, dtype=f32)
-            for k in tiles(span(b * BLOCK, minimum(b * BLOCK + BLOCK, K))):
-                row = x[m, k]
-                of_gate += row @ gate[e, n, t, k, l].to(f32)
-                of_up += row @ up[e, n, t, k, l].to(f32)
-            gate_sum += of_gate * gate_scale[e, a, b]
-            up_sum += of_up * up_scale[e, a, b]
-        y[m, n, t, l] = silu(gate_sum) * up_sum
+        y[m, n, t, l] = gated_sum(gate, gate_scale, up, up_scale, x, (e,), (n, t), a, m, l)
 
 
 @sp.kernel
