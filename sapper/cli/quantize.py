@@ -7,11 +7,11 @@ CommandError for a user's mistakes.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from .console import told_parts
 from .errors import CommandError
 
 BITS = {"int4": 4, "int8": 8}
@@ -34,26 +34,12 @@ def run_quantize(
         raise CommandError(f"--group: found {group}; expected 32, 64 or 128", 2)
     if text is not None and not Path(text).is_file():
         raise CommandError(f"{text}: found no file; expected a text in UTF-8; mend: check the path")
-    live = progress and sys.stderr.isatty()
     started = time.perf_counter()
-    last = 0.0
-
-    def report(done: int, total: int, name: str) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if progress and now - last >= (0.2 if live else 5.0):
-            last = now
-            line = f"{100 * done / max(1, total):.0f} %: {name}"
-            print(f"\r{line:<78.78}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-
-    try:
+    with told_parts(progress) as report:
         checkpoint = open_checkpoint(model)
         summary = quantize_checkpoint(
             checkpoint, Path(out), Settings(BITS[dtype], group, zero_points), shard_bytes=shard_mib << 20,
             workers=threads or 2, report=report)
-    finally:
-        if live:
-            print(f"\r{'':<78}\r", end="", file=sys.stderr, flush=True)
     facts: dict[str, Any] = {
         "model": model, "out": out, "dtype": dtype, "group": group, "forms": summary.forms, "tensors": summary.tensors,
         "matrices": summary.matrices, "weights": summary.weights, "before_bytes": summary.before_bytes,
