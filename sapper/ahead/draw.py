@@ -14,13 +14,32 @@ from __future__ import annotations
 import struct
 
 from .draws import FIRST, SECOND, STEP
-from .opening import BAD_SAMPLING, DRAWS
+from .opening import BAD_SAMPLING, DRAWS, replaced
 from .plan import DRAWING, Model, Plan
 from .written import Written, written
 
+MIXING = {"STEP": STEP - (1 << 64), "FIRST": FIRST - (1 << 64), "SECOND": SECOND - (1 << 64)}
+"""Numbers that random numbers are made with, as signed ones."""
 MAX_TEMPERATURE = 1e6
 TEMPERATURE, TOP_K, TOP_P, MIN_P, SEED = 0, 4, 8, 12, 16
 """Offsets of a sapper_model_sampling."""
+
+MIX = """\
+    mov rcx, rax
+    shr rcx, 30
+    xor rax, rcx
+    mov rcx, @FIRST
+    imul rax, rcx
+    mov rcx, rax
+    shr rcx, 27
+    xor rax, rcx
+    mov rcx, @SECOND
+    imul rax, rcx
+    mov rcx, rax
+    shr rcx, 31
+    xor rax, rcx
+"""
+"""What draws.py makes of what it counted, in rax."""
 
 _SAMPLING = """
     # rdi: model; rsi: sapper_model_sampling, or null for the likeliest token
@@ -73,20 +92,7 @@ draw:
     mov rcx, @STEP
     add rax, rcx
     mov qword ptr [rbx + @DRAWS], rax
-    mov rcx, rax
-    shr rcx, 30
-    xor rax, rcx
-    mov rcx, @FIRST
-    imul rax, rcx
-    mov rcx, rax
-    shr rcx, 27
-    xor rax, rcx
-    mov rcx, @SECOND
-    imul rax, rcx
-    mov rcx, rax
-    shr rcx, 31
-    xor rax, rcx
-    shr rax, 40
+{mix}    shr rax, 40
     vmovd xmm0, eax
     vcvtsi2ss xmm0, xmm0, eax       # exact: 24 bits
     lea rcx, @scale
@@ -108,12 +114,9 @@ def draw_functions(plan: Plan[Model]) -> list[tuple[Written, bool]]:
     if not model.draws:
         return []
 
-    def signed(value: int) -> int:
-        return value - (1 << 64) if value >> 63 else value
-
     numbers = {
         "BAD_SAMPLING": BAD_SAMPLING, "DRAWS": DRAWS, "TEMPERATURE": TEMPERATURE, "TOP_K": TOP_K, "TOP_P": TOP_P,
-        "MIN_P": MIN_P, "SEED": SEED, "STEP": signed(STEP), "FIRST": signed(FIRST), "SECOND": signed(SECOND),
+        "MIN_P": MIN_P, "SEED": SEED, **MIXING,
         "most_heat": bits(MAX_TEMPERATURE), "one": bits(1.0), "candidates": min(model.candidates, model.vocabulary),
         "most_top_k": model.candidates, "picked": plan.place(model.picked),
         "draw_control": plan.programs["draw"].control, **{name: plan.place(name) for name in DRAWING},
@@ -121,7 +124,8 @@ def draw_functions(plan: Plan[Model]) -> list[tuple[Written, bool]]:
     name = model.name
     return [
         (written(f"{name}_sampling", _SAMPLING, numbers), True),
-        (written(f"{name}_pick", _PICK, numbers, {"run": f"{name}.run"}, {"scale": struct.pack("<f", 2.0**-24)}), True),
+        (written(f"{name}_pick", replaced(_PICK, mix=MIX), numbers, {"run": f"{name}.run"},
+                 {"scale": struct.pack("<f", 2.0**-24)}), True),
     ]
 
 

@@ -19,7 +19,7 @@ from fractions import Fraction
 from ..runtime.buffers import LINE_BYTES
 from ..runtime.system import round_up
 from . import options, process
-from .draws import FIRST, SECOND, STEP
+from .draw import MIX, MIXING
 from .opening import STATUS, replaced
 from .options import COMMON, NUMBER, QUOTIENT, THREADS, WEIGHTS, WHOLE, Option, options_text
 from .plan import LEARNING, Plan, Training
@@ -37,8 +37,8 @@ _START = """
     # rbx: model; rbp: the stack at entry, then tokens of a step and what follows each; r12: an argument's number, then
     # the step; r13: a buffer for paths, the text, tokens, the order of windows; r14: end of the text, then steps that
     # were done before; r15: room left for text, then the end of a line, or the weights' path
-    # the stack: 0 model, 8 weights, 16 the text's file, 24 threads, 32 steps from one saving to the next, 40 seed,
-    # 48 tokens of the text, 56 windows, 64 windows that were seen of this order, 72 what random numbers count, 80 and
+    # the stack: 0 model, 8 weights, 24 threads, 32 steps from one saving to the next, 40 seed, 48 tokens of the text,
+    # 56 the text's file, then windows, 64 windows that were seen of this order, 72 what random numbers count, 80 and
     # 96 times, 112 steps to the next saving, 120 sequences of the step so far, 128 .. 256 CPUs, then a line of text,
     # 640 settings
 {options}{begin}    xor ecx, ecx
@@ -103,33 +103,12 @@ state_known:
     syscall
     mov rdi, rax
     test rdi, rdi
-    js text_refused
+    js refused
 opened:
-    mov qword ptr [rsp + 16], rdi
+    mov qword ptr [rsp + 56], rdi
     lea r14, [r13 + @text_place]
     mov r15d, @text_bytes
-read:
-    mov rdi, qword ptr [rsp + 16]   # one byte more than there is room for, so that too long a text shows
-    mov rsi, r14
-    lea rdx, [r15 + 1]
-    xor eax, eax
-    syscall
-    test rax, rax
-    js read_failed
-    je all_read
-    cmp rax, r15
-    ja too_long
-    add r14, rax
-    sub r15, rax
-    jmp read
-read_failed:
-    cmp rax, -4                     # EINTR
-    je read
-text_refused:
-    lea rsi, @no_text
-    mov edx, @no_text_bytes
-    jmp failed
-too_long:
+{read}too_long:
     lea rsi, @text_too_long
     mov edx, @text_too_long_bytes
     jmp failed
@@ -353,20 +332,7 @@ shuffle_next:
     mov rcx, @STEP
     add r9, rcx
     mov rax, r9
-    mov rcx, rax
-    shr rcx, 30
-    xor rax, rcx
-    mov rcx, @FIRST
-    imul rax, rcx
-    mov rcx, rax
-    shr rcx, 27
-    xor rax, rcx
-    mov rcx, @SECOND
-    imul rax, rcx
-    mov rcx, rax
-    shr rcx, 31
-    xor rax, rcx
-    shr rax, 32
+{mix}    shr rax, 32
     imul rax, r8
     shr rax, 32                     # below r8
     sub r8, 1
@@ -442,7 +408,7 @@ def learn_functions(plan: Plan[Training]) -> list[Written]:
     constants = {
         **options.constants(OPTIONS, usage(name, plan)), **process.constants(f"{ENDING}/{FILE}".encode()),
         "state_name": STATE_NAME, "waiting": WAITING,
-        "no_text": b"the text can't be read\n",
+        "no_input": b"the text can't be read\n",
         "text_too_long": f"the text is too long; expected at most {plan.text_bytes} bytes\n".encode(),
         "text_too_short": f"the text is too short; expected at least {model.length + 1} tokens, a sequence and what "
                           "follows it\n".encode(),
@@ -459,13 +425,13 @@ def learn_functions(plan: Plan[Training]) -> list[Written]:
         "save_weights": f"{name}_save",
         **{key: f"{name}_{key}" for key in ("encode", "train", "load_state", "save_state")}}
     text = replaced(_START, options=options_text(OPTIONS, _defaults(model.settings), SETTINGS + 128),
-                    begin=process.BEGIN, end=process.END)
+                    begin=process.BEGIN, read=process.READ, mix=MIX, end=process.END)
     return [written(f"{name}_start", text, numbers, reaches, constants), process.fault(name)]
 
 
 def _defaults(settings: Mapping[str, float]) -> dict[int, int]:
     """What lies on the stack before options are read."""
-    found = dict.fromkeys((0, WEIGHTS, 16, THREADS, 32, 40), 0)
+    found = dict.fromkeys((0, WEIGHTS, THREADS, 32, 40), 0)
     for place, value in enumerate(settings.values()):
         quotient = Fraction(repr(value))
         found |= {SETTINGS + 16 * place: quotient.numerator, SETTINGS + 16 * place + 8: quotient.denominator}
@@ -473,7 +439,7 @@ def _defaults(settings: Mapping[str, float]) -> dict[int, int]:
 
 
 def _numbers(plan: Plan[Training]) -> dict[str, int]:
-    model, signed = plan.model, 1 << 64
+    model = plan.model
     sizes = {"state": NAME_BYTES, "waiting": NAME_BYTES,
              "text": plan.text_bytes + 1, "tokens": 4 * plan.text_bytes, "order": 4 * plan.text_bytes,
              "batch": 8 * model.sequences * model.length, "work": plan.work["pairs"] + 8 * (plan.text_bytes + 1)}
@@ -487,5 +453,5 @@ def _numbers(plan: Plan[Training]) -> dict[str, int]:
         "text_bytes": plan.text_bytes, "setting_words": 2 * len(model.settings), "length": model.length,
         "length_bytes": 4 * model.length, "sequences": model.sequences, "step_tokens": model.sequences * model.length,
         "plan_control": plan.programs["plan"].control, "tell_control": plan.programs["tell"].control,
-        "STEP": STEP - signed, "FIRST": FIRST - signed, "SECOND": SECOND - signed,
+        **MIXING,
     }

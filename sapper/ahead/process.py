@@ -107,6 +107,31 @@ threads_known:
 """
 """rbx: the model; r13: a buffer, in which the path is at first; on the stack 0 the model."""
 
+READ = """\
+read:
+    mov rdi, qword ptr [rsp + 56]   # one byte more than there is room for, so that too long a text shows
+    mov rsi, r14
+    lea rdx, [r15 + 1]
+    xor eax, eax
+    syscall
+    test rax, rax
+    js read_failed
+    je all_read
+    cmp rax, r15
+    ja too_long
+    add r14, rax
+    sub r15, rax
+    jmp read
+read_failed:
+    cmp rax, -4                     # EINTR
+    je read
+refused:
+    lea rsi, @no_input
+    mov edx, @no_input_bytes
+    jmp failed
+"""
+"""The file at 56 of the stack to r14, which has room for r15 bytes, until `all_read`; `refused` where there is none."""
+
 END = """\
 exit:
     mov eax, 231                    # exit_group: the workers end too

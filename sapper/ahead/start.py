@@ -23,7 +23,8 @@ _START = """
     # rbx: model; rbp: the stack at entry; r12: an argument's number, then tokens of the prompt; r13: a buffer for the
     # path, the text and the tokens; r14: end of the text, then tokens made; r15: room left for text
     # the stack: 0 model, 8 weights, 16 most tokens, 24 threads, 32 raw, 40 bytes of a token, 48 begin of the message,
-    # 64 and 80 and 96 times, 128 .. 256 CPUs, then a line of text, 608 top_k, 616 .. 640 a sapper_model_sampling
+    # 56 the file that it is read from, 64 and 80 and 96 times, 128 .. 256 CPUs, then a line of text, 608 top_k,
+    # 616 .. 640 a sapper_model_sampling
 {options}{begin}    mov rax, qword ptr [rsp + 608]
     mov dword ptr [rsp + 620], eax
     mov rdi, rbx
@@ -44,7 +45,7 @@ _START = """
 message:
     mov qword ptr [rsp + 48], r14
     cmp r12, qword ptr [rbp]
-    jae read
+    jae input
 word:
     mov rsi, qword ptr [rbp + r12*8 + 8]
     xor edx, edx
@@ -62,27 +63,10 @@ length_known:
     mov edx, 1
     call append
     jmp word
-read:
-    xor edi, edi                    # one byte more than there is room for, so that too long a text shows
-    mov rsi, r14
-    lea rdx, [r15 + 1]
-    xor eax, eax
-    syscall
-    test rax, rax
-    js read_failed
-    je all_read
-    cmp rax, r15
-    ja too_long
-    add r14, rax
-    sub r15, rax
-    jmp read
-read_failed:
-    cmp rax, -4                     # EINTR
-    je read
-    lea rsi, @no_input
-    mov edx, @no_input_bytes
-    jmp failed
-all_read:
+input:
+    xor edi, edi
+    mov qword ptr [rsp + 56], rdi
+{read}all_read:
     cmp r14, qword ptr [rsp + 48]
     je message_read
     cmp byte ptr [r14 - 1], 10
@@ -347,8 +331,8 @@ def start_functions(plan: Plan[Model]) -> list[Written]:
     numbers |= {f"{key}_bytes": len(text) for key, text in constants.items()}
     reaches = process.reaches(name) | {
         key: f"{name}_{key}" for key in ("prefill", "step", "sampling", "pick", "encode", "text")}
-    text = replaced(_START, options=options_text(OPTIONS, DEFAULTS, 640), begin=process.BEGIN, end=process.END,
-                    trim=_TRIM if tables.numbers["trims"] else "")
+    text = replaced(_START, options=options_text(OPTIONS, DEFAULTS, 640), begin=process.BEGIN, read=process.READ,
+                    end=process.END, trim=_TRIM if tables.numbers["trims"] else "")
     return [written(f"{name}_start", text, numbers, reaches, constants), process.fault(name)]
 
 
