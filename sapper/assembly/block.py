@@ -52,6 +52,7 @@ class Block(Named):
     no_spill: bool = False
     budget: Mapping[str, int] = field(default_factory=dict, hash=False)
     known: dict[Any, bool] = field(default_factory=dict, compare=False, repr=False)
+    interpreted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def digest(self) -> str:
         """A hash of the instructions that it is made of."""
@@ -168,13 +169,16 @@ class Block(Named):
         """The block's result on rows, from the meanings of its instructions; rows may be of what is not known."""
         result = self.result or DTYPES[_dtype_name(rows[0].dtype)]
         lanes = len(rows[0])
-        sizes = (lanes * result.bits, *(8 * r.nbytes for r in rows))
-        assembly, out, inputs = self.assemble(sizes, immediates)
+        key = (lanes * result.bits, *(8 * r.nbytes for r in rows)), tuple(immediates)
+        if key not in self.interpreted:  # a loop comes here again and again
+            assembly, out, inputs = self.assemble(key[0], immediates)
+            self.interpreted[key] = assembly.machine(), out, inputs
+        function, out, inputs = self.interpreted[key]
         registers = {}
         for reg, row in zip(inputs, rows, strict=True):
             registers[reg.register] = self.table.padded(row.copy().view(np.uint8), VECTOR_BYTES)
         emulator = Emulator(self.table, _Alone(), registers)
-        emulator.run(assembly.machine())
+        emulator.run(function)
         raw = emulator.get(out.register)[:lanes * result.bits // 8]
         return raw.view(f"{'f' if result.is_float else 'i'}{result.bits // 8}").copy()
 

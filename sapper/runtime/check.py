@@ -127,6 +127,7 @@ def check_kernel(
     make_arguments: MakeArguments | None = None, shapes: tuple[Mapping[str, int], ...] = (),
     on_case: Callable[[str], None] | None = None, emulate: Callable[..., Any] | None = None, prove: bool = True,
     verify_by_hand: Callable[..., int] | None = None, run_code: Callable[..., None] | None = None,
+    brief: bool = False,
 ) -> Report:
     """Check a kernel on `runs` cases and stop at the first wrong result.
 
@@ -134,7 +135,8 @@ def check_kernel(
     runs a kernel for a GPU (sapper.emulate.run); without it the last station of such a target is left out. prove: try
     to show of pieces by hand that they are right for all inputs. verify_by_hand: compares a kernel by hand for a GPU
     with the kernel (sapper.emulate.by_hand.verify). run_code: runs machine code of another family
-    (sapper.emulate.arm.run_compiled), which is left out without it.
+    (sapper.emulate.arm.run_compiled), which is left out without it. brief: of lane IR only the last form is
+    interpreted, which says that a kernel is wrong, and not from which station on.
     Raises KernelError where the kernel does not compile to tile IR, ScheduleError where the schedule can't be followed.
     """
     if target is None:
@@ -143,7 +145,7 @@ def check_kernel(
         target = host_target()
     drawn = cases(kernel, kernel.tile_ir(), seed, runs, make_arguments, shapes)
     report = Report(kernel.name)
-    checker = _Checker(kernel, target, schedule, report, emulate, run_code=run_code)
+    checker = _Checker(kernel, target, schedule, report, emulate, brief, run_code)
     for case in drawn:
         if on_case is not None:
             on_case(case.label)

@@ -103,7 +103,7 @@ def test_adamw() -> None:
 
 @pytest.mark.parametrize("kind", ["qwen2", "deepseek_v2_lite"])
 def test_threads_and_the_interpreter_agree(kind: str) -> None:
-    """Up to the order of sums: 1e-5 of the largest gradient of an array, as in test_gradients_and_loss."""
+    """Each is off by up to 1e-5 of an array's largest gradient, as in test_gradients_and_loss: two by twice that."""
     checkpoint = open_checkpoint(DATA / kind)
     found = []
     for options in ({"threads": 1}, {"threads": 2}, {"interpret": True}):
@@ -112,7 +112,7 @@ def test_threads_and_the_interpreter_agree(kind: str) -> None:
         found.append({name: array.copy() for name, array in places(trainer._gradients).items()})
     for name, array in found[0].items():
         for other in found[1:]:
-            np.testing.assert_allclose(other[name], array, rtol=0, atol=1e-5 * np.abs(array).max(), err_msg=name)
+            np.testing.assert_allclose(other[name], array, rtol=0, atol=2e-5 * np.abs(array).max(), err_msg=name)
 
 
 TEXT = "hello world, hello world; " * 40
